@@ -1,0 +1,1 @@
+"""Tensor operations shared by every method: log-probs, segment reductions, KL estimators."""
