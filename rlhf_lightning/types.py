@@ -109,7 +109,9 @@ class SequenceLogProbs(Ragged):
         """A statistic as ragged numbers. Raises ValueError when the forward pass was not asked for it."""
         value = getattr(self, name)
         if value is None:
-            raise ValueError(f"the forward pass did not compute {name!r}; ask for it: forward(batch, statistics={{{name!r}}})")
+            raise ValueError(
+                f"the forward pass did not compute {name!r}; ask for it: forward(batch, statistics={{{name!r}}})"
+            )
         return self.with_token(value.float())
 
 

