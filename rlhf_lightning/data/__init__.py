@@ -1,0 +1,54 @@
+"""Rows to batches: sources, formats, chat templates, checks, packing and the data module.
+
+Names are loaded when they are first used, so that looking at data needs no Lightning.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlhf_lightning.data.checks import DataError as DataError
+    from rlhf_lightning.data.checks import Problem as Problem
+    from rlhf_lightning.data.checks import Report as Report
+    from rlhf_lightning.data.module import AlignmentDataModule as AlignmentDataModule
+    from rlhf_lightning.data.sources import Files as Files
+    from rlhf_lightning.data.sources import Hub as Hub
+    from rlhf_lightning.data.sources import Mixture as Mixture
+    from rlhf_lightning.data.sources import Packaged as Packaged
+    from rlhf_lightning.data.spec import DataSpec as DataSpec
+
+_HOME = {
+    "AlignmentDataModule": "rlhf_lightning.data.module",
+    "DataError": "rlhf_lightning.data.checks",
+    "DataSpec": "rlhf_lightning.data.spec",
+    "Files": "rlhf_lightning.data.sources",
+    "Hub": "rlhf_lightning.data.sources",
+    "Mixture": "rlhf_lightning.data.sources",
+    "Packaged": "rlhf_lightning.data.sources",
+    "Problem": "rlhf_lightning.data.checks",
+    "Report": "rlhf_lightning.data.checks",
+}
+
+__all__ = [
+    "AlignmentDataModule",
+    "DataError",
+    "DataSpec",
+    "Files",
+    "Hub",
+    "Mixture",
+    "Packaged",
+    "Problem",
+    "Report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

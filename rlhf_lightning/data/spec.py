@@ -1,0 +1,131 @@
+"""DataSpec: everything that decides how a row becomes tokens, and nothing else.
+
+Two runs with the same rows, tokenizer and spec train on the same tokens; the spec is therefore part of the key of the
+tokenised cache (:mod:`rlhf_lightning.data.cache`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+FORMATS = (
+    "auto",
+    "preference",
+    "implicit_prompt",
+    "sharegpt",
+    "sharegpt_pairs",
+    "alpaca",
+    "messages",
+    "prompt_response",
+    "text",
+)
+#: Canonical column names a column map may fill.
+COLUMNS = (
+    "prompt",
+    "chosen",
+    "rejected",
+    "response",
+    "messages",
+    "conversations",
+    "instruction",
+    "input",
+    "output",
+    "system",
+    "history",
+    "text",
+    "label",
+    "margin",
+    "score_chosen",
+    "score_rejected",
+)
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "format": FORMATS,
+    "mask": ("assistant", "response"),
+    "boundary": ("ids", "prefix"),
+    "too_long": ("exclude", "error", "keep_end", "keep_start"),
+    "on_bad_row": ("error", "exclude"),
+}
+#: Fields that change what happens to a bad row or where results are kept, never the tokens.
+_NOT_CONTENT = frozenset({"on_bad_row", "cache", "cache_dir"})
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """How rows become tokens. Every field is an option ``data.spec.<field>``.
+
+    Attributes:
+        format: how a row is laid out; ``auto`` recognises it and says what it found.
+        columns: our column name -> the data's, e.g. ``{prompt: question, response: answer}``. A dot reaches into a
+            nested object (``chosen: best.text``).
+        system: system message put before every conversation that has none; plain text is left alone.
+        label: of rows that carry a ``label`` (unpaired answers), keep only those whose label is this; None keeps all.
+        template: ``auto`` (the tokenizer's own chat template for conversations, ``plain`` where it has none; text stays
+            text), ``tokenizer``, ``plain``, ``chatml``, ``none``, or the path of a jinja file.
+        template_arguments: passed to the template, e.g. ``{enable_thinking: false}``.
+        mask: which turns of a multi-turn demonstration are scored: every ``assistant`` turn, or the final ``response``.
+            What stands in a prompt column is never scored.
+        boundary: ``ids`` concatenates prompt ids and response ids, as at inference; ``prefix`` tokenises both together
+            and ends the prompt at the longest common token prefix (spec/offline.md 0.2).
+        bos: put the BOS token first. None: as the tokenizer does with plain text; a chat template brings its own.
+        max_length: limit in tokens of prompt + longest response, EOS included (1024: TRL's default); None: no limit.
+        max_prompt_length: limit of the prompt alone; None: no limit.
+        max_response_length: limit of each response alone, EOS included; None: no limit.
+        too_long: a row over a limit is left out and counted (``exclude``), stops the run (``error``), or is cut: the
+            prompt keeps its end (``keep_end``) or its start (``keep_start``), a response always keeps its start and
+            loses its EOS, which is never put back.
+        on_bad_row: a row that cannot be used stops the run (``error``) or is left out and counted (``exclude``).
+        cache: keep tokenised data on disk, addressed by content, shared by all runs.
+        cache_dir: where; None: ``$RLHF_CACHE`` or ``~/.cache/rlhf-lightning``.
+    """
+
+    format: str = "auto"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    system: str | None = None
+    label: bool | None = None
+    template: str = "auto"
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    mask: Literal["assistant", "response"] = "assistant"
+    boundary: Literal["ids", "prefix"] = "ids"
+    bos: bool | None = None
+    max_length: int | None = 1024
+    max_prompt_length: int | None = None
+    max_response_length: int | None = None
+    too_long: Literal["exclude", "error", "keep_end", "keep_start"] = "exclude"
+    on_bad_row: Literal["error", "exclude"] = "error"
+    cache: bool = True
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        # Hydra hands over DictConfig; plain dicts hash, pickle and serialise the same everywhere.
+        object.__setattr__(self, "columns", {str(ours): str(theirs) for ours, theirs in dict(self.columns).items()})
+        object.__setattr__(self, "template_arguments", dict(self.template_arguments))
+        for name, allowed in _CHOICES.items():
+            _one_of(f"data.spec.{name}", getattr(self, name), allowed)
+        for name in self.columns:
+            _one_of("a key of data.spec.columns", name, COLUMNS)
+        for name, least in (("max_length", 2), ("max_prompt_length", 1), ("max_response_length", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"data.spec.{name}={value} must be at least {least}, or null for no limit")
+
+    def content(self) -> dict[str, Any]:
+        """The fields that decide which tokens come out."""
+        return {name: value for name, value in asdict(self).items() if name not in _NOT_CONTENT}
+
+    def digest(self) -> str:
+        """Hex digest of :meth:`content`, equal in every process."""
+        return hashlib.sha256(json.dumps(self.content(), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError with the closest match unless ``value`` is one of ``allowed``."""
+    if value in allowed:
+        return
+    close = difflib.get_close_matches(str(value), allowed, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"{option}={value!r} is not one of {', '.join(allowed)}.{hint}")
