@@ -1,0 +1,4 @@
+"""The quickstart: align SmolLM2-135M-Instruct with DPO on pairs that it wrote itself and a plain rule judged.
+
+``prompts`` builds the questions, ``rule`` is the judge, ``make_pairs`` samples and judges, ``run`` is ``rlhf quickstart``.
+"""

@@ -1,0 +1,89 @@
+"""Make the quickstart's preference pairs: sample the model's own answers and let the rule choose.
+
+Run ``python -m rlhf_lightning.quickstart.make_pairs`` to make ``data/files/smollm2_pairs*.jsonl`` again (some ten minutes on two
+cores). Nothing in the files is written by hand: a pair is the best and the worst, by ``rule.score``, of ``SAMPLES`` answers
+that SmolLM2-135M-Instruct itself gave to one question at temperature 1. Answers that did not end in time are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.quickstart.prompts import questions
+from rlhf_lightning.quickstart.rule import score
+
+SAMPLES = 8
+MAX_NEW_TOKENS = 96
+MINIMAL_GAP = 0.5  # a smaller difference of scores says little
+VALIDATION_PAIRS = 48
+
+log = logging.getLogger(__name__)
+
+
+def make_pair(question: str, answers: Sequence[str]) -> dict[str, Any] | None:
+    """The best and the worst answer to a question, or None when their scores are closer than ``MINIMAL_GAP``."""
+    ranked = sorted({answer.strip() for answer in answers} - {""}, key=lambda answer: (score(answer), answer))
+    if len(ranked) < 2 or score(ranked[-1]) - score(ranked[0]) < MINIMAL_GAP:
+        return None
+    return {
+        "prompt": [{"role": "user", "content": question}],
+        "chosen": [{"role": "assistant", "content": ranked[-1]}],
+        "rejected": [{"role": "assistant", "content": ranked[0]}],
+        "score_chosen": round(score(ranked[-1]), 4),
+        "score_rejected": round(score(ranked[0]), 4),
+    }
+
+
+def sample_answers(asked: Sequence[str], *, samples: int, seed: int) -> list[list[str]]:
+    """For each question, those of ``samples`` answers of the model that ended within ``MAX_NEW_TOKENS`` tokens."""
+    from rlhf_lightning.models.actor import Actor
+    from rlhf_lightning.models.generation import generate
+    from rlhf_lightning.models.sources import SmolLM2
+
+    source = SmolLM2(dtype="bfloat16")
+    tokenizer, actor = source.tokenizer(), Actor(source.load())
+    prompts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
+        )
+        for question in asked
+    ]
+    repeated = [prompt for prompt in prompts for _ in range(samples)]
+    responses = generate(
+        actor, repeated, max_new_tokens=MAX_NEW_TOKENS, temperature=1.0, top_p=0.95, seed=seed, batch_size=64
+    )
+    answers = [
+        tokenizer.decode(ids, skip_special_tokens=True) if ids and ids[-1] == tokenizer.eos_token_id else ""
+        for ids in responses
+    ]
+    return [answers[i : i + samples] for i in range(0, len(answers), samples)]
+
+
+def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """One JSON object a line."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Sample, judge and write both files."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent.parent / "data" / "files")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    asked = questions(arguments.seed)
+    answered = sample_answers(asked, samples=SAMPLES, seed=arguments.seed)
+    pairs = [pair for question, answers in zip(asked, answered, strict=True) if (pair := make_pair(question, answers))]
+    log.info("%d questions, %d pairs with a gap of at least %.1f", len(asked), len(pairs), MINIMAL_GAP)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    write_jsonl(arguments.folder / "smollm2_pairs.jsonl", pairs[VALIDATION_PAIRS:])
+    write_jsonl(arguments.folder / "smollm2_pairs_validation.jsonl", pairs[:VALIDATION_PAIRS])
+
+
+if __name__ == "__main__":
+    main()
