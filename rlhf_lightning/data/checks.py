@@ -1,0 +1,201 @@
+"""What can be wrong with a row, where it was found, and what a run does about it.
+
+Every check runs before weights load. A row that cannot be used is never dropped without a trace: it becomes a
+:class:`Problem` with its file and row number, it is counted in the :class:`Report`, and
+``data.spec.on_bad_row`` decides whether the run stops.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from rlhf_lightning.data.spec import DataSpec
+
+#: Problems kept with their text; further ones are only counted.
+MAX_LISTED = 10_000
+#: Problems shown in an error message.
+_SHOWN = 10
+
+
+class Kind(StrEnum):
+    """Kinds of problems; the value is what users read."""
+
+    BROKEN = "broken row"
+    MISSING = "missing field"
+    TYPE = "wrong type"
+    TEMPLATE = "template error"
+    EMPTY_PROMPT = "empty prompt"
+    EMPTY_RESPONSE = "empty response"
+    IDENTICAL = "chosen equals rejected"
+    UNSCORED = "nothing scored"
+    TWO_BOS = "misplaced BOS"
+    NO_EOS = "no EOS"
+    TWO_EOS = "EOS inside"
+    TOO_LONG = "too long"
+    DUPLICATE = "duplicate"
+    TRUNCATED = "truncated"
+
+
+#: Reported, but the row is used.
+WARNINGS = frozenset({Kind.DUPLICATE, Kind.TRUNCATED})
+
+#: What to do about each kind, for reports.
+ADVICE: Mapping[Kind, str] = {
+    Kind.BROKEN: "repair the line or leave it out",
+    Kind.MISSING: "fill the field, or map it with data.spec.columns",
+    Kind.TYPE: "convert the field, or map another one with data.spec.columns",
+    Kind.TEMPLATE: "choose another data.spec.template, or repair the order of turns",
+    Kind.EMPTY_PROMPT: "fill the prompt",
+    Kind.EMPTY_RESPONSE: "fill the response",
+    Kind.IDENTICAL: "a pair without a difference teaches nothing: leave it out",
+    Kind.UNSCORED: "raise the length limits, or set data.spec.mask",
+    Kind.TWO_BOS: "remove the BOS text from the row, or set data.spec.bos=false",
+    Kind.NO_EOS: "use a template that ends a turn with an end-of-turn token",
+    Kind.TWO_EOS: "remove the end-of-sequence text from the row",
+    Kind.TOO_LONG: "raise data.spec.max_length, or cut with data.spec.too_long=keep_end",
+    Kind.DUPLICATE: "rows with the same tokens weigh twice",
+    Kind.TRUNCATED: "cut as data.spec.too_long asks; a cut response has no EOS",
+}
+
+
+class DataError(ValueError):
+    """The data cannot be used as configured; the message says which rows or which option."""
+
+
+class RowError(Exception):
+    """One row cannot be used. Raised by converters, turned into a :class:`Problem` where the row number is known."""
+
+    def __init__(self, kind: Kind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with one row."""
+
+    row: str  #: "file:row"
+    kind: Kind
+    message: str
+
+    @property
+    def warning(self) -> bool:
+        """Whether the row is used all the same."""
+        return self.kind in WARNINGS
+
+    def __str__(self) -> str:
+        return f"{self.row}: {self.kind}: {self.message}"
+
+
+@dataclass
+class Report:
+    """Counts of everything that happened between a source and its examples.
+
+    ``rows == kept + filtered + sum(excluded.values())`` always holds.
+    """
+
+    source: str
+    kind: str
+    template: str = ""
+    rows: int = 0  #: rows read
+    kept: int = 0  #: rows that became examples
+    filtered: int = 0  #: rows left out because ``data.spec.label`` asked for it
+    formats: dict[str, int] = field(default_factory=dict)  #: rows by recognised format
+    excluded: dict[str, int] = field(default_factory=dict)  #: rows left out, by kind of problem
+    warnings: dict[str, int] = field(default_factory=dict)  #: rows kept with a remark, by kind of problem
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    scored_tokens: int = 0
+    unknown_tokens: int = 0  #: response tokens that are the tokenizer's unknown token
+    unscored_turns: int = 0  #: assistant turns not scored because the template shows them differently later on
+    boundary_checked: int = 0  #: rows whose prompt was also tokenised together with its responses
+    boundary_mismatched: int = 0  #: of those, rows where that gave other tokens
+    notes: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, problem: Problem) -> None:
+        """Count a problem and keep its text while there is room."""
+        counts = self.warnings if problem.warning else self.excluded
+        counts[problem.kind.value] = counts.get(problem.kind.value, 0) + 1
+        if len(self.problems) < MAX_LISTED:
+            self.problems.append(problem)
+
+    def note(self, text: str) -> None:
+        """Keep a remark about the whole data set, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    @property
+    def bad(self) -> int:
+        """Rows left out because of a problem."""
+        return sum(self.excluded.values())
+
+    @property
+    def supervised_fraction(self) -> float:
+        """Scored tokens / all tokens."""
+        return self.scored_tokens / max(self.prompt_tokens + self.response_tokens, 1)
+
+    @property
+    def mismatch_rate(self) -> float:
+        """Share of the checked rows whose tokens merge across the boundary of prompt and response."""
+        return self.boundary_mismatched / max(self.boundary_checked, 1)
+
+    def enforce(self, spec: DataSpec) -> None:
+        """Stop before training on data that the spec does not accept.
+
+        Raises:
+            DataError: rows are bad and ``on_bad_row`` is ``error``; rows are too long and ``too_long`` is ``error``;
+                or no row is left. The message lists the first problems with file and row.
+        """
+        tolerated = {Kind.TOO_LONG.value} if spec.too_long != "error" else set()
+        if spec.on_bad_row == "exclude":
+            tolerated |= {kind.value for kind in Kind if kind is not Kind.TOO_LONG}
+        fatal = {kind for kind in self.excluded if kind not in tolerated}
+        if fatal:
+            count = sum(self.excluded[kind] for kind in fatal)
+            raise DataError(self._message(f"{count} of {self.rows} rows of {self.source} cannot be used", fatal))
+        if self.kept == 0:
+            why = "it holds no rows" if self.rows == 0 else f"none of its {self.rows} rows can be used"
+            if self.rows and self.filtered == self.rows:
+                why = f"data.spec.label={spec.label} leaves none of its {self.rows} rows"
+            raise DataError(self._message(f"{self.source}: {why}", set(self.excluded)))
+
+    def _message(self, headline: str, kinds: set[str]) -> str:
+        listed = [problem for problem in self.problems if problem.kind.value in kinds]
+        lines = [headline + (":" if listed else "")]
+        lines += [f"  {problem}" for problem in listed[:_SHOWN]]
+        hidden = sum(self.excluded[kind] for kind in kinds) - min(len(listed), _SHOWN)
+        if hidden > 0:
+            lines.append(f"  ... and {hidden} more")
+        lines += [f"{Kind(kind)}: {ADVICE[Kind(kind)]}" for kind in sorted(kinds)]
+        if kinds - {Kind.TOO_LONG.value}:
+            lines.append("or leave such rows out with data.spec.on_bad_row=exclude")
+        return "\n".join([*lines, "`rlhf data inspect` with the same data options shows every problem"])
+
+    def summary(self) -> str:
+        """One line for the log: rows read and kept, and why the others were not."""
+        parts = [f"{self.source}: {self.kept} of {self.rows} rows kept"]
+        parts += [f"{count} {kind}" for kind, count in sorted(self.excluded.items())]
+        if self.filtered:
+            parts.append(f"{self.filtered} with another label")
+        parts += [f"{count} {kind} (kept)" for kind, count in sorted(self.warnings.items())]
+        return ", ".join(parts)
+
+    def by_kind(self) -> Counter[Kind]:
+        """Rows by kind of problem, warnings included."""
+        return Counter({Kind(kind): count for kind, count in {**self.excluded, **self.warnings}.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers only, for JSON and checkpoints."""
+        return {**asdict(self), "problems": [[p.row, p.kind.value, p.message] for p in self.problems]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Report:
+        """Undo :meth:`to_dict`."""
+        problems = [Problem(row, Kind(kind), message) for row, kind, message in values["problems"]]
+        return cls(**{**values, "problems": problems})
