@@ -1,0 +1,77 @@
+"""Every loss, by the name that a yaml uses: ``_target_: rlhf_lightning.losses.<name>``.
+
+* log-ratio difference: ``dpo cdpo robust_dpo ipo hinge exo discopop sigmoid_norm f_dpo``
+* each response on its own: ``nca sppo apo_zero apo_down kto_pair``
+* distributions over the batch: ``aot aot_unpaired``
+* DPO with one thing added: ``rpo dpop odpo wpo``
+* against length bias: ``r_dpo ld_dpo``
+* with running statistics: ``bco_pair beta_dpo alpha_dpo``
+* without a reference: ``preferred_ft slic simpo alpha_po cpo orpo``
+* supervised: ``sft dft``
+* several at once: ``WeightedSum``
+
+A loss is a pure function: its positional parameters are the inputs it needs, its keyword-only ones its options
+(``losses/options.py``). METHODS.md is made from their docstrings.
+"""
+
+from rlhf_lightning.losses.anchored import apo_down, apo_zero, kto_pair, nca, sppo
+from rlhf_lightning.losses.extended import dpop, odpo, rpo, wpo
+from rlhf_lightning.losses.length import ld_dpo, r_dpo
+from rlhf_lightning.losses.options import INPUTS, loss_function, needs, validate
+from rlhf_lightning.losses.preference import (
+    cdpo,
+    discopop,
+    dpo,
+    exo,
+    f_dpo,
+    hinge,
+    ipo,
+    robust_dpo,
+    sigmoid_norm,
+)
+from rlhf_lightning.losses.reference_free import alpha_po, cpo, orpo, preferred_ft, simpo, slic
+from rlhf_lightning.losses.running import alpha_dpo, bco_pair, beta_dpo
+from rlhf_lightning.losses.supervised import dft, sft
+from rlhf_lightning.losses.transport import aot, aot_unpaired
+from rlhf_lightning.losses.weighted_sum import WeightedSum
+
+__all__ = [
+    "INPUTS",
+    "WeightedSum",
+    "alpha_dpo",
+    "alpha_po",
+    "aot",
+    "aot_unpaired",
+    "apo_down",
+    "apo_zero",
+    "bco_pair",
+    "beta_dpo",
+    "cdpo",
+    "cpo",
+    "dft",
+    "discopop",
+    "dpo",
+    "dpop",
+    "exo",
+    "f_dpo",
+    "hinge",
+    "ipo",
+    "kto_pair",
+    "ld_dpo",
+    "loss_function",
+    "nca",
+    "needs",
+    "odpo",
+    "orpo",
+    "preferred_ft",
+    "r_dpo",
+    "robust_dpo",
+    "rpo",
+    "sft",
+    "sigmoid_norm",
+    "simpo",
+    "slic",
+    "sppo",
+    "validate",
+    "wpo",
+]

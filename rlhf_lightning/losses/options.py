@@ -1,0 +1,160 @@
+"""What a loss declares: the inputs it needs and the range of each of its options.
+
+A loss is a function (or a ``functools.partial`` of one, as a yaml makes it). Its positional parameters are its inputs,
+its keyword-only parameters are its options, and an option's allowed values are part of its annotation::
+
+    @loss_function
+    def dpo(policy: Pair, reference: Pair, *, beta: Positive = 0.1) -> PreferenceLoss: ...
+
+``needs(dpo)`` is ``{"policy", "reference"}``, so that a method which never asks for a reference never loads one.
+``validate(partial(dpo, beta=-1.0))`` raises before any weight is loaded; so does calling it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: Inputs a loss may ask for, and what each one is.
+INPUTS: Mapping[str, str] = {
+    "policy": "log-probs of the model that is trained",
+    "reference": "log-probs of the reference model",
+    "margin": "score(chosen) - score(rejected) of each pair, from the data",
+    "collision": "log sum_v p_v^2 of each scored token under the policy, detached",
+    "running": "running mean and standard deviation of what the loss observed in earlier steps",
+}
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval as it is written in mathematics: ``(0, inf)``, ``[0, 0.5)``."""
+
+    text: str
+
+    def __contains__(self, value: float) -> bool:
+        low, high = (float(bound) for bound in self.text[1:-1].split(","))
+        above = value > low if self.text[0] == "(" else value >= low
+        below = value < high if self.text[-1] == ")" else value <= high
+        return above and below
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Real = Annotated[float, Range("(-inf, inf)")]
+Positive = Annotated[float, Range("(0, inf)")]
+NonNegative = Annotated[float, Range("[0, inf)")]
+Share = Annotated[float, Range("[0, 1]")]
+#: Above 0 and at most 1.
+PositiveShare = Annotated[float, Range("(0, 1]")]
+#: Probability that a preference label is flipped.
+FlipRate = Annotated[float, Range("[0, 0.5)")]
+#: A flip rate whose logarithm is taken.
+PositiveFlipRate = Annotated[float, Range("(0, 0.5)")]
+
+
+def loss_function(function: Callable[P, R]) -> Callable[P, R]:
+    """Mark a loss: each call checks the given options against the ranges in their annotations."""
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        hints = _option_hints(function)
+        for name, value in kwargs.items():
+            if name in hints:
+                _check_value(function.__name__, name, value, hints[name])
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def needs(loss: Callable[..., Any]) -> frozenset[str]:
+    """The inputs that a loss asks for, a subset of ``INPUTS``.
+
+    Args:
+        loss: a function, a partial of one, or an object that says it itself in an attribute ``needs``.
+
+    Raises:
+        ValueError: a positional parameter is no known input.
+    """
+    declared = getattr(loss, "needs", None)
+    if declared is not None:
+        return frozenset(declared)
+    function, given = _unwrap(loss)
+    parameters = inspect.signature(function).parameters.values()
+    names = frozenset(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in given)
+    unknown = sorted(names - INPUTS.keys())
+    if unknown:
+        raise ValueError(
+            f"loss {function.__name__} asks for {unknown}, which no method provides. Inputs are {sorted(INPUTS)}; "
+            "an option must be keyword-only: write it after the * of the signature"
+        )
+    return names
+
+
+def validate(loss: Callable[..., Any]) -> None:
+    """Check a loss before anything expensive happens: known options, none missing, every value in its range.
+
+    Args:
+        loss: a function, a partial of one, or an object with a method ``validate`` of its own.
+
+    Raises:
+        ValueError: the message names the loss, the option and what is allowed.
+    """
+    own = getattr(loss, "validate", None)
+    if own is not None:
+        own()
+        return
+    needs(loss)
+    function, given = _unwrap(loss)
+    options = {p.name: p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    for name in given:
+        if name not in options:
+            close = difflib.get_close_matches(name, options, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(
+                f"loss {function.__name__} has no option {name!r}{hint}; its options are {sorted(options)}"
+            )
+    missing = [name for name, p in options.items() if p.default is p.empty and name not in given]
+    if missing:
+        raise ValueError(f"loss {function.__name__} needs a value for {missing}: set method.loss.{missing[0]}=...")
+    hints = _option_hints(function)
+    for name, value in given.items():
+        _check_value(function.__name__, name, value, hints.get(name, Any))
+
+
+def _unwrap(loss: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    if isinstance(loss, functools.partial):
+        return loss.func, dict(loss.keywords)
+    return loss, {}
+
+
+@functools.cache
+def _option_hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Annotation of each keyword-only parameter, with the ranges in it."""
+    hints = get_type_hints(function, include_extras=True)
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in hints}
+
+
+def _check_value(loss: str, name: str, value: Any, hint: Any) -> None:
+    """Raise ValueError unless ``value`` is what the annotation allows. Other annotations than ours allow anything."""
+    allowed: str | None = None
+    if get_origin(hint) is Annotated:
+        interval = next((extra for extra in get_args(hint)[1:] if isinstance(extra, Range)), None)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+        if interval is not None and not (number and value in interval):
+            allowed = f"a number in {interval}"
+    elif get_origin(hint) is Literal and value not in get_args(hint):
+        allowed = f"one of {list(get_args(hint))}"
+    elif hint is bool and not isinstance(value, bool):
+        allowed = "true or false"
+    if allowed is not None:
+        raise ValueError(f"loss {loss}: {name}={value!r} is not allowed, it must be {allowed}")
