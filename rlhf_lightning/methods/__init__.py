@@ -1,0 +1,7 @@
+"""One LightningModule per data flow."""
+
+from rlhf_lightning.methods.base import AlignmentModule
+from rlhf_lightning.methods.preference import Preference
+from rlhf_lightning.methods.supervised import Supervised
+
+__all__ = ["AlignmentModule", "Preference", "Supervised"]

@@ -1,0 +1,242 @@
+"""The part of a method that Lightning and Fabric see, the same for every data flow."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rlhf_lightning.losses.options import needs, validate
+from rlhf_lightning.methods.optimizers import decay_groups, make_scheduler
+from rlhf_lightning.methods.state import REFERENCE, check_state, full_state, load_full_state, without_frozen
+from rlhf_lightning.methods.tracking import Means
+from rlhf_lightning.types import PackedBatch, SequenceLogProbs, StepOutput
+
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRScheduler
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from rlhf_lightning.models.roles import Models, Reference
+
+#: Diagnostics under this prefix are scalars or per-group numbers that a loss reports; they are logged by name.
+DIAGNOSTIC = "diagnostic/"
+#: Statistics of the policy's head that cost little and are always worth seeing in validation.
+STATISTICS = frozenset({"entropy", "top1"})
+
+
+class AlignmentModule(L.LightningModule):
+    """A policy, its reference and a loss. Subclasses say what a batch holds and call the loss.
+
+    ``forward(batch)`` computes a scalar and detached diagnostics and touches neither logger, trainer nor optimiser, so
+    the same object serves ``Trainer`` and ``Fabric``. ``training_step`` is forward plus logging. The reference is no
+    submodule: it is neither among the parameters nor in the checkpoint, unless it was refreshed.
+
+    Args:
+        models: builds policy, reference and tokenizer; called once, by ``configure_model``.
+        loss: a pure function, or a partial of one. Its positional parameters declare what it needs.
+        optimizer: a partial, completed with two parameter groups: matrices, and vectors without weight decay.
+        scheduler: a partial, completed with the optimiser and the run's number of steps; stepped every optimiser step.
+        statistics: what of ``entropy`` and ``top1`` to compute in training too; validation always has both.
+
+    Raises:
+        ValueError: the loss has an unknown or missing option, asks for what this method does not provide, or needs a
+            reference and ``models`` has none. Nothing was loaded by then.
+    """
+
+    kind: ClassVar[str]  #: what the method eats: "preference" or "supervised"
+    legal: ClassVar[frozenset[str]]  #: inputs that this method can give to a loss
+
+    policy: nn.Module | None
+
+    def __init__(
+        self,
+        models: Callable[[], Models],
+        loss: Callable[..., Any],
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[..., LRScheduler] | None = None,
+        *,
+        statistics: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        validate(loss)
+        self.needs = needs(loss)
+        self.statistics = frozenset(statistics)
+        self._check(models)
+        self.loss = loss
+        self.policy = None
+        self.tokenizer: Any = None
+        self.reference: Reference | None = None
+        self.strict_loading = False  # frozen weights are not in checkpoints; check_state is strict about the others
+        self.evaluation_weights: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._build, self._optimizer, self._scheduler = models, optimizer, scheduler
+        self._step_means, self._validation_means = Means(), Means()
+        self._logged_step = 0
+
+    def _check(self, models: Callable[[], Models]) -> None:
+        """Refuse combinations that could only fail later, after weights were loaded."""
+        if foreign := sorted(self.needs - self.legal):
+            raise ValueError(
+                f"method {type(self).__name__} cannot give a loss {foreign}; it provides {sorted(self.legal)}. "
+                f"Choose a loss for {self.kind} data"
+            )
+        if "reference" in self.needs and getattr(models, "reference", None) == "none":
+            raise ValueError(
+                "the loss needs a reference, but reference=none: choose reference=frozen, adapter_off or cached, "
+                "or a loss without a reference such as method=simpo"
+            )
+        if unknown := sorted(self.statistics - STATISTICS):
+            raise ValueError(f"method.statistics={unknown} is not computed; choose from {sorted(STATISTICS)}")
+
+    # Building
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A frozen copy is a module; registered as ours it would be trained, sharded, averaged and saved.
+        if name == "reference":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def configure_model(self) -> None:
+        """Load the models, once, and shard them when a strategy has set a device mesh."""
+        if self.policy is not None:
+            return
+        models = self._build()
+        if "reference" in self.needs and models.reference is None:
+            raise ValueError("the loss needs a reference, but the models have none: set reference=frozen")
+        if self.device_mesh is not None:
+            from rlhf_lightning.models.roles import shard
+
+            shard(models, self.device_mesh["data_parallel"])
+        self.policy = models.policy.train()  # transformers hands models out in evaluation mode
+        self.reference, self.tokenizer = models.reference, models.tokenizer
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser over the policy's trainable parameters, and the schedule if there is one."""
+        if self._optimizer is None:
+            raise ValueError("training needs an optimizer: pass one, for example partial(torch.optim.AdamW, lr=1e-6)")
+        self.configure_model()
+        optimizer = self._optimizer(decay_groups(self.policy.parameters()))
+        if self._scheduler is None:
+            return optimizer
+        scheduler = make_scheduler(self._scheduler, optimizer, self._total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _total_steps(self) -> int:
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError("the schedule needs the run's length: set trainer.max_steps or trainer.max_epochs")
+        return int(steps)
+
+    # Computing
+
+    @abstractmethod
+    def forward(self, batch: PackedBatch) -> StepOutput:
+        """The loss of a micro-batch, scaled so that the mean over the step's micro-batches is the step's loss."""
+
+    def policy_log_probs(self, batch: PackedBatch) -> SequenceLogProbs:
+        """Log-probs of the policy with the statistics that the loss and this mode ask for."""
+        wanted = self.statistics if self.training else STATISTICS
+        return self.policy(batch, statistics=wanted | (self.needs & {"collision"}))
+
+    @torch.no_grad()
+    def reference_log_probs(self, batch: PackedBatch) -> SequenceLogProbs | None:
+        """Log-probs of the reference, or None where nobody asks: in training only the loss does."""
+        if self.reference is None or (self.training and "reference" not in self.needs):
+            return None
+        if isinstance(self.reference, nn.Module):
+            self._place(self.reference)
+        return self.reference(batch)
+
+    def _place(self, reference: nn.Module) -> None:
+        """Bring the reference to the policy's device and dtype, which Lightning does for submodules only."""
+        mine, theirs = next(reference.parameters()), next(self.policy.parameters())
+        if mine.device != theirs.device or mine.dtype != theirs.dtype:
+            reference.to(device=theirs.device, dtype=theirs.dtype)
+
+    def scaled(self, losses: Tensor, batch: PackedBatch) -> Tensor:
+        """Reduce one number a group with the denominator of the whole optimiser step."""
+        return losses.sum() / batch.totals.groups * batch.totals.micro_batches
+
+    # Lightning's hooks
+
+    def training_step(self, batch: PackedBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Forward, and the metrics every method has. The extras are detached here, once for all methods."""
+        output = self(batch)
+        extras = {name: value.detach() for name, value in output.diagnostics.items()}
+        self.track("train/loss", output.loss)
+        self._track_diagnostics("train/", extras)
+        return {"loss": output.loss, **extras}
+
+    def validation_step(self, batch: PackedBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Forward, and the mean loss over the groups."""
+        output = self(batch)
+        extras = {name: value.detach() for name, value in output.diagnostics.items()}
+        self.track("val/loss", extras["group_loss"])
+        self._track_diagnostics("val/", extras)
+        return {"loss": output.loss, **extras}
+
+    def predict_step(self, batch: PackedBatch, batch_idx: int) -> SequenceLogProbs:
+        """Log-probs of the reference, what a reference cache stores: the policy's own before training."""
+        from rlhf_lightning.models.roles import Cached
+
+        if self.reference is None or isinstance(self.reference, Cached):
+            return self.policy(batch)
+        return self.reference_log_probs(batch)
+
+    def track(self, name: str, values: Tensor) -> None:
+        """Take numbers into the mean that is logged as ``name``.
+
+        In training the mean is over the micro-batches and processes of one optimiser step, in validation over the
+        whole pass. Callbacks report their metrics here, on every process.
+
+        Args:
+            name: such as ``train/reward/margin``.
+            values: numbers of any shape, each of which counts once.
+        """
+        means = self._validation_means if self.trainer.evaluating else self._step_means
+        means.add(name, values)
+
+    def _track_diagnostics(self, prefix: str, extras: dict[str, Tensor]) -> None:
+        for name, value in extras.items():
+            if name.startswith(DIAGNOSTIC):
+                self.track(prefix + name.removeprefix(DIAGNOSTIC), value.float())
+
+    def on_train_batch_end(self, outputs: Any, batch: PackedBatch, batch_idx: int) -> None:
+        """Log the means once the step's last micro-batch is done; the callbacks have reported by now."""
+        if self.trainer.global_step != self._logged_step:
+            self._logged_step = self.trainer.global_step
+            self.log_dict(self._step_means.pop(self._sum), prog_bar=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over the validation data."""
+        self.log_dict(self._validation_means.pop(self._sum))
+
+    def _sum(self, values: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(values, reduce_op="sum")
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what was trained; a reference is state only once it was refreshed."""
+        checkpoint["state_dict"] = without_frozen(self, checkpoint["state_dict"])
+        if getattr(self.reference, "refreshed", False):
+            checkpoint[REFERENCE] = full_state(self.reference)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check the weights before Lightning loads them and put a refreshed reference back."""
+        self.configure_model()
+        if "state_dict" in checkpoint:  # FSDP2Strategy has loaded them by now
+            check_state(self, checkpoint["state_dict"])
+        if REFERENCE in checkpoint:
+            load_full_state(self.reference, checkpoint[REFERENCE])
+            self.reference.refreshed = True
+
+    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Name and value of every trainable parameter of the policy."""
+        return ((name, p) for name, p in self.policy.named_parameters() if p.requires_grad)

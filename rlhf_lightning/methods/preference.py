@@ -1,0 +1,131 @@
+"""Losses on pairs: a chosen and a rejected response to the same prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from rlhf_lightning.methods.base import DIAGNOSTIC, AlignmentModule
+from rlhf_lightning.methods.running import RunningMoments
+from rlhf_lightning.types import Pair, PreferenceBatch, PreferenceLoss, SequenceLogProbs, StepOutput
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from rlhf_lightning.models.roles import Models
+
+
+class Preference(AlignmentModule):
+    """One number a pair from any loss of ``rlhf_lightning.losses.preference``.
+
+    A loss may ask for ``policy``, ``reference``, ``margin`` (of the data), ``collision`` (of the policy's
+    distribution) and ``running`` (moments of what it observed in earlier steps).
+
+    Args:
+        models: see ``AlignmentModule``.
+        loss: see ``AlignmentModule``.
+        optimizer: see ``AlignmentModule``.
+        scheduler: see ``AlignmentModule``.
+        running_decay: of the past per optimiser step in the running moments; None: cumulative moments. Only losses
+            that ask for ``running`` have any.
+        statistics: see ``AlignmentModule``.
+    """
+
+    kind: ClassVar[str] = "preference"
+    legal: ClassVar[frozenset[str]] = frozenset({"policy", "reference", "margin", "collision", "running"})
+
+    def __init__(
+        self,
+        models: Callable[[], Models],
+        loss: Callable[..., PreferenceLoss],
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[..., LRScheduler] | None = None,
+        *,
+        running_decay: float | None = None,
+        statistics: Sequence[str] = (),
+    ) -> None:
+        super().__init__(models, loss, optimizer, scheduler, statistics=statistics)
+        self.running = RunningMoments(running_decay) if "running" in self.needs else None
+        self._observed: list[Tensor] = []
+
+    def setup(self, stage: str) -> None:
+        """Refuse data without margins before any weight loads, where the data module knows."""
+        has_margin = getattr(getattr(self.trainer, "datamodule", None), "has_margin", True)
+        if "margin" in self.needs and stage != "predict" and not has_margin:
+            raise ValueError(_NO_MARGIN)
+
+    def forward(self, batch: PreferenceBatch) -> StepOutput:
+        """Loss and diagnostics of a micro-batch of pairs."""
+        policy = self.policy_log_probs(batch)
+        reference = self.reference_log_probs(batch)
+        inputs = self._inputs(batch, policy, reference)
+        result = self.loss(**{name: inputs[name]() for name in self.needs})
+        return StepOutput(self.scaled(result.loss, batch), self._diagnostics(batch, policy, reference, result))
+
+    def _inputs(
+        self, batch: PreferenceBatch, policy: SequenceLogProbs, reference: SequenceLogProbs | None
+    ) -> dict[str, Callable[[], Any]]:
+        """How to get each input that a loss may ask for."""
+        return {
+            "policy": lambda: batch.pair(policy),
+            "reference": lambda: batch.pair(reference),
+            "margin": lambda: _margin(batch),
+            "collision": lambda: batch.pair(policy.statistic("collision")),
+            "running": lambda: self.running.moments(),
+        }
+
+    @torch.no_grad()
+    def _diagnostics(
+        self,
+        batch: PreferenceBatch,
+        policy: SequenceLogProbs,
+        reference: SequenceLogProbs | None,
+        result: PreferenceLoss,
+    ) -> dict[str, Tensor]:
+        pair: Pair = batch.pair(policy)
+        values = {
+            "group_loss": result.loss,
+            "chosen_reward": result.chosen_reward,
+            "rejected_reward": result.rejected_reward,
+            "chosen_log_prob": pair.chosen.sum(),
+            "rejected_log_prob": pair.rejected.sum(),
+            "chosen_length": pair.chosen.length,
+            "rejected_length": pair.rejected.length,
+            "entropy": policy.entropy,
+            "top1": policy.top1,
+            "observed": result.observed,
+            "log_ratio": None if reference is None else policy.token - reference.token,
+        }
+        values |= {DIAGNOSTIC + name: value for name, value in result.diagnostics.items()}
+        return {name: value.detach() for name, value in values.items() if value is not None}
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Tensor]:
+        """As in the base class; what the loss observed waits for the end of the optimiser step."""
+        outputs = super().training_step(batch, batch_idx)
+        if self.running is not None:
+            self._observed.append(outputs["observed"])
+        return outputs
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Fold a whole step into the running moments, so that every micro-batch of it has seen the same ones."""
+        if self.running is not None and self._observed:
+            self.running.update(torch.cat(self._observed))
+            self._observed.clear()
+
+
+_NO_MARGIN = (
+    "the loss needs the margin of each pair, but the data has none: set data.columns.margin (or the two score columns), "
+    "or choose a loss without margins such as method=dpo"
+)
+
+
+def _margin(batch: PreferenceBatch) -> Tensor:
+    if batch.margin is None:
+        raise ValueError(_NO_MARGIN)
+    return batch.margin

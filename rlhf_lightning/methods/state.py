@@ -1,0 +1,56 @@
+"""What of a module goes into a checkpoint: what was trained, never what was only loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
+
+#: Key of a refreshed reference in a checkpoint.
+REFERENCE = "reference"
+
+
+def without_frozen(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict less the module's frozen parameters (and the quantisation state that hangs on them)."""
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    prefixes = tuple(f"{name}." for name in frozen)
+    return {key: value for key, value in state.items() if key not in frozen and not key.startswith(prefixes)}
+
+
+def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that another model or another adapter wrote.
+
+    Raises:
+        ValueError: it lacks trained weights of this module, has others, or has another shape for one.
+    """
+    own = without_frozen(module, module.state_dict())
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    reshaped = sorted(
+        key for key in own.keys() & state.keys() if getattr(own[key], "shape", None) != getattr(state[key], "shape", None)
+    )
+    for problem, keys in (("lacks", missing), ("has unknown", unknown), ("has another shape for", reshaped)):
+        if keys:
+            raise ValueError(
+                f"the checkpoint {problem} {len(keys)} of this module's trained weights, for example {keys[0]}: "
+                "resume with the model, adapter and method options that wrote it, or set ckpt_path=null to start anew"
+            )
+
+
+def full_state(module: nn.Module) -> dict[str, Tensor]:
+    """All weights of a module on the CPU, gathered when they are sharded; a collective call.
+
+    Under FSDP2 only process 0 gets them, the others get an empty dict.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return {key: value.clone() for key, value in get_model_state_dict(module, options=options).items()}
+
+
+def load_full_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put weights that ``full_state`` gathered back into a module, sharded or not."""
+    set_model_state_dict(module, dict(state), options=StateDictOptions(full_state_dict=True))
