@@ -1,0 +1,274 @@
+"""Recognise how a row is laid out and convert it to one shape: a prompt and its responses.
+
+A :class:`Record` is either text throughout (prompt and responses are strings) or a conversation throughout (lists of
+``{"role", "content"}`` messages). What turns it into tokens, and with which template, is decided later.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from rlhf_lightning.data.checks import DataError, Kind, RowError
+from rlhf_lightning.data.fields import ROLES, Fields, Message, Turns
+from rlhf_lightning.data.spec import DataSpec
+
+_DIALOGUE_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A converted row."""
+
+    prompt: str | Turns
+    responses: tuple[str | Turns, ...]  #: chosen before rejected
+    format: str
+    margin: float | None = None
+
+    @property
+    def conversation(self) -> bool:
+        """Whether prompt and responses are messages."""
+        return not isinstance(self.prompt, str)
+
+
+# Converters: one a format. Each takes the row's fields and the spec and returns a Record.
+
+
+def _pairs(fields: Fields, spec: DataSpec) -> Record:
+    prompt = _context(fields)
+    chosen, rejected = fields.either("chosen"), fields.either("rejected")
+    return _uniform(prompt, (chosen, rejected), "preference")
+
+
+def _context(fields: Fields) -> str | Turns:
+    """The prompt of an explicit pair, wherever it is kept."""
+    if fields.has("conversations"):
+        return fields.turns("conversations")
+    if not fields.has("prompt") and fields.has("messages"):
+        return fields.turns("messages")
+    if not fields.has("prompt") and fields.has("instruction"):
+        return _instruction(fields)
+    return fields.either("prompt")
+
+
+def _implicit(fields: Fields, spec: DataSpec) -> Record:
+    chosen, rejected = (
+        _dialogue(fields, name) if isinstance(fields.need(name), str) else fields.turns(name)
+        for name in ("chosen", "rejected")
+    )
+    for name, turns in (("chosen", chosen), ("rejected", rejected)):
+        if turns[-1]["role"] != "assistant":
+            raise RowError(Kind.TYPE, f"{fields.column(name)!r} ends with a {turns[-1]['role']} turn")
+    cut = _common_turns(chosen, rejected)
+    return Record(chosen[:cut], (chosen[cut:], rejected[cut:]), "implicit_prompt")
+
+
+def _common_turns(chosen: Turns, rejected: Turns) -> int:
+    """Turns that both dialogues share; what follows starts with an assistant turn and is empty in neither."""
+    cut = 0
+    while cut < min(len(chosen), len(rejected)) and chosen[cut] == rejected[cut]:
+        cut += 1
+    cut = min(cut, len(chosen) - 1, len(rejected) - 1)
+    while cut > 0 and not chosen[cut]["role"] == rejected[cut]["role"] == "assistant":
+        cut -= 1
+    return cut
+
+
+def _dialogue(fields: Fields, name: str) -> Turns:
+    r"""Turns of a ``\n\nHuman: ... \n\nAssistant: ...`` text (hh-rlhf); space around a turn is layout."""
+    text = fields.text(name)
+    before, *pieces = _DIALOGUE_TURN.split("\n\n" + text.lstrip("\n"))
+    if not pieces or before.strip():
+        raise RowError(Kind.TYPE, f"{fields.column(name)!r} has no prompt column and is no '\\n\\nHuman:' dialogue")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [
+        {"role": roles[speaker], "content": said.strip()}
+        for speaker, said in zip(pieces[::2], pieces[1::2], strict=True)
+    ]
+
+
+def _sharegpt(fields: Fields, spec: DataSpec) -> Record:
+    return _demonstration(fields.turns("conversations"), spec, "sharegpt")
+
+
+def _messages(fields: Fields, spec: DataSpec) -> Record:
+    return _demonstration(fields.turns("messages"), spec, "messages")
+
+
+def _demonstration(turns: Turns, spec: DataSpec, name: str) -> Record:
+    """A whole conversation: with ``mask=assistant`` the response starts at the first assistant turn."""
+    if turns[-1]["role"] != "assistant":
+        raise RowError(Kind.MISSING, f"the conversation ends with a {turns[-1]['role']} turn, not the assistant's")
+    cut = len(turns) - 1
+    if spec.mask == "assistant":
+        cut = next(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
+    return Record(turns[:cut], (turns[cut:],), name)
+
+
+def _alpaca(fields: Fields, spec: DataSpec) -> Record:
+    return Record(_instruction(fields), ([_say("assistant", fields.text("output"))],), "alpaca")
+
+
+def _instruction(fields: Fields) -> Turns:
+    """Alpaca's prompt columns as a conversation: history pairs, then instruction and input in one user turn."""
+    turns: Turns = []
+    for exchange in fields.get("history") or []:
+        if not isinstance(exchange, Sequence) or [type(said) for said in exchange] != [str, str]:
+            raise fields.wrong("history", "pairs of texts (user, assistant)", exchange)
+        turns += [_say("user", exchange[0]), _say("assistant", exchange[1])]
+    instruction = fields.text("instruction")
+    context = fields.text("input") if fields.has("input") else ""
+    return [*turns, _say("user", f"{instruction}\n{context}" if context else instruction)]
+
+
+def _prompt_response(fields: Fields, spec: DataSpec) -> Record:
+    return _uniform(fields.either("prompt"), (fields.either("response"),), "prompt_response")
+
+
+def _text(fields: Fields, spec: DataSpec) -> Record:
+    return Record("", (fields.text("text"),), "text")
+
+
+def _say(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _uniform(prompt: str | Turns, responses: tuple[str | Turns, ...], name: str) -> Record:
+    """All text or all messages: one list of messages makes conversations of the rest."""
+    if all(isinstance(part, str) for part in (prompt, *responses)):
+        return Record(prompt, responses, name)
+    return as_conversation(Record(prompt, responses, name))
+
+
+def as_conversation(record: Record) -> Record:
+    """Text parts as turns: the prompt is the user's, a response the assistant's."""
+    prompt = [_say("user", record.prompt)] if isinstance(record.prompt, str) else record.prompt
+    responses = tuple(
+        [_say("assistant", response)] if isinstance(response, str) else response for response in record.responses
+    )
+    for response in responses:
+        if response[0]["role"] != "assistant" or response[-1]["role"] != "assistant":
+            raise RowError(Kind.TYPE, "a response must start and end with an assistant turn")
+    return replace(record, prompt=prompt, responses=responses)
+
+
+def _starts_with_assistant(value: Any) -> bool:
+    first = value[0] if isinstance(value, Sequence) and value else value
+    return isinstance(first, Mapping) and ROLES.get(str(first.get("from", first.get("role")))) == "assistant"
+
+
+def _fits_pairs(fields: Fields) -> bool:
+    if not fields.has("chosen", "rejected"):
+        return False
+    has_context = fields.has("prompt") or fields.has("messages") or fields.has("instruction")
+    chosen = fields.get("chosen")
+    # Whole conversations repeat the prompt: then a prompt column beside them is only a copy.
+    return has_context and (isinstance(chosen, str) or _starts_with_assistant(chosen))
+
+
+@dataclass(frozen=True)
+class Format:
+    """A layout of rows: what it needs, how it is recognised, how it is converted."""
+
+    needs: str
+    fits: Callable[[Fields], bool]
+    convert: Callable[[Fields, DataSpec], Record]
+    responses: int
+
+
+#: In the order in which they are tried.
+FORMATS: Mapping[str, Format] = {
+    "sharegpt_pairs": Format(
+        "conversations [{from, value}], chosen {from, value}, rejected {from, value}",
+        lambda fields: fields.has("conversations", "chosen", "rejected"),
+        lambda fields, spec: replace(_pairs(fields, spec), format="sharegpt_pairs"),
+        2,
+    ),
+    "preference": Format(
+        "prompt (or messages, or instruction), chosen, rejected: text or messages", _fits_pairs, _pairs, 2
+    ),
+    "implicit_prompt": Format(
+        "chosen, rejected: whole dialogues that begin alike, as messages or '\\n\\nHuman:' / '\\n\\nAssistant:' text",
+        lambda fields: fields.has("chosen", "rejected"),
+        _implicit,
+        2,
+    ),
+    "sharegpt": Format("conversations [{from, value}]", lambda fields: fields.has("conversations"), _sharegpt, 1),
+    "messages": Format("messages [{role, content}]", lambda fields: fields.has("messages"), _messages, 1),
+    "alpaca": Format(
+        "instruction, output, and optionally input, system, history",
+        lambda fields: fields.has("instruction", "output"),
+        _alpaca,
+        1,
+    ),
+    "prompt_response": Format(
+        "prompt, response (or completion): text or messages",
+        lambda fields: fields.has("prompt", "response"),
+        _prompt_response,
+        1,
+    ),
+    "text": Format("text", lambda fields: fields.has("text"), _text, 1),
+}
+
+
+def detect(fields: Fields) -> str | None:
+    """Name of the first format that a row fits, None when there is none."""
+    return next((name for name, form in FORMATS.items() if form.fits(fields)), None)
+
+
+def unrecognised(columns: Sequence[str]) -> DataError:
+    """The error for data that fits no format."""
+    listed = "\n".join(f"  {name}: {form.needs}" for name, form in FORMATS.items())
+    return DataError(
+        f"no format fits the columns {', '.join(columns) or '(none)'}. The formats need:\n{listed}\n"
+        "Map columns with data.spec.columns, e.g. '+data.spec.columns={prompt: question, response: answer}', "
+        "or choose data.spec.format"
+    )
+
+
+def convert(values: Mapping[str, Any], spec: DataSpec, *, conversation: bool = False) -> Record | None:
+    """Convert one row.
+
+    Args:
+        values: its fields as read.
+        spec: format, column map, system message and label filter.
+        conversation: turn text into a conversation too, because the template that was chosen needs one.
+
+    Returns:
+        The record with all its responses; None when the row's label is not the one asked for.
+
+    Raises:
+        RowError: a field is missing or has the wrong type, or the row fits no format.
+    """
+    fields = Fields(values, spec.columns)
+    if spec.label is not None and fields.flag("label") is not spec.label:
+        return None
+    name = detect(fields) if spec.format == "auto" else spec.format
+    if name is None:
+        present = ", ".join(map(str, values)) or "none"
+        raise RowError(Kind.MISSING, f"no format fits its columns: {present}")
+    record = FORMATS[name].convert(fields, spec)
+    system = fields.text("system") if fields.has("system") else ""
+    if (conversation or system) and name != "text":
+        record = as_conversation(record)
+    if record.conversation:
+        record = _with_system(record, system or spec.system)
+    return replace(record, margin=_margin(fields)) if len(record.responses) == 2 else record
+
+
+def _with_system(record: Record, system: str | None) -> Record:
+    turns = cast("Turns", record.prompt)
+    if not system or (turns and turns[0]["role"] in ("system", "developer")):
+        return record
+    return replace(record, prompt=[_say("system", system), *turns])
+
+
+def _margin(fields: Fields) -> float | None:
+    """score(chosen) - score(rejected), in the data's own units."""
+    if fields.has("margin"):
+        return fields.number("margin")
+    if fields.has("score_chosen") or fields.has("score_rejected"):
+        return fields.number("score_chosen") - fields.number("score_rejected")
+    return None
