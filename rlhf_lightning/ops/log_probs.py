@@ -1,0 +1,347 @@
+r"""Log-probabilities of given tokens, straight from hidden states, without a ``[tokens, vocabulary]`` matrix.
+
+For hidden state :math:`x`, head weight :math:`W`, bias :math:`b` and target token :math:`t` the logits are
+
+.. math:: z = \frac{1}{T}\, c\,\tanh\!\Big(\frac{s\,(W x + b)}{c}\Big), \qquad
+          \log p_t = z_t - \log\sum_v e^{z_v}
+
+with temperature :math:`T`, logit scale :math:`s` and soft-cap :math:`c` (absent: the identity). The vocabulary is
+walked in blocks whose logits fit a small memory budget, so the block stays in cache and the head's weight is read once.
+The backward pass computes each block's logits again and finishes that block's rows of the weight gradient at once.
+
+Softmax statistics are float32 whatever the model's dtype, in and outside autocast. This is the only place in the
+project that turns logits into log-probabilities of given tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+#: Version of the definition of ``log_probs``. Part of every reference-cache key: raise it when the numbers change.
+LOG_PROB_VERSION = 1
+
+#: What the head can compute beside the log-probability, in the same pass.
+STATISTICS = frozenset({"entropy", "top1", "collision"})
+
+#: Bytes of float32 logits that one block may hold: a share of the last-level cache on a CPU, enough rows to keep an
+#: accelerator busy elsewhere.
+BLOCK_BYTES = {"cpu": 16 << 20}
+DEFAULT_BLOCK_BYTES = 256 << 20
+MIN_BLOCK = 256
+
+
+@dataclass
+class TokenLogProbs:
+    """Log-probability of each target token, and the statistics that were asked for (None: not asked for).
+
+    ``log_prob`` and ``entropy`` carry gradients; ``top1`` and ``collision`` do not.
+    """
+
+    log_prob: Float[Tensor, " n"]
+    entropy: Float[Tensor, " n"] | None = None  #: -sum_v p_v log p_v, in nats
+    top1: Bool[Tensor, " n"] | None = None  #: whether no other token has a higher logit
+    collision: Float[Tensor, " n"] | None = None  #: log sum_v p_v ** 2
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """What happens to the head's raw output before the softmax.
+
+    Attributes:
+        scale: multiplies the raw logits (Cohere's ``logit_scale``, 1 / Granite's ``logits_scaling``).
+        softcap: Gemma-2's final soft-cap ``c * tanh(z / c)``; None: no cap.
+        temperature: divides what comes out, > 0.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be > 0, got {self.temperature}")
+        if self.softcap is not None and not self.softcap > 0:
+            raise ValueError(f"softcap must be > 0 or None, got {self.softcap}")
+
+    @property
+    def factor(self) -> float:
+        """The constant part of d logits / d raw."""
+        return self.scale / self.temperature
+
+    def __call__(self, raw: Tensor) -> Tensor:
+        """Logits from the head's raw float32 output."""
+        if self.softcap is None:
+            return raw if self.factor == 1.0 else raw * self.factor
+        return torch.tanh(raw * (self.scale / self.softcap)) * (self.softcap / self.temperature)
+
+    def slope(self, logits: Tensor) -> Tensor | None:
+        """The part of d logits / d raw that differs between logits, ``1 - tanh(.) ** 2``; None: 1 everywhere."""
+        if self.softcap is None:
+            return None
+        return 1 - (logits * (self.temperature / self.softcap)).square()
+
+
+def log_probs(
+    hidden: Float[Tensor, "n d"],
+    weight: Float[Tensor, "v d"],
+    target: Int[Tensor, " n"],
+    bias: Float[Tensor, " v"] | None = None,
+    *,
+    transform: LogitTransform | None = None,
+    statistics: frozenset[str] = frozenset(),
+    block_bytes: int | None = None,
+) -> TokenLogProbs:
+    """Log-probability of each target under the softmax of ``hidden @ weight.T + bias``.
+
+    Gradients reach ``hidden``, ``weight`` and ``bias``, each skipped where it is not required. Under autocast the
+    matrix products run in the autocast dtype.
+
+    Args:
+        hidden: states that predict the targets, one row a target.
+        weight: the head's weight, tied to the embeddings or not.
+        target: token ids, 0 .. v - 1.
+        bias: the head's bias.
+        transform: scale, soft-cap and temperature of the logits; None: the plain softmax.
+        statistics: subset of ``STATISTICS``.
+        block_bytes: memory for one block of float32 logits; None: 16 MiB on a CPU, 256 MiB elsewhere.
+
+    Raises:
+        ValueError: for an unknown statistic.
+    """
+    check_statistics(statistics)
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    options = _Options(
+        transform or LogitTransform(), statistics, dtype, block_bytes or BLOCK_BYTES.get(kind, DEFAULT_BLOCK_BYTES)
+    )
+    log_prob, entropy, top1, collision = _BlockwiseHead.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, target, options
+    )
+    return TokenLogProbs(log_prob, entropy, top1, collision)
+
+
+def module_log_probs(
+    head: nn.Module,
+    hidden: Float[Tensor, "n d"],
+    target: Int[Tensor, " n"],
+    *,
+    transform: LogitTransform | None = None,
+    statistics: frozenset[str] = frozenset(),
+    rows: int = 512,
+) -> TokenLogProbs:
+    """The same numbers through the head module itself, for a head that is more than a weight and a bias.
+
+    A head under LoRA, or one kept whole by ``modules_to_save``, is called on ``rows`` tokens at a time; each call is
+    checkpointed, so only one chunk's logits exist at any moment.
+
+    Raises:
+        ValueError: for an unknown statistic.
+    """
+    check_statistics(statistics)
+    transform = transform or LogitTransform()
+
+    def chunk(states: Tensor, ids: Tensor) -> tuple[Tensor | None, ...]:
+        raw = head(states)
+        return _dense(transform(raw.to(torch.promote_types(raw.dtype, torch.float32))), ids, statistics)
+
+    parts = []
+    for states, ids in zip(torch.split(hidden, rows), torch.split(target, rows), strict=True):
+        remember = torch.is_grad_enabled()
+        parts.append(checkpoint(chunk, states, ids, use_reentrant=False) if remember else chunk(states, ids))
+    log_prob, entropy, top1, collision = zip(*parts, strict=True)
+    return TokenLogProbs(torch.cat(log_prob), *(_joined(column) for column in (entropy, top1, collision)))
+
+
+def _joined(column: tuple[Tensor | None, ...]) -> Tensor | None:
+    parts = [part for part in column if part is not None]
+    return torch.cat(parts) if parts else None
+
+
+def check_statistics(statistics: frozenset[str]) -> None:
+    """Raise ValueError when a statistic is not one of ``STATISTICS``."""
+    if unknown := set(statistics) - STATISTICS:
+        raise ValueError(f"unknown statistics {sorted(unknown)}; known: {sorted(STATISTICS)}")
+
+
+@dataclass(frozen=True)
+class _Options:
+    transform: LogitTransform
+    statistics: frozenset[str]
+    dtype: torch.dtype
+    block_bytes: int
+
+    def blocks(self, rows: int, vocabulary: int) -> Iterator[slice]:
+        """Slices of the vocabulary whose float32 logits fit ``block_bytes`` (at least ``MIN_BLOCK`` wide)."""
+        width = max(MIN_BLOCK, self.block_bytes // (4 * max(rows, 1)) // MIN_BLOCK * MIN_BLOCK)
+        for start in range(0, vocabulary, width):
+            yield slice(start, min(start + width, vocabulary))
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A block's logits, in at least float32."""
+        raw = nn.functional.linear(hidden, weight, None if bias is None else bias.to(self.dtype))
+        return self.transform(raw.to(torch.promote_types(raw.dtype, torch.float32)))
+
+
+class _BlockwiseHead(torch.autograd.Function):
+    """Forward and hand-written backward over blocks of the vocabulary."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        options: _Options,
+    ) -> tuple[Tensor | None, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.options = options
+        with torch.autocast(hidden.device.type, enabled=False):
+            log_prob, normalizer, entropy, top1, collision = _forward(hidden, weight, bias, target, options)
+        ctx.save_for_backward(hidden, weight, bias, target, normalizer, entropy)
+        ctx.mark_non_differentiable(*(x for x in (top1, collision) if x is not None))
+        return log_prob, entropy, top1, collision
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,
+        grad: Tensor | None,
+        grad_entropy: Tensor | None,
+        *_: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, target, normalizer, entropy = ctx.saved_tensors
+        grad = torch.zeros_like(normalizer) if grad is None else grad
+        with torch.autocast(hidden.device.type, enabled=False):
+            slope = _Slope(target, normalizer, entropy, grad, grad_entropy, ctx.options.transform)
+            grads = _backward(hidden, weight, bias, slope, ctx.options, ctx.needs_input_grad[:3])
+        return (*grads, None, None)
+
+
+def _forward(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, options: _Options
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Target log-probs, the softmax's log-normalizer, and entropy, top1, collision (None: not asked for)."""
+    hidden = hidden.to(options.dtype)
+    chosen = torch.zeros(len(hidden), dtype=torch.promote_types(options.dtype, torch.float32), device=hidden.device)
+    normalizers, maxima, entropies, collisions = [], [], [], []
+    for block in options.blocks(len(hidden), len(weight)):
+        logits = options.logits(hidden, weight[block].to(options.dtype), None if bias is None else bias[block])
+        inside, column = _within(target, block)
+        chosen = torch.where(inside, logits.gather(1, column).squeeze(1), chosen)
+        block_log_probs = logits.log_softmax(-1)
+        # One fused kernel and a subtraction; logsumexp walks the block several times.
+        normalizers.append(logits[:, 0] - block_log_probs[:, 0])
+        if "top1" in options.statistics:
+            maxima.append(logits.amax(-1))
+        if options.statistics & {"entropy", "collision"}:
+            probs = block_log_probs.exp()
+            entropies.append(-(probs * block_log_probs).sum(-1))
+            collisions.append(probs.square().sum(-1))
+    blocks = torch.stack(normalizers)
+    normalizer = blocks.logsumexp(0)
+    share = blocks - normalizer  # log of the probability that falls into each block
+    entropy = top1 = collision = None
+    if "entropy" in options.statistics:
+        entropy = (share.exp() * (torch.stack(entropies) - share)).sum(0)
+    if "collision" in options.statistics:
+        collision = (2 * share + torch.stack(collisions).log()).logsumexp(0)
+    if "top1" in options.statistics:
+        top1 = chosen >= torch.stack(maxima).amax(0)
+    return chosen - normalizer, normalizer, entropy, top1, collision
+
+
+@dataclass(frozen=True)
+class _Slope:
+    r"""Gradient of the loss with respect to a block's raw logits, as ``row[:, None] * matrix(...)``.
+
+    For log-prob gradient :math:`g` and entropy gradient :math:`h` of a token,
+
+    .. math:: -dL/dz_v = p_v\,(g + h\,(\log p_v + H)) - g\,[v = t]
+
+    Without :math:`h`, :math:`g` is a factor of the whole row and stays out of the block.
+    """
+
+    target: Tensor
+    normalizer: Tensor
+    entropy: Tensor | None
+    grad: Tensor
+    grad_entropy: Tensor | None
+    transform: LogitTransform
+
+    @property
+    def row(self) -> Tensor:
+        if self.grad_entropy is None:
+            return self.grad * -self.transform.factor
+        return torch.full_like(self.grad, -self.transform.factor)
+
+    def matrix(self, logits: Tensor, block: slice) -> Tensor:
+        """The block's part of the gradient, without the row's factor."""
+        log_p = logits - self.normalizer[:, None]
+        inside, column = _within(self.target, block)
+        result = log_p.exp()
+        at_target = -inside.to(result.dtype)
+        if self.grad_entropy is not None and self.entropy is not None:
+            surprise = log_p + self.entropy[:, None]
+            result = result * torch.addcmul(self.grad[:, None], self.grad_entropy[:, None], surprise)
+            at_target = at_target * self.grad
+        result.scatter_add_(1, column, at_target[:, None])
+        slope = self.transform.slope(logits)
+        return result if slope is None else result * slope
+
+
+def _backward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    slope: _Slope,
+    options: _Options,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of hidden states, weight and bias; None where ``needs`` says so."""
+    states, row = hidden.to(options.dtype), slope.row
+    scaled = (hidden * row[:, None]).to(options.dtype)
+    grad_hidden = torch.zeros(hidden.shape, dtype=row.dtype, device=hidden.device) if needs[0] else None
+    grad_weight = torch.empty_like(weight) if needs[1] else None
+    grad_bias = torch.empty_like(bias) if bias is not None and needs[2] else None
+    for block in options.blocks(len(hidden), len(weight)):
+        rows = weight[block].to(options.dtype)
+        matrix = slope.matrix(options.logits(states, rows, None if bias is None else bias[block]), block)
+        if grad_bias is not None:
+            grad_bias[block] = row @ matrix
+        matrix = matrix.to(options.dtype)
+        if grad_hidden is not None:
+            grad_hidden += matrix @ rows
+        if grad_weight is not None:
+            grad_weight[block] = matrix.T @ scaled
+    if grad_hidden is not None:
+        grad_hidden = grad_hidden.mul_(row[:, None]).to(hidden.dtype)
+    return grad_hidden, grad_weight, grad_bias
+
+
+def _within(target: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+    """Whether each target lies in a block, and its column there (any column where it does not)."""
+    column = target - block.start
+    return (column >= 0) & (target < block.stop), column.clamp(0, block.stop - block.start - 1)[:, None]
+
+
+def _dense(logits: Tensor, target: Tensor, statistics: frozenset[str]) -> tuple[Tensor | None, ...]:
+    """Log-prob, entropy, top1 and collision from logits that are all there."""
+    log_p = logits.log_softmax(-1)
+    entropy = top1 = collision = None
+    if "entropy" in statistics:
+        entropy = -(log_p.exp() * log_p).sum(-1)
+    with torch.no_grad():
+        if "collision" in statistics:
+            collision = (2 * log_p).logsumexp(-1)
+        if "top1" in statistics:
+            top1 = logits.gather(1, target[:, None]).squeeze(1) >= logits.amax(-1)
+    return log_p.gather(1, target[:, None]).squeeze(1), entropy, top1, collision
