@@ -1,0 +1,1 @@
+"""The ``rlhf`` command: composing, checking and running configurations."""

@@ -1,0 +1,176 @@
+"""compose(): the one way from a command and overrides to a checked configuration.
+
+The command line, the tests and notebooks all use it::
+
+    from rlhf_lightning import compose, train
+    train(compose("train", ["method=ipo", "model=tiny_random", "trainer=debug", "paths.output_dir=/tmp/run"]))
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlhf_lightning._hydra.searchpath import RlhfLightningSearchPath
+from rlhf_lightning.cli.errors import ConfigError, describe, suggestion
+from rlhf_lightning.conf_dir import conf_dir
+
+COMMANDS = ("train", "evaluate", "generate", "data")
+
+
+def compose(
+    command: str,
+    overrides: Sequence[str] = (),
+    *,
+    config_dirs: Iterable[str | Path] = (),
+    check: bool = True,
+) -> DictConfig:
+    """Compose a command's configuration as ``rlhf <command> <overrides>`` would, and check it.
+
+    Args:
+        command: ``train``, ``evaluate``, ``generate`` or ``data``.
+        overrides: in Hydra's grammar, ``["method=ipo", "method.loss.beta=0.2"]``. A key that no yaml mentions needs
+            no ``+``: whether it is an option of what it configures is checked against that thing's own signature.
+        config_dirs: further folders with config groups, as ``--config-dir``.
+        check: False skips the schema (and the import of torch).
+
+    Raises:
+        ConfigError: unknown key, option or target, wrong type, missing mandatory value.
+    """
+    cfg, _ = compose_with_overrides(command, overrides, config_dirs=config_dirs, check=check)
+    return cfg
+
+
+def compose_with_overrides(
+    command: str,
+    overrides: Sequence[str] = (),
+    *,
+    config_dirs: Iterable[str | Path] = (),
+    check: bool = True,
+) -> tuple[DictConfig, list[str]]:
+    """As :func:`compose`; also returns the overrides in the form that Hydra itself accepts (``++`` where needed)."""
+    register()
+    if command not in COMMANDS:
+        raise ConfigError(f"no command {command!r}.{suggestion(command, COMMANDS)}")
+    folders = [f"file://{Path(folder).expanduser().resolve()}" for folder in config_dirs]
+    search = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
+    accepted = list(overrides)
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3", job_name=command):
+        # Each turn adds one override for a key that no yaml mentions; the schema judges it below.
+        for _ in range(len(accepted) + 1):
+            try:
+                cfg = hydra_compose(config_name=command, overrides=[*accepted, *search])
+                break
+            except (HydraException, OmegaConfBaseException) as error:
+                position = _absent_key(error, accepted)
+                if position is None:
+                    raise _for_people(error) from error
+                accepted[position] = "++" + accepted[position]
+    if check:
+        from rlhf_lightning.cli.schema import check_config  # imports torch: not needed for help and completion
+
+        check_config(cfg, command)
+    return cfg, accepted
+
+
+def register() -> None:
+    """Teach OmegaConf and Hydra what our yaml files use. Idempotent."""
+    if not OmegaConf.has_resolver("rlhf.first"):
+        OmegaConf.register_new_resolver("rlhf.first", _first)
+    known = {plugin.__name__ for plugin in Plugins.instance().discover()}
+    if RlhfLightningSearchPath.__name__ not in known:
+        Plugins.instance().register(RlhfLightningSearchPath)
+
+
+def sweep_points(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """Overrides of single jobs that together show every value of a sweep once, the first one with all first values.
+
+    A sweep over m x n values has m * n jobs; m + n - 1 of them are enough to meet every misspelt option before the
+    first job runs. Values that only a sweeper knows (``glob``, an interval) are left to it.
+    """
+    values = [list(_values(override)) for override in parse(overrides)]
+    first = [choices[0] for choices in values if choices]
+    yield first
+    for position, choices in enumerate(values):
+        for choice in choices[1:]:
+            yield [chosen[0] if at != position else choice for at, chosen in enumerate(values) if chosen]
+
+
+def parse(overrides: Sequence[str]) -> list[Override]:
+    """Overrides as Hydra reads them.
+
+    Raises:
+        ConfigError: a line that is not ``key=value``, or a value that needs quotes.
+    """
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _for_people(error) from error
+
+
+def _values(override: Override) -> Iterator[str]:
+    if not override.is_sweep_override():
+        yield str(override.input_line)
+    elif override.is_discrete_sweep() and not type(override.value()).__name__.startswith("Glob"):
+        prefix = str(override.input_line).split("=", 1)[0]
+        for value in override.sweep_string_iterator():
+            yield f"{prefix}={value}"
+
+
+def _first(*values: Any) -> Any:
+    """Resolver ``rlhf.first``: the first value that is not null."""
+    return next((value for value in values if value is not None), None)
+
+
+def _absent_key(error: Exception, overrides: Sequence[str]) -> int | None:
+    """Position of the override that Hydra refused because no yaml mentions its key, None for any other error."""
+    match = re.match(r"Could not override '([^']+)'", str(error))
+    if not isinstance(error, ConfigCompositionException) or match is None or "is not in struct" not in _chain(error):
+        return None
+    for position, override in enumerate(overrides):
+        key = override.split("=", 1)[0]
+        if key == match.group(1) and "=" in override:
+            return position
+    return None
+
+
+def _chain(error: BaseException) -> str:
+    """The text of an error and of what caused it."""
+    return f"{error} {error.__cause__}" if error.__cause__ is not None else str(error)
+
+
+def _for_people(error: Exception) -> ConfigError:
+    """Hydra's error in our words where it can be said better."""
+    if isinstance(error, MissingConfigException):
+        return ConfigError(_missing_file(error))
+    text = describe(error)
+    cause = error.__cause__
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
+        text = f"{text}: {describe(cause)}"
+    if "mismatched input" in text or "extraneous input" in text or "token recognition" in text:
+        text += (
+            f"\n  Values with spaces, commas or = need quotes inside the shell's: {os.linesep}  rlhf ... 'key=\"a, b\"'"
+        )
+    return ConfigError(text)
+
+
+def _missing_file(error: MissingConfigException) -> str:
+    """``method=dpoo: there is no such file. Did you mean method=dpo? One of: ...``."""
+    wanted = error.missing_cfg_file or ""
+    options = error.options
+    group, _, name = wanted.rpartition("/")
+    if not group or options is None:
+        return str(error)
+    return f"{group}={name}: there is no {wanted}.yaml.{suggestion(name, options, prefix=f'{group}=')}"

@@ -1,0 +1,73 @@
+"""Errors for people: short text that names the option and the fix, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import traceback
+from collections.abc import Iterable
+
+EXIT_FAILED = 1
+EXIT_USER = 2
+EXIT_SIGTERM = 143
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the text says which option, why, and what is allowed."""
+
+
+def closest(name: str, options: Iterable[str]) -> str | None:
+    """The option that ``name`` is most likely a misspelling of."""
+    close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+    return close[0] if close else None
+
+
+def suggestion(name: str, options: Iterable[str], prefix: str = "") -> str:
+    """The end of a message about an unknown name: ``Did you mean x?``, and on a line of its own ``options: x, y, z``."""
+    known = sorted(options)
+    close = closest(name, known)
+    hint = f" Did you mean {prefix}{close}?" if close else ""
+    return f"{hint}\n  options: {', '.join(known)}" if known else hint
+
+
+def want_traceback() -> bool:
+    """Whether the user asked for tracebacks (``--full-error`` or ``RLHF_DEBUG=1``)."""
+    return os.environ.get("RLHF_DEBUG", "0") not in ("", "0")
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error behind the wrappers of Hydra's instantiate and compose."""
+    while type(error).__module__.partition(".")[0] == "hydra" and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether the message was written for the user: a ValueError (or kin) that our own code raised, or Hydra's."""
+    if isinstance(error, ConfigError):
+        return True
+    if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):
+        return True
+    if not isinstance(error, (ValueError, TypeError, FileNotFoundError, ImportError)):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and os.path.abspath(frames[-1].filename).startswith(_PACKAGE)
+
+
+def describe(error: BaseException) -> str:
+    """The message of an error, without its wrappers; a bug's message also says its type and where it was raised."""
+    error = root_cause(error)
+    text = re.sub(r"\n\s*(full_key|object_type|reference_type)(: |=).*", "", str(error)).strip()
+    if is_user_error(error):
+        return text
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {text}{place}"
+
+
+def exit_code(error: BaseException) -> int:
+    """2 for what the user can mend, 1 for the rest."""
+    return EXIT_USER if is_user_error(root_cause(error)) else EXIT_FAILED
