@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import overload
 
 import numpy as np
@@ -97,7 +98,7 @@ class Examples(Sequence[Example]):
         return self.slots * (cuts[:, 0] + cuts[:, 1:].max(axis=1))
 
     def row(self, group: int) -> str:
-        """ "file:row" where a group came from, or its position when the source did not say."""
+        """Where a group came from as "file:row", or its position when the source did not say."""
         return self.names[group].as_py() or f"example {self.index[group]}"
 
     def rows(self) -> list[str]:
@@ -127,7 +128,7 @@ class Examples(Sequence[Example]):
         if isinstance(group, slice):
             return self.select(np.arange(len(self))[group])
         cuts = self.bounds[group].tolist()
-        spans = [slice(a, b) for a, b in zip(cuts[1:-1], cuts[2:], strict=True)]
+        spans = [slice(a, b) for a, b in pairwise(cuts[1:])]
         margin = None if self.margin is None else float(self.margin[group])
         return Example(
             prompt=self.tokens[cuts[0] : cuts[1]].tolist(),

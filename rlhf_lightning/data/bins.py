@@ -1,0 +1,142 @@
+"""Filling token-budget micro-batches: as full as possible, equally many in every epoch, and different in every epoch.
+
+The number of bins is fixed by the lengths alone (:func:`target`), because a loader's length, a learning-rate schedule
+and a resumed position must not depend on the epoch. Randomness then comes from noise on the order in which groups are
+placed, and is lowered when a draw needs more bins than that.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+
+#: Bins allowed beyond the best known filling, as a share of it: what variety between epochs may cost.
+SLACK = 0.01
+#: With fewer bins than this one more would cost too much, so the filling is the same in every epoch.
+FEW = 16
+#: Noise on the placing order, as a share of a group's length, from the most to the least random.
+NOISE = (0.5, 0.25, 0.1, 0.0)
+
+
+def target(lengths: IntArray, capacity: int, parts: int, *, padded: bool) -> int:
+    """Bins of every epoch: the fewest found without randomness, plus slack, rounded up to a multiple of ``parts``.
+
+    Never more than there are groups; where every bin holds a single group that may be less than the fewest.
+
+    Args:
+        lengths: tokens of each group.
+        capacity: tokens of a bin.
+        parts: micro-batches of a step; at most ``len(lengths)``.
+        padded: bins are rectangles, groups times the longest one.
+    """
+    longest_first = np.argsort(-lengths, kind="stable")
+    if padded:
+        fewest = len(next_fit(longest_first, lengths, capacity))
+    else:
+        _, fewest = best_fit(longest_first, lengths, capacity)
+    slack = math.ceil(fewest * SLACK) if fewest >= FEW else 0
+    wanted = math.ceil((fewest + slack) / parts) * parts
+    return min(wanted, len(lengths) // parts * parts)
+
+
+def fill(
+    lengths: IntArray, capacity: int, most: int, *, padded: bool, window: int, rng: np.random.Generator | None
+) -> list[IntArray]:
+    """Bins of at most ``capacity`` tokens, at most ``most`` of them where that is possible.
+
+    Args:
+        lengths: tokens of each group.
+        capacity: tokens of a bin.
+        most: from :func:`target`.
+        padded: fill rectangles with groups of similar length, drawn from random windows; else any mix of lengths.
+        window: groups of a window.
+        rng: source of the variety; None: the same bins in every epoch.
+    """
+    longest_first = np.argsort(-lengths, kind="stable")
+    if padded:
+        while rng is not None and window < len(lengths):
+            shuffled = rng.permutation(len(lengths))
+            windows = [shuffled[i : i + window] for i in range(0, len(lengths), window)]
+            found = [b for w in windows for b in next_fit(w[np.argsort(-lengths[w], kind="stable")], lengths, capacity)]
+            if len(found) <= most:
+                return found
+            window *= 2
+        return next_fit(longest_first, lengths, capacity)
+    for noise in NOISE if rng is not None else ():
+        order = np.argsort(-lengths * (1 - noise * rng.random(len(lengths))), kind="stable")
+        bin_of, count = best_fit(order, lengths, capacity)
+        if count <= most:
+            break
+    else:
+        order = longest_first
+        bin_of, count = best_fit(order, lengths, capacity)
+    by_bin = order[np.argsort(bin_of, kind="stable")]
+    return np.split(by_bin, np.cumsum(np.bincount(bin_of, minlength=count))[:-1])
+
+
+def best_fit(order: IntArray, lengths: IntArray, capacity: int) -> tuple[IntArray, int]:
+    """Place each group, in order, into the bin that it fills best; open a bin where it fits none.
+
+    Returns:
+        The bin of each group, in ``order``'s order, and the number of bins.
+    """
+    bins_with_room: list[list[int]] = [[] for _ in range(capacity + 1)]
+    rooms = 0  # bit r is set when some bin has room for exactly r tokens
+    bin_of = []
+    count = 0
+    for length in lengths[order].tolist():
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            bins = bins_with_room[room]
+            chosen = bins.pop()
+            if not bins:
+                rooms ^= 1 << room
+        else:
+            room, chosen = capacity, count
+            count += 1
+        bin_of.append(chosen)
+        left = room - length
+        if left:
+            bins = bins_with_room[left]
+            if not bins:
+                rooms |= 1 << left
+            bins.append(chosen)
+    return np.array(bin_of, dtype=np.int64), count
+
+
+def next_fit(order: IntArray, lengths: IntArray, capacity: int) -> list[IntArray]:
+    """Cut ``order`` (longest first) into consecutive rectangles: groups times the first, longest length."""
+    found = []
+    start = 0
+    ordered = lengths[order].tolist()
+    while start < len(ordered):
+        end = min(start + capacity // ordered[start], len(ordered))
+        found.append(order[start:end])
+        start = end
+    return found
+
+
+def resize(bins: list[IntArray], lengths: IntArray, count: int) -> list[IntArray]:
+    """Exactly ``count`` bins: split those with the most groups, or join the lightest where there are too many."""
+    heap = [(-len(groups), number) for number, groups in enumerate(bins)]
+    heapq.heapify(heap)
+    bins = list(bins)
+    while len(bins) < count:
+        _, number = heapq.heappop(heap)
+        groups = bins[number][np.argsort(-lengths[bins[number]], kind="stable")]
+        bins[number] = groups[::2]
+        bins.append(groups[1::2])
+        heapq.heappush(heap, (-len(bins[number]), number))
+        heapq.heappush(heap, (-len(bins[-1]), len(bins) - 1))
+    surplus = len(bins) - count
+    if surplus > 0:
+        bins.sort(key=lambda groups: int(lengths[groups].sum()))
+        joined = [np.concatenate(pair) for pair in zip(bins[:surplus], bins[surplus : 2 * surplus], strict=True)]
+        bins = joined + bins[2 * surplus :]
+    return bins
