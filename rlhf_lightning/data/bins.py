@@ -57,7 +57,6 @@ def fill(
         window: groups of a window.
         rng: source of the variety; None: the same bins in every epoch.
     """
-    longest_first = np.argsort(-lengths, kind="stable")
     if padded:
         while rng is not None and window < len(lengths):
             shuffled = rng.permutation(len(lengths))
@@ -66,15 +65,13 @@ def fill(
             if len(found) <= most:
                 return found
             window *= 2
-        return next_fit(longest_first, lengths, capacity)
-    for noise in NOISE if rng is not None else ():
-        order = np.argsort(-lengths * (1 - noise * rng.random(len(lengths))), kind="stable")
+        return next_fit(np.argsort(-lengths, kind="stable"), lengths, capacity)
+    for noise in NOISE if rng is not None else NOISE[-1:]:
+        shrunk = noise * rng.random(len(lengths)) if rng is not None else 0.0
+        order = np.argsort(-lengths * (1 - shrunk), kind="stable")
         bin_of, count = best_fit(order, lengths, capacity)
         if count <= most:
             break
-    else:
-        order = longest_first
-        bin_of, count = best_fit(order, lengths, capacity)
     by_bin = order[np.argsort(bin_of, kind="stable")]
     return np.split(by_bin, np.cumsum(np.bincount(bin_of, minlength=count))[:-1])
 

@@ -32,7 +32,7 @@ class Examples(Sequence[Example]):
     slot_tokens: NDArray[np.int32]  #: (groups, slots) scored tokens of each response
     names: pa.LargeStringArray  #: (groups,) "file:row" of each group
     margin: NDArray[np.float32] | None  #: (groups,) score(chosen) - score(rejected)
-    index: NDArray[np.int64]  #: (groups,) position in the data set that was built
+    number: NDArray[np.int64]  #: (groups,) position in the data set that was built
 
     @classmethod
     def build(cls, examples: Iterable[Example]) -> Examples:
@@ -75,7 +75,7 @@ class Examples(Sequence[Example]):
             slot_tokens=np.asarray(counts, dtype=np.int32).reshape(-1, slots),
             names=pa.array(names, pa.large_string()),
             margin=_margin(np.asarray(margins, dtype=np.float64), names),
-            index=np.arange(len(names), dtype=np.int64),
+            number=np.arange(len(names), dtype=np.int64),
         )
 
     def __len__(self) -> int:
@@ -84,7 +84,7 @@ class Examples(Sequence[Example]):
     @property
     def slots(self) -> int:
         """Responses of every group, K."""
-        return self.bounds.shape[1] - 2
+        return int(self.bounds.shape[1]) - 2
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -95,15 +95,16 @@ class Examples(Sequence[Example]):
     def padded_lengths(self) -> NDArray[np.int64]:
         """Tokens that each group takes alone in a padded batch: K rows of prompt and longest response, (groups,)."""
         cuts = np.diff(self.bounds, axis=1)
-        return self.slots * (cuts[:, 0] + cuts[:, 1:].max(axis=1))
+        longest: NDArray[np.int64] = cuts[:, 0] + cuts[:, 1:].max(axis=1)
+        return self.slots * longest
 
     def row(self, group: int) -> str:
         """Where a group came from as "file:row", or its position when the source did not say."""
-        return self.names[group].as_py() or f"example {self.index[group]}"
+        return self.names[group].as_py() or f"example {self.number[group]}"
 
     def rows(self) -> list[str]:
         """``row`` of every group."""
-        return [name or f"example {i}" for name, i in zip(self.names.to_pylist(), self.index.tolist(), strict=True)]
+        return [name or f"example {i}" for name, i in zip(self.names.to_pylist(), self.number.tolist(), strict=True)]
 
     def select(self, groups: NDArray[np.int64]) -> Examples:
         """A view of some groups, in the order given."""
@@ -113,7 +114,7 @@ class Examples(Sequence[Example]):
             slot_tokens=self.slot_tokens[groups],
             names=self.names.take(pa.array(groups)),
             margin=None if self.margin is None else self.margin[groups],
-            index=self.index[groups],
+            number=self.number[groups],
         )
 
     def first_response(self) -> Examples:

@@ -63,10 +63,12 @@ def pack(
         "prompt_span": cuts[:, :2],
         "response_span": np.stack([cuts[:, 1:-1], cuts[:, 2:]], axis=-1).reshape(-1, 2),
         "parent": np.repeat(np.arange(len(columns)), columns.slots),
-        "index": columns.index if indices is None else np.asarray(indices, dtype=np.int64),
+        "index": columns.number if indices is None else np.asarray(indices, dtype=np.int64),
         **layout,
     }
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    tensors: dict[str, torch.Tensor | None] = {
+        name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()
+    }
     if columns.slots == 2:
         tensors["margin"] = None if columns.margin is None else torch.from_numpy(columns.margin.copy())
     if reference_log_probs is not None:

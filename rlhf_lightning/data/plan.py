@@ -177,9 +177,11 @@ def _plan_groups(
     count = len(lengths)
     order = rng.permutation(count) if batching.shuffle else np.arange(count)
     full = count // size
-    steps, rest = order[: full * size].reshape(full, size), order[full * size :]
+    steps: NDArray[np.int64] = order[: full * size].reshape(full, size)
+    rest: NDArray[np.int64] = order[full * size :]
     if batching.bucket > 1:
         steps = _bucketed(steps, lengths, batching, rng)
+    pieces: list[tuple[IntArray, IntArray]] = []
     ragged: list[IntArray] = []
     if full and 0 < len(rest) < parts:
         extended = min(len(rest), full)
@@ -187,7 +189,8 @@ def _plan_groups(
         steps = steps[: full - extended]
     elif len(rest):
         ragged = [rest]
-    pieces = [_split(steps, lengths, parts)] if len(steps) else []
+    if len(steps):
+        pieces.append(_split(steps, lengths, parts))
     pieces += [_split(step[None, :], lengths, parts) for step in ragged]
     return np.concatenate([piece[0] for piece in pieces]), np.concatenate([piece[1] for piece in pieces])
 
