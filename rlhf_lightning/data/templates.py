@@ -1,0 +1,225 @@
+"""Chat templates, and which characters of a rendered conversation are scored.
+
+Masks come from rendering growing prefixes of the conversation, never from generation markers, which most published
+templates lack: what ``render(turns[:k + 1])`` adds to ``render(turns[:k])`` *with* a generation prompt is what the
+model has to write at turn k. Everything here is text; :mod:`rlhf_lightning.data.encode` turns it into ids.
+
+How a scored turn ends. A template closes an assistant turn with a text such as ``<|im_end|>`` + line break. Up to and
+including its first special token the closing text is scored, because the model must write it to stop; the rest (the
+line break) is left away from the last turn and unscored inside a conversation: at inference generation has stopped
+before it. Where a template closes a turn without a special token, the tokenizer's EOS is appended to the last turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_lightning.data.checks import DataError, Kind, RowError
+from rlhf_lightning.data.fields import Turns
+from rlhf_lightning.data.formats import Record
+from rlhf_lightning.data.spec import DataSpec
+
+#: A dialogue as plain text, for models without a chat template (the layout of hh-rlhf).
+PLAIN = (
+    "{% for m in messages %}"
+    "{% if m['role'] == 'user' %}{{ '\\n\\nHuman: ' + m['content'] }}"
+    "{% elif m['role'] == 'assistant' %}{{ '\\n\\nAssistant: ' + m['content'] }}"
+    "{% else %}{{ ('' if loop.first else '\\n\\n') + m['content'] }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '\\n\\nAssistant:' }}{% endif %}"
+)
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+NAMED = {"plain": PLAIN, "chatml": CHATML}
+
+_QUESTION, _ANSWER = "qqprobequestionqq", "qqprobeanswerqq"
+
+Segment = tuple[str, bool]  #: text, and whether it is scored
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A record as text."""
+
+    prompt: str
+    responses: list[list[Segment]]
+    closed: list[bool]  #: of each response: it ends with the template's end-of-turn token already
+    templated: bool  #: rendered by a chat template, not plain text
+    unscored_turns: int = 0  #: assistant turns the template shows differently once others follow
+
+
+class ChatTemplate:
+    """A tokenizer's own chat template or another one, and what is known of its layout."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: DataSpec, name: str, source: str | None) -> None:
+        """Render a probe conversation and learn the layout from it.
+
+        Args:
+            tokenizer: renders, and says which strings are special tokens.
+            spec: ``template_arguments`` go to the template.
+            name: what reports call the template.
+            source: jinja source; None: the tokenizer's own.
+
+        Raises:
+            DataError: the template cannot render one exchange, or its generation prompt is not how its answers begin.
+        """
+        self.tokenizer, self.name, self.source = tokenizer, name, source
+        self.arguments = dict(spec.template_arguments)
+        # Only a template that speaks no special tokens leaves the BOS to the tokenizer's habit.
+        self.brings_bos = name != "plain"
+        self._header = ""
+        try:
+            self._probe()
+        except RowError as error:
+            raise DataError(f"the template {name!r} cannot render a question and an answer: {error.message}") from error
+
+    def _probe(self) -> None:
+        question = [{"role": "user", "content": _QUESTION}]
+        exchange = [*question, {"role": "assistant", "content": _ANSWER}]
+        bare, asked, full = self.render(question), self.render(question, generation=True), self.render(exchange)
+        before, found, after = full.rpartition(_ANSWER)
+        if not found:
+            raise RowError(Kind.TEMPLATE, "the answer does not appear in what it renders")
+        if not before.startswith(asked):
+            raise RowError(
+                Kind.TEMPLATE,
+                f"its generation prompt ends with {asked[-40:]!r}, but answers begin with {before[-40:]!r}; "
+                "pass data.spec.template_arguments, or another data.spec.template",
+            )
+        if bare == asked:  # no generation prompt: what precedes an answer is given to the model all the same
+            self._header = before[len(asked) :] if before[len(asked) :].strip() else ""
+        special = special_pattern(self.tokenizer).search(after)
+        cut = special.end() if special else len(after.rstrip())
+        self.ending, self.tail = after[:cut], after[cut:]
+        self.end_token = special.group() if special else None
+        followed = self.render([*exchange, *question], generation=True)
+        bos = self.tokenizer.bos_token
+        #: The BOS token opens every turn (SmolLM2) or every exchange (Llama-2): then more than one is right.
+        self.bos_marks_turns = bool(bos) and followed.count(cast("str", bos)) > 1
+
+    def render(self, turns: Turns, *, generation: bool = False) -> str:
+        """The template's text for some turns.
+
+        Raises:
+            RowError: the template refuses them.
+        """
+        try:
+            return cast(
+                "str",
+                self.tokenizer.apply_chat_template(
+                    turns,
+                    chat_template=self.source,
+                    tokenize=False,
+                    add_generation_prompt=generation,
+                    **self.arguments,
+                ),
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise RowError(Kind.TEMPLATE, f"{type(error).__name__}: {error}") from error
+
+    def prompt(self, turns: Turns) -> str:
+        """What the model is given before it answers: the turns and the generation prompt."""
+        return self.render(turns, generation=True) + self._header
+
+    def record(self, record: Record) -> Rendered:
+        """Render a conversation and find its scored parts.
+
+        Raises:
+            RowError: the template refuses the turns, or shows the prompt differently once an answer follows.
+        """
+        context = cast("Turns", record.prompt)
+        prompt = self.prompt(context)
+        segments, closed, unscored = [], [], 0
+        for response in cast("Sequence[Turns]", record.responses):
+            spans, lost = self._response(prompt, context, response)
+            segments.append(spans)
+            closed.append(self.end_token is not None and spans[-1][0].endswith(self.ending))
+            unscored += lost
+        return Rendered(prompt, segments, closed, self.brings_bos, unscored)
+
+    def _response(self, prompt: str, context: Turns, turns: Turns) -> tuple[list[Segment], int]:
+        """Segments of the text that follows ``prompt``, and how many assistant turns could not be scored."""
+        text, spans, unscored = prompt, [], 0
+        for k, turn in enumerate(turns):
+            if turn["role"] != "assistant":
+                continue
+            if k:
+                shown = self.prompt([*context, *turns[:k]])
+                if not shown.startswith(prompt):
+                    raise RowError(Kind.TEMPLATE, "the template shows the prompt differently when later turns follow")
+                if shown.startswith(text):
+                    spans.append((shown[len(text) :], False))
+                else:  # the template rewrites history: earlier answers stay in view, but not as the model writes them
+                    unscored += sum(scored for _, scored in spans)
+                    spans = [(shown[len(prompt) :], False)]
+                text = shown
+            full = self.render([*context, *turns[: k + 1]])
+            if not full.startswith(text):
+                raise RowError(Kind.TEMPLATE, "the template shows the prompt differently when an answer follows")
+            body = full[len(text) :].removesuffix(self.tail)
+            spans.append((body, True))
+            text += body
+        return spans, unscored
+
+    def digest(self) -> str:
+        """Digest of everything that decides the rendered text."""
+        source = self.source if self.source is not None else str(self.tokenizer.chat_template)
+        return hashlib.sha256(repr((self.name, source, sorted(self.arguments.items()))).encode()).hexdigest()
+
+
+def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Matches any added token of a tokenizer."""
+    added = {str(token.content) for token in tokenizer.added_tokens_decoder.values()}
+    names = sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+
+def resolve(tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> ChatTemplate | None:
+    """The template that ``data.spec.template`` names; None for ``none``.
+
+    Raises:
+        DataError: the tokenizer has no template of its own, the file is missing, or the template does not work.
+    """
+    choice = spec.template
+    if choice == "none":
+        return None
+    has_own = bool(tokenizer.chat_template)
+    if choice == "tokenizer" or (choice == "auto" and has_own):
+        if not has_own:
+            raise DataError(
+                "data.spec.template=tokenizer, but the tokenizer has no chat template; "
+                "use data.spec.template=plain, chatml or the path of a jinja file"
+            )
+        return ChatTemplate(tokenizer, spec, "tokenizer", None)
+    if choice == "auto":
+        return ChatTemplate(tokenizer, spec, "plain", PLAIN)
+    if choice in NAMED:
+        return ChatTemplate(tokenizer, spec, choice, NAMED[choice])
+    file = Path(choice).expanduser()
+    if not file.is_file():
+        known = ", ".join(("auto", "tokenizer", *NAMED, "none"))
+        raise DataError(f"data.spec.template={choice!r} is neither one of {known} nor a file")
+    return ChatTemplate(tokenizer, spec, choice, file.read_text(encoding="utf-8"))
+
+
+def render(record: Record, template: ChatTemplate | None) -> Rendered:
+    """A record as text: conversations through the template, text as it stands.
+
+    Raises:
+        RowError: a conversation without a template, or one that the template refuses.
+    """
+    if record.conversation:
+        if template is None:
+            raise RowError(Kind.TEMPLATE, "the row is a conversation, and data.spec.template=none renders text only")
+        return template.record(record)
+    responses = [[(cast("str", response), True)] for response in record.responses]
+    return Rendered(cast("str", record.prompt), responses, [False] * len(responses), templated=False)
