@@ -8,7 +8,7 @@ Every check runs before weights load. A row that cannot be used is never dropped
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -19,6 +19,7 @@ from rlhf_lightning.data.spec import DataSpec
 MAX_LISTED = 10_000
 #: Problems shown in an error message.
 _SHOWN = 10
+_SLOTS = ("chosen", "rejected")
 
 
 class Kind(StrEnum):
@@ -53,7 +54,7 @@ ADVICE: Mapping[Kind, str] = {
     Kind.EMPTY_RESPONSE: "fill the response",
     Kind.IDENTICAL: "a pair without a difference teaches nothing: leave it out",
     Kind.UNSCORED: "raise the length limits, or set data.spec.mask",
-    Kind.TWO_BOS: "remove the BOS text from the row, or set data.spec.bos=false",
+    Kind.TWO_BOS: "remove the BOS text from the row or from the template",
     Kind.NO_EOS: "use a template that ends a turn with an end-of-turn token",
     Kind.TWO_EOS: "remove the end-of-sequence text from the row",
     Kind.TOO_LONG: "raise data.spec.max_length, or cut with data.spec.too_long=keep_end",
@@ -73,6 +74,67 @@ class RowError(Exception):
         super().__init__(message)
         self.kind = kind
         self.message = message
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """The token ids that the checks know."""
+
+    bos: int | None
+    ends: frozenset[int]  #: EOS and the template's end-of-turn token
+    #: The BOS token opens every turn of a conversation, so more than one of it is right.
+    bos_marks_turns: bool = False
+
+
+def check_ids(
+    prompt: Sequence[int],
+    responses: Sequence[Sequence[int]],
+    scored: Sequence[Sequence[bool]],
+    special: SpecialIds,
+    *,
+    cut: bool = False,
+) -> None:
+    """Check one tokenised group.
+
+    Args:
+        prompt: prompt ids.
+        responses: ids of each response.
+        scored: which of them are scored.
+        special: ids of BOS and of the tokens that end a response.
+        cut: the group was truncated, so a response may lack its EOS.
+
+    Raises:
+        RowError: nothing predicts or scores a response, the responses are equal, a BOS stands where it must not, a
+            response does not end with EOS or holds one inside a scored turn.
+    """
+    if not prompt:
+        raise RowError(Kind.EMPTY_PROMPT, "the prompt has no token, so nothing predicts the first response token")
+    _check_bos(prompt, responses, special)
+    for number, (response, mask) in enumerate(zip(responses, scored, strict=True)):
+        which = _SLOTS[number] if len(responses) == 2 else "response"
+        if not any(mask):
+            raise RowError(Kind.UNSCORED, f"{which}: none of its {len(response)} tokens is scored")
+        if not cut and not (response[-1] in special.ends and mask[-1]):
+            raise RowError(Kind.NO_EOS, f"{which}: its last token is {response[-1]}, not one of {sorted(special.ends)}")
+        inner = [a for a, b, c in zip(response, mask, mask[1:], strict=False) if b and c]
+        if special.ends.intersection(inner):
+            raise RowError(Kind.TWO_EOS, f"{which}: an end-of-sequence token stands before its end")
+    if len(responses) == 2 and list(responses[0]) == list(responses[1]):
+        raise RowError(Kind.IDENTICAL, f"both have the same {len(responses[0])} tokens")
+
+
+def _check_bos(prompt: Sequence[int], responses: Sequence[Sequence[int]], special: SpecialIds) -> None:
+    bos = special.bos
+    if bos is None:
+        return
+    if list(prompt[:2]) == [bos, bos]:
+        raise RowError(Kind.TWO_BOS, "the prompt starts with two BOS tokens")
+    if bos in special.ends:  # one token is both (GPT-2): at an end it is right, and an inner one is found there
+        return
+    if any(response[0] == bos for response in responses if response):
+        raise RowError(Kind.TWO_BOS, "a response starts with a BOS token")
+    if not special.bos_marks_turns and (bos in prompt[1:] or any(bos in response for response in responses)):
+        raise RowError(Kind.TWO_BOS, "a BOS token stands inside the row; only the first token may be one")
 
 
 @dataclass(frozen=True)

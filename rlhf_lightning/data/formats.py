@@ -228,13 +228,16 @@ def unrecognised(columns: Sequence[str]) -> DataError:
     )
 
 
-def convert(values: Mapping[str, Any], spec: DataSpec, *, conversation: bool = False) -> Record | None:
+def convert(
+    values: Mapping[str, Any], spec: DataSpec, *, conversation: bool = False, expected: str | None = None
+) -> Record | None:
     """Convert one row.
 
     Args:
         values: its fields as read.
         spec: format, column map, system message and label filter.
         conversation: turn text into a conversation too, because the template that was chosen needs one.
+        expected: with ``format=auto``, the format of the rows before: what a row that fits none is measured by.
 
     Returns:
         The record with all its responses; None when the row's label is not the one asked for.
@@ -245,7 +248,7 @@ def convert(values: Mapping[str, Any], spec: DataSpec, *, conversation: bool = F
     fields = Fields(values, spec.columns)
     if spec.label is not None and fields.flag("label") is not spec.label:
         return None
-    name = detect(fields) if spec.format == "auto" else spec.format
+    name = (detect(fields) or expected) if spec.format == "auto" else spec.format
     if name is None:
         present = ", ".join(map(str, values)) or "none"
         raise RowError(Kind.MISSING, f"no format fits its columns: {present}")
