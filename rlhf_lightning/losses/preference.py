@@ -205,7 +205,7 @@ def discopop(policy: Pair, reference: Pair, *, beta: Positive = 0.05, tau: Posit
 
     .. math:: (1-m)\,(-\log\sigma(z)) + m\,e^{-z}, \quad m = \sigma(z/\tau),\ z = \beta h
 
-    It is not convex, and it is near its steepest at z = 0.
+    It is not convex: with tau = 0.05 the loss *rises* with z at z = 0 (slope 0.78), where training starts.
 
     Source: "Discovering Preference Optimization Algorithms with and for Large Language Models", arXiv:2406.08414, eq.
     5.
@@ -273,9 +273,9 @@ def f_dpo(
 
     .. math:: -\log\sigma\big(\beta[f'(u_w) - f'(u_l)]\big), \quad u = e^\rho
 
-    ``reverse_kl``: :math:`f' = \rho` (DPO); ``forward_kl``: :math:`-e^{-\rho}`; ``js``: :math:`\log\sigma(\rho)`;
-    ``alpha``: :math:`(1 - e^{-\alpha\rho})/\alpha`, which is ``reverse_kl`` at 0 and ``forward_kl`` at 1. Additive
-    constants are left out, as they cancel.
+    ``reverse_kl``: :math:`f' = \rho` (DPO); ``forward_kl``: :math:`1 - e^{-\rho}`; ``js``:
+    :math:`\log 2 + \log\sigma(\rho)`; ``alpha``: :math:`(1 - e^{-\alpha\rho})/\alpha`, which is ``reverse_kl`` at 0 and
+    ``forward_kl`` at 1. The constants cancel in the loss; they make every reward 0 where policy and reference agree.
 
     Source: "Beyond Reverse KL: Generalizing Direct Preference Optimization with Diverse Divergence Constraints",
     arXiv:2309.16240.
@@ -305,7 +305,7 @@ def f_dpo(
 
 
 def _f_score(log_ratio: Float[Tensor, " pairs"], divergence: Divergence, order: float) -> Float[Tensor, " pairs"]:
-    """f'(u) up to a constant, for u = exp(log_ratio); forward KL is the alpha divergence of order 1."""
+    """f'(u) - f'(1) for u = exp(log_ratio); forward KL is the alpha divergence of order 1."""
     if divergence == "js":
-        return F.logsigmoid(log_ratio)
+        return F.logsigmoid(log_ratio) + math.log(2)
     return power_score(log_ratio, {"reverse_kl": 0.0, "forward_kl": 1.0, "alpha": order}[divergence])

@@ -136,8 +136,8 @@ def alpha_dpo(
 
     :math:`\mu` and :math:`\sigma` are running statistics of :math:`\bar h`, and z is a constant for the gradient.
 
-    Source: "alpha-DPO: Adaptive Reward Margin is What Direct Preference Optimization Needs", and its code
-    (junkangwu/alpha-DPO).
+    Source: "alpha-DPO: Adaptive Reward Margin is What Direct Preference Optimization Needs", arXiv:2410.10148, and its
+    code (junkangwu/alpha-DPO).
     Defaults: the authors' Llama-3-8B-Instruct setting (beta 2.5, gamma 0.6, alpha 0.2). Mistral-7B: 2.5, 0.15, 0.05;
     Gemma-2-9B: 10, 0.4, 0.05. Their statistics are a moving average with decay 0.9.
     Differences: their moving averages start at 0 without bias correction, and at the very first step, where policy and
