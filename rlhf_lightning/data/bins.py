@@ -107,13 +107,25 @@ def best_fit(order: IntArray, lengths: IntArray, capacity: int) -> tuple[IntArra
     return np.array(bin_of, dtype=np.int64), count
 
 
-def next_fit(order: IntArray, lengths: IntArray, capacity: int) -> list[IntArray]:
-    """Cut ``order`` (longest first) into consecutive rectangles: groups times the first, longest length."""
+def next_fit(order: IntArray, lengths: IntArray, capacity: int, *, padded: bool = True) -> list[IntArray]:
+    """Cut ``order`` into consecutive bins; a group longer than ``capacity`` is a bin of its own.
+
+    Args:
+        order: groups, longest first.
+        lengths: tokens of every group.
+        capacity: tokens of a bin.
+        padded: a bin takes its number of groups times the first, longest length; else the sum of its lengths.
+    """
     found = []
     start = 0
-    ordered = lengths[order].tolist()
+    ordered = lengths[order]
+    ends = np.cumsum(ordered)
     while start < len(ordered):
-        end = min(start + capacity // ordered[start], len(ordered))
+        if padded:
+            end = start + capacity // int(ordered[start])
+        else:
+            end = int(np.searchsorted(ends, ends[start] - ordered[start] + capacity, side="right"))
+        end = min(max(end, start + 1), len(ordered))
         found.append(order[start:end])
         start = end
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,14 +67,12 @@ def pack(
         "index": columns.number if indices is None else np.asarray(indices, dtype=np.int64),
         **layout,
     }
-    tensors: dict[str, torch.Tensor | None] = {
-        name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()
-    }
-    if columns.slots == 2:
-        tensors["margin"] = None if columns.margin is None else torch.from_numpy(columns.margin.copy())
+    fields: dict[str, Any] = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    if columns.slots == 2 and columns.margin is not None:
+        fields["margin"] = torch.from_numpy(columns.margin.copy())
     if reference_log_probs is not None:
-        tensors["reference_log_probs"] = torch.from_numpy(np.asarray(reference_log_probs, dtype=np.float32))
-    return BATCHES[columns.slots](totals=totals or local_totals(columns), rows=columns.rows(), **tensors)
+        fields["reference_log_probs"] = torch.from_numpy(np.asarray(reference_log_probs, dtype=np.float32))
+    return BATCHES[columns.slots](totals=totals or local_totals(columns), rows=columns.rows(), **fields)
 
 
 def _position_origin(cuts: NDArray[np.int64]) -> NDArray[np.int64]:

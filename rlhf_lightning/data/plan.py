@@ -200,8 +200,8 @@ def _bucketed(steps: IntArray, lengths: IntArray, batching: Batching, rng: np.ra
     size = steps.shape[1]
     windows = []
     for start in range(0, len(steps), batching.bucket):
-        window = steps[start : start + batching.bucket].ravel()
-        window = window[np.argsort(lengths[window], kind="stable")].reshape(-1, size)
+        groups = steps[start : start + batching.bucket].ravel()
+        window = groups[np.argsort(lengths[groups], kind="stable")].reshape(-1, size)
         windows.append(rng.permutation(window) if batching.shuffle else window)
     return np.concatenate(windows) if windows else steps
 
