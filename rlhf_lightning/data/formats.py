@@ -223,7 +223,7 @@ def unrecognised(columns: Sequence[str]) -> DataError:
     listed = "\n".join(f"  {name}: {form.needs}" for name, form in FORMATS.items())
     return DataError(
         f"no format fits the columns {', '.join(columns) or '(none)'}. The formats need:\n{listed}\n"
-        "Map columns with data.spec.columns, e.g. '+data.spec.columns={prompt: question, response: answer}', "
+        "Map columns, e.g. data.spec.columns.prompt=question data.spec.columns.response=answer, "
         "or choose data.spec.format"
     )
 

@@ -60,8 +60,8 @@ class DataSpec:
 
     Attributes:
         format: how a row is laid out; ``auto`` recognises it and says what it found.
-        columns: our column name -> the data's, e.g. ``{prompt: question, response: answer}``. A dot reaches into a
-            nested object (``chosen: best.text``).
+        columns: our column name -> the data's where it differs (null: the same), e.g. ``{prompt: question}``. A dot
+            reaches into a nested object (``chosen: best.text``).
         system: system message put before every conversation that has none; plain text is left alone.
         label: of rows that carry a ``label`` (unpaired answers), keep only those whose label is this; None keeps all.
         template: ``auto`` (the tokenizer's own chat template for conversations, ``plain`` where it has none; text stays
@@ -84,7 +84,7 @@ class DataSpec:
     """
 
     format: str = "auto"
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str | None] = field(default_factory=dict)
     system: str | None = None
     label: bool | None = None
     template: str = "auto"
@@ -102,7 +102,8 @@ class DataSpec:
 
     def __post_init__(self) -> None:
         # Hydra hands over DictConfig; plain dicts hash, pickle and serialise the same everywhere.
-        object.__setattr__(self, "columns", {str(ours): str(theirs) for ours, theirs in dict(self.columns).items()})
+        columns = {str(ours): str(theirs) for ours, theirs in self.columns.items() if theirs is not None}
+        object.__setattr__(self, "columns", columns)
         object.__setattr__(self, "template_arguments", dict(self.template_arguments))
         for name, allowed in _CHOICES.items():
             _one_of(f"data.spec.{name}", getattr(self, name), allowed)
