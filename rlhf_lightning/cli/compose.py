@@ -8,7 +8,6 @@ The command line, the tests and notebooks all use it::
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from rlhf_lightning._hydra.searchpath import RlhfLightningSearchPath
@@ -59,8 +58,12 @@ def compose_with_overrides(
     *,
     config_dirs: Iterable[str | Path] = (),
     check: bool = True,
+    with_hydra: bool = False,
 ) -> tuple[DictConfig, list[str]]:
-    """As :func:`compose`; also returns the overrides in the form that Hydra itself accepts (``++`` where needed)."""
+    """As :func:`compose`; also returns the overrides in the form that Hydra itself accepts (``++`` where needed).
+
+    With ``with_hydra`` the configuration keeps Hydra's own node.
+    """
     register()
     if command not in COMMANDS:
         raise ConfigError(f"no command {command!r}.{suggestion(command, COMMANDS)}")
@@ -71,17 +74,22 @@ def compose_with_overrides(
         # Each turn adds one override for a key that no yaml mentions; the schema judges it below.
         for _ in range(len(accepted) + 1):
             try:
-                cfg = hydra_compose(config_name=command, overrides=[*accepted, *search])
+                cfg = hydra_compose(config_name=command, overrides=[*accepted, *search], return_hydra_config=True)
                 break
             except (HydraException, OmegaConfBaseException) as error:
                 position = _absent_key(error, accepted)
                 if position is None:
-                    raise _for_people(error) from error
+                    raise to_config_error(error) from error
                 accepted[position] = "++" + accepted[position]
+    own = _pop(cfg, "hydra")
     if check:
-        from rlhf_lightning.cli.schema import check_config  # imports torch: not needed for help and completion
+        from rlhf_lightning.cli.schema import check_config, check_hydra  # imports torch: not for completion
 
+        check_hydra(own)
         check_config(cfg, command)
+    if with_hydra:
+        with open_dict(cfg):
+            cfg.hydra = own
     return cfg, accepted
 
 
@@ -117,7 +125,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise _for_people(error) from error
+        raise to_config_error(error) from error
 
 
 def _values(override: Override) -> Iterator[str]:
@@ -132,6 +140,11 @@ def _values(override: Override) -> Iterator[str]:
 def _first(*values: Any) -> Any:
     """Resolver ``rlhf.first``: the first value that is not null."""
     return next((value for value in values if value is not None), None)
+
+
+def _pop(cfg: DictConfig, key: str) -> Any:
+    with open_dict(cfg):
+        return cfg.pop(key, None)
 
 
 def _absent_key(error: Exception, overrides: Sequence[str]) -> int | None:
@@ -151,8 +164,8 @@ def _chain(error: BaseException) -> str:
     return f"{error} {error.__cause__}" if error.__cause__ is not None else str(error)
 
 
-def _for_people(error: Exception) -> ConfigError:
-    """Hydra's error in our words where it can be said better."""
+def to_config_error(error: Exception) -> ConfigError:
+    """Hydra's error in our words, where we have better ones."""
     if isinstance(error, MissingConfigException):
         return ConfigError(_missing_file(error))
     text = describe(error)
@@ -160,9 +173,7 @@ def _for_people(error: Exception) -> ConfigError:
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         text = f"{text}: {describe(cause)}"
     if "mismatched input" in text or "extraneous input" in text or "token recognition" in text:
-        text += (
-            f"\n  Values with spaces, commas or = need quotes inside the shell's: {os.linesep}  rlhf ... 'key=\"a, b\"'"
-        )
+        text += "\n  A value with spaces, commas or = needs quotes inside the shell's: rlhf ... 'key=\"a, b\"'"
     return ConfigError(text)
 
 

@@ -26,7 +26,7 @@ def closest(name: str, options: Iterable[str]) -> str | None:
 
 
 def suggestion(name: str, options: Iterable[str], prefix: str = "") -> str:
-    """The end of a message about an unknown name: ``Did you mean x?``, and on a line of its own ``options: x, y, z``."""
+    """The end of a message about an unknown name: ``Did you mean x?``, and on the next line ``options: x, y, z``."""
     known = sorted(options)
     close = closest(name, known)
     hint = f" Did you mean {prefix}{close}?" if close else ""
@@ -51,7 +51,7 @@ def is_user_error(error: BaseException) -> bool:
         return True
     if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):
         return True
-    if not isinstance(error, (ValueError, TypeError, FileNotFoundError, ImportError)):
+    if not isinstance(error, (ValueError, TypeError, OSError, ImportError)):
         return False
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and os.path.abspath(frames[-1].filename).startswith(_PACKAGE)

@@ -11,7 +11,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -31,6 +31,9 @@ ALLOWED_TARGETS = (
 )
 #: Of those, what starts processes and writes files by design.
 _NEVER = ("rlhf_lightning.cli",)
+#: What Hydra's own part of a configuration may name.
+_HYDRA_TARGETS = ("hydra._internal.core_plugins", "hydra.experimental.callbacks", "hydra_plugins", "optuna.samplers")
+_HYDRA_OURS = ("rlhf_lightning.cli.sweep.SweepSummary",)
 _HYDRA_KEYS = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
 #: Trainer arguments that ``train()`` itself gives.
 _TRAINER_OURS = frozenset({"self", "callbacks", "logger", "plugins", "default_root_dir"})
@@ -62,6 +65,10 @@ class Train:
     scheduler: dict[str, Any] | None = None
     callbacks: dict[str, Any] | None = None
     logger: dict[str, Any] | None = None
+    backend: Literal["auto", "packed", "padded"] = "auto"
+    dropout: bool = False
+    gradient_checkpointing: bool = False
+    compile: bool = False
     ckpt_path: str | None = "auto"
     optimized_metric: str | None = None
     allow_targets: list[str] = field(default_factory=list)
@@ -132,15 +139,18 @@ def check_config(cfg: DictConfig, command: str) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def check_targets(node: Any, allowed: Sequence[str]) -> None:
-    """Check only what the ``_target_`` of a tree name, as for Hydra's own part of the configuration.
+def check_hydra(node: DictConfig | None) -> None:
+    """Check what Hydra's own part of the configuration instantiates: launchers, sweepers, callbacks.
 
     Raises:
-        ConfigError: a target outside ``allowed``.
+        ConfigError: a target that belongs neither to Hydra and its plugins nor to us.
     """
-    for key, inner in _targets(node):
-        if not _within(str(inner["_target_"]), allowed):
-            raise ConfigError(_refused(key, str(inner["_target_"]), str(inner["_target_"])))
+    for section in ("callbacks", "launcher", "sweeper"):
+        part = OmegaConf.select(node, section) if node is not None else None
+        for key, inner in _targets(OmegaConf.to_container(part) if OmegaConf.is_config(part) else part):
+            path = str(inner["_target_"])
+            if path not in _HYDRA_OURS and not _within(path, _HYDRA_TARGETS):
+                raise ConfigError(f"hydra.{section}.{key}._target_: {path} does not belong to Hydra or its plugins")
 
 
 def locate(path: str) -> Any:

@@ -1,0 +1,147 @@
+"""From a checked configuration to the objects of a run. Nothing here loads weights."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import instantiate
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from rlhf_lightning.checkpointing import AtomicCheckpointIO
+from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.losses.options import needs
+from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
+
+if TYPE_CHECKING:
+    from rlhf_lightning.data.module import AlignmentDataModule
+    from rlhf_lightning.methods import AlignmentModule
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """Everything that ``rlhf train`` and ``rlhf evaluate`` work with."""
+
+    module: AlignmentModule
+    data: AlignmentDataModule
+    trainer: Trainer
+    models: ModelBuilder
+    folder: Path
+
+
+def make(node: Any) -> Any:
+    """The object that a node describes; None for null and for the empty node of a ``none.yaml``."""
+    return instantiate(node, _convert_="all") if node else None
+
+
+def make_all(nodes: DictConfig | None) -> list[Any]:
+    """The objects of a mapping by name; a name set to null drops one: ``callbacks.samples=null``."""
+    return [made for node in (nodes or {}).values() if (made := make(node)) is not None]
+
+
+def make_run(cfg: DictConfig) -> Run:
+    """Every object of a run.
+
+    Raises:
+        ConfigError, ValueError: options that do not go together.
+    """
+    method = make(cfg.method)
+    models = make_models(cfg, reference_kind(cfg, method))
+    module = method(models=models, optimizer=make(cfg.optimizer), scheduler=make(cfg.scheduler))
+    data = make_data(cfg, models, module.kind)
+    return Run(module, data, make_trainer(cfg), models, Path(cfg.paths.output_dir))
+
+
+def make_models(cfg: DictConfig, reference: ReferenceKind) -> ModelBuilder:
+    """The builder of policy and reference."""
+    return ModelBuilder(
+        make(cfg.model),
+        make(cfg.adapter),
+        reference,
+        backend=cfg.backend,
+        dropout=cfg.dropout,
+        gradient_checkpointing=cfg.gradient_checkpointing,
+        compile=cfg.compile,
+    )
+
+
+def make_data(cfg: DictConfig, models: ModelBuilder, kind: str) -> AlignmentDataModule:
+    """The data module, with the tokenizer of the model."""
+    return make(cfg.data)(tokenizer=models.tokenizer(), kind=kind, seed=cfg.seed)
+
+
+def reference_kind(cfg: DictConfig, method: functools.partial[Any]) -> ReferenceKind:
+    """The reference that is loaded: the chosen one, or none where it would only cost memory.
+
+    A loss without a reference gets none, unless it costs nothing (``adapter_off``).
+    """
+    chosen = ReferenceKind(cfg.reference.kind)
+    if "reference" in needs(method.keywords["loss"]) or chosen in (ReferenceKind.NONE, ReferenceKind.ADAPTER_OFF):
+        return chosen
+    return ReferenceKind.NONE
+
+
+def make_trainer(cfg: DictConfig) -> Trainer:
+    """The Lightning Trainer of a run: the plain options of ``trainer`` and ``strategy``, and the dicts by name."""
+    loggers = make_all(cfg.logger)
+    return Trainer(
+        **_plain(cfg.trainer),
+        **_plain(cfg.strategy),
+        callbacks=make_all(cfg.callbacks),
+        logger=loggers or False,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=cfg.paths.output_dir,
+    )
+
+
+def checkpoint_to_resume(trainer: Trainer, wanted: str | None, folder: Path) -> str | None:
+    """The checkpoint that ``ckpt_path`` means.
+
+    Args:
+        trainer: whose checkpoint callbacks say where a run keeps them.
+        wanted: ``auto``, ``last``, None or a path.
+        folder: of the run.
+
+    Raises:
+        ConfigError: there is none where the user asked for one.
+    """
+    if wanted is None:
+        return None
+    if wanted not in ("auto", "last"):
+        if not Path(wanted).expanduser().exists():
+            raise ConfigError(f"ckpt_path={wanted}: there is no such checkpoint")
+        return str(Path(wanted).expanduser())
+    found = last_checkpoint([Path(c.dirpath) for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)])
+    if found is None and wanted == "last":
+        raise ConfigError(f"ckpt_path=last: {folder} holds no last.ckpt. Set paths.output_dir to the run to go on with")
+    return None if found is None else str(found)
+
+
+def last_checkpoint(folders: list[Path]) -> Path | None:
+    """``last.ckpt`` in the first folder that has one, or what a kill while replacing it left."""
+    from rlhf_lightning.checkpointing import recovered
+
+    paths = (recovered(folder / "last.ckpt") for folder in folders)
+    return next((path for path in paths if path.exists()), None)
+
+
+def _plain(node: DictConfig | None) -> dict[str, Any]:
+    """Options as plain containers; nodes with a ``_target_`` become objects."""
+    return {name: _value(value) for name, value in _items(node)}
+
+
+def _items(node: DictConfig | None) -> Iterator[tuple[str, Any]]:
+    return iter(()) if not node else ((str(name), value) for name, value in node.items())
+
+
+def _value(value: Any) -> Any:
+    if OmegaConf.is_dict(value) and "_target_" in value:
+        return make(value)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

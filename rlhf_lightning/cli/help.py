@@ -1,0 +1,104 @@
+"""Help texts, made from the files in conf/ without Hydra: what is there to choose from, and what to type."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+from rlhf_lightning.conf_dir import conf_dir
+
+#: Commands that are configured by the files in conf/.
+CONFIGURED = ("train", "evaluate", "generate", "data")
+
+_EXAMPLES = {
+    "train": (
+        "rlhf train method=dpo model=smollm2 adapter=lora optimizer.lr=5e-5",
+        "rlhf train -m method=dpo,ipo,simpo method.loss.beta=0.1,0.5 model=tiny_random trainer=debug",
+        "rlhf train experiment=smollm2_dpo data=json data.source.path=pairs.jsonl",
+        "rlhf train paths.output_dir=runs/first          # again: goes on where it stopped",
+    ),
+    "evaluate": (
+        "rlhf evaluate run=runs/first",
+        "rlhf evaluate run=runs/first data=json data.source.path=others.jsonl",
+        "rlhf evaluate -m run=runs/first,runs/second method=ipo",
+    ),
+    "generate": (
+        'rlhf generate run=runs/first prompt="Why is the sky blue?"',
+        "rlhf generate run=runs/first                    # chat",
+        "rlhf generate model=pretrained model.name=exports/mine prompts=questions.txt output=answers.jsonl",
+    ),
+    "data": (
+        "rlhf data inspect data=smollm2_pairs",
+        "rlhf data inspect data=json data.source.path=pairs.jsonl model=smollm2 rows=5",
+    ),
+}
+_FLAGS = (
+    ("-m, --multirun", "one job for every combination of a=1,2 b=x,y"),
+    ("--config-dir DIR", "further config files; RLHF_CONF=DIR: files that win over ours"),
+    ("--cfg job", "print the composed configuration and stop"),
+    ("--full-error", "tracebacks (also RLHF_DEBUG=1)"),
+    ("-h, --help", "this text"),
+)
+
+
+def show(text: str) -> None:
+    """Write a text to standard output."""
+    sys.stdout.write(text + "\n")
+
+
+def overview(commands: Mapping[str, tuple[str, str]]) -> str:
+    """What ``rlhf --help`` says."""
+    lines = [
+        "usage: rlhf COMMAND [key=value ...]",
+        "",
+        "Alignment of language models: every method is a loss and a yaml.",
+        "",
+    ]
+    lines += [f"  {name:<11} {text}" for name, (_, text) in commands.items()]
+    lines += ["", "examples:", "  rlhf quickstart", *(f"  {_EXAMPLES[name][0]}" for name in CONFIGURED)]
+    return "\n".join([*lines, "", "rlhf COMMAND --help lists what can be configured."])
+
+
+def command(name: str, summary: str) -> str:
+    """What ``rlhf <command> --help`` says: the groups with their files, the other keys, flags and examples."""
+    groups, keys = _defaults(conf_dir() / f"{name}.yaml")
+    title = "rlhf data inspect" if name == "data" else f"rlhf {name}"
+    lines = [f"usage: {title} [flags] [key=value ...]", "", summary, "", "groups (group=file, then group.key=value):"]
+    for group, default in groups.items():
+        files = options(group)
+        if files:
+            marked = ", ".join(f"{file}*" if file == default else file for file in files)
+            lines.append(_wrapped(f"  {group:<11} ", marked))
+    lines += ["", "keys:"]
+    lines += [_wrapped(f"  {key:<30} ", text) for key, text in keys]
+    lines += ["", "flags:"]
+    shown = [flag for flag in _FLAGS if name in ("train", "evaluate") or flag[0].startswith(("--full", "-h"))]
+    lines += [f"  {flag:<30} {text}" for flag, text in shown]
+    lines += ["", "examples:", *(f"  {example}" for example in _EXAMPLES[name])]
+    return "\n".join(lines)
+
+
+def options(group: str) -> list[str]:
+    """Files of a config group, without their suffix."""
+    return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+
+
+def _defaults(file: Path) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Groups of a root yaml with their default, and its other keys with value and comment."""
+    text = file.read_text()
+    groups = dict(re.findall(r"^  - (?:optional )?(\w+): (\w+)", text, re.MULTILINE))
+    groups = {group: default for group, default in groups.items() if group not in ("local", "hydra", "paths")}
+    keys = re.findall(r"^(\w+): +(\S+|\[.*?\])(?: +# (.*))?$", text, re.MULTILINE)
+    named = [(f"{key}={value}", comment) for key, value, comment in keys]
+    if "- paths" in text:
+        named.append(("paths.output_dir=null", "folder of the run; null: one under runs/, named after the time"))
+    return groups, named
+
+
+def _wrapped(head: str, text: str) -> str:
+    width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)
+    return textwrap.fill(text, width, initial_indent=head, subsequent_indent=" " * len(head)) if text else head.rstrip()

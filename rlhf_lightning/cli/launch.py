@@ -1,0 +1,184 @@
+"""``rlhf train`` and ``rlhf evaluate``: from the command line through Hydra to one job or a sweep of them."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from rlhf_lightning.cli.compose import compose_with_overrides, parse, register, sweep_points, to_config_error
+from rlhf_lightning.cli.console import say, say_error
+from rlhf_lightning.cli.errors import EXIT_USER, ConfigError, describe, suggestion, want_traceback
+from rlhf_lightning.cli.sweep import SweepSummary
+from rlhf_lightning.conf_dir import conf_dir
+
+#: Flags of Hydra with a value of their own.
+_VALUED = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c")
+_VALUED += ("--experimental-rerun",)
+_PLAIN = ("--multirun", "-m", "--run", "-r", "--resolve", "--hydra-help", "--shell-completion", "-sc")
+#: With one of these Hydra prints something and no job runs.
+_PRINTING = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
+
+
+@dataclass
+class Arguments:
+    """A command line, flags apart from overrides: Hydra itself wants all flags on one side."""
+
+    flags: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    config_dirs: list[str] = field(default_factory=list)
+
+    @property
+    def multirun(self) -> bool:
+        """Whether the user asked for a sweep."""
+        return bool({"-m", "--multirun"} & set(self.flags))
+
+    @property
+    def prints(self) -> bool:
+        """Whether Hydra only prints something."""
+        return any(flag.split("=", 1)[0] in _PRINTING for flag in self.flags)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``rlhf train ...`` or ``rlhf evaluate ...``.
+
+    Args:
+        arguments: the command, then flags and overrides in any order.
+    """
+    command, given = arguments[0], split(arguments[1:])
+    register()
+    overrides = given.overrides if given.prints else check(command, given)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting; we print
+    sys.argv = [f"rlhf {command}", *given.flags, *overrides]
+    run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)
+    task: Callable[[DictConfig], Any] = _train if command == "train" else _evaluate
+    try:
+        run(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise to_config_error(error) from error
+    return SweepSummary.exit_code
+
+
+def split(arguments: Sequence[str]) -> Arguments:
+    """Sort a command line into flags and overrides.
+
+    Raises:
+        ConfigError: an unknown flag, or a flag without its value.
+    """
+    result, rest = Arguments(), list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.partition("=")
+        if not argument.startswith("-"):
+            result.overrides.append(argument)
+            continue
+        if name in _VALUED and not equals:
+            if not rest:
+                raise ConfigError(f"{argument} needs a value")
+            value = rest.pop(0)
+        elif name not in (*_VALUED, *_PLAIN, "--info", "-i"):
+            raise ConfigError(f"there is no flag {name}.{suggestion(name, [*_VALUED, *_PLAIN, '--full-error'])}")
+        if name in ("--config-dir", "-cd"):
+            result.config_dirs.append(value)
+        result.flags += [name, value] if name in _VALUED else [argument]
+    return result
+
+
+def check(command: str, given: Arguments) -> list[str]:
+    """Compose and check enough of the jobs to meet every option once, before Hydra starts the first.
+
+    Returns:
+        The overrides, with ``++`` where Hydra wants it.
+
+    Raises:
+        ConfigError: as :func:`rlhf_lightning.cli.compose.compose`.
+    """
+    added: set[str] = set()
+    sweeping = given.multirun
+    for folder in given.config_dirs:
+        if not Path(folder).expanduser().is_dir():
+            raise ConfigError(f"--config-dir {folder}: there is no such folder")
+    several = [override for override in parse(given.overrides) if override.is_sweep_override()]
+    for number, point in enumerate(sweep_points(given.overrides)):
+        cfg, accepted = compose_with_overrides(command, point, config_dirs=given.config_dirs, with_hydra=number == 0)
+        if number == 0:
+            sweeping = sweeping or cfg.hydra.mode == RunMode.MULTIRUN
+        added |= {new for new, old in zip(accepted, point, strict=True) if new != old}
+    if several and not sweeping:
+        text = several[0].input_line
+        raise ConfigError(
+            f"{text} names several values: add -m to run a job for each, or write a list as key=[a,b] and text with "
+            f"commas as 'key=\"a,b\"'"
+        )
+    keys = {override.removeprefix("++").split("=", 1)[0] for override in added}
+    return [f"++{override}" if override.split("=", 1)[0] in keys else override for override in given.overrides]
+
+
+def _train(cfg: DictConfig) -> float | None:
+    return _job("train", cfg)
+
+
+def _evaluate(cfg: DictConfig) -> float | None:
+    return _job("evaluate", cfg)
+
+
+def _job(command: str, cfg: DictConfig) -> float | None:
+    """One job of Hydra's. In a sweep a job that fails is recorded, and the others go on.
+
+    Returns:
+        The optimised metric; NaN for a job of a sweep that failed.
+    """
+    register()
+    context = HydraConfig.get()
+    sweeping = context.mode == RunMode.MULTIRUN
+    cfg.paths.output_dir = str(Path(context.runtime.output_dir).absolute())
+    _refuse_torchrun_without_folder(context)
+    overrides = list(context.overrides.task)
+    if sweeping:
+        say(f"[bold]job {context.job.num}[/]  {' '.join(overrides)}")
+    from rlhf_lightning.cli.worker import run_job
+
+    try:
+        from rlhf_lightning.cli.schema import check_config
+
+        check_config(cfg, command)
+    except ConfigError as error:  # a value that only the sweeper knew
+        return _invalid(error, Path(cfg.paths.output_dir), overrides, sweeping)
+    result = run_job(command, cfg, overrides)
+    if result.status == "stopped":
+        sys.exit(result.exit_code)
+    if not sweeping:
+        SweepSummary.exit_code = result.exit_code
+    return result.value if result.status == "done" else math.nan
+
+
+def _invalid(error: ConfigError, folder: Path, overrides: list[str], sweeping: bool) -> float:
+    from rlhf_lightning.cli.results import Result
+
+    if not sweeping:
+        raise error
+    say_error(describe(error))
+    Result("failed", error=str(error), exit_code=EXIT_USER, overrides=overrides).write(folder)
+    if want_traceback():
+        raise error
+    return math.nan
+
+
+def _refuse_torchrun_without_folder(context: Any) -> None:
+    """Under torchrun every process composes for itself, and the clock would give each a folder of its own."""
+    from rlhf_lightning.cli.worker import launched
+
+    given = any(override.startswith("paths.output_dir=") for override in context.overrides.task)
+    if launched() and not given:
+        raise ConfigError("under torchrun or srun set paths.output_dir: all processes need the same folder")

@@ -1,0 +1,75 @@
+"""The ``rlhf`` command. Imports neither torch nor Hydra, so help and completion answer at once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from rlhf_lightning.cli.errors import EXIT_USER, ConfigError, suggestion
+
+#: command -> (module with main(arguments) -> exit code, one line of help)
+COMMANDS = {
+    "train": ("rlhf_lightning.cli.launch", "train a model with any method; -m sweeps"),
+    "evaluate": ("rlhf_lightning.cli.launch", "score a run, a checkpoint or a model on held-out data"),
+    "generate": ("rlhf_lightning.cli.generate", "answer prompts, or chat, with a model or a run"),
+    "data": ("rlhf_lightning.cli.data", "inspect: show what a data set becomes, and every problem in it"),
+    "methods": ("rlhf_lightning.cli.methods", "list the methods: paper, data and reference they need"),
+    "quickstart": ("rlhf_lightning.cli.quickstart", "align SmolLM2-135M in a few minutes and show what changed"),
+    "completion": ("rlhf_lightning.cli.complete", "print a shell's tab completion: rlhf completion bash"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of ``rlhf``.
+
+    Args:
+        arguments: without the program's name; None: the command line's.
+
+    Returns:
+        0; 1 when something broke; 2 when the user can mend it; 143 after SIGTERM.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if "--full-error" in given:
+        os.environ["RLHF_DEBUG"] = "1"
+        given = [argument for argument in given if argument != "--full-error"]
+    try:
+        return _dispatch(given)
+    except ConfigError as error:
+        from rlhf_lightning.cli.console import say_error
+
+        if os.environ.get("RLHF_DEBUG", "0") not in ("", "0"):
+            raise
+        say_error(str(error))
+        return EXIT_USER
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output, `| head` say, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(given: list[str]) -> int:
+    from rlhf_lightning.cli import help as texts
+
+    if not given or given[0] in ("-h", "--help", "help"):
+        texts.show(texts.overview(COMMANDS))
+        return 0
+    if given[0] in ("-V", "--version", "version"):
+        from rlhf_lightning.cli.versions import versions
+
+        texts.show("  ".join(f"{name} {number}" for name, number in versions().items()))
+        return 0
+    command, rest = given[0], given[1:]
+    if command not in COMMANDS:
+        raise ConfigError(f"rlhf has no command {command!r}.{suggestion(command, COMMANDS)}")
+    if {"-h", "--help"} & set(rest) and command in texts.CONFIGURED:
+        texts.show(texts.command(command, COMMANDS[command][1]))
+        return 0
+    module = importlib.import_module(COMMANDS[command][0])
+    return int(module.main([command, *rest] if command in ("train", "evaluate") else rest) or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""result.json: what a job left behind, in plain containers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+FILE = "result.json"
+
+
+@dataclass
+class Result:
+    """The outcome of one job."""
+
+    status: Literal["done", "failed", "stopped"]
+    optimized_metric: str | None = None
+    value: float | None = None  #: of the optimised metric
+    metrics: dict[str, float] = field(default_factory=dict)  #: the last of everything that was logged
+    steps: int = 0  #: optimiser steps taken
+    seconds: float = 0.0
+    error: str | None = None
+    exit_code: int = 0
+    overrides: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write ``result.json``, whole or not at all; what is not finite becomes null."""
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{FILE}.unfinished"
+        temporary.write_text(json.dumps(_finite(asdict(self)), indent=2) + "\n")
+        os.replace(temporary, folder / FILE)
+
+    @classmethod
+    def read(cls, folder: Path) -> Result | None:
+        """The result in a folder, None when there is none (or none that can be read)."""
+        try:
+            values = json.loads((folder / FILE).read_text())
+            return cls(**{name: values[name] for name in (f.name for f in fields(cls)) if name in values})
+        except (OSError, ValueError, TypeError, AttributeError):
+            return None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,115 @@
+"""``rlhf train``: one job, from a composed configuration to a trained model."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from omegaconf import DictConfig, OmegaConf
+
+from rlhf_lightning.cli.announce import ModelLine, describe_run
+from rlhf_lightning.cli.build import Run, checkpoint_to_resume, make_run
+from rlhf_lightning.cli.errors import ConfigError, suggestion
+from rlhf_lightning.cli.results import Result
+from rlhf_lightning.cli.versions import versions
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Train as a configuration of :func:`rlhf_lightning.compose` says.
+
+    The data is tokenised and checked before any weight is loaded. The folder ``paths.output_dir`` (one is made when it
+    is null) receives the resolved configuration, metrics, checkpoints and ``result.json``.
+
+    Args:
+        cfg: from ``compose("train", overrides)``. Its ``paths.output_dir`` is filled in.
+
+    Returns:
+        The last value of ``optimized_metric``, what a sweeper optimises; None without one.
+
+    Raises:
+        ConfigError, ValueError: options or data that cannot be used; nothing large was loaded by then.
+    """
+    started = time.perf_counter()
+    folder = prepare(cfg)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    run = make_run(cfg)
+    run.trainer.callbacks.append(ModelLine(run))
+    checkpoint = checkpoint_to_resume(run.trainer, cfg.ckpt_path, folder)
+    run.data.setup("fit")
+    describe_run(cfg, run, checkpoint)
+    if run.models.reference == "cached":
+        from rlhf_lightning.cli.reference import fill_reference_cache
+
+        fill_reference_cache(run)
+    run.trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint)
+    return finish(cfg, run, time.perf_counter() - started)
+
+
+def prepare(cfg: DictConfig) -> Path:
+    """Give the run its folder and write the resolved configuration into it."""
+    if cfg.paths.output_dir is None:
+        cfg.paths.output_dir = str(_new_folder(Path(cfg.paths.runs) / "train"))
+    folder = Path(cfg.paths.output_dir).expanduser().absolute()
+    cfg.paths.output_dir = str(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    return folder
+
+
+def finish(cfg: DictConfig, run: Run, seconds: float) -> float | None:
+    """Write ``result.json`` and say where everything is."""
+    metrics = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
+    value = optimized(metrics, cfg.optimized_metric)
+    result = Result(
+        "done", cfg.optimized_metric, value, metrics, run.trainer.global_step, round(seconds, 2), versions=versions()
+    )
+    if run.trainer.is_global_zero:
+        result.write(run.folder)
+        log.info("done in %s, results in %s", duration(seconds), _short(run.folder))
+    return value
+
+
+def optimized(metrics: dict[str, float], name: str | None) -> float | None:
+    """The metric that the run returns.
+
+    Raises:
+        ConfigError: nothing of that name was logged.
+    """
+    if name is None:
+        return None
+    if name not in metrics:
+        raise ConfigError(f"optimized_metric={name} was not logged.{suggestion(name, metrics)}")
+    return metrics[name] if math.isfinite(metrics[name]) else math.nan
+
+
+def duration(seconds: float) -> str:
+    """``12.3 s``, ``3:21 min`` or ``2:05:10 h``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
+
+
+def _new_folder(parent: Path) -> Path:
+    """A folder named after the time that no other run has taken."""
+    stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    for number in range(1000):
+        folder = parent / (f"{stem}_{number}" if number else stem)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise ConfigError(f"{parent} is full of runs of this very second; set paths.output_dir")
+
+
+def _short(path: Path) -> Any:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,178 @@
+"""One job, in this process or in one of its own.
+
+A job with several processes never runs inside Hydra: Lightning starts its other processes by repeating the command
+line, which in a sweep would start the whole sweep again. The job gets a fresh process with the resolved configuration
+in a file; what Lightning repeats is then this module with that file, whichever launcher is at work.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from rlhf_lightning.cli.console import say_error, setup_logging
+from rlhf_lightning.cli.errors import EXIT_FAILED, describe, exit_code, want_traceback
+from rlhf_lightning.cli.results import Result
+from rlhf_lightning.signals import SIGTERM_EXIT, run_with_sigterm_exit
+
+log = logging.getLogger(__name__)
+
+#: What Lightning leaves in the environment for the processes that it starts; a new job must not inherit it.
+DISTRIBUTED = (
+    "LOCAL_RANK",
+    "NODE_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "GLOBAL_RANK",
+    "RANK",
+    "GROUP_RANK",
+)
+
+
+def run_job(command: str, cfg: DictConfig, overrides: list[str]) -> Result:
+    """Run one job; whatever happens becomes a result, and ``result.json`` in its folder.
+
+    Args:
+        command: ``train`` or ``evaluate``.
+        cfg: checked, with ``paths.output_dir`` set.
+        overrides: what this job was asked for, for the record.
+    """
+    folder = Path(cfg.paths.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").unlink(missing_ok=True)
+    result = run_here(command, cfg) if launched() or not several_processes(cfg) else _run_apart(command, cfg, folder)
+    result.overrides = overrides
+    if is_first_process():
+        result.write(folder)
+    return result
+
+
+def run_here(command: str, cfg: DictConfig) -> Result:
+    """Run a job in this process."""
+    folder, started = Path(cfg.paths.output_dir), time.perf_counter()
+    setup_logging(folder, command)
+    try:
+        run_with_sigterm_exit(lambda: _task(command)(cfg))
+    except SystemExit as stop:
+        # Lightning turns Ctrl-C into exit code 1.
+        code = SIGTERM_EXIT if stop.code in (0, SIGTERM_EXIT) else 128 + signal.SIGINT
+        return _ended("stopped", code, started, "stopped by a signal")
+    except KeyboardInterrupt:
+        return _ended("stopped", 128 + signal.SIGINT, started, "interrupted")
+    except Exception as error:  # a job of a sweep must not take the others with it
+        return _failed(error, folder, started)
+    return Result.read(folder) or _ended("done", 0, started, None)
+
+
+def several_processes(cfg: DictConfig) -> bool:
+    """Whether a job runs in more than one process, or asks for a strategy that sets up process groups."""
+    strategy = cfg.get("strategy") or {}
+    devices, nodes = strategy.get("devices", 1), strategy.get("num_nodes", 1)
+    one_device = devices in (1, "1") or (OmegaConf.is_list(devices) and len(devices) == 1)
+    return not (one_device and nodes == 1 and strategy.get("strategy", "auto") == "auto")
+
+
+def launched() -> bool:
+    """Whether torchrun or Slurm has started this process as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+
+
+def is_first_process() -> bool:
+    """Whether this process reports for its job."""
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
+def _task(command: str) -> Callable[[DictConfig], Any]:
+    if command == "evaluate":
+        from rlhf_lightning.cli.evaluate import evaluate
+
+        return evaluate
+    from rlhf_lightning.cli.train import train
+
+    return train
+
+
+def _run_apart(command: str, cfg: DictConfig, folder: Path) -> Result:
+    """Run a job in a fresh process and wait for it; SIGTERM and Ctrl-C are passed on."""
+    started = time.perf_counter()
+    file = folder / "config.yaml"
+    OmegaConf.save(cfg, file, resolve=True)
+    environment = {key: value for key, value in os.environ.items() if key not in DISTRIBUTED}
+    arguments = [sys.executable, "-m", "rlhf_lightning.cli.worker", command, str(file)]
+    process = subprocess.Popen(arguments, env=environment)
+    with _passed_on(process):
+        code = process.wait()
+    code = code if code >= 0 else 128 - code
+    status = "done" if code == 0 else "stopped" if code in (SIGTERM_EXIT, 128 + signal.SIGINT) else "failed"
+    result = Result.read(folder) or _ended(status, code, started, f"the job's process ended with code {code}")
+    result.exit_code = result.exit_code or code
+    return result
+
+
+@contextmanager
+def _passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Give the signals that ask this process to stop to another one."""
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        process.send_signal(signum)
+
+    # The terminal sends Ctrl-C to the whole group: the worker has it already, this process only has to wait.
+    handlers = {signal.SIGTERM: pass_on, signal.SIGINT: lambda signum, frame: None}
+    try:
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    except ValueError:  # not the main thread: whoever is can end the process itself
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ended(status: Any, code: int, started: float, error: str | None) -> Result:
+    return Result(status, seconds=round(time.perf_counter() - started, 2), error=error, exit_code=code)
+
+
+def _failed(error: Exception, folder: Path, started: float) -> Result:
+    """Tell the user, and keep the traceback in the run's folder."""
+    code = exit_code(error)
+    file = folder / "error.log"
+    file.write_text("".join(traceback.format_exception(error)))
+    if is_first_process():
+        say_error(describe(error))
+        if want_traceback():
+            traceback.print_exception(error)
+        elif code == EXIT_FAILED:
+            say_error(f"this looks like a bug. The traceback is in {file}; RLHF_DEBUG=1 shows it here")
+    return _ended("failed", code, started, describe(error))
+
+
+def main(arguments: list[str]) -> int:
+    """``python -m rlhf_lightning.cli.worker <command> <config.yaml>``."""
+    from rlhf_lightning.cli.compose import register
+
+    register()
+    command, file = arguments
+    cfg = OmegaConf.load(file)
+    assert isinstance(cfg, DictConfig)
+    result = run_here(command, cfg)
+    if is_first_process():
+        result.write(Path(cfg.paths.output_dir))
+    return result.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
