@@ -1,0 +1,117 @@
+"""Shared-prefix attention against a dense mask over the whole row, in values and in gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rlhf_lightning.ops.attention import Segments, shared_prefix_attention
+
+LENGTHS = [(5, [7, 3]), (4, [1, 9]), (1, [2, 6])]  # prompt, responses
+HEADS, KV_HEADS, D = 4, 2, 8
+
+
+def layout(groups: list[tuple[int, list[int]]]) -> Segments:
+    prompts, responses, at = [], [], 0
+    for prompt, lengths in groups:
+        prompts.append((at, at + prompt))
+        at += prompt
+        for length in lengths:
+            responses.append((at, at + length, len(prompts) - 1))
+            at += length
+    return Segments(tuple(prompts), tuple(responses))
+
+
+def dense_mask(segments: Segments, window: int | None) -> Tensor:
+    """Which token sees which, from the definition, one pair of tokens at a time."""
+    tokens = max(end for _, end, _ in segments.responses)
+    place: dict[int, tuple[int, int, int]] = {}  # token -> (prompt, response or -1, position)
+    for index, (start, end) in enumerate(segments.prompts):
+        place |= {t: (index, -1, t - start) for t in range(start, end)}
+    for index, (start, end, parent) in enumerate(segments.responses):
+        length = segments.prompts[parent][1] - segments.prompts[parent][0]
+        place |= {t: (parent, index, length + t - start) for t in range(start, end)}
+    mask = torch.zeros(tokens, tokens, dtype=torch.bool)
+    for q, (group, response, position) in place.items():
+        for k, (other_group, other, earlier) in place.items():
+            mine = group == other_group and other in (-1, response)
+            mask[q, k] = mine and earlier <= position and (window is None or position - earlier < window)
+    return mask
+
+
+def twin(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float | None) -> Tensor:
+    k, v = (x.repeat_interleave(len(q) // len(k), 0) for x in (k, v))
+    scores = q @ k.transpose(-1, -2) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    return (scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v).transpose(0, 1)
+
+
+def inputs(tokens: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(heads, tokens, D, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for heads in (HEADS, KV_HEADS, KV_HEADS)
+    ]
+
+
+@pytest.mark.parametrize("rows", [3, 256])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("window", [None, 1, 4, 8, 50])
+def test_equals_the_dense_mask(rows: int, softcap: float | None, window: int | None) -> None:
+    segments = layout(LENGTHS)
+    mask = dense_mask(segments, window)
+    leaves = inputs(len(mask))
+    expected = twin(*leaves, mask, 0.3, softcap)
+    actual = shared_prefix_attention(*leaves, segments, scale=0.3, window=window, softcap=softcap, rows=rows)
+    torch.testing.assert_close(actual, expected)
+    up = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    wanted = torch.autograd.grad((up * expected).sum(), leaves)
+    got = torch.autograd.grad((up * actual).sum(), leaves)
+    for w, g in zip(wanted, got, strict=True):
+        torch.testing.assert_close(g, w)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(1, 9), min_size=1, max_size=3)), min_size=1, max_size=3),
+    st.one_of(st.none(), st.integers(1, 12)),
+    st.integers(1, 6),
+)
+def test_any_layout(groups: list[tuple[int, list[int]]], window: int | None, rows: int) -> None:
+    segments = layout(groups)
+    mask = dense_mask(segments, window)
+    leaves = inputs(len(mask))
+    actual = shared_prefix_attention(*leaves, segments, scale=1.0, window=window, rows=rows)
+    torch.testing.assert_close(actual, twin(*leaves, mask, 1.0, None))
+
+
+def test_bfloat16_keeps_float32_scores() -> None:
+    # Scores of about 60: rounded to bfloat16 they would be off by up to 0.125 and the output by several per cent.
+    segments = layout([(20, [30, 17])])
+    leaves = [(4 * x).detach().bfloat16().requires_grad_() for x in inputs(67)]
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    mask = dense_mask(segments, None)
+    actual, expected = shared_prefix_attention(*leaves, segments, scale=0.5), twin(*exact, mask, 0.5, None)
+    torch.testing.assert_close(actual.double(), expected, atol=0.06, rtol=2**-7)
+    actual.float().sum().backward()
+    expected.sum().backward()
+    for leaf, want in zip(leaves, exact, strict=True):
+        assert (leaf.grad.double() - want.grad).norm() < 0.02 * want.grad.norm()
+
+
+def test_matmul_precision_is_left_as_it_was() -> None:
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    leaves = inputs(8, torch.bfloat16)
+    shared_prefix_attention(*leaves, layout([(3, [5])]), scale=1.0).sum().backward()
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_segments_of_a_batch() -> None:
+    built = Segments.build(
+        torch.tensor([[0, 5], [15, 19]]), torch.tensor([[5, 12], [12, 15], [19, 20]]), torch.tensor([0, 0, 1])
+    )
+    assert built == Segments(((0, 5), (15, 19)), ((5, 12, 0), (12, 15, 0), (19, 20, 1)))
