@@ -15,7 +15,6 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
@@ -62,14 +61,16 @@ PositiveFlipRate = Annotated[float, Range("(0, 0.5)")]
 
 
 def loss_function(function: Callable[P, R]) -> Callable[P, R]:
-    """Mark a loss: each call checks the given options against the ranges in their annotations."""
+    """Mark a loss: each call checks the given options against the ranges in their annotations.
+
+    A whole number given for a real one (``beta=1`` on the command line) becomes a float.
+    """
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        hints = _option_hints(function)
-        for name, value in kwargs.items():
-            if name in hints:
-                _check_value(function.__name__, name, value, hints[name])
+        for name, hint in _option_hints(function).items():
+            if name in kwargs:
+                kwargs[name] = _allowed(function.__name__, name, kwargs[name], hint)
         return function(*args, **kwargs)
 
     return checked
@@ -127,7 +128,7 @@ def validate(loss: Callable[..., Any]) -> None:
         raise ValueError(f"loss {function.__name__} needs a value for {missing}: set method.loss.{missing[0]}=...")
     hints = _option_hints(function)
     for name, value in given.items():
-        _check_value(function.__name__, name, value, hints.get(name, Any))
+        _allowed(function.__name__, name, value, hints.get(name, Any))
 
 
 def _unwrap(loss: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -144,17 +145,20 @@ def _option_hints(function: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in hints}
 
 
-def _check_value(loss: str, name: str, value: Any, hint: Any) -> None:
-    """Raise ValueError unless ``value`` is what the annotation allows. Other annotations than ours allow anything."""
-    allowed: str | None = None
+def _allowed(loss: str, name: str, value: Any, hint: Any) -> Any:
+    """The value as the annotation wants it; ValueError if it cannot be. Annotations other than ours allow anything."""
     if get_origin(hint) is Annotated:
         interval = next((extra for extra in get_args(hint)[1:] if isinstance(extra, Range)), None)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
-        if interval is not None and not (number and value in interval):
-            allowed = f"a number in {interval}"
+        if interval is not None:
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and float(value) in interval:
+                return float(value)
+            raise _refused(loss, name, value, f"a number in {interval}")
     elif get_origin(hint) is Literal and value not in get_args(hint):
-        allowed = f"one of {list(get_args(hint))}"
+        raise _refused(loss, name, value, f"one of {list(get_args(hint))}")
     elif hint is bool and not isinstance(value, bool):
-        allowed = "true or false"
-    if allowed is not None:
-        raise ValueError(f"loss {loss}: {name}={value!r} is not allowed, it must be {allowed}")
+        raise _refused(loss, name, value, "true or false")
+    return value
+
+
+def _refused(loss: str, name: str, value: Any, allowed: str) -> ValueError:
+    return ValueError(f"loss {loss}: {name}={value!r} is not allowed, it must be {allowed}")

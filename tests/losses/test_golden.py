@@ -358,7 +358,8 @@ def test_every_preference_loss_has_a_golden_row() -> None:
     assert {row.loss for row in ROWS} == set(PREFERENCE)
 
 
-# What a loss is worth when the policy still equals the reference. A different number at step 0 is the cheapest sign of dropout, a wrong dtype, other positions, or an adapter that is still on.
+# What a loss is worth when the policy still equals the reference. A different number at step 0 is the cheapest sign of
+# dropout, a wrong dtype, other positions, or an adapter that is still on.
 LN2 = math.log(2)
 STEP_0: dict[str, tuple[dict[str, Any], float]] = {
     "dpo": ({}, LN2),
