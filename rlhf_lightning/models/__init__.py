@@ -1,0 +1,55 @@
+"""Models: loading, adapters, roles, sharding, generation, export. Names are loaded when they are first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlhf_lightning.models.actor import Actor as Actor
+    from rlhf_lightning.models.adapters import Lora as Lora
+    from rlhf_lightning.models.fingerprint import reference_fingerprint as reference_fingerprint
+    from rlhf_lightning.models.generation import generate as generate
+    from rlhf_lightning.models.memory import ModelSummary as ModelSummary
+    from rlhf_lightning.models.memory import describe as describe
+    from rlhf_lightning.models.roles import AdapterDisabled as AdapterDisabled
+    from rlhf_lightning.models.roles import Cached as Cached
+    from rlhf_lightning.models.roles import FrozenCopy as FrozenCopy
+    from rlhf_lightning.models.roles import ModelBuilder as ModelBuilder
+    from rlhf_lightning.models.roles import Models as Models
+    from rlhf_lightning.models.roles import Reference as Reference
+    from rlhf_lightning.models.roles import ReferenceKind as ReferenceKind
+    from rlhf_lightning.models.roles import shard as shard
+    from rlhf_lightning.models.sources import ModelSource as ModelSource
+    from rlhf_lightning.models.sources import Pretrained as Pretrained
+    from rlhf_lightning.models.sources import SmolLM2 as SmolLM2
+    from rlhf_lightning.models.sources import TinyRandom as TinyRandom
+
+_HOME = {
+    "Actor": "actor",
+    "AdapterDisabled": "roles",
+    "Cached": "roles",
+    "FrozenCopy": "roles",
+    "Lora": "adapters",
+    "ModelBuilder": "roles",
+    "ModelSource": "sources",
+    "ModelSummary": "memory",
+    "Models": "roles",
+    "Pretrained": "sources",
+    "Reference": "roles",
+    "ReferenceKind": "roles",
+    "SmolLM2": "sources",
+    "TinyRandom": "sources",
+    "describe": "memory",
+    "generate": "generation",
+    "reference_fingerprint": "fingerprint",
+    "shard": "roles",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

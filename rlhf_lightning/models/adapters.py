@@ -1,0 +1,194 @@
+"""LoRA on a model, and a quantised base beneath it (QLoRA), through PEFT and bitsandbytes."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+Quantize = Literal["nf4", "int8"]
+QUANTIZERS = ("nf4", "int8")
+
+
+class Adapter(Protocol):
+    """Something that turns a loaded model into one with few trainable parameters."""
+
+    @property
+    def quantize(self) -> str | None:
+        """How the base is quantised while it loads; None: not at all."""
+        ...
+
+    @property
+    def path(self) -> str | None:
+        """Folder of the trained adapter that training starts from; None: a fresh one, equal to the base."""
+        ...
+
+    def quantization(self, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+        """Settings for the loader; None: load as it is."""
+        ...
+
+    def apply(self, model: PreTrainedModel) -> PeftModel:
+        """Put the adapter on the model; only the adapter is trainable afterwards."""
+        ...
+
+
+@dataclass(frozen=True)
+class Lora:
+    r"""Low-rank adaptation (arXiv:2106.09685): :math:`W x + \frac{\alpha}{r} B A x`, with A and B trained, W frozen.
+
+    B starts at zero, so the model starts as its base. Defaults: rank and targets of QLoRA (arXiv:2305.14314 §4, which
+    finds that all linear layers must be adapted to match full training), alpha = 2 r as in PEFT's and most recipes.
+
+    Args:
+        r: rank, >= 1.
+        alpha: scale; the update is multiplied by alpha / r (alpha / sqrt(r) with ``rslora``).
+        dropout: probability of zeroing an input of A while training, in [0, 1). Not touched by ``model.dropout``.
+        target_modules: ``all-linear`` (all but the head) or names of the layers to adapt, as PEFT understands them.
+        rslora: rank-stabilised scale (arXiv:2312.03732).
+        dora: weight-decomposed adaptation (arXiv:2402.09353).
+        init: ``True`` is the paper's (A random, B zero); or a name that PEFT knows (``gaussian``, ``pissa``, ...).
+        modules_to_save: further modules to train in full and save beside the adapter.
+        quantize: ``nf4`` (QLoRA's 4-bit NormalFloat with double quantisation) or ``int8`` (LLM.int8()): how the frozen
+            base is held. Needs bitsandbytes.
+        path: folder of a trained adapter to go on from; the fields above but ``quantize`` are then read from there.
+        seed: of A. None takes the global generator. Every process must draw the same numbers.
+        options: further fields of ``peft.LoraConfig``.
+
+    Raises:
+        ValueError: a number out of range or an unknown quantiser.
+    """
+
+    r: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: str | Sequence[str] = "all-linear"
+    rslora: bool = False
+    dora: bool = False
+    init: bool | str = True
+    modules_to_save: Sequence[str] | None = None
+    quantize: Quantize | None = None
+    path: str | None = None
+    seed: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ValueError(f"adapter.r={self.r}: the rank must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"adapter.dropout={self.dropout} is not in [0, 1)")
+        if self.quantize is not None and self.quantize not in QUANTIZERS:
+            raise ValueError(f"adapter.quantize={self.quantize!r}; it can be null, {' or '.join(QUANTIZERS)}")
+
+    def quantization(self, dtype: torch.dtype = torch.float32) -> BitsAndBytesConfig | None:
+        """Settings of bitsandbytes for the loader.
+
+        Args:
+            dtype: that matrix products are computed in; the dtype of the model's other weights.
+
+        Raises:
+            ModuleNotFoundError: bitsandbytes is not installed.
+        """
+        if self.quantize is None:
+            return None
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ModuleNotFoundError(
+                f'adapter.quantize={self.quantize} needs bitsandbytes: pip install "rlhf-lightning[quantization]"'
+            )
+        from transformers import BitsAndBytesConfig
+
+        _quieten_bitsandbytes()
+        if self.quantize == "int8":
+            return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+
+    def apply(self, model: PreTrainedModel) -> PeftModel:
+        """Put the adapter on the model. The adapter's weights are float32 even if the base's are half precision.
+
+        Raises:
+            ValueError: PEFT knows no such target module.
+        """
+        _quieten_bitsandbytes()
+        keep_differentiable(model)
+        if self.path is not None:
+            from peft import PeftModel
+
+            return PeftModel.from_pretrained(model, self.path, is_trainable=True)
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.r,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.target_modules if isinstance(self.target_modules, str) else list(self.target_modules),
+            use_rslora=self.rslora,
+            use_dora=self.dora,
+            init_lora_weights=self.init,
+            modules_to_save=list(self.modules_to_save) if self.modules_to_save else None,
+            **self.options,
+        )
+        with _seeded(self.seed):
+            return get_peft_model(model, config)
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Keep 4-bit layers on the code path that has gradients.
+
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a 4-bit weight for inference the first time its layer runs in
+    evaluation mode. The repacked layer has no backward pass: training afterwards loses, without an error, the gradient
+    of everything below it. Any evaluation (a reference pass, a sample) would trigger that.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether some weights of the model are held by bitsandbytes."""
+    return any(type(parameter).__name__ in {"Params4bit", "Int8Params"} for parameter in model.parameters())
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether the model is a PEFT model."""
+    return hasattr(model, "peft_config")
+
+
+def _quieten_bitsandbytes() -> None:
+    """Drop two messages of no use.
+
+    Int8 layers announce each cast of their inputs, at every step; and a CPU kernel that only inference would use is
+    reported missing whenever bitsandbytes is imported, which PEFT does by itself.
+    """
+    for name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
+        logging.getLogger(name).addFilter(_worth_reading)
+
+
+def _worth_reading(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return "inputs will be cast" not in message and "gemm_4bit_forward" not in message
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Draw from a generator of our own and leave the global one as it was; None: draw from the global one."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

