@@ -34,13 +34,13 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {"response": ("response", "completion"
 class Fields:
     """A row's fields under our column names, with errors that name the column of the data."""
 
-    def __init__(self, values: Mapping[str, Any], columns: Mapping[str, str]) -> None:
+    def __init__(self, values: Mapping[str, Any], columns: Mapping[str, str | None]) -> None:
         self._values, self._columns = values, columns
 
     def column(self, name: str) -> str:
         """The data's name of one of our columns."""
-        if name in self._columns:
-            return self._columns[name]
+        if mapped := self._columns.get(name):
+            return mapped
         return next((alias for alias in _ALIASES.get(name, ()) if alias in self._values), name)
 
     def get(self, name: str) -> Any:

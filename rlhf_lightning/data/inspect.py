@@ -1,0 +1,201 @@
+"""What a data set looks like to the model: counts, lengths, rows with their scored tokens, every problem.
+
+Scored text is coloured; on a terminal without colours it stands between ``[[`` and ``]]`` as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_lightning.data.checks import ADVICE, Kind, Report
+from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.templates import special_pattern
+
+_BINS = 10
+_BAR = 18  #: characters of the longest bar
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_SHOWN_TOKENS = 160  #: longer prompts and responses are shown with their middle left out
+_SHOWN_IDS = 6
+_STYLES = {"prompt": "cyan", "chosen": "green", "rejected": "red", "response": "green"}
+
+
+def inspect(
+    examples: Examples, report: Report, tokenizer: PreTrainedTokenizerBase, console: Console, *, rows: int = 3
+) -> None:
+    """Print a data set to a terminal.
+
+    Args:
+        examples: the tokenised data set.
+        report: how it came about.
+        tokenizer: that made the tokens.
+        console: where to print.
+        rows: examples to show, spread evenly over the data set.
+    """
+    console.print(_overview(report))
+    if len(examples):
+        console.print(_lengths(examples))
+        console.print(_histogram(examples, ascii_only=console.options.ascii_only))
+        for group in np.unique(np.linspace(0, len(examples) - 1, max(rows, 0)).round().astype(int)).tolist():
+            console.print(_row(examples, group, tokenizer, marks=console.color_system is None))
+    for remark in report.notes:
+        console.print(Text("note  ", style="yellow").append(remark, style="default"))
+    _problems(report, console)
+
+
+def slot_names(slots: int) -> list[str]:
+    """What the responses of a group are called."""
+    return ["chosen", "rejected"] if slots == 2 else ["response"] * slots
+
+
+def _overview(report: Report) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column()
+    formats = ", ".join(f"{name} ({count:,})" for name, count in report.formats.items()) or "none recognised"
+    kept = Text(f"{report.kept:,} of {report.rows:,}")
+    if report.bad:
+        kept.append(f", {report.bad:,} left out", style="bold red")
+    if report.filtered:
+        kept.append(f", {report.filtered:,} with another label", style="yellow")
+    grid.add_row("rows kept", kept)
+    grid.add_row("read as", f"{formats}, for {report.kind} training")
+    grid.add_row("template", report.template)
+    tokens = report.prompt_tokens + report.response_tokens
+    grid.add_row("tokens", f"{tokens:,}, of which {report.scored_tokens:,} scored ({report.supervised_fraction:.1%})")
+    if report.boundary_checked:
+        merged = f"{report.boundary_mismatched:,} of {report.boundary_checked:,} rows looked at"
+        grid.add_row("boundary", f"prompt and response would merge tokens in {merged}")
+    return Panel(grid, title=f"[bold]{report.source}[/]", title_align="left", box=box.ROUNDED, expand=False)
+
+
+def _parts(examples: Examples) -> dict[str, NDArray[np.int64]]:
+    """Token counts of the prompts and of each slot's responses."""
+    counts = np.diff(examples.bounds, axis=1)
+    return dict(zip(["prompt", *slot_names(examples.slots)], counts.T, strict=True))
+
+
+def _lengths(examples: Examples) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, title="tokens", title_justify="left", title_style="bold")
+    for name in ("", "min", "median", "mean", "95 %", "max"):
+        table.add_column(name, justify="left" if not name else "right")
+    parts = _parts(examples)
+    together = parts["prompt"] + np.diff(examples.bounds, axis=1)[:, 1:].max(axis=1)
+    for name, counts in {**parts, "prompt + longest": together}.items():
+        low, middle, high, top = np.percentile(counts, [0, 50, 95, 100])
+        numbers = [f"{value:,.0f}" for value in (low, middle, counts.mean(), high, top)]
+        table.add_row(Text(name, style=_STYLES.get(name, "")), *numbers)
+    remarks = []
+    if examples.slots == 2:
+        longer = float((parts["chosen"] > parts["rejected"]).mean())
+        remarks.append(f"chosen is longer than rejected in {longer:.0%} of pairs")
+    if examples.margin is not None:
+        low, middle, top = np.percentile(examples.margin, [0, 50, 100])
+        remarks.append(f"margin {low:.3g} .. {middle:.3g} .. {top:.3g} (min, median, max)")
+    return Group(table, *(Text(f"  {remark}", style="dim") for remark in remarks), Text())
+
+
+def _histogram(examples: Examples, *, ascii_only: bool) -> RenderableType:
+    parts = _parts(examples)
+    edges = np.linspace(0, max(int(counts.max()) for counts in parts.values()) + 1, _BINS + 1).round().astype(int)
+    edges = np.unique(edges)
+    table = Table(box=None, padding=(0, 1), title="lengths", title_justify="left", title_style="bold")
+    table.add_column("tokens", justify="right", style="dim", no_wrap=True)
+    columns = []
+    for name, counts in parts.items():
+        table.add_column(name, style=_STYLES[name], no_wrap=True)
+        found, _ = np.histogram(counts, bins=edges)
+        columns.append([_bar(int(n), int(found.max()), ascii_only=ascii_only) for n in found])
+    for number, (low, high) in enumerate(pairwise(edges)):
+        table.add_row(f"{low:,} - {high - 1:,}", *(bars[number] for bars in columns))
+    return Group(table, Text())
+
+
+def _bar(count: int, most: int, *, ascii_only: bool) -> Text:
+    filled, rest = divmod(round(8 * _BAR * count / most), 8)
+    bar = "#" * filled if ascii_only else "█" * filled + _EIGHTHS[rest].strip()
+    return Text(f"{bar or ('.' if ascii_only and count else '')}{' ' if count else ''}").append(
+        f"{count:,}" if count else "", style="dim"
+    )
+
+
+def _row(examples: Examples, group: int, tokenizer: PreTrainedTokenizerBase, *, marks: bool) -> RenderableType:
+    example = examples[group]
+    masks = example.scored or [[True] * len(ids) for ids in example.responses]
+    blocks: list[RenderableType] = [
+        _heading("prompt", example.prompt, 0),
+        _tokens(example.prompt, [False] * len(example.prompt), "", tokenizer, marks=marks),
+    ]
+    for name, ids, mask in zip(slot_names(examples.slots), example.responses, masks, strict=True):
+        blocks += [Text(), _heading(name, ids, sum(mask)), _tokens(ids, mask, _STYLES[name], tokenizer, marks=marks)]
+    title = f"[bold]{example.row}[/]" + ("" if example.margin is None else f"  margin {example.margin:.3g}")
+    return Panel(Group(*blocks), title=title, title_align="left", box=box.ROUNDED)
+
+
+def _heading(name: str, ids: Sequence[int], scored: int) -> RenderableType:
+    count = f"{len(ids)} tokens" + (f", {scored} scored" if name != "prompt" else "")
+    short = len(ids) <= 2 * _SHOWN_IDS
+    shown = [str(token) for token in (ids if short else [*ids[:_SHOWN_IDS], *ids[-_SHOWN_IDS:]])]
+    if not short:
+        shown.insert(_SHOWN_IDS, "...")
+    return Text(name, style=f"bold {_STYLES[name]}").append(f"  {count}  ids {' '.join(shown)}", style="dim not bold")
+
+
+def _tokens(
+    ids: Sequence[int], mask: Sequence[bool], style: str, tokenizer: PreTrainedTokenizerBase, *, marks: bool
+) -> Text:
+    """Decoded tokens; scored ones coloured, special ones bold, a long middle left out."""
+    text = Text(overflow="fold")
+    if len(ids) > _SHOWN_TOKENS:
+        half = _SHOWN_TOKENS // 2
+        head = _tokens(ids[:half], mask[:half], style, tokenizer, marks=marks)
+        tail = _tokens(ids[-half:], mask[-half:], style, tokenizer, marks=marks)
+        return text.append(head).append(f"\n ... {len(ids) - 2 * half} tokens ...\n", style="dim italic").append(tail)
+    position = 0
+    for scored, run in groupby(mask):
+        length = len(list(run))
+        piece = tokenizer.decode(list(ids[position : position + length]), skip_special_tokens=False)
+        piece = _visible(str(piece))
+        text.append(f"[[{piece}]]" if scored and marks else piece, style=style if scored else "dim")
+        position += length
+    text.highlight_regex(special_pattern(tokenizer), "bold")
+    return text
+
+
+def _visible(piece: str) -> str:
+    """Line breaks at the end of a piece as signs: that is where boundaries go wrong."""
+    body = piece.rstrip("\n")
+    return body + "↵" * (len(piece) - len(body))
+
+
+def _problems(report: Report, console: Console) -> None:
+    counts = report.by_kind()
+    if not counts:
+        console.print(Text("no problems found", style="bold green"))
+        return
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, title="problems", title_justify="left", title_style="bold")
+    for name, justify in (("rows", "right"), ("kind", "left"), ("used", "left"), ("what to do", "left")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]  # a literal, but not for mypy
+    for kind, count in counts.most_common():
+        used = kind in (Kind.DUPLICATE, Kind.TRUNCATED)
+        label = Text(kind.value, style="yellow" if used else "red")
+        table.add_row(f"{count:,}", label, "yes" if used else "no", ADVICE[kind])
+    console.print(table, Text())
+    for problem in report.problems:
+        style = "yellow" if problem.warning else "red"
+        line = Text(problem.row, style="bold", overflow="fold").append(
+            f"  {problem.kind.value}", style=f"not bold {style}"
+        )
+        console.print(line.append(f"  {problem.message}", style="not bold default"), soft_wrap=True)
+    hidden = sum(counts.values()) - len(report.problems)
+    if hidden:
+        console.print(Text(f"... and {hidden:,} more", style="dim"))
