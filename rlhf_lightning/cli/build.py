@@ -61,15 +61,7 @@ def make_run(cfg: DictConfig) -> Run:
 
 def make_models(cfg: DictConfig, reference: ReferenceKind) -> ModelBuilder:
     """The builder of policy and reference."""
-    return ModelBuilder(
-        make(cfg.model),
-        make(cfg.adapter),
-        reference,
-        backend=cfg.backend,
-        dropout=cfg.dropout,
-        gradient_checkpointing=cfg.gradient_checkpointing,
-        compile=cfg.compile,
-    )
+    return ModelBuilder(make(cfg.model), make(cfg.adapter), reference)
 
 
 def make_data(cfg: DictConfig, models: ModelBuilder, kind: str) -> AlignmentDataModule:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -76,6 +77,8 @@ def compose_with_overrides(
             try:
                 cfg = hydra_compose(config_name=command, overrides=[*accepted, *search], return_hydra_config=True)
                 break
+            except yaml.YAMLError as error:
+                raise ConfigError(f"a config file is not valid YAML: {error}") from error
             except (HydraException, OmegaConfBaseException) as error:
                 position = _absent_key(error, accepted)
                 if position is None:

@@ -29,7 +29,7 @@ _EXAMPLES = {
     "generate": (
         'rlhf generate run=runs/first prompt="Why is the sky blue?"',
         "rlhf generate run=runs/first                    # chat",
-        "rlhf generate model=pretrained model.name=exports/mine prompts=questions.txt output=answers.jsonl",
+        "rlhf generate model=hub model.name=exports/mine prompts=questions.txt output=answers.jsonl",
     ),
     "data": (
         "rlhf data inspect data=smollm2_pairs",

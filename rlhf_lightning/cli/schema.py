@@ -11,7 +11,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -65,10 +65,6 @@ class Train:
     scheduler: dict[str, Any] | None = None
     callbacks: dict[str, Any] | None = None
     logger: dict[str, Any] | None = None
-    backend: Literal["auto", "packed", "padded"] = "auto"
-    dropout: bool = False
-    gradient_checkpointing: bool = False
-    compile: bool = False
     ckpt_path: str | None = "auto"
     optimized_metric: str | None = None
     allow_targets: list[str] = field(default_factory=list)
@@ -93,6 +89,7 @@ class Generate:
     samples: int
     batch_size: int
     device: str
+    spec: dict[str, Any]
     adapter: dict[str, Any] | None = None
     run: str | None = None
     ckpt_path: str | None = None

@@ -1,0 +1,82 @@
+"""What a run says about itself before its first step: method, data, model, memory, where results go."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig
+from torch.optim import Optimizer
+
+from rlhf_lightning.models.memory import describe
+from rlhf_lightning.models.roles import Models
+
+if TYPE_CHECKING:
+    from rlhf_lightning.cli.build import Run
+
+log = logging.getLogger(__name__)
+
+
+def describe_run(cfg: DictConfig, run: Run, checkpoint: str | None) -> None:
+    """Log the lines that are known before weights load."""
+    if run.trainer.global_rank != 0:
+        return
+    for name, text in _lines(cfg, run, checkpoint):
+        log.info("%-9s %s", name, text)
+
+
+class ModelLine(Callback):
+    """Logs sizes and the predicted peak memory once the weights are loaded and placed, before step 1."""
+
+    def __init__(self, run: Run) -> None:
+        self.source = run.models.source.name
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure two small forward passes; a collective call on sharded weights."""
+        module: Any = pl_module
+        plan = getattr(trainer.train_dataloader, "plan", None)
+        tokens = int(plan.tokens.max()) if plan is not None and len(plan.tokens) else 1024
+        models = Models(module.policy, module.reference, module.tokenizer)
+        summary = describe(
+            models,
+            tokens=tokens,
+            precision=str(trainer.precision),
+            optimizer_numbers=numbers_kept(trainer.optimizers[0]) if trainer.optimizers else 0.0,
+        )
+        if trainer.is_global_zero:
+            log.info("%-9s %s: %s", "model", self.source, summary)
+
+
+def numbers_kept(optimizer: Optimizer) -> float:
+    """Numbers an optimiser keeps for each weight: 2 for Adam, 1 with momentum or for RMSprop, 0 for plain SGD."""
+    defaults = optimizer.defaults
+    if "betas" in defaults:
+        return 2.0
+    return 1.0 if defaults.get("momentum") or "alpha" in defaults else 0.0
+
+
+def _lines(cfg: DictConfig, run: Run, checkpoint: str | None) -> Iterator[tuple[str, str]]:
+    keywords = run.module.loss.keywords if hasattr(run.module.loss, "keywords") else {}
+    options = ", ".join(f"{name}={value}" for name, value in keywords.items())
+    loss = getattr(getattr(run.module.loss, "func", run.module.loss), "__name__", type(run.module.loss).__name__)
+    reference = f"reference: {run.models.reference}"
+    chosen = str(cfg.reference.kind)
+    if chosen != run.models.reference:
+        reference += f" (reference={chosen} is not loaded: this loss needs none)"
+    yield "method", f"{loss}({options}) on {run.module.kind} data; {reference}"
+    for part in run.data.summaries():
+        yield "data", part
+    if checkpoint is not None:
+        yield "resume", _short(checkpoint)
+    yield "results", _short(run.folder)
+    if not torch.cuda.is_available() and run.trainer.world_size == 1:
+        yield "device", f"cpu, {torch.get_num_threads()} threads, precision {run.trainer.precision}"
+
+
+def _short(path: str | Path) -> str:
+    absolute = Path(path).absolute()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)

@@ -1,0 +1,43 @@
+"""``rlhf data inspect``: what a data set becomes, and everything wrong with it. No weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from rlhf_lightning.cli.compose import compose
+from rlhf_lightning.cli.console import OUT, setup_logging
+from rlhf_lightning.cli.errors import ConfigError, suggestion
+from rlhf_lightning.cli.guard import guarded
+
+ACTIONS = ("inspect",)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``rlhf data inspect key=value ...``."""
+    action, overrides = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if action not in ACTIONS:
+        raise ConfigError(f"rlhf data {action}: no such action; write rlhf data inspect.{suggestion(action, ACTIONS)}")
+
+    def run() -> None:
+        setup_logging()
+        inspect(compose("data", overrides))
+
+    return guarded(run)
+
+
+def inspect(cfg: DictConfig) -> None:
+    """Tokenise the training source and show it; problems are shown, not raised.
+
+    Raises:
+        DataError: the data set as a whole cannot be used.
+    """
+    from rlhf_lightning.cli.build import make
+    from rlhf_lightning.data.inspect import inspect as show
+    from rlhf_lightning.data.tokenize import tokenize
+
+    tokenizer = make(cfg.model).tokenizer()
+    source, spec = make(cfg.data.source), make(cfg.data.spec)
+    tokenized = tokenize(source, tokenizer, spec, make(cfg.method).func.kind)
+    show(tokenized.examples, tokenized.report, tokenizer, OUT, rows=cfg.rows)

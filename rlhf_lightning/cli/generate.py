@@ -1,0 +1,223 @@
+"""``rlhf generate``: answers of a model, or of what a run trained; a chat without prompts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from rlhf_lightning.cli.compose import compose
+from rlhf_lightning.cli.console import ERR, OUT, setup_logging
+from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.guard import guarded
+from rlhf_lightning.cli.runs import read_config, take_over, weights_of
+
+if TYPE_CHECKING:
+    from rlhf_lightning.data.fields import Turns
+    from rlhf_lightning.models.actor import Actor
+
+#: What a run decides unless the user does.
+_FROM_RUN = ("model", "adapter")
+#: Options whose text may hold anything, so that nobody has to know Hydra's quotes.
+_FREE_TEXT = ("prompt", "system")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``rlhf generate key=value ...``."""
+
+    def run() -> None:
+        overrides = [quoted(argument) for argument in arguments]
+        cfg = compose("generate", overrides)
+        setup_logging()
+        generate(_from_run(cfg, overrides) if cfg.run else cfg)
+
+    return guarded(run)
+
+
+def _from_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The run's model and adapter, and its way to render prompts unless the user has another."""
+    result = take_over(cfg, _FROM_RUN, overrides)
+    spec = OmegaConf.select(read_config(cfg.run), "data.spec")
+    if spec is not None and not any(override.startswith("spec.") for override in overrides):
+        result.spec = spec
+    return result
+
+
+def quoted(argument: str) -> str:
+    """Quote the text of ``prompt=`` and ``system=`` for Hydra's grammar, unless the user did."""
+    key, equals, value = argument.partition("=")
+    if key not in _FREE_TEXT or not equals or value[:1] in ("'", '"') or value == "null":
+        return argument
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${")
+    return f"{key}='{escaped}'"
+
+
+@dataclass
+class Answerer:
+    """A model, its tokenizer and template: from conversations to answers."""
+
+    actor: Actor
+    encoder: Any  #: data.encode.Encoder
+    template: Any  #: data.templates.ChatTemplate or None
+    cfg: DictConfig
+
+    @classmethod
+    def load(cls, cfg: DictConfig) -> Answerer:
+        """Load the model of a configuration, with the weights of ``cfg.run`` if it names one."""
+        from rlhf_lightning.cli.build import make
+        from rlhf_lightning.data.encode import Encoder
+        from rlhf_lightning.data.templates import resolve
+        from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
+
+        spec = make(cfg.spec)
+        builder = ModelBuilder(make(cfg.model), make(cfg.adapter), ReferenceKind.NONE)
+        template = resolve(builder.tokenizer(), spec)
+        actor = builder().policy
+        if cfg.run:
+            load_policy(actor, weights_of(cfg.run, cfg.ckpt_path))
+        return cls(actor.to(_device(cfg.device)), Encoder(builder.tokenizer(), spec, template), template, cfg)
+
+    def answer(self, conversations: Sequence[Turns], samples: int = 1) -> list[list[str]]:
+        """``samples`` answers to each conversation."""
+        from rlhf_lightning.models.generation import generate as sample
+
+        prompts = [ids for conversation in conversations for ids in [self._ids(conversation)] * samples]
+        options = {name: self.cfg[name] for name in ("max_new_tokens", "temperature", "top_p", "seed", "batch_size")}
+        responses = sample(self.actor, prompts, **options)
+        texts = [self.encoder.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in responses]
+        return [texts[start : start + samples] for start in range(0, len(texts), samples)]
+
+    def _ids(self, conversation: Turns) -> list[int]:
+        """The prompt's ids exactly as training makes them."""
+        from rlhf_lightning.data.templates import Rendered
+
+        if self.template is None:
+            rendered = Rendered(conversation[-1]["content"], [], [], templated=False)
+        else:
+            rendered = Rendered(self.template.prompt(conversation), [], [], self.template.brings_bos)
+        return list(self.encoder.encode([rendered])[0].prompt)
+
+
+def generate(cfg: DictConfig) -> None:
+    """Answer ``prompt``, every prompt of the file ``prompts``, or whoever sits at the terminal.
+
+    Raises:
+        ConfigError: no such file or run, or prompts in an unknown form.
+    """
+    prompts = list(read_prompts(cfg))
+    if cfg.temperature == 0 and cfg.samples > 1:
+        raise ConfigError("temperature=0 always gives the same answer: set samples=1 or a temperature above 0")
+    answerer = Answerer.load(cfg)
+    if prompts and not cfg.chat:
+        answers = answerer.answer([_turns(cfg.system, prompt) for prompt in prompts], cfg.samples)
+        _hand_out(prompts, answers, cfg.output)
+    else:
+        chat(answerer)
+
+
+def read_prompts(cfg: DictConfig) -> Iterator[str]:
+    """The prompts that a configuration names.
+
+    Raises:
+        ConfigError: the file is missing, or a line has no prompt.
+    """
+    if cfg.prompt is not None:
+        yield str(cfg.prompt)
+    if cfg.prompts is None:
+        return
+    file = Path(cfg.prompts).expanduser()
+    if not file.is_file():
+        raise ConfigError(f"prompts={cfg.prompts}: there is no such file")
+    text = file.read_text(encoding="utf-8")
+    if file.suffix not in (".json", ".jsonl"):
+        yield from (line for line in text.splitlines() if line.strip())
+        return
+    try:
+        rows = json.loads(text) if file.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"prompts={cfg.prompts} is not JSON: {error}") from error
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, (str, dict)) or (isinstance(row, dict) and not isinstance(row.get("prompt"), str)):
+            raise ConfigError(f'{file}:{number} has no text under "prompt"')
+        yield row if isinstance(row, str) else row["prompt"]
+
+
+def chat(answerer: Answerer) -> None:
+    """A conversation on the terminal; ``/new`` starts another, ``/quit`` or Ctrl-D ends it."""
+    if sys.stdin.isatty():
+        ERR.print("[dim]/new starts over, /quit or Ctrl-D ends[/]")
+    system, turns = answerer.cfg.system, _turns(answerer.cfg.system)
+    while True:
+        try:
+            text = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if text == "/quit":
+            return
+        if text == "/new":
+            turns = _turns(system)
+        elif text:
+            turns.append({"role": "user", "content": text})
+            answer = answerer.answer([turns])[0][0]
+            turns.append({"role": "assistant", "content": answer})
+            OUT.print(answer, markup=False)
+
+
+def load_policy(actor: Actor, checkpoint: Path) -> None:
+    """Put the weights that a run trained into a freshly loaded policy.
+
+    Raises:
+        ConfigError: the checkpoint is a sharded one, or belongs to another model.
+    """
+    import torch
+
+    if checkpoint.is_dir():
+        raise ConfigError(
+            f"{checkpoint} is a sharded checkpoint, which only training reads: use the run's export "
+            "(model=hub model.name=<export folder>)"
+        )
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    state = {name.removeprefix("policy."): value for name, value in saved.items() if name.startswith("policy.")}
+    outcome = actor.load_state_dict(state, strict=False)
+    trained = {name for name, parameter in actor.named_parameters() if parameter.requires_grad}
+    absent = sorted(trained & set(outcome.missing_keys))
+    if outcome.unexpected_keys or absent:
+        name = (outcome.unexpected_keys or absent)[0]
+        raise ConfigError(f"{checkpoint} does not belong to this model and adapter, for example {name}")
+
+
+def _turns(system: str | None, *users: str) -> Turns:
+    start: Turns = [{"role": "system", "content": system}] if system else []
+    return start + [{"role": "user", "content": text} for text in users]
+
+
+def _hand_out(prompts: list[str], answers: list[list[str]], output: str | None) -> None:
+    if output is not None:
+        pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
+        file = Path(output).expanduser()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"prompt": prompt, "response": text}, ensure_ascii=False) + "\n" for prompt, text in pairs]
+        file.write_text("".join(lines), encoding="utf-8")
+        ERR.print(f"{len(lines)} responses in {output}")
+        return
+    for prompt, texts in zip(prompts, answers, strict=True):
+        if len(prompts) > 1:
+            OUT.print(f"[bold]{'>'}[/] ", end="")
+            OUT.print(prompt, style="bold", markup=False)
+        for text in texts:
+            OUT.print(text, markup=False)
+            if len(texts) > 1 or len(prompts) > 1:
+                OUT.print()
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,350 @@
+"""``rlhf methods``: what there is to choose from, read from the yaml files and the losses' docstrings.
+
+Docstrings are parsed, not imported, so nothing here waits for torch. METHODS.md is written from the same entries::
+
+    rlhf methods                # a table
+    rlhf methods ipo            # one method: equation, source, defaults, differences to other implementations
+    rlhf methods --write METHODS.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf_lightning.cli.errors import ConfigError, suggestion
+from rlhf_lightning.conf_dir import conf_dir
+
+LOSSES = Path(__file__).resolve().parents[1] / "losses"
+#: "# Title (paper). rlhf train ..."
+_HEADER = re.compile(r"# (?P<title>.+) \((?P<paper>[^()]+)\)\. (?P<command>rlhf .+)")
+_LABEL = re.compile(r"(Source|Defaults|Differences): *(.*)")
+_SECTIONS = ("Args:", "Returns:", "Raises:")
+
+
+@dataclass(frozen=True)
+class LossDoc:
+    """A loss as its source file describes it."""
+
+    name: str
+    file: str
+    inputs: tuple[str, ...]
+    summary: str
+    equation: str = ""
+    notes: str = ""
+    source: str = ""
+    defaults: str = ""
+    differences: str = ""
+
+    @property
+    def compared_with_trl(self) -> bool:
+        """Whether TRL 1.16 has this loss; then a test compares the numbers."""
+        return "TRL 1.16" in self.differences and "TRL 1.16 has no such loss" not in self.differences
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One yaml of conf/method with the losses behind it."""
+
+    name: str
+    title: str
+    paper: str
+    command: str
+    kind: str  #: class of the module: Preference, Supervised
+    options: Mapping[str, Any]  #: defaults of the yaml by their key below ``method.``
+    losses: tuple[LossDoc, ...]
+    target: str  #: what the yaml names as its loss
+    remarks: str = ""  #: further comment lines at the top of the yaml
+    family: str = field(default="other", compare=False)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Inputs besides the policy's log-probs, in the order of the signatures."""
+        inputs = dict.fromkeys(name for loss in self.losses for name in loss.inputs)
+        return tuple(name for name in inputs if name != "policy")
+
+    @property
+    def own_loss(self) -> LossDoc | None:
+        """The loss of the same name, unless the yaml is a variation or a sum of other methods' losses."""
+        return next((loss for loss in self.losses if loss.name == self.name and loss.name == self.target), None)
+
+
+def catalogue() -> list[MethodEntry]:
+    """All methods, family by family as the package ``losses`` lists them.
+
+    Raises:
+        ConfigError: a yaml's first line is not ``# title (paper). command``.
+    """
+    docs = {doc.name: doc for doc in _loss_docs()}
+    families = _families()
+    order = {name: position for position, (name, _) in enumerate(families)}
+    by_loss = dict(families)
+    entries = [_entry(path, docs, by_loss) for path in sorted((conf_dir() / "method").glob("*.yaml"))]
+    return sorted(entries, key=lambda entry: (order.get(entry.target, len(order)), entry.name != entry.target))
+
+
+def _loss_docs() -> Iterator[LossDoc]:
+    """Every function or class of the losses package that has a source of its own in its docstring."""
+    for path in sorted(LOSSES.glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                text = ast.get_docstring(node) or ""
+                if "\nSource:" in text:
+                    inputs = tuple(argument.arg for argument in node.args.args)
+                    yield LossDoc(node.name, path.name, inputs, **_parts(text))
+
+
+def _parts(docstring: str) -> dict[str, str]:
+    """The labelled parts of a docstring, each as one paragraph."""
+    lines = inspect.cleandoc(docstring).split("\n")
+    parts: dict[str, list[str]] = {"summary": [lines[0]], "equation": [], "notes": []}
+    current = "notes"
+    for line in lines[1:]:
+        if line in _SECTIONS:
+            break
+        label = _LABEL.match(line)
+        if label:
+            current = label[1].lower()
+            parts[current] = [label[2]]
+        elif line.startswith(".. math::"):
+            current = "equation"
+            parts[current] = [line.removeprefix(".. math::")]
+        elif not line.strip():
+            current = "notes"
+            parts[current].append("")
+        else:
+            parts[current].append(line.strip())
+    notes = "\n".join(parts.pop("notes")).strip()
+    texts = {name: " ".join(part.strip() for part in value).strip() for name, value in parts.items()}
+    return texts | {"notes": re.sub(r"\n{2,}", "\n\n", notes)}
+
+
+def _families() -> list[tuple[str, str]]:
+    """(loss, family) in the order of the list in the docstring of ``rlhf_lightning.losses``."""
+    text = ast.get_docstring(ast.parse((LOSSES / "__init__.py").read_text(encoding="utf-8"))) or ""
+    families = re.findall(r"^\* ([^:\n]+): ``([^`]+)``", text, flags=re.MULTILINE)
+    return [(name, family) for family, names in families for name in names.split()]
+
+
+def _entry(path: Path, docs: Mapping[str, LossDoc], families: Mapping[str, str]) -> MethodEntry:
+    text = path.read_text(encoding="utf-8")
+    comments = _comment_block(text)
+    match = _HEADER.fullmatch(comments[0]) if comments else None
+    if match is None:
+        raise ConfigError(f"{path}: the first line must be `# title (paper). rlhf train method={path.stem} ...`")
+    whole: dict[str, Any] = yaml.safe_load(text) or {}
+    body: dict[str, Any] = whole.get("method", whole)
+    loss: dict[str, Any] = body.get("loss", {})
+    target = str(loss.get("_target_", "")).rpartition(".")[2]
+    remarks = [line.lstrip("# ") for line in comments[1:] if not line.startswith("# @")]
+    return MethodEntry(
+        name=path.stem,
+        kind=str(body.get("_target_", "")).rpartition(".")[2],
+        options=dict(_options(body)),
+        losses=tuple(docs[name] for name in _targets(loss) if name in docs),
+        target=target,
+        remarks=" ".join(remarks),
+        family=families.get(target, "other"),
+        **match.groupdict(),
+    )
+
+
+def _comment_block(text: str) -> list[str]:
+    """The comment lines at the top of a file."""
+    lines = text.split("\n")
+    end = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return lines[:end]
+
+
+def _options(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of a config node, with dotted keys; Hydra's own keys left out."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _options(value, f"{prefix}{key}.")
+        elif not str(key).startswith("_"):
+            yield f"{prefix}{key}", value
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """Names of everything that a config node instantiates, outermost first."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield str(node["_target_"]).rpartition(".")[2]
+        for value in node.values():
+            yield from _targets(value)
+
+
+# ---- on the terminal
+
+
+def render_table(entries: Sequence[MethodEntry]) -> Any:
+    """A rich table of all methods."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column, style in (("method", "cyan"), ("what", ""), ("needs", "green"), ("defaults", "dim"), ("paper", "dim")):
+        table.add_column(column, style=style, no_wrap=column in {"method", "paper"}, overflow="fold")
+    family = ""
+    for entry in entries:
+        if entry.family != family:
+            family = entry.family
+            table.add_row("", Text(f"\n{family}", style="bold"))
+        table.add_row(entry.name, entry.title, _needs(entry), _defaults(entry.options), entry.paper)
+    return table
+
+
+def _needs(entry: MethodEntry) -> str:
+    """Data first, then what else the loss asks for."""
+    data = "demonstrations" if entry.kind == "Supervised" else "pairs"
+    return ", ".join([data, *entry.needs])
+
+
+def _defaults(options: Mapping[str, Any]) -> str:
+    return " ".join(f"{key.removeprefix('loss.').removeprefix('terms.')}={_plain(v)}" for key, v in options.items())
+
+
+def _plain(value: Any) -> str:
+    """A value as yaml writes it, floats as short as they are exact."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return {True: "true", False: "false", None: "null"}.get(value, str(value))
+
+
+# ---- METHODS.md
+
+_INTRODUCTION = """# Methods
+
+Written by `rlhf methods --write METHODS.md` from `conf/method/*.yaml` and the docstrings of `rlhf_lightning/losses`;
+do not edit it by hand. A test compares it with them.
+
+A method is a yaml that names a loss, and a loss is a pure function of per-token log-probs whose positional parameters
+are its inputs. `reference`: log-probs of a reference model (`reference=frozen|adapter_off|cached`; without this input
+none is loaded). `margin`: the score gap of each pair, from the data (`data.spec.columns.margin`). `collision`: a
+statistic of the policy's own distribution, computed on demand. `running`: statistics of earlier steps, kept by the
+method and saved in checkpoints (`method.running_decay`). Every option is changed on the command line: `rlhf train
+method=ipo method.loss.beta=0.05`.
+
+**Notation.** w is the chosen and l the rejected response; $`\\ell`$ sums log-probs over a response's scored tokens, of
+which the end-of-sequence token is one; n counts them; $`\\bar\\ell = \\ell/n`$;
+$`\\rho = \\ell - \\ell_\\mathrm{ref}`$ is the log-ratio to the reference, $`h = \\rho_w - \\rho_l`$,
+$`\\bar\\rho = \\rho/n`$; $`\\sigma`$ is the logistic function. Everything is in nats.
+
+**Tests** (`tests/losses`). Every loss has hand-worked golden values, its value and gradient where policy and reference
+are equal, and an independent plain-loop twin that it must equal on generated batches with generated options; gradients
+are compared with finite differences, and values and gradients stay finite at margins of 10,000 nats. "TRL" means that
+loss and gradient are also compared, to 1e-5, with what the code of TRL 1.16 computed on the same log-probs
+(`benchmarks/trl_loss_values.py`), or that the documented difference is asserted.
+"""
+
+
+def render_markdown(entries: Sequence[MethodEntry]) -> str:
+    """The text of METHODS.md."""
+    out = [_INTRODUCTION, "| method | what | needs | paper | tests |", "|---|---|---|---|---|"]
+    for entry in entries:
+        tests = "golden, twin" + (", TRL" if entry.own_loss and entry.own_loss.compared_with_trl else "")
+        if entry.own_loss is None:
+            tests = "those of its losses"
+        out.append(
+            f"| [{entry.name}](#{entry.name}) | {entry.title} | {_needs(entry)} | {_linked(entry.paper)} | {tests} |"
+        )
+    family = ""
+    for entry in entries:
+        if entry.family != family:
+            family = entry.family
+            out += ["", f"## {family[0].upper()}{family[1:]}"]
+        out += ["", *_section(entry)]
+    return "\n".join(out) + "\n"
+
+
+def _section(entry: MethodEntry) -> Iterator[str]:
+    """One method: equation, paper, function, yaml, deviations."""
+    loss = entry.own_loss
+    yield f"### {entry.name}"
+    yield ""
+    if loss is None:
+        yield f"{entry.title}."
+        yield from (["", entry.remarks] if entry.remarks else [])
+    else:
+        yield _markdown(loss.summary)
+        yield from ["", "```math", loss.equation, "```"] if loss.equation else []
+        yield from ["", _markdown(loss.notes)] if loss.notes else []
+    yield ""
+    yield f"- Paper: {_linked(_markdown(loss.source) if loss else entry.paper)}"
+    if loss is None:
+        names = ", ".join(f"[{doc.name}](#{doc.name})" for doc in entry.losses)
+        yield f"- Losses: {names}" + (" (`WeightedSum`)" if entry.target == "WeightedSum" else "")
+    else:
+        signature = f"{loss.name}({', '.join(loss.inputs)}, *, ...)"
+        yield f"- Function: `rlhf_lightning.losses.{signature}` in `losses/{loss.file}`"
+    options = ", ".join(f"`{key}={_plain(value)}`" for key, value in entry.options.items())
+    yield f"- Yaml: `conf/method/{entry.name}.yaml`: {options}"
+    yield f"- Run: `{entry.command}`"
+    if loss is not None and loss.defaults:
+        yield f"- Defaults: {_markdown(loss.defaults)}"
+    if loss is not None and loss.differences:
+        yield f"- Deviations: {_markdown(loss.differences)}"
+
+
+def _markdown(text: str) -> str:
+    """Roles and literals of a docstring as GitHub writes them."""
+    text = re.sub(r":math:`([^`]+)`", r"$`\1`$", text)
+    return re.sub(r"``([^`]+)``", r"`\1`", text)
+
+
+def _linked(text: str) -> str:
+    return re.sub(r"arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+
+
+# ---- the command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``rlhf methods [NAME] [--write [FILE]]``.
+
+    Args:
+        arguments: without the program's name; None: the command line's.
+
+    Raises:
+        ConfigError: no method has that name.
+    """
+    parser = argparse.ArgumentParser(prog="rlhf methods", description="List the methods, or say more about one.")
+    parser.add_argument("name", nargs="?", help="a method, to read its equation, source, defaults and differences")
+    parser.add_argument("--write", metavar="FILE", nargs="?", const="METHODS.md", help="write METHODS.md")
+    given = parser.parse_args(arguments)
+    entries = catalogue()
+    if given.write:
+        Path(given.write).write_text(render_markdown(entries), encoding="utf-8")
+    elif given.name:
+        _show_one(given.name, entries)
+    else:
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        console.print(render_table(entries))
+        console.print("\nMore about one: rlhf methods NAME. Train with it: rlhf train method=NAME", style="dim")
+    return 0
+
+
+def _show_one(name: str, entries: Sequence[MethodEntry]) -> None:
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    entry = next((entry for entry in entries if entry.name == name), None)
+    if entry is None:
+        raise ConfigError(f"no method {name!r}.{suggestion(name, (entry.name for entry in entries))}")
+    text = "\n".join(_section(entry)).replace("$`", "`").replace("`$", "`").replace("```math", "```tex")
+    Console(highlight=False).print(Markdown(text, hyperlinks=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Going on from a run's folder: its configuration, and the weights it left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from rlhf_lightning.checkpointing import recovered
+from rlhf_lightning.cli.compose import parse
+from rlhf_lightning.cli.errors import ConfigError
+
+
+def read_config(folder: str | Path) -> DictConfig:
+    """The resolved configuration of a run.
+
+    Raises:
+        ConfigError: the folder is not that of a run.
+    """
+    file = Path(folder).expanduser() / "config.yaml"
+    if not file.is_file():
+        hint = "" if Path(folder).expanduser().is_dir() else ": there is no such folder"
+        raise ConfigError(f"run={folder} is not the folder of a run (no config.yaml){hint}")
+    cfg = OmegaConf.load(file)
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def take_over(cfg: DictConfig, keys: Iterable[str], overrides: Sequence[str]) -> DictConfig:
+    """Start from the configuration of ``cfg.run``; what the user overrode stands above it.
+
+    Args:
+        cfg: composed, with ``run`` set.
+        keys: top-level keys that a run decides.
+        overrides: the user's, to tell their values from defaults.
+
+    Returns:
+        A new configuration. An override of a group (``data=hh_rlhf``) replaces the run's node, one of a single key
+        (``data.batch_size=8``) changes that key of it.
+    """
+    run, result = read_config(cfg.run), cfg.copy()
+    given = [override.key_or_group for override in parse(overrides)]
+    with open_dict(result):
+        for key in keys:
+            if key in run and key not in given:
+                result[key] = run[key]
+        for key in given:
+            top = key.partition(".")[0]
+            if "." in key and top in keys and top not in given:
+                OmegaConf.update(result, key, _select(cfg, key), force_add=True)
+    return result
+
+
+def weights_of(folder: str | Path, ckpt_path: str | None = None) -> Path:
+    """The checkpoint of a run: the given one, else its last.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if ckpt_path is not None:
+        path = Path(ckpt_path).expanduser()
+        if not path.exists():
+            raise ConfigError(f"ckpt_path={ckpt_path}: there is no such checkpoint")
+        return path
+    root = Path(folder).expanduser()
+    candidates = [recovered(root / "checkpoints" / "last.ckpt"), recovered(root / "last.ckpt")]
+    candidates += sorted(root.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = next((path for path in candidates if path.exists()), None)
+    if found is None:
+        raise ConfigError(f"run={folder} has no checkpoint; give one with ckpt_path=..., or run `rlhf train` longer")
+    return found
+
+
+def _select(cfg: DictConfig, key: str) -> Any:
+    return OmegaConf.select(cfg, key)
