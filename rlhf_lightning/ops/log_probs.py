@@ -160,6 +160,26 @@ def module_log_probs(
     return TokenLogProbs(torch.cat(log_prob), *(_joined(column) for column in (entropy, top1, collision)))
 
 
+def logits_log_probs(
+    logits: Float[Tensor, "n v"],
+    target: Int[Tensor, " n"],
+    *,
+    transform: LogitTransform | None = None,
+    statistics: frozenset[str] = frozenset(),
+) -> TokenLogProbs:
+    """The same numbers from logits that a model has made itself.
+
+    Raises:
+        ValueError: for an unknown statistic.
+    """
+    check_statistics(statistics)
+    transform = transform or LogitTransform()
+    log_prob, *others = _dense(
+        transform(logits.to(torch.promote_types(logits.dtype, torch.float32))), target, statistics
+    )
+    return TokenLogProbs(log_prob, *others)
+
+
 def _joined(column: tuple[Tensor | None, ...]) -> Tensor | None:
     parts = [part for part in column if part is not None]
     return torch.cat(parts) if parts else None
@@ -333,7 +353,9 @@ def _within(target: Tensor, block: slice) -> tuple[Tensor, Tensor]:
     return (column >= 0) & (target < block.stop), column.clamp(0, block.stop - block.start - 1)[:, None]
 
 
-def _dense(logits: Tensor, target: Tensor, statistics: frozenset[str]) -> tuple[Tensor | None, ...]:
+def _dense(
+    logits: Tensor, target: Tensor, statistics: frozenset[str]
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Log-prob, entropy, top1 and collision from logits that are all there."""
     log_p = logits.log_softmax(-1)
     entropy = top1 = collision = None

@@ -1,0 +1,222 @@
+"""Shared-prefix attention as a transformers attention implementation.
+
+transformers looks an attention function up by ``module.config._attn_implementation`` at every call. The attention
+modules of a packed model get a copy of their configuration that names ours; the model's own configuration stays as it
+was, so masks for ``generate`` and what ``save_pretrained`` writes are the standard ones. Called without a packed row
+(by ``generate``, say), our function hands over to the implementation that the model's configuration names.
+
+The row's layout travels as a keyword argument through the layers. It is not global state, so activation checkpointing
+recomputes a layer under the layout it was computed under.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from rlhf_lightning.ops.attention import Segments, shared_prefix_attention
+from rlhf_lightning.types import PackedBatch
+
+#: The name of our implementation in transformers' registry.
+NAME = "rlhf_shared_prefix"
+
+#: Arguments of other attention variants. A layer that passes one computes something that a packed row cannot.
+UNSUPPORTED = ("s_aux", "sinks", "position_bias", "head_mask", "alibi")
+
+
+@dataclass
+class SharedPrefix:
+    """The layout of one packed row, made once a forward pass and shared by its layers."""
+
+    batch: PackedBatch
+    masks: dict[int | None, BlockMask] = field(default_factory=dict)
+
+    @cached_property
+    def segments(self) -> Segments:
+        """Spans as integers, for the block-by-block computation."""
+        return Segments.build(self.batch.prompt_span, self.batch.response_span, self.batch.parent)
+
+    @cached_property
+    def owners(self) -> tuple[Tensor, Tensor]:
+        """For every token its own segment, and the prompt of its group: prompts are numbered before responses."""
+        batch, tokens = self.batch, len(self.batch.ids)
+        spans = torch.cat([batch.prompt_span, batch.response_span])
+        groups = torch.cat([torch.arange(len(batch), device=spans.device), batch.parent])
+        order = spans[:, 0].argsort()
+        lengths = (spans[:, 1] - spans[:, 0])[order]
+        return (
+            order.repeat_interleave(lengths, output_size=tokens),
+            groups[order].repeat_interleave(lengths, output_size=tokens),
+        )
+
+    def visible(self, window: int | None) -> Callable[..., Tensor]:
+        """Which key a query sees, as flex attention asks for it: by batch, head, query and key index."""
+        (segment, prompt), position = self.owners, self.batch.positions
+
+        def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            related = (segment[key] == segment[query]) | (segment[key] == prompt[query])
+            seen = related & (position[key] <= position[query])
+            return seen if window is None else seen & (position[query] - position[key] < window)
+
+        return sees
+
+    def block_mask(self, window: int | None) -> BlockMask:
+        """Flex attention's block mask for a window, made when the first layer asks for it."""
+        if window not in self.masks:
+            tokens = len(self.batch.ids)
+            self.masks[window] = create_block_mask(
+                self.visible(window), None, None, tokens, tokens, device=self.batch.ids.device
+            )
+        return self.masks[window]
+
+
+def install(model: PreTrainedModel) -> None:
+    """Let every attention module of a model understand packed rows; a second call changes nothing.
+
+    Raises:
+        ValueError: the model has no attention module that follows transformers' attention interface.
+    """
+    modules: list[Any] = [m for m in model.modules() if _is_attention(m)]
+    if not modules:
+        raise ValueError(
+            f"{type(model).__name__} has no attention module that takes an attention implementation; use backend=padded"
+        )
+    for module in modules:
+        if module.config._attn_implementation != NAME:
+            module.standard_config = module.config
+            module.config = copy.copy(module.config)
+            module.config._attn_implementation_internal = NAME
+
+
+def _is_attention(module: nn.Module) -> bool:
+    return (
+        not isinstance(module, PreTrainedModel)
+        and "Attention" in type(module).__name__
+        and hasattr(getattr(module, "config", None), "_attn_implementation")
+    )
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    shared_prefix: SharedPrefix | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The attention function that layers call: ``[1, heads, tokens, d]`` in, ``[1, tokens, heads, d]`` out.
+
+    Args:
+        module: the attention layer.
+        query: queries of all heads.
+        key: keys, of fewer heads under grouped-query attention.
+        value: values.
+        attention_mask: ignored for a packed row, whose layout says who sees whom.
+        shared_prefix: the packed row's layout; None: the model's standard implementation computes this call.
+        options: ``scaling``, ``dropout``, ``sliding_window`` and ``softcap`` are honoured.
+
+    Raises:
+        ValueError: the layer asks for something that a packed row cannot compute.
+    """
+    if shared_prefix is None:
+        result: tuple[Tensor, Tensor | None] = _standard(module)(module, query, key, value, attention_mask, **options)
+        return result
+    asked = [name for name in UNSUPPORTED if options.get(name) is not None]
+    if asked or options.get("is_causal") is False:
+        raise ValueError(f"{type(module).__name__} uses {asked or 'bidirectional attention'}; use backend=padded")
+    scale, window, softcap = (options.get(name) for name in ("scaling", "sliding_window", "softcap"))
+    dropout = options.get("dropout") or 0.0
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+    query, key, value = (x.to(dtype) for x in (query, key, value))
+    if dropout:
+        output = _with_dropout(query, key, value, shared_prefix.segments, scale, window, softcap, dropout)
+    elif kind == "cuda":
+        output = _flex(query, key, value, shared_prefix.block_mask(window), scale, softcap)
+    else:
+        output = shared_prefix_attention(
+            query[0], key[0], value[0], shared_prefix.segments, scale=scale, window=window, softcap=softcap
+        )[None]
+    return output, None
+
+
+def _standard(module: Any) -> Any:
+    """The attention function that the model's own configuration names."""
+    name = module.standard_config._attn_implementation
+    if name != "eager":
+        return ALL_ATTENTION_FUNCTIONS[name]
+    for kind in type(module).__mro__:
+        if hasattr(sys.modules[kind.__module__], "eager_attention_forward"):
+            return sys.modules[kind.__module__].eager_attention_forward
+    raise ValueError(f"{type(module).__name__} has no eager attention; load the model with attention=sdpa")
+
+
+def _with_dropout(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    dropout: float,
+) -> Tensor:
+    """Each prompt and each response by a call of torch's attention, which drops probabilities."""
+    if softcap is not None:
+        raise ValueError("attention dropout with a soft-cap on the scores needs backend=padded (or dropout 0)")
+    output = torch.empty_like(query)
+    for block in segments.blocks(window, rows=None):
+        output[:, :, block.start : block.stop] = F.scaled_dot_product_attention(
+            query[:, :, block.start : block.stop],
+            block.take(key),
+            block.take(value),
+            attn_mask=block.visible(query.device),
+            dropout_p=dropout,
+            scale=scale,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
+    return output.transpose(1, 2)
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex() -> Callable[..., Tensor]:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float, softcap: float | None) -> Tensor:
+    """Flex attention, one fused kernel for the row. On a CPU it has no backward pass, so only CUDA comes here."""
+    function: Any = _compiled_flex() if query.is_cuda else flex_attention
+    output: Tensor = function(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else _capped(softcap),
+        block_mask=mask,
+        scale=scale,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+    return output.transpose(1, 2)
+
+
+def _capped(softcap: float) -> Callable[..., Tensor]:
+    def capped(score: Tensor, *_: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return capped
+
+
+AttentionInterface.register(NAME, attention_forward)

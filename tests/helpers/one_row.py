@@ -1,0 +1,25 @@
+"""Log-probs the plain way: one row at a time, transformers' own logits, a loop over the scored tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlhf_lightning.types import Example
+
+
+def one_row_at_a_time(model: PreTrainedModel, examples: list[Example], temperature: float = 1.0) -> Tensor:
+    """Log-prob of every scored token, in the order of a packed batch."""
+    out = []
+    for example in examples:
+        for index, response in enumerate(example.responses):
+            ids = torch.tensor([example.prompt + response])
+            logits = model(input_ids=ids, use_cache=False).logits[0].float() / temperature
+            log_p = logits.log_softmax(-1)
+            scored = example.scored[index] if example.scored else [True] * len(response)
+            for offset, counted in enumerate(scored):
+                position = len(example.prompt) + offset
+                if counted:
+                    out.append(log_p[position - 1, ids[0, position]])
+    return torch.stack(out)
