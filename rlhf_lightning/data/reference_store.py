@@ -1,0 +1,284 @@
+"""Reference log-probs on disk, found by content: by what the model is, and by the tokens of each row.
+
+A folder per model: its name is the fingerprint of weights, adapter, precision and log-prob definition. In it, one entry
+per response, under the digest of (prompt ids, response ids, scored mask). Nothing else is in a key, so a run with
+another learning rate, loss, seed or output folder finds every entry, and one with another model, template, truncation
+or precision finds none.
+
+Entries live in immutable shards (safetensors). A shard is written beside its place, synced and renamed, so it is there
+whole or not at all, whatever is killed when; names are digests of the contents, so writers never collide. Each entry
+has a checksum, verified whenever it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.shards import (
+    KEY_BYTES,
+    KEY_TYPE,
+    Index,
+    Keys,
+    ReferenceCacheError,
+    damaged,
+    encode,
+    read_index,
+    write_atomically,
+)
+from rlhf_lightning.types import PackedBatch, Ragged
+
+__all__ = ["ReferenceCacheError", "ReferenceStore", "ReferenceWriter", "batch_keys", "response_keys"]
+
+#: Temporary files older than this were left by a killed writer.
+_STALE_SECONDS = 3600.0
+
+
+def response_keys(examples: Examples) -> Keys:
+    """The key of every response, (groups, slots)."""
+    tokens, scored = examples.tokens.astype("<i4", copy=False), examples.scored
+    keys = []
+    for cuts in examples.bounds.tolist():
+        prompt = tokens[cuts[0] : cuts[1]].tobytes()
+        for start, end in pairwise(cuts[1:]):
+            keys.append(_key(prompt, tokens[start:end].tobytes(), scored[start:end].tobytes()))
+    return np.array(keys, dtype=KEY_TYPE).reshape(-1, examples.slots)
+
+
+def batch_keys(batch: PackedBatch) -> Keys:
+    """The key of every response of a batch, (responses,)."""
+    ids = batch.ids.cpu().numpy().astype("<i4")
+    scored = np.zeros(len(ids), dtype=np.bool_)
+    scored[batch.target.cpu().numpy()] = True
+    prompts = [ids[start:end].tobytes() for start, end in batch.prompt_span.tolist()]
+    keys = [
+        _key(prompts[parent], ids[start:end].tobytes(), scored[start:end].tobytes())
+        for parent, (start, end) in zip(batch.parent.tolist(), batch.response_span.tolist(), strict=True)
+    ]
+    return np.array(keys, dtype=KEY_TYPE)
+
+
+def _key(prompt: bytes, response: bytes, scored: bytes) -> bytes:
+    # The prompt's length keeps a token from moving across the boundary unnoticed.
+    digest = hashlib.blake2b(len(prompt).to_bytes(8, "little"), digest_size=KEY_BYTES)
+    digest.update(prompt)
+    digest.update(response)
+    digest.update(scored)
+    return digest.digest()
+
+
+class ReferenceStore:
+    """Reference log-probs of one model, shared by every run that uses it.
+
+    Reading an entry opens the shard's file for that moment only, so a store costs no file handles, works in forked
+    loader processes and holds about 40 bytes an entry in memory.
+    """
+
+    def __init__(self, folder: str | Path, fingerprint: str) -> None:
+        """Open, or begin, the cache of a model.
+
+        Args:
+            folder: of all caches.
+            fingerprint: of the model, from ``models.fingerprint``; names a folder in ``folder``.
+
+        Raises:
+            ValueError: the fingerprint cannot be a folder's name.
+            ReferenceCacheError: a shard is damaged.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", fingerprint):
+            raise ValueError(f"fingerprint {fingerprint!r} must consist of letters, digits, '.', '_' and '-'")
+        self.fingerprint = fingerprint
+        self.path = Path(folder).expanduser() / fingerprint
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._shards: list[Path] = []
+        self._index = Index()
+        self._remove_stale()
+        self.refresh()
+
+    def __len__(self) -> int:
+        """Responses stored, as of the last look."""
+        return len(self._index)
+
+    def refresh(self) -> None:
+        """Look for shards that other processes have added."""
+        known = set(self._shards)
+        added = sorted(set(self.path.glob("*.safetensors")) - known)
+        if added:
+            parts = [read_index(path, len(self._shards) + number) for number, path in enumerate(added)]
+            self._shards += added
+            self._index.add(parts)
+
+    def contains(self, keys: Keys) -> NDArray[np.bool_]:
+        """Which keys are stored, in the shape of ``keys``."""
+        return self._index.contains(keys.ravel()).reshape(keys.shape)
+
+    def missing(self, examples: Examples) -> NDArray[np.int64]:
+        """The groups of which any response is not stored, after a fresh look at the folder."""
+        self.refresh()
+        return np.flatnonzero(~self.contains(response_keys(examples)).all(axis=1))
+
+    def get(self, keys: Keys) -> list[NDArray[np.float32]]:
+        """The log-probs of some responses, one number (nats) for each scored token.
+
+        Raises:
+            ReferenceCacheError: a key is not stored, or its entry is damaged.
+        """
+        absent = int((~self.contains(keys)).sum())
+        if absent:
+            raise ReferenceCacheError(f"{absent} of {len(keys)} responses are not in {self.path}")
+        entries = self._index.find(keys)
+        values: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(keys)
+        for shard in np.unique(entries.shard).tolist():
+            path = self._shards[shard]
+            with path.open("rb", buffering=0) as file:
+                for number in np.flatnonzero(entries.shard == shard).tolist():
+                    size = 4 * int(entries.length[number])
+                    data = os.pread(file.fileno(), size, int(entries.start[number]))
+                    if zlib.crc32(data) != entries.checksum[number]:
+                        raise damaged(path, "an entry does not match its checksum")
+                    values[number] = np.frombuffer(data, dtype="<f4")
+        return values
+
+    def log_probs(self, examples: Examples) -> NDArray[np.float32]:
+        """The log-probs of all scored tokens of some groups, in packing order.
+
+        Raises:
+            ReferenceCacheError: a row is not stored; the message names the first one.
+        """
+        keys = response_keys(examples)
+        stored = self.contains(keys).all(axis=1)
+        if not stored.all():
+            row = examples.row(int(np.flatnonzero(~stored)[0]))
+            raise ReferenceCacheError(
+                f"{row} has no reference log-probs in {self.path}: fill the cache with the same data options first "
+                "(reference=cached does so before training)"
+            )
+        return np.concatenate(self.get(keys.ravel()))
+
+    def write(self, keys: Keys, values: Sequence[NDArray[np.float32]]) -> None:
+        """Add a shard. When this returns the shard is on disk; when it does not, nothing has changed."""
+        content = encode(keys, values, self.fingerprint)
+        write_atomically(self.path / f"{hashlib.blake2b(content, digest_size=16).hexdigest()}.safetensors", content)
+        self.refresh()
+
+    def verify(
+        self,
+        examples: Examples,
+        scorer: Callable[[PackedBatch], Ragged],
+        *,
+        rows: int = 8,
+        tolerance: float = 0.02,
+        seed: int = 0,
+    ) -> float:
+        """Score a few random stored rows again and compare.
+
+        Args:
+            examples: rows to choose from; those not stored are passed over.
+            scorer: the reference model, or a policy that still equals it.
+            rows: how many to score again.
+            tolerance: largest accepted mean absolute difference of a row's tokens, nats. float32 gives 1e-6 and
+                bfloat16 about 0.01, another model much more.
+            seed: of the choice.
+
+        Returns:
+            The largest difference of a row.
+
+        Raises:
+            ReferenceCacheError: a row differs by more than the tolerance.
+        """
+        stored = np.flatnonzero(self.contains(response_keys(examples)).all(axis=1))
+        chosen = np.random.default_rng(seed).permutation(stored)[:rows]
+        worst = 0.0
+        for group in chosen:
+            one = examples.select(np.array([group]))
+            batch = pack(one)
+            with torch.no_grad():
+                fresh = scorer(batch).token.float().cpu().numpy()
+            difference = float(np.abs(fresh - self.log_probs(one)).mean())
+            if not difference <= tolerance:
+                raise ReferenceCacheError(
+                    f"{one.row(0)}: the stored reference log-probs differ from the model's by {difference:.4f} nats a "
+                    f"token (tolerance {tolerance}): {self.path} was written by another model or another version. "
+                    "Delete that folder; it is computed again"
+                )
+            worst = max(worst, difference)
+        return worst
+
+    def _remove_stale(self) -> None:
+        """Remove temporary files that killed writers have left."""
+        for path in self.path.glob(".*.tmp"):
+            with suppress(FileNotFoundError):  # another process was faster
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    path.unlink()
+
+
+class ReferenceWriter:
+    """Takes scored batches as they come and writes them out in shards.
+
+    Every process of a run has a writer of its own. What has been written stays when the run is killed; what has not is
+    less than one shard. Leaving a ``with`` block writes the rest, also when an exception ends it.
+    """
+
+    def __init__(self, store: ReferenceStore, *, rows: int = 4096, seconds: float = 60.0) -> None:
+        """Begin to collect.
+
+        Args:
+            store: where to write.
+            rows: responses of a shard.
+            seconds: write a shard when the oldest row has waited this long, full or not.
+        """
+        self.store, self.rows, self.seconds = store, rows, seconds
+        self._pending: dict[bytes, NDArray[np.float32]] = {}
+        self._since = time.monotonic()
+
+    def put(self, batch: PackedBatch, log_probs: Ragged | Tensor) -> None:
+        """Take the reference log-probs of a batch, one number for each scored token.
+
+        Raises:
+            ReferenceCacheError: a log-prob is not finite; the message names the row.
+        """
+        token = log_probs.token if isinstance(log_probs, Ragged) else log_probs
+        values = token.detach().float().cpu().numpy()
+        lengths = torch.bincount(batch.sequence, minlength=len(batch.response_span)).tolist()
+        pieces = np.split(values, np.cumsum(lengths)[:-1])
+        keys = batch_keys(batch)
+        stored = self.store.contains(keys).tolist()
+        if not self._pending:
+            self._since = time.monotonic()
+        for number, (key, piece, known) in enumerate(zip(keys.tolist(), pieces, stored, strict=True)):
+            if not np.isfinite(piece).all():
+                row = batch.rows[int(batch.parent[number])] if batch.rows else f"response {number}"
+                raise ReferenceCacheError(f"{row}: the reference model gives a log-prob that is not finite")
+            if not known:
+                self._pending[key.ljust(KEY_BYTES, b"\0")] = piece  # numpy strips trailing zero bytes
+        if len(self._pending) >= self.rows or time.monotonic() - self._since >= self.seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been collected."""
+        if self._pending:
+            self.store.write(np.array(list(self._pending), dtype=KEY_TYPE), list(self._pending.values()))
+            self._pending = {}
+
+    def __enter__(self) -> ReferenceWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.flush()
