@@ -1,0 +1,68 @@
+"""``rlhf quickstart``: align a small model on two cores, and show what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from rlhf_lightning.cli.console import say
+
+if TYPE_CHECKING:
+    from rlhf_lightning.quickstart.summary import Summary
+
+PICTURE = "quickstart.png"
+FOOTNOTE = "* by definition: before training the policy is its own reference"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train ``experiment=quickstart`` with the given overrides; end with a table, three prompts and a picture."""
+    from rlhf_lightning.cli.launch import main as launch
+
+    code = launch(["train", "experiment=quickstart", *arguments])
+    if code:
+        return code
+    from rlhf_lightning.cli.compose import compose
+
+    folder = Path(compose("train", ["experiment=quickstart", *arguments], check=False).paths.output_dir)
+    show(folder)
+    return 0
+
+
+def show(folder: Path) -> None:
+    """Print the summary of a quickstart run and write its picture."""
+    from rlhf_lightning.quickstart.picture import draw
+    from rlhf_lightning.quickstart.summary import Summary, metrics_file
+
+    summary = Summary.read(folder)
+    say(numbers(summary))
+    say(f"[dim]{FOOTNOTE}[/]\n")
+    say(answers(summary))
+    before, after = ([answer.score for answer in side] for side in (summary.before, summary.after))
+    draw(metrics_file(folder), before, after, folder / PICTURE)
+    say(f"\ncurves      {folder / PICTURE}")
+    say(f"weights     {folder / 'export' / 'last'}   (plain transformers or peft load them)")
+    say(f"chat with it:   [bold]rlhf generate run={folder}[/]")
+
+
+def numbers(summary: Summary) -> Table:
+    """Before and after, in numbers."""
+    table = Table(title="What the run changed", title_justify="left", title_style="bold")
+    table.add_column()
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right", style="bold")
+    for row in summary.rows():
+        table.add_row(*row)
+    return table
+
+
+def answers(summary: Summary) -> Table:
+    """Three held-out questions with both answers and their scores."""
+    table = Table(title="Three held-out prompts", title_justify="left", title_style="bold", show_lines=True)
+    for column in ("question", "before", "after"):
+        table.add_column(column, ratio=1, overflow="fold")
+    for question, before, after in summary.examples():
+        table.add_row(question, *(f"{side.text}\n[dim]score {side.score:.2f}[/]" for side in (before, after)))
+    return table

@@ -1,0 +1,106 @@
+"""What a quickstart run changed, read from the files that the run left behind."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.quickstart.picture import read_curve
+from rlhf_lightning.quickstart.rule import score
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One fresh answer to a held-out prompt."""
+
+    prompt: str
+    text: str
+    kl: float | None  #: log-ratio to the reference, summed over the answer, nats
+
+    @property
+    def score(self) -> float:
+        """By the quickstart's rule."""
+        return score(self.text)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Answers to the same held-out prompts before and after training, and the held-out pairs' metrics at the end."""
+
+    before: list[Answer]
+    after: list[Answer]
+    accuracy: float  #: share of held-out pairs whose chosen answer has the larger implicit reward
+    margin: float  #: mean difference of implicit rewards on them, nats
+
+    @classmethod
+    def read(cls, folder: Path) -> Summary:
+        """From a run's folder.
+
+        Raises:
+            FileNotFoundError: the run did not sample before and after training.
+        """
+        tables = sorted((folder / "samples").glob("step_*.jsonl"))
+        if len(tables) < 2:
+            raise FileNotFoundError(
+                f"{folder}/samples holds {len(tables)} tables; a summary needs one from before and one from after training "
+                "(callbacks.samples.before_training=true and validation data)"
+            )
+        metrics = metrics_file(folder)
+        accuracy, margin = (read_curve(metrics, f"val/reward/{name}")[1][-1] for name in ("accuracy", "margin"))
+        return cls(_answers(tables[0]), _answers(tables[-1]), accuracy, margin)
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Name, before and after, ready for a table."""
+        kl = [answer.kl for answer in self.after if answer.kl is not None]
+        return [
+            ("held-out accuracy", "0.500 *", f"{self.accuracy:.3f}"),
+            ("held-out margin (nats)", "0.000 *", f"{self.margin:.3f}"),
+            ("KL to the start (nats an answer)", "0.000 *", mean_and_error(kl)),
+            ("rule's score, fresh answers", *(mean_and_error([a.score for a in side]) for side in self._sides)),
+            ("words an answer", *(f"{_mean([len(a.text.split()) for a in side]):.1f}" for side in self._sides)),
+        ]
+
+    @property
+    def _sides(self) -> tuple[list[Answer], list[Answer]]:
+        return self.before, self.after
+
+    def examples(self, count: int = 3) -> list[tuple[str, Answer, Answer]]:
+        """Question, answer before and answer after of the first prompts, what all prompts share left out."""
+        questions = without_common_ends([answer.prompt for answer in self.before])
+        return list(zip(questions, self.before, self.after, strict=True))[:count]
+
+
+def metrics_file(folder: Path) -> Path:
+    """The newest ``metrics.csv`` of a run."""
+    return max(folder.rglob("metrics.csv"), key=lambda path: path.stat().st_mtime)
+
+
+def mean_and_error(values: Sequence[float]) -> str:
+    """``1.23 ± 0.04``: mean and standard error."""
+    if len(values) < 2:
+        return f"{_mean(values):.3f}"
+    mean = _mean(values)
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return f"{mean:.2f} ± {math.sqrt(variance / len(values)):.2f}"
+
+
+def without_common_ends(texts: Sequence[str]) -> list[str]:
+    """Texts without the words that all of them begin and end with: the template around each question."""
+    words = [text.split() for text in texts]
+    shortest = min(map(len, words))
+    start = next((i for i in range(shortest) if len({row[i] for row in words}) > 1), 0)
+    end = next((i for i in range(shortest - start) if len({row[-1 - i] for row in words}) > 1), 0)
+    return [" ".join(row[start : len(row) - end]) for row in words]
+
+
+def _answers(table: Path) -> list[Answer]:
+    rows: list[dict[str, Any]] = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
+    return [Answer(row["prompt"], row["response"].strip(), row["kl"]) for row in rows]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
