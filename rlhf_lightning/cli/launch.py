@@ -153,6 +153,10 @@ def _job(command: str, cfg: DictConfig) -> float | None:
         from rlhf_lightning.cli.schema import check_config
 
         check_config(cfg, command)
+        if command == "evaluate":
+            from rlhf_lightning.cli.evaluate import from_run
+
+            cfg = from_run(cfg, overrides)
     except ConfigError as error:  # a value that only the sweeper knew
         return _invalid(error, Path(cfg.paths.output_dir), overrides, sweeping)
     result = run_job(command, cfg, overrides)

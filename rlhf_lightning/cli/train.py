@@ -37,7 +37,7 @@ def train(cfg: DictConfig) -> float | None:
         ConfigError, ValueError: options or data that cannot be used; nothing large was loaded by then.
     """
     started = time.perf_counter()
-    folder = prepare(cfg)
+    folder = prepare(cfg, "train")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     run = make_run(cfg)
     run.trainer.callbacks.append(ModelLine(run))
@@ -52,10 +52,10 @@ def train(cfg: DictConfig) -> float | None:
     return finish(cfg, run, time.perf_counter() - started)
 
 
-def prepare(cfg: DictConfig) -> Path:
+def prepare(cfg: DictConfig, command: str) -> Path:
     """Give the run its folder and write the resolved configuration into it."""
     if cfg.paths.output_dir is None:
-        cfg.paths.output_dir = str(_new_folder(Path(cfg.paths.runs) / "train"))
+        cfg.paths.output_dir = str(_new_folder(Path(cfg.paths.runs) / command))
     folder = Path(cfg.paths.output_dir).expanduser().absolute()
     cfg.paths.output_dir = str(folder)
     folder.mkdir(parents=True, exist_ok=True)
