@@ -54,9 +54,11 @@ def _jsonl(file: Path, field: str | None) -> Iterator[Reading]:
             if not line.strip():
                 continue
             try:
-                yield _object(number, json.loads(line.removeprefix(_BYTE_ORDER_MARK)))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                yield number, {}, f"not valid JSON: {error}"
+                yield _object(number, json.loads(line.removeprefix(_BYTE_ORDER_MARK).strip()))
+            except json.JSONDecodeError as error:
+                yield number, {}, f"not valid JSON at column {error.colno}: {error.msg}"
+            except UnicodeDecodeError as error:
+                yield number, {}, f"not valid UTF-8: {error}"
 
 
 def _object(number: int, value: Any) -> Reading:

@@ -1,8 +1,8 @@
 """Small tokenizers of every style that causes trouble, made on the spot.
 
 All of them are byte-level (or character-level) with ids that can be read: the id of an ASCII character is its code
-(``ord("a") == 97``), special tokens start at 256 and merged pairs at 300. ``HI`` is the merge of "h" and "i", ``DOT_NL``
-the merge of "." and a line break, which joins across many a boundary.
+(``ord("a") == 97``), special tokens start at 256 and merged pairs at 300. ``HI`` is the merge of "h" and "i",
+``DOT_NL`` the merge of "." and a line break, which joins across many a boundary.
 """
 
 from __future__ import annotations
