@@ -134,5 +134,5 @@ def test_step_totals_reach_the_log_probs() -> None:
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(ValueError, match="'packd'.*auto, packed or padded"):
+    with pytest.raises(ValueError, match=r"'packd'.*auto, packed or padded"):
         Actor(tiny_model("llama"), backend="packd")
