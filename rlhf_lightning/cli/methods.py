@@ -141,11 +141,10 @@ def _entry(path: Path, docs: Mapping[str, LossDoc], families: Mapping[str, str])
     match = _HEADER.fullmatch(comments[0]) if comments else None
     if match is None:
         raise ConfigError(f"{path}: the first line must be `# title (paper). rlhf train method={path.stem} ...`")
-    whole: dict[str, Any] = yaml.safe_load(text) or {}
-    body: dict[str, Any] = whole.get("method", whole)
+    body: dict[str, Any] = yaml.safe_load(text) or {}
     loss: dict[str, Any] = body.get("loss", {})
     target = str(loss.get("_target_", "")).rpartition(".")[2]
-    remarks = [line.lstrip("# ") for line in comments[1:] if not line.startswith("# @")]
+    remarks = [line.lstrip("# ") for line in comments[1:]]
     return MethodEntry(
         name=path.stem,
         kind=str(body.get("_target_", "")).rpartition(".")[2],
@@ -166,11 +165,11 @@ def _comment_block(text: str) -> list[str]:
 
 
 def _options(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of a config node, with dotted keys; Hydra's own keys left out."""
+    """Leaves of a config node, with dotted keys; Hydra's own keys and its defaults list left out."""
     for key, value in node.items():
         if isinstance(value, dict):
             yield from _options(value, f"{prefix}{key}.")
-        elif not str(key).startswith("_"):
+        elif not str(key).startswith("_") and key != "defaults":
             yield f"{prefix}{key}", value
 
 

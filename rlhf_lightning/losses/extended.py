@@ -30,7 +30,7 @@ def rpo(
     Source: "Provably Mitigating Overoptimization in RLHF: Your SFT Loss is Implicitly an Adversarial Regularizer",
     arXiv:2405.16436; the same sum is the loss of "Iterative Reasoning Preference Optimization", arXiv:2404.19733.
     Defaults: nll_weight 0.005 (RPO). Iterative RPO uses 1.0.
-    Differences: TRL writes it as ``loss_type=["sigmoid", "sft"]`` with ``loss_weights`` and a token mean over the
+    Differences: TRL 1.16 writes it as ``loss_type=["sigmoid", "sft"]`` with ``loss_weights`` and a token mean over the
     micro-batch; here ``token_mean`` is the mean over the whole optimiser step. ``response_mean`` gives each response
     the same weight, ``sum`` is the likelihood of the whole response.
 

@@ -117,11 +117,11 @@ def ipo(
     Source: "A General Theoretical Paradigm to Understand Learning from Human Preferences", arXiv:2310.12036, eq. 17;
     beta is the paper's tau.
     Defaults: beta 0.1, TRL's.
-    Differences: the paper writes log-ratios of whole responses. Since January 2024 TRL *averages* them over tokens,
-    after asking the authors: with sums the target 1/(2 beta) is a number of nats for the whole response, whatever its
-    length, so beta means something else for every length. ``aggregate="mean"`` is that corrected form (TRL, HALOs,
-    LLaMA-Factory); ``aggregate="sum"`` is the literal one (the DPO authors' repository, OpenRLHF). Published
-    comparisons made before the correction used sums.
+    Differences: the paper writes log-ratios of whole responses. Since January 2024 TRL *averages* them over tokens
+    (``ipo`` of TRL 1.16), after asking the authors: with sums the target 1/(2 beta) is a number of nats for the whole
+    response, whatever its length, so beta means something else for every length. ``aggregate="mean"`` is that corrected
+    form (TRL, HALOs, LLaMA-Factory); ``aggregate="sum"`` is the literal one (the DPO authors' repository, OpenRLHF).
+    Published comparisons made before the correction used sums.
 
     Args:
         policy: log-probs of the policy.

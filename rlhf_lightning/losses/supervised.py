@@ -25,7 +25,7 @@ def sft(policy: Ragged, *, reduction: Reduction = "token_mean") -> Float[Tensor,
     alignment; the loss is maximum likelihood.
     Defaults: the token mean.
     Differences: N counts the tokens of the whole optimiser step, over micro-batches and processes, so the loss does not
-    depend on how a batch is cut. ``response_mean`` weighs short and long responses equally.
+    depend on how a batch is cut; TRL 1.16 (``nll``) agrees. ``response_mean`` weighs short and long responses equally.
 
     Args:
         policy: log-probs of the policy at the scored tokens.

@@ -101,9 +101,8 @@ def gradients(
 
 def method_yaml(name: str) -> dict[str, Any]:
     """conf/method/<name>.yaml as plain data."""
-    text = Path(conf_dir(), "method", f"{name}.yaml").read_text()
-    body: dict[str, Any] = yaml.safe_load(text)
-    return body.get("method", body)
+    body: dict[str, Any] = yaml.safe_load(Path(conf_dir(), "method", f"{name}.yaml").read_text())
+    return body
 
 
 def loss_from_yaml(node: dict[str, Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Every preference loss a second time: plain loops over Python floats, written from the formulas.
+"""Every loss a second time: plain loops over Python floats, written from the formulas.
 
 Each function takes a batch of numbers and returns one number a pair. Nothing is shared with the package, nothing is
 vectorised, and no stable form is used except for log sigmoid, so a mistake would have to be made twice.
@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tests.helpers.loss_inputs import Numbers
+from tests.helpers.loss_inputs import Numbers, Rows
 
 
 @dataclass
@@ -67,15 +67,23 @@ def smoothed(x: float, eps: float) -> float:
     return -(1 - eps) * log_sigmoid(x) - eps * log_sigmoid(-x)
 
 
-def nll_terms(batch: Numbers, reduction: str) -> list[float]:
-    tokens = [x for row in batch.policy_chosen for x in row]
-    mean_length = batch.mean_length[0] if batch.mean_length else len(tokens) / len(batch)
+def sft(responses: Rows, reduction: str, mean_length: float | None = None) -> list[float]:
+    if mean_length is None:
+        mean_length = sum(len(row) for row in responses) / len(responses)
     divisor: Callable[[list[float]], float] = {
         "token_mean": lambda row: mean_length,
         "response_mean": len,
         "sum": lambda row: 1.0,
     }[reduction]
-    return [-sum(row) / divisor(row) for row in batch.policy_chosen]
+    return [-sum(row) / divisor(row) for row in responses]
+
+
+def dft(responses: Rows, reduction: str, mean_length: float | None = None) -> list[float]:
+    return sft([[math.exp(x) * x for x in row] for row in responses], reduction, mean_length)
+
+
+def nll_terms(batch: Numbers, reduction: str) -> list[float]:
+    return sft(batch.policy_chosen, reduction, batch.mean_length[0] if batch.mean_length else None)
 
 
 def dpo(b: Numbers, beta: float) -> list[float]:

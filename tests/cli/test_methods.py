@@ -1,0 +1,171 @@
+"""``rlhf methods`` and METHODS.md, and the yaml files that both describe."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhf_lightning import losses
+from rlhf_lightning.cli import methods
+from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.methods import catalogue, render_markdown
+from rlhf_lightning.conf_dir import conf_dir
+from rlhf_lightning.losses import WeightedSum, needs, validate
+from tests.helpers.loss_inputs import PREFERENCE, SUPERVISED, loss_from_yaml, method_yaml
+from tests.losses.test_trl import OURS
+
+ENTRIES = {entry.name: entry for entry in catalogue()}
+LOSSES = [*PREFERENCE, *SUPERVISED]
+#: Yaml files whose loss is another method's, or a sum of several.
+VARIATIONS = {"mpo", "ilr_dpo", "tr_dpo"}
+
+
+def test_methods_md_is_up_to_date() -> None:
+    page = Path(__file__).parents[2] / "METHODS.md"
+    assert page.read_text(encoding="utf-8") == render_markdown(catalogue()), "run: rlhf methods --write METHODS.md"
+
+
+def test_one_yaml_a_loss_and_one_entry_a_yaml() -> None:
+    files = {path.stem for path in (conf_dir() / "method").glob("*.yaml")}
+    assert files == ENTRIES.keys()
+    assert set(LOSSES) | VARIATIONS <= files
+    for name in LOSSES:
+        assert ENTRIES[name].target == name
+        assert ENTRIES[name].family != "other", f"add {name} to the list in rlhf_lightning/losses/__init__.py"
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_docstring_is_complete(name: str) -> None:
+    doc = ENTRIES[name].own_loss
+    assert doc is not None
+    for part in ("summary", "equation", "source", "defaults", "differences"):
+        assert getattr(doc, part), f"{name} has no {part}"
+    assert "Source" not in doc.notes  # a label that was not recognised
+    assert set(doc.inputs) == needs(getattr(losses, name))
+    text = inspect.getdoc(getattr(losses, name)) or ""
+    for parameter in inspect.signature(getattr(losses, name)).parameters:
+        assert re.search(rf"^    {parameter}: ", text, flags=re.MULTILINE), f"{name} does not explain {parameter}"
+    assert "Returns:" in text
+    assert "Raises:" in text
+
+
+def test_comparison_with_trl_is_claimed_where_it_is_made() -> None:
+    claimed = {entry.name for entry in ENTRIES.values() if entry.own_loss and entry.own_loss.compared_with_trl}
+    assert claimed == {name for name, _ in OURS.values()} | {"cdpo", "preferred_ft", "sft", "dft"}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_yaml_header(name: str) -> None:
+    entry = ENTRIES[name]
+    assert re.search(r"arXiv:\d{4}\.\d{5}$|, 20\d\d$", entry.paper)
+    command, *overrides = entry.command.split(" method=")[0], *entry.command.split()[2:]
+    assert command == "rlhf train"
+    assert overrides[0] == f"method={name}"
+    for override in overrides[1:]:
+        key, _, value = override.partition("=")
+        if key.startswith("method."):
+            assert key.removeprefix("method.") in entry.options, f"{override} changes nothing that the yaml has"
+            assert value != str(entry.options[key.removeprefix("method.")])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_yaml_lists_every_option_with_the_default(name: str) -> None:
+    """One truth: what a yaml says is what the function does without it."""
+    parameters = inspect.signature(getattr(losses, name)).parameters.values()
+    defaults = {f"loss.{p.name}": p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    options = {key: value for key, value in ENTRIES[name].options.items() if key.startswith("loss.")}
+    assert options == defaults
+    assert {key: type(value) for key, value in options.items()} == {key: type(v) for key, v in defaults.items()}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_yaml_makes_a_valid_loss(name: str) -> None:
+    body = method_yaml(name)
+    assert body["_target_"] == f"rlhf_lightning.methods.{'Supervised' if name in SUPERVISED else 'Preference'}"
+    assert body["_partial_"] is True
+    loss = loss_from_yaml(body["loss"])
+    validate(loss)
+    assert {"policy", *ENTRIES[name].needs} == needs(loss)
+    assert ("running_decay" in body) == ("running" in needs(loss))
+
+
+def test_hydra_makes_the_weighted_sum() -> None:
+    from hydra.utils import instantiate
+
+    loss = instantiate(method_yaml("mpo")["loss"])
+    assert isinstance(loss, WeightedSum)
+    assert loss.weights == {"preference": 0.8, "quality": 0.2, "generation": 1.0}
+    assert loss.needs == {"policy", "reference", "running"}
+    assert loss.losses["preference"].keywords == {"beta": 0.1}  # type: ignore[attr-defined]
+
+
+def test_reference_sync_comes_with_tr_dpo() -> None:
+    from rlhf_lightning.cli.compose import compose
+
+    cfg = compose("train", ["method=tr_dpo", "model=tiny_random"], check=False)
+    assert cfg.callbacks.reference_sync._target_ == "rlhf_lightning.callbacks.ReferenceSync"
+    assert cfg.method.loss._target_ == "rlhf_lightning.losses.dpo"
+
+
+def test_equations_and_links_are_rendered() -> None:
+    page = render_markdown(catalogue())
+    assert page.count("```math") == len(LOSSES)
+    assert "[arXiv:2305.18290](https://arxiv.org/abs/2305.18290)" in page
+    assert ":math:" not in page
+    assert "``" not in page.replace("```", "")
+    for name in ENTRIES:
+        assert f"\n### {name}\n" in page
+        assert f"](#{name})" in page
+
+
+def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = f"""
+import sys
+from rlhf_lightning.cli.methods import main
+status = main({list(arguments)!r})
+assert "torch" not in sys.modules and "hydra" not in sys.modules, "rlhf methods must not wait for torch"
+sys.exit(status)
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_table_lists_every_method_without_torch() -> None:
+    result = run_command()
+    assert result.returncode == 0, result.stderr
+    listed = re.findall(r"^(\w+)  ", result.stdout, flags=re.MULTILINE)
+    assert set(ENTRIES) <= set(listed)
+    assert "collision" in result.stdout  # what WPO needs
+
+
+def test_one_method_in_full() -> None:
+    result = run_command("odpo")
+    assert result.returncode == 0, result.stderr
+    text = " ".join(result.stdout.split())
+    for part in (r"\alpha\log\big(s(y_w) - s(y_l)\big)", "arXiv:2402.10571", "loss.alpha=1", "TL;DR data skips ties"):
+        assert part in text
+
+
+def test_unknown_method_names_the_closest() -> None:
+    with pytest.raises(ConfigError, match=r"no method 'dpoo'\. Did you mean dpo"):
+        methods.main(["dpoo"])
+
+
+def test_write(tmp_path: Path) -> None:
+    target = tmp_path / "METHODS.md"
+    assert methods.main(["--write", str(target)]) == 0
+    assert target.read_text(encoding="utf-8") == render_markdown(catalogue())
+
+
+@pytest.mark.parametrize("first_line", ["", "_target_: x", "# no paper here", "# DPO (arXiv:2305.18290) rlhf train"])
+def test_a_bad_header_is_reported_with_its_file(first_line: str, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text(f"{first_line}\nloss: {{}}\n")
+    monkeypatch.setattr(methods, "conf_dir", lambda: tmp_path)
+    with pytest.raises(ConfigError, match=r"mine\.yaml: the first line must be"):
+        catalogue()
