@@ -1,0 +1,30 @@
+"""What is logged, saved or refreshed beside training. Each callback reads a step's outputs and batch."""
+
+from rlhf_lightning.callbacks.ema import EMAWeights
+from rlhf_lightning.callbacks.hf_export import HFExport
+from rlhf_lightning.callbacks.implicit_rewards import ImplicitRewards
+from rlhf_lightning.callbacks.last_checkpoint import LastCheckpoint
+from rlhf_lightning.callbacks.nonfinite import NonFiniteError, NonFiniteStop
+from rlhf_lightning.callbacks.reference_kl import ReferenceKL
+from rlhf_lightning.callbacks.reference_sync import ReferenceSync
+from rlhf_lightning.callbacks.responses import ResponseStatistics
+from rlhf_lightning.callbacks.rich_progress import AlignmentProgressBar
+from rlhf_lightning.callbacks.samples import PolicySamples
+from rlhf_lightning.callbacks.step_seed import StepSeed
+from rlhf_lightning.callbacks.throughput import Throughput
+
+__all__ = [
+    "AlignmentProgressBar",
+    "EMAWeights",
+    "HFExport",
+    "ImplicitRewards",
+    "LastCheckpoint",
+    "NonFiniteError",
+    "NonFiniteStop",
+    "PolicySamples",
+    "ReferenceKL",
+    "ReferenceSync",
+    "ResponseStatistics",
+    "StepSeed",
+    "Throughput",
+]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning as L
@@ -14,15 +15,17 @@ from torch.optim import Optimizer
 
 from rlhf_lightning.losses.options import needs, validate
 from rlhf_lightning.methods.optimizers import decay_groups, make_scheduler
-from rlhf_lightning.methods.state import REFERENCE, check_state, full_state, load_full_state, without_frozen
+from rlhf_lightning.methods.state import REFERENCE, check_state, reference_weights, restore_reference, without_frozen
 from rlhf_lightning.methods.tracking import Means
-from rlhf_lightning.types import PackedBatch, SequenceLogProbs, StepOutput
+from rlhf_lightning.models.export import export
+from rlhf_lightning.models.generation import generate
+from rlhf_lightning.models.roles import Models, Reference, evaluating, shard
+from rlhf_lightning.models.sharding import unsharded
+from rlhf_lightning.types import PackedBatch, Ragged, SequenceLogProbs, StepOutput
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
     from torch.optim.lr_scheduler import LRScheduler
-
-    from rlhf_lightning.models.roles import Models, Reference
 
 #: Diagnostics under this prefix are scalars or per-group numbers that a loss reports; they are logged by name.
 DIAGNOSTIC = "diagnostic/"
@@ -77,6 +80,7 @@ class AlignmentModule(L.LightningModule):
         self._build, self._optimizer, self._scheduler = models, optimizer, scheduler
         self._step_means, self._validation_means = Means(), Means()
         self._logged_step = 0
+        self._loader_states: list[dict[str, Any]] = []
 
     def _check(self, models: Callable[[], Models]) -> None:
         """Refuse combinations that could only fail later, after weights were loaded."""
@@ -110,9 +114,8 @@ class AlignmentModule(L.LightningModule):
         if "reference" in self.needs and models.reference is None:
             raise ValueError("the loss needs a reference, but the models have none: set reference=frozen")
         if self.device_mesh is not None:
-            from rlhf_lightning.models.roles import shard
-
-            shard(models, self.device_mesh["data_parallel"])
+            offload = getattr(self.trainer.strategy, "cpu_offload", False)
+            shard(models, self.device_mesh["data_parallel"], cpu_offload=offload)
         self.policy = models.policy.train()  # transformers hands models out in evaluation mode
         self.reference, self.tokenizer = models.reference, models.tokenizer
 
@@ -149,6 +152,9 @@ class AlignmentModule(L.LightningModule):
         """Log-probs of the reference, or None where nobody asks: in training only the loss does."""
         if self.reference is None or (self.training and "reference" not in self.needs):
             return None
+        return self._live_reference(batch)
+
+    def _live_reference(self, batch: PackedBatch) -> SequenceLogProbs:
         if isinstance(self.reference, nn.Module):
             self._place(self.reference)
         return self.reference(batch)
@@ -183,11 +189,9 @@ class AlignmentModule(L.LightningModule):
 
     def predict_step(self, batch: PackedBatch, batch_idx: int) -> SequenceLogProbs:
         """Log-probs of the reference, what a reference cache stores: the policy's own before training."""
-        from rlhf_lightning.models.roles import Cached
-
-        if self.reference is None or isinstance(self.reference, Cached):
+        if self.reference is None or self.reference.kind == "cached":
             return self.policy(batch)
-        return self.reference_log_probs(batch)
+        return self._live_reference(batch)
 
     def track(self, name: str, values: Tensor) -> None:
         """Take numbers into the mean that is logged as ``name``.
@@ -207,6 +211,18 @@ class AlignmentModule(L.LightningModule):
             if name.startswith(DIAGNOSTIC):
                 self.track(prefix + name.removeprefix(DIAGNOSTIC), value.float())
 
+    def on_train_start(self) -> None:
+        """Put the loader and the step's means where the checkpoint left them.
+
+        Lightning restores a loader when it sets it up, but never when the loader was set up before the checkpoint's loops
+        were restored, and asking for ``estimated_stepping_batches``, as every schedule does, sets it up.
+        """
+        self._logged_step = self.trainer.global_step
+        loader = self.trainer.train_dataloader
+        for state in self._loader_states:
+            loader.load_state_dict(state)
+        self._loader_states = []
+
     def on_train_batch_end(self, outputs: Any, batch: PackedBatch, batch_idx: int) -> None:
         """Log the means once the step's last micro-batch is done; the callbacks have reported by now."""
         if self.trainer.global_step != self._logged_step:
@@ -225,18 +241,47 @@ class AlignmentModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained; a reference is state only once it was refreshed."""
         checkpoint["state_dict"] = without_frozen(self, checkpoint["state_dict"])
-        if getattr(self.reference, "refreshed", False):
-            checkpoint[REFERENCE] = full_state(self.reference)
+        if self.reference is not None and self.reference.refreshed:
+            checkpoint[REFERENCE] = reference_weights(self.reference, self.policy)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check the weights before Lightning loads them and put a refreshed reference back."""
         self.configure_model()
+        self._loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
         if "state_dict" in checkpoint:  # FSDP2Strategy has loaded them by now
             check_state(self, checkpoint["state_dict"])
         if REFERENCE in checkpoint:
-            load_full_state(self.reference, checkpoint[REFERENCE])
-            self.reference.refreshed = True
+            restore_reference(self.reference, checkpoint[REFERENCE])
+
+    # What callbacks ask for
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Name and value of every trainable parameter of the policy."""
         return ((name, p) for name, p in self.policy.named_parameters() if p.requires_grad)
+
+    def sample(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
+        """One response of the policy to each prompt; a collective call. Options: ``models.generation.generate``."""
+        return generate(self.policy, prompts, **options)
+
+    @torch.no_grad()
+    def log_ratios(self, batches: Sequence[PackedBatch]) -> list[Ragged] | None:
+        """Policy less reference log-probs of any tokens, or None without a live reference; a collective call.
+
+        Every process may bring another number of batches: sharded weights are gathered once.
+        """
+        if self.reference is None or self.reference.kind == "cached":
+            return None
+        with ExitStack() as stack:
+            for actor in {self.policy, getattr(self.reference, "actor", self.policy)}:
+                stack.enter_context(unsharded(actor))
+            stack.enter_context(evaluating(self.policy))
+            return [self._log_ratio(batch.to(self.device)) for batch in batches]
+
+    def _log_ratio(self, batch: PackedBatch) -> Ragged:
+        policy, reference = self.policy(batch), self._live_reference(batch)
+        return policy.with_token(policy.token - reference.token)
+
+    def export(self, folder: str | Path, form: str = "auto") -> Path:
+        """Write the policy as a folder that transformers or PEFT loads; a collective call."""
+        with self.evaluation_weights():
+            return export(self.policy, self.tokenizer, folder, form=form)

@@ -6,11 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    set_model_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 #: Key of a refreshed reference in a checkpoint.
 REFERENCE = "reference"
@@ -42,15 +38,26 @@ def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
             )
 
 
-def full_state(module: nn.Module) -> dict[str, Tensor]:
-    """All weights of a module on the CPU, gathered when they are sharded; a collective call.
+def reference_weights(reference: nn.Module, policy: nn.Module) -> dict[str, Tensor]:
+    """What refreshing can have changed of a frozen copy, on the CPU; a collective call where it is sharded.
 
-    Under FSDP2 only process 0 gets them, the others get an empty dict.
+    Under FSDP2 only process 0 gets the weights, the others get an empty dict.
     """
+    trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return {key: value.clone() for key, value in get_model_state_dict(module, options=options).items()}
+    weights = get_model_state_dict(reference.actor, options=options)
+    return {name: weight.clone() for name, weight in weights.items() if name in trained}
 
 
-def load_full_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put weights that ``full_state`` gathered back into a module, sharded or not."""
-    set_model_state_dict(module, dict(state), options=StateDictOptions(full_state_dict=True))
+def restore_reference(reference: Any, weights: Mapping[str, Tensor]) -> None:
+    """Put a refreshed reference's weights back, sharded or not.
+
+    Raises:
+        ValueError: the run has no reference of its own to put them into.
+    """
+    if not hasattr(reference, "refresh"):
+        raise ValueError("the checkpoint holds a refreshed reference: resume with reference=frozen, as it was trained")
+    set_model_state_dict(
+        reference.actor, dict(weights), options=StateDictOptions(full_state_dict=True, strict=False)
+    )
+    reference.refreshed = True

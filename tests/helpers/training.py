@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +12,9 @@ from torch.utils.data import DataLoader
 
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.losses.preference import dpo
-from rlhf_lightning.methods import Preference
+from rlhf_lightning.losses.supervised import sft
+from rlhf_lightning.methods import Preference, Supervised
+from rlhf_lightning.models.roles import Cached, FrozenCopy, Models
 from rlhf_lightning.types import Example, PackedBatch, SequenceLogProbs, StepTotals
 
 VOCAB = 23
@@ -30,8 +31,7 @@ class Bigram(nn.Module):
         self.head = nn.Linear(8, VOCAB)
         self.dropout = nn.Dropout(dropout)
         for parameter in self.parameters():
-            if parameter.ndim > 1:
-                parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5
 
     def forward(self, batch: PackedBatch, *, temperature: float = 1.0, statistics=frozenset(), adapter=True):
         hidden = self.dropout(self.norm(self.embed(batch.ids[batch.source])))
@@ -50,13 +50,6 @@ class Bigram(nn.Module):
 
 
 @dataclass
-class FakeModels:
-    policy: nn.Module
-    reference: nn.Module | None
-    tokenizer: object = None
-
-
-@dataclass
 class Builder:
     """Counts how often it was called: construction must not load anything."""
 
@@ -65,14 +58,11 @@ class Builder:
     dropout: float = 0.0
     built: int = 0
 
-    def __call__(self) -> FakeModels:
+    def __call__(self) -> Models:
         self.built += 1
         policy = Bigram(self.seed, self.dropout)
-        return FakeModels(policy, frozen(policy) if self.reference == "frozen" else None)
-
-
-def frozen(policy: nn.Module) -> nn.Module:
-    return copy.deepcopy(policy).requires_grad_(False).eval()
+        reference = {"frozen": lambda: FrozenCopy.of(policy), "cached": Cached, "none": lambda: None}
+        return Models(policy, reference[self.reference](), tokenizer=None)
 
 
 def examples(count: int, seed: int = 0, responses: int = 2) -> list[Example]:
@@ -110,6 +100,10 @@ def loader(steps: int = 4, batch: int = 4, parts: int = 1, responses: int = 2) -
 
 def preference(loss=partial(dpo, beta=0.1), builder: Builder | None = None, lr: float = 1e-2, **kwargs) -> Preference:
     return Preference(builder or Builder(), loss, partial(torch.optim.AdamW, lr=lr), **kwargs)
+
+
+def supervised(loss=sft, builder: Builder | None = None, lr: float = 1e-2, **kwargs) -> Supervised:
+    return Supervised(builder or Builder("none"), loss, partial(torch.optim.AdamW, lr=lr), **kwargs)
 
 
 def trainer(tmp_path, callbacks=(), **kwargs) -> L.Trainer:

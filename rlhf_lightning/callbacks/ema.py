@@ -1,0 +1,135 @@
+"""An exponential moving average of the policy's weights, which validation and export use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+class EMAWeights(Callback):
+    r"""Averages the trained weights over the optimiser steps and swaps the average in for validation and export.
+
+    .. math:: \bar\theta \leftarrow d\,\bar\theta + (1 - d)\,\theta
+
+    The average is kept in float32 (in the weights' own dtype it would not move), starts as the initial weights, is
+    sharded like the weights and is part of the checkpoint. Training never sees it.
+
+    Args:
+        decay: in [0, 1); 0.999 averages over about the last thousand steps.
+        every_n_steps: optimiser steps between updates.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    def __init__(self, decay: float = 0.999, every_n_steps: int = 1) -> None:
+        if not 0 <= decay < 1 or every_n_steps < 1:
+            raise ValueError(
+                f"callbacks.ema: decay={decay} must lie in [0, 1) and every_n_steps={every_n_steps} be at least 1"
+            )
+        self.decay, self.every_n_steps = decay, every_n_steps
+        self._weights: dict[str, nn.Parameter] = {}  # name -> the weight itself
+        self._average: dict[str, Tensor] = {}  # name -> this process's shard of the average
+        self._saved: dict[str, Tensor] | None = None  # from a checkpoint, whole
+        self._stash: dict[str, Tensor] = {}  # the weights while the average is in their place
+        self._done = 0
+
+    # The average
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from the checkpoint's average, or from the weights."""
+        self._prepare(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from the step that training goes on from."""
+        self._done = trainer.global_step
+
+    def _prepare(self, module: LightningModule) -> None:
+        self._weights = dict(module.trained_parameters())
+        for name, weight in self._weights.items():
+            self._average[name] = _local(_like(self._saved[name], weight) if self._saved else weight).float().clone()
+        self._saved = None
+        module.evaluation_weights = lambda: self.swapped(module)
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update after the optimiser step."""
+        if trainer.global_step == self._done:
+            return
+        self._done = trainer.global_step
+        if trainer.global_step % self.every_n_steps == 0:
+            for name, weight in self._weights.items():
+                self._average[name].lerp_(_local(weight).float(), 1 - self.decay)
+
+    # Its use
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Swap the average in."""
+        if not self._weights and self._saved:  # trainer.validate of a checkpoint
+            self._prepare(pl_module)
+        self._swap(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Swap the weights back in, before any checkpoint is written."""
+        self._swap(pl_module)
+
+    @contextmanager
+    def swapped(self, module: LightningModule) -> Iterator[None]:
+        """The module with averaged weights; nothing happens where they are in already."""
+        if self._stash:
+            yield
+            return
+        self._swap(module)
+        try:
+            yield
+        finally:
+            self._swap(module)
+
+    @torch.no_grad()
+    def _swap(self, module: LightningModule) -> None:
+        for part in module.policy.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()  # a forward pass without gradients leaves the root's gathered weights in place
+        incoming = self._stash or self._average
+        outgoing = {} if self._stash else {name: _local(weight).clone() for name, weight in self._weights.items()}
+        for name, weight in self._weights.items():
+            _local(weight).copy_(incoming[name])
+        self._stash = outgoing
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole average; a collective call where weights are sharded."""
+        return {"weights": {name: _whole(self._average[name], weight) for name, weight in self._weights.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the average until the weights are there."""
+        self._saved = state_dict["weights"]
+
+
+def _local(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _like(whole: Tensor, weight: Tensor) -> Tensor:
+    """A whole tensor on the weight's device, sharded as the weight is."""
+    whole = whole.to(weight.device)
+    return distribute_tensor(whole, weight.device_mesh, weight.placements) if isinstance(weight, DTensor) else whole
+
+
+def _whole(shard: Tensor, weight: Tensor) -> Tensor:
+    if isinstance(weight, DTensor):
+        shard = DTensor.from_local(
+            shard, weight.device_mesh, weight.placements, shape=weight.shape, stride=weight.stride()
+        ).full_tensor()
+    return shard.cpu().clone()

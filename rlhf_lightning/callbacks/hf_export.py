@@ -1,0 +1,69 @@
+"""The policy as a folder that plain transformers or PEFT loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class HFExport(Callback):
+    """Exports the policy when training ends, and after each validation that beats the ones before.
+
+    ``<folder>/last`` and ``<folder>/best`` hold weights (or the adapter), tokenizer, chat template and generation
+    config; ``<folder>/best/metric.json`` says which step and value. With an EMA of the weights the average is exported.
+
+    Args:
+        folder: None: ``export`` in the trainer's ``default_root_dir``.
+        form: ``adapter``, ``merged`` or ``auto``: the adapter where there is one, else the full weights.
+        last: export at the end.
+        monitor: metric of the best export, such as ``val/loss``; None: no best export.
+        mode: whether a small or a large value is good.
+    """
+
+    def __init__(
+        self,
+        folder: str | None = None,
+        form: Literal["auto", "adapter", "merged"] = "auto",
+        last: bool = True,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+    ) -> None:
+        if form not in ("auto", "adapter", "merged") or mode not in ("min", "max"):
+            raise ValueError(f"callbacks.export: form={form!r} is not auto, adapter or merged, or mode={mode!r} not min or max")
+        self.folder, self.form, self.last, self.monitor, self.mode = folder, form, last, monitor, mode
+        self._best: float | None = None
+
+    def _path(self, trainer: Trainer) -> Path:
+        return Path(self.folder or Path(trainer.default_root_dir) / "export")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export when the metric is the best so far."""
+        if self.monitor is None or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
+            raise ValueError(f"callbacks.export.monitor={self.monitor} was not logged; validation logged: {known}")
+        value = float(trainer.callback_metrics[self.monitor])
+        better = self._best is None or (value < self._best if self.mode == "min" else value > self._best)
+        if better:
+            self._best = value
+            folder = pl_module.export(self._path(trainer) / "best", self.form)
+            if trainer.is_global_zero:
+                record = {"step": trainer.global_step, "metric": self.monitor, "value": value}
+                (folder / "metric.json").write_text(json.dumps(record) + "\n")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export what was trained."""
+        if self.last and not trainer.fast_dev_run:
+            pl_module.export(self._path(trainer) / "last", self.form)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The value to beat."""
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the value to beat."""
+        self._best = state_dict["best"]

@@ -1,0 +1,168 @@
+"""``last.ckpt``: where the same command goes on, after a kill, SIGTERM or the end."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from enum import IntEnum
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+log = logging.getLogger(__name__)
+
+
+class _Due(IntEnum):
+    """What is to be done at the end of an optimiser step; of all processes the largest counts."""
+
+    NOTHING = 0
+    SAVE = 1
+    STOP = 2
+
+
+class LastCheckpoint(Callback):
+    """Saves ``last.ckpt`` at the end of optimiser steps, and on SIGTERM saves and stops all processes.
+
+    Lightning's own answer to SIGTERM stops after a micro-batch, which loses the gradients of a step that accumulates
+    several, and talks to the other processes from within the signal handler, which can mix with a collective that is
+    under way. Here the handler takes a note, the processes agree after the step, and
+    ``rlhf_lightning.signals.run_with_sigterm_exit`` makes the exit code 143.
+
+    A validation that was due or under way when the checkpoint was written is run (again, whole) after the resume.
+
+    Args:
+        dirpath: folder of ``last.ckpt``; None: ``checkpoints`` in the trainer's ``default_root_dir``.
+        every_n_steps: optimiser steps between saves; None: only by time, at SIGTERM and at the end.
+        every_n_minutes: at most this long between saves; None: only by steps, at SIGTERM and at the end.
+    """
+
+    def __init__(
+        self, dirpath: str | None = None, every_n_steps: int | None = 100, every_n_minutes: float | None = 15.0
+    ) -> None:
+        self.dirpath = dirpath
+        self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
+        self._sigterm = False
+        self._validation_open = False
+        self._seen = self._saved = 0
+        self._saved_at = time.monotonic()
+        self._before: Any = None
+
+    # Set-up
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Run after the callbacks whose state a checkpoint holds, and before those that rank checkpoints."""
+        self.dirpath = str(trainer.strategy.broadcast(self.dirpath or Path(trainer.default_root_dir) / "checkpoints"))
+        others = [callback for callback in trainer.callbacks if callback is not self]
+        ranking = [callback for callback in others if isinstance(callback, Checkpoint)]
+        trainer.callbacks = [*(c for c in others if c not in ranking), self, *ranking]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signal over from Lightning's handler."""
+        self._sigterm = self._validation_open = False
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from the step that training goes on from."""
+        self._seen = self._saved = trainer.global_step
+        self._saved_at = time.monotonic()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signal back."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self._sigterm = True
+
+    # Saving
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save, and stop, at the end of an optimiser step."""
+        if trainer.global_step == self._seen:
+            return
+        self._seen = trainer.global_step
+        due = self._due(trainer)
+        if due is not _Due.NOTHING:
+            loop = trainer.fit_loop.epoch_loop
+            self._validation_open = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+            self._save(trainer)
+            self._validation_open = False
+        if due is _Due.STOP:
+            self._stop(trainer)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """End a validation pass early."""
+        if _fitting(trainer) and self._due(trainer) is _Due.STOP:
+            raise StopIteration  # how a loader says that it is exhausted
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop before a checkpoint is ranked by the metrics of an unfinished pass."""
+        if _fitting(trainer) and self._due(trainer) is _Due.STOP:
+            self._validation_open = True
+            self._save(trainer)
+            self._stop(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end, unless it has been."""
+        if self._saved != trainer.global_step:
+            self._save(trainer)
+
+    def _due(self, trainer: Trainer) -> _Due:
+        """What all processes do now; a collective call."""
+        due = _Due.NOTHING
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+            due = _Due.SAVE
+        if self.every_n_minutes and time.monotonic() - self._saved_at > 60 * self.every_n_minutes:
+            due = _Due.SAVE
+        if self._sigterm:
+            due = _Due.STOP
+        if trainer.world_size == 1:
+            return due
+        agreed = trainer.strategy.reduce(torch.tensor(int(due), device=trainer.strategy.root_device), reduce_op="max")
+        return _Due(int(agreed))
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run:
+            return
+        trainer.save_checkpoint(Path(self.dirpath or "") / "last.ckpt")
+        self._saved, self._saved_at = trainer.global_step, time.monotonic()
+
+    def _stop(self, trainer: Trainer) -> None:
+        log.info("SIGTERM: saved %s/last.ckpt after step %d", self.dirpath, trainer.global_step)
+        raise SIGTERMException
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let a checkpoint with a validation still to come say so.
+
+        Lightning skips a validation that was due when a checkpoint was written, and goes on in the middle of one that
+        was under way. The counters written here are those of a validation whose first batch has started.
+        """
+        if not self._validation_open:
+            return
+        fit = checkpoint["loops"]["fit_loop"]
+        for counters in (fit["epoch_loop.batch_progress"][part] for part in ("total", "current")):
+            counters["completed"] = counters["processed"]
+        started = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        fit["epoch_loop.val_loop.batch_progress"] = {
+            "total": started,
+            "current": dict.fromkeys(started, 0),
+            "is_last_batch": False,
+        }
+
+
+def _fitting(trainer: Trainer) -> bool:
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking

@@ -1,0 +1,95 @@
+"""Stops a run at the first loss or gradient that is not a number, and says which rows it came from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from rlhf_lightning.types import PackedBatch
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient is infinite or not a number. The weights are those before the bad step."""
+
+
+class NonFiniteStop(Callback):
+    """Checks the loss and the gradient's norm before every optimiser step, and logs the norm (before clipping).
+
+    The step that fails is not taken. Every process writes ``nonfinite_step<step>_rank<rank>.json`` with the loss and
+    the rows of each of the step's micro-batches.
+
+    Args:
+        folder: where the file goes; None: the trainer's ``default_root_dir``.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+        self._batches: list[PackedBatch] = []
+        self._losses: list[Tensor] = []
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: PackedBatch, batch_idx: int
+    ) -> None:
+        """Remember which rows the step is made of."""
+        self._batches.append(batch)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Remember the loss; it is read once a step, as reading it waits for the device."""
+        self._losses.append(loss.detach())
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Check the step. A collective call.
+
+        Raises:
+            NonFiniteError: on every process when any has found something.
+        """
+        norm = _norm([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
+        losses = torch.stack(self._losses)
+        pl_module.track("train/grad_norm", norm)
+        # A gradient scaler skips steps with infinite gradients by design.
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        finite = bool(losses.isfinite().all() & (norm.isfinite() | scaled))
+        if not trainer.strategy.reduce_boolean_decision(finite, all=True):
+            path = self._report(trainer, losses, norm)
+            raise NonFiniteError(
+                f"step {trainer.global_step}: the loss is {_text(losses)} and the gradient's norm {norm.item()}; the rows "
+                f"of the step are in {path}. The step was not taken. Look at these rows, lower optimizer.lr, or set "
+                "trainer.gradient_clip_val"
+            )
+        self._batches.clear()
+        self._losses.clear()
+
+    def _report(self, trainer: Trainer, losses: Tensor, norm: Tensor) -> Path:
+        folder = Path(self.folder or trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"nonfinite_step{trainer.global_step}_rank{trainer.global_rank}.json"
+        report = {
+            "step": trainer.global_step,
+            "epoch": trainer.current_epoch,
+            "rank": trainer.global_rank,
+            "grad_norm": str(norm.item()),
+            "micro_batches": [
+                {"loss": str(loss), "finite": loss == loss and abs(loss) != float("inf"), "rows": batch.rows,
+                 "index": batch.index.tolist()}
+                for loss, batch in zip(losses.tolist(), self._batches, strict=True)
+            ],
+        }  # fmt: skip
+        path.write_text(json.dumps(report, indent=1) + "\n")
+        return path
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    norm = get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _text(losses: Tensor) -> str:
+    return ", ".join(f"{loss:.4g}" for loss in losses.tolist())

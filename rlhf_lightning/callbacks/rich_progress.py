@@ -1,0 +1,219 @@
+"""The progress bar: one line that fits 80 columns."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
+from torch import Tensor
+
+from rlhf_lightning.types import PackedBatch
+
+#: What the line shows of a step, where the metric exists: label, metric, format.
+SHOWN = (
+    ("loss", "train/loss", ".4f"),
+    ("margin", "train/reward/margin", "+.3f"),
+)
+SPEED = "train/throughput/tokens_per_second"
+
+
+class AlignmentProgressBar(ProgressBar):
+    """Step, loss, reward margin, useful tokens a second and the time left, over optimiser steps.
+
+    The bar counts optimiser steps of the whole run, not batches of an epoch, so that the time left is that of the run.
+    Without a terminal it writes a plain line every tenth of the run, so that logs of jobs stay readable.
+
+    Args:
+        refresh_per_second: redraws of the line.
+        console: where to draw; None: standard error.
+    """
+
+    def __init__(self, refresh_per_second: float = 5.0, console: Console | None = None) -> None:
+        super().__init__()
+        self.refresh_per_second = refresh_per_second
+        self.console = console or Console(file=sys.stderr)
+        self._enabled = True
+        self._progress: Progress | None = None
+        self._tasks: dict[str, Any] = {}
+        self._reported = self._step = 0
+        self._speed: float | None = None
+
+    def enable(self) -> None:
+        """Show the bar."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Show nothing; Lightning calls it in every process but the first."""
+        self._enabled = False
+
+    # Drawing
+
+    def _start(self, name: str, total: float, done: int = 0) -> None:
+        if not self._enabled:
+            return
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("[bold]{task.description}", table_column=Column(min_width=5)),
+                BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=6), complete_style="cyan"),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[metrics]}", table_column=Column(no_wrap=True)),
+                _TimeLeft(table_column=Column(no_wrap=True)),
+                console=self.console,
+                refresh_per_second=self.refresh_per_second,
+                expand=True,
+                disable=not self.console.is_terminal,
+            )
+            original = sys.stderr
+            self._progress.start()
+            redirect_handlers(original, sys.stderr)
+        finite = total if total != float("inf") else None
+        self._tasks[name] = self._progress.add_task(name, total=finite, completed=done, metrics="")
+
+    def _move(self, name: str, done: int, metrics: str | None = None) -> None:
+        if self._progress is not None and name in self._tasks:
+            fields = {} if metrics is None else {"metrics": metrics}
+            self._progress.update(self._tasks[name], completed=done, **fields)
+
+    def _end(self, name: str) -> None:
+        if self._progress is not None and name in self._tasks:
+            self._progress.remove_task(self._tasks.pop(name))
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            proxy = sys.stderr
+            self._progress.stop()
+            redirect_handlers(proxy, sys.stderr)
+            self._progress = None
+        self._tasks = {}
+
+    # Training
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the bar of the run."""
+        self._start("train", trainer.estimated_stepping_batches, trainer.global_step)
+        self._reported = self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
+    ) -> None:
+        """Move on by a step; the metrics are those of the step before, which is complete on every process."""
+        if not self._enabled or trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        metrics = self._summary(trainer)
+        self._move("train", trainer.global_step, metrics)
+        total = trainer.estimated_stepping_batches
+        if not self.console.is_terminal and trainer.global_step - self._reported >= max(1, total // 10):
+            self._reported = trainer.global_step
+            self.console.print(f"train {trainer.global_step}/{total} {metrics}", soft_wrap=True, highlight=False)
+
+    def _summary(self, trainer: Trainer) -> str:
+        """The metrics, with the speed as an average of about the last ten steps."""
+        metrics = dict(trainer.progress_bar_metrics)
+        if SPEED in metrics:
+            speed = float(metrics[SPEED])
+            self._speed = speed if self._speed is None else 0.9 * self._speed + 0.1 * speed
+            metrics[SPEED] = self._speed
+        return summary(metrics)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the finished line on the screen."""
+        self._move("train", trainer.global_step, self._summary(trainer))
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self._stop()
+
+    # Validation and the reference pass
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the bar of a validation pass under that of the run."""
+        self._start("val", _total(trainer.num_val_batches))
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Move on by a batch."""
+        self._move("val", batch_idx + 1)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the bar away again."""
+        self._end("val")
+        if trainer.state.fn == "validate":
+            self._stop()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the bar of the pass that fills the reference cache."""
+        self._start("reference", _total(trainer.num_predict_batches))
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Move on by a batch."""
+        self._move("reference", batch_idx + 1)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the finished line on the screen."""
+        self._stop()
+
+
+class _TimeLeft(ProgressColumn):
+    """Time left while it runs, time taken when it is done."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        if task.finished:
+            return Text(f"{clock(task.finished_time or 0)} total", style="dim")
+        left = task.time_remaining
+        return Text("  --:-- left" if left is None else f"{clock(left)} left", style="dim")
+
+
+def redirect_handlers(old: TextIO, new: TextIO) -> None:
+    """Let log handlers that write to one stream write to another.
+
+    While a line is drawn, standard error is a proxy that prints above it; handlers that were made before hold the
+    stream itself and would write into the line.
+    """
+    if old is new:
+        return
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict]
+    for handler in {handler for logger in (logging.root, *loggers) for handler in logger.handlers}:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is old:
+            handler.setStream(new)
+
+
+def summary(metrics: Mapping[str, Tensor | float | str]) -> str:
+    """The metrics of the line, those that exist."""
+    parts = [f"{label} {float(metrics[name]):{form}}" for label, name, form in SHOWN if name in metrics]
+    if SPEED in metrics:
+        parts.append(f"{compact(float(metrics[SPEED]))} tok/s")
+    return " ".join(parts)
+
+
+def compact(number: float) -> str:
+    """Three significant digits: 87.2, 1.23k, 45.6M."""
+    for unit, scale in (("M", 1e6), ("k", 1e3)):
+        if number >= scale:
+            return f"{number / scale:#.3g}".rstrip(".") + unit
+    return f"{number:#.3g}".rstrip(".")
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
+
+
+def _total(batches: list[int | float]) -> float:
+    return float(sum(batches))

@@ -1,0 +1,213 @@
+"""What the policy answers, and how far its own answers have moved from the reference."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from rlhf_lightning.callbacks.tables import log_table
+from rlhf_lightning.ops.kl import k1, k3
+from rlhf_lightning.types import Example, PackedBatch, Ragged
+
+
+@dataclass
+class Sample:
+    """One row of a sample table."""
+
+    step: int
+    row: str  #: "file:row" of the prompt
+    prompt: str
+    response: str
+    data: str  #: the data's own (chosen) response
+    tokens: int
+    finished: bool  #: ended by itself, not cut off
+    kl: float | None  #: log-ratio to the reference, summed over the response, nats
+    index: int  #: row of the data set
+
+
+@dataclass
+class _Prompt:
+    ids: list[int]
+    data: list[int]
+    row: str
+    index: int
+
+
+class PolicySamples(Callback):
+    """Samples from the policy at each validation: tables of prompts and responses, and the KL to the reference.
+
+    The first prompts of the validation data are answered, always the same ones with the same seeds, so that tables of
+    different steps are comparable. Every pass writes ``<folder>/step_<step>.jsonl`` with one row a sample, and a table to
+    the loggers that have tables. Logged:
+
+    * ``val/kl/reference``: mean over responses of the summed log-ratio (k1): estimates KL(policy || reference) in nats
+      a response; ``val/kl/k3``: the same by the estimator that is never negative;
+    * ``val/sample/length`` in tokens, ``val/sample/finished``: share of responses that ended by themselves.
+
+    The KL needs a live reference (``frozen`` or ``adapter_off``) and samples of the distribution itself, so temperature
+    and top_p must be 1; otherwise it is left out.
+
+    Args:
+        pack: makes a batch of examples; ``rlhf_lightning.data.packing.pack``.
+        prompts: how many prompts, over all processes.
+        max_new_tokens: most tokens of a response.
+        temperature: of the samples; 0 is greedy.
+        top_p: nucleus of the samples.
+        batch_size: responses decoded together.
+        seed: of the samples.
+        before_training: sample at step 0 too, so that there is something to compare with.
+        folder: of the JSONL files; None: ``samples`` in the trainer's ``default_root_dir``.
+    """
+
+    def __init__(
+        self,
+        pack: Callable[[Sequence[Example]], PackedBatch],
+        prompts: int = 8,
+        max_new_tokens: int = 64,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        batch_size: int = 8,
+        seed: int = 0,
+        before_training: bool = True,
+        folder: str | None = None,
+    ) -> None:
+        self.pack = pack
+        self.prompts = prompts
+        self.options = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "batch_size": batch_size,
+        }
+        self.seed, self.before_training, self.folder = seed, before_training, folder
+        self._prompts: list[_Prompt] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sample from the untrained policy."""
+        if not self.before_training or trainer.global_step or trainer.datamodule is None:
+            return
+        self._prompts = []
+        for batch in trainer.datamodule.val_dataloader() or ():
+            self._collect(trainer, batch)
+            if len(self._prompts) >= self._share(trainer):
+                break
+        with pl_module.evaluation_weights():
+            self._write(trainer, self._sample(trainer, pl_module))
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start a pass."""
+        self._prompts = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: PackedBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take the prompts of the first batches."""
+        self._collect(trainer, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sample, score, log and write."""
+        if not trainer.sanity_checking:
+            self._write(trainer, self._sample(trainer, pl_module))
+
+    def _share(self, trainer: Trainer) -> int:
+        return math.ceil(self.prompts / trainer.world_size)
+
+    def _collect(self, trainer: Trainer, batch: PackedBatch) -> None:
+        wanted = self._share(trainer) - len(self._prompts)
+        for group in range(min(wanted, len(batch))):
+            spans = batch.prompt_span[group], batch.response_span[group * batch.slots]
+            prompt, data = (batch.ids[start:end].tolist() for start, end in spans)
+            self._prompts.append(_Prompt(prompt, data, batch.rows[group], int(batch.index[group])))
+
+    def _sample(self, trainer: Trainer, module: LightningModule) -> list[Sample]:
+        """Rows of this process; a collective call."""
+        seed = self.seed * 65_537 + trainer.global_rank
+        responses = module.sample([prompt.ids for prompt in self._prompts], seed=seed, **self.options)
+        ratios = self._log_ratios(module, responses)
+        text = module.tokenizer.decode
+        ends = _ends(module)
+        samples = [
+            Sample(
+                step=trainer.global_step,
+                row=prompt.row,
+                prompt=text(prompt.ids),
+                response=text(response, skip_special_tokens=True),
+                data=text(prompt.data, skip_special_tokens=True),
+                tokens=len(response),
+                finished=response[-1] in ends,
+                kl=None if ratios is None else float(ratio),
+                index=prompt.index,
+            )
+            for prompt, response, ratio in zip(self._prompts, responses, ratios or self._prompts, strict=True)
+        ]
+        if trainer.evaluating:
+            for name, values in {
+                "length": [float(sample.tokens) for sample in samples],
+                "finished": [float(sample.finished) for sample in samples],
+            }.items():
+                module.track(f"val/sample/{name}", torch.tensor(values, device=module.device))
+        return samples
+
+    def _log_ratios(self, module: LightningModule, responses: list[list[int]]) -> list[float] | None:
+        """Summed log-ratio of each response; logs the estimates of the KL."""
+        if self.options["temperature"] != 1 or self.options["top_p"] != 1:
+            return None
+        size = self.options["batch_size"]
+        examples = [Example(p.ids, [r], row=p.row) for p, r in zip(self._prompts, responses, strict=True)]
+        batches = [self.pack(examples[i : i + size]) for i in range(0, len(examples), size)]
+        ratios = module.log_ratios(batches)
+        if ratios is None:
+            return None
+        sums = {"reference": _sums(ratios, k1, module), "k3": _sums(ratios, k3, module)}
+        if module.trainer.evaluating:
+            for name, values in sums.items():
+                module.track(f"val/kl/{name}", values)
+        return sums["reference"].tolist()
+
+    def _write(self, trainer: Trainer, samples: list[Sample]) -> None:
+        rows = _gather(samples)
+        if not trainer.is_global_zero or not rows:
+            return
+        folder = Path(self.folder or Path(trainer.default_root_dir) / "samples")
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = sorted(rows, key=lambda sample: sample.index)
+        lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in rows]
+        (folder / f"step_{trainer.global_step:08d}.jsonl").write_text("".join(lines), encoding="utf-8")
+        for logger in trainer.loggers:
+            log_table(logger, "samples", [asdict(sample) for sample in rows], trainer.global_step)
+
+
+def _sums(ratios: Iterable[Ragged], estimator: Callable[[torch.Tensor], torch.Tensor], module: LightningModule) -> Any:
+    """One number a response."""
+    sums = [ratio.with_token(estimator(ratio.token)).sum() for ratio in ratios]
+    return torch.cat(sums) if sums else torch.zeros(0, device=module.device)
+
+
+def _ends(module: LightningModule) -> set[int]:
+    """Token ids that end a response."""
+    ends = {module.tokenizer.eos_token_id}
+    configured = getattr(getattr(module.policy.model, "generation_config", None), "eos_token_id", None)
+    return ends | (set(configured) if isinstance(configured, list) else {configured})
+
+
+def _gather(samples: list[Sample]) -> list[Sample]:
+    """The rows of every process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return samples
+    shares: list[list[Sample]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(shares, samples)
+    return [sample for share in shares for sample in share]

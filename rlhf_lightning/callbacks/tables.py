@@ -1,0 +1,35 @@
+"""Tables of text in the loggers that have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+
+def log_table(logger: Logger, name: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+    """Log rows of equal keys as a table; loggers without tables (CSV) get nothing."""
+    if not rows:
+        return
+    columns = list(rows[0])
+    if isinstance(logger, WandbLogger):
+        # The step is a column: W&B refuses steps that go back, and a table is written beside the step's metrics.
+        logger.log_table(name, columns=columns, data=[list(row.values()) for row in rows])
+    elif isinstance(logger, MLFlowLogger):
+        data = {column: [row[column] for row in rows] for column in columns}
+        logger.experiment.log_table(logger.run_id, data=data, artifact_file=f"{name}/step_{step:08d}.json")
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_text(name, markdown(columns, rows), step)
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table in Markdown, which TensorBoard renders."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row[column]) for column in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", "<br>")

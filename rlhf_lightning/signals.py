@@ -1,0 +1,51 @@
+"""Exit codes of a run that was asked to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn, TypeVar
+
+T = TypeVar("T")
+
+#: What a shell reports for a process that SIGTERM ended; schedulers take it for "stopped", not "failed".
+SIGTERM_EXIT = 128 + signal.SIGTERM
+
+
+def run_with_sigterm_exit(function: Callable[[], T]) -> T:
+    """Call a function so that the process exits with 143 when SIGTERM stops it.
+
+    During training the ``LastCheckpoint`` callback finishes the step, saves and stops. Before and after it there is
+    nothing to save and the process exits at once. Lightning alone would exit with 0, which a scheduler takes for a
+    finished run.
+
+    Exit handlers and ``finally`` blocks run. In a process that Lightning's launcher started the exit code is 0: for
+    anything else the launcher kills the main process, which is about to exit with 143 itself.
+
+    Args:
+        function: the whole job, without arguments.
+    """
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _exit) if main_thread else None
+    try:
+        return function()
+    except SIGTERMException:
+        sys.exit(0 if _launched() else SIGTERM_EXIT)
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _exit(signum: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(SIGTERM_EXIT)
+
+
+def _launched() -> bool:
+    """Whether another process of this job reports the exit code."""
+    return os.environ.get("LOCAL_RANK", "0") != "0"

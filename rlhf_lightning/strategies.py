@@ -1,0 +1,177 @@
+"""FSDP2 for the Trainer: sharded training with exact, atomic checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed.checkpoint as dcp
+from lightning.fabric.utilities.load import _METADATA_FILENAME
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule
+from torch.optim import Optimizer
+
+from rlhf_lightning.checkpointing import recovered, remove, replace, sync, temporary_name, write_atomically
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Fully sharded data parallelism over all devices; the module shards itself in ``configure_model``.
+
+    It differs from Lightning's ``ModelParallelStrategy`` in this: all devices shard data by default, gradients are
+    reduced once an optimiser step instead of once a micro-batch, frozen parameters are not saved, optimiser state is
+    saved by parameter name, and checkpoints are written aside and renamed.
+
+    Args:
+        data_parallel_size: processes that share the batch; ``auto``: all of them.
+        save_distributed_checkpoint: True: a folder to which every process writes its shard, for models whose
+            optimiser state no single machine holds. False: one file that any other strategy can load.
+        cpu_offload: keep the shards and the optimiser's state in host memory; read by the module's ``shard``.
+        options: further arguments of ``ModelParallelStrategy``.
+    """
+
+    def __init__(
+        self,
+        data_parallel_size: Literal["auto"] | int = "auto",
+        save_distributed_checkpoint: bool = False,
+        cpu_offload: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            data_parallel_size=data_parallel_size,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            **options,
+        )
+        self.cpu_offload = cpu_offload
+
+    def setup_environment(self) -> None:
+        """Shard over every process: Lightning's ``auto`` would give them all to tensor parallelism."""
+        if self._data_parallel_size == "auto":
+            self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def model_to_device(self) -> None:
+        """Leave offloaded shards in host memory."""
+        if not self.cpu_offload:
+            super().model_to_device()
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Keep gradients local until the last micro-batch of a step."""
+        modules = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+        for module in modules:
+            module.set_requires_gradient_sync(False, recurse=False)
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.set_requires_gradient_sync(True, recurse=False)
+
+    # Checkpoints
+
+    @property
+    def _options(self) -> StateDictOptions:
+        full = not self._save_distributed_checkpoint
+        return StateDictOptions(full_state_dict=full, cpu_offload=True, ignore_frozen_params=True)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Trained weights; of the single-file kind only process 0 has any. A collective call."""
+        return get_model_state_dict(self.model, options=self._options)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Optimiser state by parameter name, which does not depend on how parameters are grouped. A collective call."""
+        return get_optimizer_state_dict(self.model, _plain(optimizer), options=self._options)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a file or a folder of shards beside the target and rename it when all processes are done."""
+        path = Path(self.broadcast(str(filepath)))
+        if self._save_distributed_checkpoint:
+            self._save_shards(checkpoint, path)
+        elif self.is_global_zero:
+            write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
+        self.barrier()
+
+    def _save_shards(self, checkpoint: dict[str, Any], path: Path) -> None:
+        temporary = temporary_name(path)
+        if self.is_global_zero:
+            remove(temporary)
+            temporary.mkdir(parents=True)
+        self.barrier()
+        shards = {"state_dict": checkpoint.pop("state_dict")}
+        shards |= {f"optimizer_{i}": state for i, state in enumerate(checkpoint.pop("optimizer_states", []))}
+        dcp.save(shards, checkpoint_id=temporary)
+        if self.is_global_zero:
+            torch.save(checkpoint, temporary / _METADATA_FILENAME)
+            sync(temporary)
+            replace(temporary, path)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load weights and optimiser state into the sharded objects and return the rest."""
+        path = recovered(Path(self.broadcast(str(checkpoint_path))))
+        if path.is_dir():
+            return self._load_shards(path, weights_only)
+        checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        options = StateDictOptions(full_state_dict=True, strict=False)
+        _check_keys(self.model, checkpoint["state_dict"].keys(), path)
+        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
+        for optimizer, state in zip(self.optimizers, checkpoint.pop("optimizer_states", []), strict=False):
+            named = _by_name(state, self.model, _plain(optimizer))
+            set_optimizer_state_dict(self.model, _plain(optimizer), named, options=options)
+        return checkpoint
+
+    def _load_shards(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
+        options = StateDictOptions(cpu_offload=True, ignore_frozen_params=True, strict=False)
+        saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        state = {"state_dict": get_model_state_dict(self.model, options=options)}
+        _check_keys(self.model, {key.removeprefix("state_dict.") for key in saved if key.startswith("state_dict.")}, path)
+        dcp.load(state, checkpoint_id=path)
+        set_model_state_dict(self.model, state["state_dict"], options=options)
+        for i, optimizer in enumerate(self.optimizers):
+            shards = {f"optimizer_{i}": get_optimizer_state_dict(self.model, _plain(optimizer), options=options)}
+            dcp.load(shards, checkpoint_id=path)
+            set_optimizer_state_dict(self.model, _plain(optimizer), shards[f"optimizer_{i}"], options=options)
+        return torch.load(path / _METADATA_FILENAME, weights_only=weights_only)
+
+
+def _plain(optimizer: Optimizer | LightningOptimizer) -> Optimizer:
+    return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+
+
+def _by_name(state: dict[str, Any], model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Optimiser state by parameter name; another strategy has saved it by position in the parameter groups."""
+    if all(isinstance(key, str) for key in state["state"]):
+        return state
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    groups = [{**group, "params": [names[i] for i in group["params"]]} for group in state["param_groups"]]
+    return {"state": {names[i]: value for i, value in state["state"].items()}, "param_groups": groups}
+
+
+def _check_keys(model: nn.Module, saved: Any, path: Path) -> None:
+    """Refuse a checkpoint of another model or adapter."""
+    own = get_model_state_dict(model, options=StateDictOptions(ignore_frozen_params=True)).keys()
+    if different := sorted(set(own) ^ set(saved)):
+        raise ValueError(
+            f"{path} and this module differ in {len(different)} trained weights, for example {different[0]}: resume with "
+            "the model, adapter and method options that wrote it, or set ckpt_path=null to start anew"
+        )
+
+
+StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2, checkpoints in one file")
+StrategyRegistry.register(
+    "fsdp2_sharded", FSDP2Strategy, description="FSDP2, one checkpoint shard a process", save_distributed_checkpoint=True
+)
