@@ -20,6 +20,7 @@ from torch import nn
 
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Adapter, is_adapted
+from rlhf_lightning.models.buffers import keep_float32_buffers
 from rlhf_lightning.models.sharding import decoder_layers, reshard, shard_actor
 from rlhf_lightning.models.sources import Execution, ModelSource
 from rlhf_lightning.types import PackedBatch, SequenceLogProbs
@@ -213,7 +214,7 @@ class ModelBuilder:
         policy = self._policy(tokenizer)
         reference = self._reference(policy)
         if self.gradient_checkpointing:
-            base_model(policy).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            policy.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if self.compile:
             compile_layers(policy)
             if isinstance(reference, FrozenCopy):
@@ -226,6 +227,7 @@ class ModelBuilder:
             quantization = self.adapter.quantization(_named_dtype(getattr(self.source, "dtype", "float32")))
         model = self.source.load(quantization)
         align_with_tokenizer(model, tokenizer)
+        keep_float32_buffers(model)
         if not self.dropout:
             disable_dropout(model)
         adapted = model if self.adapter is None else self.adapter.apply(model)
@@ -267,12 +269,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
-
-
-def base_model(actor: Actor) -> PreTrainedModel:
-    """The transformers model inside an actor, beneath any adapter (whose layers it holds)."""
-    model: Any = actor.model
-    return cast("PreTrainedModel", model.get_base_model() if is_adapted(model) else model)
 
 
 def align_with_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
