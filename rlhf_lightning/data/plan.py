@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_lightning.data import bins
+from rlhf_lightning.data.checks import DataError
 from rlhf_lightning.types import StepTotals
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class Plan:
 
 
 def check_budget(lengths: IntArray, batching: Batching, name: Callable[[int], str] = str) -> None:
-    """Raise ValueError, naming the first few rows, when a group alone exceeds ``max_tokens``.
+    """Raise DataError, naming the first few rows, when a group alone exceeds ``max_tokens``.
 
     Args:
         lengths: tokens of each group, (groups,).
@@ -111,7 +112,7 @@ def check_budget(lengths: IntArray, batching: Batching, name: Callable[[int], st
     over = np.flatnonzero(lengths > batching.max_tokens)
     if len(over):
         rows = ", ".join(f"{name(int(i))} ({int(lengths[i])} tokens)" for i in over[:5])
-        raise ValueError(
+        raise DataError(
             f"{len(over)} rows are longer than data.max_tokens={batching.max_tokens}: {rows}. Raise data.max_tokens to "
             f"at least {int(lengths.max())}, or bound the rows with data.spec.max_length"
         )
@@ -137,10 +138,11 @@ def plan_epoch(
         name: "file:row" of a group, for errors.
 
     Raises:
-        ValueError: fewer groups than M, ``batch_size`` below M, or a group longer than ``max_tokens``.
+        DataError: fewer groups than M, or a group longer than ``max_tokens``.
+        ValueError: ``batch_size`` below M.
     """
     if len(lengths) < micro_batches:
-        raise ValueError(
+        raise DataError(
             f"{len(lengths)} groups cannot give each of {micro_batches} micro-batches (accumulate_grad_batches x "
             "devices) one; use fewer, or more data"
         )

@@ -163,6 +163,9 @@ class ReferenceStore:
         keys = response_keys(examples)
         stored = self.contains(keys).all(axis=1)
         if not stored.all():
+            self.refresh()  # another process may have added it since
+            stored = self.contains(keys).all(axis=1)
+        if not stored.all():
             row = examples.row(int(np.flatnonzero(~stored)[0]))
             raise ReferenceCacheError(
                 f"{row} has no reference log-probs in {self.path}: fill the cache with the same data options first "

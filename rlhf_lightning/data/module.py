@@ -1,0 +1,311 @@
+"""From sources to the batches of one process: the data module that every method shares."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from numpy.typing import NDArray
+
+from rlhf_lightning.data.checks import DataError, Report
+from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.loader import EpochLoader, ListLoader, evaluation_batches, reference_batches
+from rlhf_lightning.data.plan import Batching, check_budget
+from rlhf_lightning.data.sources import Source
+from rlhf_lightning.data.spec import DataSpec
+from rlhf_lightning.data.tokenize import SLOTS, DataKind, split, tokenize
+from rlhf_lightning.types import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rlhf_lightning.data.reference_store import ReferenceStore
+
+log = logging.getLogger(__name__)
+
+#: Steps of a bucketing window where batches are padded; what transformers' ``group_by_length`` uses.
+PADDED_BUCKET = 50
+#: Groups of an evaluation batch are at most this many unless the user says otherwise.
+EVALUATION_GROUPS = 16
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which share of every step is this process's."""
+
+    accumulate: int = 1  #: micro-batches that each process accumulates for an optimiser step
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of an optimiser step over all processes."""
+        return self.accumulate * self.world_size
+
+
+class AlignmentDataModule(L.LightningDataModule):
+    """Tokenised, checked and planned data for any method, under ``Trainer``, Fabric or a plain loop.
+
+    With a ``Trainer``, accumulation, rank and number of processes are the trainer's. Without one they are ``place``::
+
+        data = AlignmentDataModule(pairs, batch_size=8, place=Place(accumulate=2, rank=fabric.global_rank, ...))
+        data.setup()
+        for batch in data.train_dataloader(): ...
+    """
+
+    def __init__(
+        self,
+        source: Source | Sequence[Example],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        kind: DataKind = "preference",
+        *,
+        validation: Source | Sequence[Example] | float | None = None,
+        spec: DataSpec | None = None,
+        batch_size: int | None = 32,
+        max_tokens: int | None = None,
+        eval_batch_size: int | None = None,
+        shuffle: bool = True,
+        bucket: int | None = None,
+        padded: bool = False,
+        num_workers: int = 0,
+        seed: int = 0,
+        place: Place | None = None,
+        reference_store: ReferenceStore | None = None,
+    ) -> None:
+        """Check the options; nothing is read yet.
+
+        Args:
+            source: training rows; or examples that are tokenised already.
+            tokenizer: the model's; None for examples.
+            kind: ``preference`` (pairs) or ``supervised`` (one response; of pairs the chosen one).
+            validation: rows of its own, the share of prompts to keep for validation, or None for no validation.
+            spec: how rows become tokens.
+            batch_size: groups of an optimiser step over all processes.
+            max_tokens: token budget of a micro-batch; when set it takes the place of ``batch_size``.
+            eval_batch_size: groups of an evaluation batch of one process; None: training's micro-batch, at most 16, or
+                ``max_tokens``.
+            shuffle: another order every epoch.
+            bucket: window, in steps, out of which steps of similar length are made; None: 50 when padded, else 1.
+            padded: count padding in ``max_tokens`` and in the balance: for ``model.backend=padded``.
+            num_workers: processes that pack batches ahead. Packing takes under a millisecond, so 0 is right unless
+                the disk that holds cached log-probs is slow.
+            seed: of the order.
+            place: this process's share where no trainer says it.
+            reference_store: cached reference log-probs to attach to every batch.
+
+        Raises:
+            ValueError: an impossible size.
+        """
+        super().__init__()
+        self.source, self.validation = source, validation
+        self.tokenizer, self.kind, self.spec = tokenizer, kind, spec or DataSpec()
+        self.batching = Batching(
+            batch_size=batch_size if max_tokens is None else None,
+            max_tokens=max_tokens,
+            seed=seed,
+            shuffle=shuffle,
+            bucket=bucket or (PADDED_BUCKET if padded else 1),
+            padded=padded,
+        )
+        if eval_batch_size is not None and eval_batch_size < 1:
+            raise ValueError(f"data.eval_batch_size={eval_batch_size} must be at least 1, or null")
+        self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
+        self.place = place or Place()
+        self.train_examples: Examples | None = None
+        self.val_examples: Examples | None = None
+        self.reports: dict[str, Report] = {}  #: by role: what happened to every row
+        self._store = reference_store
+
+    # Reading
+
+    def setup(self, stage: str | None = None) -> None:
+        """Tokenise, check and plan what the stage needs, once. No weights are needed, and none should be loaded yet.
+
+        Args:
+            stage: ``fit``, ``validate``, ...; None means everything.
+
+        Raises:
+            DataError: rows that cannot be used, a row over ``max_tokens``, or fewer groups than a step has parts.
+        """
+        validation = self.validation
+        if self.train_examples is None and (stage != "validate" or isinstance(validation, int | float)):
+            self.train_examples = self._read(self.source, "train")
+            if isinstance(validation, int | float):
+                # Not drawn by data.seed: runs with other seeds are compared on the same rows.
+                training, held_out = split(self.train_examples, float(validation))
+                self.val_examples = self.train_examples.select(held_out)
+                self.train_examples = self.train_examples.select(training)
+        if self.val_examples is None and validation is not None and not isinstance(validation, int | float):
+            self.val_examples = self._read(validation, "validation")
+        for examples in self._parts():
+            check_budget(self._lengths(examples), self.batching, examples.row)
+        if stage in (None, "fit"):
+            self.train_dataloader()  # an impossible plan is an error here, before weights load
+
+    def _read(self, source: Source | Sequence[Example], role: str) -> Examples:
+        """A source as examples of this kind."""
+        if isinstance(source, Sequence):
+            examples = source if isinstance(source, Examples) else Examples.build(source)
+        elif self.tokenizer is None:
+            raise ValueError(f"the {role} data of {source.name} is text: pass the model's tokenizer")
+        else:
+            tokenized = tokenize(source, self.tokenizer, self.spec, self.kind)
+            tokenized.report.enforce(self.spec)
+            self.reports[role] = tokenized.report
+            examples = tokenized.examples
+        if examples.slots < SLOTS[self.kind]:
+            raise DataError(f"the {role} examples have one response each; {self.kind} data needs pairs")
+        return examples.first_response() if examples.slots > SLOTS[self.kind] else examples
+
+    def _parts(self) -> list[Examples]:
+        return [part for part in (self.train_examples, self.val_examples) if part is not None]
+
+    def _lengths(self, examples: Examples) -> NDArray[np.int64]:
+        return examples.padded_lengths if self.batching.padded else examples.lengths
+
+    @property
+    def has_margin(self) -> bool:
+        """Whether every group has a margin; True while nothing has been read."""
+        return all(part.margin is not None for part in self._parts())
+
+    def summaries(self) -> list[str]:
+        """What was read, and how it is cut into steps: a few lines for people."""
+        lines = [
+            f"{role}: {_summary(examples, self.reports.get(role))}"
+            for role, examples in (("train", self.train_examples), ("validation", self.val_examples))
+            if examples is not None
+        ]
+        if self.train_examples is not None:
+            lines.append(self._steps())
+        return lines
+
+    def _steps(self) -> str:
+        plan = self.train_dataloader().plan
+        micro = f"{plan.micro_batches} micro-batch{'es' if plan.micro_batches > 1 else ''}"
+        if self.batching.max_tokens is not None:
+            return f"steps: {len(plan)} an epoch, of {micro} of {self.batching.max_tokens} tokens, {plan.fill:.1%} full"
+        balance = f", balanced to {plan.fill:.1%}" if plan.micro_batches > 1 else ""
+        return f"steps: {len(plan)} an epoch, of {self.batching.batch_size} groups in {micro}{balance}"
+
+    # Loaders
+
+    def train_dataloader(self) -> EpochLoader:
+        """This process's training batches.
+
+        Raises:
+            ValueError: no way to cut the data into steps of the size asked for, or accumulation that changes over time.
+        """
+        examples = _need(self.train_examples)
+        batching, place = self.batching, self._place()
+        trainer: Any = self.trainer
+        if trainer is not None:
+            if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
+                raise ValueError(
+                    "GradientAccumulationScheduler changes how many micro-batches a step has, which the loader plans "
+                    "ahead; set trainer.accumulate_grad_batches to one number"
+                )
+            if trainer.overfit_batches:
+                batching = replace(batching, shuffle=False)  # the same few batches in every epoch
+        loader = EpochLoader(
+            examples,
+            batching,
+            accumulate=place.accumulate,
+            rank=place.rank,
+            world_size=place.world_size,
+            workers=self.num_workers,
+            pin_memory=self._pin_memory(),
+            store=self._store,
+        )
+        len(loader)  # plans the first epoch: what cannot be planned is an error now
+        return loader
+
+    def val_dataloader(self) -> ListLoader | list[ListLoader]:
+        """This process's validation batches, in order; an empty list without validation data."""
+        if self.validation is None:
+            return []
+        place = self._place()
+        batching = self.batching
+        if batching.max_tokens is None or self.eval_batch_size is not None:
+            batching = replace(batching, batch_size=self._eval_groups() * place.world_size, max_tokens=None)
+        listed = evaluation_batches(_need(self.val_examples), batching, rank=place.rank, world_size=place.world_size)
+        return self._list_loader(listed, self._store)
+
+    def reference_loader(self, store: ReferenceStore) -> ListLoader:
+        """The rows of training and validation that a store lacks, longest first; this process's share.
+
+        Every process has equally many batches, so that a sharded model can score them. The loader is empty when
+        nothing is missing.
+        """
+        parts = self._parts()
+        missing = [store.missing(examples) for examples in parts]
+        if self.trainer is not None:  # another job may add rows between two processes' looks at the folder
+            missing = self.trainer.strategy.broadcast(missing)
+        place, budget = self._place(), self.batching.max_tokens
+        listed = reference_batches(
+            list(zip(parts, missing, strict=True)),
+            size=self._eval_groups() if budget is None or self.eval_batch_size is not None else None,
+            max_tokens=None if self.eval_batch_size is not None else budget,
+            padded=self.batching.padded,
+            rank=place.rank,
+            world_size=place.world_size,
+        )
+        return self._list_loader(listed, None)
+
+    @property
+    def reference_store(self) -> ReferenceStore | None:
+        """Cached reference log-probs that are attached to every batch from now on; every row must be in it."""
+        return self._store
+
+    @reference_store.setter
+    def reference_store(self, store: ReferenceStore | None) -> None:
+        if store is not None:
+            if self.trainer is not None:
+                self.trainer.strategy.barrier("reference cache")  # until every process has written its share
+            for examples in self._parts():
+                missing = store.missing(examples)
+                if len(missing):
+                    store.log_probs(examples.select(missing[:1]))  # raises, naming the row
+        self._store = store
+
+    def _list_loader(
+        self, listed: list[tuple[Examples, NDArray[np.int64]]], store: ReferenceStore | None
+    ) -> ListLoader:
+        return ListLoader(listed, workers=self.num_workers, pin_memory=self._pin_memory(), store=store)
+
+    def _eval_groups(self) -> int:
+        if self.eval_batch_size is not None:
+            return self.eval_batch_size
+        micro = (self.batching.batch_size or EVALUATION_GROUPS) // self._place().micro_batches
+        return min(max(micro, 1), EVALUATION_GROUPS)
+
+    def _place(self) -> Place:
+        if self.trainer is None:
+            return self.place
+        return Place(self.trainer.accumulate_grad_batches, self.trainer.global_rank, self.trainer.world_size)
+
+    def _pin_memory(self) -> bool:
+        return (
+            torch.cuda.is_available() and self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        )
+
+
+def _need(examples: Examples | None) -> Examples:
+    if examples is None:
+        raise RuntimeError("call setup() first: the data has not been read")
+    return examples
+
+
+def _summary(examples: Examples, report: Report | None) -> str:
+    lengths = examples.lengths
+    scored = int(examples.slot_tokens.sum())
+    counts = (
+        f"{len(examples)} {'pairs' if examples.slots == 2 else 'demonstrations'} of {lengths.mean():.0f} tokens on "
+        f"average (longest {lengths.max()}), {scored / lengths.sum():.0%} of them scored"
+    )
+    return counts if report is None else f"{counts}; {report.summary()}"

@@ -1,0 +1,289 @@
+"""The data module: from files to batches with and without a trainer, checks before weights, the reference cache."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+from rlhf_lightning.data.checks import DataError
+from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.module import AlignmentDataModule, Place
+from rlhf_lightning.data.reference_store import ReferenceCacheError, ReferenceStore, ReferenceWriter
+from rlhf_lightning.data.sources import Files
+from rlhf_lightning.data.spec import DataSpec
+from rlhf_lightning.types import Example, PackedBatch, PreferenceBatch, Ragged, SupervisedBatch
+from tests.helpers.tokenizers import qwen_like
+
+
+def pairs(count: int = 30, seed: int = 0, margin: float | None = None) -> list[Example]:
+    """Pairs of random tokens."""
+    rng = np.random.default_rng(seed)
+    return [
+        Example(*(rng.integers(0, 50, rng.integers(2, 9)).tolist(),), [rng.integers(0, 50, n).tolist() for n in (3, 5)],
+                row=f"pairs.jsonl:{i + 1}", margin=margin)
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def indices(batches: Any) -> list[int]:
+    """All groups, in order."""
+    return list(chain(*(batch.index.tolist() for batch in batches)))
+
+
+def trainer(**options: Any) -> L.Trainer:
+    """A quiet trainer."""
+    quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger"), False)
+    return L.Trainer(accelerator="cpu", **quiet, **options)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """A JSONL file of twelve pairs."""
+    path = tmp_path / "pairs.jsonl"
+    made = [{"prompt": f"Question {i}?", "chosen": f"Good {i}.", "rejected": f"Bad bad {i}."} for i in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return path
+
+
+# From files
+
+
+def test_files_become_batches_of_the_kind_that_the_method_wants(rows: Path) -> None:
+    spec = DataSpec(cache=False)
+    data = AlignmentDataModule(Files(str(rows)), qwen_like(), "preference", spec=spec, batch_size=5, validation=0.25)
+    data.setup()
+    batches = list(data.train_dataloader())
+    assert all(type(batch) is PreferenceBatch for batch in batches)
+    held_out = list(chain(*(batch.rows for batch in data.val_dataloader())))
+    trained = list(chain(*(batch.rows for batch in batches)))
+    assert sorted(held_out + trained) == sorted(f"{rows}:{i}" for i in range(1, 13))
+    assert held_out
+    assert data.reports["train"].kept == 12
+    assert data.summaries()[0].startswith(f"train: {len(trained)} pairs of ")
+    demonstrations = AlignmentDataModule(Files(str(rows)), qwen_like(), "supervised", spec=spec, batch_size=5)
+    demonstrations.setup()
+    assert all(type(batch) is SupervisedBatch for batch in demonstrations.train_dataloader())
+
+
+def test_bad_rows_stop_the_run_before_weights(rows: Path) -> None:
+    with rows.open("a") as file:
+        file.write('{"prompt": "x", "chosen": "", "rejected": "y"}\n')
+    data = AlignmentDataModule(Files(str(rows)), qwen_like(), spec=DataSpec(cache=False))
+    with pytest.raises(DataError, match=r"pairs\.jsonl:13: empty response"):
+        data.setup("fit")
+
+
+def test_a_row_over_the_budget_and_too_little_data_stop_the_run() -> None:
+    with pytest.raises(DataError, match=r"pairs\.jsonl:\d+ \(\d+ tokens\)"):
+        AlignmentDataModule(pairs(), max_tokens=12).setup()
+    with pytest.raises(DataError, match="3 groups cannot give each of 4"):
+        AlignmentDataModule(pairs(3), place=Place(accumulate=2, world_size=2)).setup("fit")
+    with pytest.raises(DataError, match="preference data needs pairs"):
+        AlignmentDataModule(Examples.build(pairs()).first_response(), kind="preference").setup()
+    with pytest.raises(RuntimeError, match=r"call setup\(\) first"):
+        AlignmentDataModule(pairs()).train_dataloader()
+    with pytest.raises(ValueError, match=r"data\.eval_batch_size=0"):
+        AlignmentDataModule(pairs(), eval_batch_size=0)
+
+
+# Batches
+
+
+def test_pairs_for_a_supervised_method_keep_the_chosen_response() -> None:
+    data = AlignmentDataModule(pairs(), kind="supervised", batch_size=30, shuffle=False)
+    data.setup()
+    (batch,) = data.train_dataloader()
+    assert type(batch) is SupervisedBatch
+    assert batch.totals.slot_tokens == (90,)  # chosen responses have 3 tokens, rejected ones 5
+
+
+def test_max_tokens_takes_the_place_of_batch_size() -> None:
+    data = AlignmentDataModule(pairs(), max_tokens=60, place=Place(accumulate=2))
+    data.setup()
+    batches = list(data.train_dataloader())
+    assert sorted(indices(batches)) == list(range(30))
+    assert max(len(batch.ids) for batch in batches) <= 60
+    assert "of 2 micro-batches of 60 tokens" in data.summaries()[-1]
+
+
+def test_a_seed_changes_the_order_and_not_the_split() -> None:
+    one, same, other = (AlignmentDataModule(pairs(), validation=0.3, batch_size=4, seed=seed) for seed in (0, 0, 1))
+    for data in (one, same, other):
+        data.setup()
+    orders = [indices(data.train_dataloader()) for data in (one, same, other)]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2])
+
+
+def test_has_margin() -> None:
+    for margin in (None, 0.5):
+        data = AlignmentDataModule(pairs(margin=margin), validation=pairs(4, margin=margin))
+        assert data.has_margin  # nothing is known yet
+        data.setup()
+        assert data.has_margin == (margin is not None)
+
+
+def test_setup_reads_once_and_only_what_the_stage_needs() -> None:
+    class Counted(list):
+        reads = 0
+
+        def __iter__(self):
+            type(self).reads += 1
+            return super().__iter__()
+
+    data = AlignmentDataModule(Counted(pairs()), validation=pairs(5, seed=1))
+    data.setup("validate")
+    assert Counted.reads == 0
+    assert indices(data.val_dataloader()) == [0, 1, 2, 3, 4]
+    data.setup("fit")
+    data.setup("fit")
+    assert Counted.reads == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_change_nothing(workers: int) -> None:
+    data = AlignmentDataModule(pairs(), batch_size=4, num_workers=workers, validation=pairs(5, seed=1))
+    data.setup()
+    reference = AlignmentDataModule(pairs(), batch_size=4)
+    reference.setup()
+    assert indices(data.train_dataloader()) == indices(reference.train_dataloader())
+    assert indices(data.val_dataloader()) == list(range(5))
+
+
+# With Lightning
+
+
+class Words(L.LightningModule):
+    """Scores words; its prediction is a log-prob for every scored token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.score = torch.nn.Embedding(50, 1)
+        self.seen: list[int] = []
+        self.validated: list[int] = []
+        self.reference: list[torch.Tensor | None] = []
+        self.writer: ReferenceWriter | None = None
+
+    def forward(self, batch: PackedBatch) -> Ragged:
+        return batch.ragged(-self.score(batch.ids[batch.target]).squeeze(-1).abs())
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> torch.Tensor:
+        self.seen += batch.index.tolist()
+        self.reference.append(batch.reference_log_probs)
+        return self(batch).sum().sum() / batch.totals.groups * batch.totals.micro_batches
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+        self.validated += batch.index.tolist()
+
+    def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> Ragged:
+        return self(batch)
+
+    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        assert self.writer is not None
+        self.writer.put(batch, outputs)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def run(function: str, *args: Any, **options: Any) -> None:
+    """A trainer's entry point without the advice on workers and logging intervals."""
+    fit_options = {key: options.pop(key) for key in ("datamodule", "return_predictions") if key in options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        getattr(trainer(**options), function)(*args, **fit_options)
+
+
+def test_the_trainer_decides_how_a_step_is_cut() -> None:
+    data = AlignmentDataModule(pairs(), batch_size=6, validation=pairs(5, seed=1))
+    module = Words()
+    run("fit", module, datamodule=data, max_epochs=2, accumulate_grad_batches=3, num_sanity_val_steps=0)
+    assert data.trainer is not None
+    assert data.trainer.global_step == 10  # 30 groups, 6 a step, 2 epochs
+    assert sorted(module.seen[:30]) == sorted(module.seen[30:]) == list(range(30))
+    assert module.seen[:30] != module.seen[30:]
+    assert module.validated == list(range(5)) * 2
+
+
+def test_without_validation_lightning_skips_it() -> None:
+    module = Words()
+    run("fit", module, datamodule=AlignmentDataModule(pairs(), batch_size=10), max_epochs=1)
+    assert len(module.seen) == 30
+    assert not module.validated
+
+
+def test_overfitting_repeats_the_same_batches() -> None:
+    module = Words()
+    run("fit", module, datamodule=AlignmentDataModule(pairs(), batch_size=5), max_epochs=3, overfit_batches=2)
+    assert module.seen == list(range(10)) * 3
+
+
+def test_a_schedule_of_accumulation_is_refused() -> None:
+    schedule = GradientAccumulationScheduler({0: 1, 1: 2})
+    with pytest.raises(ValueError, match="GradientAccumulationScheduler"):
+        run("fit", Words(), datamodule=AlignmentDataModule(pairs()), max_epochs=1, callbacks=[schedule])
+
+
+def test_the_reference_cache_is_filled_once_and_attached(tmp_path: Path) -> None:
+    data = AlignmentDataModule(pairs(), batch_size=6, validation=pairs(7, seed=1))
+    data.setup()
+    store = ReferenceStore(tmp_path, "model")
+    with pytest.raises(ReferenceCacheError, match=r"pairs\.jsonl:1 has no reference log-probs"):
+        data.reference_store = store
+    module = Words()
+    loader = data.reference_loader(store)
+    tokens = [len(batch.ids) for batch in loader]
+    assert tokens[0] > tokens[-1]  # longest first
+    with ReferenceWriter(store) as module.writer:
+        run("predict", module, loader, return_predictions=False)
+    assert len(data.reference_loader(store)) == 0
+    data.reference_store = store
+    run("fit", module, datamodule=data, max_epochs=1, num_sanity_val_steps=0)
+    assert len(module.seen) == 30
+    for batch in chain(data.train_dataloader(), data.val_dataloader()):
+        with torch.no_grad():
+            assert torch.equal(batch.reference_log_probs, module(batch).token)
+    assert store.verify(data.train_examples, module) == 0.0
+
+    half = AlignmentDataModule([*pairs(), *pairs(3, seed=9)], max_tokens=64)  # another run: three rows are new
+    half.setup()
+    assert sorted(indices(half.reference_loader(store))) == [30, 31, 32]
+
+
+# Without Lightning
+
+
+def test_a_plain_loop_on_two_processes_trains_on_the_steps_of_one() -> None:
+    def weights(places: list[Place]) -> torch.Tensor:
+        datas = [AlignmentDataModule(pairs(), batch_size=8, place=place) for place in places]
+        for data in datas:
+            data.setup()
+        torch.manual_seed(0)
+        score = torch.nn.Embedding(50, 1, dtype=torch.float64)
+        optimizer = torch.optim.AdamW(score.parameters(), lr=0.1)
+        for _ in range(2):
+            ranks = zip(*(data.train_dataloader() for data in datas), strict=True)
+            for number, together in enumerate(ranks, start=1):
+                for batch in together:  # what gradient averaging over processes does
+                    pair = batch.pair(batch.ragged(score(batch.ids[batch.target]).squeeze(-1)))
+                    loss = torch.nn.functional.softplus(pair.rejected.sum() - pair.chosen.sum()).sum()
+                    loss = loss / batch.totals.groups * batch.totals.micro_batches
+                    (loss / len(places) / places[0].accumulate).backward()
+                if number % places[0].accumulate == 0:
+                    optimizer.step()
+                    optimizer.zero_grad()
+        return score.weight.detach()
+
+    one = weights([Place()])
+    torch.testing.assert_close(weights([Place(accumulate=4)]), one, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(weights([Place(2, rank, 2) for rank in range(2)]), one, rtol=1e-12, atol=1e-12)
