@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.checkpointing import AtomicCheckpointIO
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from rlhf_lightning.methods import AlignmentModule
 
 log = logging.getLogger(__name__)
+
+_SWITCHES = {"enable_progress_bar": ProgressBar, "enable_checkpointing": Checkpoint}
 
 
 @dataclass
@@ -82,11 +85,13 @@ def reference_kind(cfg: DictConfig, method: functools.partial[Any]) -> Reference
 
 def make_trainer(cfg: DictConfig) -> Trainer:
     """The Lightning Trainer of a run: the plain options of ``trainer`` and ``strategy``, and the dicts by name."""
-    loggers = make_all(cfg.logger)
+    loggers, options = make_all(cfg.logger), _plain(cfg.trainer)
+    # Lightning takes a callback for something that was switched off as a contradiction.
+    off = tuple(kind for option, kind in _SWITCHES.items() if options.get(option) is False)
     return Trainer(
-        **_plain(cfg.trainer),
+        **options,
         **_plain(cfg.strategy),
-        callbacks=make_all(cfg.callbacks),
+        callbacks=[callback for callback in make_all(cfg.callbacks) if not isinstance(callback, off)],
         logger=loggers or False,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=cfg.paths.output_dir,

@@ -5,62 +5,57 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+
+from rlhf_lightning.cli.errors import want_traceback
 
 #: Where results go; messages go to standard error, so that output can be piped.
 OUT = Console(highlight=False, soft_wrap=True)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 #: Loggers of libraries whose routine remarks say nothing to a user of ours.
-_QUIET = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "httpx", "fsspec", "matplotlib")
+_QUIET = ("lightning.pytorch", "lightning.fabric", "httpx", "fsspec", "matplotlib")
 _HANDLERS: list[logging.Handler] = []
-
-# Remarks of the libraries about what is meant to be as it is.
-_EXPECTED = (
-    ".*does not have many workers.*",
-    ".*Checkpoint directory .* exists and is not empty.*",
-    ".*Experiment logs directory .* exists and is not empty.*",
-    ".*number of training batches .* is smaller than the logging interval.*",
-    ".*LeafSpec.*deprecated.*",
-    ".*you have not enabled.*sync_dist.*",
-    ".*GPU available but not used.*",
-    ".*`resume_from_checkpoint`.*",
-    ".*to infer the `batch_size` from an ambiguous collection.*",
-)
 
 
 def setup_logging(folder: Path | None = None, name: str = "run") -> None:
     """Send our log records to the terminal and to ``<folder>/<name>.log``. Calling it again replaces the handlers.
 
-    Processes other than the first of a multi-process job log to their own file only.
+    Warnings of the libraries beneath go to the file alone (to the terminal too with ``RLHF_DEBUG=1``). Processes other
+    than the first of a multi-process job log to a file of their own only.
     """
     logger = logging.getLogger("rlhf_lightning")
     rank = int(os.environ.get("LOCAL_RANK", "0"))
+    foreign = logging.getLogger("py.warnings")
     for handler in _HANDLERS:
         logger.removeHandler(handler)
+        foreign.removeHandler(handler)
         handler.close()
     _HANDLERS.clear()
     if rank == 0:
         terminal = logging.StreamHandler(sys.stderr)
         terminal.setFormatter(logging.Formatter("%(message)s"))
         _HANDLERS.append(terminal)
+        if want_traceback():
+            foreign.addHandler(terminal)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(folder / (f"{name}.log" if rank == 0 else f"{name}.{rank}.log"))
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
         _HANDLERS.append(file)
+        foreign.addHandler(file)
     for handler in _HANDLERS:
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
     for quiet in _QUIET:
         logging.getLogger(quiet).setLevel(logging.WARNING)
-    for text in _EXPECTED:
-        warnings.filterwarnings("ignore", message=text)
+    logging.captureWarnings(True)
+    foreign.propagate = False
+    foreign.addHandler(logging.NullHandler())
 
 
 def say(text: Any, **style: Any) -> None:

@@ -65,6 +65,7 @@ def run_here(command: str, cfg: DictConfig) -> Result:
     folder, started = Path(cfg.paths.output_dir), time.perf_counter()
     setup_logging(folder, command)
     try:
+        _quieten_transformers()
         run_with_sigterm_exit(lambda: _task(command)(cfg))
     except SystemExit as stop:
         # Lightning turns Ctrl-C into exit code 1.
@@ -103,6 +104,13 @@ def _task(command: str) -> Callable[[DictConfig], Any]:
     from rlhf_lightning.cli.train import train
 
     return train
+
+
+def _quieten_transformers() -> None:
+    """No bars for every file that is read or written: they tear the progress line apart."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
 
 def _run_apart(command: str, cfg: DictConfig, folder: Path) -> Result:
