@@ -14,13 +14,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.checks import Report
@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 #: Part of the key; raise it when the same rows and options start to give other tokens.
 TOKENISE_VERSION = 1
-_ARRAYS = ("tokens", "scored", "bounds", "slot_tokens")
+#: Columns of the examples; part of the key too, so that an entry always has the columns that this version reads.
+COLUMNS = tuple(field.name for field in fields(Examples))
 #: Processes that want the same entry wait this long, in seconds, for the one that makes it.
 _PATIENCE = 3600.0
 
@@ -82,15 +83,13 @@ def _load(entry: Path) -> Made | None:
         return None
     try:
         report = Report.from_dict(json.loads((entry / "report.json").read_text(encoding="utf-8")))
-        arrays = {name: np.load(entry / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+        arrays = {file.stem: np.load(file, mmap_mode="r") for file in entry.glob("*.npy")}
         with pa.memory_map(str(entry / "rows.arrow")) as rows:
             names = pa.ipc.open_file(rows).read_all().column("row").combine_chunks()
-        margin = entry / "margin.npy"
-        margins: NDArray[np.float32] | None = np.load(margin) if margin.is_file() else None
-        examples = Examples(**arrays, names=names, margin=margins, index=np.arange(len(names), dtype=np.int64))
+        examples = Examples(**{**dict.fromkeys(COLUMNS), **arrays, "names": names})
         if len(examples) != report.kept:
             raise ValueError(f"{len(examples)} examples, {report.kept} reported")
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         log.warning("tokenised data in %s are damaged (%s) and made again", entry, error)
         return None
     return examples, report
@@ -103,10 +102,10 @@ def _save(entry: Path, examples: Examples, report: Report) -> None:
     shutil.rmtree(entry, ignore_errors=True)  # damaged, or it would have been found
     unfinished = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", suffix=".tmp", dir=entry.parent))
     try:
-        for name in _ARRAYS:
-            np.save(unfinished / f"{name}.npy", getattr(examples, name))
-        if examples.margin is not None:
-            np.save(unfinished / "margin.npy", examples.margin)
+        for name in COLUMNS:
+            column = getattr(examples, name)
+            if isinstance(column, np.ndarray):
+                np.save(unfinished / f"{name}.npy", column)
         table = pa.table({"row": examples.names})
         with pa.OSFile(str(unfinished / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)

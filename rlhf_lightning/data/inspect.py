@@ -75,7 +75,8 @@ def _overview(report: Report) -> RenderableType:
     if report.boundary_checked:
         merged = f"{report.boundary_mismatched:,} of {report.boundary_checked:,} rows looked at"
         grid.add_row("boundary", f"prompt and response would merge tokens in {merged}")
-    return Panel(grid, title=f"[bold]{report.source}[/]", title_align="left", box=box.ROUNDED, expand=False)
+    title = Text(report.source, style="bold")
+    return Panel(grid, title=title, title_align="left", box=box.ROUNDED, expand=False)
 
 
 def _parts(examples: Examples) -> dict[str, NDArray[np.int64]]:
@@ -137,7 +138,9 @@ def _row(examples: Examples, group: int, tokenizer: PreTrainedTokenizerBase, *, 
     ]
     for name, ids, mask in zip(slot_names(examples.slots), example.responses, masks, strict=True):
         blocks += [Text(), _heading(name, ids, sum(mask)), _tokens(ids, mask, _STYLES[name], tokenizer, marks=marks)]
-    title = f"[bold]{example.row}[/]" + ("" if example.margin is None else f"  margin {example.margin:.3g}")
+    title = Text(example.row, style="bold")
+    if example.margin is not None:
+        title.append(f"  margin {example.margin:.3g}", style="not bold")
     return Panel(Group(*blocks), title=title, title_align="left", box=box.ROUNDED)
 
 

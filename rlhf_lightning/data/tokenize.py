@@ -78,7 +78,9 @@ def tokenize(source: Source, tokenizer: PreTrainedTokenizerBase, spec: DataSpec,
         made = Tokenized(*pipeline.run(source.rows()))
     else:
         parts = (fingerprint, cache.tokenizer_digest(tokenizer), template.digest() if template else "", spec.digest())
-        key = hashlib.sha256(repr((*parts, source.name, kind, cache.TOKENISE_VERSION)).encode()).hexdigest()
+        key = hashlib.sha256(
+            repr((*parts, source.name, kind, cache.TOKENISE_VERSION, cache.COLUMNS)).encode()
+        ).hexdigest()
         folder = Path(spec.cache_dir).expanduser() if spec.cache_dir else cache.default_folder()
         made = Tokenized(*cache.cached(folder, key, lambda: pipeline.run(source.rows())))
     log.info("%s (%.1f s)", made.report.summary(), time.perf_counter() - started)
@@ -204,7 +206,8 @@ class _Pipeline:
             raise RowError(Kind.MISSING, f"a row of format {record.format} has no rejected response")
         self.expected = record.format
         _check_text(record)
-        return replace(record, responses=record.responses[: self.slots])
+        margin = record.margin if self.slots == SLOTS["preference"] else None
+        return replace(record, responses=record.responses[: self.slots], margin=margin)
 
     def _example(self, row: Row, made: Encoded) -> Example:
         special = self.encoder.special
@@ -265,13 +268,10 @@ class _Pipeline:
             )
         if report.unknown_tokens:
             report.note(f"{report.unknown_tokens} response tokens are the tokenizer's unknown token")
-        templated = report.formats and set(report.formats) != {"text"}
-        if templated and template is not None and template.end_token is not None and len(self.encoder.special.ends) > 1:
+        if self.templated and template is not None and len(self.encoder.special.ends) > 1:
             report.note(
                 f"answers end with {template.end_token!r}, not with the tokenizer's EOS: generation must stop there"
             )
-        for remark in report.notes:
-            log.warning("%s: %s", report.source, remark)
 
 
 def _check_text(record: Record) -> None:

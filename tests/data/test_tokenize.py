@@ -1,0 +1,503 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf_lightning.data import cache
+from rlhf_lightning.data.checks import DataError
+from rlhf_lightning.data.encode import Encoded, Encoder, fit
+from rlhf_lightning.data.sources import Files
+from rlhf_lightning.data.spec import DataSpec
+from rlhf_lightning.data.templates import resolve
+from rlhf_lightning.data.tokenize import split, tokenize
+from rlhf_lightning.types import Example
+from tests.helpers import tokenizers
+from tests.helpers.rows import Rows, shared_file
+from tests.helpers.tokenizers import BOS, DOT_NL, END, EOS, HI, SPACE_H
+
+SUPERVISED, PREFERENCE = "supervised", "preference"
+
+
+def made(tokenizer, *rows, kind=SUPERVISED, **options):
+    """Tokenise rows in memory; nothing may be left out."""
+    result = tokenize(Rows(*rows), tokenizer, DataSpec(cache=False, **options), kind)
+    assert result.report.problems == []
+    return result
+
+
+def example(tokenizer, row, kind=SUPERVISED, **options):
+    return made(tokenizer, row, kind=kind, **options)[0]
+
+
+def ask(*said):
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[i % 2], "content": content} for i, content in enumerate(said)]}
+
+
+TEXT = {"prompt": "a", "response": " hi"}
+CHAT = ask("a", "hi.")
+
+# Golden: ids written out. b"..." stands for the ids of its bytes, see tests/helpers/tokenizers.py. Each would break if
+# a BOS or EOS were doubled or lost, a boundary merged, or the line break behind an end-of-turn token kept.
+GOLDEN = {
+    "llama text: BOS as the tokenizer does, EOS appended": ("llama", TEXT, [BOS, 97], [32, HI, EOS]),
+    "llama chat: the template's own BOS only": ("llama", CHAT, [BOS, *b"[a]"], [32, HI, 46, EOS]),
+    "qwen text: no BOS": ("qwen", TEXT, [97], [32, HI, END]),
+    "qwen chat: end of turn scored, line break dropped": (
+        "qwen",
+        CHAT,
+        [BOS, *b"user\na", END, 10, BOS, *b"assistant\n"],
+        [HI, 46, END],
+    ),
+    "gpt2 text: BOS is EOS and comes last only": ("gpt2", TEXT, [97], [32, HI, EOS]),
+    "gpt2 chat: plain layout": ("gpt2", CHAT, [*b"\n\nHuman: a\n\nAssistant:"], [32, HI, 46, EOS]),
+    "sentencepiece text: no space that is not there": (
+        "sentencepiece",
+        {"prompt": "hi", "response": "a"},
+        [BOS, SPACE_H, 105],
+        [97, EOS],
+    ),
+    "sentencepiece text: one space where there is one": (
+        "sentencepiece",
+        {"prompt": "a", "response": " hi"},
+        [BOS, 32, 97],
+        [SPACE_H, 105, EOS],
+    ),
+    "default system turn": (
+        "default_system",
+        CHAT,
+        [BOS, *b"system\nS", END, 10, BOS, *b"user\na", END, 10, BOS, *b"assistant\n"],
+        [HI, 46, END],
+    ),
+    "trimming template": (
+        "thinking",
+        ask(" a ", " hi \n"),
+        [BOS, *b"user\na", END, 10, BOS, *b"assistant\n"],
+        [HI, END],
+    ),
+    "template without generation prompt": (
+        "headless",
+        CHAT,
+        [BOS, *b"user\na", END, 10, BOS, *b"assistant\n"],
+        [HI, 46, END],
+    ),
+    "text that ends with EOS gets no second one": ("llama", {"prompt": "a", "response": "b</s>"}, [BOS, 97], [98, EOS]),
+    "plain text: BOS predicts the first token": ("llama", {"text": "ab"}, [BOS], [97, 98, EOS]),
+    "plain text without BOS: the first token is not scored": ("gpt2", {"text": "ab"}, [97], [98, EOS]),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_ids(name):
+    style, row, prompt, response = GOLDEN[name]
+    assert example(tokenizers.STYLES[style](), row) == Example(prompt, [response], None, "rows:1")
+
+
+def test_golden_mask_of_a_multi_turn_demonstration():
+    got = example(tokenizers.qwen_like(), ask("a", "b", "c", "hi"))
+    between = [10, BOS, *b"user\nc", END, 10, BOS, *b"assistant\n"]
+    assert got.prompt == [BOS, *b"user\na", END, 10, BOS, *b"assistant\n"]
+    assert got.responses == [[98, END, *between, HI, END]]
+    assert got.scored == [[True, True, *[False] * len(between), True, True]]
+
+
+def test_golden_mask_response_scores_the_last_turn_only():
+    got = example(tokenizers.qwen_like(), ask("a", "b", "c", "hi"), mask="response")
+    assert got.responses == [[HI, END]]
+    assert got.scored is None
+    assert got.prompt[-24:-19] == [10, 98, END, 10, BOS]
+
+
+def test_golden_pair_with_margin():
+    row = {"prompt": "a", "chosen": "hi", "rejected": "b", "score_chosen": 2, "score_rejected": 0.5}
+    got = example(tokenizers.llama_like(), row, kind=PREFERENCE)
+    assert got == Example([BOS, 97], [[HI, EOS], [98, EOS]], None, "rows:1", 1.5)
+
+
+def test_a_pair_serves_supervised_training_with_its_chosen_response():
+    got = example(tokenizers.llama_like(), {"prompt": "a", "chosen": "hi", "rejected": "b", "margin": 1.0})
+    assert got == Example([BOS, 97], [[HI, EOS]], None, "rows:1")
+
+
+def test_template_option_turns_text_into_a_user_turn():
+    got = example(tokenizers.qwen_like(), TEXT, template="tokenizer")
+    assert got.prompt == [BOS, *b"user\na", END, 10, BOS, *b"assistant\n"]
+    assert got.responses == [[32, HI, END]]
+
+
+@pytest.mark.parametrize(("bos", "prompt"), [(None, [BOS, 97]), (True, [BOS, 97]), (False, [97])])
+def test_bos_option_for_text(bos, prompt):
+    assert example(tokenizers.llama_like(), TEXT, bos=bos).prompt == prompt
+
+
+def test_bos_option_never_doubles_the_templates_own():
+    assert example(tokenizers.llama_like(), CHAT, bos=True).prompt == [BOS, *b"[a]"]
+
+
+# "a." + "\nb": tokenised together, "." and the line break merge.
+MERGING = {"prompt": "a.", "chosen": "\nb", "rejected": "c"}
+
+
+def test_boundary_ids_keeps_what_inference_sees_and_reports_the_difference():
+    result = made(tokenizers.gpt2_like(), MERGING, kind=PREFERENCE)
+    assert result[0] == Example([97, 46], [[10, 98, EOS], [99, EOS]], None, "rows:1")
+    assert (result.report.boundary_checked, result.report.boundary_mismatched) == (1, 1)
+    assert "in 100.0% of 1 rows tokens would merge" in result.report.notes[0]
+
+
+def test_boundary_prefix_ends_the_prompt_at_the_common_prefix_of_all_responses():
+    result = made(tokenizers.gpt2_like(), MERGING, kind=PREFERENCE, boundary="prefix")
+    assert result[0] == Example([97], [[DOT_NL, 98, EOS], [46, 99, EOS]], None, "rows:1")
+    assert result.report.boundary_mismatched == 1
+
+
+def test_boundary_prefix_with_unscored_turns():
+    rows = ask("a", "b", "c", "hi")
+    together = example(tokenizers.qwen_like(), rows, boundary="prefix")
+    assert together == example(tokenizers.qwen_like(), rows)
+
+
+def test_boundaries_agree_where_nothing_merges():
+    result = made(tokenizers.sentencepiece_like(), {"prompt": "hi", "response": " hi\na"}, ask("a", "b"))
+    assert result.report.mismatch_rate == 0.0
+
+
+#: prompt and response lengths, spec, lengths afterwards
+CUTS = [
+    ((4, 3, 2), {"max_length": 7}, None),
+    ((4, 3, 2), {"max_length": 6, "too_long": "keep_end"}, (3, 3, 2)),
+    ((4, 9, 2), {"max_length": 6, "too_long": "keep_end"}, (3, 3, 2)),
+    ((4, 9, 2), {"max_length": 6, "max_prompt_length": 4, "too_long": "keep_end"}, (4, 2, 2)),
+    ((9, 3, 2), {"max_length": 8, "max_prompt_length": 6, "too_long": "keep_start"}, (6, 2, 2)),
+    ((9, 3, 2), {"max_length": None, "max_prompt_length": 5, "too_long": "keep_start"}, (5, 3, 2)),
+    ((2, 9, 2), {"max_length": None, "max_response_length": 4, "too_long": "keep_end"}, (2, 4, 2)),
+    ((2, 3, 2), {"max_length": 2, "too_long": "keep_end"}, (1, 1, 1)),
+]
+
+
+@pytest.mark.parametrize(("lengths", "options", "after"), CUTS)
+def test_cutting(lengths, options, after):
+    group = Encoded(list(range(lengths[0])), [list(range(n)) for n in lengths[1:]], [[True] * n for n in lengths[1:]])
+    cut = fit(group, DataSpec(**options), bos=None)
+    assert (cut is None) == (after is None)
+    assert (len(group.prompt), *map(len, group.responses)) == (after or lengths)
+    assert [len(mask) for mask in group.scored] == [len(ids) for ids in group.responses]
+    assert all(ids == list(range(len(ids))) for ids in group.responses)  # responses keep their start
+    first = 0 if options.get("too_long") == "keep_start" else lengths[0] - len(group.prompt)
+    assert group.prompt == list(range(first, first + len(group.prompt)))
+
+
+def test_cutting_keeps_the_bos_in_front_and_adds_no_eos():
+    spec = {"max_length": 6, "too_long": "keep_end", "cache": False}
+    row = {"prompt": "abcdefg", "response": "xyzuvw"}
+    result = tokenize(Rows(row), tokenizers.llama_like(), DataSpec(**spec), SUPERVISED)
+    assert result[0] == Example([BOS, *b"fg"], [[*b"xyz"]], None, "rows:1")
+    assert [str(problem) for problem in result.report.problems] == ["rows:1: truncated: 8 + 7 tokens cut to 3 + 3"]
+
+
+WORDS = st.text(st.sampled_from("ah i.\n\tyé<>"), min_size=1, max_size=8).filter(str.strip)
+ASCII_WORDS = st.text(st.sampled_from("ahi.<\nz "), min_size=1, max_size=8).filter(str.strip)
+
+
+@pytest.mark.parametrize("boundary", ["ids", "prefix"])
+@pytest.mark.parametrize("style", tokenizers.STYLES)
+@pytest.mark.parametrize("layout", ["text", "chat"])
+def test_scored_tokens_decode_to_the_response_and_its_end(style, layout, boundary):
+    tokenizer = tokenizers.STYLES[style]()
+    spec = DataSpec(cache=False, boundary=boundary)
+    template = resolve(tokenizer, spec)
+    words = ASCII_WORDS if style == "sentencepiece" else WORDS
+    end = tokenizer.eos_token if layout == "text" or template.end_token is None else template.end_token
+
+    # tokenised together, a prompt of one character could melt into the response and leave no prompt
+    start = "q" if boundary == "prefix" else ""
+
+    @given(words.map(start.__add__), words)
+    @settings(max_examples=15, deadline=None)
+    def check(prompt, response):
+        row = {"prompt": prompt, "response": response} if layout == "text" else ask(prompt, response)
+        got = tokenize(Rows(row), tokenizer, spec, SUPERVISED)[0]
+        shown = template.prompt(ask(prompt)["messages"]) if layout == "chat" else prompt
+        said = response.strip() if style == "thinking" and layout == "chat" else response
+        space = " " if layout == "chat" and style in ("llama", "gpt2", "sentencepiece") else ""
+        whole = tokenizer.decode(got.prompt + got.responses[0], skip_special_tokens=False)
+        if style == "sentencepiece":  # cannot tell its own first space from the text's
+            whole, shown = whole.removeprefix("<s>").removeprefix(" "), shown.removeprefix(" ")
+        assert whole.removeprefix("<s>" if not shown.startswith("<s>") else "") == f"{shown}{space}{said}{end}"
+        if boundary == "ids":
+            before = tokenizer.decode(got.prompt, skip_special_tokens=False)
+            joined = tokenizer.decode(got.prompt + got.responses[0], skip_special_tokens=False)
+            assert joined.removeprefix(before) == f"{space}{said}{end}"
+            assert got.scored is None
+        bos = tokenizer.bos_token_id
+        if bos is not None and bos not in (EOS, END) and not template.bos_marks_turns:
+            assert (got.prompt + got.responses[0]).count(bos) == 1 == got.prompt.count(bos)
+        assert got.responses[0].count(tokenizer.convert_tokens_to_ids(end)) == 1
+
+    check()
+
+
+def test_a_pad_token_that_is_the_eos_changes_nothing():
+    tokenizer = tokenizers.llama_like()
+    before = example(tokenizer, TEXT)
+    tokenizer.pad_token = tokenizer.eos_token
+    assert example(tokenizer, TEXT) == before
+
+
+def test_notes():
+    tokenizer = tokenizers.headless()
+    result = made(tokenizer, CHAT, {"prompt": "a", "response": "b"})
+    assert any("the tokenizer has a chat template" in note for note in result.report.notes)
+    assert any("answers end with '<|im_end|>'" in note for note in result.report.notes)
+    mixed = [
+        {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1},
+        {"prompt": "a", "chosen": "b", "rejected": "d"},
+    ]
+    result = made(tokenizers.llama_like(), *mixed, kind=PREFERENCE)
+    assert result.examples.margin is None
+    assert result.report.notes[-1] == "1 of 2 rows have no margin, so margins are not used"
+    thought = made(tokenizers.thinking(), ask("a", "<think>x</think>b", "c", "d"))
+    assert thought.report.notes == [
+        "1 assistant turns are not scored: the template shows them differently once other turns follow"
+    ]
+    unknown = made(tokenizers.sentencepiece_like(), {"prompt": "a", "response": "é"})
+    assert unknown.report.unknown_tokens > 0
+
+
+def test_data_of_the_wrong_kind_or_layout_is_refused_as_a_whole():
+    spec = DataSpec(cache=False)
+    with pytest.raises(DataError, match=r"learns from pairs, and rows holds one response a row \(format text\)"):
+        tokenize(Rows({"text": "a"}), tokenizers.gpt2_like(), spec, PREFERENCE)
+    with pytest.raises(DataError, match="no format fits the columns question, answer"):
+        tokenize(Rows({"question": "a", "answer": "b"}), tokenizers.gpt2_like(), spec, SUPERVISED)
+    nameless = tokenizers.gpt2_like()
+    nameless.eos_token = None
+    with pytest.raises(DataError, match="has no EOS token"):
+        tokenize(Rows(TEXT), nameless, spec, SUPERVISED)
+    with pytest.raises(DataError, match=r"data\.spec\.bos=true, but the tokenizer has no BOS"):
+        tokenize(Rows(TEXT), tokenizers.qwen_like(), DataSpec(cache=False, bos=True), SUPERVISED)
+
+
+def test_label_filter_counts_what_it_leaves_out():
+    rows = [{**ask("a", "b"), "label": True}, {**ask("a", "c"), "label": False}]
+    result = made(tokenizers.qwen_like(), *rows, label=True)
+    assert (len(result), result.report.filtered, result.report.rows) == (1, 1, 2)
+
+
+def test_the_encoder_tokenises_every_text_once(monkeypatch):
+    tokenizer = tokenizers.llama_like()
+    encoder = Encoder(tokenizer, DataSpec(), resolve(tokenizer, DataSpec()))
+    seen: list[str] = []
+    real = encoder._ids
+    monkeypatch.setattr(encoder, "_ids", lambda texts: seen.extend(dict.fromkeys(texts)) or real(seen))
+    template = resolve(tokenizer, DataSpec())
+    from rlhf_lightning.data.formats import convert
+
+    record = convert({"prompt": "a", "chosen": "b", "rejected": "b"}, DataSpec())
+    from rlhf_lightning.data.templates import render
+
+    encoder.encode([render(record, template)] * 3)
+    assert seen == ["a", "b"]
+
+
+# The split
+
+
+def pairs(count):
+    return [{"prompt": f"p{i % (count // 2)}", "response": f"r{i}"} for i in range(count)]
+
+
+def test_split_keeps_prompts_together_and_sides_stable():
+    tokenizer = tokenizers.llama_like()
+    examples = made(tokenizer, *pairs(600)).examples
+    train, validation = split(examples, 0.2, seed=3)
+    prompts = [tuple(e.prompt) for e in examples]
+    assert sorted([*train, *validation]) == list(range(600))
+    assert not {prompts[i] for i in train} & {prompts[i] for i in validation}
+    assert len(validation) / 600 == pytest.approx(0.2, abs=0.07)
+    fewer = made(tokenizer, *reversed(pairs(600)[:400])).examples
+    kept = {tuple(fewer[int(i)].prompt) for i in split(fewer, 0.2, seed=3)[1]}
+    assert kept == {prompts[i] for i in validation} & {tuple(e.prompt) for e in fewer}
+    assert set(split(examples, 0.2, seed=4)[1]) != set(validation)
+
+
+def test_split_of_plain_text_and_of_few_rows():
+    texts = made(tokenizers.llama_like(), *({"text": f"t{i}"} for i in range(50))).examples
+    train, validation = split(texts, 0.3)
+    assert min(len(train), len(validation)) > 5
+    two = made(tokenizers.llama_like(), *pairs(4)[:2]).examples
+    for fraction in (0.001, 0.999):
+        assert [len(side) for side in split(two, fraction)] == [1, 1]
+    one_prompt = made(tokenizers.llama_like(), *({"prompt": "p", "response": f"r{i}"} for i in range(3))).examples
+    with pytest.raises(DataError, match="3 rows with one prompt cannot be split"):
+        split(one_prompt, 0.5)
+    with pytest.raises(DataError, match=r"data\.validation=1\.5 must lie between 0 and 1"):
+        split(two, 1.5)
+
+
+# The cache
+
+
+@pytest.fixture
+def file(tmp_path):
+    rows = [{"prompt": f"p{i}", "chosen": f"c{i}", "rejected": f"r{i}", "margin": float(i)} for i in range(20)]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt": ""}]), encoding="utf-8")
+    return path
+
+
+def run(file, tmp_path, tokenizer=None, kind=PREFERENCE, **options):
+    spec = DataSpec(cache_dir=str(tmp_path / "cache"), **options)
+    return tokenize(Files(str(file)), tokenizer or tokenizers.llama_like(), spec, kind)
+
+
+def entries(tmp_path):
+    return sorted(path.name for path in (tmp_path / "cache" / "tokenised").iterdir() if path.is_dir())
+
+
+def test_the_cache_returns_what_was_made(file, tmp_path, monkeypatch):
+    first = run(file, tmp_path)
+    monkeypatch.setattr(Encoder, "encode", lambda *_, **__: pytest.fail("tokenised again"))
+    second = run(file, tmp_path, on_bad_row="exclude")  # decides what happens to a bad row, not what the tokens are
+    assert list(second.examples) == list(first.examples)
+    assert second.report == first.report
+    assert second.report.excluded == {"missing field": 1}
+    assert isinstance(second.examples.tokens, np.memmap)
+    assert len(entries(tmp_path)) == 1
+
+
+def test_the_cache_misses_when_anything_that_makes_tokens_changes(file, tmp_path):
+    count = 0
+
+    def changed(**options):
+        nonlocal count
+        run(file, tmp_path, **options)
+        count += 1
+        assert len(entries(tmp_path)) == count, options
+
+    changed()
+    changed(kind=SUPERVISED)
+    changed(max_length=50)
+    changed(too_long="keep_end")
+    changed(template="plain")
+    changed(tokenizer=tokenizers.llama_like(tokenizers.CHATML))
+    changed(tokenizer=tokenizers.gpt2_like())
+    file.write_text(file.read_text().replace("c3", "c33"))
+    changed()
+    assert cache.TOKENISE_VERSION == 1
+
+
+def test_the_tokenizer_digest_ignores_padding_asked_for_earlier():
+    tokenizer = tokenizers.gpt2_like()
+    before = cache.tokenizer_digest(tokenizer)
+    tokenizer(["a", "bcd"], padding=True, truncation=True, max_length=2)
+    assert cache.tokenizer_digest(tokenizer) == before != cache.tokenizer_digest(tokenizers.llama_like())
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "garble"])
+def test_a_damaged_entry_is_made_again(file, tmp_path, damage, caplog):
+    before = list(run(file, tmp_path).examples)
+    (entry,) = entries(tmp_path)
+    folder = tmp_path / "cache" / "tokenised" / entry
+    if damage == "truncate":
+        os.truncate(folder / "tokens.npy", 100)
+    elif damage == "remove":
+        (folder / "rows.arrow").unlink()
+    else:
+        (folder / "report.json").write_text("{")
+    again = run(file, tmp_path)
+    assert list(again.examples) == before
+    assert "are damaged" in caplog.text
+    assert isinstance(again.examples.tokens, np.memmap)
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(file, tmp_path, caplog):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    assert len(run(file, tmp_path)) == 20
+    assert "data.spec.cache_dir" in caplog.text
+
+
+def test_a_full_disk_costs_only_time(file, tmp_path, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.np, "save", full)
+    assert len(run(file, tmp_path)) == 20
+    assert "No space left on device" in caplog.text
+    assert entries(tmp_path) == []
+
+
+WORKER = """
+import os, signal, sys
+from rlhf_lightning.data import cache
+from rlhf_lightning.data.sources import Files
+from rlhf_lightning.data.spec import DataSpec
+from rlhf_lightning.data.tokenize import tokenize
+from tests.helpers.tokenizers import llama_like
+
+if sys.argv[3] == "kill":
+    cache._flush = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+made = tokenize(Files(sys.argv[1]), llama_like(), DataSpec(cache_dir=sys.argv[2]), "preference")
+print(len(made), sum(e.prompt[-1] for e in made.examples))
+"""
+
+
+def start(file, tmp_path, how):
+    command = [sys.executable, "-c", WORKER, str(file), str(tmp_path / "cache"), how]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def test_a_kill_while_writing_leaves_nothing_that_is_read(file, tmp_path):
+    process = start(file, tmp_path, "kill")
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    assert all(name.endswith(".tmp") for name in entries(tmp_path))
+    assert len(run(file, tmp_path)) == 20
+    (entry,) = entries(tmp_path)  # and the half-written folder is gone
+    assert not entry.endswith(".tmp")
+
+
+@pytest.mark.slow
+def test_concurrent_jobs_share_one_entry(file, tmp_path):
+    jobs = [start(file, tmp_path, "write") for _ in range(4)]
+    outputs = {job.communicate(timeout=300)[0] for job in jobs}
+    assert len(outputs) == 1
+    assert next(iter(outputs)).startswith("20 ")
+    assert len(entries(tmp_path)) == 1
+
+
+# Real files
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "options", "kept", "excluded"),
+    [
+        ("alpaca_instructions_400.json", SUPERVISED, {}, 400, {}),
+        (
+            "gsm8k_train_500.jsonl",
+            SUPERVISED,
+            {"columns": {"prompt": "question", "response": "answer"}, "template": "tokenizer"},
+            500,
+            {},
+        ),
+        ("hh_dialogues_300.jsonl", PREFERENCE, {}, 299, {"empty response": 1}),
+        ("messages_unpaired_200.json", SUPERVISED, {"label": True}, None, {}),
+        ("sharegpt_pairs_200.json", PREFERENCE, {}, 200, {}),
+    ],
+)
+def test_real_files(name, kind, options, kept, excluded):
+    tokenizer = tokenizers.default_system()
+    spec = DataSpec(cache=False, max_length=None, **options)
+    report = tokenize(Files(shared_file(name)), tokenizer, spec, kind).report
+    assert report.excluded == excluded
+    assert report.rows == report.kept + report.filtered + report.bad
+    assert report.kept == (kept if kept is not None else report.rows - report.filtered)
+    assert report.mismatch_rate <= 0.01
