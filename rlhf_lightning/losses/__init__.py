@@ -6,7 +6,7 @@
 * DPO with one thing added: ``rpo dpop odpo wpo``
 * against length bias: ``r_dpo ld_dpo``
 * with running statistics: ``bco_pair beta_dpo alpha_dpo``
-* without a reference: ``preferred_ft slic simpo alpha_po cpo orpo``
+* without a reference: ``preferred_ft slic simpo simper alpha_po cpo orpo``
 * supervised: ``sft dft``
 * several at once: ``WeightedSum``
 
@@ -29,7 +29,7 @@ from rlhf_lightning.losses.preference import (
     robust_dpo,
     sigmoid_norm,
 )
-from rlhf_lightning.losses.reference_free import alpha_po, cpo, orpo, preferred_ft, simpo, slic
+from rlhf_lightning.losses.reference_free import alpha_po, cpo, orpo, preferred_ft, simper, simpo, slic
 from rlhf_lightning.losses.running import alpha_dpo, bco_pair, beta_dpo
 from rlhf_lightning.losses.supervised import dft, sft
 from rlhf_lightning.losses.transport import aot, aot_unpaired
@@ -69,6 +69,7 @@ __all__ = [
     "rpo",
     "sft",
     "sigmoid_norm",
+    "simper",
     "simpo",
     "slic",
     "sppo",

@@ -110,6 +110,26 @@ def simpo(
 
 
 @loss_function
+def simper(policy: Pair) -> PreferenceLoss:
+    r"""SimPER: raise the inverse perplexity of the chosen response, lower that of the rejected one; no options.
+
+    .. math:: -e^{\bar\ell_w} + e^{\bar\ell_l}
+
+    Source: "SimPER: A Minimalist Approach to Preference Alignment without Hyperparameters", arXiv:2502.00883.
+    Defaults: there is nothing to choose.
+    Differences: none to the authors' code (tengxiao1/SimPER). TRL 1.16 has no such loss.
+
+    Args:
+        policy: log-probs of the policy, averaged here over each response.
+
+    Returns:
+        One loss a pair, between -1 and 1; inverse perplexities as rewards.
+    """
+    chosen, rejected = policy.chosen.mean().exp(), policy.rejected.mean().exp()
+    return PreferenceLoss(rejected - chosen, chosen.detach(), rejected.detach())
+
+
+@loss_function
 def alpha_po(policy: Pair, *, beta: Positive = 2.5, gamma: NonNegative = 0.1, alpha: Real = 0.25) -> PreferenceLoss:
     r"""AlphaPO: SimPO whose reward is a power of the response's probability instead of its logarithm.
 

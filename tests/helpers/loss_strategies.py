@@ -64,6 +64,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "preferred_ft": {"reduction": REDUCTION},
     "slic": {"delta": WEIGHT, "nll_weight": WEIGHT},
     "simpo": {"beta": BETA, "gamma": WEIGHT, "label_smoothing": FLIP, "nll_weight": WEIGHT},
+    "simper": {},
     "alpha_po": {"beta": BETA, "gamma": WEIGHT, "alpha": st.one_of(st.just(0.0), floats(0.0625, 1.0))},
     "cpo": {"beta": BETA, "label_smoothing": FLIP, "nll_weight": WEIGHT, "nll_reduction": REDUCTION},
     "orpo": {"beta": WEIGHT, "nll_reduction": REDUCTION},

@@ -259,6 +259,10 @@ def simpo(b: Numbers, beta: float, gamma: float, label_smoothing: float, nll_wei
     return [smoothed(m, label_smoothing) + nll_weight * t for m, t in zip(margins, terms, strict=True)]
 
 
+def simper(b: Numbers) -> list[float]:
+    return [math.exp(r.ll / r.nl) - math.exp(r.lw / r.nw) for r in rows(b)]
+
+
 def alpha_po(b: Numbers, beta: float, gamma: float, alpha: float) -> list[float]:
     def reward(mean: float) -> float:
         return mean if alpha == 0 else (1 - math.exp(mean) ** -alpha) / alpha

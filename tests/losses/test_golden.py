@@ -320,6 +320,7 @@ ROWS = [
         "+ 0.5 * 3/1.5; + 0.5 * 4/1.5",
         "likelihood term ignored",
     ),
+    Golden("simper", {}, [-0.087795, 0.349564], "e^-2 - e^-1.5, e^-1 - e^-4", "sums for means; swapped signs"),
     Golden(
         "alpha_po",
         {"beta": 2.0, "gamma": 0.1, "alpha": 0.25},
@@ -452,6 +453,7 @@ REWARDS = [
      [8 * (1 - math.exp(0.5)), 8 * (1 - math.exp(0.25))]),
     ("alpha_dpo", {"beta": 2.0, "alpha": 0.1}, [-3.2, -7.4], [-4 + 0.2 * 2 / 3, -2.1]),
     ("simpo", {"beta": 2.0}, [-3.0, -8.0], [-4.0, -2.0]),
+    ("simper", {}, [math.exp(-1.5), math.exp(-4)], [math.exp(-2), math.exp(-1)]),
     ("orpo", {"beta": 0.5}, [-0.75, -2.0], [-1.0, -0.5]),
     ("cpo", {"beta": 0.5}, [-1.5, -2.0], [-3.0, -1.0]),
     ("slic", {}, [-3.0, -4.0], [-6.0, -2.0]),
