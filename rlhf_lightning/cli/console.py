@@ -13,7 +13,7 @@ from rich.console import Console
 from rlhf_lightning.cli.errors import want_traceback
 
 #: Where results go; messages go to standard error, so that output can be piped.
-OUT = Console(highlight=False, soft_wrap=True)
+OUT = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 #: Loggers of libraries whose routine remarks say nothing to a user of ours.
@@ -21,11 +21,23 @@ _QUIET = ("lightning.pytorch", "lightning.fabric", "httpx", "fsspec", "matplotli
 _HANDLERS: list[logging.Handler] = []
 
 
-def setup_logging(folder: Path | None = None, name: str = "run") -> None:
+class _Repeated(logging.Filter):
+    """Keeps from the terminal what the run's own summary says again."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno > logging.INFO or not record.name.startswith("rlhf_lightning.data.")
+
+
+def setup_logging(folder: Path | None = None, name: str = "run", *, brief: bool = False) -> None:
     """Send our log records to the terminal and to ``<folder>/<name>.log``. Calling it again replaces the handlers.
 
     Warnings of the libraries beneath go to the file alone (to the terminal too with ``RLHF_DEBUG=1``). Processes other
     than the first of a multi-process job log to a file of their own only.
+
+    Args:
+        folder: of the run; None: no file.
+        name: of the log file, without its suffix.
+        brief: only warnings and errors on the terminal, as in a sweep, where a job gets a line or two.
     """
     logger = logging.getLogger("rlhf_lightning")
     rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -38,6 +50,9 @@ def setup_logging(folder: Path | None = None, name: str = "run") -> None:
     if rank == 0:
         terminal = logging.StreamHandler(sys.stderr)
         terminal.setFormatter(logging.Formatter("%(message)s"))
+        terminal.addFilter(_Repeated())
+        if brief and not want_traceback():
+            terminal.setLevel(logging.WARNING)
         _HANDLERS.append(terminal)
         if want_traceback():
             foreign.addHandler(terminal)

@@ -45,11 +45,9 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def is_user_error(error: BaseException) -> bool:
-    """Whether the message was written for the user: a ValueError (or kin) that our own code raised, or Hydra's."""
-    if isinstance(error, ConfigError):
-        return True
-    if type(error).__module__.partition(".")[0] in ("hydra", "omegaconf"):
+def is_message(error: BaseException) -> bool:
+    """Whether the text was written for the user: by Hydra, by a class of ours, or by a line of ours that raised it."""
+    if type(error).__module__.partition(".")[0] in ("rlhf_lightning", "hydra", "omegaconf"):
         return True
     if not isinstance(error, (ValueError, TypeError, OSError, ImportError)):
         return False
@@ -61,7 +59,7 @@ def describe(error: BaseException) -> str:
     """The message of an error, without its wrappers; a bug's message also says its type and where it was raised."""
     error = root_cause(error)
     text = re.sub(r"\n\s*(full_key|object_type|reference_type)(: |=).*", "", str(error)).strip()
-    if is_user_error(error):
+    if is_message(error):
         return text
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
@@ -69,5 +67,6 @@ def describe(error: BaseException) -> str:
 
 
 def exit_code(error: BaseException) -> int:
-    """2 for what the user can mend, 1 for the rest."""
-    return EXIT_USER if is_user_error(root_cause(error)) else EXIT_FAILED
+    """2 for options and data that the user can mend, 1 for the rest: bugs, and runs that failed on their way."""
+    error = root_cause(error)
+    return EXIT_FAILED if isinstance(error, RuntimeError) or not is_message(error) else EXIT_USER

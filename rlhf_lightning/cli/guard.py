@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rlhf_lightning.cli.console import say_error
-from rlhf_lightning.cli.errors import EXIT_FAILED, describe, exit_code, want_traceback
+from rlhf_lightning.cli.errors import describe, exit_code, is_message, root_cause, want_traceback
 
 
 def guarded(command: Callable[[], None]) -> int:
@@ -20,7 +20,7 @@ def guarded(command: Callable[[], None]) -> int:
         if want_traceback():
             raise
         say_error(describe(error))
-        if exit_code(error) == EXIT_FAILED:
+        if not is_message(root_cause(error)):
             say_error("this looks like a bug; --full-error shows where it happened")
         return exit_code(error)
     return 0

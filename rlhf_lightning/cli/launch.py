@@ -14,13 +14,16 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich.markup import escape
 
 from rlhf_lightning.cli.compose import compose_with_overrides, parse, register, sweep_points, to_config_error
 from rlhf_lightning.cli.console import say, say_error
 from rlhf_lightning.cli.errors import EXIT_USER, ConfigError, describe, suggestion, want_traceback
+from rlhf_lightning.cli.results import Result, duration
 from rlhf_lightning.cli.sweep import SweepSummary
+from rlhf_lightning.cli.worker import SWEEP, launched, run_job
 from rlhf_lightning.conf_dir import conf_dir
 
 #: Flags of Hydra with a value of their own.
@@ -105,7 +108,7 @@ def check(command: str, given: Arguments) -> list[str]:
         ConfigError: as :func:`rlhf_lightning.cli.compose.compose`.
     """
     added: set[str] = set()
-    sweeping = given.multirun
+    sweeping, params = given.multirun, []
     for folder in given.config_dirs:
         if not Path(folder).expanduser().is_dir():
             raise ConfigError(f"--config-dir {folder}: there is no such folder")
@@ -114,6 +117,7 @@ def check(command: str, given: Arguments) -> list[str]:
         cfg, accepted = compose_with_overrides(command, point, config_dirs=given.config_dirs, with_hydra=number == 0)
         if number == 0:
             sweeping = sweeping or cfg.hydra.mode == RunMode.MULTIRUN
+            params = list(OmegaConf.select(cfg, "hydra.sweeper.params") or [])
         added |= {new for new, old in zip(accepted, point, strict=True) if new != old}
     if several and not sweeping:
         text = several[0].input_line
@@ -121,6 +125,8 @@ def check(command: str, given: Arguments) -> list[str]:
             f"{text} names several values: add -m to run a job for each, or write a list as key=[a,b] and text with "
             f"commas as 'key=\"a,b\"'"
         )
+    if sweeping:
+        os.environ[SWEEP] = ",".join([*(str(override.key_or_group) for override in several), *params]) or "seed"
     keys = {override.removeprefix("++").split("=", 1)[0] for override in added}
     return [f"++{override}" if override.split("=", 1)[0] in keys else override for override in given.overrides]
 
@@ -146,8 +152,9 @@ def _job(command: str, cfg: DictConfig) -> float | None:
     _refuse_torchrun_without_folder(context)
     overrides = list(context.overrides.task)
     if sweeping:
-        say(f"[bold]job {context.job.num}[/]  {' '.join(overrides)}")
-    from rlhf_lightning.cli.worker import run_job
+        varying = os.environ.get(SWEEP, "").split(",")
+        shown = [override for override in overrides if override.lstrip("+").split("=", 1)[0] in varying]
+        say(f"[bold]job {context.job.num}[/]  {escape(' '.join(shown))}")
 
     try:
         from rlhf_lightning.cli.schema import check_config
@@ -162,14 +169,14 @@ def _job(command: str, cfg: DictConfig) -> float | None:
     result = run_job(command, cfg, overrides)
     if result.status == "stopped":
         sys.exit(result.exit_code)
-    if not sweeping:
+    if sweeping:
+        say(f"       [dim]{result.status} in {duration(result.seconds)}[/]")
+    else:
         SweepSummary.exit_code = result.exit_code
     return result.value if result.status == "done" else math.nan
 
 
 def _invalid(error: ConfigError, folder: Path, overrides: list[str], sweeping: bool) -> float:
-    from rlhf_lightning.cli.results import Result
-
     if not sweeping:
         raise error
     say_error(describe(error))
@@ -181,8 +188,6 @@ def _invalid(error: ConfigError, folder: Path, overrides: list[str], sweeping: b
 
 def _refuse_torchrun_without_folder(context: Any) -> None:
     """Under torchrun every process composes for itself, and the clock would give each a folder of its own."""
-    from rlhf_lightning.cli.worker import launched
-
     given = any(override.startswith("paths.output_dir=") for override in context.overrides.task)
     if launched() and not given:
         raise ConfigError("under torchrun or srun set paths.output_dir: all processes need the same folder")

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from rlhf_lightning.cli.console import ERR, OUT
-from rlhf_lightning.cli.results import FILE, Result
+from rlhf_lightning.cli.results import FILE, Result, duration
 
 #: Metrics of the terminal's table, best first; multirun.csv has all.
 _SHOWN = (
@@ -85,12 +85,15 @@ def table(jobs: dict[str, Result]) -> Table:
     shown = [*sorted(optimized & logged), *(name for name in _SHOWN if name in logged and name not in optimized)]
     shown = shown[:_COLUMNS]
     drawn = Table(title=f"{len(jobs)} jobs", title_justify="left", header_style="bold", box=None, pad_edge=False)
-    for name in ["job", *keys, "status", "time", *shown]:
-        drawn.add_column(name, justify="right" if name in shown or name == "time" else "left")
+    for name in ["job", *keys, "status", "time"]:
+        drawn.add_column(name, justify="right" if name == "time" else "left")
+    for name in shown:
+        head, slash, tail = name.rpartition("/")  # on two lines, so that more columns fit
+        drawn.add_column(f"{head}{slash}\n{tail}", justify="right")
     for name, result in jobs.items():
         status = "done" if result.status == "done" else f"[red]{result.status}[/]"
         numbers = [_number(result.metrics.get(metric)) for metric in shown]
-        drawn.add_row(name, *options[name].values(), status, f"{result.seconds:.1f} s", *numbers)
+        drawn.add_row(name, *options[name].values(), status, duration(result.seconds), *numbers)
     return drawn
 
 

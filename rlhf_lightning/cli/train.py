@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlhf_lightning.cli.announce import ModelLine, describe_run
 from rlhf_lightning.cli.build import Run, checkpoint_to_resume, make_run
 from rlhf_lightning.cli.errors import ConfigError, suggestion
-from rlhf_lightning.cli.results import Result
+from rlhf_lightning.cli.results import Result, duration
 from rlhf_lightning.cli.versions import versions
 
 log = logging.getLogger(__name__)
@@ -87,15 +87,6 @@ def optimized(metrics: dict[str, float], name: str | None) -> float | None:
     if name not in metrics:
         raise ConfigError(f"optimized_metric={name} was not logged.{suggestion(name, metrics)}")
     return metrics[name] if math.isfinite(metrics[name]) else math.nan
-
-
-def duration(seconds: float) -> str:
-    """``12.3 s``, ``3:21 min`` or ``2:05:10 h``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
 
 
 def _new_folder(parent: Path) -> Path:

@@ -23,12 +23,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.cli.console import say_error, setup_logging
-from rlhf_lightning.cli.errors import EXIT_FAILED, describe, exit_code, want_traceback
+from rlhf_lightning.cli.errors import describe, exit_code, is_message, root_cause, want_traceback
 from rlhf_lightning.cli.results import Result
 from rlhf_lightning.signals import SIGTERM_EXIT, run_with_sigterm_exit
 
 log = logging.getLogger(__name__)
 
+#: Set while a sweep runs, to the keys that vary; the processes of its jobs inherit it.
+SWEEP = "RLHF_SWEEP"
 #: What Lightning leaves in the environment for the processes that it starts; a new job must not inherit it.
 DISTRIBUTED = (
     "LOCAL_RANK",
@@ -63,7 +65,7 @@ def run_job(command: str, cfg: DictConfig, overrides: list[str]) -> Result:
 def run_here(command: str, cfg: DictConfig) -> Result:
     """Run a job in this process."""
     folder, started = Path(cfg.paths.output_dir), time.perf_counter()
-    setup_logging(folder, command)
+    setup_logging(folder, command, brief=bool(os.environ.get(SWEEP)))
     try:
         _quieten_transformers()
         run_with_sigterm_exit(lambda: _task(command)(cfg))
@@ -163,7 +165,7 @@ def _failed(error: Exception, folder: Path, started: float) -> Result:
         say_error(describe(error))
         if want_traceback():
             traceback.print_exception(error)
-        elif code == EXIT_FAILED:
+        elif not is_message(root_cause(error)):
             say_error(f"this looks like a bug. The traceback is in {file}; RLHF_DEBUG=1 shows it here")
     return _ended("failed", code, started, describe(error))
 
