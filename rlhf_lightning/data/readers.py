@@ -98,7 +98,7 @@ def _elements(file: Path, value: Any, field: str | None) -> list[Any]:
             raise DataError(
                 f"{file}: data.source.field={field!r} is no list of rows; lists: {', '.join(lists) or 'none'}"
             )
-        return value[field]
+        return cast("list[Any]", value[field])
     return [value]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -196,7 +196,7 @@ class Hub:
         options = (self.id, self.config, self.split, self.revision, self.data_dir, self.data_files)
         return hashlib.sha256(repr((options, self.skip, self.limit, state)).encode()).hexdigest()
 
-    def _dataset(self) -> Iterable[Mapping[str, Any]] | Any:
+    def _dataset(self) -> Any:
         if self._loaded is None:
             self._loaded = self._load()
         return self._loaded

@@ -153,7 +153,7 @@ class _Pipeline:
 
     def _examples(self, rows: Iterator[Row]) -> Iterator[Example]:
         while chunk := list(islice(rows, _CHUNK)):
-            rendered = [(row, record, text) for row in chunk if (made := self._render(row)) for record, text in [made]]
+            rendered = [(row, *pair) for row in chunk if (pair := self._render(row)) is not None]
             if self.expected is None and self.hopeless is not None:
                 raise self.hopeless
             compare = self.report.boundary_checked < _COMPARED
