@@ -14,7 +14,7 @@ Log-probabilities are in nats.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,8 +23,7 @@ from torch import Tensor
 from rlhf_lightning.ops.segments import segment_mean, segment_sum
 
 
-@dataclass(frozen=True)
-class StepTotals:
+class StepTotals(NamedTuple):
     """What the whole optimiser step holds, over every micro-batch and every process.
 
     The loader plans a step before it yields the step's first micro-batch, so denominators are exact and a run does not

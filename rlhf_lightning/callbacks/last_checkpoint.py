@@ -64,16 +64,13 @@ class LastCheckpoint(Callback):
         ranking = [callback for callback in others if isinstance(callback, Checkpoint)]
         trainer.callbacks = [*(c for c in others if c not in ranking), self, *ranking]
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the signal over from Lightning's handler."""
-        self._sigterm = self._validation_open = False
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from the step that training goes on from."""
+        """Take the signal over from Lightning's handler, and count from the step that training goes on from."""
+        self._sigterm = self._validation_open = False
         self._seen = self._saved = trainer.global_step
         self._saved_at = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._note)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signal back."""

@@ -119,6 +119,14 @@ class AlignmentModule(L.LightningModule):
         self.policy = models.policy.train()  # transformers hands models out in evaluation mode
         self.reference, self.tokenizer = models.reference, models.tokenizer
 
+    def setup(self, stage: str) -> None:
+        """Hand batches to the model as they are.
+
+        With ``precision=bf16-true`` Lightning would also round what a batch carries beside token ids: margins, and
+        cached reference log-probs, whose sums over a response need more than eight bits.
+        """
+        self.trainer.precision_plugin.convert_input = lambda data: data
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over the policy's trainable parameters, and the schedule if there is one."""
         if self._optimizer is None:

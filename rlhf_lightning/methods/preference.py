@@ -56,6 +56,7 @@ class Preference(AlignmentModule):
 
     def setup(self, stage: str) -> None:
         """Refuse data without margins before any weight loads, where the data module knows."""
+        super().setup(stage)
         has_margin = getattr(getattr(self.trainer, "datamodule", None), "has_margin", True)
         if "margin" in self.needs and stage != "predict" and not has_margin:
             raise ValueError(_NO_MARGIN)

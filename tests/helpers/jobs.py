@@ -5,44 +5,31 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import Logger
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from rlhf_lightning.callbacks import EMAWeights, LastCheckpoint, NonFiniteStop, ReferenceSync, StepSeed
 from rlhf_lightning.checkpointing import AtomicCheckpointIO
-from rlhf_lightning.data.examples import Examples
-from rlhf_lightning.data.loader import EpochLoader, ListLoader, evaluation_batches
-from rlhf_lightning.data.plan import Batching
+from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.losses import bco_pair
 from rlhf_lightning.schedules import cosine
+from rlhf_lightning.strategies import FSDP2Strategy
 from tests.helpers.training import Builder, examples, preference, supervised, trainer
 
 
-class Data(L.LightningDataModule):
-    """Real loaders over generated examples."""
-
-    def __init__(self, groups: int = 20, batch_size: int = 4, responses: int = 2) -> None:
-        super().__init__()
-        self.examples = Examples.build(examples(groups, responses=responses))
-        self.batching = Batching(batch_size=batch_size, seed=3)
-
-    def train_dataloader(self) -> EpochLoader:
-        return EpochLoader(
-            self.examples,
-            self.batching,
-            accumulate=self.trainer.accumulate_grad_batches,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
-        )
-
-    def val_dataloader(self) -> ListLoader:
-        place = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
-        return ListLoader(evaluation_batches(self.examples, self.batching, **place))
+def data(kind: str, groups: int = 20, batch_size: int = 4) -> AlignmentDataModule:
+    """Generated examples behind the real data module; validation is over the same ones."""
+    rows = examples(groups, responses=1 if kind == "supervised" else 2)
+    return AlignmentDataModule(rows, kind=kind, validation=rows, batch_size=batch_size, eval_batch_size=4, seed=3)
 
 
 class KillAt(L.Callback):
@@ -84,7 +71,7 @@ def fit(
     module = module_of(kind)
     last = folder / "checkpoints" / "last.ckpt"
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))  # nothing may hang on the global generator's start
-    run.fit(module, datamodule=Data(responses=1 if kind == "supervised" else 2), ckpt_path=last if last.exists() else None)
+    run.fit(module, datamodule=data(kind), ckpt_path=last if last.exists() else None)
     torch.save(torch.get_rng_state(), folder / "rng.pt")
     return module, run
 
@@ -114,3 +101,73 @@ def final_state(folder: Path) -> dict[str, Any]:
     """Everything that the last checkpoint of a run holds, and the state of the generator after it."""
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     return {**checkpoint, "rng": torch.load(folder / "rng.pt")}
+
+
+class Memory(Logger):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict[str, float]] = []
+
+    name = "memory"
+    version = 0
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append({**metrics, "step": step})
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def series(self, name: str) -> list[float]:
+        return [row[name] for row in self.rows if name in row]
+
+
+def trajectory(
+    module: Callable[[], L.LightningModule],
+    folder: Path,
+    callbacks: tuple[L.Callback, ...] = (),
+    before: Callable[[Any], None] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train for two epochs and return every logged metric by name, and the final weights, whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    logger, built = Memory(), module()
+    if options.get("strategy") == "fsdp":
+        options["strategy"] = FSDP2Strategy()
+    run = trainer(folder, callbacks, logger=logger, **{"max_epochs": 2, "use_distributed_sampler": False} | options)
+    source = data(built.kind, groups=24, batch_size=8)
+    if before is not None:
+        source.setup("fit")
+        before(SimpleNamespace(trainer=run, module=built, data=source))
+    run.fit(built, datamodule=source)
+    names = {name for row in logger.rows for name in row}
+    weights = get_model_state_dict(built.policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    result = {"metrics": {name: logger.series(name) for name in names}, "weights": weights}
+    if built.global_rank == 0:
+        torch.save(result, folder / "trajectory.pt")
+    return result
+
+
+def in_processes(count: int, folder: Path, function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Run a function in forked processes that see each other as the ranks of one job; what rank 0 saved."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=_rank, args=(r, count, port, function, args, kwargs)) for r in range(count)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(120)
+    assert [rank.exitcode for rank in ranks] == [0] * count
+    return torch.load(folder / "trajectory.pt")
+
+
+def _rank(rank: int, count: int, port: int, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    os.environ.update(
+        LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    function(*args, **kwargs)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
