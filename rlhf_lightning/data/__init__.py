@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from rlhf_lightning.data.checks import DataError as DataError
     from rlhf_lightning.data.checks import Problem as Problem
     from rlhf_lightning.data.checks import Report as Report
+    from rlhf_lightning.data.examples import Examples as Examples
     from rlhf_lightning.data.module import AlignmentDataModule as AlignmentDataModule
+    from rlhf_lightning.data.module import Place as Place
     from rlhf_lightning.data.sources import Files as Files
     from rlhf_lightning.data.sources import Hub as Hub
     from rlhf_lightning.data.sources import Mixture as Mixture
@@ -23,10 +25,12 @@ _HOME = {
     "AlignmentDataModule": "rlhf_lightning.data.module",
     "DataError": "rlhf_lightning.data.checks",
     "DataSpec": "rlhf_lightning.data.spec",
+    "Examples": "rlhf_lightning.data.examples",
     "Files": "rlhf_lightning.data.sources",
     "Hub": "rlhf_lightning.data.sources",
     "Mixture": "rlhf_lightning.data.sources",
     "Packaged": "rlhf_lightning.data.sources",
+    "Place": "rlhf_lightning.data.module",
     "Problem": "rlhf_lightning.data.checks",
     "Report": "rlhf_lightning.data.checks",
 }
@@ -35,10 +39,12 @@ __all__ = [
     "AlignmentDataModule",
     "DataError",
     "DataSpec",
+    "Examples",
     "Files",
     "Hub",
     "Mixture",
     "Packaged",
+    "Place",
     "Problem",
     "Report",
 ]

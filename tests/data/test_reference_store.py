@@ -92,6 +92,14 @@ def test_a_key_tells_prompt_from_response(tokens: list[int], first: int, second:
     assert (keys[0] == keys[1]) == (cuts[0] == cuts[1])
 
 
+def test_a_mask_is_not_mistaken_for_a_token() -> None:
+    # token 0 is four zero bytes, like four unscored tokens: without the prompt's length these two rows are the same
+    short = Example([1, 2, 3, 4, 5, 6], [[0]], [[True]])
+    long = Example([1], [[2, 3, 4, 5, 6]], [[False, False, False, False, True]])
+    keys = [response_keys(Examples.build([example])).item() for example in (short, long)]
+    assert keys[0] != keys[1]
+
+
 def test_keys_from_a_batch_are_keys_of_its_rows() -> None:
     examples = pairs()
     assert batch_keys(pack(examples)).tolist() == response_keys(examples).ravel().tolist()
