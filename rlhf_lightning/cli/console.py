@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,10 @@ def say_error(message: str) -> None:
     """Print an error in red on standard error, further lines as they are."""
     first, _, rest = message.partition("\n")
     ERR.print(f"[bold red]error:[/] {_escape(first)}")
-    if rest:
-        ERR.print(_escape(rest))
+    for line in rest.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        width = ERR.width if ERR.is_terminal else 1 << 16
+        ERR.print(_escape(textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False)))
 
 
 def _escape(text: str) -> str:

@@ -15,6 +15,17 @@ EXIT_SIGTERM = 143
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
+#: Modules that come with an extra of the package.
+EXTRAS = {
+    "bitsandbytes": "quantization",
+    "mlflow": "mlflow",
+    "optuna": "optuna",
+    "tensorboard": "tensorboard",
+    "vllm": "vllm",
+    "wandb": "wandb",
+}
+
+
 class ConfigError(ValueError):
     """A configuration that cannot run; the text says which option, why, and what is allowed."""
 
@@ -47,7 +58,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 def is_message(error: BaseException) -> bool:
     """Whether the text was written for the user: by Hydra, by a class of ours, or by a line of ours that raised it."""
-    if type(error).__module__.partition(".")[0] in ("rlhf_lightning", "hydra", "omegaconf"):
+    if type(error).__module__.partition(".")[0] in ("rlhf_lightning", "hydra", "omegaconf") or extra_for(error):
         return True
     if not isinstance(error, (ValueError, TypeError, OSError, ImportError)):
         return False
@@ -55,10 +66,20 @@ def is_message(error: BaseException) -> bool:
     return bool(frames) and os.path.abspath(frames[-1].filename).startswith(_PACKAGE)
 
 
+def extra_for(error: BaseException) -> str | None:
+    """The extra whose absence a ModuleNotFoundError is about."""
+    if not isinstance(error, ModuleNotFoundError):
+        return None
+    text = f"{error.name} {error}".lower()
+    return next((extra for module, extra in EXTRAS.items() if module in text), None)
+
+
 def describe(error: BaseException) -> str:
     """The message of an error, without its wrappers; a bug's message also says its type and where it was raised."""
     error = root_cause(error)
     text = re.sub(r"\n\s*(full_key|object_type|reference_type)(: |=).*", "", str(error)).strip()
+    if (extra := extra_for(error)) is not None:
+        return f"{text.splitlines()[0]}\n  It comes with an extra: pip install 'rlhf-lightning[{extra}]'"
     if is_message(error):
         return text
     frames = traceback.extract_tb(error.__traceback__)

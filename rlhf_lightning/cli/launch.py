@@ -30,6 +30,7 @@ from rlhf_lightning.conf_dir import conf_dir
 _VALUED = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c")
 _VALUED += ("--experimental-rerun",)
 _PLAIN = ("--multirun", "-m", "--run", "-r", "--resolve", "--hydra-help", "--shell-completion", "-sc")
+_OFFERED = ("--multirun", "--config-dir", "--cfg", "--resolve", "--full-error", "--help")
 #: With one of these Hydra prints something and no job runs.
 _PRINTING = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
 
@@ -63,7 +64,8 @@ def main(arguments: Sequence[str]) -> int:
     register()
     overrides = given.overrides if given.prints else check(command, given)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting; we print
-    sys.argv = [f"rlhf {command}", *given.flags, *overrides]
+    named = [] if given.prints else [f"hydra.job.name={command}"]
+    sys.argv = [f"rlhf {command}", *given.flags, *named, *overrides]
     run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)
     task: Callable[[DictConfig], Any] = _train if command == "train" else _evaluate
     try:
@@ -91,7 +93,7 @@ def split(arguments: Sequence[str]) -> Arguments:
                 raise ConfigError(f"{argument} needs a value")
             value = rest.pop(0)
         elif name not in (*_VALUED, *_PLAIN, "--info", "-i"):
-            raise ConfigError(f"there is no flag {name}.{suggestion(name, [*_VALUED, *_PLAIN, '--full-error'])}")
+            raise ConfigError(f"there is no flag {name}.{suggestion(name, _OFFERED)}")
         if name in ("--config-dir", "-cd"):
             result.config_dirs.append(value)
         result.flags += [name, value] if name in _VALUED else [argument]

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlhf_lightning.cli.announce import ModelLine, describe_run
 from rlhf_lightning.cli.build import Run, checkpoint_to_resume, make_run
 from rlhf_lightning.cli.errors import ConfigError, suggestion
-from rlhf_lightning.cli.results import Result, duration
+from rlhf_lightning.cli.results import FILE, Result, duration
 from rlhf_lightning.cli.versions import versions
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ def train(cfg: DictConfig) -> float | None:
     """
     started = time.perf_counter()
     folder = prepare(cfg, "train")
+    before = previous_result(folder)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     run = make_run(cfg)
     run.trainer.callbacks.append(ModelLine(run))
@@ -49,7 +50,7 @@ def train(cfg: DictConfig) -> float | None:
 
         fill_reference_cache(run)
     run.trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint)
-    return finish(cfg, run, time.perf_counter() - started)
+    return finish(cfg, run, time.perf_counter() - started, before if checkpoint else None)
 
 
 def prepare(cfg: DictConfig, command: str) -> Path:
@@ -63,15 +64,36 @@ def prepare(cfg: DictConfig, command: str) -> Path:
     return folder
 
 
-def finish(cfg: DictConfig, run: Run, seconds: float) -> float | None:
-    """Write ``result.json`` and say where everything is."""
-    metrics = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
+def previous_result(folder: Path) -> Result | None:
+    """What an earlier part of this run left; the file is taken away, so that it never outlives a run that is killed."""
+    result = Result.read(folder)
+    (folder / FILE).unlink(missing_ok=True)
+    return result
+
+
+def finish(cfg: DictConfig, run: Run, seconds: float, before: Result | None) -> float | None:
+    """Write ``result.json`` and say where everything is.
+
+    Args:
+        cfg: of the run.
+        run: after fitting.
+        seconds: that it took.
+        before: the result of the part that this one went on from; its metrics stand where nothing newer was logged.
+    """
+    metrics = dict(before.metrics) if before is not None else {}
+    metrics |= {name: float(value) for name, value in run.trainer.callback_metrics.items()}
     value = optimized(metrics, cfg.optimized_metric)
     result = Result(
         "done", cfg.optimized_metric, value, metrics, run.trainer.global_step, round(seconds, 2), versions=versions()
     )
     if run.trainer.is_global_zero:
         result.write(run.folder)
+        if before is not None and before.steps == run.trainer.global_step:
+            log.warning(
+                "nothing was left to do after step %d: raise trainer.max_epochs or trainer.max_steps to train longer, "
+                "or start anew with ckpt_path=null",
+                before.steps,
+            )
         log.info("done in %s, results in %s", duration(seconds), _short(run.folder))
     return value
 

@@ -54,7 +54,6 @@ def run_job(command: str, cfg: DictConfig, overrides: list[str]) -> Result:
     """
     folder = Path(cfg.paths.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").unlink(missing_ok=True)
     result = run_here(command, cfg) if launched() or not several_processes(cfg) else _run_apart(command, cfg, folder)
     result.overrides = overrides
     if is_first_process():
@@ -127,8 +126,9 @@ def _run_apart(command: str, cfg: DictConfig, folder: Path) -> Result:
         code = process.wait()
     code = code if code >= 0 else 128 - code
     status = "done" if code == 0 else "stopped" if code in (SIGTERM_EXIT, 128 + signal.SIGINT) else "failed"
-    result = Result.read(folder) or _ended(status, code, started, f"the job's process ended with code {code}")
-    result.exit_code = result.exit_code or code
+    result = Result.read(folder)
+    if result is None or (result.status == "done") != (code == 0):  # killed before it could say anything itself
+        return _ended(status, code, started, f"the job's process ended with code {code}")
     return result
 
 

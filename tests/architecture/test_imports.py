@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "checkpointing": set(),
     "schedules": set(),
     "strategies": {"checkpointing"},
+    "loggers": set(),
     "conf_dir": set(),
     "_hydra": {"conf_dir"},
     "quickstart": {"types", "ops", "losses", "models", "data", "methods", "cli", "conf_dir"},
@@ -32,7 +33,17 @@ MAY_IMPORT = {
 }
 #: Packages that only some parts may import.
 ONLY_IN = {
-    "lightning": {"methods", "callbacks", "data", "strategies", "checkpointing", "signals", "cli", "quickstart"},
+    "lightning": {
+        "methods",
+        "callbacks",
+        "data",
+        "strategies",
+        "checkpointing",
+        "signals",
+        "loggers",
+        "cli",
+        "quickstart",
+    },
     "hydra": {"cli", "_hydra"},
     "omegaconf": {"cli", "_hydra"},
 }
