@@ -43,15 +43,14 @@ class EMAWeights(Callback):
 
     # The average
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start from the checkpoint's average, or from the weights."""
-        self._prepare(pl_module)
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from the step that training goes on from."""
+        """Start from the checkpoint's average, or from the weights."""
+        if self._saved or not self._weights:
+            self._prepare(pl_module)
         self._done = trainer.global_step
 
     def _prepare(self, module: LightningModule) -> None:
+        _reshard(module)
         self._weights = dict(module.trained_parameters())
         for name, weight in self._weights.items():
             self._average[name] = _local(_like(self._saved[name], weight) if self._saved else weight).float().clone()
@@ -96,9 +95,7 @@ class EMAWeights(Callback):
 
     @torch.no_grad()
     def _swap(self, module: LightningModule) -> None:
-        for part in module.policy.modules():
-            if isinstance(part, FSDPModule):
-                part.reshard()  # a forward pass without gradients leaves the root's gathered weights in place
+        _reshard(module)
         incoming = self._stash or self._average
         outgoing = {} if self._stash else {name: _local(weight).clone() for name, weight in self._weights.items()}
         for name, weight in self._weights.items():
@@ -114,6 +111,13 @@ class EMAWeights(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the average until the weights are there."""
         self._saved = state_dict["weights"]
+
+
+def _reshard(module: LightningModule) -> None:
+    """A forward pass without gradients leaves the root's gathered weights in place of its shards."""
+    for part in module.policy.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,11 +19,13 @@ from lightning.pytorch.loggers import Logger
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from rlhf_lightning.callbacks import EMAWeights, LastCheckpoint, NonFiniteStop, ReferenceSync, StepSeed
-from rlhf_lightning.checkpointing import AtomicCheckpointIO
+from rlhf_lightning.checkpointing import AtomicCheckpointIO, recovered
 from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.losses import bco_pair
+from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.roles import ModelBuilder
+from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.schedules import cosine
-from rlhf_lightning.strategies import FSDP2Strategy
 from tests.helpers.training import Builder, examples, preference, supervised, trainer
 
 
@@ -40,12 +43,22 @@ class KillAt(L.Callback):
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         if trainer.global_step == self.step:
+            if trainer.world_size > 1:
+                time.sleep(1)  # until the other process is here too: it would die of a broken connection instead
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def module_of(kind: str) -> L.LightningModule:
     """A method with dropout, and for pairs a loss with running statistics."""
     schedule = partial(cosine, warmup=0.2)
+    if kind.startswith("tiny"):
+        lora = {
+            "tiny": None,
+            "tiny_lora": Lora(r=2, alpha=16, seed=5),
+            "tiny_lora_dropout": Lora(r=2, alpha=16, dropout=0.3, seed=5),
+        }[kind]
+        builder = ModelBuilder(TinyRandom(hidden_size=16, intermediate_size=32), lora, "frozen")
+        return preference(partial(bco_pair, beta=0.5), builder, scheduler=schedule)
     if kind == "supervised":
         return supervised(builder=Builder("none", dropout=0.3), scheduler=schedule)
     return preference(
@@ -58,10 +71,12 @@ def fit(
 ) -> tuple[L.LightningModule, L.Trainer]:
     """Train in ``folder``; where that holds a checkpoint, go on from it."""
     own = [StepSeed(seed=7), NonFiniteStop(), EMAWeights(decay=0.9), LastCheckpoint(every_n_steps=2)]
-    if kind == "preference":
+    if kind != "supervised":
         own.append(ReferenceSync(every_n_steps=3, alpha=0.6))
     if kill_at is not None:
         own.append(KillAt(kill_at))
+    if callable(options.get("strategy")):
+        options["strategy"] = options["strategy"]()
     run = trainer(
         folder,
         [*own, *callbacks],
@@ -69,10 +84,11 @@ def fit(
         | options,
     )
     module = module_of(kind)
-    last = folder / "checkpoints" / "last.ckpt"
+    last = recovered(folder / "checkpoints" / "last.ckpt")
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))  # nothing may hang on the global generator's start
-    run.fit(module, datamodule=data(kind), ckpt_path=last if last.exists() else None)
-    torch.save(torch.get_rng_state(), folder / "rng.pt")
+    run.fit(module, datamodule=data(module.kind), ckpt_path=last if last.exists() else None)
+    if run.is_global_zero:
+        torch.save(torch.get_rng_state(), folder / "rng.pt")
     return module, run
 
 
@@ -133,8 +149,8 @@ def trajectory(
     """Train for two epochs and return every logged metric by name, and the final weights, whole."""
     folder.mkdir(parents=True, exist_ok=True)
     logger, built = Memory(), module()
-    if options.get("strategy") == "fsdp":
-        options["strategy"] = FSDP2Strategy()
+    if callable(options.get("strategy")):
+        options["strategy"] = options["strategy"]()
     run = trainer(folder, callbacks, logger=logger, **{"max_epochs": 2, "use_distributed_sampler": False} | options)
     source = data(built.kind, groups=24, batch_size=8)
     if before is not None:
@@ -151,17 +167,22 @@ def trajectory(
 
 def in_processes(count: int, folder: Path, function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Run a function in forked processes that see each other as the ranks of one job; what rank 0 saved."""
+    assert ranks(count, function, *args, **kwargs) == [0] * count
+    return torch.load(folder / "trajectory.pt")
+
+
+def ranks(count: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[int | None]:
+    """Exit codes of forked processes that see each other as the ranks of one job."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=_rank, args=(r, count, port, function, args, kwargs)) for r in range(count)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(120)
-    assert [rank.exitcode for rank in ranks] == [0] * count
-    return torch.load(folder / "trajectory.pt")
+    processes = [context.Process(target=_rank, args=(r, count, port, function, args, kwargs)) for r in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]
 
 
 def _rank(rank: int, count: int, port: int, function: Callable[..., Any], args: Any, kwargs: Any) -> None:

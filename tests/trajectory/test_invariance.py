@@ -18,6 +18,7 @@ from rlhf_lightning.methods import Preference, Supervised
 from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
+from rlhf_lightning.strategies import FSDP2Strategy
 from tests.helpers.jobs import in_processes, trajectory
 from tests.helpers.training import Builder
 
@@ -103,19 +104,20 @@ def test_single_is_fsdp(tmp_path, adapter):
         folder,
         metrics(),
         devices=2,
-        strategy="fsdp",
+        strategy=FSDP2Strategy,
         accumulate_grad_batches=2,
         gradient_clip_val=1e3,
     )
     assert_same(single, sharded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-6), ("bf16-mixed", 0.03), ("bf16-true", 0.05)])
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", FSDP2Strategy], ids=["ddp", "fsdp"])
 def test_precision_in_two_processes(tmp_path, precision, tolerance, strategy):
     """Step 0 has the loss ln 2 whatever the precision: policy and reference are computed alike."""
     single = trajectory(tiny, tmp_path / "single", metrics())
-    folder = tmp_path / strategy
+    folder = tmp_path / "parallel"
     run = in_processes(
         2, folder, trajectory, tiny, folder, metrics(), devices=2, strategy=strategy, precision=precision
     )

@@ -1,0 +1,66 @@
+"""Checkpoints of sharded runs: exact after a kill, readable by other strategies, whole or absent."""
+
+from __future__ import annotations
+
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf_lightning.strategies import FSDP2Strategy
+from tests.helpers.jobs import differences, final_state, fit, forked, ranks
+
+TWO = {"devices": 2, "accumulate_grad_batches": 2, "max_epochs": 2}
+FILE = partial(FSDP2Strategy)
+SHARDS = partial(FSDP2Strategy, save_distributed_checkpoint=True)
+
+
+def weights(folder: Path, kind: str, strategy: Any) -> None:
+    """Leave the final weights and optimiser state of a finished run in a file, by loading its last checkpoint."""
+    module, run = fit(folder, kind, strategy=strategy, **TWO)
+    state = run.strategy.lightning_module_state_dict()
+    whole = {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in state.items()}
+    if run.is_global_zero:
+        torch.save(whole, folder / "weights.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tiny", "tiny_lora_dropout"])
+@pytest.mark.parametrize("strategy", [FILE, SHARDS], ids=["file", "shards"])
+def test_killed_fsdp_run_resumes_exactly(tmp_path, kind, strategy):
+    """Both processes die; weights, optimiser, average, refreshed reference and running moments come back."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert ranks(2, fit, whole, kind, strategy=strategy, **TWO) == [0, 0]
+    assert ranks(2, fit, cut, kind, 7, strategy=strategy, **TWO) == [-signal.SIGKILL] * 2
+    assert ranks(2, fit, cut, kind, strategy=strategy, **TWO) == [0, 0]
+    if strategy is FILE:
+        expected, found = final_state(whole), final_state(cut)
+        assert expected["global_step"] == 10
+        assert differences(expected, found) == []
+        assert expected["reference"]
+        return
+    for folder in (whole, cut):
+        assert ranks(2, weights, folder, kind, strategy) == [0, 0]
+    expected, found = torch.load(whole / "weights.pt"), torch.load(cut / "weights.pt")
+    assert differences(expected, found) == []
+    meta = [torch.load(f / "checkpoints" / "last.ckpt" / "meta.pt", weights_only=True) for f in (whole, cut)]
+    assert meta[0]["reference"]
+    assert differences(*meta) == []
+
+
+@pytest.mark.parametrize("kind", ["tiny", "tiny_lora"])
+def test_fsdp_goes_on_from_a_single_process_and_back(tmp_path, kind):
+    """Fails when optimiser state is matched by position: decayed and other weights are separate groups."""
+    single, moved = tmp_path / "single", tmp_path / "moved"
+    options = {"accumulate_grad_batches": 2, "max_epochs": 2}
+    fit(single, kind, **options)
+    assert forked(fit, moved, kind, 3, **options) == -signal.SIGKILL
+    assert ranks(2, fit, moved, kind, 7, strategy=FILE, **TWO) == [-signal.SIGKILL] * 2
+    fit(moved, kind, **options)
+    expected, found = final_state(single), final_state(moved)
+    for name, weight in expected["state_dict"].items():
+        torch.testing.assert_close(found["state_dict"][name], weight, atol=1e-4, rtol=1e-4)
+    assert found["global_step"] == expected["global_step"] == 10
