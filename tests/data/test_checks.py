@@ -68,6 +68,7 @@ def test_checks_look_at_what_is_scored():
         check_ids([5], [[6, EOS]], [[True, False]], PLAIN)
     # each scored turn of a conversation may end with its own EOS
     check_ids([5], [[6, EOS, 9, 7, EOS]], [[True, True, False, True, True]], PLAIN)
+    check_ids([5], [[EOS, 7, EOS]], [[False, True, True]], PLAIN)  # the end of an earlier, unscored turn
     check_ids([5], [[6]], [[True]], PLAIN, cut=True)  # a cut response has lost its EOS
 
 

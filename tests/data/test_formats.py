@@ -86,6 +86,18 @@ LAYOUTS = {
         [user("a")],
         ([assistant("b"), user("c"), assistant("d")], [assistant("x")]),
     ),
+    "equal dialogues keep a response each": (
+        {"chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("b")]},
+        "implicit_prompt",
+        [user("a")],
+        ([assistant("b")], [assistant("b")]),
+    ),
+    "one dialogue goes on where the other ends": (
+        {"chosen": [user("a"), assistant("b"), user("c"), assistant("d")], "rejected": [user("a"), assistant("b")]},
+        "implicit_prompt",
+        [user("a")],
+        ([assistant("b"), user("c"), assistant("d")], [assistant("b")]),
+    ),
     "sharegpt pair": (
         {
             "conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "p"}],

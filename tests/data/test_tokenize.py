@@ -133,6 +133,11 @@ def test_bos_option_for_text(bos, prompt):
     assert example(tokenizers.llama_like(), TEXT, bos=bos).prompt == prompt
 
 
+def test_a_chat_template_without_bos_gets_none_from_the_tokenizer():
+    got = example(tokenizers.llama_like(tokenizers.CHATML), CHAT)
+    assert got.prompt == [*b"<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"]
+
+
 def test_bos_option_never_doubles_the_templates_own():
     assert example(tokenizers.llama_like(), CHAT, bos=True).prompt == [BOS, *b"[a]"]
 
@@ -152,6 +157,12 @@ def test_boundary_prefix_ends_the_prompt_at_the_common_prefix_of_all_responses()
     result = made(tokenizers.gpt2_like(), MERGING, kind=PREFERENCE, boundary="prefix")
     assert result[0] == Example([97], [[DOT_NL, 98, EOS], [46, 99, EOS]], None, "rows:1")
     assert result.report.boundary_mismatched == 1
+
+
+def test_boundary_prefix_looks_at_the_rejected_response_too():
+    row = {"prompt": "a.", "chosen": "c", "rejected": "\nb"}
+    got = example(tokenizers.gpt2_like(), row, kind=PREFERENCE, boundary="prefix")
+    assert got == Example([97], [[46, 99, EOS], [DOT_NL, 98, EOS]], None, "rows:1")
 
 
 def test_boundary_prefix_with_unscored_turns():
