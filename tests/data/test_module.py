@@ -85,6 +85,10 @@ def test_bad_rows_stop_the_run_before_weights(rows: Path) -> None:
 def test_a_row_over_the_budget_and_too_little_data_stop_the_run() -> None:
     with pytest.raises(DataError, match=r"pairs\.jsonl:\d+ \(\d+ tokens\)"):
         AlignmentDataModule(pairs(), max_tokens=12).setup()
+    with pytest.raises(DataError, match=r"pairs\.jsonl:1 \(20 tokens\)"):
+        AlignmentDataModule(
+            pairs(), validation=[Example([1] * 8, [[1], [2] * 11], row="pairs.jsonl:1")], max_tokens=19
+        ).setup()
     with pytest.raises(DataError, match="3 groups cannot give each of 4"):
         AlignmentDataModule(pairs(3), place=Place(accumulate=2, world_size=2)).setup("fit")
     with pytest.raises(DataError, match="preference data needs pairs"):

@@ -167,6 +167,13 @@ def test_steps_smaller_than_the_machine_are_refused() -> None:
         plan_epoch(lengths[:3], slot_tokens[:3], Batching(batch_size=4), micro_batches=4)
 
 
+def test_a_draw_that_needs_more_bins_is_not_used() -> None:
+    lengths = np.array([60, 40] * 10)  # ten full bins; two of 40 that meet first leave a hole of 20
+    for seed in range(10):
+        found = bins.fill(lengths, 100, 10, padded=False, window=1, rng=np.random.default_rng(seed))
+        assert [int(lengths[groups].sum()) for groups in found] == [100] * 10
+
+
 def test_best_fit_beats_first_come() -> None:
     lengths = np.array([6, 5, 4, 3, 2])
     bin_of, count = bins.best_fit(np.arange(5), lengths, 10)

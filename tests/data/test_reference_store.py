@@ -207,6 +207,15 @@ def test_concurrent_writers(tmp_path: Path) -> None:
         assert np.array_equal(one, other)
 
 
+def test_rows_that_are_stored_are_not_written_again(tmp_path: Path) -> None:
+    store = ReferenceStore(tmp_path, "model")
+    fill(store, pairs(4))
+    before = sorted(store.path.iterdir())
+    with ReferenceWriter(store) as writer:
+        writer.put(pack(pairs(4)), score(pack(pairs(4))))
+    assert sorted(store.path.iterdir()) == before
+
+
 def test_a_writer_sees_what_others_have_written(tmp_path: Path) -> None:
     mine, theirs = ReferenceStore(tmp_path, "model"), ReferenceStore(tmp_path, "model")
     fill(theirs, pairs())
