@@ -13,7 +13,7 @@ from rlhf_lightning.cli.announce import describe_run
 from rlhf_lightning.cli.build import make_run
 from rlhf_lightning.cli.console import say
 from rlhf_lightning.cli.results import Result
-from rlhf_lightning.cli.runs import take_over, weights_of
+from rlhf_lightning.cli.runs import read_config, take_over, weights_of
 from rlhf_lightning.cli.train import optimized, prepare
 from rlhf_lightning.cli.versions import versions
 
@@ -60,6 +60,9 @@ def from_run(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     if cfg.run is None:
         return cfg
     result = take_over(cfg, FROM_RUN, overrides)
+    precision = OmegaConf.select(read_config(cfg.run), "trainer.precision")
+    if precision is not None and not any(o.startswith(("trainer=", "trainer.precision=")) for o in overrides):
+        result.trainer.precision = precision
     result.ckpt_path = str(weights_of(cfg.run, cfg.ckpt_path))
     return result
 

@@ -19,11 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.markup import escape
 
 from rlhf_lightning.cli.compose import compose_with_overrides, parse, register, sweep_points, to_config_error
-from rlhf_lightning.cli.console import say, say_error
+from rlhf_lightning.cli.console import ERR, say, say_error
 from rlhf_lightning.cli.errors import EXIT_USER, ConfigError, describe, suggestion, want_traceback
 from rlhf_lightning.cli.results import Result, duration
 from rlhf_lightning.cli.sweep import SweepSummary
-from rlhf_lightning.cli.worker import SWEEP, launched, run_job
+from rlhf_lightning.cli.worker import SWEEP, is_first_process, launched, run_job
 from rlhf_lightning.conf_dir import conf_dir
 
 #: Flags of Hydra with a value of their own.
@@ -170,6 +170,8 @@ def _job(command: str, cfg: DictConfig) -> float | None:
         return _invalid(error, Path(cfg.paths.output_dir), overrides, sweeping)
     result = run_job(command, cfg, overrides)
     if result.status == "stopped":
+        if is_first_process():
+            ERR.print(f"stopped; the same command with paths.output_dir={cfg.paths.output_dir} goes on", markup=False)
         sys.exit(result.exit_code)
     if sweeping:
         say(f"       [dim]{result.status} in {duration(result.seconds)}[/]")

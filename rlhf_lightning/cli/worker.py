@@ -64,6 +64,8 @@ def run_job(command: str, cfg: DictConfig, overrides: list[str]) -> Result:
 def run_here(command: str, cfg: DictConfig) -> Result:
     """Run a job in this process."""
     folder, started = Path(cfg.paths.output_dir), time.perf_counter()
+    import lightning.pytorch  # noqa: F401  sets the level of its loggers; ours is to come after
+
     setup_logging(folder, command, brief=bool(os.environ.get(SWEEP)))
     try:
         _quieten_transformers()
