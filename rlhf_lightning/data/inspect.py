@@ -26,6 +26,7 @@ _BAR = 18  #: characters of the longest bar
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _SHOWN_TOKENS = 160  #: longer prompts and responses are shown with their middle left out
 _SHOWN_IDS = 6
+_WIDTH = 120  #: of a shown row, at most: longer lines are hard to read
 _STYLES = {"prompt": "cyan", "chosen": "green", "rejected": "red", "response": "green"}
 
 
@@ -41,12 +42,14 @@ def inspect(
         console: where to print.
         rows: examples to show, spread evenly over the data set.
     """
-    console.print(_overview(report))
+    # soft_wrap off whatever the console's habit: inside a panel it would cut long lines instead of folding them.
+    console.print(_overview(report), soft_wrap=False)
     if len(examples):
-        console.print(_lengths(examples))
-        console.print(_histogram(examples, ascii_only=console.options.ascii_only))
+        console.print(_lengths(examples), soft_wrap=False)
+        console.print(_histogram(examples, ascii_only=console.options.ascii_only), soft_wrap=False)
         for group in np.unique(np.linspace(0, len(examples) - 1, max(rows, 0)).round().astype(int)).tolist():
-            console.print(_row(examples, group, tokenizer, marks=console.color_system is None))
+            panel = _row(examples, group, tokenizer, marks=console.color_system is None)
+            console.print(panel, soft_wrap=False, width=min(console.width, _WIDTH))
     for remark in report.notes:
         console.print(Text("note  ", style="yellow").append(remark, style="default"))
     _problems(report, console)
@@ -192,7 +195,7 @@ def _problems(report: Report, console: Console) -> None:
         used = kind in (Kind.DUPLICATE, Kind.TRUNCATED)
         label = Text(kind.value, style="yellow" if used else "red")
         table.add_row(f"{count:,}", label, "yes" if used else "no", ADVICE[kind])
-    console.print(table, Text())
+    console.print(table, Text(), soft_wrap=False)
     for problem in report.problems:
         style = "yellow" if problem.warning else "red"
         line = Text(problem.row, style="bold", overflow="fold").append(

@@ -112,6 +112,15 @@ def test_text_that_looks_like_markup_is_printed_as_it_is():
     assert "owner/name[train]" in printed(source, tokenizers.llama_like(), "supervised")
 
 
+def test_long_lines_are_folded_never_cut():
+    made = tokenize(Rows({"text": "z" * 150}), tokenizers.llama_like(), DataSpec(cache=False), "supervised")
+    console = Console(file=io.StringIO(), width=60, soft_wrap=True)
+    inspect(made.examples, made.report, tokenizers.llama_like(), console)
+    shown = console.file.getvalue()
+    assert shown.count("z") == 150
+    assert max(map(len, shown.splitlines())) <= 60
+
+
 def test_terminals_without_unicode():
     text = printed(Rows(*PAIRS), tokenizers.llama_like(), "preference", encoding="ascii")
     assert "#" in text
