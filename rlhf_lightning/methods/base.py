@@ -231,6 +231,10 @@ class AlignmentModule(L.LightningModule):
             loader.load_state_dict(state)
         self._loader_states = []
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Note the learning rate that the step is taken with."""
+        self.track("train/lr", torch.tensor(optimizer.param_groups[0]["lr"], device=self.device))
+
     def on_train_batch_end(self, outputs: Any, batch: PackedBatch, batch_idx: int) -> None:
         """Log the means once the step's last micro-batch is done; the callbacks have reported by now."""
         if self.trainer.global_step != self._logged_step:

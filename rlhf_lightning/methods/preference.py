@@ -115,14 +115,15 @@ class Preference(AlignmentModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Fold a whole step into the running moments, so that every micro-batch of it has seen the same ones."""
+        super().on_before_optimizer_step(optimizer)
         if self.running is not None and self._observed:
             self.running.update(torch.cat(self._observed))
             self._observed.clear()
 
 
 _NO_MARGIN = (
-    "the loss needs the margin of each pair, but the data has none: set data.columns.margin (or the two score columns), "
-    "or choose a loss without margins such as method=dpo"
+    "the loss needs the margin of each pair, but the data has none: set data.spec.columns.margin "
+    "(or score_chosen and score_rejected), or choose a loss without margins such as method=dpo"
 )
 
 

@@ -187,7 +187,7 @@ def ranks(count: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -
 
 def _rank(rank: int, count: int, port: int, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
     os.environ.update(
-        LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        RANK=str(rank), LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     function(*args, **kwargs)
     if torch.distributed.is_initialized():

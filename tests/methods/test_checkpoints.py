@@ -1,0 +1,80 @@
+"""What a checkpoint holds, and what it refuses to be loaded into."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from rlhf_lightning.callbacks import LastCheckpoint, ReferenceSync
+from rlhf_lightning.checkpointing import AtomicCheckpointIO
+from rlhf_lightning.losses import dpo
+from rlhf_lightning.methods import Preference
+from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.roles import ModelBuilder
+from rlhf_lightning.models.sources import TinyRandom
+from tests.helpers.training import Builder, loader, preference, trainer
+
+
+def tiny(adapter: Lora | None = None, hidden_size: int = 16) -> Preference:
+    source = TinyRandom(hidden_size=hidden_size, intermediate_size=32)
+    return Preference(ModelBuilder(source, adapter), partial(dpo, beta=0.1), partial(torch.optim.AdamW, lr=1e-3))
+
+
+def saved(tmp_path, module, *callbacks) -> dict:
+    run = trainer(tmp_path, [LastCheckpoint(), *callbacks], plugins=[AtomicCheckpointIO()])
+    run.fit(module, loader(2))
+    return torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)  # plain containers only
+
+
+def test_full_checkpoint_has_the_policy_and_not_the_reference(tmp_path):
+    module = preference()
+    checkpoint = saved(tmp_path, module)
+    assert checkpoint["state_dict"].keys() == {f"policy.{name}" for name, _ in module.policy.named_parameters()}
+    assert "reference" not in checkpoint
+
+
+def test_adapter_checkpoint_has_the_adapter_only(tmp_path):
+    module = tiny(Lora(r=2))
+    checkpoint = saved(tmp_path, module)
+    assert checkpoint["state_dict"]
+    assert all("lora_" in name for name in checkpoint["state_dict"])
+
+
+def test_refreshed_reference_is_state(tmp_path):
+    module = preference()
+    checkpoint = saved(tmp_path, module, ReferenceSync(every_n_steps=2, alpha=1.0))
+    for name, weight in checkpoint["reference"].items():
+        assert torch.equal(weight, checkpoint["state_dict"][f"policy.{name}"])  # a hard update at the last step
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: tiny(Lora(r=2)), r"lacks .*lora_.*resume with the model, adapter"),
+        (lambda: tiny(hidden_size=32), r"another shape for"),
+    ],
+)
+def test_checkpoint_of_another_model_is_refused(tmp_path, other, message):
+    saved(tmp_path, tiny())
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path).fit(other(), loader(2), ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+
+
+def test_refreshed_reference_needs_a_place(tmp_path):
+    saved(tmp_path, preference(), ReferenceSync(every_n_steps=1))
+    module = preference(builder=Builder("cached"))
+    with pytest.raises(ValueError, match="reference=frozen"):
+        trainer(tmp_path).fit(module, loader(2), ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+
+
+def test_validation_of_a_checkpoint_uses_its_weights(tmp_path):
+    module = preference(lr=0.5)
+    saved(tmp_path, module)
+    other = preference()
+    trainer(tmp_path).validate(other, loader(1), ckpt_path=tmp_path / "checkpoints" / "last.ckpt", verbose=False)
+    for (name, mine), (_, theirs) in zip(
+        other.policy.named_parameters(), module.policy.named_parameters(), strict=True
+    ):
+        assert torch.equal(mine, theirs), name
