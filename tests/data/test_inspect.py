@@ -113,11 +113,11 @@ def test_text_that_looks_like_markup_is_printed_as_it_is():
 
 
 def test_long_lines_are_folded_never_cut():
-    made = tokenize(Rows({"text": "z" * 150}), tokenizers.llama_like(), DataSpec(cache=False), "supervised")
+    made = tokenize(Rows({"text": "Z" * 150}), tokenizers.llama_like(), DataSpec(cache=False), "supervised")
     console = Console(file=io.StringIO(), width=60, soft_wrap=True)
     inspect(made.examples, made.report, tokenizers.llama_like(), console)
     shown = console.file.getvalue()
-    assert shown.count("z") == 150
+    assert shown.count("Z") == 150
     assert max(map(len, shown.splitlines())) <= 60
 
 
