@@ -133,6 +133,9 @@ class AlignmentModule(L.LightningModule):
             raise ValueError("training needs an optimizer: pass one, for example partial(torch.optim.AdamW, lr=1e-6)")
         self.configure_model()
         optimizer = self._optimizer(decay_groups(self.policy.parameters()))
+        # A fused step can unscale gradients itself, so Lightning refuses to clip before it under any mixed precision.
+        # Told that it cannot, a gradient scaler (if there is one) unscales first, and clipping works.
+        optimizer._step_supports_amp_scaling = False
         if self._scheduler is None:
             return optimizer
         scheduler = make_scheduler(self._scheduler, optimizer, self._total_steps)
