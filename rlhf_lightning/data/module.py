@@ -236,19 +236,23 @@ class AlignmentDataModule(L.LightningDataModule):
         listed = evaluation_batches(_need(self.val_examples), batching, rank=place.rank, world_size=place.world_size)
         return self._list_loader(listed, self._store)
 
-    def reference_loader(self, store: ReferenceStore) -> ListLoader:
+    def reference_loader(self, store: ReferenceStore, *, checks: int = 8) -> ListLoader:
         """The rows of training and validation that a store lacks, longest first; this process's share.
 
-        Every process has equally many batches, so that a sharded model can score them. The loader is empty when
-        nothing is missing.
+        A few random rows that it has come along: the writer compares their log-probs with what is stored. Every
+        process has equally many batches, so that a sharded model can score them.
+
+        Args:
+            store: the cache.
+            checks: stored rows to score again; with 0 the loader is empty when nothing is missing.
         """
         parts = self._parts()
-        missing = [store.missing(examples) for examples in parts]
+        chosen = self._to_score(store, checks)
         if self.trainer is not None:  # another job may add rows between two processes' looks at the folder
-            missing = self.trainer.strategy.broadcast(missing)
+            chosen = self.trainer.strategy.broadcast(chosen)
         place, budget = self._place(), self.batching.max_tokens
         listed = reference_batches(
-            list(zip(parts, missing, strict=True)),
+            list(zip(parts, chosen, strict=True)),
             size=self._eval_groups() if budget is None or self.eval_batch_size is not None else None,
             max_tokens=None if self.eval_batch_size is not None else budget,
             padded=self.batching.padded,
@@ -256,6 +260,17 @@ class AlignmentDataModule(L.LightningDataModule):
             world_size=place.world_size,
         )
         return self._list_loader(listed, None)
+
+    def _to_score(self, store: ReferenceStore, checks: int) -> list[NDArray[np.int64]]:
+        """Of each part the groups that the store lacks, and a few that it has."""
+        draw = np.random.default_rng()  # another sample in every run; nothing that is trained depends on it
+        chosen = []
+        for examples in self._parts():
+            missing = store.missing(examples)
+            stored = draw.permutation(np.setdiff1d(np.arange(len(examples)), missing))[:checks]
+            checks -= len(stored)
+            chosen.append(np.concatenate([missing, stored]))
+        return chosen
 
     @property
     def reference_store(self) -> ReferenceStore | None:

@@ -47,6 +47,9 @@ __all__ = ["ReferenceCacheError", "ReferenceStore", "ReferenceWriter", "batch_ke
 
 #: Temporary files older than this were left by a killed writer.
 _STALE_SECONDS = 3600.0
+#: Largest accepted mean absolute difference between stored and fresh log-probs of a response, nats a token: about a
+#: millionth in float32 and a hundredth in bfloat16, where another composition of the batch rounds differently.
+TOLERANCE = 0.02
 
 
 def response_keys(examples: Examples) -> Keys:
@@ -138,6 +141,8 @@ class ReferenceStore:
         Raises:
             ReferenceCacheError: a key is not stored, or its entry is damaged.
         """
+        if not len(keys):
+            return []
         absent = int((~self.contains(keys)).sum())
         if absent:
             raise ReferenceCacheError(f"{absent} of {len(keys)} responses are not in {self.path}")
@@ -179,13 +184,42 @@ class ReferenceStore:
         write_atomically(self.path / f"{hashlib.blake2b(content, digest_size=16).hexdigest()}.safetensors", content)
         self.refresh()
 
+    def compare(
+        self, keys: Keys, values: Sequence[NDArray[np.float32]], names: Sequence[str], tolerance: float = TOLERANCE
+    ) -> float:
+        """Compare stored entries with log-probs that the model has just given.
+
+        Args:
+            keys: of stored responses, (responses,).
+            values: what the model gives for each, nats.
+            names: "file:row" of each, for the error.
+            tolerance: largest accepted mean absolute difference of a response's tokens, nats.
+
+        Returns:
+            The largest difference.
+
+        Raises:
+            ReferenceCacheError: a response differs by more than the tolerance.
+        """
+        worst = 0.0
+        for name, stored, fresh in zip(names, self.get(keys), values, strict=True):
+            difference = float(np.abs(fresh - stored).mean())
+            if not difference <= tolerance:
+                raise ReferenceCacheError(
+                    f"{name}: the stored reference log-probs differ from the model's by {difference:.4f} nats a token "
+                    f"(tolerance {tolerance}): {self.path} was written by another model or another version. Delete "
+                    "that folder; it is computed again"
+                )
+            worst = max(worst, difference)
+        return worst
+
     def verify(
         self,
         examples: Examples,
         scorer: Callable[[PackedBatch], Ragged],
         *,
         rows: int = 8,
-        tolerance: float = 0.02,
+        tolerance: float = TOLERANCE,
         seed: int = 0,
     ) -> float:
         """Score a few random stored rows again and compare.
@@ -194,32 +228,22 @@ class ReferenceStore:
             examples: rows to choose from; those not stored are passed over.
             scorer: the reference model, or a policy that still equals it.
             rows: how many to score again.
-            tolerance: largest accepted mean absolute difference of a row's tokens, nats. float32 gives 1e-6 and
-                bfloat16 about 0.01, another model much more.
+            tolerance: see :meth:`compare`.
             seed: of the choice.
 
         Returns:
-            The largest difference of a row.
+            The largest difference.
 
         Raises:
             ReferenceCacheError: a row differs by more than the tolerance.
         """
         stored = np.flatnonzero(self.contains(response_keys(examples)).all(axis=1))
-        chosen = np.random.default_rng(seed).permutation(stored)[:rows]
         worst = 0.0
-        for group in chosen:
-            one = examples.select(np.array([group]))
-            batch = pack(one)
+        for group in np.random.default_rng(seed).permutation(stored)[:rows].tolist():
+            batch = pack(examples.select(np.array([group])))
             with torch.no_grad():
-                fresh = scorer(batch).token.float().cpu().numpy()
-            difference = float(np.abs(fresh - self.log_probs(one)).mean())
-            if not difference <= tolerance:
-                raise ReferenceCacheError(
-                    f"{one.row(0)}: the stored reference log-probs differ from the model's by {difference:.4f} nats a "
-                    f"token (tolerance {tolerance}): {self.path} was written by another model or another version. "
-                    "Delete that folder; it is computed again"
-                )
-            worst = max(worst, difference)
+                values = _by_response(batch, scorer(batch))
+            worst = max(worst, self.compare(batch_keys(batch), values, [examples.row(group)] * len(values), tolerance))
         return worst
 
     def _remove_stale(self) -> None:
@@ -237,38 +261,42 @@ class ReferenceWriter:
     less than one shard. Leaving a ``with`` block writes the rest, also when an exception ends it.
     """
 
-    def __init__(self, store: ReferenceStore, *, rows: int = 4096, seconds: float = 60.0) -> None:
+    def __init__(
+        self, store: ReferenceStore, *, rows: int = 4096, seconds: float = 60.0, tolerance: float = TOLERANCE
+    ) -> None:
         """Begin to collect.
 
         Args:
             store: where to write.
             rows: responses of a shard.
             seconds: write a shard when the oldest row has waited this long, full or not.
+            tolerance: see :meth:`ReferenceStore.compare`.
         """
-        self.store, self.rows, self.seconds = store, rows, seconds
+        self.store, self.rows, self.seconds, self.tolerance = store, rows, seconds, tolerance
         self._pending: dict[bytes, NDArray[np.float32]] = {}
         self._since = time.monotonic()
 
     def put(self, batch: PackedBatch, log_probs: Ragged | Tensor) -> None:
         """Take the reference log-probs of a batch, one number for each scored token.
 
+        A response that is stored already is compared, not written again.
+
         Raises:
-            ReferenceCacheError: a log-prob is not finite; the message names the row.
+            ReferenceCacheError: a log-prob is not finite, or not what is stored; the message names the row.
         """
-        token = log_probs.token if isinstance(log_probs, Ragged) else log_probs
-        values = token.detach().float().cpu().numpy()
-        lengths = torch.bincount(batch.sequence, minlength=len(batch.response_span)).tolist()
-        pieces = np.split(values, np.cumsum(lengths)[:-1])
+        values = _by_response(batch, log_probs)
+        names = [batch.rows[parent] for parent in batch.parent.tolist()] if batch.rows else ["a row"] * len(values)
+        for name, value in zip(names, values, strict=True):
+            if not np.isfinite(value).all():
+                raise ReferenceCacheError(f"{name}: the reference model gives a log-prob that is not finite")
         keys = batch_keys(batch)
-        stored = self.store.contains(keys).tolist()
+        known = self.store.contains(keys)
+        at = np.flatnonzero(known).tolist()
+        self.store.compare(keys[known], [values[i] for i in at], [names[i] for i in at], self.tolerance)
         if not self._pending:
             self._since = time.monotonic()
-        for number, (key, piece, known) in enumerate(zip(keys.tolist(), pieces, stored, strict=True)):
-            if not np.isfinite(piece).all():
-                row = batch.rows[int(batch.parent[number])] if batch.rows else f"response {number}"
-                raise ReferenceCacheError(f"{row}: the reference model gives a log-prob that is not finite")
-            if not known:
-                self._pending[key.ljust(KEY_BYTES, b"\0")] = piece  # numpy strips trailing zero bytes
+        for i in np.flatnonzero(~known).tolist():
+            self._pending[bytes(keys[i]).ljust(KEY_BYTES, b"\0")] = values[i]  # numpy strips trailing zero bytes
         if len(self._pending) >= self.rows or time.monotonic() - self._since >= self.seconds:
             self.flush()
 
@@ -285,3 +313,10 @@ class ReferenceWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.flush()
+
+
+def _by_response(batch: PackedBatch, log_probs: Ragged | Tensor) -> list[NDArray[np.float32]]:
+    """The log-probs of each response of a batch, in float32 on the CPU."""
+    token = log_probs.token if isinstance(log_probs, Ragged) else log_probs
+    lengths = torch.bincount(batch.sequence, minlength=len(batch.response_span)).cumsum(0).tolist()
+    return np.split(token.detach().float().cpu().numpy(), lengths[:-1])

@@ -250,7 +250,20 @@ def test_the_reference_cache_is_filled_once_and_attached(tmp_path: Path) -> None
     assert tokens[0] > tokens[-1]  # longest first
     with ReferenceWriter(store) as module.writer:
         run("predict", module, loader, return_predictions=False)
-    assert len(data.reference_loader(store)) == 0
+    assert len(data.reference_loader(store, checks=0)) == 0
+    again = data.reference_loader(store, checks=5)
+    assert sum(len(batch) for batch in again) == 5
+    with ReferenceWriter(store) as module.writer:  # the same model: nothing to write, nothing to complain about
+        run("predict", module, again, return_predictions=False)
+    assert len(store) == 2 * 37
+    with torch.no_grad():
+        other = Words()
+        other.score.weight.mul_(1.1)
+    with (
+        pytest.raises(ReferenceCacheError, match="differ from the model's by"),
+        ReferenceWriter(store) as other.writer,
+    ):
+        run("predict", other, again, return_predictions=False)
     data.reference_store = store
     run("fit", module, datamodule=data, max_epochs=1, num_sanity_val_steps=0)
     assert len(module.seen) == 30
@@ -261,7 +274,8 @@ def test_the_reference_cache_is_filled_once_and_attached(tmp_path: Path) -> None
 
     half = AlignmentDataModule([*pairs(), *pairs(3, seed=9)], max_tokens=64)  # another run: three rows are new
     half.setup()
-    assert sorted(indices(half.reference_loader(store))) == [30, 31, 32]
+    assert sorted(indices(half.reference_loader(store, checks=0))) == [30, 31, 32]
+    assert len(set(indices(half.reference_loader(store, checks=4)))) == 7
 
 
 # Without Lightning
