@@ -203,7 +203,7 @@ def summary(metrics: Mapping[str, Tensor | float | str]) -> str:
 def compact(number: float) -> str:
     """Three significant digits: 87.2, 1.23k, 45.6M."""
     for unit, scale in (("M", 1e6), ("k", 1e3)):
-        if number >= scale:
+        if number >= 0.9995 * scale:
             return f"{number / scale:#.3g}".rstrip(".") + unit
     return f"{number:#.3g}".rstrip(".")
 

@@ -1,0 +1,212 @@
+"""Samples, tables, exports and the progress bar."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlhf_lightning.callbacks import AlignmentProgressBar, EMAWeights, HFExport, ImplicitRewards, PolicySamples, Throughput
+from rlhf_lightning.callbacks.rich_progress import clock, compact, redirect_handlers, summary
+from rlhf_lightning.callbacks.tables import log_table
+from rlhf_lightning.data.packing import pack
+from rlhf_lightning.losses import dpo
+from rlhf_lightning.methods import Preference
+from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.roles import ModelBuilder
+from rlhf_lightning.models.sources import TinyRandom
+from tests.helpers.jobs import Memory, data, ranks
+from tests.helpers.training import examples, loader, preference, trainer
+
+
+def tiny(reference: str = "frozen", adapter: Lora | None = None, lr: float = 1e-2) -> Preference:
+    builder = ModelBuilder(TinyRandom(hidden_size=16, intermediate_size=32), adapter, reference)
+    return Preference(builder, partial(dpo, beta=0.1), partial(torch.optim.AdamW, lr=lr))
+
+
+def rows(folder: Path, step: int) -> list[dict]:
+    return [json.loads(line) for line in (folder / "samples" / f"step_{step:08d}.jsonl").read_text().splitlines()]
+
+
+def sampled(tmp_path, module, **options) -> Memory:
+    logger = Memory()
+    callback = PolicySamples(pack, **{"prompts": 5, "max_new_tokens": 6} | options)
+    trainer(tmp_path, [callback], logger=logger).fit(module, datamodule=data("preference", groups=8))
+    return logger
+
+
+def test_samples_before_and_after(tmp_path):
+    """The KL of the table is the log-ratio of the sampled tokens, recomputed one response at a time."""
+    module = tiny()
+    logger = sampled(tmp_path, module)
+    before, after = rows(tmp_path, 0), rows(tmp_path, 2)
+    assert [row["row"] for row in before] == [row["row"] for row in after] == [f"pairs.jsonl:{i}" for i in range(5)]
+    assert all(row["kl"] == pytest.approx(0, abs=1e-5) for row in before)
+    tokenizer = module.tokenizer
+    assert after[3]["prompt"] == tokenizer.decode(examples(8)[3].prompt)
+    assert after[3]["data"] == tokenizer.decode(examples(8)[3].responses[0], skip_special_tokens=True)
+    assert all(0 < row["tokens"] <= 6 for row in after)
+    kl = torch.tensor([row["kl"] for row in after])
+    assert logger.series("val/kl/reference")[-1] == pytest.approx(float(kl.mean()), abs=1e-5)
+    assert float(kl.abs().mean()) > 1e-3
+    assert logger.series("val/kl/k3")[-1] > 0
+    assert logger.series("val/sample/length")[-1] == pytest.approx(sum(row["tokens"] for row in after) / 5)
+    responses = module.sample([e.prompt for e in examples(5)], seed=0, max_new_tokens=6, batch_size=8)
+    ratios = module.eval().log_ratios([pack([_example(p, r)]) for p, r in zip(examples(5), responses, strict=True)])
+    assert [float(ratio.sum()) for ratio in ratios] == pytest.approx(kl.tolist(), abs=1e-5)
+
+
+def _example(example, response):
+    from rlhf_lightning.types import Example
+
+    return Example(example.prompt, [response])
+
+
+@pytest.mark.parametrize(("reference", "options"), [("none", {}), ("frozen", {"temperature": 0.5}), ("frozen", {"top_p": 0.9})])
+def test_no_kl_where_it_would_be_another_number(tmp_path, reference, options):
+    from rlhf_lightning.losses import simpo
+
+    builder = ModelBuilder(TinyRandom(hidden_size=16, intermediate_size=32), None, reference)
+    module = Preference(builder, simpo, partial(torch.optim.AdamW, lr=1e-2))
+    logger = sampled(tmp_path, module, **options)
+    assert logger.series("val/kl/reference") == []
+    assert [row["kl"] for row in rows(tmp_path, 2)] == [None] * 5
+
+
+def _sample_in_two(folder: Path, strategy) -> None:
+    run = trainer(folder, [PolicySamples(pack, prompts=3, max_new_tokens=4)], devices=2, strategy=strategy())
+    run.fit(tiny(), datamodule=data("preference", groups=8))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_samples_of_several_processes_are_in_one_table(tmp_path, strategy):
+    from lightning.pytorch.strategies import DDPStrategy
+
+    from rlhf_lightning.strategies import FSDP2Strategy
+
+    assert ranks(2, _sample_in_two, tmp_path, {"ddp": DDPStrategy, "fsdp": FSDP2Strategy}[strategy]) == [0, 0]
+    found = rows(tmp_path, 2)
+    assert len(found) == 4  # two prompts a process
+    assert len({row["row"] for row in found}) == 4
+    assert [row["index"] for row in found] == sorted(row["index"] for row in found)
+
+
+def test_tables_of_loggers(tmp_path, monkeypatch):
+    table = [{"step": 3, "prompt": "a|b", "response": "two\nlines", "kl": 0.123456}]
+    board = TensorBoardLogger(tmp_path, name="", version="")
+    log_table(board, "samples", table, 3)
+    board.experiment.flush()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    text = events.Tensors("samples/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "| a\\|b | two<br>lines | 0.1235 |" in text
+    calls = []
+    for kind, name in ((WandbLogger, "log_table"), (MLFlowLogger, "experiment")):
+        logger = kind.__new__(kind)
+        if kind is WandbLogger:
+            monkeypatch.setattr(kind, name, lambda self, key, **given: calls.append((key, given)))
+        else:
+            from types import SimpleNamespace
+
+            fake = SimpleNamespace(log_table=lambda run, **given: calls.append((run, given)))
+            monkeypatch.setattr(kind, "experiment", fake)
+            monkeypatch.setattr(kind, "run_id", "run")
+        log_table(logger, "samples", table, 3)
+    assert calls[0] == ("samples", {"columns": list(table[0]), "data": [list(table[0].values())]})
+    assert calls[1][1]["artifact_file"] == "samples/step_00000003.json"
+    log_table(CSVLogger(tmp_path), "samples", table, 3)  # has none
+
+
+@pytest.mark.parametrize("adapter", [None, Lora(r=2)], ids=["full", "merged"])
+def test_export_loads_in_transformers(tmp_path, adapter):
+    module = tiny(adapter=adapter)
+    callback = HFExport(form="auto" if adapter is None else "merged", monitor="val/loss")
+    trainer(tmp_path, [callback]).fit(module, datamodule=data("preference", groups=8))
+    batch = next(iter(loader(1)))
+    for name in ("last", "best"):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "export" / name)
+        logits = model(batch.ids[None, :4]).logits
+        module.eval()
+        with torch.no_grad():
+            expected = module.policy.model(batch.ids[None, :4]).logits
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+    assert AutoTokenizer.from_pretrained(tmp_path / "export" / "last").chat_template
+    metric = json.loads((tmp_path / "export" / "best" / "metric.json").read_text())
+    assert (metric["metric"], metric["step"]) == ("val/loss", 2)
+
+
+def test_best_export_is_the_best(tmp_path):
+    """The learning rate wrecks the policy after the first epoch: the best export is that of the first."""
+
+    class Wreck(EMAWeights):
+        def on_train_epoch_start(self, trainer, module) -> None:
+            if trainer.current_epoch == 1:
+                for group in trainer.optimizers[0].param_groups:
+                    group["lr"] = 10.0
+
+    module = tiny()
+    run = trainer(tmp_path, [HFExport(monitor="val/loss", last=False), Wreck(decay=0.0)], max_epochs=2)
+    run.fit(module, datamodule=data("preference", groups=8))
+    assert json.loads((tmp_path / "export" / "best" / "metric.json").read_text())["step"] == 2
+    assert not (tmp_path / "export" / "last").exists()
+
+
+def test_export_of_an_unknown_metric_names_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match=r"val/los was not logged.*val/loss"):
+        trainer(tmp_path, [HFExport(monitor="val/los")]).fit(tiny(), datamodule=data("preference", groups=8))
+
+
+def test_bar_fits_80_columns(tmp_path):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80, legacy_windows=False, color_system=None)
+    bar = AlignmentProgressBar(console=console)
+    callbacks = [bar, ImplicitRewards(), Throughput()]
+    trainer(tmp_path, callbacks, enable_progress_bar=True).fit(preference(), loader(6), loader(2))
+    lines = [line.split("\r")[-1] for line in screen.getvalue().replace("\x1b[2K", "\n").replace("\x1b[1A", "").split("\n")]
+    final = [line for line in lines if "6/6" in line][-1]
+    assert len(final) <= 80
+    for part in ("train", "loss 0.", "margin ", "tok/s", "total"):
+        assert part in final
+
+
+def test_without_a_terminal_every_tenth_of_the_run_is_a_line(tmp_path):
+    log = io.StringIO()
+    bar = AlignmentProgressBar(console=Console(file=log, force_terminal=False))
+    trainer(tmp_path, [bar], enable_progress_bar=True).fit(preference(), loader(20))
+    lines = log.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == [f"{step}/20" for step in range(2, 21, 2)]
+    assert "loss" in lines[-1]
+
+
+def test_log_handlers_follow_the_line():
+    old, new = io.StringIO(), io.StringIO()
+    handler = logging.StreamHandler(old)
+    logging.getLogger("rlhf_lightning.test").addHandler(handler)
+    redirect_handlers(old, new)
+    assert handler.stream is new
+    redirect_handlers(new, old)
+    assert handler.stream is old
+    logging.getLogger("rlhf_lightning.test").removeHandler(handler)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(5.0, "5.00"), (87.25, "87.2"), (1234.0, "1.23k"), (45_600_000.0, "45.6M"), (999.6, "1.00k")]
+)
+def test_compact(number, text):
+    assert compact(number) == text
+
+
+def test_words_of_the_line():
+    metrics = {"train/loss": torch.tensor(0.5), "train/throughput/tokens_per_second": 1500.0, "other": 1.0}
+    assert summary(metrics) == "loss 0.5000 1.50k tok/s"
+    assert (clock(5), clock(65.4), clock(3700)) == ("00:05", "01:05", "1:01:40")
