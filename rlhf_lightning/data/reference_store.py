@@ -47,9 +47,10 @@ __all__ = ["ReferenceCacheError", "ReferenceStore", "ReferenceWriter", "batch_ke
 
 #: Temporary files older than this were left by a killed writer.
 _STALE_SECONDS = 3600.0
-#: Largest accepted mean absolute difference between stored and fresh log-probs of a response, nats a token: about a
-#: millionth in float32 and a hundredth in bfloat16, where another composition of the batch rounds differently.
-TOLERANCE = 0.02
+#: Largest accepted mean absolute difference between stored and fresh log-probs of a response, nats a token. Another
+#: composition of the batch changes them by 1e-5 on a CPU (SmolLM2-135M, float32 and bfloat16); GPU kernels that depend
+#: on the batch's shape round more coarsely in bfloat16. Another model differs by tenths.
+TOLERANCE = 0.05
 
 
 def response_keys(examples: Examples) -> Keys:
