@@ -78,7 +78,7 @@ class AlignmentDataModule(L.LightningDataModule):
         place: Place | None = None,
         reference_store: ReferenceStore | None = None,
     ) -> None:
-        """Check the options; nothing is read yet.
+        """Check the sizes; nothing is read yet.
 
         Args:
             source: training rows; or examples that are tokenised already.
@@ -93,8 +93,7 @@ class AlignmentDataModule(L.LightningDataModule):
             shuffle: another order every epoch.
             bucket: window, in steps, out of which steps of similar length are made; None: 50 when padded, else 1.
             padded: count padding in ``max_tokens`` and in the balance: for ``model.backend=padded``.
-            num_workers: processes that pack batches ahead. Packing takes under a millisecond, so 0 is right unless
-                the disk that holds cached log-probs is slow.
+            num_workers: processes that pack ahead; packing takes under a millisecond a batch, so 0 is usually right.
             seed: of the order.
             place: this process's share where no trainer says it.
             reference_store: cached reference log-probs to attach to every batch.
@@ -103,7 +102,7 @@ class AlignmentDataModule(L.LightningDataModule):
             ValueError: an impossible size.
         """
         super().__init__()
-        self.source, self.validation = source, validation
+        self.source, self.validation, self.place = source, validation, place or Place()
         self.tokenizer, self.kind, self.spec = tokenizer, kind, spec or DataSpec()
         self.batching = Batching(
             batch_size=batch_size if max_tokens is None else None,
@@ -116,7 +115,6 @@ class AlignmentDataModule(L.LightningDataModule):
         if eval_batch_size is not None and eval_batch_size < 1:
             raise ValueError(f"data.eval_batch_size={eval_batch_size} must be at least 1, or null")
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
-        self.place = place or Place()
         self.train_examples: Examples | None = None
         self.val_examples: Examples | None = None
         self.reports: dict[str, Report] = {}  #: by role: what happened to every row
