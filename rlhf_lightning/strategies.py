@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed.checkpoint as dcp
 from lightning.fabric.utilities.load import _METADATA_FILENAME
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -20,6 +20,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
@@ -70,7 +72,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
         """Keep gradients local until the last micro-batch of a step."""
-        modules = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+        modules = [module for module in self._sharded.modules() if isinstance(module, FSDPModule)]
         for module in modules:
             module.set_requires_gradient_sync(False, recurse=False)
         try:
@@ -82,21 +84,24 @@ class FSDP2Strategy(ModelParallelStrategy):
     # Checkpoints
 
     @property
+    def _sharded(self) -> nn.Module:
+        assert self.model is not None, "the strategy has no model yet"
+        return self.model
+
+    @property
     def _options(self) -> StateDictOptions:
         full = not self._save_distributed_checkpoint
         return StateDictOptions(full_state_dict=full, cpu_offload=True, ignore_frozen_params=True)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Trained weights; of the single-file kind only process 0 has any. A collective call."""
-        return get_model_state_dict(self.model, options=self._options)
+        return get_model_state_dict(self._sharded, options=self._options)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Optimiser state by parameter name, which does not depend on how parameters are grouped. A collective call."""
-        return get_optimizer_state_dict(self.model, _plain(optimizer), options=self._options)
+        return get_optimizer_state_dict(self._sharded, _plain(optimizer), options=self._options)
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Write a file or a folder of shards beside the target and rename it when all processes are done."""
         path = Path(self.broadcast(str(filepath)))
         if self._save_distributed_checkpoint:
@@ -113,7 +118,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.barrier()
         shards = {"state_dict": checkpoint.pop("state_dict")}
         shards |= {f"optimizer_{i}": state for i, state in enumerate(checkpoint.pop("optimizer_states", []))}
-        dcp.save(shards, checkpoint_id=temporary)
+        save(shards, checkpoint_id=temporary)
         if self.is_global_zero:
             torch.save(checkpoint, temporary / _METADATA_FILENAME)
             sync(temporary)
@@ -126,25 +131,29 @@ class FSDP2Strategy(ModelParallelStrategy):
             return self._load_shards(path, weights_only)
         checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
         options = StateDictOptions(full_state_dict=True, strict=False)
-        _check_keys(self.model, checkpoint["state_dict"].keys(), path)
-        set_model_state_dict(self.model, checkpoint.pop("state_dict"), options=options)
+        _check_keys(self._sharded, checkpoint["state_dict"].keys(), path)
+        set_model_state_dict(self._sharded, checkpoint.pop("state_dict"), options=options)
         for optimizer, state in zip(self.optimizers, checkpoint.pop("optimizer_states", []), strict=False):
-            named = _by_name(state, self.model, _plain(optimizer))
-            set_optimizer_state_dict(self.model, _plain(optimizer), named, options=options)
-        return checkpoint
+            named = _by_name(state, self._sharded, _plain(optimizer))
+            set_optimizer_state_dict(self._sharded, _plain(optimizer), named, options=options)
+        rest: dict[str, Any] = checkpoint
+        return rest
 
     def _load_shards(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
         options = StateDictOptions(cpu_offload=True, ignore_frozen_params=True, strict=False)
-        saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-        state = {"state_dict": get_model_state_dict(self.model, options=options)}
-        _check_keys(self.model, {key.removeprefix("state_dict.") for key in saved if key.startswith("state_dict.")}, path)
-        dcp.load(state, checkpoint_id=path)
-        set_model_state_dict(self.model, state["state_dict"], options=options)
+        saved = FileSystemReader(path).read_metadata().state_dict_metadata
+        state = {"state_dict": get_model_state_dict(self._sharded, options=options)}
+        _check_keys(
+            self._sharded, {key.removeprefix("state_dict.") for key in saved if key.startswith("state_dict.")}, path
+        )
+        load(state, checkpoint_id=path)
+        set_model_state_dict(self._sharded, state["state_dict"], options=options)
         for i, optimizer in enumerate(self.optimizers):
-            shards = {f"optimizer_{i}": get_optimizer_state_dict(self.model, _plain(optimizer), options=options)}
-            dcp.load(shards, checkpoint_id=path)
-            set_optimizer_state_dict(self.model, _plain(optimizer), shards[f"optimizer_{i}"], options=options)
-        return torch.load(path / _METADATA_FILENAME, weights_only=weights_only)
+            shards = {f"optimizer_{i}": get_optimizer_state_dict(self._sharded, _plain(optimizer), options=options)}
+            load(shards, checkpoint_id=path)
+            set_optimizer_state_dict(self._sharded, _plain(optimizer), shards[f"optimizer_{i}"], options=options)
+        rest: dict[str, Any] = torch.load(path / _METADATA_FILENAME, weights_only=weights_only)
+        return rest
 
 
 def _plain(optimizer: Optimizer | LightningOptimizer) -> Optimizer:
@@ -166,12 +175,15 @@ def _check_keys(model: nn.Module, saved: Any, path: Path) -> None:
     own = get_model_state_dict(model, options=StateDictOptions(ignore_frozen_params=True)).keys()
     if different := sorted(set(own) ^ set(saved)):
         raise ValueError(
-            f"{path} and this module differ in {len(different)} trained weights, for example {different[0]}: resume with "
-            "the model, adapter and method options that wrote it, or set ckpt_path=null to start anew"
+            f"{path} and this module differ in {len(different)} trained weights, for example {different[0]}: resume "
+            "with the model, adapter and method options that wrote it, or set ckpt_path=null to start anew"
         )
 
 
 StrategyRegistry.register("fsdp2", FSDP2Strategy, description="FSDP2, checkpoints in one file")
 StrategyRegistry.register(
-    "fsdp2_sharded", FSDP2Strategy, description="FSDP2, one checkpoint shard a process", save_distributed_checkpoint=True
+    "fsdp2_sharded",
+    FSDP2Strategy,
+    description="FSDP2, one checkpoint shard a process",
+    save_distributed_checkpoint=True,
 )

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -43,13 +43,13 @@ class EMAWeights(Callback):
 
     # The average
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start from the checkpoint's average, or from the weights."""
         if self._saved or not self._weights:
             self._prepare(pl_module)
         self._done = trainer.global_step
 
-    def _prepare(self, module: LightningModule) -> None:
+    def _prepare(self, module: Any) -> None:
         _reshard(module)
         self._weights = dict(module.trained_parameters())
         for name, weight in self._weights.items():
@@ -58,9 +58,7 @@ class EMAWeights(Callback):
         module.evaluation_weights = lambda: self.swapped(module)
 
     @torch.no_grad()
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Update after the optimiser step."""
         if trainer.global_step == self._done:
             return
@@ -71,18 +69,18 @@ class EMAWeights(Callback):
 
     # Its use
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Swap the average in."""
         if not self._weights and self._saved:  # trainer.validate of a checkpoint
             self._prepare(pl_module)
         self._swap(pl_module)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Swap the weights back in, before any checkpoint is written."""
         self._swap(pl_module)
 
     @contextmanager
-    def swapped(self, module: LightningModule) -> Iterator[None]:
+    def swapped(self, module: Any) -> Iterator[None]:
         """The module with averaged weights; nothing happens where they are in already."""
         if self._stash:
             yield
@@ -94,7 +92,7 @@ class EMAWeights(Callback):
             self._swap(module)
 
     @torch.no_grad()
-    def _swap(self, module: LightningModule) -> None:
+    def _swap(self, module: Any) -> None:
         _reshard(module)
         incoming = self._stash or self._average
         outgoing = {} if self._stash else {name: _local(weight).clone() for name, weight in self._weights.items()}
@@ -113,7 +111,7 @@ class EMAWeights(Callback):
         self._saved = state_dict["weights"]
 
 
-def _reshard(module: LightningModule) -> None:
+def _reshard(module: Any) -> None:
     """A forward pass without gradients leaves the root's gathered weights in place of its shards."""
     for part in module.policy.modules():
         if isinstance(part, FSDPModule):

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 
 class HFExport(Callback):
@@ -32,14 +32,16 @@ class HFExport(Callback):
         mode: Literal["min", "max"] = "min",
     ) -> None:
         if form not in ("auto", "adapter", "merged") or mode not in ("min", "max"):
-            raise ValueError(f"callbacks.export: form={form!r} is not auto, adapter or merged, or mode={mode!r} not min or max")
+            raise ValueError(
+                f"callbacks.export: form={form!r} is not auto, adapter or merged, or mode={mode!r} not min or max"
+            )
         self.folder, self.form, self.last, self.monitor, self.mode = folder, form, last, monitor, mode
         self._best: float | None = None
 
     def _path(self, trainer: Trainer) -> Path:
         return Path(self.folder or Path(trainer.default_root_dir) / "export")
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Export when the metric is the best so far."""
         if self.monitor is None or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
@@ -55,9 +57,9 @@ class HFExport(Callback):
                 record = {"step": trainer.global_step, "metric": self.monitor, "value": value}
                 (folder / "metric.json").write_text(json.dumps(record) + "\n")
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Export what was trained."""
-        if self.last and not trainer.fast_dev_run:
+        if self.last and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             pl_module.export(self._path(trainer) / "last", self.form)
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -57,14 +57,19 @@ class LastCheckpoint(Callback):
 
     # Set-up
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Run after the callbacks whose state a checkpoint holds, and before those that rank checkpoints."""
         self.dirpath = str(trainer.strategy.broadcast(self.dirpath or Path(trainer.default_root_dir) / "checkpoints"))
-        others = [callback for callback in trainer.callbacks if callback is not self]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        others = [callback for callback in callbacks if callback is not self]
         ranking = [callback for callback in others if isinstance(callback, Checkpoint)]
-        trainer.callbacks = [*(c for c in others if c not in ranking), self, *ranking]
+        trainer.callbacks = [  # type: ignore[attr-defined]
+            *(c for c in others if c not in ranking),
+            self,
+            *ranking,
+        ]
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Take the signal over from Lightning's handler, and count from the step that training goes on from."""
         self._sigterm = self._validation_open = False
         self._seen = self._saved = trainer.global_step
@@ -72,7 +77,7 @@ class LastCheckpoint(Callback):
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._note)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Give the signal back."""
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
@@ -83,37 +88,42 @@ class LastCheckpoint(Callback):
 
     # Saving
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save, and stop, at the end of an optimiser step."""
         if trainer.global_step == self._seen:
             return
         self._seen = trainer.global_step
         due = self._due(trainer)
         if due is not _Due.NOTHING:
-            loop = trainer.fit_loop.epoch_loop
-            self._validation_open = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+            fetcher = trainer.fit_loop._data_fetcher
+            assert fetcher is not None
+            self._validation_open = trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
             self._save(trainer)
             self._validation_open = False
         if due is _Due.STOP:
             self._stop(trainer)
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """End a validation pass early."""
         if _fitting(trainer) and self._due(trainer) is _Due.STOP:
             raise StopIteration  # how a loader says that it is exhausted
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Stop before a checkpoint is ranked by the metrics of an unfinished pass."""
         if _fitting(trainer) and self._due(trainer) is _Due.STOP:
             self._validation_open = True
             self._save(trainer)
             self._stop(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save the end, unless it has been."""
         if self._saved != trainer.global_step:
             self._save(trainer)
@@ -133,7 +143,7 @@ class LastCheckpoint(Callback):
         return _Due(int(agreed))
 
     def _save(self, trainer: Trainer) -> None:
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         trainer.save_checkpoint(Path(self.dirpath or "") / "last.ckpt")
         self._saved, self._saved_at = trainer.global_step, time.monotonic()
@@ -142,7 +152,7 @@ class LastCheckpoint(Callback):
         log.info("SIGTERM: saved %s/last.ckpt after step %d", self.dirpath, trainer.global_step)
         raise SIGTERMException
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Let a checkpoint with a validation still to come say so.
 
         Lightning skips a validation that was due when a checkpoint was written, and goes on in the middle of one that

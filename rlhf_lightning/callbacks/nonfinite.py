@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
@@ -35,17 +35,15 @@ class NonFiniteStop(Callback):
         self._batches: list[PackedBatch] = []
         self._losses: list[Tensor] = []
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: PackedBatch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: PackedBatch, batch_idx: int) -> None:
         """Remember which rows the step is made of."""
         self._batches.append(batch)
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+    def on_before_backward(self, trainer: Trainer, pl_module: Any, loss: Tensor) -> None:
         """Remember the loss; it is read once a step, as reading it waits for the device."""
         self._losses.append(loss.detach())
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """Check the step. A collective call.
 
         Raises:
@@ -60,9 +58,9 @@ class NonFiniteStop(Callback):
         if not trainer.strategy.reduce_boolean_decision(finite, all=True):
             path = self._report(trainer, losses, norm)
             raise NonFiniteError(
-                f"step {trainer.global_step}: the loss is {_text(losses)} and the gradient's norm {norm.item()}; the rows "
-                f"of the step are in {path}. The step was not taken. Look at these rows, lower optimizer.lr, or set "
-                "trainer.gradient_clip_val"
+                f"step {trainer.global_step}: the loss is {_text(losses)} and the gradient's norm {norm.item()}; the "
+                f"rows of the step are in {path}. The step was not taken. Look at these rows, lower optimizer.lr, "
+                "or set trainer.gradient_clip_val"
             )
         self._batches.clear()
         self._losses.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 
 class ReferenceSync(Callback):
@@ -26,12 +26,12 @@ class ReferenceSync(Callback):
     def __init__(self, every_n_steps: int = 512, alpha: float = 0.6) -> None:
         if every_n_steps < 1 or not 0 < alpha <= 1:
             raise ValueError(
-                f"callbacks.reference_sync: every_n_steps={every_n_steps} must be at least 1 and alpha={alpha} in (0, 1]"
+                f"callbacks.reference_sync: every_n_steps={every_n_steps} must be >= 1 and alpha={alpha} in (0, 1]"
             )
         self.every_n_steps, self.alpha = every_n_steps, alpha
         self._done = 0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Refuse references that cannot move."""
         if not hasattr(pl_module.reference, "refresh"):
             raise ValueError(
@@ -40,9 +40,7 @@ class ReferenceSync(Callback):
             )
         self._done = trainer.global_step
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Update after the optimiser step; a collective call where weights are sharded."""
         if trainer.global_step == self._done:
             return

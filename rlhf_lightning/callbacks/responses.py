@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 #: Metric by key of a step's outputs. Entropy and top-1 hits are numbers a token, the others a response.
@@ -28,20 +28,24 @@ class ResponseStatistics(Callback):
     from a model that was tuned on the chosen responses.
     """
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take a micro-batch into the step's means."""
         _track(pl_module, "train/", outputs)
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Take a batch into the means over the validation data."""
         _track(pl_module, "val/", outputs)
 
 
-def _track(module: LightningModule, prefix: str, outputs: Mapping[str, Tensor]) -> None:
+def _track(module: Any, prefix: str, outputs: Mapping[str, Tensor]) -> None:
     for key, metric in METRICS.items():
         if key in outputs:
             module.track(prefix + metric, outputs[key].float())

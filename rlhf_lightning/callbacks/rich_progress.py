@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
@@ -77,10 +77,9 @@ class AlignmentProgressBar(ProgressBar):
         finite = total if total != float("inf") else None
         self._tasks[name] = self._progress.add_task(name, total=finite, completed=done, metrics="")
 
-    def _move(self, name: str, done: int, metrics: str | None = None) -> None:
+    def _move(self, name: str, done: int, metrics: str = "") -> None:
         if self._progress is not None and name in self._tasks:
-            fields = {} if metrics is None else {"metrics": metrics}
-            self._progress.update(self._tasks[name], completed=done, **fields)
+            self._progress.update(self._tasks[name], completed=done, metrics=metrics)
 
     def _end(self, name: str) -> None:
         if self._progress is not None and name in self._tasks:
@@ -96,13 +95,13 @@ class AlignmentProgressBar(ProgressBar):
 
     # Training
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Draw the bar of the run."""
         self._start("train", trainer.estimated_stepping_batches, trainer.global_step)
         self._reported = self._step = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
         """Move on by a step; the metrics are those of the step before, which is complete on every process."""
         if not self._enabled or trainer.global_step == self._step:
@@ -124,44 +123,56 @@ class AlignmentProgressBar(ProgressBar):
             metrics[SPEED] = self._speed
         return summary(metrics)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Leave the finished line on the screen."""
         self._move("train", trainer.global_step, self._summary(trainer))
         self._stop()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """Give the terminal back."""
         self._stop()
 
     # Validation and the reference pass
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Draw the bar of a validation pass under that of the run."""
         self._start("val", _total(trainer.num_val_batches))
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Move on by a batch."""
         self._move("val", batch_idx + 1)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Take the bar away again."""
         self._end("val")
         if trainer.state.fn == "validate":
             self._stop()
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Draw the bar of the pass that fills the reference cache."""
         self._start("reference", _total(trainer.num_predict_batches))
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Move on by a batch."""
         self._move("reference", batch_idx + 1)
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Leave the finished line on the screen."""
         self._stop()
 

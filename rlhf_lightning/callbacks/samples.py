@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from rlhf_lightning.callbacks.tables import log_table
 from rlhf_lightning.ops.kl import k1, k3
@@ -45,8 +45,8 @@ class PolicySamples(Callback):
     """Samples from the policy at each validation: tables of prompts and responses, and the KL to the reference.
 
     The first prompts of the validation data are answered, always the same ones with the same seeds, so that tables of
-    different steps are comparable. Every pass writes ``<folder>/step_<step>.jsonl`` with one row a sample, and a table to
-    the loggers that have tables. Logged:
+    different steps are comparable. Every pass writes ``<folder>/step_<step>.jsonl`` with one row a sample, and a table
+    to the loggers that have tables. Logged:
 
     * ``val/kl/reference``: mean over responses of the summed log-ratio (k1): estimates KL(policy || reference) in nats
       a response; ``val/kl/k3``: the same by the estimator that is never negative;
@@ -81,7 +81,7 @@ class PolicySamples(Callback):
     ) -> None:
         self.pack = pack
         self.prompts = prompts
-        self.options = {
+        self.options: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
             "top_p": top_p,
@@ -90,26 +90,27 @@ class PolicySamples(Callback):
         self.seed, self.before_training, self.folder = seed, before_training, folder
         self._prompts: list[_Prompt] = []
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Sample from the untrained policy."""
-        if not self.before_training or trainer.global_step or trainer.datamodule is None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not self.before_training or trainer.global_step or data is None:
             return
         self._prompts = []
-        for batch in trainer.datamodule.val_dataloader() or ():
+        for batch in data.val_dataloader() or ():
             self._collect(trainer, batch)
             if len(self._prompts) >= self._share(trainer):
                 break
         with pl_module.evaluation_weights():
             self._write(trainer, self._sample(trainer, pl_module))
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start a pass."""
         self._prompts = []
 
     def on_validation_batch_end(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: PackedBatch,
         batch_idx: int,
@@ -118,7 +119,7 @@ class PolicySamples(Callback):
         """Take the prompts of the first batches."""
         self._collect(trainer, batch)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Sample, score, log and write."""
         if not trainer.sanity_checking:
             self._write(trainer, self._sample(trainer, pl_module))
@@ -133,11 +134,11 @@ class PolicySamples(Callback):
             prompt, data = (batch.ids[start:end].tolist() for start, end in spans)
             self._prompts.append(_Prompt(prompt, data, batch.rows[group], int(batch.index[group])))
 
-    def _sample(self, trainer: Trainer, module: LightningModule) -> list[Sample]:
+    def _sample(self, trainer: Trainer, module: Any) -> list[Sample]:
         """Rows of this process; a collective call."""
         seed = self.seed * 65_537 + trainer.global_rank
         responses = module.sample([prompt.ids for prompt in self._prompts], seed=seed, **self.options)
-        ratios = self._log_ratios(module, responses)
+        ratios = self._log_ratios(module, responses) or [None] * len(responses)
         text = module.tokenizer.decode
         ends = _ends(module)
         samples = [
@@ -149,10 +150,10 @@ class PolicySamples(Callback):
                 data=text(prompt.data, skip_special_tokens=True),
                 tokens=len(response),
                 finished=response[-1] in ends,
-                kl=None if ratios is None else float(ratio),
+                kl=ratio,
                 index=prompt.index,
             )
-            for prompt, response, ratio in zip(self._prompts, responses, ratios or self._prompts, strict=True)
+            for prompt, response, ratio in zip(self._prompts, responses, ratios, strict=True)
         ]
         if trainer.evaluating:
             for name, values in {
@@ -162,7 +163,7 @@ class PolicySamples(Callback):
                 module.track(f"val/sample/{name}", torch.tensor(values, device=module.device))
         return samples
 
-    def _log_ratios(self, module: LightningModule, responses: list[list[int]]) -> list[float] | None:
+    def _log_ratios(self, module: Any, responses: list[list[int]]) -> list[float | None] | None:
         """Summed log-ratio of each response; logs the estimates of the KL."""
         if self.options["temperature"] != 1 or self.options["top_p"] != 1:
             return None
@@ -176,7 +177,7 @@ class PolicySamples(Callback):
         if module.trainer.evaluating:
             for name, values in sums.items():
                 module.track(f"val/kl/{name}", values)
-        return sums["reference"].tolist()
+        return [float(value) for value in sums["reference"]]
 
     def _write(self, trainer: Trainer, samples: list[Sample]) -> None:
         rows = _gather(samples)
@@ -191,13 +192,13 @@ class PolicySamples(Callback):
             log_table(logger, "samples", [asdict(sample) for sample in rows], trainer.global_step)
 
 
-def _sums(ratios: Iterable[Ragged], estimator: Callable[[torch.Tensor], torch.Tensor], module: LightningModule) -> Any:
+def _sums(ratios: Iterable[Ragged], estimator: Callable[[torch.Tensor], torch.Tensor], module: Any) -> Any:
     """One number a response."""
     sums = [ratio.with_token(estimator(ratio.token)).sum() for ratio in ratios]
     return torch.cat(sums) if sums else torch.zeros(0, device=module.device)
 
 
-def _ends(module: LightningModule) -> set[int]:
+def _ends(module: Any) -> set[int]:
     """Token ids that end a response."""
     ends = {module.tokenizer.eos_token_id}
     configured = getattr(getattr(module.policy.model, "generation_config", None), "eos_token_id", None)

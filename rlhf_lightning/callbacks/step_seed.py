@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 
 class StepSeed(Callback):
@@ -24,7 +24,7 @@ class StepSeed(Callback):
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Seed Python, NumPy and torch (every device)."""
         number = trainer.fit_loop.epoch_loop.total_batch_idx
         seed = derived_seed(self.seed, number, trainer.global_rank)

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
 from rlhf_lightning.types import PackedBatch
 
@@ -39,21 +39,21 @@ class Throughput(Callback):
         self._tokens = self._groups = 0
         self._real = self._positions = 0
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start the clock."""
         self._restart()
         self._step = trainer.global_step
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Stop the clock."""
         self._paused = time.perf_counter()
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Go on with the clock."""
         self._since += time.perf_counter() - self._paused
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
         """Count a micro-batch, and report at the end of the step."""
         self._tokens += len(batch.ids)
@@ -95,7 +95,7 @@ def _peak_gib(device: torch.device) -> float:
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-def _operations(module: LightningModule) -> float:
+def _operations(module: Any) -> float:
     """Floating-point operations a token, policy and reference."""
     total = trained = 0
     for parameter in module.policy.parameters():

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import lightning as L
 import torch
@@ -17,9 +17,9 @@ from rlhf_lightning.losses.options import needs, validate
 from rlhf_lightning.methods.optimizers import decay_groups, make_scheduler
 from rlhf_lightning.methods.state import REFERENCE, check_state, reference_weights, restore_reference, without_frozen
 from rlhf_lightning.methods.tracking import Means
-from rlhf_lightning.models.export import export
+from rlhf_lightning.models.export import Form, export
 from rlhf_lightning.models.generation import generate
-from rlhf_lightning.models.roles import Models, Reference, evaluating, shard
+from rlhf_lightning.models.roles import Models, evaluating, shard
 from rlhf_lightning.models.sharding import unsharded
 from rlhf_lightning.types import PackedBatch, Ragged, SequenceLogProbs, StepOutput
 
@@ -27,13 +27,15 @@ if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
     from torch.optim.lr_scheduler import LRScheduler
 
+BatchT = TypeVar("BatchT", bound=PackedBatch)
+
 #: Diagnostics under this prefix are scalars or per-group numbers that a loss reports; they are logged by name.
 DIAGNOSTIC = "diagnostic/"
 #: Statistics of the policy's head that cost little and are always worth seeing in validation.
 STATISTICS = frozenset({"entropy", "top1"})
 
 
-class AlignmentModule(L.LightningModule):
+class AlignmentModule(L.LightningModule, Generic[BatchT]):
     """A policy, its reference and a loss. Subclasses say what a batch holds and call the loss.
 
     ``forward(batch)`` computes a scalar and detached diagnostics and touches neither logger, trainer nor optimiser, so
@@ -55,7 +57,8 @@ class AlignmentModule(L.LightningModule):
     kind: ClassVar[str]  #: what the method eats: "preference" or "supervised"
     legal: ClassVar[frozenset[str]]  #: inputs that this method can give to a loss
 
-    policy: nn.Module | None
+    policy: Any  #: the ``Actor`` that is trained; None until ``configure_model``
+    reference: Any  #: a ``Reference``, or None
 
     def __init__(
         self,
@@ -74,7 +77,7 @@ class AlignmentModule(L.LightningModule):
         self.loss = loss
         self.policy = None
         self.tokenizer: Any = None
-        self.reference: Reference | None = None
+        self.reference = None
         self.strict_loading = False  # frozen weights are not in checkpoints; check_state is strict about the others
         self.evaluation_weights: Callable[[], AbstractContextManager[None]] = nullcontext
         self._build, self._optimizer, self._scheduler = models, optimizer, scheduler
@@ -125,7 +128,7 @@ class AlignmentModule(L.LightningModule):
         With ``precision=bf16-true`` Lightning would also round what a batch carries beside token ids: margins, and
         cached reference log-probs, whose sums over a response need more than eight bits.
         """
-        self.trainer.precision_plugin.convert_input = lambda data: data
+        self.trainer.precision_plugin.convert_input = _as_it_is  # type: ignore[method-assign]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over the policy's trainable parameters, and the schedule if there is one."""
@@ -135,11 +138,12 @@ class AlignmentModule(L.LightningModule):
         optimizer = self._optimizer(decay_groups(self.policy.parameters()))
         # A fused step can unscale gradients itself, so Lightning refuses to clip before it under any mixed precision.
         # Told that it cannot, a gradient scaler (if there is one) unscales first, and clipping works.
-        optimizer._step_supports_amp_scaling = False
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         if self._scheduler is None:
             return optimizer
         scheduler = make_scheduler(self._scheduler, optimizer, self._total_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        schedule: Any = {"scheduler": scheduler, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def _total_steps(self) -> int:
         steps = self.trainer.estimated_stepping_batches
@@ -150,13 +154,14 @@ class AlignmentModule(L.LightningModule):
     # Computing
 
     @abstractmethod
-    def forward(self, batch: PackedBatch) -> StepOutput:
+    def forward(self, batch: BatchT) -> StepOutput:
         """The loss of a micro-batch, scaled so that the mean over the step's micro-batches is the step's loss."""
 
     def policy_log_probs(self, batch: PackedBatch) -> SequenceLogProbs:
         """Log-probs of the policy with the statistics that the loss and this mode ask for."""
         wanted = self.statistics if self.training else STATISTICS
-        return self.policy(batch, statistics=wanted | (self.needs & {"collision"}))
+        log_probs: SequenceLogProbs = self.policy(batch, statistics=wanted | (self.needs & {"collision"}))
+        return log_probs
 
     @torch.no_grad()
     def reference_log_probs(self, batch: PackedBatch) -> SequenceLogProbs | None:
@@ -168,7 +173,8 @@ class AlignmentModule(L.LightningModule):
     def _live_reference(self, batch: PackedBatch) -> SequenceLogProbs:
         if isinstance(self.reference, nn.Module):
             self._place(self.reference)
-        return self.reference(batch)
+        log_probs: SequenceLogProbs = self.reference(batch)
+        return log_probs
 
     def _place(self, reference: nn.Module) -> None:
         """Bring the reference to the policy's device and dtype, which Lightning does for submodules only."""
@@ -182,7 +188,7 @@ class AlignmentModule(L.LightningModule):
 
     # Lightning's hooks
 
-    def training_step(self, batch: PackedBatch, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: BatchT, batch_idx: int) -> dict[str, Tensor]:
         """Forward, and the metrics every method has. The extras are detached here, once for all methods."""
         output = self(batch)
         extras = {name: value.detach() for name, value in output.diagnostics.items()}
@@ -190,7 +196,7 @@ class AlignmentModule(L.LightningModule):
         self._track_diagnostics("train/", extras)
         return {"loss": output.loss, **extras}
 
-    def validation_step(self, batch: PackedBatch, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: BatchT, batch_idx: int) -> dict[str, Tensor]:
         """Forward, and the mean loss over the groups."""
         output = self(batch)
         extras = {name: value.detach() for name, value in output.diagnostics.items()}
@@ -198,10 +204,11 @@ class AlignmentModule(L.LightningModule):
         self._track_diagnostics("val/", extras)
         return {"loss": output.loss, **extras}
 
-    def predict_step(self, batch: PackedBatch, batch_idx: int) -> SequenceLogProbs:
+    def predict_step(self, batch: BatchT, batch_idx: int) -> SequenceLogProbs:
         """Log-probs of the reference, what a reference cache stores: the policy's own before training."""
         if self.reference is None or self.reference.kind == "cached":
-            return self.policy(batch)
+            log_probs: SequenceLogProbs = self.policy(batch)
+            return log_probs
         return self._live_reference(batch)
 
     def track(self, name: str, values: Tensor) -> None:
@@ -225,11 +232,11 @@ class AlignmentModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Put the loader and the step's means where the checkpoint left them.
 
-        Lightning restores a loader when it sets it up, but never when the loader was set up before the checkpoint's loops
-        were restored, and asking for ``estimated_stepping_batches``, as every schedule does, sets it up.
+        Lightning restores a loader when it sets it up, but never when the loader was set up before the checkpoint's
+        loops were restored, and asking for ``estimated_stepping_batches``, as every schedule does, sets it up.
         """
         self._logged_step = self.trainer.global_step
-        loader = self.trainer.train_dataloader
+        loader: Any = self.trainer.train_dataloader
         for state in self._loader_states:
             loader.load_state_dict(state)
         self._loader_states = []
@@ -293,10 +300,15 @@ class AlignmentModule(L.LightningModule):
             return [self._log_ratio(batch.to(self.device)) for batch in batches]
 
     def _log_ratio(self, batch: PackedBatch) -> Ragged:
-        policy, reference = self.policy(batch), self._live_reference(batch)
+        policy: SequenceLogProbs = self.policy(batch)
+        reference = self._live_reference(batch)
         return policy.with_token(policy.token - reference.token)
 
-    def export(self, folder: str | Path, form: str = "auto") -> Path:
+    def export(self, folder: str | Path, form: Form = "auto") -> Path:
         """Write the policy as a folder that transformers or PEFT loads; a collective call."""
         with self.evaluation_weights():
             return export(self.policy, self.tokenizer, folder, form=form)
+
+
+def _as_it_is(data: Any) -> Any:
+    return data

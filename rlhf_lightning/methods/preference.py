@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.models.roles import Models
 
 
-class Preference(AlignmentModule):
+class Preference(AlignmentModule[PreferenceBatch]):
     """One number a pair from any loss of ``rlhf_lightning.losses.preference``.
 
     A loss may ask for ``policy``, ``reference``, ``margin`` (of the data), ``collision`` (of the policy's
@@ -75,10 +75,10 @@ class Preference(AlignmentModule):
         """How to get each input that a loss may ask for."""
         return {
             "policy": lambda: batch.pair(policy),
-            "reference": lambda: batch.pair(reference),
+            "reference": lambda: None if reference is None else batch.pair(reference),
             "margin": lambda: _margin(batch),
             "collision": lambda: batch.pair(policy.statistic("collision")),
-            "running": lambda: self.running.moments(),
+            "running": lambda: None if self.running is None else self.running.moments(),
         }
 
     @torch.no_grad()

@@ -72,7 +72,7 @@ class RunningMoments(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningMoments:
         """Follow the module to another device, never to another dtype: half precision cannot count."""
         exact = {name: buffer.clone() for name, buffer in self.named_buffers()}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in exact.items():
             setattr(self, name, buffer.to(getattr(self, name).device))
         return self

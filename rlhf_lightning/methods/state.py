@@ -28,7 +28,9 @@ def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
     own = without_frozen(module, module.state_dict())
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     reshaped = sorted(
-        key for key in own.keys() & state.keys() if getattr(own[key], "shape", None) != getattr(state[key], "shape", None)
+        key
+        for key in own.keys() & state.keys()
+        if getattr(own[key], "shape", None) != getattr(state[key], "shape", None)
     )
     for problem, keys in (("lacks", missing), ("has unknown", unknown), ("has another shape for", reshaped)):
         if keys:
@@ -38,14 +40,14 @@ def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
             )
 
 
-def reference_weights(reference: nn.Module, policy: nn.Module) -> dict[str, Tensor]:
+def reference_weights(reference: Any, policy: nn.Module) -> dict[str, Any]:
     """What refreshing can have changed of a frozen copy, on the CPU; a collective call where it is sharded.
 
     Under FSDP2 only process 0 gets the weights, the others get an empty dict.
     """
     trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(reference.actor, options=options)
+    weights: dict[str, Any] = get_model_state_dict(reference.actor, options=options)
     return {name: weight.clone() for name, weight in weights.items() if name in trained}
 
 
@@ -57,7 +59,5 @@ def restore_reference(reference: Any, weights: Mapping[str, Tensor]) -> None:
     """
     if not hasattr(reference, "refresh"):
         raise ValueError("the checkpoint holds a refreshed reference: resume with reference=frozen, as it was trained")
-    set_model_state_dict(
-        reference.actor, dict(weights), options=StateDictOptions(full_state_dict=True, strict=False)
-    )
+    set_model_state_dict(reference.actor, dict(weights), options=StateDictOptions(full_state_dict=True, strict=False))
     reference.refreshed = True

@@ -11,7 +11,7 @@ from rlhf_lightning.methods.base import AlignmentModule
 from rlhf_lightning.types import SequenceLogProbs, StepOutput, SupervisedBatch
 
 
-class Supervised(AlignmentModule):
+class Supervised(AlignmentModule[SupervisedBatch]):
     """One number a response from a loss of ``rlhf_lightning.losses.supervised``."""
 
     kind: ClassVar[str] = "supervised"

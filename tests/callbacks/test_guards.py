@@ -74,7 +74,9 @@ def test_every_process_stops_where_one_has_found_something(tmp_path):
 
 def test_gradient_norm_is_logged_before_clipping(tmp_path):
     logger = Memory()
-    trainer(tmp_path, [NonFiniteStop()], logger=logger, gradient_clip_val=1e-6, max_steps=1).fit(preference(), loader(1))
+    trainer(tmp_path, [NonFiniteStop()], logger=logger, gradient_clip_val=1e-6, max_steps=1).fit(
+        preference(), loader(1)
+    )
     module = preference()
     module.configure_model()
     module(micro_batches(examples(4), 1)[0]).loss.backward()
@@ -223,17 +225,15 @@ def test_folder_is_replaced_and_recovered(tmp_path):
 
 @pytest.mark.parametrize(("options", "saves"), [({"every_n_steps": 2}, 2), ({"every_n_steps": None}, 1)])
 def test_last_checkpoint_saves_every_n_steps_and_at_the_end(tmp_path, options, saves):
-    class Count(AtomicCheckpointIO):
-        paths: list[Path] = []
+    paths = []
 
+    class Count(AtomicCheckpointIO):
         def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
-            self.paths.append(path)
+            paths.append(path)
             super().save_checkpoint(checkpoint, path)
 
-    io = Count()
-    io.paths.clear()
-    trainer(tmp_path, [LastCheckpoint(**options)], plugins=[io]).fit(preference(), loader(3))
-    assert len(io.paths) == saves
+    trainer(tmp_path, [LastCheckpoint(**options)], plugins=[Count()]).fit(preference(), loader(3))
+    assert len(paths) == saves
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
 
 

@@ -14,7 +14,14 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_lightning.callbacks import AlignmentProgressBar, EMAWeights, HFExport, ImplicitRewards, PolicySamples, Throughput
+from rlhf_lightning.callbacks import (
+    AlignmentProgressBar,
+    EMAWeights,
+    HFExport,
+    ImplicitRewards,
+    PolicySamples,
+    Throughput,
+)
 from rlhf_lightning.callbacks.rich_progress import clock, compact, redirect_handlers, summary
 from rlhf_lightning.callbacks.tables import log_table
 from rlhf_lightning.data.packing import pack
@@ -70,7 +77,9 @@ def _example(example, response):
     return Example(example.prompt, [response])
 
 
-@pytest.mark.parametrize(("reference", "options"), [("none", {}), ("frozen", {"temperature": 0.5}), ("frozen", {"top_p": 0.9})])
+@pytest.mark.parametrize(
+    ("reference", "options"), [("none", {}), ("frozen", {"temperature": 0.5}), ("frozen", {"top_p": 0.9})]
+)
 def test_no_kl_where_it_would_be_another_number(tmp_path, reference, options):
     from rlhf_lightning.losses import simpo
 
@@ -172,7 +181,9 @@ def test_bar_fits_80_columns(tmp_path):
     bar = AlignmentProgressBar(console=console)
     callbacks = [bar, ImplicitRewards(), Throughput()]
     trainer(tmp_path, callbacks, enable_progress_bar=True).fit(preference(), loader(6), loader(2))
-    lines = [line.split("\r")[-1] for line in screen.getvalue().replace("\x1b[2K", "\n").replace("\x1b[1A", "").split("\n")]
+    lines = [
+        line.split("\r")[-1] for line in screen.getvalue().replace("\x1b[2K", "\n").replace("\x1b[1A", "").split("\n")
+    ]
     final = [line for line in lines if "6/6" in line][-1]
     assert len(final) <= 80
     for part in ("train", "loss 0.", "margin ", "tok/s", "total"):

@@ -61,13 +61,15 @@ def module_of(kind: str) -> L.LightningModule:
         return preference(partial(bco_pair, beta=0.5), builder, scheduler=schedule)
     if kind == "supervised":
         return supervised(builder=Builder("none", dropout=0.3), scheduler=schedule)
-    return preference(
-        partial(bco_pair, beta=0.5), Builder(dropout=0.3), scheduler=schedule, running_decay=None
-    )
+    return preference(partial(bco_pair, beta=0.5), Builder(dropout=0.3), scheduler=schedule, running_decay=None)
 
 
 def fit(
-    folder: Path, kind: str = "preference", kill_at: int | None = None, callbacks: tuple[L.Callback, ...] = (), **options: Any
+    folder: Path,
+    kind: str = "preference",
+    kill_at: int | None = None,
+    callbacks: tuple[L.Callback, ...] = (),
+    **options: Any,
 ) -> tuple[L.LightningModule, L.Trainer]:
     """Train in ``folder``; where that holds a checkpoint, go on from it."""
     own = [StepSeed(seed=7), NonFiniteStop(), EMAWeights(decay=0.9), LastCheckpoint(every_n_steps=2)]
@@ -80,7 +82,12 @@ def fit(
     run = trainer(
         folder,
         [*own, *callbacks],
-        **{"max_epochs": 3, "gradient_clip_val": 1.0, "plugins": [AtomicCheckpointIO()], "use_distributed_sampler": False}
+        **{
+            "max_epochs": 3,
+            "gradient_clip_val": 1.0,
+            "plugins": [AtomicCheckpointIO()],
+            "use_distributed_sampler": False,
+        }
         | options,
     )
     module = module_of(kind)
@@ -107,7 +114,9 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
         return [] if one.dtype == other.dtype and torch.equal(one, other) else [path]
     if isinstance(one, dict) and isinstance(other, dict):
         found = [f"{path}/{key}" for key in one.keys() ^ other.keys()]
-        return found + [d for key in one.keys() & other.keys() for d in differences(one[key], other[key], f"{path}/{key}")]
+        return found + [
+            d for key in one.keys() & other.keys() for d in differences(one[key], other[key], f"{path}/{key}")
+        ]
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
         return [d for i, (a, b) in enumerate(zip(one, other, strict=True)) for d in differences(a, b, f"{path}/{i}")]
     return [] if one == other else [f"{path}: {one} != {other}"]
@@ -187,7 +196,12 @@ def ranks(count: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -
 
 def _rank(rank: int, count: int, port: int, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        NODE_RANK="0",
+        WORLD_SIZE=str(count),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
     )
     function(*args, **kwargs)
     if torch.distributed.is_initialized():

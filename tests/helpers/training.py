@@ -87,9 +87,7 @@ def micro_batches(rows: list[Example], parts: int) -> list[PackedBatch]:
     """One optimiser step cut into equal parts."""
     size = len(rows) // parts
     totals = step_totals(rows, parts)
-    return [
-        pack(rows[i : i + size], totals=totals, indices=range(i, i + size)) for i in range(0, parts * size, size)
-    ]
+    return [pack(rows[i : i + size], totals=totals, indices=range(i, i + size)) for i in range(0, parts * size, size)]
 
 
 def loader(steps: int = 4, batch: int = 4, parts: int = 1, responses: int = 2) -> DataLoader:
@@ -98,7 +96,7 @@ def loader(steps: int = 4, batch: int = 4, parts: int = 1, responses: int = 2) -
     return DataLoader(cut, batch_size=None)
 
 
-def preference(loss=partial(dpo, beta=0.1), builder: Builder | None = None, lr: float = 1e-2, **kwargs) -> Preference:
+def preference(loss=dpo, builder: Builder | None = None, lr: float = 1e-2, **kwargs) -> Preference:
     return Preference(builder or Builder(), loss, partial(torch.optim.AdamW, lr=lr), **kwargs)
 
 

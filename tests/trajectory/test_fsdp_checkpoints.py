@@ -20,7 +20,7 @@ SHARDS = partial(FSDP2Strategy, save_distributed_checkpoint=True)
 
 def weights(folder: Path, kind: str, strategy: Any) -> None:
     """Leave the final weights and optimiser state of a finished run in a file, by loading its last checkpoint."""
-    module, run = fit(folder, kind, strategy=strategy, **TWO)
+    _, run = fit(folder, kind, strategy=strategy, **TWO)
     state = run.strategy.lightning_module_state_dict()
     whole = {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in state.items()}
     if run.is_global_zero:

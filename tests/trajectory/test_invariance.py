@@ -53,9 +53,9 @@ def assert_same(
     for name, values in one["metrics"].items():
         if name in ("val/loss", "val/nll") and not exact_validation:
             continue
-        torch.testing.assert_close(
-            torch.tensor(values), torch.tensor(other["metrics"][name]), atol=tolerance, rtol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
-        )  # fmt: skip
+        found = torch.tensor(other["metrics"][name])
+        limits = {"atol": tolerance, "rtol": tolerance}
+        torch.testing.assert_close(found, torch.tensor(values), msg=lambda text, name=name: f"{name}: {text}", **limits)
     for name, weight in one["weights"].items():
         torch.testing.assert_close(weight, other["weights"][name], atol=tolerance, rtol=tolerance)
 
