@@ -69,6 +69,8 @@ def generate(
         stack.enter_context(unsharded(actor))
         stack.enter_context(evaluating(actor))
         stack.enter_context(_only(model, config))
+        # Autocast would cast every weight again for every token; the weights decode in their own dtype instead.
+        stack.enter_context(torch.autocast(model.device.type, enabled=False))
         if not adapter and is_adapted(actor.model):
             stack.enter_context(actor.model.disable_adapter())
         for start in range(0, len(order), batch_size):
