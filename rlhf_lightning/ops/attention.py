@@ -12,7 +12,6 @@ whatever the dtype of the queries.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from rlhf_lightning.ops.precision import exact_products
 
 #: Query rows computed at once. Their scores are ``heads * ROWS * keys`` float32 numbers.
 ROWS = 256
@@ -145,7 +146,7 @@ class _Options:
     def probabilities(self, query: Tensor, key: Tensor, block: Block) -> tuple[Tensor, Tensor | None]:
         """Attention probabilities ``[kv_heads, heads / kv_heads, rows, keys]``, and the soft-cap's slope."""
         wide = torch.promote_types(query.dtype, torch.float32)
-        with _low_precision_inputs(query.dtype):
+        with exact_products(query.dtype):
             scores = torch.matmul(query.to(wide) * self.scale, key.to(wide).transpose(-1, -2))
         slope = None
         if self.softcap is not None:
@@ -158,25 +159,6 @@ class _Options:
         else:
             scores.masked_fill_(~block.visible(scores.device), -torch.inf)
         return scores.softmax(-1), slope
-
-
-@contextmanager
-def _low_precision_inputs(dtype: torch.dtype) -> Iterator[None]:
-    """Products of float32 tensors whose values are bfloat16 run on bfloat16 units, which loses nothing.
-
-    A CPU has no bfloat16 product with a float32 result; oneDNN's reduced-precision mode is one, since rounding the
-    inputs to bfloat16 leaves them as they are. Elsewhere, and in other dtypes, nothing changes.
-    """
-    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    if dtype != torch.bfloat16:
-        yield
-        return
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
 
 
 def _grouped(x: Tensor, block: Block) -> Tensor:
