@@ -6,12 +6,13 @@ import logging
 import os
 import sys
 import textwrap
+import traceback
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from rlhf_lightning.cli.errors import want_traceback
+from rlhf_lightning.cli.errors import describe, exit_code, is_message, root_cause, want_traceback
 
 #: Where results go; messages go to standard error, so that output can be piped.
 OUT = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -87,6 +88,25 @@ def say_error(message: str) -> None:
         indent = " " * (len(line) - len(line.lstrip()) + 2)
         width = ERR.width if ERR.is_terminal else 1 << 16
         ERR.print(_escape(textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False)))
+
+
+def report(error: Exception, traceback_file: Path | None = None) -> int:
+    """Say what went wrong: a message where it was written for people, a type and a place where it is a bug.
+
+    Args:
+        error: what was raised.
+        traceback_file: where its traceback was written; None: nowhere.
+
+    Returns:
+        The exit code.
+    """
+    say_error(describe(error))
+    if want_traceback():
+        traceback.print_exception(error)
+    elif not is_message(root_cause(error)):
+        where = f"The traceback is in {traceback_file}; RLHF_DEBUG=1 shows it here" if traceback_file else ""
+        say_error(f"this looks like a bug. {where or 'RLHF_DEBUG=1 shows where it happened'}")
+    return exit_code(error)
 
 
 def _escape(text: str) -> str:

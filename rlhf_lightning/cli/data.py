@@ -9,7 +9,6 @@ from omegaconf import DictConfig
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.console import OUT, setup_logging
 from rlhf_lightning.cli.errors import ConfigError, suggestion
-from rlhf_lightning.cli.guard import guarded
 
 ACTIONS = ("inspect",)
 
@@ -19,12 +18,9 @@ def main(arguments: Sequence[str]) -> int:
     action, overrides = (arguments[0], arguments[1:]) if arguments else ("", [])
     if action not in ACTIONS:
         raise ConfigError(f"rlhf data {action}: no such action; write rlhf data inspect.{suggestion(action, ACTIONS)}")
-
-    def run() -> None:
-        setup_logging()
-        inspect(compose("data", overrides))
-
-    return guarded(run)
+    setup_logging()
+    inspect(compose("data", overrides))
+    return 0
 
 
 def inspect(cfg: DictConfig) -> None:

@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.console import ERR, OUT, setup_logging
 from rlhf_lightning.cli.errors import ConfigError
-from rlhf_lightning.cli.guard import guarded
 from rlhf_lightning.cli.runs import read_config, take_over, weights_of
 
 if TYPE_CHECKING:
@@ -29,14 +28,11 @@ _FREE_TEXT = ("prompt", "system")
 
 def main(arguments: Sequence[str]) -> int:
     """``rlhf generate key=value ...``."""
-
-    def run() -> None:
-        overrides = [quoted(argument) for argument in arguments]
-        cfg = compose("generate", overrides)
-        setup_logging()
-        generate(_from_run(cfg, overrides) if cfg.run else cfg)
-
-    return guarded(run)
+    overrides = [quoted(argument) for argument in arguments]
+    cfg = compose("generate", overrides)
+    setup_logging()
+    generate(_from_run(cfg, overrides) if cfg.run else cfg)
+    return 0
 
 
 def _from_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:

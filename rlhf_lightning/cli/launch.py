@@ -19,8 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.markup import escape
 
 from rlhf_lightning.cli.compose import compose_with_overrides, parse, register, sweep_points, to_config_error
-from rlhf_lightning.cli.console import ERR, say, say_error
-from rlhf_lightning.cli.errors import EXIT_USER, ConfigError, describe, suggestion, want_traceback
+from rlhf_lightning.cli.console import ERR, report, say
+from rlhf_lightning.cli.errors import ConfigError, describe, suggestion
 from rlhf_lightning.cli.results import Result, duration
 from rlhf_lightning.cli.sweep import SweepSummary
 from rlhf_lightning.cli.worker import SWEEP, is_first_process, launched, run_job
@@ -151,7 +151,6 @@ def _job(command: str, cfg: DictConfig) -> float | None:
     context = HydraConfig.get()
     sweeping = context.mode == RunMode.MULTIRUN
     cfg.paths.output_dir = str(Path(context.runtime.output_dir).absolute())
-    _refuse_torchrun_without_folder(context)
     overrides = list(context.overrides.task)
     if sweeping:
         varying = os.environ.get(SWEEP, "").split(",")
@@ -159,15 +158,13 @@ def _job(command: str, cfg: DictConfig) -> float | None:
         say(f"[bold]job {context.job.num}[/]  {escape(' '.join(shown))}")
 
     try:
-        from rlhf_lightning.cli.schema import check_config
-
-        check_config(cfg, command)
-        if command == "evaluate":
-            from rlhf_lightning.cli.evaluate import from_run
-
-            cfg = from_run(cfg, overrides)
-    except ConfigError as error:  # a value that only the sweeper knew
-        return _invalid(error, Path(cfg.paths.output_dir), overrides, sweeping)
+        _refuse_torchrun_without_folder(overrides)
+        cfg = _checked(command, cfg, overrides)
+    except Exception as error:  # a value that only the sweeper knew: the other jobs still run
+        folder = Path(cfg.paths.output_dir)
+        SweepSummary.exit_code = report(error)
+        Result("failed", error=describe(error), exit_code=SweepSummary.exit_code, overrides=overrides).write(folder)
+        return math.nan
     result = run_job(command, cfg, overrides)
     if result.status == "stopped":
         if is_first_process():
@@ -180,18 +177,18 @@ def _job(command: str, cfg: DictConfig) -> float | None:
     return result.value if result.status == "done" else math.nan
 
 
-def _invalid(error: ConfigError, folder: Path, overrides: list[str], sweeping: bool) -> float:
-    if not sweeping:
-        raise error
-    say_error(describe(error))
-    Result("failed", error=str(error), exit_code=EXIT_USER, overrides=overrides).write(folder)
-    if want_traceback():
-        raise error
-    return math.nan
+def _checked(command: str, cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    from rlhf_lightning.cli.schema import check_config
+
+    check_config(cfg, command)
+    if command != "evaluate":
+        return cfg
+    from rlhf_lightning.cli.evaluate import from_run
+
+    return from_run(cfg, overrides)
 
 
-def _refuse_torchrun_without_folder(context: Any) -> None:
+def _refuse_torchrun_without_folder(overrides: Sequence[str]) -> None:
     """Under torchrun every process composes for itself, and the clock would give each a folder of its own."""
-    given = any(override.startswith("paths.output_dir=") for override in context.overrides.task)
-    if launched() and not given:
+    if launched() and not any(override.startswith("paths.output_dir=") for override in overrides):
         raise ConfigError("under torchrun or srun set paths.output_dir: all processes need the same folder")

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from rlhf_lightning.cli.errors import EXIT_USER, ConfigError, suggestion
+from rlhf_lightning.cli.errors import ConfigError, suggestion
 
 #: command -> (module with main(arguments) -> exit code, one line of help)
 COMMANDS = {
@@ -36,18 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = [argument for argument in given if argument != "--full-error"]
     try:
         return _dispatch(given)
-    except ConfigError as error:
-        from rlhf_lightning.cli.console import say_error
-
-        if os.environ.get("RLHF_DEBUG", "0") not in ("", "0"):
-            raise
-        say_error(str(error))
-        return EXIT_USER
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output, `| head` say, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:  # the last line of defence: everything becomes a message and an exit code
+        from rlhf_lightning.cli.console import report
+
+        return report(error)
 
 
 def _dispatch(given: list[str]) -> int:

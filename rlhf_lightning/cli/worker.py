@@ -22,8 +22,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rlhf_lightning.cli.console import say_error, setup_logging
-from rlhf_lightning.cli.errors import describe, exit_code, is_message, root_cause, want_traceback
+from rlhf_lightning.cli.console import report, setup_logging
+from rlhf_lightning.cli.errors import describe, exit_code
 from rlhf_lightning.cli.results import Result
 from rlhf_lightning.signals import SIGTERM_EXIT, run_with_sigterm_exit
 
@@ -160,15 +160,9 @@ def _ended(status: Any, code: int, started: float, error: str | None) -> Result:
 
 def _failed(error: Exception, folder: Path, started: float) -> Result:
     """Tell the user, and keep the traceback in the run's folder."""
-    code = exit_code(error)
     file = folder / "error.log"
     file.write_text("".join(traceback.format_exception(error)))
-    if is_first_process():
-        say_error(describe(error))
-        if want_traceback():
-            traceback.print_exception(error)
-        elif not is_message(root_cause(error)):
-            say_error(f"this looks like a bug. The traceback is in {file}; RLHF_DEBUG=1 shows it here")
+    code = report(error, file) if is_first_process() else exit_code(error)
     return _ended("failed", code, started, describe(error))
 
 
