@@ -39,7 +39,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         data_parallel_size: processes that share the batch; ``auto``: all of them.
         save_distributed_checkpoint: True: a folder to which every process writes its shard, for models whose
             optimiser state no single machine holds. False: one file that any other strategy can load.
-        cpu_offload: keep the shards and the optimiser's state in host memory; read by the module's ``shard``.
+        cpu_offload: keep the shards and the optimiser's state in host memory. Without accelerators they are there
+            anyway.
         options: further arguments of ``ModelParallelStrategy``.
     """
 
@@ -50,6 +51,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         cpu_offload: bool = False,
         **options: Any,
     ) -> None:
+        if cpu_offload:  # gradients are in host memory too, and their norm is summed over the processes there
+            options = {"process_group_backend": "cpu:gloo,cuda:nccl", **options}
         super().__init__(
             data_parallel_size=data_parallel_size,
             tensor_parallel_size=1,
@@ -60,6 +63,8 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """Shard over every process: Lightning's ``auto`` would give them all to tensor parallelism."""
+        if self.root_device.type == "cpu":
+            self.cpu_offload, self._process_group_backend = False, None
         if self._data_parallel_size == "auto":
             self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
