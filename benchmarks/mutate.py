@@ -4,8 +4,8 @@
 
 Each mutation changes one place: an operator (+ and -, * and /), a sign, sum and mean, chosen and rejected, a
 comparison, a constant, the branches of an if; or it drops a detach, clamp, exp, log, square or relu. The mutated module
-exists in memory only, in a forked process that runs the tests and stops at the first failure. A mutation that no test
-notices is printed: either a test is missing, or the change makes no difference to the result.
+exists in memory only, in a forked process that runs the tests, in the given order, up to the first failure. A mutation
+that no test notices is printed: either a test is missing, or the change makes no difference to the result.
 """
 
 from __future__ import annotations
@@ -124,8 +124,7 @@ def passes(file: str, code: str, tests: list[str], seconds: int) -> bool:
 
         # Without the project's options: the type-checking import hook would load the file itself.
         plain = ["-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider", "-x", "-q"]
-        status = pytest.main([*plain, *tests])
-        os._exit(0 if status == 0 else 1)
+        os._exit(int(any(pytest.main([*plain, test]) != 0 for test in tests)))
     return os.waitpid(child, 0)[1] == 0
 
 
@@ -137,9 +136,8 @@ def main() -> int:
     names = [name for name in names if name != "--"]
     files, tests = [n for n in names if not n.startswith("tests")], [n for n in names if n.startswith("tests")]
     sys.path.insert(0, os.getcwd())
-    import torch  # once, for all children
-
-    torch.set_num_threads(1)
+    for heavy in ("torch", "jaxtyping", "hypothesis", "pytest"):  # once, for all children
+        importlib.import_module(heavy)
     if not passes(files[0], Path(files[0]).read_text(), tests, options.seconds):
         print("the tests fail without any mutation (or take too long)")
         return 2

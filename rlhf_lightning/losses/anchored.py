@@ -21,7 +21,7 @@ def nca(policy: Pair, reference: Pair, *, beta: Positive = 0.01) -> PreferenceLo
     .. math:: -\log\sigma(r_w) - \tfrac12\log\sigma(-r_w) - \tfrac12\log\sigma(-r_l)
 
     Source: "Noise Contrastive Alignment of Language Models with Explicit Rewards", arXiv:2402.05369.
-    Defaults: beta 0.01, as in TRL's index of papers.
+    Defaults: beta 0.01, the paper's alpha (section C).
     Differences: none to TRL 1.16 (``nca_pair``).
 
     Args:
@@ -48,7 +48,7 @@ def sppo(policy: Pair, reference: Pair, *, beta: Positive = 1e-3) -> PreferenceL
 
     Source: "Self-Play Preference Optimization for Language Model Alignment", arXiv:2405.00675, algorithm 1 with win
     probabilities 1 and 0.
-    Defaults: beta 1e-3, the paper's: the targets are 500 nats away, so gradients are large; clip them.
+    Defaults: beta 1e-3 (eta = 1000): the targets are 500 nats away, so gradients are large; clip them.
     Differences: the paper regresses on :math:`(P_i - 1/2)/\beta`, with a win probability :math:`P_i` against the
     current policy from a preference model over several samples, and repeats this with the last policy as reference.
     Pairs carry no such probability; this is the hard form of TRL 1.16 (``sppo_hard``).
@@ -79,7 +79,7 @@ def apo_zero(policy: Pair, reference: Pair, *, beta: Positive = 0.1) -> Preferen
 
     Source: "Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in Alignment",
     arXiv:2408.06266, eq. 7.
-    Defaults: beta 0.1, the paper's.
+    Defaults: beta 0.1, the paper's (section 5.2).
     Differences: none to TRL 1.16 (``apo_zero``).
 
     Args:
@@ -107,7 +107,7 @@ def apo_down(policy: Pair, reference: Pair, *, beta: Positive = 0.1) -> Preferen
 
     Source: "Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in Alignment",
     arXiv:2408.06266, eq. 8.
-    Defaults: beta 0.1, the paper's.
+    Defaults: beta 0.1, the paper's (section 5.2).
     Differences: none to TRL 1.16 (``apo_down``).
 
     Args:

@@ -157,7 +157,7 @@ def wpo(
     1. The weight is a constant for the gradient.
 
     Source: "WPO: Enhancing RLHF with Weighted Preference Optimization", arXiv:2406.11827.
-    Defaults: beta 0.01, the paper's.
+    Defaults: beta 0.01, as in TRL's index of papers.
     Differences: the authors' code clamps the weight at 1; TRL 1.16 (``use_weighting``) does not: ``clamp=False``.
 
     Args:

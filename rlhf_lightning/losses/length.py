@@ -56,7 +56,7 @@ def ld_dpo(policy: Pair, reference: Pair, *, beta: Positive = 0.1, alpha: Share 
               m = \min(n_w, n_l)
 
     Source: "Length Desensitization in Direct Preference Optimization", arXiv:2409.06411.
-    Defaults: alpha 0.5; beta 0.1, DPO's.
+    Defaults: alpha 0.5, as in TRL's index of papers; beta 0.1, DPO's.
     Differences: the weights apply to the policy *and* the reference, as in TRL 1.16 (``ld_alpha``). LLaMA-Factory
     weighs the policy only, so its loss is not log 2 when policy and reference are equal.
 

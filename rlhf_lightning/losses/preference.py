@@ -84,7 +84,7 @@ def robust_dpo(
     The second term is subtracted, where cDPO adds it, so the loss can be negative.
 
     Source: "Provably Robust DPO: Aligning Language Models with Noisy Feedback", arXiv:2403.00409.
-    Defaults: beta 0.1 and label_smoothing 0.1, the paper's.
+    Defaults: label_smoothing 0.1, the paper's (section 6); beta 0.1, DPO's. TRL's index of papers gives beta 0.01.
     Differences: none to TRL 1.16 (``robust``).
 
     Args:
@@ -176,7 +176,7 @@ def exo(
               \quad z = \beta h
 
     Source: "Towards Efficient Exact Optimization of Language Model Alignment", arXiv:2402.00856, eq. 16.
-    Defaults: label_smoothing 1e-3, the paper's value for preference data; beta 0.1, the authors' scripts.
+    Defaults: label_smoothing 1e-3, the paper's value for preference data; beta 0.1, the paper's (section B).
     Differences: the authors' code has the general form for K responses and encodes a preference as target logits 0 and
     -10, which is ``label_smoothing = 4.54e-5``. TRL 1.16 (``exo_pair``) is this function.
 
@@ -209,7 +209,7 @@ def discopop(policy: Pair, reference: Pair, *, beta: Positive = 0.05, tau: Posit
 
     Source: "Discovering Preference Optimization Algorithms with and for Large Language Models", arXiv:2406.08414, eq.
     5.
-    Defaults: beta 0.05 and tau 0.05, the paper's.
+    Defaults: beta 0.05 (section B.1) and tau 0.05, the paper's.
     Differences: TRL 1.16 (``discopop``) multiplies :math:`m` with :math:`e^{-z}`, which is 0 * inf = NaN for very
     negative z. Here the product is one exponential, :math:`e^{\log\sigma(z/\tau) - z}`, which never overflows for
     tau <= 1; everything else is equal.

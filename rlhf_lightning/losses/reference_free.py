@@ -137,7 +137,7 @@ def alpha_po(policy: Pair, *, beta: Positive = 2.5, gamma: NonNegative = 0.1, al
               r = \frac{1 - p^{-\alpha}}{\alpha},\ p = e^{\bar\ell}
 
     Source: "AlphaPO: Reward Shape Matters for LLM Alignment", arXiv:2501.03884.
-    Defaults: alpha 0.25, beta 2.5 and gamma 0.1, TRL's example for the paper.
+    Defaults: alpha 0.25, beta 2.5 and gamma 0.1, the paper's Mistral-Instruct setting (table 3).
     Differences: TRL 1.16 (CPO trainer with ``alpha``) computes p first, which underflows to 0 and then gives an
     infinite reward; here it is one ``expm1`` of the log-prob, clamped at an exponent of 80. TRL adds a likelihood term
     unless ``cpo_alpha=0``.

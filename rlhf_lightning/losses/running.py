@@ -35,7 +35,7 @@ def bco_pair(
     :math:`\delta` is the running mean of all implicit rewards, chosen and rejected, and 0 before the first step.
 
     Source: "Binary Classifier Optimization for Large Language Model Alignment", arXiv:2404.04656.
-    Defaults: beta 0.01, as in TRL's index of papers.
+    Defaults: beta 0.01, the paper's (section C).
     Differences: LLaMA-Factory and TRL until 2025 keep the running mean; TRL 1.16 (``bco_pair``) has lost it, which is
     ``delta="zero"``, and its index of papers shows a difference of rewards that its code does not compute.
 
