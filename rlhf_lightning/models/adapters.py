@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -142,7 +143,9 @@ class Lora:
             modules_to_save=list(self.modules_to_save) if self.modules_to_save else None,
             **self.options,
         )
-        with _seeded(self.seed):
+        with _seeded(self.seed), warnings.catch_warnings():
+            # PEFT 0.21 reads a property that transformers 5.23 has renamed.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             return get_peft_model(model, config)
 
 

@@ -8,6 +8,7 @@ generation config are in the folder either way.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -118,10 +119,11 @@ def merged_weights(model: nn.Module, adapter: str = "default") -> dict[str, Tens
 
     Layer by layer: merge, copy, and put the kept original back, so the model ends bit for bit as it was.
     """
+    # Not state_dict(): FSDP2's hooks would shard the weights again.
     state = {
         plain_name(name): value.detach().to("cpu", copy=True)
-        for name, value in model.state_dict().items()
-        if isinstance(value, Tensor) and not of_adapter(name)
+        for name, value in _named_weights(model)
+        if not of_adapter(name)
     }
     for name, layer in model.named_modules():
         if hasattr(layer, "merge") and hasattr(layer, "get_base_layer"):
@@ -132,15 +134,21 @@ def merged_weights(model: nn.Module, adapter: str = "default") -> dict[str, Tens
     return state
 
 
+def _named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    for name, module in model.named_modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None and key not in module._non_persistent_buffers_set:
+                yield f"{name}.{key}".removeprefix("."), buffer
+
+
 def _merged_layer(name: str, layer: Any, adapter: str) -> dict[str, Tensor]:
-    base = layer.get_base_layer()
-    kept = {key: value.detach().clone() for key, value in base.state_dict().items()}
+    weights = dict(_named_weights(layer.get_base_layer()))
+    kept = {key: value.detach().clone() for key, value in weights.items()}
     layer.merge(adapter_names=[adapter])
-    merged = {
-        plain_name(f"{name}.{key}"): value.detach().to("cpu", copy=True) for key, value in base.state_dict().items()
-    }
+    merged = {plain_name(f"{name}.{key}"): value.detach().to("cpu", copy=True) for key, value in weights.items()}
     layer.merged_adapters.clear()
-    for key, value in base.state_dict().items():
+    for key, value in weights.items():
         value.copy_(kept[key])
     return merged
 

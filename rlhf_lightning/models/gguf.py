@@ -89,6 +89,21 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 
+def save_model(model: Any, folder: Path) -> None:
+    """``save_pretrained`` by whichever process calls it; with a process group up, transformers writes on rank 0 only.
+
+    Raises:
+        RuntimeError: nothing was written.
+    """
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
+    try:
+        model.save_pretrained(folder)
+    finally:
+        del model.should_save_on_this_rank
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise RuntimeError(f"transformers wrote no model to {folder}")
+
+
 def model_folder(path: Path, dtype: torch.dtype) -> Path:
     """A transformers folder with the file's weights in ``dtype``, written on the first call.
 
@@ -96,7 +111,7 @@ def model_folder(path: Path, dtype: torch.dtype) -> Path:
         OSError: the cache folder cannot be written.
     """
     name = str(dtype).removeprefix("torch.")
-    return _cached(path, name, lambda folder: read_model(path, dtype).save_pretrained(folder))
+    return _cached(path, name, lambda folder: save_model(read_model(path, dtype), folder))
 
 
 def tokenizer_folder(path: Path) -> Path:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.models.naming import transformers_model
+from rlhf_lightning.models.roles import set_gradient_checkpointing
 from rlhf_lightning.models.sharding import decoder_layers, reshard, unsharded
 from rlhf_lightning.ops.log_probs import BLOCK_BYTES, DEFAULT_BLOCK_BYTES
 from rlhf_lightning.types import PackedBatch, StepTotals
@@ -114,15 +115,15 @@ def bytes_text(number: float) -> str:
 def _activations(policy: Actor, tokens: int, precision: str) -> int:
     """Bytes that autograd keeps of a micro-batch, extrapolated from two small ones."""
     model: Any = transformers_model(policy)
-    checkpointing = bool(getattr(model, "is_gradient_checkpointing", False))
+    checkpointing = any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
     if checkpointing:
-        model.gradient_checkpointing_disable()
+        set_gradient_checkpointing(model, False)
     try:
         with unsharded(policy):
             small, large = (_kept_bytes(policy, size, precision) for size in _TRIAL)
     finally:
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            set_gradient_checkpointing(model, True)
     slope = (large - small) / (_TRIAL[1] - _TRIAL[0])
     fixed = max(small - slope * _TRIAL[0], 0)
     if not checkpointing:

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 
 import torch
 from torch import nn
+from transformers import AttentionInterface
 
+from rlhf_lightning.models import attention
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Adapter, is_adapted
 from rlhf_lightning.models.buffers import keep_float32_buffers
@@ -214,7 +216,7 @@ class ModelBuilder:
         policy = self._policy(tokenizer)
         reference = self._reference(policy)
         if self.gradient_checkpointing:
-            policy.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            set_gradient_checkpointing(policy.base, True)
         if self.compile:
             compile_layers(policy)
             if isinstance(reference, FrozenCopy):
@@ -301,8 +303,28 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(part, name, 0.0)
 
 
+def set_gradient_checkpointing(model: Any, active: bool) -> None:
+    """Switch a transformers model's activation checkpointing, non-reentrant: FSDP2 and packed rows need that kind.
+
+    Raises:
+        ValueError: the architecture has none.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise ValueError(f"model.gradient_checkpointing=true, but {type(model).__name__} has no such thing")
+    word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # renamed in 5.x
+    if active:
+        getattr(model, f"{word}_checkpointing_enable")({"use_reentrant": False})
+    else:
+        getattr(model, f"{word}_checkpointing_disable")()
+
+
 def compile_layers(actor: Actor) -> None:
-    """Compile each decoder layer in place; they share one graph, and names in state dicts stay as they are."""
+    """Compile each decoder layer in place; they share one graph, and names in state dicts stay as they are.
+
+    Shared-prefix attention walks over the spans of the batch at hand, so it stays outside the graphs: traced, every
+    batch would be a new program.
+    """
+    AttentionInterface.register(attention.NAME, torch.compiler.disable(attention.attention_forward))
     for layer in decoder_layers(actor):
         layer.compile(dynamic=True)
 

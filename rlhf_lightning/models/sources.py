@@ -311,7 +311,7 @@ def _reload(model: PreTrainedModel, dtype: torch.dtype, options: dict[str, Any])
     from transformers import AutoModelForCausalLM
 
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        gguf.save_model(model, Path(folder))
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
 
 
