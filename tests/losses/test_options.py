@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
@@ -211,21 +209,3 @@ def test_validate_looks_into_weighted_sums() -> None:
     combined.weights["b"] = float("nan")
     with pytest.raises(ValueError, match="term 'b'"):
         validate(combined)
-
-
-def test_losses_import_only_torch_types_and_ops() -> None:
-    allowed = {"torch", "jaxtyping", "rlhf_lightning.types", "rlhf_lightning.ops", "rlhf_lightning.losses"}
-    standard = {"__future__", "collections", "dataclasses", "difflib", "functools", "inspect", "math", "typing"}
-    for path in Path(losses.__file__).parent.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom):
-                modules = [node.module or ""]
-            elif isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
-            else:
-                continue
-            for module in modules:
-                known = module.partition(".")[0] in standard or any(
-                    module == name or module.startswith(name + ".") for name in allowed
-                )
-                assert known, f"{path.name} imports {module}"
