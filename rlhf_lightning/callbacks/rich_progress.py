@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
@@ -45,6 +47,7 @@ class AlignmentProgressBar(ProgressBar):
         self._tasks: dict[str, Any] = {}
         self._reported = self._step = 0
         self._speed: float | None = None
+        self._drawn = 0.0
 
     def enable(self) -> None:
         """Show the bar."""
@@ -107,20 +110,24 @@ class AlignmentProgressBar(ProgressBar):
         if not self._enabled or trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        metrics = self._summary(trainer)
-        self._move("train", trainer.global_step, metrics)
+        if self.console.is_terminal:
+            if time.monotonic() - self._drawn > 1 / self.refresh_per_second:  # reading metrics waits for the device
+                self._drawn = time.monotonic()
+                self._move("train", trainer.global_step, self._summary(trainer))
+            return
         total = trainer.estimated_stepping_batches
-        if not self.console.is_terminal and trainer.global_step - self._reported >= max(1, total // 10):
+        if trainer.global_step - self._reported >= max(1, total // 10):
             self._reported = trainer.global_step
-            self.console.print(f"train {trainer.global_step}/{total} {metrics}", soft_wrap=True, highlight=False)
+            line = f"train {trainer.global_step}/{total} {self._summary(trainer)}"
+            self.console.print(line, soft_wrap=True, highlight=False)
 
     def _summary(self, trainer: Trainer) -> str:
-        """The metrics, with the speed as an average of about the last ten steps."""
-        metrics = dict(trainer.progress_bar_metrics)
+        """The metrics, with the speed as an average of about the last ten looks."""
+        metrics = dict(trainer.callback_metrics)
         if SPEED in metrics:
             speed = float(metrics[SPEED])
             self._speed = speed if self._speed is None else 0.9 * self._speed + 0.1 * speed
-            metrics[SPEED] = self._speed
+            metrics[SPEED] = torch.tensor(self._speed)
         return summary(metrics)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:

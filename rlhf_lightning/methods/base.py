@@ -249,7 +249,9 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         """Log the means once the step's last micro-batch is done; the callbacks have reported by now."""
         if self.trainer.global_step != self._logged_step:
             self._logged_step = self.trainer.global_step
-            self.log_dict(self._step_means.pop(self._sum), prog_bar=True)
+            means = self._step_means.pop(self._sum)
+            self.log("train/loss", means.pop("train/loss"), prog_bar=True)
+            self.log_dict(means)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over the validation data."""
@@ -269,7 +271,8 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check the weights before Lightning loads them and put a refreshed reference back."""
         self.configure_model()
-        self._loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+        if self.trainer.state.fn == "fit":
+            self._loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
         if "state_dict" in checkpoint:  # FSDP2Strategy has loaded them by now
             check_state(self, checkpoint["state_dict"])
         if REFERENCE in checkpoint:
