@@ -339,8 +339,8 @@ def _backward(
             grad_bias[block] = row @ matrix
         matrix = matrix.to(options.dtype)
         if grad_hidden is not None:
-            # Summed in float32. In bfloat16 each product is rounded first: measured on SmolLM2-135M the error is 1.74e-3
-            # of the gradient, without bias, where one bfloat16 product over the whole vocabulary has 1.65e-3.
+            # Summed in float32. In bfloat16 each product is rounded first; on SmolLM2-135M the measured error is
+            # 1.74e-3 of the gradient, unbiased, where one product over the whole vocabulary has 1.65e-3.
             grad_hidden += matrix @ rows
         if grad_weight is not None:
             grad_weight[block] = matrix.T @ scaled
