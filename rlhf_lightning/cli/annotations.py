@@ -72,7 +72,7 @@ def check_value(value: Any, annotation: Any) -> tuple[Any, str | None]:
         else:
             return value, f"expected {words(plain)}, got {value!r}"
     interval = _interval(annotation)
-    if interval is not None and isinstance(value, (int, float)) and value not in interval:
+    if interval is not None and isinstance(value, (int, float)) and float(value) not in interval:
         return value, f"{value!r} is not allowed, it must be a number in {interval}"
     return value, None
 

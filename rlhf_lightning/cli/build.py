@@ -85,13 +85,16 @@ def reference_kind(cfg: DictConfig, method: functools.partial[Any]) -> Reference
 
 def make_trainer(cfg: DictConfig) -> Trainer:
     """The Lightning Trainer of a run: the plain options of ``trainer`` and ``strategy``, and the dicts by name."""
-    loggers, options = make_all(cfg.logger), _plain(cfg.trainer)
-    # Lightning takes a callback for something that was switched off as a contradiction.
+    loggers, callbacks, options = make_all(cfg.logger), make_all(cfg.callbacks), _plain(cfg.trainer)
+    # Lightning takes a callback for something that was switched off as a contradiction, and adds one of its own
+    # where there is none.
+    if not any(isinstance(callback, Checkpoint) for callback in callbacks):
+        options.setdefault("enable_checkpointing", False)
     off = tuple(kind for option, kind in _SWITCHES.items() if options.get(option) is False)
     return Trainer(
         **options,
         **_plain(cfg.strategy),
-        callbacks=[callback for callback in make_all(cfg.callbacks) if not isinstance(callback, off)],
+        callbacks=[callback for callback in callbacks if not isinstance(callback, off)],
         logger=loggers or False,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=cfg.paths.output_dir,
@@ -115,7 +118,8 @@ def checkpoint_to_resume(trainer: Trainer, wanted: str | None, folder: Path) -> 
         if not Path(wanted).expanduser().exists():
             raise ConfigError(f"ckpt_path={wanted}: there is no such checkpoint")
         return str(Path(wanted).expanduser())
-    found = last_checkpoint([Path(c.dirpath) for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)])
+    folders = [callback.dirpath for callback in trainer.callbacks if getattr(callback, "dirpath", None)]
+    found = last_checkpoint([Path(name) for name in dict.fromkeys([*folders, str(folder / "checkpoints")])])
     if found is None and wanted == "last":
         raise ConfigError(f"ckpt_path=last: {folder} holds no last.ckpt. Set paths.output_dir to the run to go on with")
     return None if found is None else str(found)

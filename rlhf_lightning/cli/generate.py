@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,11 +29,21 @@ _FREE_TEXT = ("prompt", "system")
 
 def main(arguments: Sequence[str]) -> int:
     """``rlhf generate key=value ...``."""
-    overrides = [quoted(argument) for argument in arguments]
-    cfg = compose("generate", overrides)
+    cfg, overrides = composed(arguments)
     setup_logging()
     generate(_from_run(cfg, overrides) if cfg.run else cfg)
     return 0
+
+
+def composed(arguments: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """The configuration, and the overrides less ``prompt=`` and ``system=``, whose text is taken as it was typed."""
+    texts = {key: text for key, _, text in (argument.partition("=") for argument in arguments) if key in _FREE_TEXT}
+    overrides = [argument for argument in arguments if argument.partition("=")[0] not in texts]
+    cfg = compose("generate", overrides)
+    for key, text in texts.items():
+        # What would be an interpolation is text, too: its $ is escaped, and so are backslashes before it.
+        cfg[key] = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    return cfg, overrides
 
 
 def _from_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:

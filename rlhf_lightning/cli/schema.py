@@ -218,9 +218,7 @@ def _check_target(cfg: DictConfig, key: str, node: dict[str, Any], allowed: Sequ
         return
     home = getattr(target, "__module__", None) or ""
     if not callable(target) or not _within(home, allowed):
-        yield _refused(
-            key, f"{path} (which is {home or type(target).__name__}.{getattr(target, '__name__', '')})", allowed
-        )
+        yield _refused(key, f"{path} (which comes from {home or type(target).__name__})", home)
         return
     options = {name: value for name, value in node.items() if name not in _HYDRA_KEYS}
     partial = bool(node.get("_partial_")) or bool(node.get("_args_"))

@@ -1,0 +1,91 @@
+"""Every yaml in conf/ composes and passes the check of the command that uses it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+
+import pytest
+
+from rlhf_lightning.cli.compose import compose
+from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.conf_dir import conf_dir
+
+CONF = conf_dir()
+ROOTS = ("train", "evaluate", "generate", "data")
+GROUPED = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
+#: Files that need a package of an extra.
+NEEDS = {"sweep/optuna": "hydra_plugins.hydra_optuna_sweeper", "optimizer/adamw8bit": "bitsandbytes"}
+
+
+def composed(command: str, *overrides: str):
+    """Compose; what a file leaves to the user (``???``) gets a value, anything else is an error of the file."""
+    given = list(overrides)
+    for _ in range(5):
+        try:
+            return compose(command, given)
+        except ConfigError as error:
+            missing = re.findall(r"^(\S+) has no value and needs one", str(error), re.MULTILINE)
+            if not missing:
+                raise
+            given += [f"{key}=x" for key in missing]
+    raise AssertionError(f"{overrides} cannot be completed")
+
+
+def command_of(group: str) -> str:
+    """A command whose root has the group."""
+    return next(root for root in ROOTS if re.search(rf"- (optional )?{group}:", (CONF / f"{root}.yaml").read_text()))
+
+
+@pytest.mark.parametrize("command", ROOTS)
+def test_defaults_compose(command):
+    assert composed(command).model._target_.startswith("rlhf_lightning.models")
+
+
+@pytest.mark.parametrize("file", GROUPED, ids=lambda file: file.with_suffix("").as_posix())
+def test_file_composes(file):
+    name = file.with_suffix("").as_posix()
+    if name in NEEDS and importlib.util.find_spec(NEEDS[name].partition(".")[0]) is None:
+        pytest.skip(f"needs {NEEDS[name]}")
+    if name == "sweep/optuna":
+        pytest.importorskip(NEEDS[name])
+    group, option = file.parts[0], file.stem
+    cfg = composed(command_of(group), f"{group}={option}")
+    assert cfg.seed is not None
+
+
+def test_every_folder_is_a_group_of_some_command():
+    assert {command_of(folder.name) for folder in CONF.iterdir() if folder.is_dir()} <= set(ROOTS)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+def test_command_line_wins_over_an_experiment(name):
+    assert composed("train", f"experiment={name}", "optimizer.lr=0.125", "seed=7").optimizer.lr == 0.125
+
+
+def test_an_experiment_wins_over_the_groups_it_overrides():
+    cfg = composed("train", "experiment=smollm2_dpo")
+    assert (cfg.method.loss.beta, cfg.optimizer.lr, cfg.trainer.max_epochs, cfg.data.batch_size) == (0.5, 1e-6, 2, 128)
+
+
+def test_a_key_that_no_yaml_mentions_needs_no_plus():
+    assert composed("train", "optimizer.foreach=true", "trainer.detect_anomaly=true").optimizer.foreach is True
+
+
+def test_a_whole_float_becomes_an_int():
+    steps = composed("train", "trainer.max_steps=1e3").trainer.max_steps
+    assert (steps, type(steps)) == (1000, int)
+
+
+def test_config_dir_adds_files(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("defaults: [dpo, _self_]\nloss: {beta: 0.7}\n")
+    cfg = compose("train", ["method=mine"], config_dirs=[tmp_path])
+    assert cfg.method.loss.beta == 0.7
+
+
+def test_rlhf_conf_wins_over_ours(tmp_path, monkeypatch):
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "sgd.yaml").write_text("_target_: torch.optim.SGD\n_partial_: true\nlr: 0.75\n")
+    monkeypatch.setenv("RLHF_CONF", str(tmp_path))
+    assert compose("train", ["optimizer=sgd"]).optimizer.lr == 0.75

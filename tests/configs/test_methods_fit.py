@@ -1,0 +1,94 @@
+"""Every method trains two steps from its yaml alone, and leaves a result and a checkpoint."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rlhf_lightning.cli.compose import compose
+from rlhf_lightning.cli.results import Result
+from rlhf_lightning.cli.train import train
+from rlhf_lightning.conf_dir import conf_dir
+
+METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
+COLUMNS = "data.spec.columns={score_chosen: score_chosen, score_rejected: score_rejected}"
+
+
+def initial_weights() -> dict[str, torch.Tensor]:
+    from rlhf_lightning.models.sources import TinyRandom
+
+    return TinyRandom().load().state_dict()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_method_fits_two_steps(method, tiny, tmp_path):
+    cfg = compose("train", [f"method={method}", *tiny, f"paths.output_dir={tmp_path}", "optimizer.lr=1e-3"])
+    assert train(cfg) is None
+    result = Result.read(tmp_path)
+    assert (result.status, result.steps) == ("done", 2)
+    assert math.isfinite(result.metrics["train/loss"])
+    assert math.isfinite(result.metrics["val/loss"])
+    trained = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    head = next(value for name, value in trained.items() if name.endswith("lm_head.weight"))
+    assert not torch.equal(head, initial_weights()["lm_head.weight"]), "nothing was learnt"
+
+
+def test_the_optimized_metric_is_returned(tiny, tmp_path):
+    cfg = compose("train", [*tiny, f"paths.output_dir={tmp_path}", "optimized_metric=val/loss"])
+    assert train(cfg) == Result.read(tmp_path).metrics["val/loss"]
+
+
+def test_an_optimized_metric_that_nobody_logs(tiny, tmp_path):
+    cfg = compose("train", [*tiny, f"paths.output_dir={tmp_path}", "optimized_metric=val/los"])
+    with pytest.raises(ValueError, match=r"optimized_metric=val/los was not logged\. Did you mean val/loss\?"):
+        train(cfg)
+
+
+def test_a_loss_without_reference_loads_none(tiny, tmp_path, caplog):
+    from rlhf_lightning.cli.build import make_run
+
+    run = make_run(compose("train", ["method=simpo", "reference=frozen", *tiny, f"paths.output_dir={tmp_path}"]))
+    assert run.models.reference == "none"
+
+
+def test_the_same_command_goes_on(tiny, tmp_path):
+    options = [*tiny, f"paths.output_dir={tmp_path}", "trainer.max_epochs=5"]
+    train(compose("train", options))
+    before = (tmp_path / "metrics.csv").read_text().splitlines()
+    train(compose("train", [*options, "trainer.max_steps=4"]))
+    after = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert Result.read(tmp_path).steps == 4
+    assert after[: len(before)] == before
+    assert len(after) > len(before)
+
+
+def test_nothing_left_to_do_keeps_the_result(tiny, tmp_path, caplog):
+    options = [*tiny, f"paths.output_dir={tmp_path}", "optimized_metric=val/loss"]
+    first = train(compose("train", options))
+    with caplog.at_level("WARNING", logger="rlhf_lightning"):
+        assert train(compose("train", options)) == first
+
+
+@pytest.mark.parametrize("wanted", ["last", "nowhere.ckpt"])
+def test_a_checkpoint_that_is_not_there(wanted, tiny, tmp_path):
+    cfg = compose("train", [*tiny, f"paths.output_dir={tmp_path}", f"ckpt_path={wanted}"])
+    with pytest.raises(ValueError, match=rf"ckpt_path={wanted}"):
+        train(cfg)
+
+
+def test_a_cached_reference_trains_like_a_frozen_one(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
+    losses = []
+    for name, options in {
+        "frozen": [],
+        "cached": ["reference=cached"],
+        "again": ["reference=cached", "seed=42"],
+    }.items():
+        folder = tmp_path / name
+        train(compose("train", [*tiny, *options, f"paths.output_dir={folder}", "optimizer.lr=1e-3"]))
+        losses.append(Result.read(folder).metrics["train/loss"])
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
+    shards = list((tmp_path / "cache" / "reference").rglob("*.safetensors"))
+    assert len(shards) == 1, "the second run found everything"
