@@ -125,10 +125,17 @@ class Lora:
         """
         _quieten_bitsandbytes()
         keep_differentiable(model)
-        if self.path is not None:
-            from peft import PeftModel
+        with _seeded(self.seed), warnings.catch_warnings():
+            # PEFT 0.21 reads a property that transformers 5.23 has renamed.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            return self._fresh(model) if self.path is None else self._saved(model, self.path)
 
-            return PeftModel.from_pretrained(model, self.path, is_trainable=True)
+    def _saved(self, model: PreTrainedModel, path: str) -> PeftModel:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(model, path, is_trainable=True)
+
+    def _fresh(self, model: PreTrainedModel) -> PeftModel:
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(
@@ -143,10 +150,7 @@ class Lora:
             modules_to_save=list(self.modules_to_save) if self.modules_to_save else None,
             **self.options,
         )
-        with _seeded(self.seed), warnings.catch_warnings():
-            # PEFT 0.21 reads a property that transformers 5.23 has renamed.
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            return get_peft_model(model, config)
+        return get_peft_model(model, config)
 
 
 def keep_differentiable(model: nn.Module) -> None:

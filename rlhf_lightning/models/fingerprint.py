@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,20 +72,22 @@ def _named_tensors(model: nn.Module, *, adapter: bool) -> Iterator[tuple[str, Te
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     silent = _silent_layers(state)
     for name, value in state.items():
-        if of_adapter(name) and (not adapter or name.partition(".lora_")[0] in silent):
+        layer, of_lora, rest = name.partition(".lora_")
+        if of_adapter(name) and not adapter:
+            continue
+        if of_lora and layer in silent and not rest.startswith("magnitude"):
             continue
         yield plain_name(name), _whole(value)
 
 
-def _silent_layers(state: dict[str, Any]) -> set[str]:
-    """Layers whose LoRA update B A is zero because B is; DoRA also rescales, so it never counts as silent."""
-    loud = {name.partition(".lora_")[0] for name in state if ".lora_magnitude_vector." in name}
-    layers: dict[str, bool] = {}
+def _silent_layers(state: dict[str, Tensor]) -> set[str]:
+    """Layers whose LoRA update B A is zero, as at the start: what the random factor holds then is of no account."""
+    zero: dict[str, bool] = {}
     for name, value in state.items():
-        layer, found, rest = name.partition(".lora_")
-        if found and rest.startswith(("B.", "embedding_A.")):  # an embedding's A is the one that starts at zero
-            layers[layer] = layers.get(layer, True) and not bool(_whole(value).any())
-    return {layer for layer, zero in layers.items() if zero and layer not in loud}
+        layer, of_lora, rest = name.partition(".lora_")
+        if of_lora and rest.startswith(("B.", "embedding_A.")):  # an embedding's A is the factor that starts at zero
+            zero[layer] = zero.get(layer, True) and not bool(_whole(value).any())
+    return {layer for layer, is_zero in zero.items() if is_zero}
 
 
 def _whole(value: Tensor) -> Tensor:

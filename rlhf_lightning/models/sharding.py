@@ -90,7 +90,7 @@ def unsharded(module: nn.Module) -> Iterator[None]:
     freed = [part._get_fsdp_state()._fsdp_param_group for part in parts]
     flags = [group is not None and group.post_forward_mesh_info is not None for group in freed]
     for root in parts[:1]:
-        # The first part that runs takes itself for the root; before any forward pass, generation would begin in a layer.
+        # The first part that runs takes itself for the root; before any forward pass that would be a layer.
         root._get_fsdp_state()._lazy_init()
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)

@@ -312,7 +312,9 @@ def _reload(model: PreTrainedModel, dtype: torch.dtype, options: dict[str, Any])
 
     with tempfile.TemporaryDirectory() as folder:
         gguf.save_model(model, Path(folder))
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+    loaded.name_or_path = loaded.config._name_or_path = model.name_or_path  # not the folder that is gone
+    return loaded
 
 
 def _check_dtype(dtype: str) -> None:
@@ -338,6 +340,8 @@ def _clear_errors(name: str) -> Iterator[None]:
             "otherwise give a folder or a .gguf file, or model=smollm2, which needs neither)"
         ) from error
     except ValueError as error:
+        if "backend tokenizer" in str(error):
+            raise ValueError(f"{name} has no tokenizer: name one with model.tokenizer_name") from error
         if "trust_remote_code" not in str(error) and "custom code" not in str(error):
             raise
         raise ValueError(

@@ -183,6 +183,12 @@ def test_folder_round_trip(tmp_path):
     assert Pretrained(str(tmp_path), attention="eager").load().config._attn_implementation == "eager"
 
 
+def test_a_folder_without_tokenizer_names_the_option(tmp_path):
+    TinyRandom().load().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"no tokenizer: name one with model\.tokenizer_name"):
+        Pretrained(str(tmp_path)).tokenizer()
+
+
 def test_missing_folder_names_the_option():
     with pytest.raises(FileNotFoundError, match=r"model.name='./nowhere'"):
         Pretrained("./nowhere").load()
