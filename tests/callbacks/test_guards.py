@@ -28,8 +28,9 @@ class Poison(L.Callback):
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         if batch_idx == self.batch and trainer.global_rank == self.rank:
-            if self.what == "loss":
-                batch.totals = batch.totals._replace(groups=1e-320)
+            if self.what == "loss":  # its gradient stays finite
+                scaled = module.scaled
+                module.scaled = lambda losses, batch: scaled(losses, batch) + float("inf")
             else:
                 module.policy.head.bias.register_hook(lambda gradient: gradient * float("nan"))
 

@@ -83,6 +83,13 @@ def step_totals(rows: list[Example], micro_batches: int) -> StepTotals:
     return StepTotals(len(rows), tuple(sum(len(r.responses[s]) for r in rows) for s in slots), micro_batches)
 
 
+def cut(rows: list[Example], sizes: list[int]) -> list[PackedBatch]:
+    """One optimiser step cut into parts of these sizes."""
+    totals = step_totals(rows, len(sizes))
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    return [pack(rows[at : at + size], totals=totals) for at, size in zip(starts, sizes, strict=True)]
+
+
 def micro_batches(rows: list[Example], parts: int) -> list[PackedBatch]:
     """One optimiser step cut into equal parts."""
     size = len(rows) // parts

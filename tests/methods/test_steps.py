@@ -17,7 +17,17 @@ from rlhf_lightning.methods.tracking import Means
 from rlhf_lightning.schedules import cosine
 from rlhf_lightning.types import SequenceLogProbs
 from tests.helpers.jobs import Memory
-from tests.helpers.training import Bigram, Builder, examples, loader, micro_batches, preference, supervised, trainer
+from tests.helpers.training import (
+    Bigram,
+    Builder,
+    cut,
+    examples,
+    loader,
+    micro_batches,
+    preference,
+    supervised,
+    trainer,
+)
 
 
 def built(module):
@@ -39,15 +49,15 @@ def test_forward_needs_no_trainer_and_has_gradients():
 
 
 def test_loss_is_divided_by_the_groups_of_the_step():
-    """Parts of 2 groups, weighed by what Lightning divides by, add up to the step of 6; a mean per part would not
-    when parts differ. Fails when the micro-batch's own size is the denominator."""
+    """Parts of 1, 2 and 3 groups: their mean, which is what Lightning computes, is the loss of the step of 6.
+    Fails when the micro-batch's own size is the denominator."""
     rows = examples(6)
     module = built(preference(partial(losses.rpo, beta=0.3, nll_weight=1.0), lr=0.1))
     module.policy.head.bias.data += torch.linspace(-1, 1, 23)
     whole = module(micro_batches(rows, 1)[0]).loss
-    parts = [module(batch).loss for batch in micro_batches(rows, 3)]
+    parts = [module(batch).loss for batch in cut(rows, [1, 2, 3])]
     torch.testing.assert_close(torch.stack(parts).mean(), whole)
-    own = module(micro_batches(rows[:2], 1)[0]).loss
+    own = module(micro_batches(rows[:1], 1)[0]).loss
     assert abs(float(own) - float(parts[0])) > 1e-3
 
 

@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from tests.helpers.jobs import differences, final_state, fit, forked
+from rlhf_lightning.callbacks import ImplicitRewards
+from tests.helpers.jobs import Memory, differences, final_state, fit, forked
 
 
 @pytest.mark.parametrize("kind", ["preference", "supervised"])
@@ -35,3 +36,15 @@ def test_resume_after_kill(tmp_path, kind, accumulate, kill_at):
     if kind == "preference":
         assert expected["reference"], "the refreshed reference is missing from the checkpoint"
         assert expected["state_dict"]["running.count"] > 0
+
+
+def test_resumed_run_logs_what_the_whole_one_did(tmp_path):
+    """Every metric of every step after the resume; fails when half a step is logged as a whole one."""
+    logs = {"whole": Memory(), "cut": Memory()}
+    assert forked(fit, tmp_path / "cut", "preference", 7, accumulate_grad_batches=2) == -signal.SIGKILL
+    for name, logger in logs.items():
+        fit(tmp_path / name, callbacks=(ImplicitRewards(),), accumulate_grad_batches=2, logger=logger)
+    first = logs["cut"].rows[0]["step"]
+    assert first == 6  # the step after the last save
+    assert logs["cut"].rows == [row for row in logs["whole"].rows if row["step"] >= first]
+    assert logs["cut"].series("train/reward/margin")
