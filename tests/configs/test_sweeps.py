@@ -64,7 +64,8 @@ def test_jobs_are_gathered_in_their_order(tmp_path):
 def test_sweep_over_numbers_of_processes(tiny, tmp_path):
     """Hydra's -m with DDP: every job has its own processes, and two of them compute what one does."""
     command = [sys.executable, "-m", "rlhf_lightning.cli.main", "train", "-m", "strategy=ddp", "strategy.devices=1,2"]
-    done = subprocess.run([*command, *tiny, "paths.output_dir=sweep"], cwd=tmp_path, capture_output=True, text=True)
+    options = [*tiny, "data.validation=0.5", "paths.output_dir=sweep"]  # a validation pair for each process
+    done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     one, two = rows(tmp_path / "sweep")
     assert (one["status"], two["status"]) == ("done", "done")
