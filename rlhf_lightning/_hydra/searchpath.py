@@ -1,6 +1,6 @@
 """Lets every Hydra application of the environment use our config groups: ``defaults: [method: ipo]``.
 
-The wheel installs this file as ``hydra_plugins/rlhf_lightning_searchpath.py``, where Hydra discovers it.
+Hydra discovers it by way of ``hydra_plugins/rlhf_lightning_searchpath.py``, which the wheel installs (``plugin.py``).
 """
 
 from __future__ import annotations
