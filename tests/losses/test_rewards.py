@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.loss_inputs import PREFERENCE, run
+from tests.helpers.loss_inputs import PREFERENCE, Numbers, run
 from tests.losses.golden_rows import AB
 
 LN2 = math.log(2)
@@ -71,6 +71,8 @@ def test_observed_numbers_and_diagnostics() -> None:
     assert run("orpo", AB).diagnostics["nll"].tolist() == pytest.approx([2.0, 8 / 3])
     assert run("orpo", AB).diagnostics["log_odds"].tolist() == pytest.approx([0.607069, -3.440190])
     assert run("dpop", AB).diagnostics["penalised"].tolist() == [0.0, 1.0]
+    slightly_up = Numbers([[-1.0]], [[-1.0]], [[-1.5]], [[-1.0]])
+    assert run("dpop", slightly_up).diagnostics["penalised"].tolist() == [0.0]
     assert run("odpo", AB, alpha=0.5).diagnostics["offset"].tolist() == pytest.approx([LN2, -0.5 * LN2])
     assert run("wpo", AB).diagnostics["weight"].tolist() == pytest.approx([math.exp(-2), 1.0])
     assert run("slic", AB, delta=1.0).diagnostics["active"].tolist() == [0.0, 1.0]
