@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import lightning as L
 import pytest
 import torch
 
@@ -103,6 +104,23 @@ def test_throughput_counts_the_tokens_of_the_whole_step(tmp_path, monkeypatch):
     weights = sum(p.numel() for p in module.policy.parameters())
     assert logger.series("train/throughput/mfu")[0] == pytest.approx(tokens[0] * 8 * weights / 1e12, rel=1e-5)
     assert 0.01 < logger.series("train/memory/peak_gib")[0] < 100
+
+
+def test_throughput_does_not_count_validation(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("rlhf_lightning.callbacks.throughput.time.perf_counter", lambda: now[0])
+
+    class Time(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+            now[0] += 2.0
+
+        def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0) -> None:
+            now[0] += 100.0
+
+    logger = Memory()
+    run = trainer(tmp_path, [Time(), Throughput()], logger=logger, val_check_interval=1)
+    run.fit(preference(), loader(3), loader(1))
+    assert logger.series("train/throughput/groups_per_second") == pytest.approx([2.0] * 3)
 
 
 def test_padding_of_the_padded_backend(tmp_path):

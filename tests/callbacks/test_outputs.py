@@ -77,6 +77,20 @@ def _example(example, response):
     return Example(example.prompt, [response])
 
 
+def test_kl_is_measured_without_dropout():
+    """Before training the module is in training mode; fails when the policy drops and the reference does not."""
+    module = tiny("adapter_off", Lora(r=2, alpha=64, dropout=0.5, seed=1))
+    module.configure_model()
+    for name, parameter in module.trained_parameters():
+        if "lora_B" in name:
+            parameter.data += 0.1
+    batch = pack([_example(row, row.responses[0]) for row in examples(3)])
+    ratios = [module.train().log_ratios([batch])[0].token for _ in range(2)]
+    assert module.policy.training
+    assert torch.equal(*ratios)
+    assert float(ratios[0].abs().max()) > 1e-3
+
+
 @pytest.mark.parametrize(
     ("reference", "options"), [("none", {}), ("frozen", {"temperature": 0.5}), ("frozen", {"top_p": 0.9})]
 )
