@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import torch
 from torch import nn
@@ -109,8 +109,8 @@ class Lora:
 
         _quieten_bitsandbytes()
         if self.quantize == "int8":
-            return BitsAndBytesConfig(load_in_8bit=True)
-        return BitsAndBytesConfig(
+            return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+        return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
@@ -160,7 +160,7 @@ def keep_differentiable(model: nn.Module) -> None:
     evaluation mode. The repacked layer has no backward pass: training afterwards loses, without an error, the gradient
     of everything below it. Any evaluation (a reference pass, a sample) would trigger that.
     """
-    for module in model.modules():
+    for module in cast("Iterable[Any]", model.modules()):
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 

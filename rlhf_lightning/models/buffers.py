@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ class _KeepsFloat32(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         kept = {name: self._buffers[name] for name in _computed(self)}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in kept.items():
             cast = self._buffers[name]
             if buffer is not None and cast is not None and cast.dtype != buffer.dtype:
@@ -32,7 +32,7 @@ def keep_float32_buffers(model: nn.Module) -> None:
     """
     for module in list(model.modules()):
         if _computed(module) and not isinstance(module, _KeepsFloat32):
-            module.__class__ = _keeping(type(module))
+            module.__class__ = _keeping(cast("Hashable", type(module)))
 
 
 def _computed(module: nn.Module) -> list[str]:
@@ -42,5 +42,5 @@ def _computed(module: nn.Module) -> list[str]:
 
 
 @functools.cache
-def _keeping(kind: type[nn.Module]) -> type[nn.Module]:
+def _keeping(kind: Any) -> type[nn.Module]:
     return type(kind.__name__, (_KeepsFloat32, kind), {"__module__": kind.__module__})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -158,7 +158,7 @@ def _gathered(policy: Actor, *, trained_only: bool = False) -> dict[str, Tensor]
     reshard(policy)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
     state = get_model_state_dict(policy, options=options)
-    return {name.removeprefix("model."): value for name, value in state.items()}
+    return {name.removeprefix("model."): cast("Tensor", value) for name, value in state.items()}
 
 
 def _is_writer() -> bool:

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -98,4 +99,4 @@ def _whole(value: Tensor) -> Tensor:
 def _digest(value: Tensor) -> str:
     raw = value.to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
     header = f"{value.dtype} {tuple(value.shape)} ".encode()
-    return hashlib.sha256(header + hashlib.sha256(raw).digest()).hexdigest()
+    return hashlib.sha256(header + hashlib.sha256(cast("Any", raw)).digest()).hexdigest()

@@ -121,7 +121,7 @@ def _generation_config(model: Any, max_new_tokens: int, temperature: float, top_
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
     ends = own.eos_token_id
     first = ends[0] if isinstance(ends, list) else ends
-    return GenerationConfig(
+    return GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens,
         bos_token_id=own.bos_token_id,
         eos_token_id=ends,

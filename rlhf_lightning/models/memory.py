@@ -120,7 +120,7 @@ def _activations(policy: Actor, tokens: int, precision: str) -> int:
         set_gradient_checkpointing(model, False)
     try:
         with unsharded(policy):
-            small, large = (_kept_bytes(policy, size, precision) for size in _TRIAL)
+            small, large = (float(_kept_bytes(policy, size, precision)) for size in _TRIAL)
     finally:
         if checkpointing:
             set_gradient_checkpointing(model, True)
@@ -130,7 +130,8 @@ def _activations(policy: Actor, tokens: int, precision: str) -> int:
         return round(fixed + slope * tokens)
     # One layer's activations exist at a time, and the input of each.
     layers = max(len(decoder_layers(policy)), 1)
-    width = int(model.config.get_text_config().hidden_size) * next(model.parameters()).element_size()
+    size: int = next(model.parameters()).element_size()
+    width = int(model.config.get_text_config().hidden_size) * size
     return round((fixed + slope * tokens) / layers + layers * width * tokens)
 
 

@@ -84,7 +84,8 @@ class FrozenCopy(nn.Module):
     @torch.no_grad()
     def forward(self, batch: PackedBatch) -> SequenceLogProbs:
         """Log-probability of every scored token under the copy."""
-        return self.actor(batch)
+        log_probs: SequenceLogProbs = self.actor(batch)
+        return log_probs
 
     @torch.no_grad()
     def refresh(self, policy: Actor, weight: float = 1.0) -> None:
@@ -130,7 +131,8 @@ class AdapterDisabled:
     def __call__(self, batch: PackedBatch) -> SequenceLogProbs:
         """Log-probability of every scored token under the base model, without dropout."""
         with evaluating(self.policy):
-            return self.policy(batch, adapter=False)
+            log_probs: SequenceLogProbs = self.policy(batch, adapter=False)
+        return log_probs
 
 
 class Cached:
@@ -233,7 +235,7 @@ class ModelBuilder:
         if not self.dropout:
             disable_dropout(model)
         adapted = model if self.adapter is None else self.adapter.apply(model)
-        return Actor(adapted, backend=self.backend)
+        return Actor(adapted, backend=self.backend or "auto")
 
     def _reference(self, policy: Actor) -> Reference | None:
         makers: dict[str, Callable[[], Reference | None]] = {
@@ -278,7 +280,7 @@ def align_with_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 
     Generation then stops at the tokenizer's EOS as well as at the model's own ends (Llama 3 has several).
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = cast("nn.Embedding", model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     generation = cast("Any", model.generation_config)
@@ -324,7 +326,8 @@ def compile_layers(actor: Actor) -> None:
     Shared-prefix attention walks over the spans of the batch at hand, so it stays outside the graphs: traced, every
     batch would be a new program.
     """
-    AttentionInterface.register(attention.NAME, torch.compiler.disable(attention.attention_forward))
+    untraced = torch.compiler.disable(attention.attention_forward)  # type: ignore[no-untyped-call]
+    AttentionInterface.register(attention.NAME, untraced)
     for layer in decoder_layers(actor):
         layer.compile(dynamic=True)
 

@@ -7,9 +7,9 @@ root group, where tied embeddings stay tied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -26,7 +26,7 @@ def decoder_layers(module: nn.Module) -> list[nn.Module]:
         name
         for part in module.modules()
         if hasattr(part, "_no_split_modules")
-        for name in (part._no_split_modules or ())
+        for name in cast("Collection[str]", part._no_split_modules or ())
     }
     layers: list[nn.Module] = []
     inside: set[int] = set()
@@ -61,7 +61,7 @@ def shard_actor(
         raise ValueError(
             "quantised weights cannot be sharded: with strategy=fsdp leave adapter.quantize null, or use strategy=ddp"
         )
-    options = {
+    options: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": mixed_precision or MixedPrecisionPolicy(),
         "offload_policy": CPUOffloadPolicy() if cpu_offload else OffloadPolicy(),

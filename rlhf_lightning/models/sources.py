@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args, runtime_checkable
 
 import torch
 
@@ -300,7 +300,8 @@ class TinyRandom(Execution):
         options = {} if self.attention == "auto" else {"attn_implementation": self.attention}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, **options).eval()
+            maker: Any = AutoModelForCausalLM
+            model: PreTrainedModel = maker.from_config(config, dtype=dtype, **options).eval()
         if quantization is not None:
             return _reload(model, dtype, {**options, "quantization_config": quantization})
         return model
@@ -312,9 +313,9 @@ def _reload(model: PreTrainedModel, dtype: torch.dtype, options: dict[str, Any])
 
     with tempfile.TemporaryDirectory() as folder:
         gguf.save_model(model, Path(folder))
-        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
     loaded.name_or_path = loaded.config._name_or_path = model.name_or_path  # not the folder that is gone
-    return loaded
+    return cast("PreTrainedModel", loaded)
 
 
 def _check_dtype(dtype: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -98,7 +98,7 @@ def _spare_token(tokenizer: PreTrainedTokenizerBase) -> str:
     candidates = [*SPARE_TOKENS, *([tokenizer.unk_token] if tokenizer.unk_token else [])]
     for token in candidates:
         if token in vocabulary and token not in taken:
-            return token
+            return str(token)
     # GPT-2 and its like reserve nothing. A new token would widen the softmax, that is, change every log-probability
     # of the model, so that is left to an explicit model.pad_token.
     log.info("%s has no spare token and pads with EOS; set model.pad_token to add one", tokenizer.name_or_path)
@@ -123,7 +123,8 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
     core.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", vocabulary["<s>"])]
     )
-    tokenizer = PreTrainedTokenizerFast(
+    maker: Any = PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerBase = maker(
         tokenizer_object=core,
         pad_token="<pad>",
         bos_token="<s>",
