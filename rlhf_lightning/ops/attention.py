@@ -11,8 +11,9 @@ whatever the dtype of the queries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ class Segments:
 
     prompts: tuple[tuple[int, int], ...]
     responses: tuple[tuple[int, int, int], ...]  #: start, end, index of the prompt
+    _blocks: dict[tuple[int | None, int | None], list[Block]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     @classmethod
     def build(
@@ -49,12 +53,17 @@ class Segments:
             tuple(zip(spans[0::2], spans[1::2], flat[prompts + responses :], strict=True)),
         )
 
-    def blocks(self, window: int | None = None, rows: int | None = ROWS) -> Iterator[Block]:
-        """Blocks of query rows that cover every token once; ``rows=None``: one block a prompt or response."""
-        for start, end in self.prompts:
-            yield from _split(0, 0, start, end, window, rows)
-        for start, end, parent in self.responses:
-            yield from _split(*self.prompts[parent], start, end, window, rows)
+    def blocks(self, window: int | None = None, rows: int | None = ROWS) -> list[Block]:
+        """Blocks of query rows that cover every token once; ``rows=None``: one block a prompt or response.
+
+        The layers of a model ask for the same blocks, so they are remembered.
+        """
+        if (window, rows) not in self._blocks:
+            found = [block for start, end in self.prompts for block in _split(0, 0, start, end, window, rows)]
+            for start, end, parent in self.responses:
+                found += _split(*self.prompts[parent], start, end, window, rows)
+            self._blocks[window, rows] = found
+        return self._blocks[window, rows]
 
 
 @dataclass(frozen=True)
@@ -122,53 +131,31 @@ def shared_prefix_attention(
         key: keys.
         value: values.
         segments: the row's layout; together its spans cover every token.
-        scale: multiplies the scores.
+        scale: multiplies the scores, > 0.
         window: sliding window in tokens, the token itself included; None: no limit.
         softcap: ``c`` of ``c * tanh(score / c)`` (Gemma-2); None: no cap.
         rows: query rows computed at once.
     """
-    options = _Options(segments, scale, window, softcap, rows)
+    options = _Options(scale, softcap, segments.blocks(window, rows), min(rows, query.shape[1]))
     return _SharedPrefixAttention.apply(query, key, value, options)  # type: ignore[no-any-return,no-untyped-call]
 
 
 @dataclass(frozen=True)
 class _Options:
-    segments: Segments
     scale: float
-    window: int | None
     softcap: float | None
+    blocks: list[Block]
     rows: int
 
     @property
-    def blocks(self) -> Iterator[Block]:
-        return self.segments.blocks(self.window, self.rows)
+    def power(self) -> float:
+        """The power of two in the scale: queries times it are still bfloat16 numbers."""
+        return float(2.0 ** math.floor(math.log2(self.scale)))
 
-    def probabilities(self, query: Tensor, key: Tensor, block: Block) -> tuple[Tensor, Tensor | None]:
-        """Attention probabilities ``[kv_heads, heads / kv_heads, rows, keys]``, and the soft-cap's slope."""
-        wide = torch.promote_types(query.dtype, torch.float32)
-        with exact_products(query.dtype):
-            scores = torch.matmul(query.to(wide) * self.scale, key.to(wide).transpose(-1, -2))
-        slope = None
-        if self.softcap is not None:
-            capped = torch.tanh(scores / self.softcap)
-            scores, slope = capped * self.softcap, 1 - capped.square()
-        scores = _grouped(scores, block)
-        if block.window is None:  # only the rows' own keys can lie in the future
-            own = scores[..., -(block.stop - block.start) :]
-            own += torch.full(own.shape[-2:], -torch.inf, dtype=own.dtype, device=own.device).triu(1)
-        else:
-            scores.masked_fill_(~block.visible(scores.device), -torch.inf)
-        return scores.softmax(-1), slope
-
-
-def _grouped(x: Tensor, block: Block) -> Tensor:
-    """``[kv_heads, group * rows, n]`` -> ``[kv_heads, group, rows, n]``."""
-    return x.view(len(x), -1, block.stop - block.start, x.shape[-1])
-
-
-def _fold(x: Tensor, block: Block, kv_heads: int) -> Tensor:
-    """Rows of ``[heads, tokens, d]`` as ``[kv_heads, group * rows, d]``: the heads that share keys in one product."""
-    return x[:, block.start : block.stop].reshape(kv_heads, -1, x.shape[-1])
+    @property
+    def rest(self) -> float:
+        """What is left of the scale; 1 for the usual head sizes of 16, 64 and 256."""
+        return self.scale / self.power
 
 
 class _SharedPrefixAttention(torch.autograd.Function):
@@ -178,37 +165,82 @@ class _SharedPrefixAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, options: _Options) -> Tensor:
         ctx.save_for_backward(query, key, value)
         ctx.options = options
-        heads, tokens, kv_heads = len(query), query.shape[1], len(key)
-        output = query.new_empty(tokens, heads, value.shape[-1])
+        group = len(query) // len(key)
+        output = value.new_empty(len(key), query.shape[1] * group, value.shape[-1])
         with torch.autocast(query.device.type, enabled=False):
+            rows = _Rows(query, key, options)
             for block in options.blocks:
-                probs, _ = options.probabilities(_fold(query, block, kv_heads), block.take(key), block)
-                result = probs.to(value.dtype).flatten(1, 2) @ block.take(value)
-                output[block.start : block.stop] = _grouped(result, block).flatten(0, 1).transpose(0, 1)
-        return output
+                probs, _ = rows.probabilities(block)
+                output[:, block.start * group : block.stop * group] = probs.to(value.dtype) @ block.take(value)
+        return _by_token(output, group).flatten(1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query, key, value = ctx.saved_tensors
-        options, kv_heads = ctx.options, len(key)
-        grad = grad.transpose(0, 1)
-        grad_query = torch.empty_like(query)
-        wide = torch.promote_types(query.dtype, torch.float32)
-        grad_key, grad_value = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (key, value))
+        options, group = ctx.options, len(query) // len(key)
         with torch.autocast(query.device.type, enabled=False):
+            rows = _Rows(query, key, options)
+            upstream = _by_head(grad.transpose(0, 1), group).contiguous().flatten(1, 2)
+            queries = rows.query.to(query.dtype)
+            grad_query = torch.empty_like(queries)
+            grad_key, grad_value = (torch.zeros(x.shape, dtype=rows.query.dtype, device=x.device) for x in (key, value))
             for block in options.blocks:
-                rows, keys = _fold(query, block, kv_heads), block.take(key)
-                probs, slope = options.probabilities(rows, keys, block)
-                upstream = _fold(grad, block, kv_heads)
-                grad_probs = upstream @ block.take(value).transpose(-1, -2)
-                probs = probs.flatten(1, 2)
-                block.add(grad_value, probs.to(value.dtype).transpose(-1, -2) @ upstream)
-                grad_scores = torch.ops.aten._softmax_backward_data(grad_probs.to(probs.dtype), probs, -1, probs.dtype)
-                if slope is not None:
-                    grad_scores *= slope
-                grad_scores = grad_scores.to(query.dtype)
-                block.add(grad_key, grad_scores.transpose(-1, -2) @ (rows * options.scale))
-                result = (grad_scores @ keys) * options.scale
-                grad_query[:, block.start : block.stop] = result.view(len(query), -1, result.shape[-1])
-        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None
+                own = slice(block.start * group, block.stop * group)
+                probs, slope = rows.probabilities(block)
+                block.add(grad_value, probs.to(value.dtype).mT @ upstream[:, own])
+                grad_probs = (upstream[:, own] @ block.take(value).mT).to(probs.dtype)
+                scores = torch.ops.aten._softmax_backward_data(grad_probs, probs, -1, probs.dtype)
+                scores = (scores if slope is None else scores * slope).to(query.dtype)
+                block.add(grad_key, scores.mT @ queries[:, own])
+                grad_query[:, own] = scores @ block.take(key)
+            grad_query = _by_token(grad_query, group).mul_(options.scale).flatten(1, 2).transpose(0, 1)
+        return grad_query, grad_key.mul_(options.rest).to(key.dtype), grad_value.to(value.dtype), None
+
+
+class _Rows:
+    """What the blocks of one row read: scaled queries and keys as float32, and the triangle that hides the future.
+
+    The query heads that share keys are interleaved, ``[kv_heads, tokens * group, d]``, so a block of tokens is a view
+    and one product serves the whole group.
+    """
+
+    def __init__(self, query: Tensor, key: Tensor, options: _Options) -> None:
+        wide = torch.promote_types(query.dtype, torch.float32)
+        grouped = _by_head(query, len(query) // len(key))
+        self.dtype = query.dtype
+        self.query = torch.empty(grouped.shape, dtype=wide, device=query.device)
+        self.query = torch.mul(grouped, options.power, out=self.query).flatten(1, 2)
+        self.key = key.to(wide)
+        self.rest, self.softcap = options.rest, options.softcap
+        size = (options.rows, options.rows)
+        self.future = torch.full(size, -torch.inf, dtype=wide, device=query.device).triu_(1)[:, None]
+
+    def probabilities(self, block: Block) -> tuple[Tensor, Tensor | None]:
+        """A block's attention probabilities ``[kv_heads, rows * group, keys]``, and the soft-cap's slope."""
+        count = block.stop - block.start
+        group = self.query.shape[1] // self.key.shape[1]
+        with exact_products(self.dtype):
+            scores = self.query[:, block.start * group : block.stop * group] @ block.take(self.key).mT
+        if self.rest != 1:
+            scores *= self.rest
+        slope = None
+        if self.softcap is not None:
+            capped = torch.tanh(scores / self.softcap)
+            scores, slope = capped * self.softcap, 1 - capped.square()
+        by_row = scores.view(len(scores), count, group, -1)
+        if block.window is None:  # only the rows' own keys can lie in the future
+            by_row[..., -count:] += self.future[:count, :, :count]
+        else:
+            by_row.masked_fill_(~block.visible(scores.device)[:, None], -torch.inf)
+        return scores.softmax(-1), slope
+
+
+def _by_head(x: Tensor, group: int) -> Tensor:
+    """``[heads, tokens, d]`` -> ``[kv_heads, tokens, group, d]``."""
+    return x.view(-1, group, *x.shape[1:]).transpose(1, 2)
+
+
+def _by_token(x: Tensor, group: int) -> Tensor:
+    """``[kv_heads, tokens * group, d]`` -> ``[tokens, kv_heads, group, d]``."""
+    return x.view(len(x), -1, group, x.shape[-1]).transpose(0, 1)
