@@ -42,7 +42,7 @@ __all__ = [
     "compose",
     "conf_dir",
     "train",
-]  # noqa: E501
+]
 
 
 def __getattr__(name: str) -> Any:

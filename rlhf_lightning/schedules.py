@@ -1,7 +1,7 @@
 """Learning-rate schedules as multipliers of the optimiser's learning rate, one call an optimiser step.
 
-All of them rise linearly from ``1 / warmup steps`` and differ in what follows. ``warmup`` is a share of the run below 1,
-a number of steps from 1 on, so that one yaml suits a short and a long run. alignment-handbook's recipes use 0.1.
+All of them rise linearly from ``1 / warmup steps`` and differ in what follows. ``warmup`` is a share of the run below
+1, a number of steps from 1 on, so that one yaml suits a short and a long run. alignment-handbook's recipes use 0.1.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 _PLAIN = (int, float, bool, str, type(None), Path)
-_CONTAINERS = {
+_CONTAINERS: dict[Any, Any] = {
     list: list,
     tuple: tuple,
     dict: dict,
@@ -46,7 +46,7 @@ _WORDS = {
 
 def annotations_of(target: Callable[..., Any]) -> dict[str, Any]:
     """Annotation of each parameter, with its metadata; a parameter whose annotation cannot be evaluated is left out."""
-    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    function = target.__init__ if inspect.isclass(target) else target
     function = inspect.unwrap(getattr(function, "__func__", function))
     try:
         return typing.get_type_hints(function, include_extras=True)
@@ -114,7 +114,7 @@ def _plain_part(annotation: Any) -> Any | None:
 
 
 def _plain_container(origin: Any, arguments: tuple[Any, ...]) -> Any | None:
-    container = _CONTAINERS.get(origin) if isinstance(origin, collections.abc.Hashable) else None
+    container = _CONTAINERS.get(origin)
     if container is None:
         return None
     inner = [member if member is Ellipsis else _plain_part(member) for member in arguments]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
@@ -32,7 +32,7 @@ _SWITCHES = {"enable_progress_bar": ProgressBar, "enable_checkpointing": Checkpo
 class Run:
     """Everything that ``rlhf train`` and ``rlhf evaluate`` work with."""
 
-    module: AlignmentModule
+    module: AlignmentModule[Any]
     data: AlignmentDataModule
     trainer: Trainer
     models: ModelBuilder
@@ -69,7 +69,14 @@ def make_models(cfg: DictConfig, reference: ReferenceKind) -> ModelBuilder:
 
 def make_data(cfg: DictConfig, models: ModelBuilder, kind: str) -> AlignmentDataModule:
     """The data module, with the tokenizer of the model."""
-    return make(cfg.data)(tokenizer=models.tokenizer(), kind=kind, seed=cfg.seed)
+    data: AlignmentDataModule = make(cfg.data)(tokenizer=models.tokenizer(), kind=kind, seed=cfg.seed)
+    return data
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """The callbacks of a trainer, a list that may be changed before it runs; Lightning declares no type for it."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
 
 
 def reference_kind(cfg: DictConfig, method: functools.partial[Any]) -> ReferenceKind:
@@ -118,7 +125,7 @@ def checkpoint_to_resume(trainer: Trainer, wanted: str | None, folder: Path) -> 
         if not Path(wanted).expanduser().exists():
             raise ConfigError(f"ckpt_path={wanted}: there is no such checkpoint")
         return str(Path(wanted).expanduser())
-    folders = [callback.dirpath for callback in trainer.callbacks if getattr(callback, "dirpath", None)]
+    folders = [name for callback in callbacks_of(trainer) if (name := getattr(callback, "dirpath", None))]
     found = last_checkpoint([Path(name) for name in dict.fromkeys([*folders, str(folder / "checkpoints")])])
     if found is None and wanted == "last":
         raise ConfigError(f"ckpt_path=last: {folder} holds no last.ckpt. Set paths.output_dir to the run to go on with")

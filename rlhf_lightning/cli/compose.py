@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlhf_lightning._hydra.searchpath import RlhfLightningSearchPath
 from rlhf_lightning.cli.errors import ConfigError, describe, suggestion
+from rlhf_lightning.cli.schema import check_config, check_hydra
 from rlhf_lightning.conf_dir import conf_dir
 
 COMMANDS = ("train", "evaluate", "generate", "data")
@@ -44,7 +45,7 @@ def compose(
         overrides: in Hydra's grammar, ``["method=ipo", "method.loss.beta=0.2"]``. A key that no yaml mentions needs
             no ``+``: whether it is an option of what it configures is checked against that thing's own signature.
         config_dirs: further folders with config groups, as ``--config-dir``.
-        check: False skips the schema (and the import of torch).
+        check: False skips the check of options (and the import of torch that it needs).
 
     Raises:
         ConfigError: unknown key, option or target, wrong type, missing mandatory value.
@@ -85,10 +86,8 @@ def compose_with_overrides(
                     raise to_config_error(error) from error
                 accepted[position] = "++" + accepted[position]
     own = _pop(cfg, "hydra")
+    check_hydra(own)
     if check:
-        from rlhf_lightning.cli.schema import check_config, check_hydra  # imports torch: not for completion
-
-        check_hydra(own)
         check_config(cfg, command)
     if with_hydra:
         with open_dict(cfg):
@@ -126,7 +125,8 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         ConfigError: a line that is not ``key=value``, or a value that needs quotes.
     """
     try:
-        return OverridesParser.create().parse_overrides(list(overrides))
+        parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
+        return parsed
     except (HydraException, OmegaConfBaseException) as error:
         raise to_config_error(error) from error
 

@@ -44,11 +44,7 @@ def setup_logging(folder: Path | None = None, name: str = "run", *, brief: bool 
     logger = logging.getLogger("rlhf_lightning")
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     foreign = logging.getLogger("py.warnings")
-    for handler in _HANDLERS:
-        logger.removeHandler(handler)
-        foreign.removeHandler(handler)
-        handler.close()
-    _HANDLERS.clear()
+    reset_logging()
     if rank == 0:
         terminal = logging.StreamHandler(sys.stderr)
         terminal.setFormatter(logging.Formatter("%(message)s"))
@@ -73,6 +69,17 @@ def setup_logging(folder: Path | None = None, name: str = "run", *, brief: bool 
     logging.captureWarnings(True)
     foreign.propagate = False
     foreign.addHandler(logging.NullHandler())
+
+
+def reset_logging() -> None:
+    """Undo :func:`setup_logging`: close the run's log file and let go of the terminal."""
+    for handler in _HANDLERS:
+        for name in ("rlhf_lightning", "py.warnings"):
+            logging.getLogger(name).removeHandler(handler)
+        handler.close()
+    _HANDLERS.clear()
+    logging.getLogger("rlhf_lightning").propagate = True
+    logging.captureWarnings(False)
 
 
 def say(text: Any, **style: Any) -> None:

@@ -13,22 +13,18 @@ from rlhf_lightning.cli.announce import describe_run
 from rlhf_lightning.cli.build import make_run
 from rlhf_lightning.cli.console import say
 from rlhf_lightning.cli.results import Result
-from rlhf_lightning.cli.runs import read_config, take_over, weights_of
 from rlhf_lightning.cli.train import optimized, prepare
 from rlhf_lightning.cli.versions import versions
 
 log = logging.getLogger(__name__)
-
-#: What a run decides unless the user does.
-FROM_RUN = ("method", "model", "adapter", "reference", "data", "optimizer", "scheduler", "seed")
 
 
 def evaluate(cfg: DictConfig) -> float | None:
     """Score the validation data of a configuration.
 
     Args:
-        cfg: from ``compose("evaluate", overrides)``. With ``run`` set, method, model, data and so on are the run's
-            unless ``cfg.overrides`` names them.
+        cfg: from ``compose("evaluate", overrides)``; to go on from a run, through
+            :func:`rlhf_lightning.cli.runs.from_run`.
 
     Returns:
         The value of ``optimized_metric``; None without one.
@@ -53,18 +49,6 @@ def evaluate(cfg: DictConfig) -> float | None:
         result.write(run.folder)
         show(metrics)
     return value
-
-
-def from_run(cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """The configuration with what ``cfg.run`` decides filled in."""
-    if cfg.run is None:
-        return cfg
-    result = take_over(cfg, FROM_RUN, overrides)
-    precision = OmegaConf.select(read_config(cfg.run), "trainer.precision")
-    if precision is not None and not any(o.startswith(("trainer=", "trainer.precision=")) for o in overrides):
-        result.trainer.precision = precision
-    result.ckpt_path = str(weights_of(cfg.run, cfg.ckpt_path))
-    return result
 
 
 def show(metrics: dict[str, float]) -> None:

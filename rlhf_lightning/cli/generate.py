@@ -16,6 +16,7 @@ from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.console import ERR, OUT, setup_logging
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.runs import read_config, take_over, weights_of
+from rlhf_lightning.cli.schema import check_config
 
 if TYPE_CHECKING:
     from rlhf_lightning.data.fields import Turns
@@ -30,8 +31,11 @@ _FREE_TEXT = ("prompt", "system")
 def main(arguments: Sequence[str]) -> int:
     """``rlhf generate key=value ...``."""
     cfg, overrides = composed(arguments)
+    if cfg.run:
+        cfg = _from_run(cfg, overrides)
+    check_config(cfg, "generate")
     setup_logging()
-    generate(_from_run(cfg, overrides) if cfg.run else cfg)
+    generate(cfg)
     return 0
 
 
@@ -39,7 +43,7 @@ def composed(arguments: Sequence[str]) -> tuple[DictConfig, list[str]]:
     """The configuration, and the overrides less ``prompt=`` and ``system=``, whose text is taken as it was typed."""
     texts = {key: text for key, _, text in (argument.partition("=") for argument in arguments) if key in _FREE_TEXT}
     overrides = [argument for argument in arguments if argument.partition("=")[0] not in texts]
-    cfg = compose("generate", overrides)
+    cfg = compose("generate", overrides, check=False)
     for key, text in texts.items():
         # What would be an interpolation is text, too: its $ is escaped, and so are backslashes before it.
         cfg[key] = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)

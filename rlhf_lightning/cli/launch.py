@@ -14,7 +14,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from rich.markup import escape
 
@@ -22,13 +22,16 @@ from rlhf_lightning.cli.compose import compose_with_overrides, parse, register, 
 from rlhf_lightning.cli.console import ERR, report, say
 from rlhf_lightning.cli.errors import ConfigError, describe, suggestion
 from rlhf_lightning.cli.results import Result, duration
+from rlhf_lightning.cli.runs import from_run
+from rlhf_lightning.cli.schema import check_config
 from rlhf_lightning.cli.sweep import SweepSummary
 from rlhf_lightning.cli.worker import SWEEP, is_first_process, launched, run_job
 from rlhf_lightning.conf_dir import conf_dir
 
 #: Flags of Hydra with a value of their own.
-_VALUED = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c")
-_VALUED += ("--experimental-rerun",)
+_VALUED = frozenset(
+    {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c"}
+)
 _PLAIN = ("--multirun", "-m", "--run", "-r", "--resolve", "--hydra-help", "--shell-completion", "-sc")
 _OFFERED = ("--multirun", "--config-dir", "--cfg", "--resolve", "--full-error", "--help")
 #: With one of these Hydra prints something and no job runs.
@@ -116,7 +119,9 @@ def check(command: str, given: Arguments) -> list[str]:
             raise ConfigError(f"--config-dir {folder}: there is no such folder")
     several = [override for override in parse(given.overrides) if override.is_sweep_override()]
     for number, point in enumerate(sweep_points(given.overrides)):
-        cfg, accepted = compose_with_overrides(command, point, config_dirs=given.config_dirs, with_hydra=number == 0)
+        options: dict[str, Any] = {"config_dirs": given.config_dirs, "check": False, "with_hydra": number == 0}
+        cfg, accepted = compose_with_overrides(command, point, **options)
+        _checked(command, cfg, point)
         if number == 0:
             sweeping = sweeping or cfg.hydra.mode == RunMode.MULTIRUN
             params = list(OmegaConf.select(cfg, "hydra.sweeper.params") or [])
@@ -178,14 +183,14 @@ def _job(command: str, cfg: DictConfig) -> float | None:
 
 
 def _checked(command: str, cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    from rlhf_lightning.cli.schema import check_config
-
+    """The configuration that is run: with what ``run=`` decides, without Hydra's own part, checked."""
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        cfg.pop("hydra", None)
+    if command == "evaluate":
+        cfg = from_run(cfg, overrides)
     check_config(cfg, command)
-    if command != "evaluate":
-        return cfg
-    from rlhf_lightning.cli.evaluate import from_run
-
-    return from_run(cfg, overrides)
+    return cfg
 
 
 def _refuse_torchrun_without_folder(overrides: Sequence[str]) -> None:

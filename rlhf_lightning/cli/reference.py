@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from rlhf_lightning.cli.build import callbacks_of
 from rlhf_lightning.data.cache import default_folder
 from rlhf_lightning.data.reference_store import ReferenceStore, ReferenceWriter
 from rlhf_lightning.models.fingerprint import reference_fingerprint
@@ -26,11 +27,11 @@ def fill_reference_cache(run: Run) -> None:
     """Compute what is missing and give the data module its store."""
     source = _MissingRows(run)
     writer = _WriteLogProbs(source)
-    run.trainer.callbacks.append(writer)
+    callbacks_of(run.trainer).append(writer)
     try:
         run.trainer.predict(run.module, datamodule=source, return_predictions=False)
     finally:
-        run.trainer.callbacks.remove(writer)
+        callbacks_of(run.trainer).remove(writer)
     assert source.store is not None
     source.store.refresh()
     run.data.reference_store = source.store
@@ -48,7 +49,7 @@ class _MissingRows(L.LightningDataModule):
         """Open the store of the loaded model and list what it lacks."""
         trainer, module = self.run.trainer, self.run.module
         self.run.data.trainer = trainer
-        fingerprint = reference_fingerprint(module.policy, precision=str(trainer.precision))  # type: ignore[arg-type]
+        fingerprint = reference_fingerprint(module.policy, precision=str(trainer.precision))
         self.store = ReferenceStore(default_folder() / "reference", fingerprint)
         loader = self.run.data.reference_loader(self.store)
         if trainer.is_global_zero:

@@ -12,6 +12,26 @@ from rlhf_lightning.checkpointing import recovered
 from rlhf_lightning.cli.compose import parse
 from rlhf_lightning.cli.errors import ConfigError
 
+#: What a run decides for ``rlhf evaluate``, unless the user does.
+EVALUATED = ("method", "model", "adapter", "reference", "data", "optimizer", "scheduler", "seed")
+
+
+def from_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of ``rlhf evaluate`` with what ``cfg.run`` decides filled in; unchanged without a run.
+
+    Args:
+        cfg: composed, options not yet checked: some may only make sense for the run's own model or data.
+        overrides: the user's.
+    """
+    if cfg.run is None:
+        return cfg
+    result = take_over(cfg, EVALUATED, overrides)
+    precision = OmegaConf.select(read_config(cfg.run), "trainer.precision")
+    if precision is not None and not any(o.startswith(("trainer=", "trainer.precision=")) for o in overrides):
+        result.trainer.precision = precision
+    result.ckpt_path = str(weights_of(cfg.run, cfg.ckpt_path))
+    return result
+
 
 def read_config(folder: str | Path) -> DictConfig:
     """The resolved configuration of a run.

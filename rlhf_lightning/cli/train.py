@@ -13,7 +13,7 @@ import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.cli.announce import ModelLine, describe_run
-from rlhf_lightning.cli.build import Run, checkpoint_to_resume, make_run
+from rlhf_lightning.cli.build import Run, callbacks_of, checkpoint_to_resume, make_run
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.cli.results import FILE, Result, duration
 from rlhf_lightning.cli.versions import versions
@@ -41,7 +41,7 @@ def train(cfg: DictConfig) -> float | None:
     before = previous_result(folder)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     run = make_run(cfg)
-    run.trainer.callbacks.append(ModelLine(run))
+    callbacks_of(run.trainer).append(ModelLine(run))
     checkpoint = checkpoint_to_resume(run.trainer, cfg.ckpt_path, folder)
     run.data.setup("fit")
     describe_run(cfg, run, checkpoint)

@@ -113,7 +113,7 @@ def _quieten_transformers() -> None:
     """No bars for every file that is read or written: they tear the progress line apart."""
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _run_apart(command: str, cfg: DictConfig, folder: Path) -> Result:

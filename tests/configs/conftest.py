@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_lightning.cli.console import reset_logging
 from rlhf_lightning.cli.main import main
 
 #: A run of a second: no samples, no export, no second checkpoint.
@@ -55,4 +56,5 @@ def rlhf(tmp_path, monkeypatch, capsys):
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
-    return call
+    yield call
+    reset_logging()
