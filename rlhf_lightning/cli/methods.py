@@ -236,7 +236,8 @@ method=ipo method.loss.beta=0.05`.
 **Notation.** w is the chosen and l the rejected response; $`\\ell`$ sums log-probs over a response's scored tokens, of
 which the end-of-sequence token is one; n counts them; $`\\bar\\ell = \\ell/n`$;
 $`\\rho = \\ell - \\ell_\\mathrm{ref}`$ is the log-ratio to the reference, $`h = \\rho_w - \\rho_l`$,
-$`\\bar\\rho = \\rho/n`$; $`\\sigma`$ is the logistic function. Everything is in nats.
+$`\\bar\\rho = \\rho/n`$; $`r = \\beta\\rho`$ is the implicit reward; $`\\sigma`$ is the logistic function.
+Everything is in nats.
 
 **Tests** (`tests/losses`). Every loss has hand-worked golden values, its value and gradient where policy and reference
 are equal, and an independent plain-loop twin that it must equal on generated batches with generated options; gradients
