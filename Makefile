@@ -32,11 +32,11 @@ install: $(STAMP) ## Make .venv with the tested versions (keeps a torch that is 
 quickstart: $(STAMP) ## Align SmolLM2-135M with DPO and LoRA: a few minutes on two cores
 	$(BIN)/rlhf quickstart
 
-test: $(STAMP) ## The default tests
-	$(PYTEST)
+test: $(STAMP) ## The default tests; some of them: make test ARGS="tests/losses -x"
+	$(PYTEST) $(ARGS)
 
 test-all: $(STAMP) ## All tests: long ones, several processes, kills
-	$(PYTEST) -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow" $(ARGS)
 
 lint: $(STAMP) ## ruff (rules and format) and spelling
 	$(BIN)/ruff check .
@@ -53,8 +53,9 @@ types: $(STAMP) ## mypy: strict on types, ops and losses
 docs: $(STAMP) ## Write METHODS.md from the docstrings of the losses
 	$(BIN)/rlhf methods --write METHODS.md
 
-bench: $(STAMP) ## Compare speed and memory with TRL (in an environment of its own)
-	$(BIN)/python benchmarks/compare.py
+bench: $(STAMP) ## Compare speed and memory with TRL, which gets an environment of its own
+	benchmarks/setup_trl.sh .venv-trl
+	$(BIN)/python benchmarks/dpo_vs_trl.py
 
 build: $(STAMP) ## The sdist and the wheel, in dist/
 	$(BIN)/python -m build

@@ -14,6 +14,23 @@ from rlhf_lightning.conf_dir import conf_dir
 #: Commands that are configured by the files in conf/.
 CONFIGURED = ("train", "evaluate", "generate", "data")
 
+#: Help of the commands that are not configured by groups and do not parse flags themselves.
+FIXED = {
+    "quickstart": """\
+usage: rlhf quickstart [key=value ...]
+
+Trains SmolLM2-135M-Instruct with DPO and LoRA on pairs that ship with the package, then shows what changed.
+The same as rlhf train experiment=quickstart with a summary at the end; takes the same options:
+
+  rlhf quickstart paths.output_dir=runs/mine optimizer.lr=1e-4""",
+    "completion": """\
+usage: rlhf completion bash|zsh
+
+Prints the shell's part of tab completion. Put into ~/.bashrc or ~/.zshrc:
+
+  eval "$(rlhf completion bash)\"""",
+}
+
 _EXAMPLES = {
     "train": (
         "rlhf train method=dpo model=smollm2 adapter=lora optimizer.lr=5e-5",

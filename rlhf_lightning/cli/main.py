@@ -64,6 +64,9 @@ def _dispatch(given: list[str]) -> int:
     if {"-h", "--help"} & set(rest) and command in texts.CONFIGURED:
         texts.show(texts.command(command, COMMANDS[command][1]))
         return 0
+    if {"-h", "--help"} & set(rest) and command in texts.FIXED:
+        texts.show(texts.FIXED[command])
+        return 0
     module = importlib.import_module(COMMANDS[command][0])
     return int(module.main([command, *rest] if command in ("train", "evaluate") else rest) or 0)
 
