@@ -153,8 +153,8 @@ def wpo(
     .. math:: w\,\big(-\log\sigma(\beta h)\big), \quad w = \min\big(1, e^{a_w + a_l}\big),\
               a = \frac1n\sum_t\Big[\log\pi_\theta(y_t) - \log\sum_v\pi_\theta(v)^2\Big]
 
-    Each token is compared with what the policy's own samples would get on average, so on-policy text has a weight near
-    1. The weight is a constant for the gradient.
+    Each token is compared with what the policy's own samples would get on average, so the weight of on-policy text is
+    near one. It is a constant for the gradient.
 
     Source: "WPO: Enhancing RLHF with Weighted Preference Optimization", arXiv:2406.11827.
     Defaults: beta 0.01, as in TRL's index of papers.

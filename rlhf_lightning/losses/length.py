@@ -28,7 +28,7 @@ def r_dpo(policy: Pair, reference: Pair, *, beta: Positive = 0.1, alpha: NonNega
     that the current policy wrote and a reward model ranked, it is iterative length-regularised DPO, arXiv:2406.11817.
     Defaults: beta 0.1, DPO's. alpha 0.01 is our choice, not the paper's: a difference of 100 tokens shifts the logit by
     1. Tune it together with beta.
-    Differences: the paper's authors published no code. The ``rDPO`` branch of junkangwu/alpha-DPO subtracts the term,
+    Differences: we know of no code by the authors. The ``rDPO`` branch of junkangwu/alpha-DPO subtracts the term,
     and it is always 0 there, because batch sizes are passed as lengths. TRL 1.16 has no such loss.
 
     Args:
