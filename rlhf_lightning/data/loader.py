@@ -70,15 +70,21 @@ class PlannedBatches(Batches):
 
 @dataclass(frozen=True)
 class ListedBatches(Batches):
-    """Given micro-batches, each of which stands for itself: evaluation and prediction take no optimiser steps."""
+    """Given micro-batches of an evaluation, which is like one step over the whole data set.
+
+    A token mean is therefore that of the whole set, however it was cut into batches and dealt to processes.
+    """
 
     listed: Sequence[tuple[Examples, IntArray]]
     store: LogProbStore | None
+    world_size: int = 1
 
     def groups(self, number: int) -> tuple[Examples, StepTotals]:
         """The ``number``-th micro-batch."""
         examples, chosen = self.listed[number]
-        return examples.select(chosen), local_totals(examples, chosen)
+        return examples.select(chosen), local_totals(examples)._replace(
+            micro_batches=len(self.listed) * self.world_size
+        )
 
 
 def iterate(batches: Batches, numbers: Sequence[int], workers: int, pin_memory: bool) -> Iterator[PackedBatch]:
@@ -254,9 +260,10 @@ class ListLoader:
         workers: int = 0,
         pin_memory: bool = False,
         store: LogProbStore | None = None,
+        world_size: int = 1,
     ) -> None:
         """Keep the list of (data set, groups); see ``evaluation_batches`` and ``reference_batches``."""
-        self.batches = ListedBatches(listed, store)
+        self.batches = ListedBatches(listed, store, world_size)
         self.workers, self.pin_memory = workers, pin_memory
 
     def __len__(self) -> int:

@@ -289,7 +289,13 @@ class AlignmentDataModule(L.LightningDataModule):
     def _list_loader(
         self, listed: list[tuple[Examples, NDArray[np.int64]]], store: ReferenceStore | None
     ) -> ListLoader:
-        return ListLoader(listed, workers=self.num_workers, pin_memory=self._pin_memory(), store=store)
+        return ListLoader(
+            listed,
+            workers=self.num_workers,
+            pin_memory=self._pin_memory(),
+            store=store,
+            world_size=self._place().world_size,
+        )
 
     def _eval_groups(self) -> int:
         if self.eval_batch_size is not None:
