@@ -12,7 +12,7 @@ Below, S(x) = log(1 + e^x): S(2) = 2.126928, S(-2) = 0.126928, S(1) = 1.313262, 
 S(-1.5) = 0.201413, S(0.5) = 0.974077, S(-0.5) = 0.474077; and s(x) = 1/(1 + e^-x): s(1) = 0.731059, s(2) = 0.880797.
 The scored tokens of the chosen responses are 3 in 2 pairs, so their mean length is 1.5.
 
-Each row says which mistake it catches; they were tried (CONTRIBUTING.md says how).
+Each row says which mistake it catches; CONTRIBUTING.md says how to try such mistakes on a whole file.
 """
 
 from __future__ import annotations
