@@ -6,35 +6,127 @@ import random
 
 REQUEST = "Please answer in one or two sentences."
 
-GOALS = (
-    "sleep better|learn the guitar|drink more water|save money on food|make new friends|remember names|read more books|"
-    "keep a plant alive|stay calm in traffic|cook rice well|wake up earlier|write a good letter|speak more clearly|"
-    "clean a small kitchen|train a puppy|pack a light suitcase|grow tomatoes|stop biting my nails|run a first mile|"
-    "study for a test|fix a squeaky door|make good coffee|choose a bicycle|take better photos|learn a new language|"
-    "organise my desk|say no politely|prepare for an interview|eat more vegetables|spend less time on my phone|"
-    "plan a birthday party|keep bread fresh|fold shirts neatly|start a garden|iron a shirt|swim faster|"
-    "sharpen a pencil without a sharpener|help a shy child|stretch after a long drive|keep a diary"
-).split("|")
+GOALS = [
+    "sleep better",
+    "learn the guitar",
+    "drink more water",
+    "save money on food",
+    "make new friends",
+    "remember names",
+    "read more books",
+    "keep a plant alive",
+    "stay calm in traffic",
+    "cook rice well",
+    "wake up earlier",
+    "write a good letter",
+    "speak more clearly",
+    "clean a small kitchen",
+    "train a puppy",
+    "pack a light suitcase",
+    "grow tomatoes",
+    "stop biting my nails",
+    "run a first mile",
+    "study for a test",
+    "fix a squeaky door",
+    "make good coffee",
+    "choose a bicycle",
+    "take better photos",
+    "learn a new language",
+    "organise my desk",
+    "say no politely",
+    "prepare for an interview",
+    "eat more vegetables",
+    "spend less time on my phone",
+    "plan a birthday party",
+    "keep bread fresh",
+    "fold shirts neatly",
+    "start a garden",
+    "iron a shirt",
+    "swim faster",
+    "sharpen a pencil without a sharpener",
+    "help a shy child",
+    "stretch after a long drive",
+    "keep a diary",
+]
 
-THINGS = (
-    "a volcano|a rainbow|gravity|a glacier|an eclipse|the water cycle|a budget|a poem|a compass|yeast|a vaccine|a metaphor|"
-    "photosynthesis|a magnet|a black hole|democracy|an echo|a tide|compost|a battery|an orchestra|a recipe|an algorithm|"
-    "a fossil|a savings account|a telescope|the moon|a bridge|friendship|a habit|a thunderstorm|a library|an earthquake|"
-    "a bee hive|a desert|jazz|a password|a map|a greenhouse|snow"
-).split("|")
+THINGS = [
+    "a volcano",
+    "a rainbow",
+    "gravity",
+    "a glacier",
+    "an eclipse",
+    "the water cycle",
+    "a budget",
+    "a poem",
+    "a compass",
+    "yeast",
+    "a vaccine",
+    "a metaphor",
+    "photosynthesis",
+    "a magnet",
+    "a black hole",
+    "democracy",
+    "an echo",
+    "a tide",
+    "compost",
+    "a battery",
+    "an orchestra",
+    "a recipe",
+    "an algorithm",
+    "a fossil",
+    "a savings account",
+    "a telescope",
+    "the moon",
+    "a bridge",
+    "friendship",
+    "a habit",
+    "a thunderstorm",
+    "a library",
+    "an earthquake",
+    "a bee hive",
+    "a desert",
+    "jazz",
+    "a password",
+    "a map",
+    "a greenhouse",
+    "snow",
+]
 
-EVENTS = (
-    "my first day at work|an exam|a long flight|moving to a new city|a doctor's visit|speaking in public|a job interview|"
-    "meeting new people|a school trip|my driving test|a difficult talk with a friend|a visit from my family|"
-    "a dance class|the first snow of the year|a camping trip|a piano recital"
-).split("|")
+EVENTS = [
+    "my first day at work",
+    "an exam",
+    "a long flight",
+    "moving to a new city",
+    "a doctor's visit",
+    "speaking in public",
+    "a job interview",
+    "meeting new people",
+    "a school trip",
+    "my driving test",
+    "a difficult talk with a friend",
+    "a visit from my family",
+    "a dance class",
+    "the first snow of the year",
+    "a camping trip",
+    "a piano recital",
+]
 
 FEELINGS = ("nervous", "excited", "worried", "unsure", "curious")
 
-PLACES = (
-    "the beach|a mountain hike|a museum|a picnic|a wedding|a music festival|a weekend in the city|a friend's new home|"
-    "the swimming pool|a night under the stars|a farmers' market|a train journey"
-).split("|")
+PLACES = [
+    "the beach",
+    "a mountain hike",
+    "a museum",
+    "a picnic",
+    "a wedding",
+    "a music festival",
+    "a weekend in the city",
+    "a friend's new home",
+    "the swimming pool",
+    "a night under the stars",
+    "a farmers' market",
+    "a train journey",
+]
 
 
 def questions(seed: int = 0) -> list[str]:

@@ -18,9 +18,53 @@ from __future__ import annotations
 import re
 
 KIND_WORDS = frozenset(
-    "bright calm cheerful comfort comfortable comforting confident congratulations delicious delight delightful encourage "
-    "enjoy enjoyable exciting favorite friendly fun gentle gently glad great happiness happy hope joy joyful kind kindness "
-    "love lovely luck nice peace peaceful pleasant proud relax relaxed relaxing thank thanks warm welcome wonderful".split()
+    [
+        "bright",
+        "calm",
+        "cheerful",
+        "comfort",
+        "comfortable",
+        "comforting",
+        "confident",
+        "congratulations",
+        "delicious",
+        "delight",
+        "delightful",
+        "encourage",
+        "enjoy",
+        "enjoyable",
+        "exciting",
+        "favorite",
+        "friendly",
+        "fun",
+        "gentle",
+        "gently",
+        "glad",
+        "great",
+        "happiness",
+        "happy",
+        "hope",
+        "joy",
+        "joyful",
+        "kind",
+        "kindness",
+        "love",
+        "lovely",
+        "luck",
+        "nice",
+        "peace",
+        "peaceful",
+        "pleasant",
+        "proud",
+        "relax",
+        "relaxed",
+        "relaxing",
+        "thank",
+        "thanks",
+        "warm",
+        "welcome",
+        "wonderful",
+    ]
 )
 FEW_WORDS, FULL_WORDS, MANY_WORDS = 8, 30, 70
 FULL_SENTENCES, MANY_SENTENCES = 2, 4

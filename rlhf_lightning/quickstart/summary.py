@@ -46,8 +46,8 @@ class Summary:
         tables = sorted((folder / "samples").glob("step_*.jsonl"))
         if len(tables) < 2:
             raise FileNotFoundError(
-                f"{folder}/samples holds {len(tables)} tables; a summary needs one from before and one from after training "
-                "(callbacks.samples.before_training=true and validation data)"
+                f"{folder}/samples holds {len(tables)} tables; a summary needs one from before and one from after "
+                "training (callbacks.samples.before_training=true and validation data)"
             )
         metrics = metrics_file(folder)
         accuracy, margin = (read_curve(metrics, f"val/reward/{name}")[1][-1] for name in ("accuracy", "margin"))

@@ -126,9 +126,7 @@ def test_evaluation_sees_every_group_once_on_any_number_of_processes(batching: B
     examples = pairs()
     for world_size in (1, 2, 3):
         loaders = [
-            ListLoader(
-                evaluation_batches(examples, batching, rank=rank, world_size=world_size), world_size=world_size
-            )
+            ListLoader(evaluation_batches(examples, batching, rank=rank, world_size=world_size), world_size=world_size)
             for rank in range(world_size)
         ]
         assert len({len(loader) for loader in loaders}) == 1

@@ -16,7 +16,9 @@ def make_run(folder: Path) -> Path:
     """The files of a run of two steps: sample tables and metrics."""
     (folder / "samples").mkdir(parents=True)
     for step, text, kl in ((0, "Long and dull.", 0.0), (2, "You will enjoy your walk in the warm sun.", 1.5)):
-        rows = [{"prompt": PROMPT.format(topic), "response": text, "kl": kl} for topic in ("bees", "snow", "jazz music")]
+        rows = [
+            {"prompt": PROMPT.format(topic), "response": text, "kl": kl} for topic in ("bees", "snow", "jazz music")
+        ]
         table = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "samples" / f"step_{step:08d}.jsonl").write_text(table)
     metrics = folder / "logs" / "metrics.csv"
