@@ -13,10 +13,13 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.quickstart.prompts import questions
 from rlhf_lightning.quickstart.rule import score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SAMPLES = 8
 MAX_NEW_TOKENS = 96
@@ -48,21 +51,25 @@ def sample_answers(asked: Sequence[str], *, samples: int, seed: int) -> list[lis
 
     source = SmolLM2(dtype="bfloat16")
     tokenizer, actor = source.tokenizer(), Actor(source.load())
-    prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
-        )
-        for question in asked
-    ]
+    prompts = [_prompt(tokenizer, question) for question in asked]
     repeated = [prompt for prompt in prompts for _ in range(samples)]
     responses = generate(
         actor, repeated, max_new_tokens=MAX_NEW_TOKENS, temperature=1.0, top_p=0.95, seed=seed, batch_size=64
     )
-    answers = [
-        tokenizer.decode(ids, skip_special_tokens=True) if ids and ids[-1] == tokenizer.eos_token_id else ""
-        for ids in responses
-    ]
+    answers = [_answer(tokenizer, ids) for ids in responses]
     return [answers[i : i + samples] for i in range(0, len(answers), samples)]
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
+    turns = [{"role": "user", "content": question}]
+    text = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+    return [int(token) for token in tokenizer.encode(text, add_special_tokens=False)]
+
+
+def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """The text of a response that ended by itself, else nothing."""
+    ended = bool(ids) and ids[-1] == tokenizer.eos_token_id
+    return str(tokenizer.decode(ids, skip_special_tokens=True)) if ended else ""
 
 
 def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:

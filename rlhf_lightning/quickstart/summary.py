@@ -56,17 +56,15 @@ class Summary:
     def rows(self) -> list[tuple[str, str, str]]:
         """Name, before and after, ready for a table."""
         kl = [answer.kl for answer in self.after if answer.kl is not None]
+        scores = [mean_and_error([answer.score for answer in side]) for side in (self.before, self.after)]
+        words = [_mean([len(answer.text.split()) for answer in side]) for side in (self.before, self.after)]
         return [
             ("held-out accuracy", "0.500 *", f"{self.accuracy:.3f}"),
             ("held-out margin (nats)", "0.000 *", f"{self.margin:.3f}"),
             ("KL to the start (nats an answer)", "0.000 *", mean_and_error(kl)),
-            ("rule's score, fresh answers", *(mean_and_error([a.score for a in side]) for side in self._sides)),
-            ("words an answer", *(f"{_mean([len(a.text.split()) for a in side]):.1f}" for side in self._sides)),
+            ("rule's score, fresh answers", scores[0], scores[1]),
+            ("words an answer", f"{words[0]:.1f}", f"{words[1]:.1f}"),
         ]
-
-    @property
-    def _sides(self) -> tuple[list[Answer], list[Answer]]:
-        return self.before, self.after
 
     def examples(self, count: int = 3) -> list[tuple[str, Answer, Answer]]:
         """Question, answer before and answer after of the first prompts, what all prompts share left out."""
