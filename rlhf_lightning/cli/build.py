@@ -59,7 +59,9 @@ def make_run(cfg: DictConfig) -> Run:
     models = make_models(cfg, reference_kind(cfg, method))
     module = method(models=models, optimizer=make(cfg.optimizer), scheduler=make(cfg.scheduler))
     data = make_data(cfg, models, module.kind)
-    return Run(module, data, make_trainer(cfg), models, Path(cfg.paths.output_dir))
+    trainer = make_trainer(cfg)
+    data.trainer = trainer  # it plans for the trainer's accumulation and processes, and fails before weights load
+    return Run(module, data, trainer, models, Path(cfg.paths.output_dir))
 
 
 def make_models(cfg: DictConfig, reference: ReferenceKind) -> ModelBuilder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -44,6 +45,7 @@ def train(cfg: DictConfig) -> float | None:
     callbacks_of(run.trainer).append(ModelLine(run))
     checkpoint = checkpoint_to_resume(run.trainer, cfg.ckpt_path, folder)
     run.data.setup("fit")
+    write_reports(run)
     describe_run(cfg, run, checkpoint)
     if run.models.reference == "cached":
         from rlhf_lightning.cli.reference import fill_reference_cache
@@ -69,6 +71,14 @@ def previous_result(folder: Path) -> Result | None:
     result = Result.read(folder)
     (folder / FILE).unlink(missing_ok=True)
     return result
+
+
+def write_reports(run: Run) -> None:
+    """Keep the counts of every row that was kept, left out or noted, as ``data.json``."""
+    if run.trainer.is_global_zero:
+        reports = {role: report.to_dict() for role, report in run.data.reports.items()}
+        text = json.dumps(reports, indent=2, ensure_ascii=False) + "\n"
+        (run.folder / "data.json").write_text(text, encoding="utf-8")
 
 
 def finish(cfg: DictConfig, run: Run, seconds: float, before: Result | None) -> float | None:

@@ -61,10 +61,12 @@ def test_jobs_are_gathered_in_their_order(tmp_path):
 
 
 @pytest.mark.slow
-def test_sweep_over_numbers_of_processes(tiny, tmp_path):
+def test_sweep_over_numbers_of_processes(tiny, pairs, tmp_path):
     """Hydra's -m with DDP: every job has its own processes, and two of them compute what one does."""
     command = [sys.executable, "-m", "rlhf_lightning.cli.main", "train", "-m", "strategy=ddp", "strategy.devices=1,2"]
-    options = [*tiny, "data.validation=0.5", "paths.output_dir=sweep"]  # a validation pair for each process
+    # All eight pairs are trained on, so no group is left over: those are dealt out by the number of micro-batches.
+    held_out = f"data.validation={{_target_:rlhf_lightning.data.Files,path:{pairs}}}"
+    options = [*tiny, held_out, "paths.output_dir=sweep"]
     done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     one, two = rows(tmp_path / "sweep")
