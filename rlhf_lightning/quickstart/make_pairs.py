@@ -1,9 +1,9 @@
 """Make the quickstart's preference pairs: sample the model's own answers and let the rule choose.
 
 Run ``python -m rlhf_lightning.quickstart.make_pairs`` to make ``data/files/smollm2_pairs*.jsonl`` anew (some ten
-minutes on two cores; other library versions draw other samples). Nothing in the files is written by hand: a pair is the best and the worst, by ``rule.score``, of
-``SAMPLES`` answers that SmolLM2-135M-Instruct itself gave to one question at temperature 1. Answers that did not end
-in time are left out.
+minutes on two cores; it draws other samples). Nothing in the files is written by hand: a pair is the best and the
+worst, by ``rule.score``, of ``SAMPLES`` answers that SmolLM2-135M-Instruct itself gave to one question at temperature
+1. Answers that did not end in time are left out.
 """
 
 from __future__ import annotations
