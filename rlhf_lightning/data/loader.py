@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -36,7 +37,7 @@ class LogProbStore(Protocol):
         """One number for every scored token of the groups, in packing order."""
 
 
-class Batches(Dataset[PackedBatch]):
+class Batches(Dataset[PackedBatch], ABC):
     """A list of micro-batches that are packed when they are asked for, here or in a worker process."""
 
     store: LogProbStore | None = None
@@ -46,9 +47,9 @@ class Batches(Dataset[PackedBatch]):
         cached = None if self.store is None else self.store.log_probs(examples)
         return pack(examples, totals=totals, reference_log_probs=cached)
 
+    @abstractmethod
     def groups(self, number: int) -> tuple[Examples, StepTotals]:
         """The groups of a micro-batch, and the denominators of the step that it belongs to."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
