@@ -10,10 +10,37 @@ import torch
 from numpy.typing import NDArray
 
 from rlhf_lightning.data.examples import Examples
-from rlhf_lightning.types import Example, PreferenceBatch, StepTotals, SupervisedBatch
+from rlhf_lightning.types import (
+    AttributesBatch,
+    ContextBatch,
+    Example,
+    JudgedBatch,
+    PackedBatch,
+    ParaphraseBatch,
+    PreferenceBatch,
+    RankedBatch,
+    SafetyBatch,
+    StepsBatch,
+    StepTotals,
+    SupervisedBatch,
+    UnpairedBatch,
+)
 
-#: Batch class by responses a group.
-BATCHES: dict[int, type[SupervisedBatch] | type[PreferenceBatch]] = {1: SupervisedBatch, 2: PreferenceBatch}
+#: Batch class by kind of data.
+BATCHES: dict[str, type[PackedBatch]] = {
+    "supervised": SupervisedBatch,
+    "preference": PreferenceBatch,
+    "safety": SafetyBatch,
+    "unpaired": UnpairedBatch,
+    "ranked": RankedBatch,
+    "judged": JudgedBatch,
+    "paraphrase": ParaphraseBatch,
+    "context": ContextBatch,
+    "steps": StepsBatch,
+    "attributes": AttributesBatch,
+}
+#: Prefix of the numbers that become the columns of ``AttributesBatch.attributes``.
+ATTRIBUTE = "attribute:"
 
 
 def local_totals(examples: Examples, groups: NDArray[np.int64] | slice = slice(None)) -> StepTotals:
@@ -25,33 +52,37 @@ def local_totals(examples: Examples, groups: NDArray[np.int64] | slice = slice(N
 def pack(
     examples: Sequence[Example],
     *,
+    kind: str | None = None,
     totals: StepTotals | None = None,
     indices: Sequence[int] | NDArray[np.int64] | None = None,
     reference_log_probs: NDArray[np.float32] | None = None,
-) -> PreferenceBatch | SupervisedBatch:
+) -> PackedBatch:
     """Pack groups into one row: each prompt once, then its responses in order, positions continuing after the prompt.
 
     Args:
         examples: the groups; an ``Examples`` is packed without making a Python object a group.
+        kind: of the batch, a key of ``BATCHES``; None: a plain ``PackedBatch``, or for one prompt of one or two
+            responses a ``SupervisedBatch`` or ``PreferenceBatch``.
         totals: denominators of the optimiser step; None: this batch is the whole step.
         indices: row of the data set of each group; None: the position that each group had in its data set.
         reference_log_probs: one number (nats) for every scored token, in the batch's own order, from the cache.
 
     Returns:
-        A ``SupervisedBatch`` for one response a group, a ``PreferenceBatch`` for two (chosen, then rejected).
+        A batch of the kind's class.
 
     Raises:
-        ValueError: no groups, a number of responses that no batch class stands for, or ``reference_log_probs`` of
-            another length than the batch has scored tokens.
+        ValueError: no groups, a kind whose numbers the groups lack, or ``reference_log_probs`` of another length than
+            the batch has scored tokens.
     """
     columns = examples if isinstance(examples, Examples) else Examples.build(examples)
-    if not len(columns) or columns.slots not in BATCHES:
-        raise ValueError(f"cannot pack {len(columns)} groups of {columns.slots} responses; supported: 1 or 2 responses")
-    lengths, bounds = columns.lengths, columns.bounds
-    start = np.cumsum(lengths) - lengths  # of each group in the packed row
+    if not len(columns):
+        raise ValueError("cannot pack 0 groups")
+    bounds = columns.by_prompt
+    lengths = bounds[:, -1] - bounds[:, 0]
+    start = np.cumsum(lengths) - lengths  # of each prompt in the packed row
     at = np.arange(int(lengths.sum()), dtype=np.int64)
     taken = at + np.repeat(bounds[:, 0] - start, lengths)
-    cuts = bounds - bounds[:, :1] + start[:, None]  # the bounds of every group, in the packed row
+    cuts = bounds - bounds[:, :1] + start[:, None]  # the bounds of every prompt and its responses, in the packed row
     layout = _scored_layout(cuts, columns.scored[taken])
     if reference_log_probs is not None and len(reference_log_probs) != len(layout["target"]):
         raise ValueError(
@@ -63,22 +94,63 @@ def pack(
         "positions": at - _position_origin(cuts),
         "prompt_span": cuts[:, :2],
         "response_span": np.stack([cuts[:, 1:-1], cuts[:, 2:]], axis=-1).reshape(-1, 2),
-        "parent": np.repeat(np.arange(len(columns)), columns.slots),
+        "parent": np.repeat(np.arange(len(cuts)), cuts.shape[1] - 2),
         "index": columns.number if indices is None else np.asarray(indices, dtype=np.int64),
         **layout,
     }
-    fields: dict[str, Any] = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-    if columns.slots == 2 and columns.margin is not None:
-        fields["margin"] = torch.from_numpy(columns.margin.copy())
+    batch = _batch_class(columns, kind)
+    own = _own_fields(columns, batch, taken[layout["target"]])
+    fields: dict[str, Any] = {
+        name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in (arrays | own).items()
+    }
+    if batch is AttributesBatch:
+        fields["names"] = tuple(name.removeprefix(ATTRIBUTE) for name in _attributes(columns))
     if reference_log_probs is not None:
         fields["reference_log_probs"] = torch.from_numpy(np.asarray(reference_log_probs, dtype=np.float32))
-    return BATCHES[columns.slots](totals=totals or local_totals(columns), rows=columns.rows(), **fields)
+    return batch(totals=totals or local_totals(columns), rows=columns.rows(), **fields)
+
+
+def _batch_class(columns: Examples, kind: str | None) -> type[PackedBatch]:
+    if kind is None:
+        plain = {1: SupervisedBatch, 2: PreferenceBatch} if columns.prompts == 1 else {}
+        return plain.get(columns.slots, PackedBatch)
+    batch = BATCHES[kind]
+    if missing := sorted(set(batch.NUMBERS) - set(columns.numbers)):
+        raise ValueError(f"{kind} data needs {missing} of every response, and the groups have {sorted(columns.numbers)}")
+    return batch
+
+
+def _own_fields(columns: Examples, batch: type[PackedBatch], scored: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """What a class of batches holds beside tokens.
+
+    Args:
+        columns: the groups.
+        batch: the class.
+        scored: where every scored token of the batch lies in the columns' flat tokens.
+    """
+    own: dict[str, NDArray[Any]] = {name: columns.numbers[name].ravel() for name in batch.NUMBERS}
+    if issubclass(batch, PreferenceBatch) and columns.margin is not None:
+        own["margin"] = columns.margin
+    if batch is StepsBatch:
+        if columns.step_labels is None:
+            raise ValueError("steps data needs a label for the last token of every step, and the groups have none")
+        own["step_label"] = columns.step_labels[scored]
+    if batch is AttributesBatch:
+        own["attributes"] = np.stack([columns.numbers[name].ravel() for name in _attributes(columns)], axis=-1)
+    return own
+
+
+def _attributes(columns: Examples) -> list[str]:
+    found = sorted(name for name in columns.numbers if name.startswith(ATTRIBUTE))
+    if not found:
+        raise ValueError("attributes data needs at least one rating, and the groups have none")
+    return found
 
 
 def _position_origin(cuts: NDArray[np.int64]) -> NDArray[np.int64]:
     """What to subtract from a token's index in the row to get its position, (tokens,).
 
-    The group's start for a prompt token; for a response token the response's start less the prompt's length.
+    The prompt's start for a prompt token; for a response token the response's start less the prompt's length.
     """
     origin = cuts[:, :-1].copy()
     origin[:, 1:] -= (cuts[:, 1] - cuts[:, 0])[:, None]

@@ -57,7 +57,7 @@ def response_keys(examples: Examples) -> Keys:
     """The key of every response, (groups, slots)."""
     tokens, scored = examples.tokens.astype("<i4", copy=False), examples.scored
     keys = []
-    for cuts in examples.bounds.tolist():
+    for cuts in examples.by_prompt.tolist():
         prompt = tokens[cuts[0] : cuts[1]].tobytes()
         for start, end in pairwise(cuts[1:]):
             keys.append(_key(prompt, tokens[start:end].tobytes(), scored[start:end].tobytes()))

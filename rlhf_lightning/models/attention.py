@@ -52,7 +52,7 @@ class SharedPrefix:
         """For every token its own segment, and the prompt of its group: prompts are numbered before responses."""
         batch, tokens = self.batch, len(self.batch.ids)
         spans = torch.cat([batch.prompt_span, batch.response_span])
-        groups = torch.cat([torch.arange(len(batch), device=spans.device), batch.parent])
+        groups = torch.cat([torch.arange(len(batch.prompt_span), device=spans.device), batch.parent])
         order = spans[:, 0].argsort()
         lengths = (spans[:, 1] - spans[:, 0])[order]
         return (
