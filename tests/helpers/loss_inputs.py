@@ -20,11 +20,16 @@ from rlhf_lightning.types import Moments, Pair, PreferenceLoss, SequenceLogProbs
 Rows = list[list[float]]  #: one list of per-token numbers a response
 
 SUPERVISED = ["sft", "dft"]
-PREFERENCE = sorted(
-    name
-    for name in losses.__all__
-    if name not in {"INPUTS", "WeightedSum", "loss_function", "needs", "validate", *SUPERVISED}
-)
+
+
+def losses_of(kind: str) -> list[str]:
+    """Names of the losses whose first input is annotated so: ``Pair`` for the losses of pairs."""
+    functions = {name: getattr(losses, name) for name in losses.__all__}
+    sources = {name: f for name, f in functions.items() if "\n    Source:" in (f.__doc__ or "")}
+    return sorted(name for name, f in sources.items() if f.__annotations__.get("policy") == kind)
+
+
+PREFERENCE = losses_of("Pair")
 
 
 @dataclass
