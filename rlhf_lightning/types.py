@@ -149,6 +149,21 @@ class PreferenceLoss:
 
 
 @dataclass
+class GroupLoss:
+    """What a loss on labelled or ranked responses returns: one number a group, and what the policy gives each response.
+
+    A group is one labelled response or one ranked list; ``reward`` is meaningless in an empty slot.
+    """
+
+    loss: Float[Tensor, " groups"]
+    reward: Float[Tensor, " responses"]  #: implicit reward or score of each response, detached
+    #: numbers to fold into the running statistics that the loss asked for (``running``), detached
+    observed: Float[Tensor, " observed"] | None = None
+    #: further detached numbers by name, of any number (it may differ from batch to batch), logged as ``train/<name>``
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
 class StepOutput:
     """What ``AlignmentModule.forward`` returns: a scalar to differentiate and detached diagnostics."""
 

@@ -28,7 +28,13 @@ INPUTS: Mapping[str, str] = {
     "reference": "log-probs of the reference model",
     "margin": "score(chosen) - score(rejected) of each pair, from the data",
     "collision": "log sum_v p_v^2 of each scored token under the policy, detached",
+    "top_k": "logits of the policy's most likely tokens at the negative tokens (undesirable or rejected responses)",
     "running": "running mean and standard deviation of what the loss observed in earlier steps",
+    "desirable": "label of each response, 1 desirable and 0 undesirable",
+    "kl": "reference point of KTO: mean log-ratio of mismatched prompts and responses over the step, at least 0",
+    "weight": "weight of each response, from the density ratio of the prompts of both labels",
+    "score": "score of each response of a list, higher is better; nan in an empty slot",
+    "present": "whether each slot of a list holds a response",
 }
 
 
@@ -48,6 +54,8 @@ class Range:
         return self.text
 
 
+#: A whole number from 1.
+Count = Annotated[int, Range("[1, inf)")]
 Real = Annotated[float, Range("(-inf, inf)")]
 Positive = Annotated[float, Range("(0, inf)")]
 NonNegative = Annotated[float, Range("[0, inf)")]
@@ -131,6 +139,16 @@ def validate(loss: Callable[..., Any]) -> None:
         _allowed(function.__name__, name, value, hints.get(name, Any))
 
 
+def option_values(loss: Callable[..., Any], name: str) -> list[Any]:
+    """What a loss has for an option, given or by default: one value, one for each term of a sum, or none."""
+    terms = getattr(loss, "losses", None)
+    if terms is not None:
+        return [value for term in terms.values() for value in option_values(term, name)]
+    function, given = _unwrap(loss)
+    parameter = inspect.signature(function).parameters.get(name)
+    return [] if parameter is None else [given.get(name, parameter.default)]
+
+
 def _unwrap(loss: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
     if isinstance(loss, functools.partial):
         return loss.func, dict(loss.keywords)
@@ -150,9 +168,11 @@ def _allowed(loss: str, name: str, value: Any, hint: Any) -> Any:
     if get_origin(hint) is Annotated:
         interval = next((extra for extra in get_args(hint)[1:] if isinstance(extra, Range)), None)
         if interval is not None:
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and float(value) in interval:
-                return float(value)
-            raise _refused(loss, name, value, f"a number in {interval}")
+            kind = int if get_args(hint)[0] is int else float
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if number and float(value) in interval and kind(value) == value:
+                return kind(value)
+            raise _refused(loss, name, value, f"a {'whole ' if kind is int else ''}number in {interval}")
     elif get_origin(hint) is Literal and value not in get_args(hint):
         raise _refused(loss, name, value, f"one of {list(get_args(hint))}")
     elif hint is bool and not isinstance(value, bool):
