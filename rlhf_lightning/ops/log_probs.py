@@ -117,11 +117,7 @@ def log_probs(
         ValueError: for an unknown statistic.
     """
     check_statistics(statistics)
-    kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    options = _Options(
-        transform or LogitTransform(), statistics, dtype, block_bytes or BLOCK_BYTES.get(kind, DEFAULT_BLOCK_BYTES)
-    )
+    options = HeadOptions.of(hidden, weight, transform, statistics, block_bytes)
     log_prob, entropy, top1, collision = _BlockwiseHead.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, target, options
     )
@@ -192,11 +188,28 @@ def check_statistics(statistics: frozenset[str]) -> None:
 
 
 @dataclass(frozen=True)
-class _Options:
+class HeadOptions:
+    """How the head is walked block by block: what every blockwise operation on it shares."""
+
     transform: LogitTransform
     statistics: frozenset[str]
-    dtype: torch.dtype
+    dtype: torch.dtype  #: of the matrix products
     block_bytes: int
+
+    @classmethod
+    def of(
+        cls,
+        hidden: Tensor,
+        weight: Tensor,
+        transform: LogitTransform | None,
+        statistics: frozenset[str] = frozenset(),
+        block_bytes: int | None = None,
+    ) -> HeadOptions:
+        """The options of a call: under autocast its dtype, and a device's usual size of a block."""
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        size = block_bytes or BLOCK_BYTES.get(kind, DEFAULT_BLOCK_BYTES)
+        return cls(transform or LogitTransform(), statistics, dtype, size)
 
     def blocks(self, rows: int, vocabulary: int) -> Iterator[slice]:
         """Slices of the vocabulary whose float32 logits fit ``block_bytes`` (at least ``MIN_BLOCK`` wide)."""
@@ -220,7 +233,7 @@ class _BlockwiseHead(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         target: Tensor,
-        options: _Options,
+        options: HeadOptions,
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
         ctx.options = options
@@ -247,7 +260,7 @@ class _BlockwiseHead(torch.autograd.Function):
 
 
 def _forward(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, options: _Options
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, options: HeadOptions
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Target log-probs, the softmax's log-normalizer, and entropy, top1, collision (None: not asked for)."""
     hidden = hidden.to(options.dtype)
@@ -255,7 +268,7 @@ def _forward(
     normalizers, maxima, entropies, collisions = [], [], [], []
     for block in options.blocks(len(hidden), len(weight)):
         logits = options.logits(hidden, weight[block].to(options.dtype), None if bias is None else bias[block])
-        inside, column = _within(target, block)
+        inside, column = within(target, block)
         chosen = torch.where(inside, logits.gather(1, column).squeeze(1), chosen)
         block_log_probs = logits.log_softmax(-1)
         # One fused kernel and a subtraction; logsumexp walks the block several times.
@@ -306,7 +319,7 @@ class _Slope:
     def matrix(self, logits: Tensor, block: slice) -> Tensor:
         """The block's part of the gradient, without the row's factor."""
         log_p = logits - self.normalizer[:, None]
-        inside, column = _within(self.target, block)
+        inside, column = within(self.target, block)
         result = log_p.exp()
         at_target = -inside.to(result.dtype)
         if self.grad_entropy is not None and self.entropy is not None:
@@ -323,7 +336,7 @@ def _backward(
     weight: Tensor,
     bias: Tensor | None,
     slope: _Slope,
-    options: _Options,
+    options: HeadOptions,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of hidden states, weight and bias; None where ``needs`` says so."""
@@ -349,7 +362,7 @@ def _backward(
     return grad_hidden, grad_weight, grad_bias
 
 
-def _within(target: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+def within(target: Tensor, block: slice) -> tuple[Tensor, Tensor]:
     """Whether each target lies in a block, and its column there (any column where it does not)."""
     column = target - block.start
     return (column >= 0) & (target < block.stop), column.clamp(0, block.stop - block.start - 1)[:, None]
