@@ -98,15 +98,47 @@ class Ragged:
 
 
 @dataclass
+class TopTokens:
+    """The most likely tokens at some of the scored positions, and the token that stands there, as logits.
+
+    Logits carry gradients. Their differences are those of log-probs.
+    """
+
+    logit: Float[Tensor, "positions width"]  #: highest first
+    token: Int[Tensor, "positions width"]
+    target_logit: Float[Tensor, " positions"]  #: of the token that stands there
+    target: Int[Tensor, " positions"]  #: the token that stands there
+    sequence: Int[Tensor, " positions"]  #: the response of each position: 0 .. count - 1, never decreasing
+    count: int
+
+    def sum(self, values: Float[Tensor, " positions"]) -> Float[Tensor, " responses"]:
+        """Sum of one number a position over each response, in float32; 0 where a response has no position."""
+        return segment_sum(values, self.sequence, self.count)
+
+    def mean(self, values: Float[Tensor, " positions"]) -> Float[Tensor, " responses"]:
+        """Mean of one number a position over each response, in float32; 0 where a response has no position."""
+        return segment_mean(values, self.sequence, self.count)
+
+    def slot(self, slot: int, slots: int) -> TopTokens:
+        """The positions of every ``slots``-th response, from ``slot``."""
+        keep = self.sequence % slots == slot
+        sequence, count = self.sequence[keep] // slots, self.count // slots
+        return TopTokens(
+            self.logit[keep], self.token[keep], self.target_logit[keep], self.target[keep], sequence, count
+        )
+
+
+@dataclass
 class SequenceLogProbs(Ragged):
     """Log-probability of every scored token under one model, and what the head computed beside it.
 
-    ``entropy`` carries gradients; ``top1`` and ``collision`` do not. A statistic nobody asked for is None.
+    ``entropy`` and ``top`` carry gradients; ``top1`` and ``collision`` do not. What nobody asked for is None.
     """
 
     entropy: Float[Tensor, " response_tokens"] | None = None  #: -sum_v p_v log p_v
     top1: Bool[Tensor, " response_tokens"] | None = None  #: whether the token is the model's most likely one
     collision: Float[Tensor, " response_tokens"] | None = None  #: log sum_v p_v ** 2 (WPO)
+    top: TopTokens | None = None  #: most likely tokens at the positions that were asked for
 
     def statistic(self, name: str) -> Ragged:
         """A statistic as ragged numbers. Raises ValueError when the forward pass was not asked for it."""
