@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
+from numpy.typing import NDArray
 from torch import Tensor
+
+#: In the run's folder; what ``rlhf report`` draws its histograms from.
+FILE = "implicit_rewards.npz"
 
 
 class ImplicitRewards(Callback):
@@ -15,11 +24,25 @@ class ImplicitRewards(Callback):
     Accuracy is the share of pairs whose chosen response has the strictly larger implicit reward, so it is 0 while
     policy and reference are equal. ``reward/length_bias`` in [-1, 1] is the mean of sign(margin) times the sign of the
     length difference: 1 says that the longer response always wins.
+
+    The rewards of every pair of the last validation pass are kept as ``<folder>/implicit_rewards.npz``: ``index`` (row
+    of the data set), ``chosen``, ``rejected`` (float32, one number a pair) and ``step``.
+
+    Args:
+        folder: of that file; None: the trainer's ``default_root_dir``.
     """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+        self._pairs: list[Tensor] = []  # of (index, chosen, rejected), each (3, pairs) in float64
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Take a micro-batch into the step's means."""
         _track(pl_module, "train/", outputs)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Forget the pairs of an earlier pass."""
+        self._pairs = []
 
     def on_validation_batch_end(
         self,
@@ -32,6 +55,18 @@ class ImplicitRewards(Callback):
     ) -> None:
         """Take a batch into the means over the validation data."""
         _track(pl_module, "val/", outputs)
+        if "chosen_reward" in outputs and len(batch) == len(outputs["chosen_reward"]):
+            columns = batch.index, outputs["chosen_reward"], outputs["rejected_reward"]
+            self._pairs.append(torch.stack([column.detach().cpu().double() for column in columns]))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write the pairs of this pass; a collective call."""
+        if trainer.sanity_checking:
+            return
+        pairs = _gather(torch.cat(self._pairs, dim=1).numpy() if self._pairs else np.zeros((3, 0)))
+        self._pairs = []
+        if trainer.is_global_zero and pairs.shape[1]:
+            _write(Path(self.folder or trainer.default_root_dir), pairs, trainer.global_step)
 
 
 def _track(module: Any, prefix: str, outputs: Mapping[str, Tensor]) -> None:
@@ -48,3 +83,22 @@ def _track(module: Any, prefix: str, outputs: Mapping[str, Tensor]) -> None:
         "length_bias": margin.sign() * longer.sign(),
     }.items():
         module.track(f"{prefix}reward/{name}", values)
+
+
+def _gather(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The pairs of every process, in the order of the data set."""
+    if dist.is_available() and dist.is_initialized():
+        shares: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(shares, pairs)
+        pairs = np.concatenate(shares, axis=1)
+    return pairs[:, np.argsort(pairs[0], kind="stable")]
+
+
+def _write(folder: Path, pairs: NDArray[np.float64], step: int) -> None:
+    """Write the file, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{FILE}.unfinished"
+    with temporary.open("wb") as file:
+        index, chosen, rejected = pairs[0].astype(np.int64), *pairs[1:].astype(np.float32)
+        np.savez_compressed(file, index=index, chosen=chosen, rejected=rejected, step=np.int64(step))
+    os.replace(temporary, folder / FILE)

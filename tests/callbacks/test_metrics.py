@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 
@@ -142,3 +143,16 @@ def test_outputs_stay_ragged():
     output = module(batch)
     assert isinstance(module.policy(batch), SequenceLogProbs)
     assert output.diagnostics["log_ratio"].shape == batch.sequence.shape
+
+
+def test_the_rewards_of_every_pair_are_kept(tmp_path):
+    """In the order of the data set; their means are the logged ones. Wrong order or float16 would fail."""
+    module = preference(partial(dpo, beta=0.5), lr=0.3)
+    logger = run(tmp_path, module, ImplicitRewards(), val=loader(3, batch=6))
+    kept = np.load(tmp_path / "implicit_rewards.npz")
+    assert kept["index"].tolist() == sorted(kept["index"].tolist())
+    assert len(kept["chosen"]) == len(kept["rejected"]) == len(kept["index"]) >= 6
+    assert int(kept["step"]) == 2
+    for name in ("chosen", "rejected"):
+        assert float(kept[name].mean()) == pytest.approx(logger.series(f"val/reward/{name}")[-1], abs=1e-5)
+    assert not list(tmp_path.glob(".*unfinished"))
