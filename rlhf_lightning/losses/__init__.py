@@ -7,6 +7,7 @@
 * against length bias: ``r_dpo ld_dpo``
 * with running statistics: ``bco_pair beta_dpo alpha_dpo``
 * without a reference: ``preferred_ft slic simpo simper alpha_po cpo orpo``
+* single responses with a label: ``kto bco apo_zero_unpaired unlikelihood``
 * supervised: ``sft dft``
 * several at once: ``WeightedSum``
 
@@ -33,6 +34,7 @@ from rlhf_lightning.losses.reference_free import alpha_po, cpo, orpo, preferred_
 from rlhf_lightning.losses.running import alpha_dpo, bco_pair, beta_dpo
 from rlhf_lightning.losses.supervised import dft, sft
 from rlhf_lightning.losses.transport import aot, aot_unpaired
+from rlhf_lightning.losses.unpaired import apo_zero_unpaired, bco, kto, unlikelihood
 from rlhf_lightning.losses.weighted_sum import WeightedSum
 
 __all__ = [
@@ -44,6 +46,8 @@ __all__ = [
     "aot_unpaired",
     "apo_down",
     "apo_zero",
+    "apo_zero_unpaired",
+    "bco",
     "bco_pair",
     "beta_dpo",
     "cdpo",
@@ -56,6 +60,7 @@ __all__ = [
     "f_dpo",
     "hinge",
     "ipo",
+    "kto",
     "kto_pair",
     "ld_dpo",
     "loss_function",
@@ -73,6 +78,7 @@ __all__ = [
     "simpo",
     "slic",
     "sppo",
+    "unlikelihood",
     "validate",
     "wpo",
 ]

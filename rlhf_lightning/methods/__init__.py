@@ -3,5 +3,6 @@
 from rlhf_lightning.methods.base import AlignmentModule
 from rlhf_lightning.methods.preference import Preference
 from rlhf_lightning.methods.supervised import Supervised
+from rlhf_lightning.methods.unpaired import Unpaired
 
-__all__ = ["AlignmentModule", "Preference", "Supervised"]
+__all__ = ["AlignmentModule", "Preference", "Supervised", "Unpaired"]

@@ -250,12 +250,23 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         if self.trainer.global_step != self._logged_step:
             self._logged_step = self.trainer.global_step
             means = self._step_means.pop(self._sum)
+            means |= self.derived("train/", means)
             self.log("train/loss", means.pop("train/loss"), prog_bar=True)
             self.log_dict(means)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over the validation data."""
-        self.log_dict(self._validation_means.pop(self._sum))
+        means = self._validation_means.pop(self._sum)
+        self.log_dict(means | self.derived("val/", means))
+
+    def derived(self, prefix: str, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Further metrics, made of the means of a step or of a validation pass.
+
+        Args:
+            prefix: ``train/`` or ``val/``, which every name begins with.
+            means: scalars by name, equal on every process; a name that nothing was tracked under is absent.
+        """
+        return {}
 
     def _sum(self, values: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(values, reduce_op="sum")

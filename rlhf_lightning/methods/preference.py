@@ -3,56 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from rlhf_lightning.methods.base import DIAGNOSTIC, AlignmentModule
-from rlhf_lightning.methods.running import RunningMoments
+from rlhf_lightning.methods.base import DIAGNOSTIC
+from rlhf_lightning.methods.observing import ObservingModule
 from rlhf_lightning.types import Pair, PreferenceBatch, PreferenceLoss, SequenceLogProbs, StepOutput
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
-    from torch.optim.lr_scheduler import LRScheduler
-
-    from rlhf_lightning.models.roles import Models
-
-
-class Preference(AlignmentModule[PreferenceBatch]):
+class Preference(ObservingModule[PreferenceBatch]):
     """One number a pair from any loss of ``rlhf_lightning.losses.preference``.
 
     A loss may ask for ``policy``, ``reference``, ``margin`` (of the data), ``collision`` (of the policy's
     distribution) and ``running`` (moments of what it observed in earlier steps).
 
-    Args:
-        models: see ``AlignmentModule``.
-        loss: see ``AlignmentModule``.
-        optimizer: see ``AlignmentModule``.
-        scheduler: see ``AlignmentModule``.
-        running_decay: of the past per optimiser step in the running moments; None: cumulative moments. Only losses
-            that ask for ``running`` have any.
-        statistics: see ``AlignmentModule``.
+    Args: see ``ObservingModule``.
     """
 
     kind: ClassVar[str] = "preference"
     legal: ClassVar[frozenset[str]] = frozenset({"policy", "reference", "margin", "collision", "running"})
-
-    def __init__(
-        self,
-        models: Callable[[], Models],
-        loss: Callable[..., PreferenceLoss],
-        optimizer: Callable[..., Optimizer] | None = None,
-        scheduler: Callable[..., LRScheduler] | None = None,
-        *,
-        running_decay: float | None = None,
-        statistics: Sequence[str] = (),
-    ) -> None:
-        super().__init__(models, loss, optimizer, scheduler, statistics=statistics)
-        self.running = RunningMoments(running_decay) if "running" in self.needs else None
-        self._observed: list[Tensor] = []
 
     def setup(self, stage: str) -> None:
         """Refuse data without margins before any weight loads, where the data module knows."""
@@ -105,20 +76,6 @@ class Preference(AlignmentModule[PreferenceBatch]):
         }
         values |= {DIAGNOSTIC + name: value for name, value in result.diagnostics.items()}
         return {name: value.detach() for name, value in values.items() if value is not None}
-
-    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Tensor]:
-        """As in the base class; what the loss observed waits for the end of the optimiser step."""
-        outputs = super().training_step(batch, batch_idx)
-        if self.running is not None:
-            self._observed.append(outputs["observed"])
-        return outputs
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Fold a whole step into the running moments, so that every micro-batch of it has seen the same ones."""
-        super().on_before_optimizer_step(optimizer)
-        if self.running is not None and self._observed:
-            self.running.update(torch.cat(self._observed))
-            self._observed.clear()
 
 
 _NO_MARGIN = (

@@ -90,6 +90,13 @@ def _pooled(observed: Float[Tensor, " observed"]) -> tuple[Tensor, Tensor, Tenso
     return total, pooled_mean, pooled_squares / total.clamp(min=1)
 
 
+def all_reduced(values: Tensor) -> Tensor:
+    """The sum over all processes, in place; a collective call where there are several."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
 def _all_gather(row: Tensor) -> Tensor:
     if not (dist.is_available() and dist.is_initialized()):
         return row[None]

@@ -27,6 +27,8 @@ class Means:
     def pop(self, reduce_sum: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The means, as float32 scalars by name, after which the object is empty again.
 
+        A name that nothing was added to on any process (the rewards of a label that the step lacks) has no mean.
+
         Args:
             reduce_sum: sums a tensor over the processes; called once.
         """
@@ -35,4 +37,6 @@ class Means:
         names = sorted(self._sums)
         sums = reduce_sum(torch.stack([self._sums[name] for name in names]))
         self._sums = {}
-        return dict(zip(names, (sums[:, 0] / sums[:, 1]).float().unbind(), strict=True))
+        seen = sums[:, 1].tolist()
+        means = (sums[:, 0] / sums[:, 1]).float().unbind()
+        return {name: mean for name, mean, count in zip(names, means, seen, strict=True) if count > 0}
