@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/profile_step.py --pairs 8 --precision bf16
 
-One step (policy, live reference, backward pass, AdamW) on the rows of ``dpo_vs_trl.py`` under torch's profiler. Every
+One step (policy, live reference, backward pass, AdamW) on the rows of ``vs_trl.py`` under torch's profiler. Every
 operation's own time is booked on the part of the step that it belongs to. The useful floating-point operations of the
 step over its time, divided by what the best of three matrix products reaches just before it, is the share of the peak.
 """
@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import dpo_rows
+import rows as rows_file
 import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
@@ -93,8 +93,8 @@ def arguments() -> argparse.Namespace:
 
 def make_step(options: argparse.Namespace) -> tuple[Callable[[], None], Actor, PreferenceBatch]:
     """One training step, ready to be called again and again on the same batch."""
-    dpo_rows.write(options.work, options.data, options.pairs)
-    rows = json.loads((options.work / "rows.json").read_text())[: options.pairs]
+    rows_file.write(options.work, options.data, options.pairs)
+    rows = json.loads((options.work / "pairs.json").read_text())[: options.pairs]
     batch = pack([Example(prompt, [chosen, rejected]) for prompt, chosen, rejected in rows])
     policy = Actor(AutoModelForCausalLM.from_pretrained(options.work / "model", dtype=torch.float32)).train()
     reference = copy.deepcopy(policy).requires_grad_(False).eval()

@@ -17,6 +17,7 @@ A loss is a pure function: its positional parameters are the inputs it needs, it
 
 from rlhf_lightning.losses.anchored import apo_down, apo_zero, kto_pair, nca, sppo
 from rlhf_lightning.losses.extended import dpop, odpo, rpo, wpo
+from rlhf_lightning.losses.judge import pairwise_judge
 from rlhf_lightning.losses.length import ld_dpo, r_dpo
 from rlhf_lightning.losses.options import INPUTS, loss_function, needs, validate
 from rlhf_lightning.losses.preference import (
@@ -30,6 +31,7 @@ from rlhf_lightning.losses.preference import (
     robust_dpo,
     sigmoid_norm,
 )
+from rlhf_lightning.losses.rating import attribute_regression, binary_discrimination, process_reward
 from rlhf_lightning.losses.reference_free import alpha_po, cpo, orpo, preferred_ft, simper, simpo, slic
 from rlhf_lightning.losses.running import alpha_dpo, bco_pair, beta_dpo
 from rlhf_lightning.losses.supervised import dft, sft
@@ -47,9 +49,11 @@ __all__ = [
     "apo_down",
     "apo_zero",
     "apo_zero_unpaired",
+    "attribute_regression",
     "bco",
     "bco_pair",
     "beta_dpo",
+    "binary_discrimination",
     "cdpo",
     "cpo",
     "dft",
@@ -68,7 +72,9 @@ __all__ = [
     "needs",
     "odpo",
     "orpo",
+    "pairwise_judge",
     "preferred_ft",
+    "process_reward",
     "r_dpo",
     "robust_dpo",
     "rpo",

@@ -35,6 +35,12 @@ INPUTS: Mapping[str, str] = {
     "weight": "weight of each response, from the density ratio of the prompts of both labels",
     "score": "score of each response of a list, higher is better; nan in an empty slot",
     "present": "whether each slot of a list holds a response",
+    "step_reward": "reward of each step of a solution, read at the step's last token",
+    "step_label": "label of each step, 1 right and 0 wrong",
+    "rating": "what a head of several outputs says of each response, one number an attribute",
+    "attributes": "rating of each response by several attributes, from the data; nan where there is none",
+    "verdict": "log-probs of a judge's right and wrong letter, the chosen response shown first",
+    "verdict_swapped": "the same, the chosen response shown second",
 }
 
 

@@ -16,10 +16,13 @@ from rlhf_lightning.models.sources import SmolLM2
 #: Files of real pairs, used where they lie beside the checkout; the pairs that ship with the package otherwise.
 REAL = ("sharegpt_pairs_200.json", "hh_dialogues_300.jsonl")
 LIMIT = 256  #: tokens of a prompt, and of a response
+#: The rows that each method trains on, and how many of them come from a pair.
+KIND = {"dpo": "pairs", "kto": "unpaired", "bradley_terry": "pairs"}
+ROWS_A_PAIR = {"dpo": 1, "kto": 2, "bradley_terry": 1}
 
 
 def write(folder: Path, data: Path, pairs: int, seed: int = 0) -> str:
-    """Write ``rows.json`` (``pairs`` shuffled rows of ids) and ``model/``; return where the rows came from."""
+    """Write ``pairs.json`` and ``unpaired.json`` (shuffled rows of ids) and ``model/``; return where they came from."""
     source = SmolLM2()
     tokenizer = source.tokenizer()
     spec = DataSpec(
@@ -40,8 +43,21 @@ def write(folder: Path, data: Path, pairs: int, seed: int = 0) -> str:
     if len(rows) < pairs:
         raise SystemExit(f"{len(rows)} pairs are too few for {pairs}: take fewer or smaller batches")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "rows.json").write_text(json.dumps(rows[:pairs]))
+    (folder / "pairs.json").write_text(json.dumps(rows[:pairs]))
+    (folder / "unpaired.json").write_text(json.dumps(unpaired(rows[:pairs])))
     if not (folder / "model" / "config.json").is_file():
         source.load().save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
     return ", ".join(path.name for path in real) or "the package's pairs"
+
+
+def unpaired(pairs: list[tuple[list[int], ...]]) -> list[list[list[int]]]:
+    """Every response as a row of its own: prompt, response, the response of the row before, label.
+
+    A chosen response stands before the rejected one of another pair, so that the row before has another prompt.
+    """
+    mixed = []
+    for number, (prompt, chosen, _) in enumerate(pairs):
+        other, _, rejected = pairs[(number + 2) % len(pairs)]
+        mixed += [(prompt, chosen, [1]), (other, rejected, [0])]
+    return [[prompt, response, mixed[i - 1][1], label] for i, (prompt, response, label) in enumerate(mixed)]

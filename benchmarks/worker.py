@@ -1,0 +1,59 @@
+"""One training run of this project (or of TRL, in TRL's environment) over given token ids, timed step by step.
+
+    python benchmarks/worker.py {ours|trl} settings.json result.json
+
+Started by ``vs_trl.py``; both sides share the settings, the clock and what is written. Imports of either library happen
+only on its side (``side_ours.py``, ``side_trl.py``), so TRL's environment needs nothing of this project.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+BETA, RATE, CLIP = 0.1, 1e-6, 1.0
+Row = list[list[int]]  #: prompt, chosen, rejected; for kto prompt, response, response of another row, [label]
+
+
+class Clock:
+    """CPU and wall seconds, and the loss, of each optimiser step: from the batch's arrival to the updated weights."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+        self.start()
+
+    def start(self) -> None:
+        """Forget what has passed."""
+        self._cpu, self._wall = time.process_time(), time.perf_counter()
+
+    def stop(self, loss: float) -> None:
+        """End a step."""
+        self.steps.append(
+            {"cpu": time.process_time() - self._cpu, "wall": time.perf_counter() - self._wall, "loss": loss}
+        )
+        self.start()
+
+
+def main() -> None:
+    """Run one side and write what was measured."""
+    side, settings_path, result_path = sys.argv[1:]
+    settings = json.loads(Path(settings_path).read_text())
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    torch.set_num_threads(settings["threads"])
+    torch.manual_seed(0)
+    rows = json.loads(Path(settings["rows"]).read_text())
+    clock = Clock()
+    scores = importlib.import_module(f"side_{side}").run(settings, rows, clock)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    Path(result_path).write_text(json.dumps({"scores": scores, "steps": clock.steps, "peak_mib": peak}))
+
+
+if __name__ == "__main__":
+    main()
