@@ -17,6 +17,8 @@ from rlhf_lightning.losses.options import needs, validate
 from rlhf_lightning.methods.optimizers import decay_groups, make_scheduler
 from rlhf_lightning.methods.state import REFERENCE, check_state, reference_weights, restore_reference, without_frozen
 from rlhf_lightning.methods.tracking import Means
+from rlhf_lightning.models.actor import Actor
+from rlhf_lightning.models.backbone import Backbone
 from rlhf_lightning.models.export import Form, export
 from rlhf_lightning.models.generation import generate
 from rlhf_lightning.models.roles import Models, evaluating, shard
@@ -56,13 +58,14 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
 
     kind: ClassVar[str]  #: what the method eats: "preference" or "supervised"
     legal: ClassVar[frozenset[str]]  #: inputs that this method can give to a loss
+    actor: Callable[..., Backbone] = Actor  #: what is trained; a class, or a partial of one that a yaml makes
 
     policy: Any  #: the ``Actor`` that is trained; None until ``configure_model``
     reference: Any  #: a ``Reference``, or None
 
     def __init__(
         self,
-        models: Callable[[], Models],
+        models: Callable[..., Models],
         loss: Callable[..., Any],
         optimizer: Callable[..., Optimizer] | None = None,
         scheduler: Callable[..., LRScheduler] | None = None,
@@ -85,7 +88,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         self._logged_step = 0
         self._loader_states: list[dict[str, Any]] = []
 
-    def _check(self, models: Callable[[], Models]) -> None:
+    def _check(self, models: Callable[..., Models]) -> None:
         """Refuse combinations that could only fail later, after weights were loaded."""
         if foreign := sorted(self.needs - self.legal):
             raise ValueError(
@@ -113,7 +116,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         """Load the models, once, and shard them when a strategy has set a device mesh."""
         if self.policy is not None:
             return
-        models = self._build()
+        models = self._build() if self.actor is Actor else self._build(self.actor)
         if "reference" in self.needs and models.reference is None:
             raise ValueError("the loss needs a reference, but the models have none: set reference=frozen")
         if self.device_mesh is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor as Actor
     from rlhf_lightning.models.adapters import Lora as Lora
+    from rlhf_lightning.models.backbone import Backbone as Backbone
     from rlhf_lightning.models.fingerprint import reference_fingerprint as reference_fingerprint
     from rlhf_lightning.models.generation import generate as generate
     from rlhf_lightning.models.memory import ModelSummary as ModelSummary
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.models.roles import Reference as Reference
     from rlhf_lightning.models.roles import ReferenceKind as ReferenceKind
     from rlhf_lightning.models.roles import shard as shard
+    from rlhf_lightning.models.scorer import Scorer as Scorer
     from rlhf_lightning.models.sources import ModelSource as ModelSource
     from rlhf_lightning.models.sources import Pretrained as Pretrained
     from rlhf_lightning.models.sources import SmolLM2 as SmolLM2
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Actor": "actor",
     "AdapterDisabled": "roles",
+    "Backbone": "backbone",
     "Cached": "roles",
     "FrozenCopy": "roles",
     "Lora": "adapters",
@@ -38,6 +41,7 @@ _HOME = {
     "Pretrained": "sources",
     "Reference": "roles",
     "ReferenceKind": "roles",
+    "Scorer": "scorer",
     "SmolLM2": "sources",
     "TinyRandom": "sources",
     "describe": "memory",

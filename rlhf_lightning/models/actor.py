@@ -1,22 +1,15 @@
-"""The actor: one module that turns a packed batch into log-probs. It is what FSDP2 shards as its root.
-
-Everything is computed inside :meth:`Actor.forward`, so the hooks of FSDP2 and DDP, autocast, activation checkpointing,
-compiled layers and adapters act as they do on any module.
-"""
+"""The actor: one module that turns a packed batch into log-probs. It is what FSDP2 shards as its root."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
-from rlhf_lightning.models import attention
-from rlhf_lightning.models.architectures import choose_backend, is_known, is_plain_head, logit_transform
+from rlhf_lightning.models.architectures import is_known, is_plain_head, logit_transform
+from rlhf_lightning.models.backbone import Backbone, padded
 from rlhf_lightning.ops.log_probs import (
     LogitTransform,
     TokenLogProbs,
@@ -27,11 +20,8 @@ from rlhf_lightning.ops.log_probs import (
 )
 from rlhf_lightning.types import PackedBatch, SequenceLogProbs
 
-if TYPE_CHECKING:
-    from peft import PeftModel
 
-
-class Actor(nn.Module):
+class Actor(Backbone):
     """A causal language model, with or without an adapter, that scores packed batches.
 
     Args:
@@ -42,24 +32,6 @@ class Actor(nn.Module):
     Raises:
         ValueError: the model cannot be packed and ``backend="packed"``, or its adapter learns prompt tokens.
     """
-
-    def __init__(
-        self, model: PreTrainedModel | PeftModel, *, backend: Literal["auto", "packed", "padded"] = "auto"
-    ) -> None:
-        super().__init__()
-        self.model: Any = model
-        if any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
-            raise ValueError(
-                "prompt-learning adapters are not supported; use an adapter inside the layers, such as LoRA"
-            )
-        self.backend = choose_backend(self.base, backend)
-        if self.backend == "packed":
-            attention.install(self.base)
-
-    @property
-    def base(self) -> Any:
-        """The transformers model, beneath any adapter (whose layers it holds)."""
-        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
 
     def forward(
         self,
@@ -81,9 +53,10 @@ class Actor(nn.Module):
             ValueError: unknown statistics, or ``adapter=False`` for a model without an adapter.
         """
         check_statistics(statistics)
-        with nullcontext() if adapter else self._adapter_disabled():
+        with self.adapter_switched(adapter):
             if is_known(self.base):
-                out = self._score(batch, logit_transform(self.base.config, temperature), statistics)
+                hidden = self.hidden(batch, batch.source, batch.sequence)
+                out = self.token_log_probs(hidden, batch.ids[batch.target], temperature, statistics)
             else:
                 out = self._score_by_logits(batch, LogitTransform(temperature=temperature), statistics)
         return SequenceLogProbs(
@@ -96,27 +69,11 @@ class Actor(nn.Module):
             collision=out.collision,
         )
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own ``generate``, reachable through the module that FSDP2 shards."""
-        return self.model.generate(*args, **kwargs)
-
-    def _score(self, batch: PackedBatch, transform: LogitTransform, statistics: frozenset[str]) -> TokenLogProbs:
-        """Only the hidden states that predict scored tokens reach the vocabulary."""
-        trunk, head = self.base.get_decoder(), self.base.get_output_embeddings()
-        if self.backend == "packed":
-            hidden = trunk(
-                input_ids=batch.ids[None],
-                position_ids=batch.positions[None],
-                attention_mask=_placeholder(batch.ids.device),
-                use_cache=False,
-                shared_prefix=attention.SharedPrefix(batch),
-            ).last_hidden_state[0]
-            hidden = hidden.index_select(0, batch.source)
-        else:
-            ids, mask = padded(batch)
-            hidden = trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-            hidden = hidden[batch.sequence, batch.positions[batch.source]]
-        target = batch.ids[batch.target]
+    def token_log_probs(
+        self, hidden: Tensor, target: Tensor, temperature: float = 1.0, statistics: frozenset[str] = frozenset()
+    ) -> TokenLogProbs:
+        """Log-probs of tokens from the hidden states that predict them: only those states reach the vocabulary."""
+        head, transform = self.base.get_output_embeddings(), logit_transform(self.base.config, temperature)
         if not is_plain_head(head):
             return module_log_probs(head, hidden, target, transform=transform, statistics=statistics)
         return log_probs(hidden, head.weight, target, head.bias, transform=transform, statistics=statistics)
@@ -137,35 +94,3 @@ class Actor(nn.Module):
         else:
             logits = self.base(input_ids=ids, attention_mask=mask, **options).logits[row, column]
         return logits_log_probs(logits, batch.ids[batch.target], transform=transform, statistics=statistics)
-
-    @contextmanager
-    def _adapter_disabled(self) -> Iterator[None]:
-        """The base model; afterwards every parameter requires gradients exactly where it did before."""
-        if not hasattr(self.model, "peft_config"):
-            raise ValueError("adapter=False needs a model with an adapter; choose another reference (frozen, cached)")
-        before = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
-        with self.model.disable_adapter():
-            yield
-        for parameter, required in before:
-            if parameter.requires_grad != required:
-                parameter.requires_grad_(required)
-
-
-def padded(batch: PackedBatch, padding: int = 0) -> tuple[Tensor, Tensor]:
-    """One right-padded row a response, its prompt first: ids and mask, both ``[responses, longest]``.
-
-    A token of the packed row that belongs to response ``r`` or its prompt stands in row ``r`` at the column that
-    ``batch.positions`` names.
-    """
-    prompt = batch.prompt_span[batch.parent]
-    prompt_length = (prompt[:, 1] - prompt[:, 0])[:, None]
-    length = prompt_length + (batch.response_span[:, 1] - batch.response_span[:, 0])[:, None]
-    column = torch.arange(int(length.max()), device=batch.ids.device)[None]
-    mask = column < length
-    index = torch.where(column < prompt_length, prompt[:, :1], batch.response_span[:, :1] - prompt_length) + column
-    return batch.ids[index.where(mask, 0)].where(mask, padding), mask.long()
-
-
-def _placeholder(device: torch.device) -> Tensor:
-    """A mask that transformers passes on untouched, so that it makes none of its own; ours come from the layout."""
-    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)

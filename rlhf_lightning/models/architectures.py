@@ -53,12 +53,12 @@ def _head(model: Any) -> Any:
     return model.get_output_embeddings()
 
 
-def why_not_packed(model: PreTrainedModel) -> str | None:
-    """The reason why a model cannot be packed, for people; None: it can."""
+def why_not_packed(model: PreTrainedModel, *, vocabulary: bool = True) -> str | None:
+    """The reason why a model cannot be packed, for people; None: it can. ``vocabulary``: whether its head is used."""
     config = model.config
     if config.model_type not in FAMILIES:
         return f"packing is not tested for model type {config.model_type!r}"
-    if _head(model) is None:
+    if vocabulary and _head(model) is None:
         return f"{type(model).__name__} has no language-model head"
     if getattr(config, "use_bidirectional_attention", False) or getattr(config, "is_causal", True) is False:
         return "its attention is bidirectional"
@@ -67,8 +67,15 @@ def why_not_packed(model: PreTrainedModel) -> str | None:
     return None
 
 
-def choose_backend(model: PreTrainedModel, backend: Literal["auto", "packed", "padded"]) -> Backend:
+def choose_backend(
+    model: PreTrainedModel, backend: Literal["auto", "packed", "padded"], *, vocabulary: bool = True
+) -> Backend:
     """The backend that a model runs on; ``auto`` packs where parity is tested and says once when it cannot.
+
+    Args:
+        model: a transformers model.
+        backend: what the user asked for.
+        vocabulary: whether the model's head over the vocabulary is used.
 
     Raises:
         ValueError: an unknown name, or ``packed`` for a model that cannot be packed.
@@ -77,7 +84,7 @@ def choose_backend(model: PreTrainedModel, backend: Literal["auto", "packed", "p
         raise ValueError(f"unknown backend {backend!r}; choose auto, packed or padded")
     if backend == "padded":
         return "padded"
-    reason = why_not_packed(model)
+    reason = why_not_packed(model, vocabulary=vocabulary)
     if reason is None:
         return "packed"
     if backend == "packed":

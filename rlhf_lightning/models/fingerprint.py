@@ -53,7 +53,7 @@ def reference_fingerprint(model: nn.Module, *, adapter: bool = True, precision: 
         32 hexadecimal digits.
     """
     plain = transformers_model(model)
-    tensors = dict(_named_tensors(plain, adapter=adapter))
+    tensors = dict(_named_tensors(plain, adapter=adapter)) | dict(_heads(model, plain))
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         digests = list(pool.map(_digest, tensors.values()))
     config = {key: value for key, value in plain.config.to_dict().items() if key not in _IRRELEVANT}
@@ -66,6 +66,15 @@ def reference_fingerprint(model: nn.Module, *, adapter: bool = True, precision: 
     ):
         whole.update(part.encode() + b"\0")
     return whole.hexdigest()[:32]
+
+
+def _heads(model: nn.Module, plain: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What an actor holds beside the transformers model: a scorer's head."""
+    if model is plain or hasattr(model, "config"):
+        return
+    for name, part in model.named_children():
+        if name != "model":
+            yield from ((f"{name}.{key}", _whole(value)) for key, value in part.state_dict().items())
 
 
 def _named_tensors(model: nn.Module, *, adapter: bool) -> Iterator[tuple[str, Tensor]]:

@@ -22,6 +22,7 @@ from transformers import AttentionInterface
 from rlhf_lightning.models import attention
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Adapter, is_adapted
+from rlhf_lightning.models.backbone import Backbone
 from rlhf_lightning.models.buffers import keep_float32_buffers
 from rlhf_lightning.models.sharding import decoder_layers, reshard, shard_actor
 from rlhf_lightning.models.sources import Execution, ModelSource
@@ -65,7 +66,7 @@ class FrozenCopy(nn.Module):
 
     kind = ReferenceKind.FROZEN
 
-    def __init__(self, actor: Actor) -> None:
+    def __init__(self, actor: Backbone) -> None:
         super().__init__()
         # Read before freezing: what training never touches never needs refreshing.
         self._trained = [name for name, parameter in actor.named_parameters() if parameter.requires_grad]
@@ -73,7 +74,7 @@ class FrozenCopy(nn.Module):
         self.refreshed = False
 
     @classmethod
-    def of(cls, policy: Actor) -> FrozenCopy:
+    def of(cls, policy: Backbone) -> FrozenCopy:
         """A frozen copy of the policy as it is now, adapter included."""
         return cls(copy.deepcopy(policy))
 
@@ -88,7 +89,7 @@ class FrozenCopy(nn.Module):
         return log_probs
 
     @torch.no_grad()
-    def refresh(self, policy: Actor, weight: float = 1.0) -> None:
+    def refresh(self, policy: nn.Module, weight: float = 1.0) -> None:
         r"""Move the reference towards the policy: :math:`\theta_{ref} \leftarrow w\,\theta + (1 - w)\,\theta_{ref}`.
 
         TR-DPO (arXiv:2404.09656) eq. 1-2; an exponential moving average is this after every step with a small weight.
@@ -122,7 +123,7 @@ class AdapterDisabled:
     kind = ReferenceKind.ADAPTER_OFF
     refreshed = False
 
-    def __init__(self, policy: Actor) -> None:
+    def __init__(self, policy: Backbone) -> None:
         if not is_adapted(policy.model):
             raise ValueError("reference=adapter_off needs an adapter: adapter=lora, or choose reference=frozen")
         self.policy = policy
@@ -160,7 +161,7 @@ class Cached:
 class Models:
     """The models of a run, by role."""
 
-    policy: Actor
+    policy: Any  #: what is trained: an Actor, or another Backbone that a method asks for
     reference: Reference | None
     tokenizer: PreTrainedTokenizerBase
 
@@ -212,10 +213,15 @@ class ModelBuilder:
             self._tokenizer = self.source.tokenizer()
         return self._tokenizer
 
-    def __call__(self) -> Models:
-        """Load the weights and give every role its model."""
+    def __call__(self, actor: Callable[..., Backbone] = Actor) -> Models:
+        """Load the weights and give every role its model.
+
+        Args:
+            actor: what stands around the transformers model and is trained, called with the model (or the PEFT model
+                around it) and ``backend``: an ``Actor``, or a ``Scorer`` for a reward model.
+        """
         tokenizer = self.tokenizer()
-        policy = self._policy(tokenizer)
+        policy = self._policy(tokenizer, actor)
         reference = self._reference(policy)
         if self.gradient_checkpointing:
             set_gradient_checkpointing(policy.base, True)
@@ -225,7 +231,7 @@ class ModelBuilder:
                 compile_layers(reference.actor)
         return Models(policy, reference, tokenizer)
 
-    def _policy(self, tokenizer: PreTrainedTokenizerBase) -> Actor:
+    def _policy(self, tokenizer: PreTrainedTokenizerBase, actor: Callable[..., Backbone]) -> Backbone:
         quantization = None
         if self.adapter is not None and self.adapter.quantize is not None:
             quantization = self.adapter.quantization(_named_dtype(getattr(self.source, "dtype", "float32")))
@@ -235,9 +241,9 @@ class ModelBuilder:
         if not self.dropout:
             disable_dropout(model)
         adapted = model if self.adapter is None else self.adapter.apply(model)
-        return Actor(adapted, backend=self.backend or "auto")
+        return actor(adapted, backend=self.backend or "auto")
 
-    def _reference(self, policy: Actor) -> Reference | None:
+    def _reference(self, policy: Backbone) -> Reference | None:
         makers: dict[str, Callable[[], Reference | None]] = {
             ReferenceKind.FROZEN: lambda: FrozenCopy.of(policy),
             ReferenceKind.ADAPTER_OFF: lambda: AdapterDisabled(policy),
@@ -320,7 +326,7 @@ def set_gradient_checkpointing(model: Any, active: bool) -> None:
         getattr(model, f"{word}_checkpointing_disable")()
 
 
-def compile_layers(actor: Actor) -> None:
+def compile_layers(actor: nn.Module) -> None:
     """Compile each decoder layer in place; they share one graph, and names in state dicts stay as they are.
 
     Shared-prefix attention walks over the spans of the batch at hand, so it stays outside the graphs: traced, every

@@ -1,0 +1,227 @@
+"""The scorer: one module that turns a packed batch into scalars. Reward, cost, value and process reward models are one.
+
+A linear head stands on the trunk's last hidden states. Its products are always computed in float32, whatever the
+precision of the trunk: differences of rewards are what is learned, and in bfloat16 two rewards near 4 are equal when
+they differ by less than 0.03.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, cast, overload
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rlhf_lightning.models.actor import Actor
+from rlhf_lightning.models.backbone import Backbone
+from rlhf_lightning.types import PackedBatch, SequenceLogProbs
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+#: Where a score is read: at each response's last token, at the scored tokens, or at the tokens that predict those.
+Place = Literal["last", "scored", "source"]
+HeadInit = Literal["rsqrt", "inverse", "zeros"]
+
+
+@dataclass(frozen=True)
+class SavedHead:
+    """A head that came with weights: the loader leaves it at ``model.saved_head``, a scorer takes it from there."""
+
+    weight: Tensor  #: [outputs, d]
+    bias: Tensor | None = None  #: [outputs]
+    mean: float = 0.0  #: normalisation that was fitted when it was trained
+    std: float = 1.0
+
+
+class ScalarHead(nn.Module):
+    r"""A linear map from hidden states to ``outputs`` numbers, in float32.
+
+    Args:
+        size: of a hidden state, d.
+        outputs: numbers a token.
+        bias: learn a bias; it starts at 0. A loss of differences cannot see it.
+        init: of the weights: ``rsqrt`` draws from N(0, 1/sqrt(d+1)) as OpenAI's code for arXiv:1909.08593 does,
+            ``inverse`` with standard deviation 1/(d+1) as the text of arXiv:2009.01325 says, ``zeros`` starts every
+            score at 0.
+        unit_rows: compute with rows that are centred and divided by their norm, as ODIN (arXiv:2402.07319) does, so
+            that no row can grow or fade.
+        seed: of the weights; None takes the global generator. Every process must draw the same numbers.
+
+    Raises:
+        ValueError: fewer than one output, or an unknown init.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        outputs: int = 1,
+        *,
+        bias: bool = False,
+        init: HeadInit = "rsqrt",
+        unit_rows: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        deviation = {"rsqrt": 1 / math.sqrt(size + 1), "inverse": 1 / (size + 1), "zeros": 0.0}
+        if outputs < 1 or init not in deviation:
+            raise ValueError(f"a head of {outputs} outputs with init={init!r}; outputs >= 1, init in {list(deviation)}")
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(outputs, size, generator=generator) * deviation[init])
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+        self.unit_rows = unit_rows
+
+    def rows(self) -> Float[Tensor, "outputs d"]:
+        """The weights that products are computed with, float32."""
+        weight = self.weight.float()
+        if not self.unit_rows:
+            return weight
+        return F.normalize(weight - weight.mean(-1, keepdim=True), dim=-1, eps=1e-8)
+
+    def forward(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n outputs"]:
+        """Scores of hidden states, float32 also under autocast."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.float(), self.rows(), None if self.bias is None else self.bias.float())
+
+
+class Scorer(Backbone):
+    """A transformer with a scalar head, with or without an adapter; the head is trained in full beside an adapter.
+
+    The weights are a causal language model's, or a sequence-classification folder's, whose head is then taken over.
+
+    Args:
+        model: a transformers causal language model, or a PEFT model around one.
+        backend: see :class:`~rlhf_lightning.models.backbone.Backbone`.
+        outputs: numbers a token; with 1 the scores have no last dimension.
+        bias: see :class:`ScalarHead`; so are ``init``, ``unit_rows`` and ``seed``.
+        init: of the head.
+        unit_rows: centred rows of norm 1.
+        seed: of the head.
+        language_model: keep the head over the vocabulary, for a likelihood term beside the scores. Without it that
+            head is dropped, and with it its memory.
+
+    Raises:
+        ValueError: the head that came with the weights has another number of outputs.
+    """
+
+    needs_vocabulary: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        *,
+        backend: Literal["auto", "packed", "padded"] = "auto",
+        outputs: int = 1,
+        bias: bool = False,
+        init: HeadInit = "rsqrt",
+        unit_rows: bool = False,
+        seed: int | None = None,
+        language_model: bool = False,
+    ) -> None:
+        super().__init__(model, backend=backend)
+        size = cast("nn.Linear", self.base.get_output_embeddings()).weight.shape[1]
+        self.head = ScalarHead(size, outputs, bias=bias, init=init, unit_rows=unit_rows, seed=seed)
+        #: Of the scores on reference samples, once measured; see :meth:`normalized`. Plain numbers, since a cast of the
+        #: module to half precision would round a buffer.
+        self.mean, self.std = 0.0, 1.0
+        if (saved := getattr(self.base, "saved_head", None)) is not None:
+            self._take(saved)
+        self.language_model = language_model
+        if not language_model:
+            self.base.set_output_embeddings(None)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers a token."""
+        return len(self.head.weight)
+
+    def _take(self, saved: SavedHead) -> None:
+        if saved.weight.shape != self.head.weight.shape:
+            raise ValueError(
+                f"the weights come with a head of {len(saved.weight)} outputs, but the scorer has {self.outputs}: "
+                f"set method.head.outputs={len(saved.weight)}"
+            )
+        with torch.no_grad():
+            self.head.weight.copy_(saved.weight)
+            if self.head.bias is not None and saved.bias is not None:
+                self.head.bias.copy_(saved.bias)
+        # A bias that the head has no room for is a shift of its scores.
+        shift = float(saved.bias[0]) if saved.bias is not None and self.head.bias is None else 0.0
+        self.mean, self.std = saved.mean - shift, saved.std
+
+    @overload
+    def forward(
+        self, batch: PackedBatch, at: Place = ..., *, adapter: bool = ..., log_probs: Literal[False] = ...
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self, batch: PackedBatch, at: Place = ..., *, adapter: bool = ..., log_probs: Literal[True]
+    ) -> tuple[Tensor, SequenceLogProbs]: ...
+
+    def forward(
+        self, batch: PackedBatch, at: Place = "last", *, adapter: bool = True, log_probs: bool = False
+    ) -> Tensor | tuple[Tensor, SequenceLogProbs]:
+        """Scores of a batch, in one pass of the trunk.
+
+        Args:
+            batch: packed prompts and responses, on the model's device.
+            at: ``last``: one score a response, read at its last token (its end of sequence); ``scored``: one at each
+                scored token, which has then been read; ``source``: one at each token before a scored one, the state
+                that the scored token is chosen in.
+            adapter: False computes with the adapter disabled.
+            log_probs: also return the log-probs of the scored tokens; needs ``language_model=True``.
+
+        Returns:
+            ``[responses]`` or ``[response_tokens]``, float32; with several outputs they are the last dimension. The
+            score of an empty slot is 0.
+
+        Raises:
+            ValueError: an unknown place, or log-probs of a scorer without a language-model head.
+        """
+        if log_probs and not self.language_model:
+            raise ValueError(
+                "the likelihood term needs the head over the vocabulary: set method.head.language_model=true"
+            )
+        source, sequence = _place(batch, at)
+        if log_probs:
+            source, sequence = torch.cat([source, batch.source]), torch.cat([sequence, batch.sequence])
+        with self.adapter_switched(adapter):
+            hidden = self.hidden(batch, source, sequence)
+            count = len(hidden) - len(batch.source) if log_probs else len(hidden)
+            scores: Tensor = self.head(hidden[:count])
+            if at == "last":
+                scores = scores.masked_fill(~batch.present[:, None], 0.0)
+            scores = scores[:, 0] if self.outputs == 1 else scores
+            if not log_probs:
+                return scores
+            token = Actor.token_log_probs(cast("Actor", self), hidden[count:], batch.ids[batch.target]).log_prob
+        responses = len(batch.response_span)
+        return scores, SequenceLogProbs(token, batch.sequence, responses, batch.totals.mean_length())
+
+    def normalized(self, scores: Tensor) -> Tensor:
+        """Scores less their mean, divided by their standard deviation, both on reference samples."""
+        return (scores - self.mean) / self.std
+
+    def overlap(self) -> Float[Tensor, ""]:
+        """|cosine| between the rows of the head, averaged over pairs of rows; 0 for a single row. Has gradients.
+
+        Call it after ``forward`` of the same step: sharded weights are gathered then.
+        """
+        rows = F.normalize(self.head.rows(), dim=-1, eps=1e-8)
+        cosines = (rows @ rows.T).triu(diagonal=1).abs()
+        return cosines.sum() / max(self.outputs * (self.outputs - 1) / 2, 1)
+
+
+def _place(batch: PackedBatch, at: Place) -> tuple[Tensor, Tensor]:
+    """Index in ``ids`` of the tokens at which scores are read, and the response of each."""
+    if at == "last":
+        return batch.last.clamp(min=0), torch.arange(len(batch.response_span), device=batch.ids.device)
+    if at not in ("scored", "source"):
+        raise ValueError(f"scores are read at 'last', 'scored' or 'source', not at {at!r}")
+    return batch.target if at == "scored" else batch.source, batch.sequence
