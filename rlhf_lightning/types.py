@@ -159,6 +159,19 @@ class Pair:
 
 
 @dataclass
+class JudgedPair:
+    """The same responses in two contexts; response i of both belongs to row i."""
+
+    judged: Ragged  #: behind prompt and judgment; empty where a row has no judgment
+    plain: Ragged  #: behind the prompt alone
+
+    @property
+    def criticised(self) -> Bool[Tensor, " plain_tokens"]:
+        """The tokens of ``plain`` that ``judged`` holds too, in the same order."""
+        return (self.judged.length > 0)[self.plain.sequence]
+
+
+@dataclass
 class Moments:
     """Running mean and standard deviation of a scalar, as a loss sees them (both 0-dimensional)."""
 

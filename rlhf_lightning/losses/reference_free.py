@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 
 from rlhf_lightning.losses.options import FlipRate, NonNegative, Positive, Real, loss_function
-from rlhf_lightning.losses.terms import Reduction, log1mexp, logistic, negative_log_likelihood, power_score
+from rlhf_lightning.losses.terms import Reduction, log_odds_ratio, logistic, negative_log_likelihood, power_score
 from rlhf_lightning.types import Pair, PreferenceLoss
 
 
@@ -226,7 +226,7 @@ def orpo(policy: Pair, *, beta: NonNegative = 0.1, nll_reduction: Reduction = "t
         ValueError: an option is outside its range.
     """
     chosen, rejected = policy.chosen.mean(), policy.rejected.mean()
-    log_odds = (chosen - log1mexp(chosen)) - (rejected - log1mexp(rejected))
+    log_odds = log_odds_ratio(policy)
     nll = negative_log_likelihood(policy.chosen, nll_reduction)
     return PreferenceLoss(
         nll + beta * logistic(log_odds),

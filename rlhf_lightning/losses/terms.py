@@ -78,3 +78,12 @@ def log1mexp(log_prob: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """
     x = log_prob.clamp(max=MAX_LOG_PROB)
     return torch.where(x < -math.log(2), torch.log1p(-torch.exp(x)), torch.log(-torch.expm1(x)))
+
+
+def log_odds_ratio(policy: Pair) -> Float[Tensor, " pairs"]:
+    r""":math:`\log\frac{p_w}{1 - p_w} - \log\frac{p_l}{1 - p_l}` with :math:`p = e^{\bar\ell}`, a mean over tokens.
+
+    With sums instead of means 1 - p would be 1, and the odds the probability itself.
+    """
+    chosen, rejected = policy.chosen.mean(), policy.rejected.mean()
+    return (chosen - log1mexp(chosen)) - (rejected - log1mexp(rejected))
