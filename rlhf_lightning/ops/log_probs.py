@@ -15,6 +15,7 @@ project that turns logits into log-probabilities of given tokens.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -255,7 +256,7 @@ class _BlockwiseHead(torch.autograd.Function):
         grad = torch.zeros_like(normalizer) if grad is None else grad
         with torch.autocast(hidden.device.type, enabled=False):
             slope = _Slope(target, normalizer, entropy, grad, grad_entropy, ctx.options.transform)
-            grads = _backward(hidden, weight, bias, slope, ctx.options, ctx.needs_input_grad[:3])
+            grads = head_gradients(hidden, weight, bias, slope, ctx.options, ctx.needs_input_grad[:3])
         return (*grads, None, None)
 
 
@@ -292,8 +293,21 @@ def _forward(
     return chosen - normalizer, normalizer, entropy, top1, collision
 
 
+class LogitGradient(ABC):
+    """Gradient of a loss with respect to the head's raw output, a block of the vocabulary at a time."""
+
+    @property
+    @abstractmethod
+    def row(self) -> Tensor:
+        """A factor of each token's whole row."""
+
+    @abstractmethod
+    def matrix(self, logits: Tensor, block: slice) -> Tensor:
+        """The rest, for one block, from its logits."""
+
+
 @dataclass(frozen=True)
-class _Slope:
+class _Slope(LogitGradient):
     r"""Gradient of the loss with respect to a block's raw logits, as ``row[:, None] * matrix(...)``.
 
     For log-prob gradient :math:`g` and entropy gradient :math:`h` of a token,
@@ -331,11 +345,11 @@ class _Slope:
         return result if slope is None else result * slope
 
 
-def _backward(
+def head_gradients(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    slope: _Slope,
+    slope: LogitGradient,
     options: HeadOptions,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
