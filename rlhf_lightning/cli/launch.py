@@ -24,7 +24,7 @@ from rlhf_lightning.cli.errors import ConfigError, describe, suggestion
 from rlhf_lightning.cli.results import Result, duration
 from rlhf_lightning.cli.runs import from_run
 from rlhf_lightning.cli.schema import check_config
-from rlhf_lightning.cli.sweep import SweepSummary
+from rlhf_lightning.cli.sweep import SweepSummary, prepare_sweep, quoted, short
 from rlhf_lightning.cli.worker import SWEEP, is_first_process, launched, run_job
 from rlhf_lightning.conf_dir import conf_dir
 
@@ -68,6 +68,8 @@ def main(arguments: Sequence[str]) -> int:
     overrides = given.overrides if given.prints else check(command, given)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting; we print
     named = [] if given.prints else [f"hydra.job.name={command}"]
+    if SweepSummary.going_on is not None:
+        named.append(f"hydra.sweep.dir={quoted(SweepSummary.going_on)}")
     sys.argv = [f"rlhf {command}", *given.flags, *named, *overrides]
     run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)
     task: Callable[[DictConfig], Any] = _train if command == "train" else _evaluate
@@ -113,7 +115,7 @@ def check(command: str, given: Arguments) -> list[str]:
         ConfigError: as :func:`rlhf_lightning.cli.compose.compose`.
     """
     added: set[str] = set()
-    sweeping, params = given.multirun, []
+    sweeping, params, first = given.multirun, [], None
     for folder in given.config_dirs:
         if not Path(folder).expanduser().is_dir():
             raise ConfigError(f"--config-dir {folder}: there is no such folder")
@@ -123,6 +125,7 @@ def check(command: str, given: Arguments) -> list[str]:
         cfg, accepted = compose_with_overrides(command, point, **options)
         _checked(command, cfg, point)
         if number == 0:
+            first = cfg
             sweeping = sweeping or cfg.hydra.mode == RunMode.MULTIRUN
             params = list(OmegaConf.select(cfg, "hydra.sweeper.params") or [])
         added |= {new for new, old in zip(accepted, point, strict=True) if new != old}
@@ -133,7 +136,9 @@ def check(command: str, given: Arguments) -> list[str]:
             f"commas as 'key=\"a,b\"'"
         )
     if sweeping:
+        assert first is not None  # a sweep has a first point
         os.environ[SWEEP] = ",".join([*(str(override.key_or_group) for override in several), *params]) or "seed"
+        prepare_sweep(first, command, given.overrides)
     keys = {override.removeprefix("++").split("=", 1)[0] for override in added}
     return [f"++{override}" if override.split("=", 1)[0] in keys else override for override in given.overrides]
 
@@ -170,16 +175,47 @@ def _job(command: str, cfg: DictConfig) -> float | None:
         SweepSummary.exit_code = report(error)
         Result("failed", error=describe(error), exit_code=SweepSummary.exit_code, overrides=overrides).write(folder)
         return math.nan
+    if sweeping and command == "train" and not launched():
+        result = _job_of_sweep(cfg, overrides, Path(context.sweep.dir).absolute())
+    else:
+        result = _run(command, cfg, overrides)
+    if not sweeping:
+        SweepSummary.exit_code = result.exit_code
+    return result.value if result.status == "done" else math.nan
+
+
+def _job_of_sweep(cfg: DictConfig, overrides: list[str], sweep: Path) -> Result:
+    """A job of a sweep, unless one of the same configuration is finished; what is half done goes on where it lies."""
+    from rlhf_lightning.cli import jobs
+
+    own = Path(cfg.paths.output_dir)
+    place = jobs.find(cfg, own, sweep)
+    with jobs.claimed(place, cfg, overrides) as held:
+        jobs.link(own, held.folder)
+        if held.result is not None:
+            where = "" if held.folder == own else f" in {short(held.folder)}"
+            saved = duration(held.result.seconds)
+            say(f"       [dim]was done before{where}, {saved} saved (rerun=true runs it anew)[/]")
+            return held.result
+        if held.folder != own:
+            say(f"       [dim]goes on in {short(held.folder)}[/]")
+        cfg.paths.output_dir = str(held.folder)
+        result = _run("train", cfg, overrides)
+        jobs.remember(cfg, sweep, held.folder)
+    return result
+
+
+def _run(command: str, cfg: DictConfig, overrides: list[str]) -> Result:
+    """Run a job here and now; one that a signal stopped ends the whole process."""
     result = run_job(command, cfg, overrides)
     if result.status == "stopped":
         if is_first_process():
-            ERR.print(f"stopped; the same command with paths.output_dir={cfg.paths.output_dir} goes on", markup=False)
+            again = "" if os.environ.get(SWEEP) else f" with paths.output_dir={cfg.paths.output_dir}"
+            ERR.print(f"stopped; the same command{again} goes on", markup=False)
         sys.exit(result.exit_code)
-    if sweeping:
+    if os.environ.get(SWEEP):
         say(f"       [dim]{result.status} in {duration(result.seconds)}[/]")
-    else:
-        SweepSummary.exit_code = result.exit_code
-    return result.value if result.status == "done" else math.nan
+    return result
 
 
 def _checked(command: str, cfg: DictConfig, overrides: list[str]) -> DictConfig:

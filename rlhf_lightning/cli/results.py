@@ -26,6 +26,8 @@ class Result:
     exit_code: int = 0
     overrides: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    #: Of ``reference=cached``: rows computed and found, seconds taken and about saved.
+    reference: dict[str, float] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write ``result.json``, whole or not at all; what is not finite becomes null."""

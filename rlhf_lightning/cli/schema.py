@@ -49,8 +49,8 @@ class Paths:
 
 
 @dataclass
-class Train:
-    """Top-level keys of ``rlhf train``."""
+class _Job:
+    """Top-level keys of what has a method, data and a trainer."""
 
     method: dict[str, Any]
     model: dict[str, Any]
@@ -71,7 +71,14 @@ class Train:
 
 
 @dataclass
-class Evaluate(Train):
+class Train(_Job):
+    """Top-level keys of ``rlhf train``."""
+
+    rerun: bool = False
+
+
+@dataclass
+class Evaluate(_Job):
     """Top-level keys of ``rlhf evaluate``."""
 
     run: str | None = None

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from rlhf_lightning.cli.console import ERR, OUT
+from rlhf_lightning.cli.console import ERR, OUT, say
+from rlhf_lightning.cli.jobs import digest
 from rlhf_lightning.cli.results import FILE, Result, duration
 
+FILE_OF_SWEEP = "sweep.json"
 #: Metrics of the terminal's table, best first; multirun.csv has all.
 _SHOWN = (
     "val/loss",
@@ -30,6 +37,23 @@ class SweepSummary(Callback):
     """Gathers the jobs' ``result.json`` when a sweep ends, whichever launcher ran them."""
 
     exit_code: ClassVar[int] = 0  #: of this process; a sweep with a failed job ends with 1
+    key: ClassVar[str | None] = None  #: what the sweep computes, see :func:`prepare_sweep`
+    going_on: ClassVar[Path | None] = None  #: the folder of an earlier sweep of the same key
+
+    def __init__(self) -> None:
+        self._started = 0.0
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra in the process that launches the sweep."""
+        self._started = time.time()
+        folder = Path(config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            if path.is_symlink() and not path.exists():  # led to a job that was deleted since
+                path.unlink()
+        (folder / FILE_OF_SWEEP).write_text(json.dumps({"key": type(self).key}) + "\n")
+        if type(self).going_on is not None:
+            say(f"this sweep was begun in {short(folder)} and goes on there (rerun=true starts anew)")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra in the process that launched the sweep."""
@@ -39,16 +63,92 @@ class SweepSummary(Callback):
             return
         write_csv(jobs, folder / "multirun.csv")
         OUT.print(table(jobs))
-        OUT.print(f"{folder / 'multirun.csv'} has every metric")
+        for line in self._notes(folder, jobs):
+            OUT.print(line)
+        OUT.print(f"{short(folder / 'multirun.csv')} has every metric")
         failed = [name for name, result in jobs.items() if result.status != "done"]
         if failed:
             ERR.print(f"[bold red]{len(failed)} of {len(jobs)} jobs failed:[/] {', '.join(failed)}")
         type(self).exit_code = 1 if failed else 0
 
+    def _notes(self, folder: Path, jobs: dict[str, Result]) -> Iterator[str]:
+        """What was not computed again."""
+        old = [name for name in jobs if (folder / name / FILE).stat().st_mtime < self._started]
+        if old:
+            saved = duration(sum(jobs[name].seconds for name in old))
+            yield f"{len(old)} of {len(jobs)} jobs were done before ({saved} saved): {', '.join(old)}"
+        passes = [result.reference for name, result in jobs.items() if name not in old and result.reference]
+        if passes:
+            computed, cached = (sum(int(one[part]) for one in passes) for part in ("computed", "cached"))
+            seconds, saved = (duration(sum(one[part] for one in passes)) for part in ("seconds", "saved"))
+            yield f"reference pass: {computed} rows computed in {seconds}, {cached} from the cache, ~{saved} saved"
+
+
+def prepare_sweep(cfg: DictConfig, command: str, overrides: Sequence[str]) -> None:
+    """Before Hydra starts: recognise an earlier sweep of the same command, and divide the cores among parallel jobs.
+
+    Args:
+        cfg: of the sweep's first job, with Hydra's node.
+        command: ``train`` or ``evaluate``.
+        overrides: the user's.
+    """
+    kept = [line for line in overrides if not line.startswith(("hydra", "paths.", "rerun="))]
+    params = OmegaConf.to_container(OmegaConf.select(cfg, "hydra.sweeper.params") or OmegaConf.create({}))
+    parts = json.dumps([command, digest(cfg), kept, params], sort_keys=True, default=str)
+    SweepSummary.key = hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
+    SweepSummary.going_on = None
+    named = cfg.paths.output_dir is not None or any(line.startswith("hydra.sweep.dir=") for line in overrides)
+    if command == "train" and not named and not cfg.rerun:
+        SweepSummary.going_on = _earlier(Path(cfg.paths.sweeps), SweepSummary.key)
+    share_cores(int(OmegaConf.select(cfg, "hydra.launcher.n_jobs") or 1))
+
+
+def share_cores(jobs: int) -> None:
+    """Give each of several jobs at once its share of this machine's cores, unless the user has set the variables.
+
+    Threads that wait do so asleep: by default OpenMP's spin, which takes the core from the job beside.
+
+    Args:
+        jobs: that run at once; negative counts back from the number of cores, as joblib does.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    at_once = jobs if jobs > 0 else max(cores + 1 + jobs, 1)
+    if at_once > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(cores // at_once, 1)))
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+
+def _earlier(sweeps: Path, key: str) -> Path | None:
+    """The newest sweep of a key."""
+    files = sorted(sweeps.glob(f"*/{FILE_OF_SWEEP}"), key=lambda file: file.stat().st_mtime)
+    return next((file.parent for file in reversed(files) if _key_of(file) == key), None)
+
+
+def _key_of(file: Path) -> str | None:
+    try:
+        found = json.loads(file.read_text())["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(found)
+
+
+def quoted(path: Path) -> str:
+    """A path as the value of an override."""
+    text = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"
+
+
+def short(path: Path) -> str:
+    """A path as it is named from here."""
+    absolute = path.absolute()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
+
 
 def gather(folder: Path) -> dict[str, Result]:
     """Results of a sweep's jobs by the name of their folder, in the order of the jobs."""
-    found = {path.parent.relative_to(folder).as_posix(): Result.read(path.parent) for path in folder.rglob(FILE)}
+    files = {*folder.rglob(FILE), *folder.glob(f"*/{FILE}")}  # the second follows the links to jobs of other sweeps
+    found = {path.parent.relative_to(folder).as_posix(): Result.read(path.parent) for path in files}
     return {name: found[name] for name in sorted(found, key=_natural) if found[name] is not None}  # type: ignore[misc]
 
 
