@@ -8,6 +8,9 @@
 * with running statistics: ``bco_pair beta_dpo alpha_dpo``
 * without a reference: ``preferred_ft slic simpo simper alpha_po cpo orpo``
 * single responses with a label: ``kto bco apo_zero_unpaired unlikelihood``
+* contrast at each token: ``cringe pairwise_cringe``
+* judgments: ``cut cut_paper odds_ratio_judgment``
+* rewards from comparisons: ``bradley_terry log_exp odin k_wise best_of_k token_wise cost``
 * supervised: ``sft dft``
 * several at once: ``WeightedSum``
 
@@ -16,8 +19,10 @@ A loss is a pure function: its positional parameters are the inputs it needs, it
 """
 
 from rlhf_lightning.losses.anchored import apo_down, apo_zero, kto_pair, nca, sppo
+from rlhf_lightning.losses.cringe import cringe, pairwise_cringe
 from rlhf_lightning.losses.extended import dpop, odpo, rpo, wpo
 from rlhf_lightning.losses.judge import pairwise_judge
+from rlhf_lightning.losses.judgment import cut, cut_paper, odds_ratio_judgment
 from rlhf_lightning.losses.length import ld_dpo, r_dpo
 from rlhf_lightning.losses.options import INPUTS, loss_function, needs, validate
 from rlhf_lightning.losses.preference import (
@@ -33,6 +38,7 @@ from rlhf_lightning.losses.preference import (
 )
 from rlhf_lightning.losses.rating import attribute_regression, binary_discrimination, process_reward
 from rlhf_lightning.losses.reference_free import alpha_po, cpo, orpo, preferred_ft, simper, simpo, slic
+from rlhf_lightning.losses.reward import best_of_k, bradley_terry, cost, k_wise, log_exp, odin, token_wise
 from rlhf_lightning.losses.running import alpha_dpo, bco_pair, beta_dpo
 from rlhf_lightning.losses.supervised import dft, sft
 from rlhf_lightning.losses.transport import aot, aot_unpaired
@@ -52,10 +58,16 @@ __all__ = [
     "attribute_regression",
     "bco",
     "bco_pair",
+    "best_of_k",
     "beta_dpo",
     "binary_discrimination",
+    "bradley_terry",
     "cdpo",
+    "cost",
     "cpo",
+    "cringe",
+    "cut",
+    "cut_paper",
     "dft",
     "discopop",
     "dpo",
@@ -64,14 +76,19 @@ __all__ = [
     "f_dpo",
     "hinge",
     "ipo",
+    "k_wise",
     "kto",
     "kto_pair",
     "ld_dpo",
+    "log_exp",
     "loss_function",
     "nca",
     "needs",
+    "odds_ratio_judgment",
+    "odin",
     "odpo",
     "orpo",
+    "pairwise_cringe",
     "pairwise_judge",
     "preferred_ft",
     "process_reward",
@@ -84,6 +101,7 @@ __all__ = [
     "simpo",
     "slic",
     "sppo",
+    "token_wise",
     "unlikelihood",
     "validate",
     "wpo",

@@ -29,7 +29,7 @@ def losses_of(kind: str) -> list[str]:
     return sorted(name for name, f in sources.items() if f.__annotations__.get("policy") == kind)
 
 
-PREFERENCE = losses_of("Pair")
+PREFERENCE = [name for name in losses_of("Pair") if "top_k" not in needs(getattr(losses, name))]
 
 
 @dataclass

@@ -68,6 +68,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "alpha_po": {"beta": BETA, "gamma": WEIGHT, "alpha": st.one_of(st.just(0.0), floats(0.0625, 1.0))},
     "cpo": {"beta": BETA, "label_smoothing": FLIP, "nll_weight": WEIGHT, "nll_reduction": REDUCTION},
     "orpo": {"beta": WEIGHT, "nll_reduction": REDUCTION},
+    "odds_ratio_judgment": {"weight": WEIGHT, "nll_reduction": REDUCTION},
 }
 
 

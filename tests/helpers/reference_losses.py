@@ -287,3 +287,9 @@ def orpo(b: Numbers, beta: float, nll_reduction: str) -> list[float]:
         t - beta * log_sigmoid(log_odds(r.lw / r.nw) - log_odds(r.ll / r.nl))
         for r, t in zip(rows(b), terms, strict=True)
     ]
+
+
+def odds_ratio_judgment(b: Numbers, weight: float, nll_reduction: str) -> list[float]:
+    terms = nll_terms(b, nll_reduction)
+    odds = [[math.exp(mean) / (1 - math.exp(mean)) for mean in (r.lw / r.nw, r.ll / r.nl)] for r in rows(b)]
+    return [t + weight * math.log(1 + low / high) for (high, low), t in zip(odds, terms, strict=True)]

@@ -337,4 +337,11 @@ ROWS = [
         "D = (-1.5 - log(1 - e^-1.5)) - (-2 - log(1 - e^-2)) = 0.607069 and -3.440190; 3/1.5 + 0.5 S(-D)",
         "log(1 - p) added; sums for means; sign of the odds term",
     ),
+    Golden(
+        "odds_ratio_judgment",
+        {"weight": 0.5, "nll_reduction": "response_mean"},
+        [1.717494, 5.735872],
+        "ORPO's D: 1.5 + 0.5 S(-0.607069), 4 + 0.5 S(3.440190)",
+        "sums for means; sign of D",
+    ),
 ]
