@@ -29,6 +29,15 @@ LOSSES = Path(__file__).resolve().parents[1] / "losses"
 _HEADER = re.compile(r"# (?P<title>.+) \((?P<paper>[^()]+)\)\. (?P<command>rlhf .+)")
 _LABEL = re.compile(r"(Source|Defaults|Differences): *(.*)")
 _SECTIONS = ("Args:", "Returns:", "Raises:")
+#: What a module's data is called, by class; another class is called by its name.
+_DATA = {
+    "Supervised": "demonstrations",
+    "Preference": "pairs",
+    "Unpaired": "labelled responses",
+    "Ranked": "ranked lists",
+}
+#: Inputs of a loss that the data or the policy itself brings, so that they need no mention beside the kind of data.
+_IMPLIED = {"policy", "desirable", "score", "present", "weight"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class MethodEntry:
     title: str
     paper: str
     command: str
-    kind: str  #: class of the module: Preference, Supervised
+    kind: str  #: class of the module: Preference, Supervised, Unpaired, ...
     options: Mapping[str, Any]  #: defaults of the yaml by their key below ``method.``
     losses: tuple[LossDoc, ...]
     target: str  #: what the yaml names as its loss
@@ -99,7 +108,8 @@ def _loss_docs() -> Iterator[LossDoc]:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 text = ast.get_docstring(node) or ""
                 if "\nSource:" in text:
-                    inputs = tuple(argument.arg for argument in node.args.args)
+                    required = node.args.args[: len(node.args.args) - len(node.args.defaults)]
+                    inputs = tuple(argument.arg for argument in required)
                     yield LossDoc(node.name, path.name, inputs, **_parts(text))
 
 
@@ -204,8 +214,8 @@ def render_table(entries: Sequence[MethodEntry]) -> Any:
 
 def _needs(entry: MethodEntry) -> str:
     """Data first, then what else the loss asks for."""
-    data = "demonstrations" if entry.kind == "Supervised" else "pairs"
-    return ", ".join([data, *entry.needs])
+    others = [name for name in entry.needs if name not in _IMPLIED]
+    return ", ".join([_DATA.get(entry.kind, entry.kind.lower()), *others])
 
 
 def _defaults(options: Mapping[str, Any]) -> str:
@@ -230,8 +240,9 @@ A method is a yaml that names a loss, and a loss is a pure function of per-token
 are its inputs. `reference`: log-probs of a reference model (`reference=frozen|adapter_off|cached`; without this input
 none is loaded). `margin`: the score gap of each pair, from the data (`data.spec.columns.margin`). `collision`: a
 statistic of the policy's own distribution, computed on demand. `running`: statistics of earlier steps, kept by the
-method and saved in checkpoints (`method.running_decay`). Every option is changed on the command line: `rlhf train
-method=ipo method.loss.beta=0.05`.
+method and saved in checkpoints (`method.running_decay`). `kl`: KTO's reference point, from mismatched prompts and
+responses that the data loader adds. Labels and scores of responses come with the kind of data. Every option is changed
+on the command line: `rlhf train method=ipo method.loss.beta=0.05`.
 
 **Notation.** w is the chosen and l the rejected response; $`\\ell`$ sums log-probs over a response's scored tokens, of
 which the end-of-sequence token is one; n counts them; $`\\bar\\ell = \\ell/n`$;

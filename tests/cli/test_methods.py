@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 
 from rlhf_lightning import losses
+from rlhf_lightning import methods as methods_package
 from rlhf_lightning.cli import methods
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.methods import catalogue, render_markdown
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.losses import WeightedSum, needs, validate
-from tests.helpers.loss_inputs import PREFERENCE, SUPERVISED, loss_from_yaml, method_yaml
+from tests.helpers.loss_inputs import loss_from_yaml, method_yaml
 from tests.losses.test_trl import OURS
+from tests.losses.test_unpaired import TRL_LOSSES
 
 ENTRIES = {entry.name: entry for entry in catalogue()}
-LOSSES = [*PREFERENCE, *SUPERVISED]
+LOSSES = sorted(name for name in losses.__all__ if "\n    Source:" in (getattr(losses, name).__doc__ or ""))
 #: Yaml files whose loss is another method's, or a sum of several.
 VARIATIONS = {"mpo", "ilr_dpo", "tr_dpo"}
 
@@ -57,7 +59,8 @@ def test_docstring_is_complete(name: str) -> None:
 
 def test_comparison_with_trl_is_claimed_where_it_is_made() -> None:
     claimed = {entry.name for entry in ENTRIES.values() if entry.own_loss and entry.own_loss.compared_with_trl}
-    assert claimed == {name for name, _ in OURS.values()} | {"cdpo", "preferred_ft", "sft", "dft"}
+    others = {"cdpo", "preferred_ft", "sft", "dft", *TRL_LOSSES.values()}
+    assert claimed == {name for name, _ in OURS.values()} | others
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -87,11 +90,13 @@ def test_yaml_lists_every_option_with_the_default(name: str) -> None:
 @pytest.mark.parametrize("name", ENTRIES)
 def test_yaml_makes_a_valid_loss(name: str) -> None:
     body = method_yaml(name)
-    assert body["_target_"] == f"rlhf_lightning.methods.{'Supervised' if name in SUPERVISED else 'Preference'}"
+    package, _, module = body["_target_"].rpartition(".")
+    assert package == "rlhf_lightning.methods"
     assert body["_partial_"] is True
     loss = loss_from_yaml(body["loss"])
     validate(loss)
-    assert {"policy", *ENTRIES[name].needs} == needs(loss)
+    assert needs(loss) <= getattr(methods_package, module).legal
+    assert set(ENTRIES[name].needs) | (needs(loss) & {"policy"}) == needs(loss)
     assert ("running_decay" in body) == ("running" in needs(loss))
 
 

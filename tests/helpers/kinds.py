@@ -1,0 +1,70 @@
+"""Generated examples of every kind of data that a method of conf/method eats, and one optimiser step made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from rlhf_lightning.data.packing import pack
+from rlhf_lightning.types import Example, PackedBatch, StepTotals, UnpairedBatch
+from tests.helpers.training import examples
+
+
+def _pairs(count: int) -> list[Example]:
+    return [replace(row, margin=1.5) for row in examples(count)]
+
+
+def _labelled(count: int) -> list[Example]:
+    rows = examples(count, responses=1)
+    return [
+        replace(row, margin=None, numbers={"desirable": [float(number % 3 > 0)]}) for number, row in enumerate(rows)
+    ]
+
+
+def _ranked(count: int) -> list[Example]:
+    """Lists of three, two and one responses, some of them tied."""
+    out = []
+    for number, row in enumerate(examples(count, responses=3)):
+        keep = 3 - number % 3 % 2 - (number % 5 == 4)
+        score = [[2.0, -1.0, 0.5], [0.0, 1.0, 1.0]][number % 2][:keep]
+        out.append(replace(row, margin=None, responses=row.responses[:keep], numbers={"score": score}))
+    return out
+
+
+#: Examples by kind of data; the owner of a kind adds it.
+EXAMPLES: dict[str, Callable[[int], list[Example]]] = {
+    "supervised": lambda count: [replace(row, margin=None) for row in examples(count, responses=1)],
+    "preference": _pairs,
+    "unpaired": _labelled,
+    "ranked": _ranked,
+}
+
+
+def step(kind: str, groups: int, parts: int = 1) -> list[PackedBatch]:
+    """One optimiser step of a kind, cut into equal micro-batches, with what the first of them brings."""
+    rows = EXAMPLES[kind](groups)
+    totals = pack(rows, kind=kind).totals._replace(micro_batches=parts)
+    size = groups // parts
+    batches = [_packed(rows[at : at + size], kind, totals, range(at, at + size)) for at in range(0, groups, size)]
+    if isinstance(batches[0], UnpairedBatch):
+        batches[0] = replace(batches[0], mismatched=tuple(mismatched(rows, size, totals)))
+    return batches
+
+
+def mismatched(rows: list[Example], size: int, totals: StepTotals) -> list[PackedBatch]:
+    """Each prompt with the response of the next row."""
+    turned = [replace(row, responses=after.responses) for row, after in zip(rows, rows[1:] + rows[:1], strict=True)]
+    return [_packed(turned[at : at + size], "supervised", totals, None) for at in range(0, len(rows), size)]
+
+
+def _packed(rows: list[Example], kind: str, totals: StepTotals, indices: range | None) -> PackedBatch:
+    slots = len(totals.slot_tokens)
+    filled = [
+        replace(
+            row,
+            responses=row.responses + [[]] * (slots - len(row.responses)),
+            numbers={key: [*values, *[float("nan")] * (slots - len(values))] for key, values in row.numbers.items()},
+        )
+        for row in rows
+    ]
+    return pack(filled, kind=kind, totals=totals, indices=indices)
