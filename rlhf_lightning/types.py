@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rlhf_lightning.ops.divergence import Predictions
 from rlhf_lightning.ops.segments import segment_mean, segment_sum
-
 
 BatchT = TypeVar("BatchT", bound="PackedBatch")
 
@@ -172,6 +172,45 @@ class JudgedPair:
 
 
 @dataclass
+class Paraphrases:
+    """Responses to instructions in two wordings; entry i of both is the same response.
+
+    Entries 2g and 2g + 1 belong to group g: the instruction and its hard negative, which may be empty.
+    """
+
+    original: Ragged
+    paraphrase: Ragged
+
+
+@dataclass
+class SequencePredictions:
+    """What a model predicts at every scored token of several responses: hidden states and a head, not logits."""
+
+    tokens: Predictions
+    sequence: Int[Tensor, " response_tokens"]
+    count: int
+    mean_length: float | None = None
+
+    def ragged(self, token: Float[Tensor, " response_tokens"]) -> Ragged:
+        """One number a scored token in this layout."""
+        return Ragged(token, self.sequence, self.count, self.mean_length)
+
+
+@dataclass
+class ActionValues:
+    """What value heads say at every scored token: of the state that it is chosen in, and of choosing it.
+
+    The state of a token is everything before it, the action is the token.
+    """
+
+    q: Float[Tensor, "heads response_tokens"]  #: value of the action under each trained head
+    target_q: Float[Tensor, "heads response_tokens"]  #: the same under the slowly moving copies; no gradients
+    value: Float[Tensor, " response_tokens"]  #: value of the state
+    #: log-softmax of each trained head's values over the vocabulary, at the action
+    q_log_prob: Float[Tensor, "heads response_tokens"]
+
+
+@dataclass
 class Moments:
     """Running mean and standard deviation of a scalar, as a loss sees them (both 0-dimensional)."""
 
@@ -205,6 +244,15 @@ class GroupLoss:
     #: numbers to fold into the running statistics that the loss asked for (``running``), detached
     observed: Float[Tensor, " observed"] | None = None
     #: further detached numbers by name, of any number (it may differ from batch to batch), logged as ``train/<name>``
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class MeasuredLoss:
+    """What a loss returns that has no reward of its own: numbers to minimise, and what to log beside them."""
+
+    loss: Float[Tensor, " groups"]
+    #: further detached numbers by name, of any number, logged as ``train/<name>``
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -335,20 +383,34 @@ class RankedBatch(PackedBatch):
 
 @dataclass
 class JudgedBatch(PackedBatch):
-    """One response in two contexts: after prompt and judgment (slot 0, empty without a judgment), after the prompt
-    alone (slot 1). Both slots score the same tokens."""
+    """One response in two contexts: behind a judgment and not.
+
+    After prompt and judgment (slot 0, empty without a judgment), after the prompt alone (slot 1). Both slots score the
+    same tokens.
+    """
 
 
 @dataclass
 class ParaphraseBatch(PackedBatch):
-    """Instructions in two wordings with their responses, and a hard negative of each: original, paraphrase, negative
-    original, negative paraphrase (4 prompts of one response each; the negatives may be empty)."""
+    """Instructions in two wordings with their responses, and a hard negative of each.
+
+    In order: original, paraphrase, negative original, negative paraphrase (4 prompts of one response each; the
+    negatives may be empty).
+    """
+
+    def wordings(self, values: Ragged) -> Paraphrases:
+        """Split per-response values into both wordings."""
+        tokens, responses = self.totals.slot_tokens, 2 * self.totals.groups
+        halves = (values.slot(half, 2, (tokens[half] + tokens[half + 2]) / responses) for half in (0, 1))
+        return Paraphrases(*halves)
 
 
 @dataclass
 class ContextBatch(PackedBatch):
-    """One response in two contexts: as the teacher sees it, behind a long context (slot 0), and as the student does
-    (slot 1). Both slots score the same tokens."""
+    """One response in two contexts: as the teacher and as the student sees it.
+
+    Behind a long context (slot 0), and without it (slot 1). Both slots score the same tokens.
+    """
 
 
 @dataclass(kw_only=True)
