@@ -29,11 +29,11 @@ from rlhf_lightning.data.examples import Examples
 log = logging.getLogger(__name__)
 
 #: Part of the key; raise it when the same rows and options start to give other tokens.
-TOKENISE_VERSION = 1
+TOKENISE_VERSION = 2
 #: Columns of the examples; part of the key too, so that an entry always has the columns that this version reads.
 COLUMNS = tuple(field.name for field in fields(Examples))
-#: How the files of ``Examples.numbers`` begin.
-_NUMBER = "numbers."
+#: Files of the numbers begin so; their names, which may hold any character, stand in ``columns.json``.
+_NUMBER = "numbers-"
 #: Processes that want the same entry wait this long, in seconds, for the one that makes it.
 _PATIENCE = 3600.0
 
@@ -85,15 +85,15 @@ def _load(entry: Path) -> Made | None:
         return None
     try:
         report = Report.from_dict(json.loads((entry / "report.json").read_text(encoding="utf-8")))
+        layout = json.loads((entry / "columns.json").read_text(encoding="utf-8"))
         arrays = {file.stem: np.load(file, mmap_mode="r") for file in entry.glob("*.npy")}
-        numbers = {name.removeprefix(_NUMBER): arrays.pop(name) for name in list(arrays) if name.startswith(_NUMBER)}
-        absent = {name: None for name in COLUMNS if name not in ("prompts", "numbers")}
-        prompts = int(json.loads((entry / "shape.json").read_text(encoding="utf-8"))["prompts"])
+        numbers = {name: arrays.pop(f"{_NUMBER}{at}") for at, name in enumerate(layout["numbers"])}
         with pa.memory_map(str(entry / "rows.arrow")) as rows:
             names = pa.ipc.open_file(rows).read_all().column("row").combine_chunks()
-        examples = Examples(**{**absent, **arrays, "names": names}, prompts=prompts, numbers=numbers)
-        if len(examples) != report.kept:
-            raise ValueError(f"{len(examples)} examples, {report.kept} reported")
+        columns = {**dict.fromkeys(COLUMNS), **arrays, "names": names, "numbers": numbers, "prompts": layout["prompts"]}
+        examples = Examples(**columns)
+        if len(examples) != report.groups:
+            raise ValueError(f"{len(examples)} examples, {report.groups} reported")
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         log.warning("tokenised data in %s are damaged (%s) and made again", entry, error)
         return None
@@ -107,15 +107,17 @@ def _save(entry: Path, examples: Examples, report: Report) -> None:
     shutil.rmtree(entry, ignore_errors=True)  # damaged, or it would have been found
     unfinished = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", suffix=".tmp", dir=entry.parent))
     try:
-        columns = {name: getattr(examples, name) for name in COLUMNS}
-        columns |= {f"{_NUMBER}{name}": values for name, values in examples.numbers.items()}
-        for name, column in columns.items():
+        for name in COLUMNS:
+            column = getattr(examples, name)
             if isinstance(column, np.ndarray):
                 np.save(unfinished / f"{name}.npy", column)
+        for at, values in enumerate(examples.numbers.values()):
+            np.save(unfinished / f"{_NUMBER}{at}.npy", values)
+        layout = {"prompts": examples.prompts, "numbers": list(examples.numbers)}
+        (unfinished / "columns.json").write_text(json.dumps(layout), encoding="utf-8")
         table = pa.table({"row": examples.names})
         with pa.OSFile(str(unfinished / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-        (unfinished / "shape.json").write_text(json.dumps({"prompts": examples.prompts}), encoding="utf-8")
         (unfinished / "report.json").write_text(json.dumps(report.to_dict()), encoding="utf-8")
         for file in unfinished.iterdir():
             _flush(file)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from rlhf_lightning.data.kinds import LAYOUTS
 from rlhf_lightning.data.spec import DataSpec
 
 #: Problems kept with their text; further ones are only counted.
@@ -93,6 +94,7 @@ def check_ids(
     special: SpecialIds,
     *,
     cut: bool = False,
+    pair: bool | None = None,
 ) -> None:
     """Check one tokenised group.
 
@@ -102,6 +104,7 @@ def check_ids(
         scored: which of them are scored.
         special: ids of BOS and of the tokens that end a response.
         cut: the group was truncated, so a response may lack its EOS.
+        pair: the responses are a chosen and a rejected one, which must differ; None: two responses are.
 
     Raises:
         RowError: nothing predicts or scores a response, the responses are equal, a BOS stands where it must not, a
@@ -110,8 +113,9 @@ def check_ids(
     if not prompt:
         raise RowError(Kind.EMPTY_PROMPT, "the prompt has no token, so nothing predicts the first response token")
     _check_bos(prompt, responses, special)
+    pair = len(responses) == 2 if pair is None else pair
     for number, (response, mask) in enumerate(zip(responses, scored, strict=True)):
-        which = _SLOTS[number] if len(responses) == 2 else "response"
+        which = _SLOTS[number] if pair else "response"
         if not any(mask):
             raise RowError(Kind.UNSCORED, f"{which}: none of its {len(response)} tokens is scored")
         if not cut and not (response[-1] in special.ends and mask[-1]):
@@ -119,7 +123,7 @@ def check_ids(
         inner = [a for a, b, c in zip(response, mask, mask[1:], strict=False) if b and c]
         if special.ends.intersection(inner):
             raise RowError(Kind.TWO_EOS, f"{which}: an end-of-sequence token stands before its end")
-    if len(responses) == 2 and list(responses[0]) == list(responses[1]):
+    if pair and list(responses[0]) == list(responses[1]):
         raise RowError(Kind.IDENTICAL, f"both have the same {len(responses[0])} tokens")
 
 
@@ -165,7 +169,8 @@ class Report:
     kind: str
     template: str = ""
     rows: int = 0  #: rows read
-    kept: int = 0  #: rows that became examples
+    kept: int = 0  #: rows that can be used
+    groups: int = 0  #: what they became: pairs, labelled answers, lists, ...
     filtered: int = 0  #: rows left out because ``data.spec.label`` asked for it
     formats: dict[str, int] = field(default_factory=dict)  #: rows by recognised format
     excluded: dict[str, int] = field(default_factory=dict)  #: rows left out, by kind of problem
@@ -221,10 +226,12 @@ class Report:
         if fatal:
             count = sum(self.excluded[kind] for kind in fatal)
             raise DataError(self._message(f"{count} of {self.rows} rows of {self.source} cannot be used", fatal))
-        if self.kept == 0:
+        if self.groups == 0:
             why = "it holds no rows" if self.rows == 0 else f"none of its {self.rows} rows can be used"
             if self.rows and self.filtered == self.rows:
                 why = f"data.spec.label={spec.label} leaves none of its {self.rows} rows"
+            if self.kept:
+                why = f"its {self.kept} rows give no {LAYOUTS[self.kind].noun}: {'; '.join(self.notes)}"
             raise DataError(self._message(f"{self.source}: {why}", set(self.excluded)))
 
     def _message(self, headline: str, kinds: set[str]) -> str:
@@ -242,6 +249,8 @@ class Report:
     def summary(self) -> str:
         """One line for the log: rows read and kept, and why the others were not."""
         parts = [f"{self.source}: {self.kept} of {self.rows} rows kept"]
+        if self.groups != self.kept:
+            parts[0] += f" as {self.groups} {LAYOUTS[self.kind].noun}"
         parts += [f"{count} {kind}" for kind, count in sorted(self.excluded.items())]
         if self.filtered:
             parts.append(f"{self.filtered} with another label")

@@ -95,7 +95,7 @@ class Columns:
             raise ValueError(f"{name}: the step labels and the responses have different lengths")
 
     def finished(self) -> dict[str, Any]:
-        """Every field of ``Examples``; groups with fewer responses than the longest one get empty slots at their end."""
+        """Every field of ``Examples``; groups with fewer responses than the longest one get empty slots at the end."""
         segments, answers = np.asarray(self.segments, dtype=np.int64), np.asarray(self.answers, dtype=np.int64)
         slots = int(answers.max()) if len(answers) else 1
         cuts = np.append(np.asarray(self.starts, dtype=np.int64), len(self.tokens))

@@ -9,7 +9,7 @@ merged tokens behind it count as response (TRL's rule).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import cast
 
@@ -31,6 +31,7 @@ class Encoded:
     prompt: Ids
     responses: list[Ids]
     scored: list[list[bool]]
+    ends: list[list[int]] = field(default_factory=list)  #: where each piece of each response ends
     mismatch: bool | None = None  #: tokenised together, the group has other ids; None: not looked at
 
 
@@ -134,7 +135,8 @@ def _cumulative(item: Rendered, spans: Sequence[Segment]) -> list[str]:
 def _by_ids(item: Rendered, prompts: dict[str, Ids], pieces: dict[str, Ids]) -> Encoded:
     responses = [[token for text, _ in spans for token in pieces[text]] for spans in item.responses]
     scored = [[flag for text, flag in spans for _ in pieces[text]] for spans in item.responses]
-    return Encoded(list(prompts[item.prompt]), responses, scored)
+    ends = [list(accumulate(len(pieces[text]) for text, _ in spans)) for spans in item.responses]
+    return Encoded(list(prompts[item.prompt]), responses, scored, ends)
 
 
 def _by_prefix(item: Rendered, prompts: dict[str, Ids], joined: dict[str, Ids]) -> Encoded:
@@ -153,7 +155,8 @@ def _by_prefix(item: Rendered, prompts: dict[str, Ids], joined: dict[str, Ids]) 
         for (_, flag), begin, end in zip(spans, cut, cut[1:], strict=False):
             mask += [flag] * (end - begin)
         scored.append(mask)
-    return Encoded(alone[:start], [whole[start:] for whole in wholes], scored, mismatch=start != len(alone))
+    ends = [[end - start for end in cut[1:]] for cut in cuts]
+    return Encoded(alone[:start], [whole[start:] for whole in wholes], scored, ends, mismatch=start != len(alone))
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

@@ -28,7 +28,13 @@ ROLES: Mapping[str, str] = {
     "ipython": "tool",
 }
 #: Columns that go by several names.
-_ALIASES: Mapping[str, tuple[str, ...]] = {"response": ("response", "completion")}
+_ALIASES: Mapping[str, tuple[str, ...]] = {
+    "response": ("response", "completion"),
+    "responses": ("responses", "completions"),
+    "scores": ("scores", "rewards"),
+    "score": ("score", "reward"),
+    "steps": ("steps", "completions"),
+}
 
 
 class Fields:
@@ -95,6 +101,19 @@ class Fields:
         if isinstance(value, bool) or not math.isfinite(number):
             raise self.wrong(name, "a finite number", value)
         return number
+
+    def numbers(self, name: str, *, flags: bool = False) -> list[float]:
+        """A list of finite numbers; with ``flags``, true and false count as 1 and 0."""
+        values = self.need(name)
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            raise self.wrong(name, "a list of numbers", values)
+        listed = [int(value) if flags and isinstance(value, bool) else value for value in values]
+        column = self.column(name)
+        return [Fields({f"{column}[{at}]": value}, {}).number(f"{column}[{at}]") for at, value in enumerate(listed)]
+
+    def inside(self, values: Mapping[str, Any], columns: Mapping[str, str | None] | None = None) -> Fields:
+        """The fields of an object inside this row, under the same column map or another one."""
+        return Fields(values, self._columns if columns is None else columns)
 
     def flag(self, name: str) -> bool:
         """True or false; also 0 and 1, and either as text."""

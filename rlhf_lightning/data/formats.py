@@ -1,7 +1,7 @@
-"""Recognise how a row is laid out and convert it to one shape: a prompt and its responses.
+"""Recognise how a row is laid out and convert it to one shape, a :class:`Record`: a prompt and its responses.
 
-A :class:`Record` is either text throughout (prompt and responses are strings) or a conversation throughout (lists of
-``{"role", "content"}`` messages). What turns it into tokens, and with which template, is decided later.
+What stands beside them (labels, scores, judgments, ...) is read by :mod:`rlhf_lightning.data.beside` for the kind of
+data that the method wants. What turns a record into tokens, and with which template, is decided later.
 """
 
 from __future__ import annotations
@@ -11,46 +11,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from rlhf_lightning.data import rated_formats as rated
+from rlhf_lightning.data.beside import read_beside
 from rlhf_lightning.data.checks import DataError, Kind, RowError
-from rlhf_lightning.data.fields import ROLES, Fields, Message, Turns
+from rlhf_lightning.data.fields import ROLES, Fields, Turns
+from rlhf_lightning.data.records import Record, as_conversation, context_of, instruction_of, say, uniform
 from rlhf_lightning.data.spec import DataSpec
 
 _DIALOGUE_TURN = re.compile(r"\n\n(Human|Assistant):")
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A converted row."""
-
-    prompt: str | Turns
-    responses: tuple[str | Turns, ...]  #: chosen before rejected
-    format: str
-    margin: float | None = None
-
-    @property
-    def conversation(self) -> bool:
-        """Whether prompt and responses are messages."""
-        return not isinstance(self.prompt, str)
 
 
 # Converters: one a format. Each takes the row's fields and the spec and returns a Record.
 
 
 def _pairs(fields: Fields, spec: DataSpec) -> Record:
-    prompt = _context(fields)
+    prompt = context_of(fields)
     chosen, rejected = fields.either("chosen"), fields.either("rejected")
-    return _uniform(prompt, (chosen, rejected), "preference")
-
-
-def _context(fields: Fields) -> str | Turns:
-    """The prompt of an explicit pair, wherever it is kept."""
-    if fields.has("conversations"):
-        return fields.turns("conversations")
-    if not fields.has("prompt") and fields.has("messages"):
-        return fields.turns("messages")
-    if not fields.has("prompt") and fields.has("instruction"):
-        return _instruction(fields)
-    return fields.either("prompt")
+    return uniform(prompt, (chosen, rejected), "preference", "preference")
 
 
 def _implicit(fields: Fields, spec: DataSpec) -> Record:
@@ -62,7 +39,7 @@ def _implicit(fields: Fields, spec: DataSpec) -> Record:
         if turns[-1]["role"] != "assistant":
             raise RowError(Kind.TYPE, f"{fields.column(name)!r} ends with a {turns[-1]['role']} turn")
     cut = _common_turns(chosen, rejected)
-    return Record(chosen[:cut], (chosen[cut:], rejected[cut:]), "implicit_prompt")
+    return Record(chosen[:cut], (chosen[cut:], rejected[cut:]), "implicit_prompt", kind="preference")
 
 
 def _common_turns(chosen: Turns, rejected: Turns) -> int:
@@ -108,50 +85,15 @@ def _demonstration(turns: Turns, spec: DataSpec, name: str) -> Record:
 
 
 def _alpaca(fields: Fields, spec: DataSpec) -> Record:
-    return Record(_instruction(fields), ([_say("assistant", fields.text("output"))],), "alpaca")
-
-
-def _instruction(fields: Fields) -> Turns:
-    """Alpaca's prompt columns as a conversation: history pairs, then instruction and input in one user turn."""
-    turns: Turns = []
-    for exchange in fields.get("history") or []:
-        if not isinstance(exchange, Sequence) or [type(said) for said in exchange] != [str, str]:
-            raise fields.wrong("history", "pairs of texts (user, assistant)", exchange)
-        turns += [_say("user", exchange[0]), _say("assistant", exchange[1])]
-    instruction = fields.text("instruction")
-    context = fields.text("input") if fields.has("input") else ""
-    return [*turns, _say("user", f"{instruction}\n{context}" if context else instruction)]
+    return Record(instruction_of(fields), ([say("assistant", fields.text("output"))],), "alpaca")
 
 
 def _prompt_response(fields: Fields, spec: DataSpec) -> Record:
-    return _uniform(fields.either("prompt"), (fields.either("response"),), "prompt_response")
+    return uniform(fields.either("prompt"), (fields.either("response"),), "prompt_response")
 
 
 def _text(fields: Fields, spec: DataSpec) -> Record:
     return Record("", (fields.text("text"),), "text")
-
-
-def _say(role: str, content: str) -> Message:
-    return {"role": role, "content": content}
-
-
-def _uniform(prompt: str | Turns, responses: tuple[str | Turns, ...], name: str) -> Record:
-    """All text or all messages: one list of messages makes conversations of the rest."""
-    if all(isinstance(part, str) for part in (prompt, *responses)):
-        return Record(prompt, responses, name)
-    return as_conversation(Record(prompt, responses, name))
-
-
-def as_conversation(record: Record) -> Record:
-    """Text parts as turns: the prompt is the user's, a response the assistant's."""
-    prompt = [_say("user", record.prompt)] if isinstance(record.prompt, str) else record.prompt
-    responses = tuple(
-        [_say("assistant", response)] if isinstance(response, str) else response for response in record.responses
-    )
-    for response in responses:
-        if response[0]["role"] != "assistant" or response[-1]["role"] != "assistant":
-            raise RowError(Kind.TYPE, "a response must start and end with an assistant turn")
-    return replace(record, prompt=prompt, responses=responses)
 
 
 def _starts_with_assistant(value: Any) -> bool:
@@ -175,7 +117,7 @@ class Format:
     needs: str
     fits: Callable[[Fields], bool]
     convert: Callable[[Fields, DataSpec], Record]
-    responses: int
+    kind: str = "supervised"  #: what such a row is by itself
 
 
 #: In the order in which they are tried.
@@ -184,32 +126,62 @@ FORMATS: Mapping[str, Format] = {
         "conversations [{from, value}], chosen {from, value}, rejected {from, value}",
         lambda fields: fields.has("conversations", "chosen", "rejected"),
         lambda fields, spec: replace(_pairs(fields, spec), format="sharegpt_pairs"),
-        2,
+        "preference",
     ),
     "preference": Format(
-        "prompt (or messages, or instruction), chosen, rejected: text or messages", _fits_pairs, _pairs, 2
+        "prompt (or messages, or instruction), chosen, rejected: text or messages", _fits_pairs, _pairs, "preference"
     ),
     "implicit_prompt": Format(
         "chosen, rejected: whole dialogues that begin alike, as messages or '\\n\\nHuman:' / '\\n\\nAssistant:' text",
         lambda fields: fields.has("chosen", "rejected"),
         _implicit,
-        2,
+        "preference",
     ),
-    "sharegpt": Format("conversations [{from, value}]", lambda fields: fields.has("conversations"), _sharegpt, 1),
-    "messages": Format("messages [{role, content}]", lambda fields: fields.has("messages"), _messages, 1),
+    "safety": Format(
+        "prompt, response_0, response_1, safer_response_id, is_response_0_safe, is_response_1_safe, and optionally "
+        "better_response_id",
+        rated.fits_safety,
+        rated.safety,
+        "safety",
+    ),
+    "ranked": Format(
+        "prompt, responses [text, messages or {response, score}], and scores or ranks",
+        rated.fits_ranked,
+        rated.ranked,
+        "ranked",
+    ),
+    "steps": Format("prompt, steps (or completions) [text], labels", rated.fits_steps, rated.steps, "steps"),
+    "math_shepherd": Format(
+        "input: question and steps with a tag behind each; label: the same with + or - for the tag",
+        rated.fits_math_shepherd,
+        rated.math_shepherd,
+        "steps",
+    ),
+    "coin": Format(
+        "original_instruction, paraphrased_instruction, targets; every second row is a hard negative",
+        rated.fits_coin,
+        rated.coin,
+        "paraphrase",
+    ),
+    "paraphrase": Format(
+        "instruction, paraphrase, output, and optionally negative_instruction, negative_paraphrase, negative_output",
+        rated.fits_paraphrase,
+        rated.paraphrase,
+        "paraphrase",
+    ),
+    "sharegpt": Format("conversations [{from, value}]", lambda fields: fields.has("conversations"), _sharegpt),
+    "messages": Format("messages [{role, content}]", lambda fields: fields.has("messages"), _messages),
     "alpaca": Format(
         "instruction, output, and optionally input, system, history",
         lambda fields: fields.has("instruction", "output"),
         _alpaca,
-        1,
     ),
     "prompt_response": Format(
         "prompt, response (or completion): text or messages",
         lambda fields: fields.has("prompt", "response"),
         _prompt_response,
-        1,
     ),
-    "text": Format("text", lambda fields: fields.has("text"), _text, 1),
+    "text": Format("text", lambda fields: fields.has("text"), _text),
 }
 
 
@@ -229,18 +201,25 @@ def unrecognised(columns: Sequence[str]) -> DataError:
 
 
 def convert(
-    values: Mapping[str, Any], spec: DataSpec, *, conversation: bool = False, expected: str | None = None
+    values: Mapping[str, Any],
+    spec: DataSpec,
+    *,
+    kind: str | None = None,
+    conversation: bool = False,
+    expected: str | None = None,
 ) -> Record | None:
     """Convert one row.
 
     Args:
         values: its fields as read.
         spec: format, column map, system message and label filter.
+        kind: what the method learns from: which columns beside prompt and responses are read. None: none of them.
         conversation: turn text into a conversation too, because the template that was chosen needs one.
         expected: with ``format=auto``, the format of the rows before: what a row that fits none is measured by.
 
     Returns:
-        The record with all its responses; None when the row's label is not the one asked for.
+        The record with all its responses, of the kind that the row is by itself as far as the method can use it; None
+        when the row's label is not the one asked for.
 
     Raises:
         RowError: a field is missing or has the wrong type, or the row fits no format.
@@ -258,14 +237,17 @@ def convert(
         record = as_conversation(record)
     if record.conversation:
         record = _with_system(record, system or spec.system)
-    return replace(record, margin=_margin(fields)) if len(record.responses) == 2 else record
+    if record.kind == "preference":
+        record = replace(record, margin=_margin(fields))
+    return record if kind is None else read_beside(record, fields, spec, kind)
 
 
 def _with_system(record: Record, system: str | None) -> Record:
     turns = cast("Turns", record.prompt)
     if not system or (turns and turns[0]["role"] in ("system", "developer")):
         return record
-    return replace(record, prompt=[_say("system", system), *turns])
+    parts = tuple(part and _with_system(part, system) for part in record.parts)
+    return replace(record, prompt=[say("system", system), *turns], parts=parts)
 
 
 def _margin(fields: Fields) -> float | None:

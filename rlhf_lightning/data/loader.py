@@ -41,11 +41,15 @@ class Batches(Dataset[PackedBatch], ABC):
     """A list of micro-batches that are packed when they are asked for, here or in a worker process."""
 
     store: LogProbStore | None = None
+    kind: str | None = None  #: of the batches, see ``pack``
 
     def __getitem__(self, number: int) -> PackedBatch:
         examples, totals = self.groups(number)
+        return self._packed(examples, totals, self.kind)
+
+    def _packed(self, examples: Examples, totals: StepTotals, kind: str | None) -> PackedBatch:
         cached = None if self.store is None else self.store.log_probs(examples)
-        return pack(examples, totals=totals, reference_log_probs=cached)
+        return pack(examples, kind=kind, totals=totals, reference_log_probs=cached)
 
     @abstractmethod
     def groups(self, number: int) -> tuple[Examples, StepTotals]:
@@ -62,6 +66,7 @@ class PlannedBatches(Batches):
     rank: int
     world_size: int
     store: LogProbStore | None
+    kind: str | None = None
 
     def groups(self, number: int) -> tuple[Examples, StepTotals]:
         """The ``number``-th micro-batch of this process."""
@@ -79,6 +84,7 @@ class ListedBatches(Batches):
     listed: Sequence[tuple[Examples, IntArray]]
     store: LogProbStore | None
     world_size: int = 1
+    kind: str | None = None
 
     def groups(self, number: int) -> tuple[Examples, StepTotals]:
         """The ``number``-th micro-batch."""
@@ -125,6 +131,7 @@ class EpochLoader:
         workers: int = 0,
         pin_memory: bool = False,
         store: LogProbStore | None = None,
+        kind: str | None = None,
     ) -> None:
         """Set up the loader; the first epoch is planned when it is first needed.
 
@@ -137,8 +144,9 @@ class EpochLoader:
             workers: processes that pack ahead; 0 packs here, which costs well under a millisecond a batch.
             pin_memory: hand batches out in pinned memory.
             store: reference log-probs to attach.
+            kind: of the batches, see ``pack``.
         """
-        self.examples, self.batching, self.store = examples, batching, store
+        self.examples, self.batching, self.store, self.kind = examples, batching, store, kind
         self.accumulate, self.rank, self.world_size = accumulate, rank, world_size
         self.workers, self.pin_memory = workers, pin_memory
         self.epoch = 0
@@ -179,7 +187,9 @@ class EpochLoader:
         if not self._fresh:
             self.epoch, self.position = self.epoch + 1, 0
         self._fresh = False
-        batches = PlannedBatches(self.examples, self.plan, self.accumulate, self.rank, self.world_size, self.store)
+        batches = PlannedBatches(
+            self.examples, self.plan, self.accumulate, self.rank, self.world_size, self.store, self.kind
+        )
         for batch in iterate(batches, range(self.position, len(self)), self.workers, self.pin_memory):
             self.position += 1  # before the batch is used: a state taken while it is trained on counts it
             yield batch
@@ -262,9 +272,10 @@ class ListLoader:
         pin_memory: bool = False,
         store: LogProbStore | None = None,
         world_size: int = 1,
+        kind: str | None = None,
     ) -> None:
         """Keep the list of (data set, groups); see ``evaluation_batches`` and ``reference_batches``."""
-        self.batches = ListedBatches(listed, store, world_size)
+        self.batches = ListedBatches(listed, store, world_size, kind)
         self.workers, self.pin_memory = workers, pin_memory
 
     def __len__(self) -> int:

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from rlhf_lightning.data.checks import DataError, Report
 from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.kinds import LAYOUTS, DataKind
 from rlhf_lightning.data.loader import EpochLoader, ListLoader, evaluation_batches, reference_batches
 from rlhf_lightning.data.plan import Batching, check_budget
 from rlhf_lightning.data.sources import Source
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.tokenize import SLOTS, DataKind, split, tokenize
+from rlhf_lightning.data.tokenize import split, tokenize
 from rlhf_lightning.types import Example
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ class AlignmentDataModule(L.LightningDataModule):
         Args:
             source: training rows; or examples that are tokenised already.
             tokenizer: the model's; None for examples.
-            kind: ``preference`` (pairs) or ``supervised`` (one response; of pairs the chosen one).
+            kind: what the method learns from, a key of ``kinds.LAYOUTS``: ``preference`` (pairs), ``supervised`` (one
+                response; of pairs the chosen one), ``unpaired``, ``ranked``, ...
             validation: rows of its own, the share of prompts to keep for validation, or None for no validation.
             spec: how rows become tokens.
             batch_size: groups of an optimiser step over all processes.
@@ -136,7 +138,8 @@ class AlignmentDataModule(L.LightningDataModule):
             self.train_examples = self._read(self.source, "train")
             if isinstance(validation, int | float):
                 # Not drawn by data.seed: runs with other seeds are compared on the same rows.
-                training, held_out = split(self.train_examples, float(validation))
+                identity = LAYOUTS[self.kind].identity
+                training, held_out = split(self.train_examples, float(validation), identity=identity)
                 self.val_examples = self.train_examples.select(held_out)
                 self.train_examples = self.train_examples.select(training)
         if self.val_examples is None and validation is not None and not isinstance(validation, int | float):
@@ -157,9 +160,7 @@ class AlignmentDataModule(L.LightningDataModule):
             tokenized.report.enforce(self.spec)
             self.reports[role] = tokenized.report
             examples = tokenized.examples
-        if examples.slots < SLOTS[self.kind]:
-            raise DataError(f"the {role} examples have one response each; {self.kind} data needs pairs")
-        return examples.first_response() if examples.slots > SLOTS[self.kind] else examples
+        return _fitting(examples, self.kind, role)
 
     def _parts(self) -> list[Examples]:
         return [part for part in (self.train_examples, self.val_examples) if part is not None]
@@ -175,7 +176,7 @@ class AlignmentDataModule(L.LightningDataModule):
     def summaries(self) -> list[str]:
         """What was read, and how it is cut into steps: a few lines for people."""
         lines = [
-            f"{role}: {_summary(examples, self.reports.get(role))}"
+            f"{role}: {_summary(examples, self.kind, self.reports.get(role))}"
             for role, examples in (("train", self.train_examples), ("validation", self.val_examples))
             if examples is not None
         ]
@@ -219,6 +220,7 @@ class AlignmentDataModule(L.LightningDataModule):
             workers=self.num_workers,
             pin_memory=self._pin_memory(),
             store=self._store,
+            kind=self.kind,
         )
         len(loader)  # plans the first epoch: what cannot be planned is an error now
         return loader
@@ -232,7 +234,7 @@ class AlignmentDataModule(L.LightningDataModule):
         if batching.max_tokens is None or self.eval_batch_size is not None:
             batching = replace(batching, batch_size=self._eval_groups() * place.world_size, max_tokens=None)
         listed = evaluation_batches(_need(self.val_examples), batching, rank=place.rank, world_size=place.world_size)
-        return self._list_loader(listed, self._store)
+        return self._list_loader(listed, self._store, self.kind)
 
     def reference_loader(self, store: ReferenceStore, *, checks: int = 8) -> ListLoader:
         """The rows of training and validation that a store lacks, longest first; this process's share.
@@ -257,7 +259,7 @@ class AlignmentDataModule(L.LightningDataModule):
             rank=place.rank,
             world_size=place.world_size,
         )
-        return self._list_loader(listed, None)
+        return self._list_loader(listed, None, None)
 
     def _to_score(self, store: ReferenceStore, checks: int) -> list[NDArray[np.int64]]:
         """Of each part the groups that the store lacks, and a few that it has."""
@@ -287,7 +289,7 @@ class AlignmentDataModule(L.LightningDataModule):
         self._store = store
 
     def _list_loader(
-        self, listed: list[tuple[Examples, NDArray[np.int64]]], store: ReferenceStore | None
+        self, listed: list[tuple[Examples, NDArray[np.int64]]], store: ReferenceStore | None, kind: str | None
     ) -> ListLoader:
         return ListLoader(
             listed,
@@ -295,6 +297,7 @@ class AlignmentDataModule(L.LightningDataModule):
             pin_memory=self._pin_memory(),
             store=store,
             world_size=self._place().world_size,
+            kind=kind,
         )
 
     def _eval_groups(self) -> int:
@@ -320,11 +323,43 @@ def _need(examples: Examples | None) -> Examples:
     return examples
 
 
-def _summary(examples: Examples, report: Report | None) -> str:
+def _fitting(examples: Examples, kind: str, role: str) -> Examples:
+    """Tokenised examples as a kind's: only their first responses where one a prompt is wanted.
+
+    Raises:
+        DataError: the examples are of another kind.
+    """
+    slots = len(LAYOUTS[kind].slots)
+    if slots == 1 and examples.slots > 1 and examples.prompts == 1:
+        return examples.first_response()
+    if slots > examples.slots:
+        raise DataError(
+            f"the {role} examples have {examples.slots} response{'s' if examples.slots > 1 else ''} each; {kind} data "
+            f"needs {LAYOUTS[kind].noun}"
+        )
+    if slots and examples.prompts == 1 and (empty := np.flatnonzero((examples.slot_tokens == 0).any(axis=1))).size:
+        raise DataError(f"{examples.row(int(empty[0]))}: a response is missing; {kind} data needs all {slots} of a row")
+    return examples
+
+
+def _summary(examples: Examples, kind: str, report: Report | None) -> str:
     lengths = examples.lengths
     scored = int(examples.slot_tokens.sum())
+    what = LAYOUTS[kind].noun + _contents(examples, kind)
     counts = (
-        f"{len(examples)} {'pairs' if examples.slots == 2 else 'demonstrations'} of {lengths.mean():.0f} tokens on "
-        f"average (longest {lengths.max()}), {scored / lengths.sum():.0%} of them scored"
+        f"{len(examples)} {what} of {lengths.mean():.0f} tokens on average (longest {lengths.max()}), "
+        f"{scored / lengths.sum():.0%} of them scored"
     )
     return counts if report is None else f"{counts}; {report.summary()}"
+
+
+def _contents(examples: Examples, kind: str) -> str:
+    """What a kind's own numbers say, in a few words."""
+    words = {"desirable": "desirable", "safe": "safe"}
+    for name, word in words.items():
+        if name in examples.numbers:
+            return f" ({np.nanmean(examples.numbers[name]):.0%} {word})"
+    filled = (examples.slot_tokens > 0).sum(axis=1)
+    if LAYOUTS[kind].slots or not len(filled):
+        return ""
+    return f" of {filled.min()}" + (f" to {filled.max()}" if filled.min() < filled.max() else "") + " responses"

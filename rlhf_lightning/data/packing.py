@@ -116,7 +116,8 @@ def _batch_class(columns: Examples, kind: str | None) -> type[PackedBatch]:
         return plain.get(columns.slots, PackedBatch)
     batch = BATCHES[kind]
     if missing := sorted(set(batch.NUMBERS) - set(columns.numbers)):
-        raise ValueError(f"{kind} data needs {missing} of every response, and the groups have {sorted(columns.numbers)}")
+        found = sorted(columns.numbers)
+        raise ValueError(f"{kind} data needs {missing} of every response, and the groups have {found}")
     return batch
 
 

@@ -57,6 +57,15 @@ class Source(Protocol):
         """Digest of the rows and their provenance; None when it cannot be known without reading them twice."""
 
 
+def for_kind(source: Source, kind: str) -> Source:
+    """The source of rows of a kind, where a source has several; else the source itself.
+
+    A source with a method ``for_kind(kind)`` is asked; the tiny world draws what each method learns from.
+    """
+    asked: Source = source.for_kind(kind) if hasattr(source, "for_kind") else source
+    return asked
+
+
 class Files:
     """Local JSON, JSONL, CSV, TSV and Parquet files (text ones also gzipped), read row by row.
 
@@ -279,6 +288,11 @@ class Mixture:
         """Shares and names of the parts."""
         total = sum(self.weights.values())
         return " + ".join(f"{self.weights[name] / total:.0%} {name}" for name in self.sources)
+
+    def for_kind(self, kind: str) -> Mixture:
+        """The same shares of the sources of a kind; see the function of this name."""
+        sources = {name: for_kind(source, kind) for name, source in self.sources.items()}
+        return Mixture(sources, self.weights, columns=self.columns, seed=self.seed, stop=self.stop, limit=self.limit)
 
     def rows(self) -> Iterator[Row]:
         """The drawn rows, each with the provenance it has in its own source."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -19,6 +19,12 @@ FORMATS = (
     "implicit_prompt",
     "sharegpt",
     "sharegpt_pairs",
+    "safety",
+    "ranked",
+    "steps",
+    "math_shepherd",
+    "coin",
+    "paraphrase",
     "alpaca",
     "messages",
     "prompt_response",
@@ -42,11 +48,35 @@ COLUMNS = (
     "margin",
     "score_chosen",
     "score_rejected",
+    "responses",
+    "scores",
+    "ranks",
+    "score",
+    "judgment",
+    "attributes",
+    "steps",
+    "labels",
+    "chosen_safe",
+    "rejected_safe",
+    "response_0",
+    "response_1",
+    "better_response_id",
+    "safer_response_id",
+    "is_response_0_safe",
+    "is_response_1_safe",
+    "paraphrase",
+    "negative_instruction",
+    "negative_paraphrase",
+    "negative_output",
+    "original_instruction",
+    "paraphrased_instruction",
+    "targets",
 )
 _CHOICES: dict[str, tuple[str, ...]] = {
     "format": FORMATS,
     "mask": ("assistant", "response"),
     "boundary": ("ids", "prefix"),
+    "pairs": ("best_worst", "adjacent", "all"),
     "too_long": ("exclude", "error", "keep_end", "keep_start"),
     "on_bad_row": ("error", "exclude"),
 }
@@ -64,6 +94,17 @@ class DataSpec:
             reaches into a nested object (``chosen: best.text``).
         system: system message put before every conversation that has none; plain text is left alone.
         label: of rows that carry a ``label`` (unpaired answers), keep only those whose label is this; None keeps all.
+        pairs: which pairs a ranked list becomes for a method that learns from pairs: the ``best_worst`` response, every
+            two ``adjacent`` ones, or ``all``. The gap of the scores is the margin; ties are left out and counted.
+        threshold: for a method that learns from labelled answers, the score from which on a scored response is
+            desirable; ``mean``: above the mean of its prompt's responses desirable, below it not, at it left out. For
+            judged answers, the score from which on a judgment is praise and is left out (CUT: 7).
+        gather: make one list of the scored responses that have a row each and the same prompt.
+        context: text that the teacher of context distillation sees: in front of the prompt, or as the system message.
+        judgment: how a judgment stands behind the prompt; ``{judgment}`` is its text.
+        attributes: names of the ratings, in their order; None: those of the ``attributes`` column, or HelpSteer's five.
+        step_separator: put behind every step; the token that carries a step's label is the last one of it.
+        step_tag: Math-Shepherd's mark behind a step.
         template: ``auto`` (the tokenizer's own chat template for conversations, ``plain`` where it has none; text stays
             text), ``tokenizer``, ``plain``, ``chatml``, ``none``, or the path of a jinja file.
         template_arguments: passed to the template, e.g. ``{enable_thinking: false}``.
@@ -87,6 +128,14 @@ class DataSpec:
     columns: Mapping[str, str | None] = field(default_factory=dict)
     system: str | None = None
     label: bool | None = None
+    pairs: Literal["best_worst", "adjacent", "all"] = "best_worst"
+    threshold: float | Literal["mean"] | None = None
+    gather: bool = True
+    context: str | None = None
+    judgment: str = "\n\n### Judgment:\n{judgment}"
+    attributes: Sequence[str] | None = None
+    step_separator: str = "\n"
+    step_tag: str = "ки"
     template: str = "auto"
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     mask: Literal["assistant", "response"] = "assistant"
@@ -105,10 +154,15 @@ class DataSpec:
         columns = {str(ours): str(theirs) for ours, theirs in self.columns.items() if theirs is not None}
         object.__setattr__(self, "columns", columns)
         object.__setattr__(self, "template_arguments", dict(self.template_arguments))
+        object.__setattr__(self, "attributes", None if self.attributes is None else tuple(self.attributes))
         for name, allowed in _CHOICES.items():
             _one_of(f"data.spec.{name}", getattr(self, name), allowed)
         for name in self.columns:
             _one_of("a key of data.spec.columns", name, COLUMNS)
+        if isinstance(self.threshold, str):
+            _one_of("data.spec.threshold", self.threshold, ("mean",))
+        if "{judgment}" not in self.judgment:
+            raise ValueError(f"data.spec.judgment={self.judgment!r} must contain {{judgment}}")
         for name, least in (("max_length", 2), ("max_prompt_length", 1), ("max_response_length", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.checks import DataError, Kind, RowError
 from rlhf_lightning.data.fields import Turns
-from rlhf_lightning.data.formats import Record
+from rlhf_lightning.data.records import Record
 from rlhf_lightning.data.spec import DataSpec
 
 #: A dialogue as plain text, for models without a chat template (the layout of hh-rlhf).
@@ -217,9 +217,19 @@ def render(record: Record, template: ChatTemplate | None) -> Rendered:
     Raises:
         RowError: a conversation without a template, or one that the template refuses.
     """
-    if record.conversation:
-        if template is None:
-            raise RowError(Kind.TEMPLATE, "the row is a conversation, and data.spec.template=none renders text only")
+    if record.conversation and template is None:
+        raise RowError(Kind.TEMPLATE, "the row is a conversation, and data.spec.template=none renders text only")
+    if record.steps:
+        return _stepwise(record, template)
+    if template is not None and record.conversation:
         return template.record(record)
     responses = [[(cast("str", response), True)] for response in record.responses]
     return Rendered(cast("str", record.prompt), responses, [False] * len(responses), templated=False)
+
+
+def _stepwise(record: Record, template: ChatTemplate | None) -> Rendered:
+    """The prompt as ever, and each step a piece of its own; no end of turn, because a step carries the last label."""
+    templated = template is not None and record.conversation
+    prompt = cast("ChatTemplate", template).prompt(cast("Turns", record.prompt)) if templated else record.prompt
+    steps: list[Segment] = [(text, True) for text, _ in record.steps]
+    return Rendered(cast("str", prompt), [steps], [True], templated and cast("ChatTemplate", template).brings_bos)

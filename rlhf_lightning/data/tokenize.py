@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,19 +20,19 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data import cache
 from rlhf_lightning.data.checks import DataError, Kind, Problem, Report, RowError, check_ids
+from rlhf_lightning.data.converters import Converter
 from rlhf_lightning.data.encode import Encoded, Encoder, fit
 from rlhf_lightning.data.examples import Examples
-from rlhf_lightning.data.formats import FORMATS, Record, convert, unrecognised
-from rlhf_lightning.data.sources import Row, Source
+from rlhf_lightning.data.formats import convert, unrecognised
+from rlhf_lightning.data.groups import check_text, make_equal, step_labels, with_negatives
+from rlhf_lightning.data.kinds import FEEDS, LAYOUTS, DataKind
+from rlhf_lightning.data.records import Record
+from rlhf_lightning.data.sources import Row, Source, for_kind
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.templates import ChatTemplate, Rendered, render, resolve
 from rlhf_lightning.types import Example
 
 log = logging.getLogger(__name__)
-
-DataKind = Literal["supervised", "preference"]
-#: Responses an example of each kind holds.
-SLOTS: dict[str, int] = {"supervised": 1, "preference": 2}
 
 _CHUNK = 512  #: rows rendered and tokenised at a time
 _COMPARED = 512  #: rows whose boundary is checked against joint tokenisation
@@ -61,7 +60,8 @@ def tokenize(source: Source, tokenizer: PreTrainedTokenizerBase, spec: DataSpec,
         source: where the rows come from.
         tokenizer: of the model that will be trained.
         spec: layout, template, limits and the rest of ``data.spec``.
-        kind: ``preference`` makes pairs; ``supervised`` one response a row, of pairs the chosen one.
+        kind: what the method learns from (``kinds.LAYOUTS``). Rows of another kind are converted where it is clear how
+            (``kinds.FEEDS``): of pairs ``supervised`` takes the chosen responses, ``unpaired`` makes labelled answers.
 
     Returns:
         The examples, and a report that accounts for every row. Nothing is enforced: call
@@ -71,6 +71,7 @@ def tokenize(source: Source, tokenizer: PreTrainedTokenizerBase, spec: DataSpec,
         DataError: the template or the tokenizer cannot be used, or no row fits the format or the kind.
     """
     started = time.perf_counter()
+    source = for_kind(source, kind)
     template = resolve(tokenizer, spec)
     fingerprint = source.fingerprint() if spec.cache else None
     pipeline = _Pipeline(source.name, tokenizer, spec, kind, template)
@@ -89,7 +90,9 @@ def tokenize(source: Source, tokenizer: PreTrainedTokenizerBase, spec: DataSpec,
     return made
 
 
-def split(examples: Examples, fraction: float, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split(
+    examples: Examples, fraction: float, seed: int = 0, *, identity: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions for training and for validation.
 
     A group's side follows from a hash of its prompt: groups with the same prompt stay together, so no validation
@@ -100,6 +103,7 @@ def split(examples: Examples, fraction: float, seed: int = 0) -> tuple[NDArray[n
         examples: at least two groups.
         fraction: expected share of validation groups, in (0, 1).
         seed: another seed draws another split.
+        identity: of groups with several prompts, the one that is hashed.
 
     Raises:
         DataError: the fraction is outside (0, 1), there are fewer than two groups, or all of them share one prompt.
@@ -107,7 +111,8 @@ def split(examples: Examples, fraction: float, seed: int = 0) -> tuple[NDArray[n
     if not 0 < fraction < 1:
         raise DataError(f"data.validation={fraction} must lie between 0 and 1, or be a source of its own")
     drawn = np.empty(len(examples), dtype=np.float64)
-    for group, (start, prompt_end, *_, end) in enumerate(examples.bounds.tolist()):
+    own = examples.by_prompt[identity :: examples.prompts]
+    for group, (start, prompt_end, *_, end) in enumerate(own.tolist()):
         hashed = examples.tokens[start : prompt_end if prompt_end - start > 1 else end].astype(np.int32)
         digest = hashlib.blake2b(hashed.tobytes(), digest_size=8, key=seed.to_bytes(8, "little", signed=True))
         drawn[group] = int.from_bytes(digest.digest(), "little") / 2**64
@@ -128,7 +133,7 @@ class _Pipeline:
         kind: DataKind,
         template: ChatTemplate | None,
     ) -> None:
-        self.spec, self.slots = spec, SLOTS[kind]
+        self.spec, self.kind, self.layout = spec, kind, LAYOUTS[kind]
         self.template = template
         self.encoder = Encoder(tokenizer, spec, template)
         self.report = Report(name, kind, template=template.name if template else "none")
@@ -138,6 +143,7 @@ class _Pipeline:
         self.hopeless: DataError | None = None
         self.first_seen: dict[bytes, str] = {}
         self.margins: list[float] = []
+        self.names: set[str] | None = None  #: of the numbers that a response has, as in the first row
         self.unknown = tokenizer.unk_token_id
         if self.unknown in self.encoder.special.ends:
             self.unknown = None
@@ -146,35 +152,46 @@ class _Pipeline:
 
     def run(self, rows: Iterable[Row]) -> tuple[Examples, Report]:
         """All usable rows as examples, and the report."""
-        examples = Examples.build(self._examples(iter(rows)))
+        converter = Converter(self.kind, self.spec)
+        natives = with_negatives(self._rows(iter(rows)))
+        examples = Examples.build(self._without_margin(converter(natives)))
         examples = replace(examples, margin=self._margin())
-        self._notes()
+        converter.account(self.report, len(examples))
+        self._notes(examples)
         return examples, self.report
 
-    def _examples(self, rows: Iterator[Row]) -> Iterator[Example]:
+    def _rows(self, rows: Iterator[Row]) -> Iterator[tuple[Row, Record, Example]]:
+        """Every usable row as the group that it is by itself."""
         while chunk := list(islice(rows, _CHUNK)):
             rendered = [(row, *pair) for row in chunk if (pair := self._render(row)) is not None]
             if self.expected is None and self.hopeless is not None:
                 raise self.hopeless
             compare = self.report.boundary_checked < _COMPARED
-            encoded = self.encoder.encode([text for _, _, text in rendered], compare=compare)
-            for (row, record, text), made in zip(rendered, encoded, strict=True):
+            texts = [text for _, _, parts in rendered for text in parts if text is not None]
+            encoded = iter(self.encoder.encode(texts, compare=compare))
+            for row, record, parts in rendered:
+                made = [None if text is None else next(encoded) for text in parts]
                 try:
-                    example = self._example(row, made)
+                    example = self._example(row, record, made)
                 except RowError as error:
                     self._problem(row, error)
                     continue
-                self._count(example, made, text)
-                self.margins.append(float("nan") if record.margin is None else record.margin)
-                yield example
+                self._count(example, made, parts)
+                yield row, record, example
             if self.report.rows % _SAY_EVERY < len(chunk) and self.report.rows >= _SAY_EVERY:
                 log.info("%s: %d rows tokenised", self.report.source, self.report.rows)
+
+    def _without_margin(self, examples: Iterable[Example]) -> Iterator[Example]:
+        """Margins are kept apart: unlike the other numbers, they may be missing of some rows."""
+        for example in examples:
+            self.margins.append(float("nan") if example.margin is None else example.margin)
+            yield example if example.margin is None else replace(example, margin=None)
 
     def _problem(self, row: Row, error: RowError) -> None:
         self.report.add(Problem(row.id, error.kind, error.message))
 
-    def _render(self, row: Row) -> tuple[Record, Rendered] | None:
-        """A row as text; None when it is filtered or cannot be used, which is then in the report."""
+    def _render(self, row: Row) -> tuple[Record, list[Rendered | None]] | None:
+        """A row as text, one a prompt; None when it is filtered or cannot be used, which is then in the report."""
         self.report.rows += 1
         try:
             if row.error is not None:
@@ -186,64 +203,90 @@ class _Pipeline:
             self.report.formats[record.format] = self.report.formats.get(record.format, 0) + 1
             if not record.conversation and record.format != "text" and self.has_own_template:
                 self._note_plain_text()
-            return record, render(record, self.template)
+            parts = record.parts or (record,)
+            return record, [None if part is None else render(part, self.template) for part in parts]
         except RowError as error:
             self._problem(row, error)
             return None
 
     def _record(self, row: Row) -> Record | None:
-        """The converted row with as many responses as the kind of data has."""
+        """The converted row, of a kind that serves the method."""
         try:
-            record = convert(row.values, self.spec, conversation=self.conversation, expected=self.expected)
+            record = convert(
+                row.values, self.spec, kind=self.kind, conversation=self.conversation, expected=self.expected
+            )
         except RowError as error:
             if self.expected is None and self.spec.format == "auto" and error.kind is Kind.MISSING:
                 self.hopeless = self.hopeless or unrecognised(list(map(str, row.values)))
             raise
         if record is None:
             return None
-        if len(record.responses) < self.slots:
-            self.hopeless = self.hopeless or _needs_pairs(self.report.source, record.format)
-            raise RowError(Kind.MISSING, f"a row of format {record.format} has no rejected response")
+        if record.kind not in FEEDS[self.kind]:
+            self.hopeless = self.hopeless or wrong_kind(self.report.source, record, self.kind)
+            raise RowError(Kind.MISSING, f"a row of format {record.format} gives {LAYOUTS[record.kind].noun} only")
         self.expected = record.format
-        _check_text(record)
-        margin = record.margin if self.slots == SLOTS["preference"] else None
-        return replace(record, responses=record.responses[: self.slots], margin=margin)
+        self.names = set(record.numbers) if self.names is None else self.names
+        if record.kind == "attributes" and set(record.numbers) != self.names:
+            raise RowError(Kind.MISSING, "other attributes than the rows before it; list all in data.spec.attributes")
+        for part in record.parts or (record,):
+            if part is not None:
+                check_text(part)
+        return record
 
-    def _example(self, row: Row, made: Encoded) -> Example:
+    def _example(self, row: Row, record: Record, made: list[Encoded | None]) -> Example:
+        """The group of a row; ``made`` has an entry a prompt."""
+        cuts = [self._checked(record, part) for part in made if part is not None]
+        if any(cuts):
+            self.report.add(Problem(row.id, Kind.TRUNCATED, "; ".join(filter(None, cuts))))
+        if self.layout.same_response:
+            make_equal([part for part in made if part is not None])
+        parts = [Encoded([], [[]], [[]]) if part is None else part for part in made]
+        prompts = [part.prompt for part in parts]
+        responses = [response for part in parts for response in part.responses]
+        masks = [mask for part in parts for mask in part.scored]
+        labels = None
+        if record.steps:
+            masks, labels = step_labels(record, parts[0])
+        self._check_duplicate(row, prompts, responses)
+        scored = None if all(map(all, masks)) else masks
+        numbers = {name: list(values) for name, values in record.numbers.items()}
+        return Example(
+            prompts[0], responses, scored, row.id, record.margin, tuple(prompts[1:]), numbers, step_labels=labels
+        )
+
+    def _checked(self, record: Record, made: Encoded) -> str | None:
+        """Bring a prompt with its responses within the limits and check it; what was cut, None when nothing was."""
         special = self.encoder.special
         cut = fit(made, self.spec, special.bos)
-        check_ids(made.prompt, made.responses, made.scored, special, cut=cut is not None)
-        if cut is not None:
-            self.report.add(Problem(row.id, Kind.TRUNCATED, cut))
-        self._check_duplicate(row, made)
-        plain = all(map(all, made.scored))
-        return Example(made.prompt, made.responses, None if plain else made.scored, row.id)
+        open_end = cut is not None or bool(record.steps)
+        pair = record.kind == "preference" or record.kind == "safety"
+        check_ids(made.prompt, made.responses, made.scored, special, cut=open_end, pair=pair)
+        return cut
 
-    def _check_duplicate(self, row: Row, made: Encoded) -> None:
-        content = repr((made.prompt, made.responses)).encode()
+    def _check_duplicate(self, row: Row, prompts: list[list[int]], responses: list[list[int]]) -> None:
+        content = repr((prompts, responses)).encode()
         first = self.first_seen.setdefault(hashlib.blake2b(content, digest_size=8).digest(), row.id)
         if first != row.id:  # a mixture may repeat a row on purpose: that is no duplicate
             self.report.add(Problem(row.id, Kind.DUPLICATE, f"the same tokens as {first}"))
 
-    def _count(self, example: Example, made: Encoded, text: Rendered) -> None:
+    def _count(self, example: Example, made: list[Encoded | None], parts: list[Rendered | None]) -> None:
         report = self.report
         report.kept += 1
-        report.prompt_tokens += len(example.prompt)
-        report.response_tokens += sum(map(len, example.responses))
-        report.scored_tokens += sum(map(sum, made.scored))
-        report.unscored_turns += text.unscored_turns
-        self.templated = self.templated or text.templated
+        for text in parts:
+            if text is not None:
+                report.unscored_turns += text.unscored_turns
+                self.templated = self.templated or text.templated
         if self.unknown is not None:
             report.unknown_tokens += sum(ids.count(self.unknown) for ids in example.responses)
-        if made.mismatch is not None:
-            report.boundary_checked += 1
-            report.boundary_mismatched += made.mismatch
+        looked_at = [part.mismatch for part in made if part is not None and part.mismatch is not None]
+        report.boundary_checked += bool(looked_at)
+        report.boundary_mismatched += any(looked_at)
 
     def _margin(self) -> NDArray[np.float32] | None:
         """Margins of all examples, or None when some have none."""
         margins = np.asarray(self.margins, dtype=np.float64)
         absent = int(np.isnan(margins).sum())
-        if 0 < absent < len(margins):
+        if 0 < absent < len(margins) and self.kind in ("preference", "safety"):
             self.report.note(f"{absent} of {len(margins)} rows have no margin, so margins are not used")
         return None if absent or not len(margins) else margins.astype(np.float32)
 
@@ -253,9 +296,17 @@ class _Pipeline:
             "data.spec.template=tokenizer makes each prompt a user turn"
         )
 
-    def _notes(self) -> None:
-        """Remarks about the data set as a whole."""
+    def _notes(self, examples: Examples) -> None:
+        """Counts of tokens, and remarks about the data set as a whole.
+
+        Raises:
+            DataError: the data have nothing of what the method is about.
+        """
         report, template = self.report, self.template
+        report.scored_tokens = int(examples.slot_tokens.sum())
+        lengths = np.diff(examples.by_prompt, axis=1).sum(axis=0, dtype=np.int64)
+        report.prompt_tokens, report.response_tokens = int(lengths[0]), int(lengths[1:].sum())
+        self._note_contents(examples)
         if report.boundary_mismatched:
             report.note(
                 f"in {report.mismatch_rate:.1%} of {report.boundary_checked} rows tokens would merge across the "
@@ -273,22 +324,24 @@ class _Pipeline:
                 f"answers end with {template.end_token!r}, not with the tokenizer's EOS: generation must stop there"
             )
 
+    def _note_contents(self, examples: Examples) -> None:
+        if not len(examples):
+            return
+        if self.kind == "judged" and not examples.slot_tokens[:, 0].any():
+            raise DataError(
+                f"{self.report.source}: no row has a judgment; name its column with data.spec.columns.judgment=NAME"
+            )
+        labels = examples.numbers.get("desirable")
+        if labels is not None and len(labels) and labels.min() == labels.max():
+            word = "desirable" if labels.max() else "undesirable"
+            self.report.note(f"all {len(labels)} answers are {word}: there is nothing to tell apart")
 
-def _check_text(record: Record) -> None:
-    """Raise RowError when a prompt or a response says nothing."""
-    prompt = record.prompt if isinstance(record.prompt, str) else "".join(turn["content"] for turn in record.prompt)
-    if not prompt.strip() and record.format != "text":
-        raise RowError(Kind.EMPTY_PROMPT, "the prompt is empty")
-    for number, response in enumerate(record.responses):
-        last = {"content": response} if isinstance(response, str) else response[-1]
-        if not last["content"].strip() and not last.get("tool_calls"):
-            which = ("chosen", "rejected")[number] if len(record.responses) == 2 else "response"
-            raise RowError(Kind.EMPTY_RESPONSE, f"{which} is empty")
 
-
-def _needs_pairs(source: str, found: str) -> DataError:
-    needs = "\n".join(f"  {name}: {form.needs}" for name, form in FORMATS.items() if form.responses == 2)
+def wrong_kind(source: str, record: Record, kind: DataKind) -> DataError:
+    """The error for rows that cannot serve a method: what would."""
+    needs = "\n".join(f"  {LAYOUTS[fed].noun}: {LAYOUTS[fed].needs}" for fed in FEEDS[kind])
     return DataError(
-        f"this method learns from pairs, and {source} holds one response a row (format {found}). "
-        f"Pairs come as:\n{needs}\nUse method=sft for demonstrations, or map columns with data.spec.columns"
+        f"this method learns from {LAYOUTS[kind].noun}, and {source} holds {LAYOUTS[record.kind].noun} "
+        f"(format {record.format}). It can use:\n{needs}\nMap columns of other names with data.spec.columns, e.g. "
+        "data.spec.columns.score=rating, or choose another method: `rlhf methods` lists what each learns from"
     )

@@ -181,7 +181,7 @@ def test_reports_survive_json_and_keep_counting_beyond_the_list():
 
 
 def test_summary_and_shares():
-    report = Report("f", "supervised", rows=10, kept=6, filtered=1, prompt_tokens=30, response_tokens=10)
+    report = Report("f", "supervised", rows=10, kept=6, groups=6, filtered=1, prompt_tokens=30, response_tokens=10)
     report.scored_tokens, report.boundary_checked, report.boundary_mismatched = 8, 4, 1
     for kind in (Kind.BROKEN, Kind.BROKEN, Kind.TYPE, Kind.DUPLICATE):
         report.add(Problem("f:1", kind, "m"))

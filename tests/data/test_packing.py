@@ -143,8 +143,8 @@ def test_totals_indices_and_reference_are_passed_on() -> None:
     ("example", "message"),
     [
         (Example([], [[1], [2]], row="f:1"), "f:1: the prompt has no token"),
-        (Example([1], [[1]], row="f:2"), "f:2: 1 responses"),
-        (Example([1], [[1], []], row="f:3"), "f:3: a response without a scored token"),
+        (Example([1], [[], []], row="f:2"), "f:2: no response has a token"),
+        (Example([1], [[1], [2]], row="f:3", more_prompts=([1],)), "f:3: 2 prompts where the .* have 1"),
         (Example([1], [[1], [2]], [[True], [False]], row="f:4"), "f:4: a response without a scored token"),
         (Example([1], [[1], [2]], [[True], [True, True]], row="f:5"), "f:5: the scored masks"),
         (Example([1], [[1], [2]], row="f:6"), "f:6: no margin"),
@@ -153,11 +153,6 @@ def test_totals_indices_and_reference_are_passed_on() -> None:
 def test_malformed_examples_are_named(example: Example, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Examples.build([PAIR, example])
-
-
-def test_three_responses_are_refused() -> None:
-    with pytest.raises(ValueError, match="1 or 2 responses"):
-        pack([Example([1], [[1], [2], [3]])])
 
 
 def test_examples_are_a_sequence_with_provenance() -> None:

@@ -280,7 +280,7 @@ def test_notes():
 
 def test_data_of_the_wrong_kind_or_layout_is_refused_as_a_whole():
     spec = DataSpec(cache=False)
-    with pytest.raises(DataError, match=r"learns from pairs, and rows holds one response a row \(format text\)"):
+    with pytest.raises(DataError, match=r"learns from pairs, and rows holds demonstrations \(format text\)"):
         tokenize(Rows({"text": "a"}), tokenizers.gpt2_like(), spec, PREFERENCE)
     with pytest.raises(DataError, match="no format fits the columns question, answer"):
         tokenize(Rows({"question": "a", "answer": "b"}), tokenizers.gpt2_like(), spec, SUPERVISED)

@@ -1,0 +1,165 @@
+"""From the groups that rows are to the groups that a method learns from: pairs, lists and labels into one another.
+
+Everything happens after tokenisation, group by group, and is counted: what a conversion leaves out (ties, lists of one
+response) is a note of the report, never silence. Conversions that need a decision (from which score on is a response
+desirable?) are refused with the options that make it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import combinations, pairwise
+
+from rlhf_lightning.data.checks import DataError, Report
+from rlhf_lightning.data.kinds import LAYOUTS
+from rlhf_lightning.data.spec import DataSpec
+from rlhf_lightning.types import Example
+
+Native = tuple[str, Example]  #: the kind that a row is by itself, and its group
+
+
+class Converter:
+    """Makes the groups of one kind out of those of others, and keeps the account.
+
+    Args:
+        kind: what the method learns from.
+        spec: how lists become pairs, from which score on a response is desirable, whether scored rows are gathered.
+    """
+
+    def __init__(self, kind: str, spec: DataSpec) -> None:
+        self.kind, self.spec = kind, spec
+        self.made: Counter[str] = Counter()  #: groups that were made out of a row of another kind, by that kind
+        self.lists = 0  #: lists gathered out of rows with one scored response each
+        self.gathered = 0  #: those rows
+        self.tied = 0  #: pairs, or responses, whose scores do not say which is better
+        self.same = 0  #: pairs of equal responses
+        self.barren = 0  #: lists that gave nothing
+
+    def __call__(self, natives: Iterable[Native]) -> Iterator[Example]:
+        """Convert groups as they come; gathered lists come last."""
+        held: dict[bytes, list[Example]] = {}
+        for native, example in natives:
+            if native == "ranked" and len(example.responses) == 1 and self._gathers():
+                held.setdefault(_prompt(example), []).append(example)
+            else:
+                yield from self._converted(native, example)
+        self.lists, self.gathered = len(held), sum(map(len, held.values()))
+        for rows in held.values():
+            yield from self._converted("ranked", _joined(rows))
+
+    def _gathers(self) -> bool:
+        return self.spec.gather and (self.kind != "unpaired" or self.spec.threshold == "mean")
+
+    def _converted(self, native: str, example: Example) -> Iterator[Example]:
+        if native == self.kind:
+            yield example
+            return
+        before = sum(self.made.values())
+        for made in _CONVERSIONS[native, self.kind](self, example):
+            self.made[native] += 1
+            yield made
+        self.barren += before == sum(self.made.values())
+
+    # The conversions
+
+    def unpair(self, pair: Example) -> Iterator[Example]:
+        """A pair as two labelled answers."""
+        for slot, label in enumerate((1.0, 0.0)):
+            yield _only(pair, slot, desirable=[label])
+
+    def rank(self, pair: Example) -> Iterator[Example]:
+        """A pair as a list of two, in the order of its scores; pairs without scores have 1 and 0."""
+        scores = pair.numbers["score"]
+        order = [0, 1] if scores[0] >= scores[1] else [1, 0]
+        self.tied += scores[0] == scores[1]
+        yield replace(_chosen(pair, order), margin=None, numbers={"score": [scores[slot] for slot in order]})
+
+    def pairs(self, ranked: Example) -> Iterator[Example]:
+        """A list as pairs of different responses with different scores; the gap of the scores is the margin."""
+        scores = ranked.numbers["score"]
+        slots = range(len(scores))
+        drawn: Iterable[tuple[int, int]] = {
+            "best_worst": [(0, len(scores) - 1)] if len(scores) > 1 else [],
+            "adjacent": pairwise(slots),
+            "all": combinations(slots, 2),
+        }[self.spec.pairs]
+        for better, worse in drawn:
+            if scores[better] == scores[worse]:
+                self.tied += 1
+            elif ranked.responses[better] == ranked.responses[worse]:
+                self.same += 1
+            else:
+                gap = scores[better] - scores[worse]
+                yield replace(_chosen(ranked, [better, worse]), margin=gap, numbers={})
+
+    def label(self, ranked: Example) -> Iterator[Example]:
+        """Each response of a list as a labelled answer, by ``data.spec.threshold``."""
+        scores, threshold = ranked.numbers["score"], self.spec.threshold
+        if threshold is None:
+            raise DataError(
+                "this method learns from labelled answers, and the rows have scores: set data.spec.threshold to the "
+                "score from which on a response is desirable, or to mean, which takes each prompt's own mean score"
+            )
+        mean = sum(scores) / len(scores)
+        for slot, score in enumerate(scores):
+            if threshold == "mean" and score == mean:
+                self.tied += 1
+            else:
+                desirable = score > mean if isinstance(threshold, str) else score >= threshold
+                yield _only(ranked, slot, desirable=[float(desirable)])
+
+    def account(self, report: Report, groups: int) -> None:
+        """Note what was converted, and what that left out."""
+        noun = LAYOUTS[self.kind].noun
+        if self.gathered:
+            report.note(f"{self.gathered} scored responses with a row each are {self.lists} lists, one a prompt")
+        for native, count in self.made.items():
+            option = {"preference": f" (data.spec.pairs={self.spec.pairs})"}.get(self.kind, "")
+            if self.kind == "unpaired" and native == "ranked":
+                option = f" (data.spec.threshold={self.spec.threshold})"
+            report.note(f"{LAYOUTS[native].noun} became {count} {noun}{option}")
+        for count, what in (
+            (self.tied, "ties of scores"),
+            (self.same, "pairs of equal responses"),
+            (self.barren, f"groups that gave no {noun}"),
+        ):
+            if count:
+                kept = "kept" if self.kind == "ranked" else "left out"
+                report.note(f"{count} {what} {kept}")
+        report.groups = groups
+
+
+_CONVERSIONS: dict[tuple[str, str], Callable[[Converter, Example], Iterator[Example]]] = {
+    ("ranked", "preference"): Converter.pairs,
+    ("ranked", "unpaired"): Converter.label,
+    ("preference", "ranked"): Converter.rank,
+    ("preference", "unpaired"): Converter.unpair,
+}
+
+
+def _prompt(example: Example) -> bytes:
+    return repr(example.prompt).encode()
+
+
+def _chosen(example: Example, slots: list[int]) -> Example:
+    """Some responses of a group, in the order given."""
+    scored = None if example.scored is None else [example.scored[slot] for slot in slots]
+    return replace(example, responses=[example.responses[slot] for slot in slots], scored=scored)
+
+
+def _only(example: Example, slot: int, **numbers: list[float]) -> Example:
+    return replace(_chosen(example, [slot]), margin=None, numbers=numbers)
+
+
+def _joined(rows: list[Example]) -> Example:
+    """The scored responses of one prompt as a list, the best one first; it is named after its first row."""
+    ordered = sorted(rows, key=lambda row: -row.numbers["score"][0])
+    masks = [row.scored[0] if row.scored else [True] * len(row.responses[0]) for row in ordered]
+    return replace(
+        rows[0],
+        responses=[row.responses[0] for row in ordered],
+        scored=None if all(map(all, masks)) else masks,
+        numbers={"score": [row.numbers["score"][0] for row in ordered]},
+    )

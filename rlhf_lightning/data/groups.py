@@ -1,0 +1,81 @@
+"""What the tokenised parts of a row need to become one group: checks, equal responses, labels of steps, negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from rlhf_lightning.data.checks import Kind, RowError
+from rlhf_lightning.data.converters import Native
+from rlhf_lightning.data.encode import Encoded
+from rlhf_lightning.data.kinds import slot_names
+from rlhf_lightning.data.records import Record
+from rlhf_lightning.data.sources import Row
+from rlhf_lightning.types import Example
+
+
+def with_negatives(found: Iterable[tuple[Row, Record, Example]]) -> Iterator[Native]:
+    """Rows with their kinds; of CoIN's tables every second row becomes the hard negative of the one before it."""
+    held: tuple[str, int, Example] | None = None
+    for row, record, example in found:
+        if record.format != "coin":
+            yield record.kind, example
+            continue
+        place = row.file, (row.number - 1) // 2
+        if held is not None and held[:2] == place:
+            yield record.kind, _with_negative(held[2], example)
+            held = None
+            continue
+        if held is not None:
+            yield record.kind, held[2]
+        held = (*place, example)
+    if held is not None:
+        yield "paraphrase", held[2]
+
+
+def _with_negative(example: Example, negative: Example) -> Example:
+    masks = [e.scored or [[True] * len(ids) for ids in e.responses] for e in (example, negative)]
+    scored = [*masks[0][:2], *masks[1][:2]]
+    return replace(
+        example,
+        responses=[*example.responses[:2], *negative.responses[:2]],
+        scored=None if all(map(all, scored)) else scored,
+        more_prompts=(example.more_prompts[0], negative.prompt, negative.more_prompts[0]),
+    )
+
+
+def make_equal(parts: list[Encoded]) -> None:
+    """Cut the same response behind several prompts to the shortest that the limits leave, in place.
+
+    Raises:
+        RowError: a prompt changes how the response is tokenised.
+    """
+    length = min(len(part.responses[0]) for part in parts)
+    for part in parts:
+        part.responses, part.scored = [part.responses[0][:length]], [part.scored[0][:length]]
+        if part.responses != parts[0].responses or part.scored != parts[0].scored:
+            raise RowError(Kind.TEMPLATE, "the response has other tokens behind another prompt; data.spec.boundary=ids")
+
+
+def step_labels(record: Record, made: Encoded) -> tuple[list[list[bool]], list[list[float]]]:
+    """The last token of each step is scored and has its label; steps that were cut off have none."""
+    length = len(made.responses[0])
+    scored, labels = [False] * length, [float("nan")] * length
+    for end, (_, label) in zip(made.ends[0], record.steps, strict=True):
+        if 0 < end <= length:
+            scored[end - 1], labels[end - 1] = True, label
+    if not any(scored):
+        raise RowError(Kind.UNSCORED, "no step ends within the length limits")
+    return [scored], [labels]
+
+
+def check_text(record: Record) -> None:
+    """Raise RowError when a prompt or a response says nothing."""
+    prompt = record.prompt if isinstance(record.prompt, str) else "".join(turn["content"] for turn in record.prompt)
+    if not prompt.strip() and record.format != "text":
+        raise RowError(Kind.EMPTY_PROMPT, "the prompt is empty")
+    for number, response in enumerate(record.responses):
+        last = {"content": response} if isinstance(response, str) else response[-1]
+        if not last["content"].strip() and not last.get("tool_calls"):
+            which = slot_names(record.kind, len(record.responses))[number]
+            raise RowError(Kind.EMPTY_RESPONSE, f"{which} is empty")

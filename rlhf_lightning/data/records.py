@@ -1,0 +1,82 @@
+"""A converted row: one shape for every layout, still text or messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from rlhf_lightning.data.checks import Kind, RowError
+from rlhf_lightning.data.fields import Fields, Message, Turns
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A converted row. Text throughout (prompt and responses are strings) or a conversation throughout (messages)."""
+
+    prompt: str | Turns
+    responses: tuple[str | Turns, ...]  #: the best one first: chosen before rejected, lists by falling score
+    format: str
+    margin: float | None = None
+    kind: str = "supervised"  #: what the row is by itself, a key of ``kinds.LAYOUTS``
+    #: One number a response by name (``score``, ``desirable``, ``safe``, ``attribute:<name>``).
+    numbers: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    #: A group of several prompts: a record of one response for each, None for a slot that this row does not fill.
+    parts: tuple[Record | None, ...] = ()
+    #: The only response as steps, each with its label; ``responses`` then holds the whole of it.
+    steps: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def conversation(self) -> bool:
+        """Whether prompt and responses are messages."""
+        return not isinstance(self.prompt, str)
+
+
+def say(role: str, content: str) -> Message:
+    """One turn."""
+    return {"role": role, "content": content}
+
+
+def uniform(prompt: str | Turns, responses: tuple[str | Turns, ...], name: str, kind: str = "supervised") -> Record:
+    """A record that is all text or all messages: one list of messages makes conversations of the rest."""
+    record = Record(prompt, responses, name, kind=kind)
+    return record if all(isinstance(part, str) for part in (prompt, *responses)) else as_conversation(record)
+
+
+def as_conversation(record: Record) -> Record:
+    """Text parts as turns: the prompt is the user's, a response the assistant's.
+
+    Raises:
+        RowError: a response does not start and end with an assistant turn.
+    """
+    prompt = [say("user", record.prompt)] if isinstance(record.prompt, str) else record.prompt
+    responses = tuple(
+        [say("assistant", response)] if isinstance(response, str) else response for response in record.responses
+    )
+    for response in responses:
+        if response[0]["role"] != "assistant" or response[-1]["role"] != "assistant":
+            raise RowError(Kind.TYPE, "a response must start and end with an assistant turn")
+    parts = tuple(part and as_conversation(part) for part in record.parts)
+    return replace(record, prompt=prompt, responses=responses, parts=parts)
+
+
+def instruction_of(fields: Fields) -> Turns:
+    """Alpaca's prompt columns as a conversation: history pairs, then instruction and input in one user turn."""
+    turns: Turns = []
+    for exchange in fields.get("history") or []:
+        if not isinstance(exchange, Sequence) or [type(said) for said in exchange] != [str, str]:
+            raise fields.wrong("history", "pairs of texts (user, assistant)", exchange)
+        turns += [say("user", exchange[0]), say("assistant", exchange[1])]
+    instruction = fields.text("instruction")
+    context = fields.text("input") if fields.has("input") else ""
+    return [*turns, say("user", f"{instruction}\n{context}" if context else instruction)]
+
+
+def context_of(fields: Fields) -> str | Turns:
+    """The prompt that several responses answer, wherever it is kept."""
+    if fields.has("conversations"):
+        return fields.turns("conversations")
+    if not fields.has("prompt") and fields.has("messages"):
+        return fields.turns("messages")
+    if not fields.has("prompt") and fields.has("instruction"):
+        return instruction_of(fields)
+    return fields.either("prompt")
