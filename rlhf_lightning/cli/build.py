@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ class Run:
     trainer: Trainer
     models: ModelBuilder
     folder: Path
+    reference: dict[str, float] = field(default_factory=dict)  #: what ``reference=cached`` computed, found and saved
 
 
 def make(node: Any) -> Any:
@@ -127,6 +128,7 @@ def checkpoint_to_resume(trainer: Trainer, wanted: str | None, folder: Path) -> 
         if not Path(wanted).expanduser().exists():
             raise ConfigError(f"ckpt_path={wanted}: there is no such checkpoint")
         return str(Path(wanted).expanduser())
+    # Not every callback that saves is a Checkpoint to Lightning: LastCheckpoint is none.
     folders = [name for callback in callbacks_of(trainer) if (name := getattr(callback, "dirpath", None))]
     found = last_checkpoint([Path(name) for name in dict.fromkeys([*folders, str(folder / "checkpoints")])])
     if found is None and wanted == "last":

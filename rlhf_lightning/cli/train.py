@@ -94,7 +94,14 @@ def finish(cfg: DictConfig, run: Run, seconds: float, before: Result | None) -> 
     metrics |= {name: float(value) for name, value in run.trainer.callback_metrics.items()}
     value = optimized(metrics, cfg.optimized_metric)
     result = Result(
-        "done", cfg.optimized_metric, value, metrics, run.trainer.global_step, round(seconds, 2), versions=versions()
+        "done",
+        cfg.optimized_metric,
+        value,
+        metrics,
+        run.trainer.global_step,
+        round(seconds, 2),
+        versions=versions(),
+        reference=run.reference,
     )
     if run.trainer.is_global_zero:
         result.write(run.folder)
