@@ -226,7 +226,9 @@ def _plain(value: Any) -> str:
     """A value as yaml writes it, floats as short as they are exact."""
     if isinstance(value, float):
         return f"{value:g}"
-    return {True: "true", False: "false", None: "null"}.get(value, str(value))
+    if isinstance(value, bool):  # 1 == True
+        return str(value).lower()
+    return "null" if value is None else str(value)
 
 
 # ---- METHODS.md

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rlhf_lightning.losses.options import needs, validate
+from rlhf_lightning.losses.options import needs, option_values, validate
 from rlhf_lightning.methods.optimizers import decay_groups, make_scheduler
 from rlhf_lightning.methods.state import REFERENCE, check_state, reference_weights, restore_reference, without_frozen
 from rlhf_lightning.methods.tracking import Means
@@ -76,6 +76,8 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         validate(loss)
         self.needs = needs(loss)
         self.statistics = frozenset(statistics)
+        # One more than the loss picks from: the token that stands there may be among them.
+        self._top_width = 1 + max(option_values(loss, "k"), default=1) if "top_k" in self.needs else None
         self._check(models)
         self.loss = loss
         self.policy = None
@@ -160,11 +162,16 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
     def forward(self, batch: BatchT) -> StepOutput:
         """The loss of a micro-batch, scaled so that the mean over the step's micro-batches is the step's loss."""
 
-    def policy_log_probs(self, batch: PackedBatch) -> SequenceLogProbs:
+    def policy_log_probs(self, batch: BatchT) -> SequenceLogProbs:
         """Log-probs of the policy with the statistics that the loss and this mode ask for."""
         wanted = self.statistics if self.training else STATISTICS
-        log_probs: SequenceLogProbs = self.policy(batch, statistics=wanted | (self.needs & {"collision"}))
+        top = {} if self._top_width is None else {"top_width": self._top_width, "top_of": self.negative(batch)}
+        log_probs: SequenceLogProbs = self.policy(batch, statistics=wanted | (self.needs & {"collision"}), **top)
         return log_probs
+
+    def negative(self, batch: BatchT) -> Tensor:
+        """The responses at whose tokens a loss gets ``top_k``, True or False for each: here all of them."""
+        return batch.present
 
     @torch.no_grad()
     def reference_log_probs(self, batch: PackedBatch) -> SequenceLogProbs | None:

@@ -17,13 +17,14 @@ class Preference(ObservingModule[PreferenceBatch]):
     """One number a pair from any loss of ``rlhf_lightning.losses.preference``.
 
     A loss may ask for ``policy``, ``reference``, ``margin`` (of the data), ``collision`` (of the policy's
-    distribution) and ``running`` (moments of what it observed in earlier steps).
+    distribution), ``top_k`` (its most likely tokens at the rejected responses) and ``running`` (moments of what it
+    observed in earlier steps).
 
     Args: see ``ObservingModule``.
     """
 
     kind: ClassVar[str] = "preference"
-    legal: ClassVar[frozenset[str]] = frozenset({"policy", "reference", "margin", "collision", "running"})
+    legal: ClassVar[frozenset[str]] = frozenset({"policy", "reference", "margin", "collision", "top_k", "running"})
 
     def setup(self, stage: str) -> None:
         """Refuse data without margins before any weight loads, where the data module knows."""
@@ -40,6 +41,10 @@ class Preference(ObservingModule[PreferenceBatch]):
         result = self.loss(**{name: inputs[name]() for name in self.needs})
         return StepOutput(self.scaled(result.loss, batch), self._diagnostics(batch, policy, reference, result))
 
+    def negative(self, batch: PreferenceBatch) -> Tensor:
+        """The rejected responses."""
+        return torch.arange(len(batch.response_span), device=batch.ids.device) % 2 == 1
+
     def _inputs(
         self, batch: PreferenceBatch, policy: SequenceLogProbs, reference: SequenceLogProbs | None
     ) -> dict[str, Callable[[], Any]]:
@@ -49,6 +54,7 @@ class Preference(ObservingModule[PreferenceBatch]):
             "reference": lambda: None if reference is None else batch.pair(reference),
             "margin": lambda: _margin(batch),
             "collision": lambda: batch.pair(policy.statistic("collision")),
+            "top_k": lambda: None if policy.top is None else policy.top.slot(1, 2),
             "running": lambda: None if self.running is None else self.running.moments(),
         }
 

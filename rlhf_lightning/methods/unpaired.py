@@ -26,7 +26,8 @@ class Unpaired(ObservingModule[UnpairedBatch]):
 
     A loss may ask for ``policy``, ``reference``, ``desirable`` (the labels), ``kl`` (KTO's reference point, from the
     mismatched rows that the first micro-batch of an optimiser step brings), ``running`` (moments of what it observed
-    in earlier steps) and ``weight`` (one a response).
+    in earlier steps), ``weight`` (one a response) and ``top_k`` (the policy's most likely tokens at the undesirable
+    responses).
 
     Logged as for pairs: ``reward/chosen`` is the mean reward of the desirable responses, ``reward/rejected`` that of
     the undesirable ones, ``reward/margin`` the difference of these two means; a step without one of the labels logs
@@ -36,7 +37,9 @@ class Unpaired(ObservingModule[UnpairedBatch]):
     """
 
     kind: ClassVar[str] = "unpaired"
-    legal: ClassVar[frozenset[str]] = frozenset({"policy", "reference", "desirable", "kl", "running", "weight"})
+    legal: ClassVar[frozenset[str]] = frozenset(
+        {"policy", "reference", "desirable", "kl", "running", "weight", "top_k"}
+    )
 
     def __init__(
         self,
@@ -84,6 +87,10 @@ class Unpaired(ObservingModule[UnpairedBatch]):
         point: Tensor = total / count
         return point.clamp(min=0).float().to(self.device)
 
+    def negative(self, batch: UnpairedBatch) -> Tensor:
+        """The undesirable responses."""
+        return batch.desirable <= 0.5
+
     def _inputs(
         self, batch: UnpairedBatch, policy: SequenceLogProbs, reference: SequenceLogProbs | None
     ) -> dict[str, Callable[[], Any]]:
@@ -95,6 +102,7 @@ class Unpaired(ObservingModule[UnpairedBatch]):
             "kl": self._kl,
             "running": lambda: None if self.running is None else self.running.moments(),
             "weight": lambda: torch.ones_like(batch.desirable),
+            "top_k": lambda: policy.top,
         }
 
     def _kl(self) -> Tensor:
