@@ -54,10 +54,22 @@ def complete(line: str) -> list[str]:
         return [name for name in COMMANDS if name.startswith(word)]
     if command == "data" and len(words) == 2:
         return [action for action in ("inspect",) if action.startswith(word)]
+    if command == "report":
+        return _report(words[1:])
     if command not in CONFIGURED:
         return []
     chosen = dict(re.findall(r"(\w+)=([\w-]+)", line))
     return sorted(candidate for candidate in _candidates(command, word, chosen) if candidate.startswith(word))
+
+
+def _report(words: list[str]) -> list[str]:
+    """Flags of ``rlhf report``, the values of those that have a few; folders are the shell's own part."""
+    from rlhf_lightning.cli.report import parser
+
+    flags = {flag: action.choices for action in parser()._actions for flag in action.option_strings}
+    before, word = (words[-2] if len(words) > 1 else ""), words[-1]
+    options = list(flags.get(before) or (flags if word.startswith("-") else ()))
+    return sorted(option for option in options if option.startswith(word))
 
 
 def _candidates(command: str, word: str, chosen: dict[str, str]) -> list[str]:

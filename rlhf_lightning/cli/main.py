@@ -14,6 +14,7 @@ COMMANDS = {
     "train": ("rlhf_lightning.cli.launch", "train a model with any method; -m sweeps"),
     "evaluate": ("rlhf_lightning.cli.launch", "score a run, a checkpoint or a model on held-out data"),
     "generate": ("rlhf_lightning.cli.generate", "answer prompts, or chat, with a model or a run"),
+    "report": ("rlhf_lightning.cli.report", "compare runs: one page with table, reward and KL, curves, samples"),
     "data": ("rlhf_lightning.cli.data", "inspect: show what a data set becomes, and every problem in it"),
     "methods": ("rlhf_lightning.cli.methods", "list the methods: paper, data and reference they need"),
     "quickstart": ("rlhf_lightning.cli.quickstart", "align SmolLM2-135M in a few minutes and show what changed"),

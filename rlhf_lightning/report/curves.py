@@ -1,0 +1,127 @@
+"""Training curves: one panel a metric, one line a group, seeds as a band."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlhf_lightning.report.drawing import Picture, canvas, plain_axes
+from rlhf_lightning.report.grouping import Group
+from rlhf_lightning.report.palette import GREY, Style
+from rlhf_lightning.report.statistics import Band, band
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLUMNS = 3
+#: Of up to so many named groups the bands are filled; more fillings make a fog.
+_FILLED = 8
+_LEGEND_COLUMNS = 4
+
+
+def draw_curves(
+    groups: Sequence[Group],
+    looks: Sequence[Style],
+    metrics: Sequence[str],
+    *,
+    named: int = 8,
+    most: int = 120,
+    width: float = 12.0,
+) -> Picture:
+    """Small multiples by metric over the optimiser steps: the mean over seeds, and from smallest to largest as a band.
+
+    Runs that failed or have not finished are drawn as far as they got, in groups where no run has finished.
+
+    Args:
+        groups: to draw, best first: the first ones are named, the rest is grey behind them.
+        looks: style of each group.
+        metrics: one panel each.
+        named: how many groups have their colour and a place in the legend.
+        most: points of a line; longer curves are means of neighbouring steps.
+        width: in inches.
+    """
+    columns = min(_COLUMNS, max(1, len(metrics)))
+    rows = max(1, math.ceil(len(metrics) / columns))
+    shown = min(named, len(groups))
+    legend_rows = math.ceil(shown / _LEGEND_COLUMNS)
+    with canvas(width, 2.55 * rows + 0.3 * legend_rows + 0.2, rows, columns) as (figure, grid):
+        for axes, metric in zip(grid.flat, metrics, strict=False):
+            plain_axes(axes, metric)
+            _panel(axes, groups, looks, metric, shown, most)
+        for axes in list(grid.flat)[len(metrics) :]:
+            axes.set_axis_off()
+        for axes in grid[-1]:
+            axes.set_xlabel("optimiser step")
+        _legend(figure, groups, looks, shown)
+    alt = f"curves of {', '.join(metrics)} for {', '.join(group.label for group in groups[:shown])}"
+    return Picture(figure, "curves", alt)
+
+
+def band_of(group: Group, metric: str, most: int) -> Band | None:
+    """A metric of a group over its finished runs (over all of them where none has finished); None if not logged."""
+    runs = group.done or group.runs
+    found = [run.curves[metric] for run in runs if metric in run.curves]
+    return band(found, most) if found else None
+
+
+def _panel(axes: Axes, groups: Sequence[Group], looks: Sequence[Style], metric: str, shown: int, most: int) -> None:
+    """Grey lines of the others first, as one artist; then the named groups, the best on top."""
+    from matplotlib.collections import LineCollection
+
+    behind = [band_of(group, metric, most // 2) for group in groups[shown:]]
+    lines = [np.column_stack([one.steps, one.mean]) for one in behind if one is not None]
+    if lines:
+        axes.add_collection(LineCollection(lines, colors=GREY, linewidths=0.6, alpha=0.35, zorder=1))
+    drawn = [one for one in behind if one is not None]
+    for index in reversed(range(shown)):
+        one = band_of(groups[index], metric, most)
+        if one is not None:
+            drawn.append(one)
+            _line(axes, one, looks[index], index, filled=shown <= _FILLED)
+    _limits(axes, drawn)
+
+
+def _line(axes: Axes, one: Band, look: Style, index: int, *, filled: bool) -> None:
+    alone = len(one.steps) == 1
+    axes.plot(
+        one.steps, one.mean, color=look.colour, linewidth=1.6, dashes=look.dash or (None, None),
+        marker=look.marker if alone or len(one.steps) <= 12 else None, markersize=4, zorder=4, gid=f"group-{index}",
+    )  # fmt: skip
+    if filled and (one.high > one.low).any():
+        axes.fill_between(one.steps, one.low, one.high, color=look.colour, alpha=0.16, linewidth=0, zorder=2)
+
+
+def _limits(axes: Axes, drawn: Sequence[Band]) -> None:
+    """All lines in view, but not at the price of a single spike: the inner 99 % of means where they are far apart."""
+    if not drawn:
+        axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center")
+        return
+    means = np.concatenate([one.mean for one in drawn])
+    everything = np.concatenate([part for one in drawn for part in (one.low, one.high)])
+    low, high = float(everything.min()), float(everything.max())
+    inner_low, inner_high = np.percentile(means, [0.5, 99.5])
+    inner = float(inner_high - inner_low)
+    if len(means) > 40 and inner > 0 and high - low > 6 * inner:
+        low, high = float(inner_low) - 0.3 * inner, float(inner_high) + 0.3 * inner
+    air = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
+    axes.set_ylim(low - air, high + air)
+    steps = np.concatenate([one.steps for one in drawn])
+    wide = float(np.ptp(steps)) or 1.0
+    axes.set_xlim(float(steps.min()) - 0.02 * wide, float(steps.max()) + 0.02 * wide)
+
+
+def _legend(figure: Figure, groups: Sequence[Group], looks: Sequence[Style], shown: int) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=look.colour, linewidth=2, dashes=look.dash or (None, None), label=group.label[:44])
+        for group, look in zip(groups[:shown], looks, strict=False)
+    ]
+    if len(groups) > shown:
+        handles.append(Line2D([], [], color=GREY, linewidth=1, label=f"{len(groups) - shown} others"))
+    if len(groups) > 1:
+        figure.legend(handles=handles, loc="outside lower center", ncols=_LEGEND_COLUMNS, fontsize=8.5)

@@ -1,0 +1,123 @@
+"""Figures that are PNGs on white and SVGs that take their text colour from the page, light or dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Drawn in exactly these colours, which the SVG replaces by the page's variables; legible as they are on white.
+INK, FAINT, RULE, PAPER = "#20262e", "#5f6873", "#d9dee4", "#fffffe"
+_VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", RULE: "var(--rule)", PAPER: "var(--paper)"}
+_SETTINGS: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": FAINT,
+    "axes.edgecolor": RULE,
+    "axes.titlecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.limits": (-4, 5),
+    "axes.facecolor": "none",
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": FAINT,
+    "ytick.labelcolor": FAINT,
+    "legend.frameon": False,
+    "figure.facecolor": PAPER,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "rlhf-report",
+    "path.simplify_threshold": 0.4,
+}
+
+
+class Picture:
+    """A finished figure. Notebooks show it as it is."""
+
+    def __init__(self, figure: Figure, name: str, alt: str) -> None:
+        self.figure, self.name, self.alt = figure, name, alt
+
+    def save(self, path: str | Path, dpi: int = 150) -> Path:
+        """Write it as a PNG, or as what the suffix says (``.svg``, ``.pdf``)."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _theme():
+            self.figure.savefig(path, dpi=dpi)
+        return path
+
+    def svg(self) -> str:
+        """The figure as an ``<svg>`` element for a page that sets ``--ink``, ``--faint``, ``--rule``, ``--paper``."""
+        buffer = io.StringIO()
+        with _theme():
+            self.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        return inlined(buffer.getvalue(), self.name, self.alt)
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        with _theme():
+            self.figure.savefig(buffer, format="png", dpi=110)
+        return buffer.getvalue()
+
+
+@contextmanager
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Iterator[tuple[Any, Any]]:
+    """A figure in inches and its grid of axes (rows, columns); everything drawn inside the block has our look."""
+    with _theme():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        engine: Any = figure.get_layout_engine()
+        engine.set(h_pad=0.09, w_pad=0.06)
+        yield figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def inlined(svg: str, name: str, alt: str) -> str:
+    """An SVG file as an element of a page: no prolog, ids of its own, scaled to the page, colours by variable."""
+    from html import escape
+
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    prefix = re.sub(r"\W+", "-", name)
+    svg = re.sub(r'\bid="(group-[^"]*)"', r'class="\1"', svg)
+    svg = re.sub(r'\bid="([^"]*)"', rf'id="{prefix}-\1"', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    svg = re.sub(r"(\d+\.\d{2})\d+", r"\1", svg)
+    svg = svg.replace("'DejaVu Sans'", "var(--font)").replace("DejaVu Sans", "var(--font)")
+    head, rest = svg.split(">", 1)
+    head = re.sub(r'\s(width|height|xmlns:xlink|version)="[^"]*"', "", head)
+    return f'{head} role="img" aria-label="{escape(alt)}"><title>{escape(alt)}</title>{rest}'
+
+
+def plain_axes(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
+    """Title and labels; ticks without marks."""
+    axes.set_title(title, pad=8)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.tick_params(length=0)
+
+
+@contextmanager
+def _theme() -> Iterator[None]:
+    import matplotlib as mpl
+
+    with mpl.rc_context(_SETTINGS):
+        yield

@@ -1,0 +1,203 @@
+"""Reward against divergence from the reference: what each method pays for what it gains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rlhf_lightning.report.drawing import FAINT, INK, PAPER, Picture, canvas, plain_axes
+from rlhf_lightning.report.grouping import Group
+from rlhf_lightning.report.palette import Style
+from rlhf_lightning.report.placement import Box, place_labels
+from rlhf_lightning.report.statistics import band, pareto_front, pooled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: So many points may carry their path through training before the paths hide the points.
+_PATHS = 12
+_BOLD = 8.5
+
+
+@dataclass(frozen=True)
+class Point:
+    """A group in the plane: means over its seeds, and every seed."""
+
+    rank: int  #: of the group, from 0
+    group: Group
+    style: Style
+    x: float
+    y: float
+    seeds: tuple[tuple[float, float], ...]
+
+
+def points_of(groups: Sequence[Group], looks: Sequence[Style], x: str, y: str) -> list[Point]:
+    """The groups of which at least one finished run has both metrics."""
+    found = []
+    for index, (group, style) in enumerate(zip(groups, looks, strict=True)):
+        seeds = tuple((run.metrics[x], run.metrics[y]) for run in group.done if {x, y} <= run.metrics.keys())
+        if seeds:
+            across, up = (pooled([seed[axis] for seed in seeds]).mean for axis in (0, 1))
+            found.append(Point(index, group, style, across, up, seeds))
+    return found
+
+
+def draw_frontier(
+    groups: Sequence[Group],
+    looks: Sequence[Style],
+    axes_names: tuple[str, str],
+    *,
+    named: int = 20,
+    size: tuple[float, float] = (9.6, 5.6),
+    title: str | None = None,
+) -> Picture:
+    """Final reward over final divergence, a point a group, the Pareto front through those that none beats.
+
+    Small dots are the seeds; with few groups a thin line is a group's path through training. The divergence axis is in
+    square roots where its values span a decade or more, as KL grows with the square of how far a policy has moved
+    ("Scaling Laws for Reward Model Overoptimization", arXiv:2210.10760).
+
+    Args:
+        groups: to draw, best first.
+        looks: style of each group.
+        axes_names: metrics of the x (divergence) and the y axis (reward).
+        named: this many groups have their label written, and those on the front.
+        size: in inches.
+        title: None: says what is drawn.
+    """
+    x, y = axes_names
+    points = points_of(groups, looks, x, y)
+    front = pareto_front([(point.x, point.y) for point in points])
+    with canvas(*size) as (figure, grid):
+        axes = grid[0, 0]
+        plain_axes(axes, title or f"{y} against {x}", f"{x}  (nats, final, mean over seeds)", y)
+        rooted = _root_scale(axes, [seed[0] for point in points for seed in point.seeds])
+        if len(points) <= _PATHS:
+            _paths(axes, points, x, y)
+        _front(axes, [points[i] for i in front])
+        _scatter(axes, points, front)
+        _room(axes, points, rooted)
+        _hue_legend(axes, points)
+        chosen = list(dict.fromkeys([*front, *range(min(named, len(points)))]))
+        figure.canvas.draw()
+        _labels(axes, points, chosen, set(front))
+    alt = f"{y} against {x}; on the front: {', '.join(points[i].group.label for i in front) or 'nothing'}"
+    return Picture(figure, "frontier", alt)
+
+
+def _root_scale(axes: Axes, values: Sequence[float]) -> bool:
+    positive = [value for value in values if value > 0]
+    if not positive or max(values) < 10 * max(min(positive), max(values) / 1000) or min(values) < -0.05 * max(values):
+        return False
+    import numpy as np
+
+    axes.set_xscale("function", functions=(lambda v: np.sign(v) * np.sqrt(np.abs(v)), lambda v: np.sign(v) * v**2))
+    axes.set_xlabel(f"{axes.get_xlabel()[:-1]}; square-root scale)")
+    return True
+
+
+def _paths(axes: Axes, points: Sequence[Point], x: str, y: str) -> None:
+    for point in points:
+        runs = [run for run in point.group.done if {x, y} <= run.curves.keys()]
+        if not runs:
+            continue
+        across, up = band([run.curves[x] for run in runs]), band([run.curves[y] for run in runs])
+        if list(across.steps) == list(up.steps) and len(up.steps) > 1:
+            axes.plot(across.mean, up.mean, color=point.style.colour, linewidth=1, alpha=0.45, zorder=2)
+
+
+def _front(axes: Axes, front: Sequence[Point]) -> None:
+    if len(front) > 1:
+        axes.step(
+            [point.x for point in front], [point.y for point in front], where="post", color=INK, linewidth=1.1,
+            linestyle=(0, (4, 2)), alpha=0.7, zorder=3,
+        )  # fmt: skip
+
+
+def _scatter(axes: Axes, points: Sequence[Point], front: Sequence[int]) -> None:
+    for index, point in enumerate(points):
+        if len(point.seeds) > 1:
+            across, up = zip(*point.seeds, strict=True)
+            axes.scatter(across, up, s=9, color=point.style.colour, alpha=0.45, linewidths=0, zorder=4)
+            if len(points) <= _PATHS:
+                for seed in point.seeds:
+                    ends = ([point.x, seed[0]], [point.y, seed[1]])
+                    axes.plot(*ends, color=point.style.colour, linewidth=0.7, alpha=0.3, zorder=2)
+        drawn = axes.scatter(
+            [point.x], [point.y], s=62, color=point.style.colour, marker=point.style.marker, zorder=5,
+            edgecolors=INK if index in front else PAPER, linewidths=1.2 if index in front else 0.8,
+        )  # fmt: skip
+        drawn.set_gid(f"group-{point.rank}")
+
+
+def _room(axes: Axes, points: Sequence[Point], rooted: bool) -> None:
+    """Air for labels at the edges."""
+    axes.margins(x=0.12, y=0.12)
+    axes.autoscale_view()
+    low = min((seed[0] for point in points for seed in point.seeds), default=0.0)
+    if rooted and low >= 0:
+        axes.set_xlim(left=0)
+
+
+def _hue_legend(axes: Axes, points: Sequence[Point]) -> None:
+    """What the colours stand for, where they stand for more than one group."""
+    from matplotlib.lines import Line2D
+
+    hues: dict[str, Style] = {}
+    for point in points:
+        hues.setdefault(point.style.hue, point.style)
+    handles: list[Any] = [
+        Line2D([], [], color=style.colour, marker="o", linestyle="none", markersize=7, label=hue)
+        for hue, style in hues.items()
+    ]
+    line = Line2D([], [], color=INK, linewidth=1.1, linestyle=(0, (4, 2)), label="Pareto front")
+    if len(hues) == len(points):  # every colour is a label beside its point
+        if len(points) > 1:
+            axes.legend(handles=[line], loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8.5)
+        return
+    columns = 1 if len(handles) < 24 else 2
+    axes.legend(handles=[*handles, line], loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns, fontsize=8.5)
+
+
+def _labels(axes: Axes, points: Sequence[Point], chosen: Sequence[int], front: set[int]) -> None:
+    """Names beside their points, none over another or over a point; a thin line to those that are further away."""
+    figure: Any = axes.get_figure()
+    renderer = figure.canvas.get_renderer()
+    texts = [
+        axes.text(
+            0, 0, _short(points[i].group.label), fontsize=_BOLD, weight="bold" if i in front else "normal", zorder=7
+        )
+        for i in chosen
+    ]
+    sizes = [(box.width + 2, box.height + 1) for box in (text.get_window_extent(renderer) for text in texts)]
+    pixels = [tuple(axes.transData.transform((point.x, point.y))) for point in points]
+    others = [_marker_box(pixels[i]) for i in range(len(points)) if i not in chosen]
+    window = axes.get_window_extent(renderer)
+    area = Box(window.x0, window.y0, window.x1 + 2, window.y1 + 2)
+    scale = figure.dpi / 100
+    places = place_labels([pixels[i] for i in chosen], sizes, area, obstacles=others, gap=7 * scale, reach=95 * scale)
+    back = axes.transData.inverted()
+    for text, i, place in zip(texts, chosen, places, strict=True):
+        if place is None:
+            text.remove()
+            continue
+        centre = ((place.left + place.right) / 2, (place.bottom + place.top) / 2)
+        text.set(position=back.transform(centre), horizontalalignment="center", verticalalignment="center")
+        _leader(axes, back, pixels[i], place, 16 * scale)
+
+
+def _leader(axes: Axes, back: Any, pixel: Sequence[float], place: Box, far: float) -> None:
+    end = (min(max(pixel[0], place.left), place.right), min(max(pixel[1], place.bottom), place.top))
+    if math.dist(pixel, end) > far:
+        (x0, y0), (x1, y1) = back.transform(pixel), back.transform(end)
+        axes.plot([x0, x1], [y0, y1], color=FAINT, linewidth=0.6, zorder=4, scalex=False, scaley=False)
+
+
+def _marker_box(pixel: Sequence[float], half: float = 5.0) -> Box:
+    return Box(pixel[0] - half, pixel[1] - half, pixel[0] + half, pixel[1] + half)
+
+
+def _short(label: str, most: int = 34) -> str:
+    return label if len(label) <= most else label[: most - 1] + "…"

@@ -1,0 +1,108 @@
+"""Metrics of a report: which way each is better, which to rank by, and which to draw."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Sequence
+from typing import Literal
+
+from rlhf_lightning.report.reading import ReportError
+
+Mode = Literal["max", "min"]
+
+#: What to rank by, best first, unless the runs' own optimized_metric or the user says it.
+RANKING = (
+    "val/gold/reward",
+    "val/reward/accuracy",
+    "val/accuracy",
+    "val/loss",
+    "train/reward/accuracy",
+    "train/loss",
+)
+#: Axes of the frontier, best first.
+REWARDS = ("val/gold/reward", "val/reward/model", "val/reward/accuracy", "val/reward/margin", "train/reward/accuracy")
+DIVERGENCES = ("val/gold/kl", "val/kl/reference", "train/kl/reference")
+#: Panels of the curves, and columns of the table, in this order; others follow by name while there is room.
+SHOWN = (
+    "val/gold/reward",
+    "val/gold/kl",
+    "val/gold/calibration",
+    "val/reward/accuracy",
+    "val/reward/margin",
+    "val/kl/reference",
+    "val/loss",
+    "train/loss",
+    "train/reward/accuracy",
+    "train/reward/margin",
+    "train/kl/reference",
+    "val/reward/chosen",
+    "val/reward/rejected",
+    "val/sample/length",
+    "train/grad_norm",
+    "val/token/entropy",
+    "train/kl/mismatched",
+)
+#: Never drawn unless asked for: they say how fast a run was or what was asked for, not how good it is.
+_PLAIN = ("train/throughput/", "train/memory/", "train/lr", "train/length/", "val/length/")
+_UP = re.compile(r"(^|/)(accuracy|margin|reward|score|win_rate|top1|finished|auc|reward/.*)$")
+_DOWN = re.compile(r"(^|/)(loss|ece|perplexity|error|brier|grad_norm|length_bias|kl|kl/.*)$")
+
+
+def mode_of(name: str) -> Mode | None:
+    """Which way a metric is better; None where nobody can say from its name."""
+    if _DOWN.search(name):
+        return "min"
+    if name.endswith(("/chosen", "/rejected")):
+        return None
+    return "max" if _UP.search(name) else None
+
+
+def ranking_metric(logged: Collection[str], asked: str | None = None, optimized: Iterable[str] = ()) -> str | None:
+    """The metric to rank groups by; None when nothing fits.
+
+    Args:
+        logged: by any run.
+        asked: for by the user.
+        optimized: the ``optimized_metric`` of the runs.
+
+    Raises:
+        ReportError: no run logged what was asked for.
+    """
+    if asked is not None:
+        return known(asked, logged)
+    own = {name for name in optimized if name in logged}
+    return next(iter(own)) if len(own) == 1 else next((name for name in RANKING if name in logged), None)
+
+
+def known(name: str, logged: Collection[str]) -> str:
+    """The name itself.
+
+    Raises:
+        ReportError: no run logged it; the text has the closest one.
+    """
+    if name in logged:
+        return name
+    close = difflib.get_close_matches(name, list(logged), n=1, cutoff=0.4)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise ReportError(f"no run logged the metric {name}.{hint}\n  logged: {', '.join(sorted(logged)) or 'nothing'}")
+
+
+def frontier_axes(
+    logged: Collection[str], reward: str | None = None, divergence: str | None = None
+) -> tuple[str, str] | None:
+    """Divergence and reward to draw against each other; None when the runs logged no such pair.
+
+    Raises:
+        ReportError: no run logged what was asked for.
+    """
+    x = known(divergence, logged) if divergence else next((name for name in DIVERGENCES if name in logged), None)
+    y = known(reward, logged) if reward else next((name for name in REWARDS if name in logged), None)
+    return (x, y) if x and y and x != y else None
+
+
+def shown(logged: Collection[str], most: int, first: Sequence[str] = ()) -> list[str]:
+    """The metrics worth a panel or a column: first those asked for, then by importance, then by name."""
+    others = sorted(name for name in logged if not name.startswith(_PLAIN))
+    ordered = dict.fromkeys([*first, *SHOWN, *others])
+    return [name for name in ordered if name in logged][:most]

@@ -1,0 +1,68 @@
+"""One look a group, the same in every figure and table of a report."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlhf_lightning.report.grouping import Group
+
+#: Told apart by people with protanopia, deuteranopia and tritanopia (a test simulates them), on white and near black.
+#: From Okabe and Ito's set, with the colours replaced that are lost on one of the two backgrounds.
+COLOURS = ("#1170C4", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#C8102E", "#117733")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.6), (1.4, 1.4), (7, 1.6, 1.4, 1.6), (3, 1.2), (9, 2))
+GREY = "#8d949e"  #: groups that are drawn but not named
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a group is drawn."""
+
+    colour: str
+    marker: str
+    dash: tuple[float, ...]
+    hue: str  #: what the colour stands for: the group's own label, its method or its family
+
+
+def styles(groups: Sequence[Group]) -> list[Style]:
+    """A style for each group.
+
+    Up to eight groups have a colour each. Of more groups the colour is that of the method, of more than eight methods
+    that of the family; marker, dash and lightness then tell the members of a colour apart.
+    """
+    hues = hue_names(groups)
+    order = list(dict.fromkeys(hues))
+    found: list[Style] = []
+    for index, hue in enumerate(hues):
+        rank = order.index(hue)
+        member = hues[:index].count(hue)
+        # A second round through the colours has other markers from its first member on.
+        marker = MARKERS[(rank + member + rank // len(COLOURS)) % len(MARKERS)]
+        colour = shaded(COLOURS[rank % len(COLOURS)], member)
+        found.append(Style(colour, marker, DASHES[member % len(DASHES)], hue))
+    return found
+
+
+def hue_names(groups: Sequence[Group]) -> list[str]:
+    """What the colour of each group stands for."""
+    labels = [group.label for group in groups]
+    if len(labels) <= len(COLOURS):
+        return labels
+    methods = [group.method for group in groups]
+    if len(set(methods)) <= len(COLOURS):
+        return methods
+    families = [group.family for group in groups]
+    return families if len(set(families)) > 1 else methods
+
+
+def shaded(colour: str, member: int) -> str:
+    """The colour itself, then alternately a little darker and lighter, within what is legible on both backgrounds."""
+    if member == 0:
+        return colour
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
+    step = (0.09, -0.07, 0.16, -0.12)[(member - 1) % 4]
+    parts = colorsys.hls_to_rgb(hue, min(0.68, max(0.30, lightness + step)), saturation)
+    return "#" + "".join(f"{round(part * 255):02X}" for part in parts)

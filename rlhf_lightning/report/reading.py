@@ -1,0 +1,278 @@
+"""Runs as their folders describe them: configuration, outcome, curves, samples and rewards. Plain files, no torch."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  #: steps, values
+
+#: Files that make a folder that of a run; a job that failed while it was composed has the last one only.
+CONFIG, RESULT = "config.yaml", "result.json"
+#: Never searched for runs.
+_SKIPPED = frozenset({".hydra", "checkpoints", "export", "samples", "report", ".git", ".venv", "node_modules"})
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class ReportError(ValueError):
+    """Runs that cannot be reported on; the text is for people."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        folder: of the run.
+        name: short and unique among the runs of a report: the folder below their common parent.
+        config: resolved, nested; empty when the job ended before it was written.
+        result: what ``result.json`` holds; empty when there is none.
+        choices: files chosen of each config group (``method: dpo``), as far as Hydra recorded them.
+    """
+
+    folder: Path
+    name: str
+    config: Mapping[str, Any]
+    result: Mapping[str, Any]
+    choices: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        """``done``, ``failed``, ``stopped``, or ``unfinished`` for a run that is still going or was killed."""
+        return str(self.result.get("status") or "unfinished")
+
+    @property
+    def error(self) -> str:
+        """First line of what went wrong."""
+        return str(self.result.get("error") or "").split("\n")[0]
+
+    @property
+    def seed(self) -> int | None:
+        """Of the run; None when its configuration has none."""
+        seed = self.config.get("seed")
+        return seed if isinstance(seed, int) else None
+
+    @property
+    def method(self) -> str:
+        """The name of the method's yaml file, else of its loss or module."""
+        chosen = self.choices.get("method")
+        if chosen:
+            return chosen.rpartition("/")[2]
+        method = self.config.get("method")
+        method = method if isinstance(method, Mapping) else {}
+        loss = method.get("loss")
+        target = (loss.get("_target_") if isinstance(loss, Mapping) else None) or method.get("_target_")
+        return str(target or "unknown").rpartition(".")[2]
+
+    @property
+    def module(self) -> str:
+        """Class of the method's module: what kind of data flow it is."""
+        method = self.config.get("method")
+        return str((method.get("_target_") if isinstance(method, Mapping) else "") or "").rpartition(".")[2].lower()
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """The last finite value of everything that was logged; of a run without a result, from its curves."""
+        found = {name: float(values[-1]) for name, (_, values) in self.curves.items()}
+        given = self.result.get("metrics")
+        given = given if isinstance(given, Mapping) else {}
+        return found | {name: float(v) for name, v in given.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+
+    @cached_property
+    def curves(self) -> dict[str, Curve]:
+        """Steps and values of each metric of ``metrics.csv``, without gaps and what is not finite."""
+        return read_curves(self.folder / "metrics.csv")
+
+    @cached_property
+    def samples(self) -> dict[int, list[dict[str, Any]]]:
+        """By step, the first and the last sample table: rows with ``prompt``, ``response``, ``row`` ..."""
+        files = sorted((self.folder / "samples").glob("step_*.jsonl"))
+        return {int(file.stem.removeprefix("step_")): read_rows(file) for file in dict.fromkeys(files[:1] + files[-1:])}
+
+    @cached_property
+    def rewards(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Implicit rewards of the chosen and the rejected response of each validation pair; None if not kept."""
+        try:
+            with np.load(self.folder / "implicit_rewards.npz") as pairs:
+                chosen, rejected = pairs["chosen"], pairs["rejected"]
+        except (OSError, ValueError, KeyError):
+            return None
+        kept = np.isfinite(chosen) & np.isfinite(rejected)
+        return (chosen[kept], rejected[kept]) if kept.any() else None
+
+
+def read_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """The runs in folders, below folders (sweeps) and behind globs, each once, in the order of their names.
+
+    Args:
+        paths: run folders, sweep folders, files of a run, or globs of these.
+
+    Raises:
+        ReportError: a path that is not there, or no run in any of them.
+    """
+    given = [str(path) for path in paths]
+    folders: dict[Path, None] = {}
+    for path in given:
+        found = [folder for start in _expanded(path) for folder in find_runs(start)]
+        folders.update(dict.fromkeys(folder.resolve() for folder in found))
+    if not folders:
+        where = ", ".join(given) or "nothing given"
+        raise ReportError(
+            f"no runs in {where}\n  A run's folder has a {CONFIG} or a {RESULT}; give one, a sweep's folder or a glob, "
+            "for example rlhf report multirun/2026-01-31_12-00-00 runs/train/*"
+        )
+    names = _names(list(folders))
+    return [read_run(folder, name) for folder, name in sorted(zip(folders, names, strict=True), key=_by_name)]
+
+
+def find_runs(start: Path) -> Iterator[Path]:
+    """Folders of runs at or below a folder; what lies inside a run is not searched."""
+    for folder, below, files in os.walk(start):
+        below[:] = sorted(name for name in below if name not in _SKIPPED)
+        if CONFIG in files or RESULT in files:
+            below.clear()
+            yield Path(folder)
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """Read the small files of a run; curves, samples and rewards are read when they are asked for."""
+    config = _yaml(folder / CONFIG)
+    if config is None:
+        config = resolved(_yaml(folder / ".hydra" / "config.yaml") or {}, folder)
+    hydra = _yaml(folder / ".hydra" / "hydra.yaml") or {}
+    choices = ((hydra.get("hydra") or {}).get("runtime") or {}).get("choices") or {}
+    result = _json(folder / RESULT)
+    return Run(folder, name, config, result, {k: str(v) for k, v in choices.items() if v is not None})
+
+
+def resolved(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A configuration that was never resolved, with its plain references (``${seed}``) followed one step.
+
+    Args:
+        config: as Hydra saved it.
+        folder: of the run; stands for ``paths.output_dir``.
+    """
+    root = {**config, "paths": {**(config.get("paths") or {}), "output_dir": str(folder)}}
+
+    def follow(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: follow(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [follow(inner) for inner in value]
+        if not isinstance(value, str) or not value.startswith("${") or ":" in value:
+            return value
+        name, _, rest = value[2:].partition("}")
+        node: Any = root
+        for part in name.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        return f"{node}{rest}" if rest else node
+
+    followed: dict[str, Any] = follow(root)
+    return followed
+
+
+def read_curves(file: Path) -> dict[str, Curve]:
+    """Curves of a metrics file by metric; a last line that a kill has cut short is left out."""
+    try:
+        with file.open(newline="", encoding="utf-8") as handle:
+            rows = list(csv.reader(handle))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return {}
+    if not rows or "step" not in rows[0]:
+        return {}
+    header = rows[0]
+    table = np.array([[_number(cell) for cell in row] for row in rows[1:] if len(row) == len(header)])
+    if not table.size:
+        return {}
+    steps = table[:, header.index("step")]
+    curves = {}
+    for column, name in enumerate(header):
+        values = table[:, column]
+        kept = np.isfinite(values) & np.isfinite(steps)
+        if name not in ("step", "epoch") and kept.any():
+            curves[name] = (steps[kept], values[kept])
+    return curves
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file that can be read."""
+    rows = []
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def _expanded(path: str) -> list[Path]:
+    """A path, or what a glob matches; the folder of a file.
+
+    Raises:
+        ReportError: it is not there, or matches nothing.
+    """
+    plain = Path(path).expanduser()
+    matches = [plain] if plain.exists() else [Path(match) for match in sorted(glob.glob(str(plain), recursive=True))]
+    if not matches:
+        raise ReportError(f"{path}: there is no such file or folder{_neighbours(plain)}")
+    return [match if match.is_dir() else match.parent for match in matches]
+
+
+def _neighbours(path: Path) -> str:
+    """What there is instead, for the end of a message."""
+    import difflib
+
+    parent = next((folder for folder in path.parents if folder.is_dir()), Path("."))
+    names = sorted(entry.name for entry in parent.iterdir() if entry.is_dir() and entry.name not in _SKIPPED)
+    wanted = path.relative_to(parent).parts[0] if path.is_relative_to(parent) and path != parent else path.name
+    close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.5)
+    hint = f". Did you mean {parent / close[0]}?" if close else ""
+    return f"{hint}\n  {parent} has: {', '.join(names[-8:])}" if names else hint
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Folders below their common parent."""
+    common = Path(os.path.commonpath([folder.parent for folder in folders]))
+    return [folder.relative_to(common).as_posix() for folder in folders]
+
+
+def _by_name(entry: tuple[Path, str]) -> list[tuple[int, str]]:
+    """Numbered folders in the order of their numbers."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in entry[1].split("/")]
+
+
+def _yaml(file: Path) -> dict[str, Any] | None:
+    try:
+        value = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell) if cell else math.nan
+    except ValueError:
+        return math.nan

@@ -1,0 +1,210 @@
+"""Runs read together: the functions of a report, for the page and for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_lightning.report.grouping import Group, by_numeric_key, differing, group_runs
+from rlhf_lightning.report.leaderboard import Leaderboard, rank
+from rlhf_lightning.report.metrics import Mode, frontier_axes, known, ranking_metric, shown
+from rlhf_lightning.report.palette import Style, styles
+from rlhf_lightning.report.reading import ReportError, Run, read_runs
+from rlhf_lightning.report.samples import SampleTable, compare
+
+if TYPE_CHECKING:
+    from rlhf_lightning.report.drawing import Picture
+    from rlhf_lightning.report.page import Report
+
+
+class Runs(Sequence[Run]):
+    """Runs, pooled over seeds and ranked.
+
+    ::
+
+        runs = Runs.read("multirun/2026-01-31_12-00-00")
+        runs.leaderboard()      # rows with mean, standard deviation and number of seeds
+        runs.frontier()         # a picture, as are curves(), histograms() and over("method.loss.beta")
+        runs.write("report")    # everything as a page
+
+    Args:
+        runs: to report on.
+        metric: to rank by; None: the runs' optimized_metric, else the first of ``metrics.RANKING`` that was logged.
+        mode: which way it is better; None: as its name says.
+        families: method -> family, for the colours of many methods; None: the class of the method's module.
+
+    Raises:
+        ReportError: no run logged the metric.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        metric: str | None = None,
+        mode: Mode | None = None,
+        families: Mapping[str, str] | None = None,
+    ) -> None:
+        self.runs = tuple(runs)
+        optimized = {str(run.result["optimized_metric"]) for run in runs if run.result.get("optimized_metric")}
+        self.metric = ranking_metric(self.logged, metric, optimized)
+        self._groups = group_runs(self.runs, families)
+        self._styles = dict(zip((group.label for group in self._groups), styles(self._groups), strict=True))
+        board = rank(self._groups, shown(self.logged, 8, self._first()), self.metric, mode)
+        self.mode = board.mode
+        self._board = board
+
+    @classmethod
+    def read(
+        cls,
+        *paths: str | Path,
+        metric: str | None = None,
+        mode: Mode | None = None,
+        families: Mapping[str, str] | None = None,
+    ) -> Runs:
+        """Read run folders, sweep folders and globs.
+
+        Raises:
+            ReportError: no runs there, or none logged the metric.
+        """
+        return cls(read_runs(paths), metric, mode, families)
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __getitem__(self, index: int) -> Run:  # type: ignore[override]
+        return self.runs[index]
+
+    @cached_property
+    def logged(self) -> set[str]:
+        """Every metric that any run logged."""
+        return {name for run in self.runs for name in run.metrics}
+
+    @property
+    def groups(self) -> list[Group]:
+        """Runs pooled over seeds, best first."""
+        return [row.group for row in self._board]
+
+    @property
+    def looks(self) -> list[Style]:
+        """Style of each of ``groups``."""
+        return [self._styles[group.label] for group in self.groups]
+
+    @property
+    def states(self) -> dict[str, int]:
+        """How many runs are done, failed, stopped, unfinished."""
+        counts: dict[str, int] = {}
+        for run in self.runs:
+            counts[run.state] = counts.get(run.state, 0) + 1
+        return counts
+
+    def leaderboard(self, metrics: Iterable[str] | None = None) -> Leaderboard:
+        """The groups, best first.
+
+        Args:
+            metrics: columns; None: the metric that ranks and the most telling ones of the others.
+
+        Raises:
+            ReportError: no run logged one of them.
+        """
+        if metrics is None:
+            return self._board
+        columns = [known(name, self.logged) for name in metrics]
+        return rank(self._groups, columns, self.metric, self.mode)
+
+    def frontier(
+        self,
+        reward: str | None = None,
+        divergence: str | None = None,
+        *,
+        named: int = 20,
+        size: tuple[float, float] = (9.6, 5.6),
+        title: str | None = None,
+    ) -> Picture | None:
+        """Reward against KL to the reference, with the Pareto front; None when no finished run logged both.
+
+        Args:
+            reward: metric of the y axis; None: gold reward, else the best reward metric that was logged.
+            divergence: metric of the x axis; None: KL to the base, else to the reference.
+            named: groups with their name beside the point.
+            size: in inches.
+            title: None: says what is drawn.
+
+        Raises:
+            ReportError: no run logged a metric that was asked for.
+        """
+        from rlhf_lightning.report.frontier import draw_frontier, points_of
+
+        names = frontier_axes(self._drawable(), reward, divergence)
+        if names is None or not points_of(self.groups, self.looks, *names):
+            return None
+        return draw_frontier(self.groups, self.looks, names, named=named, size=size, title=title)
+
+    def curves(self, metrics: Iterable[str] | None = None, *, named: int = 8, panels: int = 12) -> Picture | None:
+        """Training curves, one panel a metric; None when nothing was logged.
+
+        Raises:
+            ReportError: no run logged one of the metrics.
+        """
+        from rlhf_lightning.report.curves import draw_curves
+
+        logged = {name for run in self.runs for name in run.curves}
+        chosen = [known(name, logged) for name in metrics] if metrics else shown(logged, panels, self._first())
+        return draw_curves(self.groups, self.looks, chosen, named=named) if chosen else None
+
+    def histograms(self, most: int = 12) -> Picture | None:
+        """Implicit rewards of chosen and rejected responses; None when no run kept them."""
+        from rlhf_lightning.report.histograms import draw_histograms
+
+        return draw_histograms(self.groups, self.looks, most=most)
+
+    def over(self, key: str, metrics: Iterable[str] | None = None) -> Picture | None:
+        """Metrics over the values of one option, a line a method: ``runs.over("method.loss.beta")``.
+
+        Args:
+            key: dotted key of the option.
+            metrics: one panel each; None: the metric that ranks, and gold reward, accuracy and KL where logged.
+
+        Raises:
+            ReportError: no run logged one of the metrics.
+        """
+        from rlhf_lightning.report.sensitivity import draw_sensitivity
+
+        wanted = ("val/gold/reward", "val/gold/kl", "val/reward/accuracy", "val/kl/reference")
+        default = dict.fromkeys([*self._first(), *(name for name in wanted if name in self.logged)])
+        chosen = [known(name, self.logged) for name in metrics] if metrics else list(default)[:3]
+        return draw_sensitivity(self._groups, key, chosen)
+
+    def swept(self) -> list[str]:
+        """Options with a number of which some method has three values or more."""
+        return by_numeric_key(self._groups)
+
+    def samples(self, columns: int = 6, prompts: int = 8) -> SampleTable:
+        """Answers of the best groups to the same prompts."""
+        return compare(self.groups, columns=columns, prompts=prompts)
+
+    def differences(self) -> list[str]:
+        """Dotted keys in which the groups differ."""
+        return differing([group.options for group in self._groups])
+
+    def write(self, folder: str | Path = "report", title: str | None = None, named: int = 12) -> Report:
+        """Write the page with its pictures and tables into a folder.
+
+        Args:
+            folder: made when it is missing.
+            title: of the page.
+            named: groups that are named in the figures.
+        """
+        from rlhf_lightning.report.page import write
+
+        return write(self, Path(folder), title, named)
+
+    def _first(self) -> list[str]:
+        return [self.metric] if self.metric else []
+
+    def _drawable(self) -> Collection[str]:
+        return {name for run in self.runs if run.state == "done" for name in run.metrics} or self.logged
+
+
+__all__ = ["ReportError", "Runs"]

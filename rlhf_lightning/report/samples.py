@@ -1,0 +1,121 @@
+"""What the groups answer to the same prompts, side by side."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_lightning.report.grouping import Group
+from rlhf_lightning.report.reading import Run
+
+#: Control characters, lone surrogates, and marks that turn the reading direction: shown, never obeyed.
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response as it is shown."""
+
+    text: str
+    tokens: int | None = None
+    finished: bool | None = None
+    kl: float | None = None  #: log-ratio to the reference, nats
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One prompt with the answers of every column.
+
+    Attributes:
+        prompt: as the model saw it.
+        row: "file:row" of the data.
+        answers: in the order of the columns; None where a column has none.
+    """
+
+    prompt: str
+    row: str
+    answers: tuple[Answer | None, ...]
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """Prompts by columns: the data's own response, the untrained policy, and groups."""
+
+    columns: tuple[str, ...]
+    rows: tuple[Comparison, ...]
+
+
+def compare(groups: Sequence[Group], *, columns: int = 6, prompts: int = 8, characters: int = 1500) -> SampleTable:
+    """The last samples of the best groups for the prompts that most of them answered.
+
+    Of a group the first seed with samples is shown. The untrained policy comes from the first group that sampled
+    before training.
+
+    Args:
+        groups: best first.
+        columns: most groups.
+        prompts: most prompts.
+        characters: longer texts are cut, and say so.
+    """
+    found = [(group, run) for group in groups if (run := _sampled(group)) is not None][:columns]
+    if not found:
+        return SampleTable((), ())
+    tables = [(_column(group, run), _by_prompt(run.samples[max(run.samples)])) for group, run in found]
+    before = next((run.samples[0] for _, run in found if 0 in run.samples and len(run.samples) > 1), None)
+    if before is not None:
+        tables.insert(0, ("before training", _by_prompt(before)))
+    counts: dict[tuple[str, str], int] = {}
+    for _, table in tables:
+        for key in table:
+            counts[key] = counts.get(key, 0) + 1
+    keys = sorted(counts, key=lambda key: -counts[key])[:prompts]
+    data = {key: Answer(_clean(_first(tables, key).get("data", ""), characters)) for key in keys}
+    rows = tuple(
+        Comparison(
+            _clean(key[1], characters),
+            key[0],
+            (data[key], *(_answer(table[key], characters) if key in table else None for _, table in tables)),
+        )
+        for key in keys
+    )
+    return SampleTable(("in the data", *(name for name, _ in tables)), rows)
+
+
+def _column(group: Group, run: Run) -> str:
+    return group.label if len(group.runs) == 1 or run.seed is None else f"{group.label} (seed {run.seed})"
+
+
+def _sampled(group: Group) -> Run | None:
+    return next((run for run in group.done or group.runs if any(run.samples.values())), None)
+
+
+def _by_prompt(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(str(row.get("row", "")), str(row["prompt"])): row for row in rows if "prompt" in row}
+
+
+def _first(tables: Sequence[tuple[str, dict[Any, dict[str, Any]]]], key: Any) -> dict[str, Any]:
+    return next(table[key] for _, table in tables if key in table)
+
+
+def _answer(row: dict[str, Any], characters: int) -> Answer:
+    kl, tokens, finished = row.get("kl"), row.get("tokens"), row.get("finished")
+    return Answer(
+        _clean(row.get("response", ""), characters),
+        tokens if isinstance(tokens, int) else None,
+        finished if isinstance(finished, bool) else None,
+        float(kl) if isinstance(kl, (int, float)) else None,
+    )
+
+
+def _clean(text: Any, characters: int) -> str:
+    """Text with its invisible characters made visible, cut to a length. Escaping is the page's part."""
+    shown = _INVISIBLE.sub(lambda match: _visible(match.group()), str(text).replace("\r\n", "\n"))
+    return shown if len(shown) <= characters else f"{shown[:characters]} … ({len(shown) - characters} more characters)"
+
+
+def _visible(character: str) -> str:
+    """The symbol of a control character; for others the replacement character."""
+    code = ord(character)
+    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
