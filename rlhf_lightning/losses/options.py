@@ -35,12 +35,20 @@ INPUTS: Mapping[str, str] = {
     "weight": "weight of each response, from the density ratio of the prompts of both labels",
     "score": "score of each response of a list, higher is better; nan in an empty slot",
     "present": "whether each slot of a list holds a response",
+    "reward": "scores of a scalar head: one a response, or one row a group where groups have several responses",
+    "token_reward": "scores of a scalar head at every scored token",
+    "length": "scored tokens of each response",
+    "overlap": "absolute cosine between the rows of a head with several outputs, a scalar",
+    "prefix": "scored tokens at the beginning that both responses of a pair share",
+    "safe": "label of each response, 1 safe and 0 unsafe",
     "step_reward": "reward of each step of a solution, read at the step's last token",
     "step_label": "label of each step, 1 right and 0 wrong",
     "rating": "what a head of several outputs says of each response, one number an attribute",
     "attributes": "rating of each response by several attributes, from the data; nan where there is none",
     "verdict": "log-probs of a judge's right and wrong letter, the chosen response shown first",
     "verdict_swapped": "the same, the chosen response shown second",
+    "embedding": "hidden state of each response, pooled at its last token or at its prompt's",
+    "values": "what value heads say of each scored token and of the state it is chosen in",
 }
 
 
@@ -60,12 +68,16 @@ class Range:
         return self.text
 
 
+#: A whole number from 0.
+WholeNumber = Annotated[int, Range("[0, inf)")]
 #: A whole number from 1.
 Count = Annotated[int, Range("[1, inf)")]
 Real = Annotated[float, Range("(-inf, inf)")]
 Positive = Annotated[float, Range("(0, inf)")]
 NonNegative = Annotated[float, Range("[0, inf)")]
 Share = Annotated[float, Range("[0, 1]")]
+#: Between 0 and 1, neither of them.
+OpenShare = Annotated[float, Range("(0, 1)")]
 #: Above 0 and at most 1.
 PositiveShare = Annotated[float, Range("(0, 1]")]
 #: Probability that a preference label is flipped.
@@ -91,7 +103,7 @@ def loss_function(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def needs(loss: Callable[..., Any]) -> frozenset[str]:
-    """The inputs that a loss asks for, a subset of ``INPUTS``.
+    """The inputs that a loss asks for, a subset of ``INPUTS``; not those that have a default (:func:`takes`).
 
     Args:
         loss: a function, a partial of one, or an object that says it itself in an attribute ``needs``.
@@ -102,16 +114,25 @@ def needs(loss: Callable[..., Any]) -> frozenset[str]:
     declared = getattr(loss, "needs", None)
     if declared is not None:
         return frozenset(declared)
+    return frozenset(p.name for p in _inputs(loss) if p.default is p.empty)
+
+
+def takes(loss: Callable[..., Any]) -> frozenset[str]:
+    """The inputs that a loss can use: those that it needs and those that an option of it may ask for."""
+    return needs(loss) if hasattr(loss, "needs") else frozenset(p.name for p in _inputs(loss))
+
+
+def _inputs(loss: Callable[..., Any]) -> list[inspect.Parameter]:
     function, given = _unwrap(loss)
     parameters = inspect.signature(function).parameters.values()
-    names = frozenset(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in given)
-    unknown = sorted(names - INPUTS.keys())
+    inputs = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in given]
+    unknown = sorted({p.name for p in inputs} - INPUTS.keys())
     if unknown:
         raise ValueError(
             f"loss {function.__name__} asks for {unknown}, which no method provides. Inputs are {sorted(INPUTS)}; "
             "an option must be keyword-only: write it after the * of the signature"
         )
-    return names
+    return inputs
 
 
 def validate(loss: Callable[..., Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rlhf_lightning.losses.options import needs, validate
+from rlhf_lightning.losses.options import needs, takes, validate
 from rlhf_lightning.types import PreferenceLoss
 
 
@@ -65,7 +65,10 @@ class WeightedSum:
 
     def __call__(self, **inputs: Any) -> PreferenceLoss:
         """The sum for one batch; ``inputs`` are the inputs by name, as every loss takes them."""
-        outputs = {name: loss(**{need: inputs[need] for need in needs(loss)}) for name, loss in self.losses.items()}
+        outputs = {
+            name: loss(**{key: inputs[key] for key in takes(loss) if key in inputs or key in needs(loss)})
+            for name, loss in self.losses.items()
+        }
         first, *others = outputs
         loss = self.weights[first] * outputs[first].loss
         for name in others:
