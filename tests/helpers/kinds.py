@@ -31,12 +31,23 @@ def _ranked(count: int) -> list[Example]:
     return out
 
 
+def _judged(count: int) -> list[Example]:
+    """Every third row without a judgment."""
+    out = []
+    for number, row in enumerate(examples(count, responses=1)):
+        behind = [] if number % 3 == 2 else [*row.prompt, 7 + number % 5]
+        responses = [row.responses[0] if behind else [], row.responses[0]]
+        out.append(replace(row, margin=None, prompt=behind, more_prompts=(row.prompt,), responses=responses))
+    return out
+
+
 #: Examples by kind of data; the owner of a kind adds it.
 EXAMPLES: dict[str, Callable[[int], list[Example]]] = {
     "supervised": lambda count: [replace(row, margin=None) for row in examples(count, responses=1)],
     "preference": _pairs,
     "unpaired": _labelled,
     "ranked": _ranked,
+    "judged": _judged,
 }
 
 

@@ -15,7 +15,8 @@ from rlhf_lightning.losses.preference import dpo
 from rlhf_lightning.losses.supervised import sft
 from rlhf_lightning.methods import Preference, Supervised
 from rlhf_lightning.models.roles import Cached, FrozenCopy, Models
-from rlhf_lightning.types import Example, PackedBatch, SequenceLogProbs, StepTotals
+from rlhf_lightning.ops.top_k import logits_top
+from rlhf_lightning.types import Example, PackedBatch, SequenceLogProbs, StepTotals, TopTokens
 
 VOCAB = 23
 
@@ -33,7 +34,16 @@ class Bigram(nn.Module):
         for parameter in self.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5
 
-    def forward(self, batch: PackedBatch, *, temperature: float = 1.0, statistics=frozenset(), adapter=True):
+    def forward(
+        self,
+        batch: PackedBatch,
+        *,
+        temperature: float = 1.0,
+        statistics=frozenset(),
+        adapter=True,
+        top_width=0,
+        top_of=None,
+    ):
         hidden = self.dropout(self.norm(self.embed(batch.ids[batch.source])))
         log_probs = torch.log_softmax(self.head(hidden).float() / temperature, -1)
         target = batch.ids[batch.target]
@@ -44,6 +54,13 @@ class Bigram(nn.Module):
             extra["top1"] = log_probs.argmax(-1) == target
         if "collision" in statistics:
             extra["collision"] = (2 * log_probs).logsumexp(-1).detach()
+        if top_width:
+            asked = top_of[batch.sequence]
+            top = logits_top(log_probs[asked], target[asked], width=top_width)
+            count = len(batch.response_span)
+            extra["top"] = TopTokens(
+                top.logit, top.token, top.target_logit, target[asked], batch.sequence[asked], count
+            )
         token = log_probs.gather(-1, target[:, None])[:, 0]
         ragged = batch.ragged(token)
         return SequenceLogProbs(ragged.token, ragged.sequence, ragged.count, ragged.mean_length, **extra)
