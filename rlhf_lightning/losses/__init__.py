@@ -11,6 +11,8 @@
 * contrast at each token: ``cringe pairwise_cringe``
 * judgments: ``cut cut_paper odds_ratio_judgment``
 * rewards from comparisons: ``bradley_terry log_exp odin k_wise best_of_k token_wise cost``
+* ranked lists: ``plackett_luce pro rrhf exo_k``
+* fine-tuning on scored responses: ``best_of_n reward_weighted``
 * supervised: ``sft dft``
 * several at once: ``WeightedSum``
 
@@ -21,6 +23,7 @@ A loss is a pure function: its positional parameters are the inputs it needs, it
 from rlhf_lightning.losses.anchored import apo_down, apo_zero, kto_pair, nca, sppo
 from rlhf_lightning.losses.cringe import cringe, pairwise_cringe
 from rlhf_lightning.losses.extended import dpop, odpo, rpo, wpo
+from rlhf_lightning.losses.filtered import best_of_n, reward_weighted
 from rlhf_lightning.losses.judge import pairwise_judge
 from rlhf_lightning.losses.judgment import cut, cut_paper, odds_ratio_judgment
 from rlhf_lightning.losses.length import ld_dpo, r_dpo
@@ -36,6 +39,7 @@ from rlhf_lightning.losses.preference import (
     robust_dpo,
     sigmoid_norm,
 )
+from rlhf_lightning.losses.ranking import exo_k, plackett_luce, pro, rrhf
 from rlhf_lightning.losses.rating import attribute_regression, binary_discrimination, process_reward
 from rlhf_lightning.losses.reference_free import alpha_po, cpo, orpo, preferred_ft, simper, simpo, slic
 from rlhf_lightning.losses.reward import best_of_k, bradley_terry, cost, k_wise, log_exp, odin, token_wise
@@ -59,6 +63,7 @@ __all__ = [
     "bco",
     "bco_pair",
     "best_of_k",
+    "best_of_n",
     "beta_dpo",
     "binary_discrimination",
     "bradley_terry",
@@ -73,6 +78,7 @@ __all__ = [
     "dpo",
     "dpop",
     "exo",
+    "exo_k",
     "f_dpo",
     "hinge",
     "ipo",
@@ -90,11 +96,15 @@ __all__ = [
     "orpo",
     "pairwise_cringe",
     "pairwise_judge",
+    "plackett_luce",
     "preferred_ft",
+    "pro",
     "process_reward",
     "r_dpo",
+    "reward_weighted",
     "robust_dpo",
     "rpo",
+    "rrhf",
     "sft",
     "sigmoid_norm",
     "simper",

@@ -3,7 +3,8 @@
 from rlhf_lightning.methods.base import AlignmentModule
 from rlhf_lightning.methods.judged import Judged
 from rlhf_lightning.methods.preference import Preference
+from rlhf_lightning.methods.ranking import Ranked
 from rlhf_lightning.methods.supervised import Supervised
 from rlhf_lightning.methods.unpaired import Unpaired
 
-__all__ = ["AlignmentModule", "Judged", "Preference", "Supervised", "Unpaired"]
+__all__ = ["AlignmentModule", "Judged", "Preference", "Ranked", "Supervised", "Unpaired"]

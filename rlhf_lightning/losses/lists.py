@@ -1,0 +1,62 @@
+r"""What ranked lists have in common: who is worse than whom, which response is best, and sums over a list.
+
+A list is a row of ``[groups, slots]``: a response a slot, fewer in shorter lists (``present``). Only *strict*
+differences of score count: tied responses are never compared with each other, and what is said of the best response is
+the mean over all that share the highest score. So neither the order of the responses nor how ties are broken matters.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from rlhf_lightning.losses.terms import negative_log_likelihood
+from rlhf_lightning.types import Ragged
+
+#: How a likelihood term adds up the tokens of a response in a list.
+ListReduction = Literal["response_mean", "sum"]
+
+
+def worse(
+    score: Float[Tensor, "groups slots"], present: Bool[Tensor, "groups slots"]
+) -> Bool[Tensor, "groups slots slots"]:
+    """Entry (g, k, i): responses k and i of list g are there, and i has a strictly lower score than k."""
+    both = present[:, :, None] & present[:, None, :]
+    return both & (score[:, None, :] < score[:, :, None])
+
+
+def best(score: Float[Tensor, "groups slots"], present: Bool[Tensor, "groups slots"]) -> Float[Tensor, "groups slots"]:
+    """Shares that add up to 1: equal ones for the responses with a list's highest score, 0 for the others."""
+    return shares(present & ~worse(score, present).any(1))
+
+
+def shares(chosen: Bool[Tensor, "groups slots"]) -> Float[Tensor, "groups slots"]:
+    """Equal shares for the chosen responses of each list, which add up to 1 (to 0 where none is chosen)."""
+    return chosen.float() / chosen.sum(-1, keepdim=True).clamp(min=1)
+
+
+def top_heavy(
+    own: Float[Tensor, "groups slots"],
+    others: Float[Tensor, "groups slots slots"],
+    below: Bool[Tensor, "groups slots slots"],
+) -> Float[Tensor, "groups slots"]:
+    r"""For every response k :math:`-\log\big[e^{a_k} / (e^{a_k} + \sum_{i \prec k} e^{b_{ki}})\big]`; 0 for the last.
+
+    Args:
+        own: the logits a.
+        others: the logits b, that of i as k sees it; what is not below is not looked at.
+        below: the responses that k has to beat.
+    """
+    logits = torch.cat([own[..., None], others.masked_fill(~below, -torch.inf)], -1)
+    return logits.logsumexp(-1) - own
+
+
+def list_nll(
+    policy: Ragged, share: Float[Tensor, "groups slots"], reduction: ListReduction
+) -> Float[Tensor, " groups"]:
+    """Negative log-likelihood of each list's responses, weighted by ``share``; nats per token, or nats for ``sum``."""
+    term = negative_log_likelihood(policy, reduction).view(share.shape)
+    return (share * term).sum(-1)
