@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import overload
+from typing import Protocol, overload
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,27 @@ from numpy.typing import NDArray
 
 from rlhf_lightning.data.columns import Columns
 from rlhf_lightning.types import Example
+
+
+class Groups(Protocol):
+    """Tokenised groups that can be counted, measured and selected; ``Examples`` are, and what is made of them."""
+
+    @property
+    def slot_tokens(self) -> NDArray[np.int32]:
+        """Scored tokens of each response, (groups, slots)."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens that each group takes in a packed batch, (groups,)."""
+
+    @property
+    def padded_lengths(self) -> NDArray[np.int64]:
+        """Tokens that each group takes alone in a padded batch, (groups,)."""
+
+    def __len__(self) -> int: ...
+
+    def select(self, groups: NDArray[np.int64]) -> Examples:
+        """Some groups, in the order given."""
 
 
 @dataclass(frozen=True)

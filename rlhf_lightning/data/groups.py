@@ -18,7 +18,7 @@ def with_negatives(found: Iterable[tuple[Row, Record, Example]]) -> Iterator[Nat
     """Rows with their kinds; of CoIN's tables every second row becomes the hard negative of the one before it."""
     held: tuple[str, int, Example] | None = None
     for row, record, example in found:
-        if record.format != "coin":
+        if record.format != "coin" or not record.parts:
             yield record.kind, example
             continue
         place = row.file, (row.number - 1) // 2

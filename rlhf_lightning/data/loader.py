@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from rlhf_lightning.data import bins
-from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.examples import Examples, Groups
+from rlhf_lightning.data.mismatch import Mismatches
 from rlhf_lightning.data.packing import local_totals, pack
 from rlhf_lightning.data.plan import Batching, Plan, plan_epoch
-from rlhf_lightning.types import PackedBatch, StepTotals
+from rlhf_lightning.types import PackedBatch, StepTotals, UnpairedBatch
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +43,15 @@ class Batches(Dataset[PackedBatch], ABC):
 
     store: LogProbStore | None = None
     kind: str | None = None  #: of the batches, see ``pack``
+    mismatches: Mismatches | None = None  #: of the data set that the batches are from
 
     def __getitem__(self, number: int) -> PackedBatch:
         examples, totals = self.groups(number)
-        return self._packed(examples, totals, self.kind)
+        batch = self._packed(examples, totals, self.kind)
+        if not isinstance(batch, UnpairedBatch) or self.mismatches is None:
+            return batch
+        mismatched = [self._packed(examples, totals, None) for examples, totals in self.mismatched(number)]
+        return replace(batch, mismatched=tuple(mismatched))
 
     def _packed(self, examples: Examples, totals: StepTotals, kind: str | None) -> PackedBatch:
         cached = None if self.store is None else self.store.log_probs(examples)
@@ -54,6 +60,10 @@ class Batches(Dataset[PackedBatch], ABC):
     @abstractmethod
     def groups(self, number: int) -> tuple[Examples, StepTotals]:
         """The groups of a micro-batch, and the denominators of the step that it belongs to."""
+
+    @abstractmethod
+    def mismatched(self, number: int) -> list[tuple[Examples, StepTotals]]:
+        """What a micro-batch brings for its step's estimate: groups with others' responses, and their denominators."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +77,24 @@ class PlannedBatches(Batches):
     world_size: int
     store: LogProbStore | None
     kind: str | None = None
+    mismatches: Mismatches | None = None
 
     def groups(self, number: int) -> tuple[Examples, StepTotals]:
         """The ``number``-th micro-batch of this process."""
-        chosen = self.plan.micro_batch(number * self.world_size + self.rank)
-        return self.examples.select(chosen), self.plan.totals(number // self.accumulate)
+        return self.examples.select(self._chosen(number)), self.plan.totals(number // self.accumulate)
+
+    def mismatched(self, number: int) -> list[tuple[Examples, StepTotals]]:
+        """All of this process's share of the step with its first micro-batch, nothing with the others."""
+        if self.mismatches is None or number % self.accumulate:
+            return []
+        step = number // self.accumulate
+        tokens = int(self.mismatches.slot_tokens[self.plan.groups(step)].sum())
+        totals = self.plan.totals(step)._replace(slot_tokens=(tokens,))
+        share = range(number, number + self.accumulate)
+        return [(self.mismatches.select(self._chosen(each)), totals) for each in share]
+
+    def _chosen(self, number: int) -> IntArray:
+        return self.plan.micro_batch(number * self.world_size + self.rank)
 
 
 @dataclass(frozen=True)
@@ -81,17 +104,24 @@ class ListedBatches(Batches):
     A token mean is therefore that of the whole set, however it was cut into batches and dealt to processes.
     """
 
-    listed: Sequence[tuple[Examples, IntArray]]
+    listed: Sequence[tuple[Groups, IntArray]]
     store: LogProbStore | None
     world_size: int = 1
     kind: str | None = None
+    mismatches: Mismatches | None = None
 
     def groups(self, number: int) -> tuple[Examples, StepTotals]:
         """The ``number``-th micro-batch."""
         examples, chosen = self.listed[number]
-        return examples.select(chosen), local_totals(examples)._replace(
-            micro_batches=len(self.listed) * self.world_size
-        )
+        return examples.select(chosen), self._totals(examples)
+
+    def mismatched(self, number: int) -> list[tuple[Examples, StepTotals]]:
+        """A micro-batch's own prompts."""
+        assert self.mismatches is not None
+        return [(self.mismatches.select(self.listed[number][1]), self._totals(self.mismatches))]
+
+    def _totals(self, examples: Groups) -> StepTotals:
+        return local_totals(examples)._replace(micro_batches=len(self.listed) * self.world_size)
 
 
 def iterate(batches: Batches, numbers: Sequence[int], workers: int, pin_memory: bool) -> Iterator[PackedBatch]:
@@ -132,6 +162,7 @@ class EpochLoader:
         pin_memory: bool = False,
         store: LogProbStore | None = None,
         kind: str | None = None,
+        mismatches: Mismatches | None = None,
     ) -> None:
         """Set up the loader; the first epoch is planned when it is first needed.
 
@@ -145,8 +176,10 @@ class EpochLoader:
             pin_memory: hand batches out in pinned memory.
             store: reference log-probs to attach.
             kind: of the batches, see ``pack``.
+            mismatches: of the data set; the first micro-batch of a step brings those of the step.
         """
-        self.examples, self.batching, self.store, self.kind = examples, batching, store, kind
+        self.examples, self.batching, self.store = examples, batching, store
+        self.kind, self.mismatches = kind, mismatches
         self.accumulate, self.rank, self.world_size = accumulate, rank, world_size
         self.workers, self.pin_memory = workers, pin_memory
         self.epoch = 0
@@ -188,7 +221,14 @@ class EpochLoader:
             self.epoch, self.position = self.epoch + 1, 0
         self._fresh = False
         batches = PlannedBatches(
-            self.examples, self.plan, self.accumulate, self.rank, self.world_size, self.store, self.kind
+            self.examples,
+            self.plan,
+            self.accumulate,
+            self.rank,
+            self.world_size,
+            self.store,
+            self.kind,
+            self.mismatches,
         )
         for batch in iterate(batches, range(self.position, len(self)), self.workers, self.pin_memory):
             self.position += 1  # before the batch is used: a state taken while it is trained on counts it
@@ -266,16 +306,17 @@ class ListLoader:
 
     def __init__(
         self,
-        listed: Sequence[tuple[Examples, IntArray]],
+        listed: Sequence[tuple[Groups, IntArray]],
         *,
         workers: int = 0,
         pin_memory: bool = False,
         store: LogProbStore | None = None,
         world_size: int = 1,
         kind: str | None = None,
+        mismatches: Mismatches | None = None,
     ) -> None:
         """Keep the list of (data set, groups); see ``evaluation_batches`` and ``reference_batches``."""
-        self.batches = ListedBatches(listed, store, world_size, kind)
+        self.batches = ListedBatches(listed, store, world_size, kind, mismatches)
         self.workers, self.pin_memory = workers, pin_memory
 
     def __len__(self) -> int:
@@ -287,7 +328,7 @@ class ListLoader:
 
 def evaluation_batches(
     examples: Examples, batching: Batching, *, rank: int = 0, world_size: int = 1
-) -> list[tuple[Examples, IntArray]]:
+) -> list[tuple[Groups, IntArray]]:
     """This process's batches of an evaluation: every group once over all processes, equally many batches on each.
 
     Args:
@@ -303,14 +344,14 @@ def evaluation_batches(
 
 
 def reference_batches(
-    parts: Sequence[tuple[Examples, IntArray]],
+    parts: Sequence[tuple[Groups, IntArray]],
     *,
     size: int | None = None,
     max_tokens: int | None = None,
     padded: bool = False,
     rank: int = 0,
     world_size: int = 1,
-) -> list[tuple[Examples, IntArray]]:
+) -> list[tuple[Groups, IntArray]]:
     """This process's batches of a pass over some rows, longest first, equally many batches on every process.
 
     Rows of similar length stand together, and the batch that takes most memory comes first. Where the number of
@@ -324,7 +365,7 @@ def reference_batches(
         rank: this process.
         world_size: processes.
     """
-    listed = []
+    listed: list[tuple[int, Groups, IntArray]] = []
     for examples, groups in parts:
         every = examples.padded_lengths if padded else examples.lengths
         order = groups[np.argsort(-every[groups], kind="stable")]

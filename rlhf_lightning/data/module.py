@@ -14,9 +14,10 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from numpy.typing import NDArray
 
 from rlhf_lightning.data.checks import DataError, Report
-from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.examples import Examples, Groups
 from rlhf_lightning.data.kinds import LAYOUTS, DataKind
 from rlhf_lightning.data.loader import EpochLoader, ListLoader, evaluation_batches, reference_batches
+from rlhf_lightning.data.mismatch import Mismatches
 from rlhf_lightning.data.plan import Batching, check_budget
 from rlhf_lightning.data.sources import Source
 from rlhf_lightning.data.spec import DataSpec
@@ -73,11 +74,12 @@ class AlignmentDataModule(L.LightningDataModule):
         eval_batch_size: int | None = None,
         shuffle: bool = True,
         bucket: int | None = None,
-        padded: bool = False,
+        padded: bool | None = None,
         num_workers: int = 0,
         seed: int = 0,
         place: Place | None = None,
         reference_store: ReferenceStore | None = None,
+        mismatched: bool = False,
     ) -> None:
         """Check the sizes; nothing is read yet.
 
@@ -94,11 +96,13 @@ class AlignmentDataModule(L.LightningDataModule):
                 ``max_tokens``.
             shuffle: another order every epoch.
             bucket: window, in steps, out of which steps of similar length are made; None: 50 when padded, else 1.
-            padded: count padding in ``max_tokens`` and in the balance: for ``model.backend=padded``.
+            padded: count padding in ``max_tokens`` and in the balance: for ``model.backend=padded``. None: no; the
+                commands set it from the model.
             num_workers: processes that pack ahead; packing takes under a millisecond a batch, so 0 is usually right.
             seed: of the order.
             place: this process's share where no trainer says it.
             reference_store: cached reference log-probs to attach to every batch.
+            mismatched: bring every prompt of a step with another row's response too (KTO's reference point).
 
         Raises:
             ValueError: an impossible size.
@@ -112,7 +116,7 @@ class AlignmentDataModule(L.LightningDataModule):
             seed=seed,
             shuffle=shuffle,
             bucket=bucket or (PADDED_BUCKET if padded else 1),
-            padded=padded,
+            padded=bool(padded),
         )
         if eval_batch_size is not None and eval_batch_size < 1:
             raise ValueError(f"data.eval_batch_size={eval_batch_size} must be at least 1, or null")
@@ -120,6 +124,8 @@ class AlignmentDataModule(L.LightningDataModule):
         self.train_examples: Examples | None = None
         self.val_examples: Examples | None = None
         self.reports: dict[str, Report] = {}  #: by role: what happened to every row
+        self.mismatched = mismatched
+        self._mismatches: dict[int, Mismatches] = {}  # by the identity of the examples
         self._store = reference_store
 
     # Reading
@@ -145,6 +151,7 @@ class AlignmentDataModule(L.LightningDataModule):
         if self.val_examples is None and validation is not None and not isinstance(validation, int | float):
             self.val_examples = self._read(validation, "validation")
         for examples in self._parts():
+            self._mismatches_of(examples)
             check_budget(self._lengths(examples), self.batching, examples.row)
         if stage in (None, "fit"):
             self.train_dataloader()  # an impossible plan is an error here, before weights load
@@ -164,6 +171,17 @@ class AlignmentDataModule(L.LightningDataModule):
 
     def _parts(self) -> list[Examples]:
         return [part for part in (self.train_examples, self.val_examples) if part is not None]
+
+    def _mismatches_of(self, examples: Examples) -> Mismatches | None:
+        """The partners of a part's rows, chosen once; None where nobody asks for them."""
+        if self.mismatched and id(examples) not in self._mismatches:
+            self._mismatches[id(examples)] = Mismatches.draw(examples)
+        return self._mismatches.get(id(examples))
+
+    def _to_cache(self) -> list[Groups]:
+        """Everything that needs reference log-probs."""
+        parts = self._parts()
+        return [*parts, *(found for part in parts if (found := self._mismatches_of(part)) is not None)]
 
     def _lengths(self, examples: Examples) -> NDArray[np.int64]:
         return examples.padded_lengths if self.batching.padded else examples.lengths
@@ -221,6 +239,7 @@ class AlignmentDataModule(L.LightningDataModule):
             pin_memory=self._pin_memory(),
             store=self._store,
             kind=self.kind,
+            mismatches=self._mismatches_of(examples),
         )
         len(loader)  # plans the first epoch: what cannot be planned is an error now
         return loader
@@ -233,11 +252,12 @@ class AlignmentDataModule(L.LightningDataModule):
         batching = self.batching
         if batching.max_tokens is None or self.eval_batch_size is not None:
             batching = replace(batching, batch_size=self._eval_groups() * place.world_size, max_tokens=None)
-        listed = evaluation_batches(_need(self.val_examples), batching, rank=place.rank, world_size=place.world_size)
-        return self._list_loader(listed, self._store, self.kind)
+        examples = _need(self.val_examples)
+        listed = evaluation_batches(examples, batching, rank=place.rank, world_size=place.world_size)
+        return self._list_loader(listed, store=self._store, kind=self.kind, mismatches=self._mismatches_of(examples))
 
     def reference_loader(self, store: ReferenceStore, *, checks: int = 8) -> ListLoader:
-        """The rows of training and validation that a store lacks, longest first; this process's share.
+        """The rows of training and validation, mismatched ones too, that a store lacks; this process's share.
 
         A few random rows that it has come along: the writer compares their log-probs with what is stored. Every
         process has equally many batches, so that a sharded model can score them.
@@ -246,7 +266,7 @@ class AlignmentDataModule(L.LightningDataModule):
             store: the cache.
             checks: stored rows to score again; with 0 the loader is empty when nothing is missing.
         """
-        parts = self._parts()
+        parts = self._to_cache()
         chosen = self._to_score(store, checks)
         if self.trainer is not None:  # another job may add rows between two processes' looks at the folder
             chosen = self.trainer.strategy.broadcast(chosen)
@@ -259,13 +279,13 @@ class AlignmentDataModule(L.LightningDataModule):
             rank=place.rank,
             world_size=place.world_size,
         )
-        return self._list_loader(listed, None, None)
+        return self._list_loader(listed)
 
     def _to_score(self, store: ReferenceStore, checks: int) -> list[NDArray[np.int64]]:
         """Of each part the groups that the store lacks, and a few that it has."""
         draw = np.random.default_rng()  # another sample in every run; nothing that is trained depends on it
         chosen = []
-        for examples in self._parts():
+        for examples in self._to_cache():
             missing = store.missing(examples)
             stored = draw.permutation(np.setdiff1d(np.arange(len(examples)), missing))[:checks]
             checks -= len(stored)
@@ -282,22 +302,16 @@ class AlignmentDataModule(L.LightningDataModule):
         if store is not None:
             if self.trainer is not None:
                 self.trainer.strategy.barrier("reference cache")  # until every process has written its share
-            for examples in self._parts():
+            for examples in self._to_cache():
                 missing = store.missing(examples)
                 if len(missing):
                     store.log_probs(examples.select(missing[:1]))  # raises, naming the row
         self._store = store
 
-    def _list_loader(
-        self, listed: list[tuple[Examples, NDArray[np.int64]]], store: ReferenceStore | None, kind: str | None
-    ) -> ListLoader:
+    def _list_loader(self, listed: list[tuple[Groups, NDArray[np.int64]]], **options: Any) -> ListLoader:
+        place = self._place()
         return ListLoader(
-            listed,
-            workers=self.num_workers,
-            pin_memory=self._pin_memory(),
-            store=store,
-            world_size=self._place().world_size,
-            kind=kind,
+            listed, workers=self.num_workers, pin_memory=self._pin_memory(), world_size=place.world_size, **options
         )
 
     def _eval_groups(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.examples import Examples, Groups
 from rlhf_lightning.types import (
     AttributesBatch,
     ContextBatch,
@@ -43,7 +43,7 @@ BATCHES: dict[str, type[PackedBatch]] = {
 ATTRIBUTE = "attribute:"
 
 
-def local_totals(examples: Examples, groups: NDArray[np.int64] | slice = slice(None)) -> StepTotals:
+def local_totals(examples: Groups, groups: NDArray[np.int64] | slice = slice(None)) -> StepTotals:
     """Totals of some groups on their own: what evaluation uses, where a batch is not part of an optimiser step."""
     slot_tokens = examples.slot_tokens[groups]
     return StepTotals(len(slot_tokens), tuple(slot_tokens.sum(axis=0, dtype=np.int64).tolist()))

@@ -84,10 +84,14 @@ class Plan:
         """The groups of a micro-batch."""
         return self.order[self.cuts[number] : self.cuts[number + 1]]
 
+    def groups(self, step: int) -> IntArray:
+        """The groups of a step."""
+        first = step * self.micro_batches
+        return self.order[self.cuts[first] : self.cuts[first + self.micro_batches]]
+
     def totals(self, step: int) -> StepTotals:
         """Exact denominators of a step."""
-        first = step * self.micro_batches
-        groups = int(self.cuts[first + self.micro_batches] - self.cuts[first])
+        groups = len(self.groups(step))
         return StepTotals(groups, tuple(self.slot_tokens[step].tolist()), self.micro_batches)
 
     @property

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.examples import Examples, Groups
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.data.shards import (
     KEY_BYTES,
@@ -51,10 +51,12 @@ _STALE_SECONDS = 3600.0
 #: composition of the batch changes them by 1e-5 on a CPU (SmolLM2-135M, float32 and bfloat16); GPU kernels that depend
 #: on the batch's shape round more coarsely in bfloat16. Another model differs by tenths.
 TOLERANCE = 0.05
+#: Groups whose keys are computed at once.
+_AT_ONCE = 8192
 
 
 def response_keys(examples: Examples) -> Keys:
-    """The key of every response, (groups, slots)."""
+    """The key of every response, (groups, slots); an empty slot has one too, under which nothing is ever stored."""
     tokens, scored = examples.tokens.astype("<i4", copy=False), examples.scored
     keys = []
     for cuts in examples.by_prompt.tolist():
@@ -131,10 +133,18 @@ class ReferenceStore:
         """Which keys are stored, in the shape of ``keys``."""
         return self._index.contains(keys.ravel()).reshape(keys.shape)
 
-    def missing(self, examples: Examples) -> NDArray[np.int64]:
+    def holds(self, examples: Groups) -> NDArray[np.bool_]:
+        """Whether all responses of each group are stored, (groups,); an empty slot needs no entry."""
+        found = [np.zeros(0, dtype=np.bool_)]
+        for start in range(0, len(examples), _AT_ONCE):
+            part = examples.select(np.arange(start, min(start + _AT_ONCE, len(examples))))
+            found.append((self.contains(response_keys(part)) | (part.slot_tokens == 0)).all(axis=1))
+        return np.concatenate(found)
+
+    def missing(self, examples: Groups) -> NDArray[np.int64]:
         """The groups of which any response is not stored, after a fresh look at the folder."""
         self.refresh()
-        return np.flatnonzero(~self.contains(response_keys(examples)).all(axis=1))
+        return np.flatnonzero(~self.holds(examples))
 
     def get(self, keys: Keys) -> list[NDArray[np.float32]]:
         """The log-probs of some responses, one number (nats) for each scored token.
@@ -166,18 +176,18 @@ class ReferenceStore:
         Raises:
             ReferenceCacheError: a row is not stored; the message names the first one.
         """
-        keys = response_keys(examples)
-        stored = self.contains(keys).all(axis=1)
+        keys, filled = response_keys(examples), examples.slot_tokens > 0
+        stored = (self.contains(keys) | ~filled).all(axis=1)
         if not stored.all():
             self.refresh()  # another process may have added it since
-            stored = self.contains(keys).all(axis=1)
+            stored = (self.contains(keys) | ~filled).all(axis=1)
         if not stored.all():
             row = examples.row(int(np.flatnonzero(~stored)[0]))
             raise ReferenceCacheError(
                 f"{row} has no reference log-probs in {self.path}: fill the cache with the same data options first "
                 "(reference=cached does so before training)"
             )
-        return np.concatenate(self.get(keys.ravel()))
+        return np.concatenate(self.get(keys[filled]))
 
     def write(self, keys: Keys, values: Sequence[NDArray[np.float32]]) -> None:
         """Add a shard. When this returns the shard is on disk; when it does not, nothing has changed."""
@@ -238,13 +248,13 @@ class ReferenceStore:
         Raises:
             ReferenceCacheError: a row differs by more than the tolerance.
         """
-        stored = np.flatnonzero(self.contains(response_keys(examples)).all(axis=1))
+        stored = np.flatnonzero(self.holds(examples))
         worst = 0.0
         for group in np.random.default_rng(seed).permutation(stored)[:rows].tolist():
             batch = pack(examples.select(np.array([group])))
             with torch.no_grad():
-                values = _by_response(batch, scorer(batch))
-            worst = max(worst, self.compare(batch_keys(batch), values, [examples.row(group)] * len(values), tolerance))
+                keys, values = _entries(batch, scorer(batch))
+            worst = max(worst, self.compare(keys, values, [examples.row(group)] * len(values), tolerance))
         return worst
 
     def _remove_stale(self) -> None:
@@ -285,12 +295,12 @@ class ReferenceWriter:
         Raises:
             ReferenceCacheError: a log-prob is not finite, or not what is stored; the message names the row.
         """
-        values = _by_response(batch, log_probs)
-        names = [batch.rows[parent] for parent in batch.parent.tolist()] if batch.rows else ["a row"] * len(values)
+        keys, values = _entries(batch, log_probs)
+        filled = torch.bincount(batch.sequence, minlength=len(batch.response_span)).nonzero().flatten().tolist()
+        names = [batch.rows[slot // batch.slots] if batch.rows else "a row" for slot in filled]
         for name, value in zip(names, values, strict=True):
             if not np.isfinite(value).all():
                 raise ReferenceCacheError(f"{name}: the reference model gives a log-prob that is not finite")
-        keys = batch_keys(batch)
         known = self.store.contains(keys)
         at = np.flatnonzero(known).tolist()
         self.store.compare(keys[known], [values[i] for i in at], [names[i] for i in at], self.tolerance)
@@ -316,8 +326,10 @@ class ReferenceWriter:
         self.flush()
 
 
-def _by_response(batch: PackedBatch, log_probs: Ragged | Tensor) -> list[NDArray[np.float32]]:
-    """The log-probs of each response of a batch, in float32 on the CPU."""
+def _entries(batch: PackedBatch, log_probs: Ragged | Tensor) -> tuple[Keys, list[NDArray[np.float32]]]:
+    """Key and log-probs, in float32 on the CPU, of each response of a batch that has scored tokens."""
     token = log_probs.token if isinstance(log_probs, Ragged) else log_probs
-    lengths = torch.bincount(batch.sequence, minlength=len(batch.response_span)).cumsum(0).tolist()
-    return np.split(token.detach().float().cpu().numpy(), lengths[:-1])
+    lengths = torch.bincount(batch.sequence, minlength=len(batch.response_span)).cpu()
+    values = np.split(token.detach().float().cpu().numpy(), lengths.cumsum(0).tolist()[:-1])
+    filled = lengths.numpy() > 0
+    return batch_keys(batch)[filled], [value for value, kept in zip(values, filled, strict=True) if kept]
