@@ -21,7 +21,6 @@ A loss is a pure function: its positional parameters are the inputs it needs, it
 """
 
 from rlhf_lightning.losses.anchored import apo_down, apo_zero, kto_pair, nca, sppo
-from rlhf_lightning.losses.cringe import cringe, pairwise_cringe
 from rlhf_lightning.losses.extended import dpop, odpo, rpo, wpo
 from rlhf_lightning.losses.filtered import best_of_n, reward_weighted
 from rlhf_lightning.losses.judge import pairwise_judge
@@ -45,6 +44,7 @@ from rlhf_lightning.losses.reference_free import alpha_po, cpo, orpo, preferred_
 from rlhf_lightning.losses.reward import best_of_k, bradley_terry, cost, k_wise, log_exp, odin, token_wise
 from rlhf_lightning.losses.running import alpha_dpo, bco_pair, beta_dpo
 from rlhf_lightning.losses.supervised import dft, sft
+from rlhf_lightning.losses.token_contrast import cringe, pairwise_cringe
 from rlhf_lightning.losses.transport import aot, aot_unpaired
 from rlhf_lightning.losses.unpaired import apo_zero_unpaired, bco, kto, unlikelihood
 from rlhf_lightning.losses.weighted_sum import WeightedSum

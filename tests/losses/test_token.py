@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlhf_lightning.losses import cringe, cut, cut_paper, pairwise_cringe
-from rlhf_lightning.losses.cringe import contrasted
 from rlhf_lightning.losses.judgment import detected
+from rlhf_lightning.losses.token_contrast import contrasted
 from rlhf_lightning.types import GroupLoss, Pair, PreferenceLoss
 from tests.helpers import reference_token as plain
 from tests.helpers.loss_inputs import run
