@@ -1,6 +1,7 @@
 """What is logged, saved or refreshed beside training. Each callback reads a step's outputs and batch."""
 
 from rlhf_lightning.callbacks.ema import EMAWeights
+from rlhf_lightning.callbacks.gold import GoldReward
 from rlhf_lightning.callbacks.hf_export import HFExport
 from rlhf_lightning.callbacks.implicit_rewards import ImplicitRewards
 from rlhf_lightning.callbacks.last_checkpoint import LastCheckpoint
@@ -16,6 +17,7 @@ from rlhf_lightning.callbacks.throughput import Throughput
 __all__ = [
     "AlignmentProgressBar",
     "EMAWeights",
+    "GoldReward",
     "HFExport",
     "ImplicitRewards",
     "LastCheckpoint",

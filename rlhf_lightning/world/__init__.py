@@ -1,0 +1,25 @@
+"""The tiny world: a language small enough to align in seconds, with a gold reward that is known exactly.
+
+``model=tiny data=tiny``: :class:`TinyWorld` is the base model, :class:`TinySource` its data of every kind,
+:class:`TinyEvaluator` what only the evaluator knows.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlhf_lightning.world.base import TinyWorld as TinyWorld
+    from rlhf_lightning.world.evaluator import TinyEvaluator as TinyEvaluator
+    from rlhf_lightning.world.source import TinySource as TinySource
+
+_HOME = {"TinyWorld": "base", "TinyEvaluator": "evaluator", "TinySource": "source"}
+
+__all__ = ["TinyEvaluator", "TinySource", "TinyWorld"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,185 @@
+"""The base model of the tiny world: trained once in seconds, kept by content, loaded like any other model.
+
+The cache folder is ``world/<digest>`` below ``$RLHF_CACHE``: the digest covers everything that the weights follow from.
+Of several jobs that want the base one trains it and the others wait; the folder appears by a rename, whole or not at
+all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from filelock import FileLock
+
+from rlhf_lightning.data.cache import default_folder
+from rlhf_lightning.models.sources import Dtype, Execution
+from rlhf_lightning.models.tokenizers import prepare_tokenizer
+from rlhf_lightning.world import grammar
+from rlhf_lightning.world.tokenizer import BOS, EOS, PAD, VOCABULARY, tiny_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+#: Part of the key; raise it when the same settings start to give another base.
+BASE_VERSION = 1
+#: Jobs that want the base wait this long, in seconds, for the one that trains it.
+_PATIENCE = 1800.0
+
+
+@dataclass(frozen=True)
+class TinyWorld(Execution):
+    """The tiny world's base: a Llama of half a million parameters that has read answers of every style.
+
+    It is trained on the first use, in under a minute on one core, and kept under ``$RLHF_CACHE``. Its weights do not
+    depend on, and do not disturb, the global random number generators.
+
+    Args:
+        seed: of the weights and of what it reads; another seed is another base.
+        hidden_size: width of the residual stream.
+        layers: decoder layers.
+        heads: attention heads; must divide ``hidden_size``.
+        intermediate_size: width of the MLP.
+        steps: of its training.
+        batch_size: answers a step.
+        lr: peak learning rate of its training, AdamW with a cosine to zero.
+        dtype: of the weights when loaded: ``float32``, ``bfloat16`` or ``float16``.
+
+    Raises:
+        ValueError: unknown dtype.
+    """
+
+    seed: int = 0
+    hidden_size: int = 128
+    layers: int = 2
+    heads: int = 4
+    intermediate_size: int = 384
+    steps: int = 300
+    batch_size: int = 32
+    lr: float = 4.0e-3
+    dtype: Dtype = "float32"
+    name: str = "tiny"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"model.dtype={self.dtype!r}; it can be float32, bfloat16, float16")
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """One token a word; needs no training."""
+        return prepare_tokenizer(tiny_tokenizer())
+
+    def load(self, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
+        """The base, in evaluation mode; trained now if it is not in the cache.
+
+        Args:
+            quantization: bitsandbytes settings; the weights are then quantised while they load.
+        """
+        from transformers import LlamaForCausalLM
+
+        options: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
+        loader: Any = LlamaForCausalLM
+        model = loader.from_pretrained(self.folder() / "model", dtype=getattr(torch, self.dtype), **options)
+        return cast("PreTrainedModel", model.eval())
+
+    def folder(self) -> Path:
+        """The cached base: ``model``, ``base.json`` with what is known about it; made now if it is not there."""
+        return kept(default_folder() / "world" / self.digest(), self._train)
+
+    def digest(self) -> str:
+        """Digest of all that the weights follow from: the language, the sizes, the training, torch's version."""
+        settings = {name: value for name, value in asdict(self).items() if name not in _NOT_CONTENT}
+        parts = [BASE_VERSION, settings, grammar.content(), torch.__version__]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+    def new_model(self) -> PreTrainedModel:
+        """The model before its training."""
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        ids = VOCABULARY.index
+        config = LlamaConfig(
+            vocab_size=len(VOCABULARY),
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            intermediate_size=self.intermediate_size,
+            max_position_embeddings=256,
+            tie_word_embeddings=False,
+            initializer_range=0.05,
+            pad_token_id=ids(PAD),
+            bos_token_id=ids(BOS),
+            eos_token_id=ids(EOS),
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return cast("PreTrainedModel", LlamaForCausalLM(config))
+
+    def _train(self, folder: Path) -> None:
+        from rlhf_lightning.models.gguf import save_model
+        from rlhf_lightning.world.training import train_base
+
+        log.info("training the tiny world's base once, for %s", folder.parent)
+        started = time.perf_counter()
+        model = self.new_model()
+        loss = train_base(model, steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=self.seed)
+        seconds = time.perf_counter() - started
+        save_model(model, folder / "model")
+        facts = {"parameters": model.num_parameters(), "seconds": round(seconds, 1), "loss": round(loss, 4)}
+        (folder / "base.json").write_text(json.dumps(facts) + "\n")
+
+
+#: Fields that say how the base is run, not what it is.
+_NOT_CONTENT = frozenset({"backend", "dropout", "gradient_checkpointing", "compile", "dtype", "name"})
+
+
+def kept(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder of the cache, made now if it is not there.
+
+    Of several processes that want it one makes it and the others wait. It is written aside, flushed and renamed, so it
+    is there whole or not at all, whatever is killed when.
+
+    Args:
+        folder: where it belongs.
+        make: fills the empty folder that it is given.
+
+    Raises:
+        OSError: the cache cannot be written; the message names ``RLHF_CACHE``.
+    """
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock", timeout=_PATIENCE):
+            if not folder.is_dir():
+                _make(folder, make)
+    except OSError as error:
+        raise OSError(f"the tiny world cannot be kept in {folder}: {error}; set RLHF_CACHE to a folder") from error
+    return folder
+
+
+def _make(folder: Path, make: Callable[[Path], None]) -> None:
+    for abandoned in folder.parent.glob(f"{folder.name}.*.tmp"):  # we hold the lock: nobody writes there
+        shutil.rmtree(abandoned, ignore_errors=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        make(unfinished)
+        for file in unfinished.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        unfinished.chmod(0o755)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

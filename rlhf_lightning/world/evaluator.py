@@ -1,0 +1,111 @@
+"""What only the evaluator knows: the gold reward, the base, and answers that no method has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from rlhf_lightning.data.packing import pack
+from rlhf_lightning.types import Example, PackedBatch, SequenceLogProbs
+from rlhf_lightning.world import grammar
+from rlhf_lightning.world.base import TinyWorld
+from rlhf_lightning.world.gold import WEIGHTS, Gold, judge
+from rlhf_lightning.world.grammar import Prompt
+from rlhf_lightning.world.samples import MAX_NEW_TOKENS, mean_gold, samples
+from rlhf_lightning.world.tokenizer import encode, words_of
+
+if TYPE_CHECKING:
+    from rlhf_lightning.models.actor import Actor
+
+
+class TinyEvaluator:
+    """The tiny world as ``callbacks.GoldReward`` sees it; everything is about prompts that were held out of training.
+
+    Args:
+        base: the base model; None: the default one of ``model=tiny``.
+        answers: held-out answers of the base for each prompt, to calibrate implicit rewards on, at most 32.
+    """
+
+    max_new_tokens = MAX_NEW_TOKENS
+
+    def __init__(self, base: TinyWorld | None = None, answers: int = 16) -> None:
+        self.base, self.answers = base or TinyWorld(), answers
+        self._prompts: dict[tuple[int, ...], Prompt] = {}
+        self._actor: Actor | None = None
+
+    def prompts(self) -> list[list[int]]:
+        """Token ids of the held-out prompts, always the same ones in the same order."""
+        return [encode(prompt.text) for prompt in grammar.prompts("validation")]
+
+    def gold(self, prompt: Sequence[int], response: Sequence[int]) -> Gold:
+        """The worth of a response.
+
+        Raises:
+            ValueError: the prompt is none of the tiny world's.
+        """
+        if not self._prompts:
+            self._prompts = {tuple(encode(known.text)): known for known in grammar.prompts()}
+        known = self._prompts.get(tuple(prompt))
+        if known is None:
+            raise ValueError(f"the gold reward knows the tiny world's prompts only, not the ids {list(prompt)[:16]}")
+        return judge(known, words_of(list(response)))
+
+    def scores(self, prompt: Sequence[int], response: Sequence[int]) -> dict[str, float]:
+        """``reward`` in points, and each feature that applies, by name."""
+        gold = self.gold(prompt, response)
+        features = {name: value for name, value in gold.features.items() if value is not None}
+        return {"reward": gold.reward, **features}
+
+    def features(self) -> list[str]:
+        """Names of the features."""
+        return list(WEIGHTS)
+
+    def base_reward(self) -> float:
+        """Mean gold reward of the base on the held-out prompts, in points."""
+        return mean_gold(self.base, "validation")
+
+    def base_log_probs(self, batch: PackedBatch) -> SequenceLogProbs:
+        """Log-probs of a batch under the base, in nats; without gradients."""
+        if self._actor is None:
+            from rlhf_lightning.models.actor import Actor
+
+            self._actor = Actor(self.base.load()).requires_grad_(False)
+        with torch.no_grad():
+            scored: SequenceLogProbs = self._actor(batch)
+        return scored
+
+    def held_out(self) -> tuple[PackedBatch, list[list[float]], list[list[float]]]:
+        """Answers of the base to the held-out prompts.
+
+        Returns:
+            One batch, a group for each prompt; the answers' gold rewards, in points; their log-probs under the base, in
+            nats; both prompt by prompt.
+        """
+        groups = {prompt: group[: self.answers] for prompt, group in samples(self.base, "validation").items()}
+        examples = [Example(encode(p.text), [list(answer.ids) for answer in group]) for p, group in groups.items()]
+        gold = [[answer.gold.reward for answer in group] for group in groups.values()]
+        return pack(examples), gold, [[answer.log_prob for answer in group] for group in groups.values()]
+
+    def batch(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[Sequence[int]]]) -> PackedBatch:
+        """Prompts with several responses each, as one batch."""
+        return pack([Example(list(p), [list(r) for r in rs]) for p, rs in zip(prompts, responses, strict=True)])
+
+
+class GoldScorer:
+    """The gold reward as a reward for methods: ``reward=gold``.
+
+    Args:
+        base: whose world; None: the default one.
+    """
+
+    name = "gold"
+
+    def __init__(self, base: TinyWorld | None = None) -> None:
+        self._evaluator = TinyEvaluator(base)
+
+    def __call__(self, prompts: list[list[int]], responses: list[list[list[int]]]) -> list[list[float]]:
+        """Gold rewards of whole groups of token ids, in points."""
+        score = self._evaluator.gold
+        return [[score(p, r).reward for r in group] for p, group in zip(prompts, responses, strict=True)]
