@@ -16,7 +16,7 @@ LEAN = ["callbacks.samples=null", "callbacks.export=null", "callbacks.best=null"
 
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory) -> Path:
-    """Eight short pairs with margins."""
+    """Eight short pairs with margins, most of them with a judgment."""
     file = tmp_path_factory.mktemp("data") / "pairs.jsonl"
     rows = [
         {
@@ -25,6 +25,7 @@ def pairs(tmp_path_factory) -> Path:
             "rejected": f"I think it is {a}{a}.",
             "score_chosen": 1.0 + a,
             "score_rejected": 0.5,
+            "judgment": f"That is not what {a} plus {a} makes." if a % 4 else None,
         }
         for a in range(8)
     ]
