@@ -5,6 +5,7 @@ Scored text is coloured; on a terminal without colours it stands between ``[[`` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import groupby, pairwise
 
@@ -19,15 +20,21 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.checks import ADVICE, Kind, Report
 from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.kinds import LAYOUTS, RANKED_SLOT, slot_names
+from rlhf_lightning.data.measures import PROMPT, lengths_of, remarks, together
+from rlhf_lightning.data.packing import ATTRIBUTE
 from rlhf_lightning.data.templates import special_pattern
+from rlhf_lightning.types import Example
 
 _BINS = 10
+_COLUMNS = 3  #: of the histogram, at most
 _BAR = 18  #: characters of the longest bar
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _SHOWN_TOKENS = 160  #: longer prompts and responses are shown with their middle left out
 _SHOWN_IDS = 6
 _WIDTH = 120  #: of a shown row, at most: longer lines are hard to read
-_STYLES = {"prompt": "cyan", "chosen": "green", "rejected": "red", "response": "green"}
+#: By the name of a slot; other prompts are like prompts, other responses like responses.
+_STYLES = {PROMPT: "cyan", "rejected": "red", "less safe": "red", "negative": "red"}
 
 
 def inspect(
@@ -45,19 +52,19 @@ def inspect(
     # soft_wrap off whatever the console's habit: inside a panel it would cut long lines instead of folding them.
     console.print(_overview(report), soft_wrap=False)
     if len(examples):
-        console.print(_lengths(examples), soft_wrap=False)
-        console.print(_histogram(examples, ascii_only=console.options.ascii_only), soft_wrap=False)
+        parts = lengths_of(examples, report.kind)
+        console.print(_lengths(examples, parts, report.kind), soft_wrap=False)
+        console.print(_histogram(parts, ascii_only=console.options.ascii_only), soft_wrap=False)
         for group in np.unique(np.linspace(0, len(examples) - 1, max(rows, 0)).round().astype(int)).tolist():
-            panel = _row(examples, group, tokenizer, marks=console.color_system is None)
+            panel = _row(examples, group, tokenizer, report.kind, marks=console.color_system is None)
             console.print(panel, soft_wrap=False, width=min(console.width, _WIDTH))
     for remark in report.notes:
         console.print(Text("note  ", style="yellow").append(remark, style="default"))
     _problems(report, console)
 
 
-def slot_names(slots: int) -> list[str]:
-    """What the responses of a group are called."""
-    return ["chosen", "rejected"] if slots == 2 else ["response"] * slots
+def _style(name: str) -> str:
+    return next((style for start, style in _STYLES.items() if name.startswith(start)), "green")
 
 
 def _overview(report: Report) -> RenderableType:
@@ -70,6 +77,8 @@ def _overview(report: Report) -> RenderableType:
         kept.append(f", {report.bad:,} left out", style="bold red")
     if report.filtered:
         kept.append(f", {report.filtered:,} with another label", style="yellow")
+    if report.groups != report.kept:
+        kept.append(f", as {report.groups:,} {LAYOUTS[report.kind].noun}", style="cyan")
     grid.add_row("rows kept", kept)
     grid.add_row("read as", f"{formats}, for {report.kind} training")
     grid.add_row("template", report.template)
@@ -82,41 +91,30 @@ def _overview(report: Report) -> RenderableType:
     return Panel(grid, title=title, title_align="left", box=box.ROUNDED, expand=False)
 
 
-def _parts(examples: Examples) -> dict[str, NDArray[np.int64]]:
-    """Token counts of the prompts and of each slot's responses."""
-    counts = np.diff(examples.bounds, axis=1)
-    return dict(zip(["prompt", *slot_names(examples.slots)], counts.T, strict=True))
-
-
-def _lengths(examples: Examples) -> RenderableType:
+def _lengths(examples: Examples, parts: dict[str, NDArray[np.int64]], kind: str) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, title="tokens", title_justify="left", title_style="bold")
     for name in ("", "min", "median", "mean", "95 %", "max"):
         table.add_column(name, justify="left" if not name else "right")
-    parts = _parts(examples)
-    together = parts["prompt"] + np.diff(examples.bounds, axis=1)[:, 1:].max(axis=1)
-    for name, counts in {**parts, "prompt + longest": together}.items():
+    for name, counts in {**parts, "prompt + longest": together(examples)}.items():
         low, middle, high, top = np.percentile(counts, [0, 50, 95, 100])
         numbers = [f"{value:,.0f}" for value in (low, middle, counts.mean(), high, top)]
-        table.add_row(Text(name, style=_STYLES.get(name, "")), *numbers)
-    remarks = []
-    if examples.slots == 2:
-        longer = float((parts["chosen"] > parts["rejected"]).mean())
-        remarks.append(f"chosen is longer than rejected in {longer:.0%} of pairs")
-    if examples.margin is not None:
-        low, middle, top = np.percentile(examples.margin, [0, 50, 100])
-        remarks.append(f"margin {low:.3g} .. {middle:.3g} .. {top:.3g} (min, median, max)")
-    return Group(table, *(Text(f"  {remark}", style="dim") for remark in remarks), Text())
+        table.add_row(Text(name, style=_style(name) if name in parts else ""), *numbers)
+    lines = remarks(examples, kind)
+    return Group(table, *(Text(f"  {line}", style="dim") for line in lines), Text())
 
 
-def _histogram(examples: Examples, *, ascii_only: bool) -> RenderableType:
-    parts = _parts(examples)
+def _histogram(parts: dict[str, NDArray[np.int64]], *, ascii_only: bool) -> RenderableType:
+    if len(parts) > _COLUMNS:
+        prompts = [counts for name, counts in parts.items() if name.startswith(PROMPT)]
+        responses = [counts for name, counts in parts.items() if not name.startswith(PROMPT)]
+        parts = {PROMPT: np.concatenate(prompts), RANKED_SLOT: np.concatenate(responses)}
     edges = np.linspace(0, max(int(counts.max()) for counts in parts.values()) + 1, _BINS + 1).round().astype(int)
     edges = np.unique(edges)
     table = Table(box=None, padding=(0, 1), title="lengths", title_justify="left", title_style="bold")
     table.add_column("tokens", justify="right", style="dim", no_wrap=True)
     columns = []
     for name, counts in parts.items():
-        table.add_column(name, style=_STYLES[name], no_wrap=True)
+        table.add_column(name, style=_style(name), no_wrap=True)
         found, _ = np.histogram(counts, bins=edges)
         columns.append([_bar(int(n), int(found.max()), ascii_only=ascii_only) for n in found])
     for number, (low, high) in enumerate(pairwise(edges)):
@@ -132,28 +130,53 @@ def _bar(count: int, most: int, *, ascii_only: bool) -> Text:
     )
 
 
-def _row(examples: Examples, group: int, tokenizer: PreTrainedTokenizerBase, *, marks: bool) -> RenderableType:
+def _row(
+    examples: Examples, group: int, tokenizer: PreTrainedTokenizerBase, kind: str, *, marks: bool
+) -> RenderableType:
     example = examples[group]
     masks = example.scored or [[True] * len(ids) for ids in example.responses]
-    blocks: list[RenderableType] = [
-        _heading("prompt", example.prompt, 0),
-        _tokens(example.prompt, [False] * len(example.prompt), "", tokenizer, marks=marks),
-    ]
-    for name, ids, mask in zip(slot_names(examples.slots), example.responses, masks, strict=True):
-        blocks += [Text(), _heading(name, ids, sum(mask)), _tokens(ids, mask, _STYLES[name], tokenizer, marks=marks)]
+    names = slot_names(kind, examples.slots)
+    blocks: list[RenderableType] = []
+    for slot, (name, ids, mask) in enumerate(zip(names, example.responses, masks, strict=True)):
+        prompt = [example.prompt, *example.more_prompts][slot if examples.prompts > 1 else 0]
+        if not ids:
+            continue
+        if slot == 0 or examples.prompts > 1:
+            blocks += [Text()] * bool(blocks) + [
+                _heading(PROMPT, prompt, 0),
+                _tokens(prompt, [False] * len(prompt), "", tokenizer, marks=marks),
+            ]
+        said = _numbers(example, slot)
+        blocks += [
+            Text(),
+            _heading(name, ids, sum(mask), said),
+            _tokens(ids, mask, _style(name), tokenizer, marks=marks),
+        ]
     title = Text(example.row, style="bold")
     if example.margin is not None:
         title.append(f"  margin {example.margin:.3g}", style="not bold")
     return Panel(Group(*blocks), title=title, title_align="left", box=box.ROUNDED)
 
 
-def _heading(name: str, ids: Sequence[int], scored: int) -> RenderableType:
-    count = f"{len(ids)} tokens" + (f", {scored} scored" if name != "prompt" else "")
+def _numbers(example: Example, slot: int) -> str:
+    """What is known of a response beside its tokens."""
+    said = [f"{name.removeprefix(ATTRIBUTE)} {values[slot]:.3g}" for name, values in example.numbers.items()]
+    if example.step_labels is not None:
+        labels = [f"{label:.3g}" for label in example.step_labels[slot] if not math.isnan(label)]
+        said.append(f"labels {' '.join(labels)}")
+    return ", ".join(said)
+
+
+def _heading(name: str, ids: Sequence[int], scored: int, said: str = "") -> RenderableType:
+    count = f"{len(ids)} tokens" + (f", {scored} scored" if name != PROMPT else "")
     short = len(ids) <= 2 * _SHOWN_IDS
     shown = [str(token) for token in (ids if short else [*ids[:_SHOWN_IDS], *ids[-_SHOWN_IDS:]])]
     if not short:
         shown.insert(_SHOWN_IDS, "...")
-    return Text(name, style=f"bold {_STYLES[name]}").append(f"  {count}  ids {' '.join(shown)}", style="dim not bold")
+    heading = Text(name, style=f"bold {_style(name)}")
+    if said:
+        heading.append(f"  {said}", style="not bold")
+    return heading.append(f"  {count}  ids {' '.join(shown)}", style="dim not bold")
 
 
 def _tokens(
