@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhf_lightning.report.drawing import Picture, canvas, plain_axes
 from rlhf_lightning.report.grouping import Group
-from rlhf_lightning.report.palette import GREY, Style
+from rlhf_lightning.report.palette import GREY, Style, spread
 from rlhf_lightning.report.statistics import Band, band
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def draw_curves(
     metrics: Sequence[str],
     *,
     named: int = 8,
-    most: int = 120,
+    most: int = 60,
     width: float = 12.0,
 ) -> Picture:
     """Small multiples by metric over the optimiser steps: the mean over seeds, and from smallest to largest as a band.
@@ -37,27 +37,27 @@ def draw_curves(
     Runs that failed or have not finished are drawn as far as they got, in groups where no run has finished.
 
     Args:
-        groups: to draw, best first: the first ones are named, the rest is grey behind them.
+        groups: to draw, best first: the best of each colour is named, the rest is grey behind them.
         looks: style of each group.
         metrics: one panel each.
-        named: how many groups have their colour and a place in the legend.
+        named: how many groups at most have their colour and a place in the legend.
         most: points of a line; longer curves are means of neighbouring steps.
         width: in inches.
     """
     columns = min(_COLUMNS, max(1, len(metrics)))
     rows = max(1, math.ceil(len(metrics) / columns))
-    shown = min(named, len(groups))
-    legend_rows = math.ceil(shown / _LEGEND_COLUMNS)
+    coloured = [index for index in spread(looks, named) if any(run.curves for run in groups[index].runs)]
+    legend_rows = math.ceil((len(coloured) + 1) / _LEGEND_COLUMNS)
     with canvas(width, 2.55 * rows + 0.3 * legend_rows + 0.2, rows, columns) as (figure, grid):
         for axes, metric in zip(grid.flat, metrics, strict=False):
             plain_axes(axes, metric)
-            _panel(axes, groups, looks, metric, shown, most)
+            _panel(axes, groups, looks, metric, coloured, most)
         for axes in list(grid.flat)[len(metrics) :]:
             axes.set_axis_off()
         for axes in grid[-1]:
             axes.set_xlabel("optimiser step")
-        _legend(figure, groups, looks, shown)
-    alt = f"curves of {', '.join(metrics)} for {', '.join(group.label for group in groups[:shown])}"
+        _legend(figure, groups, looks, coloured)
+    alt = f"curves of {', '.join(metrics)} for {', '.join(groups[index].label for index in coloured)}"
     return Picture(figure, "curves", alt)
 
 
@@ -68,20 +68,22 @@ def band_of(group: Group, metric: str, most: int) -> Band | None:
     return band(found, most) if found else None
 
 
-def _panel(axes: Axes, groups: Sequence[Group], looks: Sequence[Style], metric: str, shown: int, most: int) -> None:
+def _panel(
+    axes: Axes, groups: Sequence[Group], looks: Sequence[Style], metric: str, coloured: Sequence[int], most: int
+) -> None:
     """Grey lines of the others first, as one artist; then the named groups, the best on top."""
     from matplotlib.collections import LineCollection
 
-    behind = [band_of(group, metric, most // 2) for group in groups[shown:]]
+    behind = [band_of(group, metric, most // 2) for i, group in enumerate(groups) if i not in coloured]
     lines = [np.column_stack([one.steps, one.mean]) for one in behind if one is not None]
     if lines:
         axes.add_collection(LineCollection(lines, colors=GREY, linewidths=0.6, alpha=0.35, zorder=1))
     drawn = [one for one in behind if one is not None]
-    for index in reversed(range(shown)):
+    for index in reversed(coloured):
         one = band_of(groups[index], metric, most)
         if one is not None:
             drawn.append(one)
-            _line(axes, one, looks[index], index, filled=shown <= _FILLED)
+            _line(axes, one, looks[index], index, filled=len(coloured) <= _FILLED)
     _limits(axes, drawn)
 
 
@@ -92,7 +94,7 @@ def _line(axes: Axes, one: Band, look: Style, index: int, *, filled: bool) -> No
         marker=look.marker if alone or len(one.steps) <= 12 else None, markersize=4, zorder=4, gid=f"group-{index}",
     )  # fmt: skip
     if filled and (one.high > one.low).any():
-        axes.fill_between(one.steps, one.low, one.high, color=look.colour, alpha=0.16, linewidth=0, zorder=2)
+        axes.fill_between(one.steps, one.low, one.high, color=look.colour, alpha=0.14, linewidth=0, zorder=2)
 
 
 def _limits(axes: Axes, drawn: Sequence[Band]) -> None:
@@ -114,14 +116,16 @@ def _limits(axes: Axes, drawn: Sequence[Band]) -> None:
     axes.set_xlim(float(steps.min()) - 0.02 * wide, float(steps.max()) + 0.02 * wide)
 
 
-def _legend(figure: Figure, groups: Sequence[Group], looks: Sequence[Style], shown: int) -> None:
+def _legend(figure: Figure, groups: Sequence[Group], looks: Sequence[Style], coloured: Sequence[int]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=look.colour, linewidth=2, dashes=look.dash or (None, None), label=group.label[:44])
-        for group, look in zip(groups[:shown], looks, strict=False)
+        Line2D([], [], color=look.colour, linewidth=2, dashes=look.dash or (None, None), label=groups[i].label[:44])
+        for i, look in enumerate(looks)
+        if i in coloured
     ]
-    if len(groups) > shown:
-        handles.append(Line2D([], [], color=GREY, linewidth=1, label=f"{len(groups) - shown} others"))
+    others = sum(any(run.curves for run in group.runs) for group in groups) - len(coloured)
+    if others:
+        handles.append(Line2D([], [], color=GREY, linewidth=1, label=f"{others} others"))
     if len(groups) > 1:
         figure.legend(handles=handles, loc="outside lower center", ncols=_LEGEND_COLUMNS, fontsize=8.5)

@@ -100,7 +100,7 @@ def inlined(svg: str, name: str, alt: str) -> str:
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
-    svg = re.sub(r"(\d+\.\d{2})\d+", r"\1", svg)
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d{2})\d+", r"\1", tag.group()), svg)  # not in texts
     svg = svg.replace("'DejaVu Sans'", "var(--font)").replace("DejaVu Sans", "var(--font)")
     head, rest = svg.split(">", 1)
     head = re.sub(r'\s(width|height|xmlns:xlink|version)="[^"]*"', "", head)

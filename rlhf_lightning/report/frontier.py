@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.report.drawing import FAINT, INK, PAPER, Picture, canvas, plain_axes
@@ -80,7 +81,8 @@ def draw_frontier(
         _scatter(axes, points, front)
         _room(axes, points, rooted)
         _hue_legend(axes, points)
-        chosen = list(dict.fromkeys([*front, *range(min(named, len(points)))]))
+        several = named if len(points) <= 2 * named else named // 2  # a crowd hides labels anyway
+        chosen = list(dict.fromkeys([*front, *range(min(several, len(points)))]))
         figure.canvas.draw()
         _labels(axes, points, chosen, set(front))
     alt = f"{y} against {x}; on the front: {', '.join(points[i].group.label for i in front) or 'nothing'}"
@@ -95,6 +97,12 @@ def _root_scale(axes: Axes, values: Sequence[float]) -> bool:
 
     axes.set_xscale("function", functions=(lambda v: np.sign(v) * np.sqrt(np.abs(v)), lambda v: np.sign(v) * v**2))
     axes.set_xlabel(f"{axes.get_xlabel()[:-1]}; square-root scale)")
+    ticks = [0.0]
+    for tick in (10.0**power * digit for power in range(-3, 6) for digit in (1, 2, 3, 5, 7)):
+        if math.sqrt(tick) - math.sqrt(ticks[-1]) > 0.1 * math.sqrt(max(values)) and tick < 1.1 * max(values):
+            ticks.append(tick)
+    axes.set_xticks(ticks)
+    axes.xaxis.set_major_formatter("{x:g}")
     return True
 
 
@@ -145,12 +153,12 @@ def _hue_legend(axes: Axes, points: Sequence[Point]) -> None:
     """What the colours stand for, where they stand for more than one group."""
     from matplotlib.lines import Line2D
 
-    hues: dict[str, Style] = {}
+    hues: dict[str, str] = {}
     for point in points:
-        hues.setdefault(point.style.hue, point.style)
+        hues.setdefault(point.style.hue, point.style.base)
     handles: list[Any] = [
-        Line2D([], [], color=style.colour, marker="o", linestyle="none", markersize=7, label=hue)
-        for hue, style in hues.items()
+        Line2D([], [], color=colour, marker="o", linestyle="none", markersize=7, label=hue)
+        for hue, colour in hues.items()
     ]
     line = Line2D([], [], color=INK, linewidth=1.1, linestyle=(0, (4, 2)), label="Pareto front")
     if len(hues) == len(points):  # every colour is a label beside its point
@@ -174,6 +182,7 @@ def _labels(axes: Axes, points: Sequence[Point], chosen: Sequence[int], front: s
     sizes = [(box.width + 2, box.height + 1) for box in (text.get_window_extent(renderer) for text in texts)]
     pixels = [tuple(axes.transData.transform((point.x, point.y))) for point in points]
     others = [_marker_box(pixels[i]) for i in range(len(points)) if i not in chosen]
+    others += _segments([pixels[i] for i in sorted(front, key=lambda i: points[i].x)])
     window = axes.get_window_extent(renderer)
     area = Box(window.x0, window.y0, window.x1 + 2, window.y1 + 2)
     scale = figure.dpi / 100
@@ -193,6 +202,15 @@ def _leader(axes: Axes, back: Any, pixel: Sequence[float], place: Box, far: floa
     if math.dist(pixel, end) > far:
         (x0, y0), (x1, y1) = back.transform(pixel), back.transform(end)
         axes.plot([x0, x1], [y0, y1], color=FAINT, linewidth=0.6, zorder=4, scalex=False, scaley=False)
+
+
+def _segments(corners: Sequence[Sequence[float]], half: float = 1.5) -> list[Box]:
+    """The steps of the front as rectangles that no label may cover."""
+    boxes = []
+    for (x0, y0), (x1, y1) in pairwise(corners):
+        boxes.append(Box(x0, y0 - half, x1, y0 + half))
+        boxes.append(Box(x1 - half, min(y0, y1), x1 + half, max(y0, y1)))
+    return boxes
 
 
 def _marker_box(pixel: Sequence[float], half: float = 5.0) -> Box:

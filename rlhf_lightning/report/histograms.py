@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_lightning.report.drawing import FAINT, Picture, canvas, plain_axes
 from rlhf_lightning.report.grouping import Group
-from rlhf_lightning.report.palette import GREY, Style
+from rlhf_lightning.report.palette import COLOURS, GREY, Style
 from rlhf_lightning.report.statistics import edges
 
 if TYPE_CHECKING:
@@ -58,8 +58,18 @@ def draw_histograms(
             axes.set_xlabel("implicit reward (nats)")
         for axes in grid[:, 0]:
             axes.set_ylabel("share of pairs")
+        figure.legend(handles=_handles(), loc="outside lower center", ncols=2, fontsize=8.5)
     alt = f"implicit rewards of chosen and rejected responses: {', '.join(group.label for group, _, _ in kept)}"
     return Picture(figure, "rewards", alt)
+
+
+def _handles() -> list[Any]:
+    from matplotlib.patches import Patch
+
+    return [
+        Patch(color=GREY, alpha=0.65, label="rejected"),
+        Patch(color=COLOURS[0], alpha=0.6, label="chosen, in the group's colour"),
+    ]
 
 
 def _panel(axes: Axes, label: str, look: Style, rewards: Rewards) -> None:

@@ -46,14 +46,14 @@ SHOWN = (
 #: Never drawn unless asked for: they say how fast a run was or what was asked for, not how good it is.
 _PLAIN = ("train/throughput/", "train/memory/", "train/lr", "train/length/", "val/length/")
 _UP = re.compile(r"(^|/)(accuracy|margin|reward|score|win_rate|top1|finished|auc|reward/.*)$")
-_DOWN = re.compile(r"(^|/)(loss|ece|perplexity|error|brier|grad_norm|length_bias|kl|kl/.*)$")
+_DOWN = re.compile(r"(^|/)(loss|ece|perplexity|error|brier)$")
 
 
 def mode_of(name: str) -> Mode | None:
-    """Which way a metric is better; None where nobody can say from its name."""
+    """Which way a metric is better; None where its name does not say, as of divergences: little is not a merit."""
     if _DOWN.search(name):
         return "min"
-    if name.endswith(("/chosen", "/rejected")):
+    if name.endswith(("/chosen", "/rejected", "/length_bias")):
         return None
     return "max" if _UP.search(name) else None
 

@@ -50,10 +50,10 @@ class Runs(Sequence[Run]):
         optimized = {str(run.result["optimized_metric"]) for run in runs if run.result.get("optimized_metric")}
         self.metric = ranking_metric(self.logged, metric, optimized)
         self._groups = group_runs(self.runs, families)
-        self._styles = dict(zip((group.label for group in self._groups), styles(self._groups), strict=True))
         board = rank(self._groups, shown(self.logged, 8, self._first()), self.metric, mode)
         self.mode = board.mode
         self._board = board
+        self._styles = {group.label: look for group, look in zip(self.groups, styles(self.groups), strict=True)}
 
     @classmethod
     def read(
@@ -174,7 +174,9 @@ class Runs(Sequence[Run]):
         wanted = ("val/gold/reward", "val/gold/kl", "val/reward/accuracy", "val/kl/reference")
         default = dict.fromkeys([*self._first(), *(name for name in wanted if name in self.logged)])
         chosen = [known(name, self.logged) for name in metrics] if metrics else list(default)[:3]
-        return draw_sensitivity(self._groups, key, chosen)
+        colours = {group.method: look.base for group, look in zip(self.groups, self.looks, strict=True)}
+        by_method = all(look.hue == group.method for group, look in zip(self.groups, self.looks, strict=True))
+        return draw_sensitivity(self.groups, key, chosen, colours=colours if by_method else None)
 
     def swept(self) -> list[str]:
         """Options with a number of which some method has three values or more."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from rlhf_lightning.report.drawing import Picture, canvas, plain_axes
 from rlhf_lightning.report.grouping import Group, differing, plain, short_names
-from rlhf_lightning.report.palette import COLOURS, DASHES, MARKERS
+from rlhf_lightning.report.palette import COLOURS, DASHES, MARKERS, shaded
 from rlhf_lightning.report.statistics import Pooled, pooled
 
 if TYPE_CHECKING:
@@ -42,7 +40,8 @@ def draw_sensitivity(
     key: str,
     metrics: Sequence[str],
     *,
-    most: int = 16,
+    colours: Mapping[str, str] | None = None,
+    most: int = 10,
     width: float = 12.0,
 ) -> Picture | None:
     """One panel a metric, one line a method over the values of an option; bars are standard deviations over seeds.
@@ -50,70 +49,80 @@ def draw_sensitivity(
     The option's axis is logarithmic where its values span more than a factor of ten.
 
     Args:
-        groups: of a sweep.
+        groups: of a sweep, best first.
         key: dotted key of the option, for example ``method.loss.beta``.
         metrics: one panel each.
-        most: lines; those with the most points come first.
+        colours: of the methods; None: the palette's, in the order of the lines.
+        most: lines; if there are more, a method keeps the one with its best group.
         width: in inches.
 
     Returns:
         None when no method has two values of the option.
     """
-    panels = [(metric, _longest(lines_of(groups, key, metric), most)) for metric in metrics]
+    panels = [(metric, lines_of(groups, key, metric)) for metric in metrics]
     panels = [(metric, lines) for metric, lines in panels if any(len(line) > 1 for line in lines.values())]
     if not panels:
         return None
-    labels = list(dict.fromkeys(label for _, lines in panels for label in lines))
+    labels = _kept(list(dict.fromkeys(label for _, lines in panels for label in lines)), most)
+    looks = _looks(labels, colours)
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     size = (width * (0.35 + 0.65 * columns / 3), 3.1 * rows + 0.3 * math.ceil(len(labels) / 4))
     with canvas(*size, rows, columns) as (figure, grid):
         for axes, (metric, lines) in zip(grid.flat, panels, strict=False):
             plain_axes(axes, metric, key)
-            _panel(axes, lines, labels)
+            _panel(axes, lines, looks)
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_axis_off()
-        handles = _handles(labels)
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(4 * columns, 8, len(labels)), fontsize=8.5)
+        handles = _handles(looks)
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(2 * columns, len(labels)), fontsize=8.5)
     alt = f"{', '.join(metric for metric, _ in panels)} over {key} for {', '.join(labels)}"
     return Picture(figure, f"over {key}", alt)
 
 
-def _longest(lines: dict[str, Line], most: int) -> dict[str, Line]:
-    kept = sorted(lines, key=lambda label: -len(lines[label]))[:most]
-    return {label: line for label, line in lines.items() if label in kept}
+def _kept(labels: Sequence[str], most: int) -> list[str]:
+    """All lines, or of too many the first of each method; they are in the order of their best groups."""
+    if len(labels) <= most:
+        return list(labels)
+    first: dict[str, str] = {}
+    for label in labels:
+        first.setdefault(label.split(" ")[0], label)
+    return list(first.values())[:most]
 
 
-def _panel(axes: Axes, lines: dict[str, Line], labels: Sequence[str]) -> None:
-    values = [value for line in lines.values() for value, _ in line]
-    if min(values) > 0 and max(values) > 10 * min(values):
+def _looks(labels: Sequence[str], colours: Mapping[str, str] | None) -> dict[str, dict[str, Any]]:
+    """Colour, marker and dash of each line."""
+    looks: dict[str, dict[str, Any]] = {}
+    for index, label in enumerate(labels):
+        method = label.split(" ")[0]
+        member = sum(other.split(" ")[0] == method for other in looks)
+        colour = shaded(colours[method], member) if colours else COLOURS[index % len(COLOURS)]
+        dash = DASHES[(member if colours else index // len(COLOURS)) % len(DASHES)]
+        style = (0, dash) if dash else "-"
+        looks[label] = {"color": colour, "marker": MARKERS[index % len(MARKERS)], "linestyle": style}
+    return looks
+
+
+def _panel(axes: Axes, lines: dict[str, Line], looks: dict[str, dict[str, Any]]) -> None:
+    shown = {label: line for label, line in lines.items() if label in looks}
+    values = sorted({value for line in shown.values() for value, _ in line})
+    if values and values[0] > 0 and values[-1] > 10 * values[0]:
         axes.set_xscale("log")
-    for label, line in lines.items():
-        index = labels.index(label)
-        x = [value for value, _ in line]
+    if len(values) <= 8:
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
+    for label, line in shown.items():
         spread = [point.std if math.isfinite(point.std) else 0.0 for _, point in line]
         axes.errorbar(
-            x, [point.mean for _, point in line], yerr=spread if np.any(spread) else None, color=_colour(index),
-            marker=MARKERS[index % len(MARKERS)], markersize=5, linewidth=1.5, elinewidth=0.9, capsize=2.5,
-            linestyle=(0, _dash(index)) if _dash(index) else "-",
+            [value for value, _ in line], [point.mean for _, point in line], yerr=spread if any(spread) else None,
+            markersize=5, linewidth=1.5, elinewidth=0.9, capsize=2.5, **looks[label],
         )  # fmt: skip
 
 
-def _handles(labels: Sequence[str]) -> list[Any]:
+def _handles(looks: dict[str, dict[str, Any]]) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    return [
-        Line2D([], [], color=_colour(i), marker=MARKERS[i % len(MARKERS)], dashes=_dash(i) or (None, None), label=label)
-        for i, label in enumerate(labels)
-    ]
-
-
-def _colour(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]
-
-
-def _dash(index: int) -> tuple[float, ...]:
-    return DASHES[(index // len(COLOURS)) % len(DASHES)]
+    return [Line2D([], [], label=label, **look) for label, look in looks.items()]
 
 
 def _is_number(value: Any) -> bool:
