@@ -13,6 +13,9 @@
 * rewards from comparisons: ``bradley_terry log_exp odin k_wise best_of_k token_wise cost``
 * ranked lists: ``plackett_luce pro rrhf exo_k``
 * fine-tuning on scored responses: ``best_of_n reward_weighted``
+* whole distributions: ``context_distillation knowledge_distillation``
+* hidden states: ``coin``
+* values of tokens: ``ilql``
 * supervised: ``sft dft``
 * several at once: ``WeightedSum``
 
@@ -21,6 +24,8 @@ A loss is a pure function: its positional parameters are the inputs it needs, it
 """
 
 from rlhf_lightning.losses.anchored import apo_down, apo_zero, kto_pair, nca, sppo
+from rlhf_lightning.losses.contrastive import coin
+from rlhf_lightning.losses.distillation import context_distillation, knowledge_distillation
 from rlhf_lightning.losses.extended import dpop, odpo, rpo, wpo
 from rlhf_lightning.losses.filtered import best_of_n, reward_weighted
 from rlhf_lightning.losses.judge import pairwise_judge
@@ -47,6 +52,7 @@ from rlhf_lightning.losses.supervised import dft, sft
 from rlhf_lightning.losses.token_contrast import cringe, pairwise_cringe
 from rlhf_lightning.losses.transport import aot, aot_unpaired
 from rlhf_lightning.losses.unpaired import apo_zero_unpaired, bco, kto, unlikelihood
+from rlhf_lightning.losses.value import ilql
 from rlhf_lightning.losses.weighted_sum import WeightedSum
 
 __all__ = [
@@ -68,6 +74,8 @@ __all__ = [
     "binary_discrimination",
     "bradley_terry",
     "cdpo",
+    "coin",
+    "context_distillation",
     "cost",
     "cpo",
     "cringe",
@@ -81,8 +89,10 @@ __all__ = [
     "exo_k",
     "f_dpo",
     "hinge",
+    "ilql",
     "ipo",
     "k_wise",
+    "knowledge_distillation",
     "kto",
     "kto_pair",
     "ld_dpo",

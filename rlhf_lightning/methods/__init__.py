@@ -1,10 +1,30 @@
 """One LightningModule per data flow."""
 
 from rlhf_lightning.methods.base import AlignmentModule
+from rlhf_lightning.methods.contrastive import Contrastive
+from rlhf_lightning.methods.distillation import ContextDistillation, KnowledgeDistillation
 from rlhf_lightning.methods.judged import Judged
 from rlhf_lightning.methods.preference import Preference
 from rlhf_lightning.methods.ranking import Ranked
+from rlhf_lightning.methods.reward import CostModel, RankedRewardModel, RewardModel
+from rlhf_lightning.methods.scoring import ScoringModule
 from rlhf_lightning.methods.supervised import Supervised
 from rlhf_lightning.methods.unpaired import Unpaired
+from rlhf_lightning.methods.value_based import ValueBased
 
-__all__ = ["AlignmentModule", "Judged", "Preference", "Ranked", "Supervised", "Unpaired"]
+__all__ = [
+    "AlignmentModule",
+    "ContextDistillation",
+    "Contrastive",
+    "CostModel",
+    "Judged",
+    "KnowledgeDistillation",
+    "Preference",
+    "Ranked",
+    "RankedRewardModel",
+    "RewardModel",
+    "ScoringModule",
+    "Supervised",
+    "Unpaired",
+    "ValueBased",
+]

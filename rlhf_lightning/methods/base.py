@@ -178,13 +178,13 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         """Log-probs of the reference, or None where nobody asks: in training only the loss does."""
         if self.reference is None or (self.training and "reference" not in self.needs):
             return None
-        return self._live_reference(batch)
+        log_probs: SequenceLogProbs = self._live_reference(batch)
+        return log_probs
 
-    def _live_reference(self, batch: PackedBatch) -> SequenceLogProbs:
+    def _live_reference(self, batch: PackedBatch, **options: Any) -> Any:
         if isinstance(self.reference, nn.Module):
             self._place(self.reference)
-        log_probs: SequenceLogProbs = self.reference(batch)
-        return log_probs
+        return self.reference(batch, **options)
 
     def _place(self, reference: nn.Module) -> None:
         """Bring the reference to the policy's device and dtype, which Lightning does for submodules only."""
@@ -216,10 +216,9 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
 
     def predict_step(self, batch: BatchT, batch_idx: int) -> SequenceLogProbs:
         """Log-probs of the reference, what a reference cache stores: the policy's own before training."""
-        if self.reference is None or self.reference.kind == "cached":
-            log_probs: SequenceLogProbs = self.policy(batch)
-            return log_probs
-        return self._live_reference(batch)
+        live = self.reference is not None and self.reference.kind != "cached"
+        log_probs: SequenceLogProbs = self._live_reference(batch) if live else self.policy(batch)
+        return log_probs
 
     def track(self, name: str, values: Tensor) -> None:
         """Take numbers into the mean that is logged as ``name``.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.models.sources import Pretrained as Pretrained
     from rlhf_lightning.models.sources import SmolLM2 as SmolLM2
     from rlhf_lightning.models.sources import TinyRandom as TinyRandom
+    from rlhf_lightning.models.value_actor import ValueActor as ValueActor
 
 _HOME = {
     "Actor": "actor",
@@ -44,6 +45,7 @@ _HOME = {
     "Scorer": "scorer",
     "SmolLM2": "sources",
     "TinyRandom": "sources",
+    "ValueActor": "value_actor",
     "describe": "memory",
     "generate": "generation",
     "reference_fingerprint": "fingerprint",

@@ -7,11 +7,12 @@ of another distribution than the one that is trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from rlhf_lightning.models.adapters import is_adapted
 from rlhf_lightning.models.naming import transformers_model
@@ -37,6 +38,7 @@ def generate(
     seed: int = 0,
     batch_size: int = 16,
     adapter: bool = True,
+    processor: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> list[list[int]]:
     """Sample one response for each prompt.
 
@@ -53,6 +55,8 @@ def generate(
         seed: of the samples.
         batch_size: responses decoded together.
         adapter: False samples from the model beneath the adapter.
+        processor: changes the logits of the next token, before the temperature divides them: called with the ids so
+            far and the logits, ``[rows, length]`` and ``[rows, vocabulary]``.
 
     Returns:
         The response of each prompt in the order of ``prompts``, with its EOS token; without one it was cut off.
@@ -76,7 +80,7 @@ def generate(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             with _generators(seed * 1_000_003 + start, model.device):
-                answers = _decode(model, [prompts[i] for i in rows], config)
+                answers = _decode(model, [prompts[i] for i in rows], config, processor)
             for row, answer in zip(rows, answers, strict=True):
                 responses[row] = answer
     return responses
@@ -92,7 +96,12 @@ def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: f
             raise ValueError(f"prompt {i} is empty; give it at least a BOS token")
 
 
-def _decode(model: PreTrainedModel, prompts: list[Sequence[int]], config: GenerationConfig) -> list[list[int]]:
+def _decode(
+    model: PreTrainedModel,
+    prompts: list[Sequence[int]],
+    config: GenerationConfig,
+    processor: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> list[list[int]]:
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), longest), int(config.pad_token_id))
     mask = torch.zeros_like(ids)
@@ -101,7 +110,10 @@ def _decode(model: PreTrainedModel, prompts: list[Sequence[int]], config: Genera
         mask[row, longest - len(prompt) :] = 1
     generator: Any = model
     out = generator.generate(
-        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        generation_config=config,
+        logits_processor=[] if processor is None else [processor],
     )
     ends = set(config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id])
     return [_until_end(row, ends) for row in out[:, longest:].tolist()]

@@ -41,6 +41,7 @@ class ReferenceKind(StrEnum):
     FROZEN = "frozen"
     ADAPTER_OFF = "adapter_off"
     CACHED = "cached"
+    TEACHER = "teacher"
     NONE = "none"
 
 
@@ -50,8 +51,8 @@ class Reference(Protocol):
     kind: ReferenceKind
     refreshed: bool  #: whether its weights changed after loading, so that they belong into checkpoints
 
-    def __call__(self, batch: PackedBatch) -> SequenceLogProbs:
-        """Log-probability of every scored token."""
+    def __call__(self, batch: PackedBatch, **options: Any) -> Any:
+        """Log-probability of every scored token; or what the options of the actor's ``forward`` ask for."""
         ...
 
 
@@ -83,10 +84,9 @@ class FrozenCopy(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, batch: PackedBatch) -> SequenceLogProbs:
-        """Log-probability of every scored token under the copy."""
-        log_probs: SequenceLogProbs = self.actor(batch)
-        return log_probs
+    def forward(self, batch: PackedBatch, **options: Any) -> Any:
+        """Log-probability of every scored token under the copy, or what the options of its ``forward`` ask for."""
+        return self.actor(batch, **options)
 
     @torch.no_grad()
     def refresh(self, policy: nn.Module, weight: float = 1.0) -> None:
@@ -113,6 +113,24 @@ class FrozenCopy(nn.Module):
         self.refreshed = True
 
 
+class Teacher(FrozenCopy):
+    """Another model of the same vocabulary, which never changes.
+
+    Args:
+        actor: around the other model's weights.
+    """
+
+    kind = ReferenceKind.TEACHER
+
+    def refresh(self, policy: nn.Module, weight: float = 1.0) -> None:
+        """Refuse: the policy's weights are not the teacher's.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("reference=teacher is another model and cannot follow the policy: choose reference=frozen")
+
+
 class AdapterDisabled:
     """The policy without its adapter: a reference that costs no memory and can never change.
 
@@ -129,11 +147,10 @@ class AdapterDisabled:
         self.policy = policy
 
     @torch.no_grad()
-    def __call__(self, batch: PackedBatch) -> SequenceLogProbs:
-        """Log-probability of every scored token under the base model, without dropout."""
+    def __call__(self, batch: PackedBatch, **options: Any) -> Any:
+        """Log-probability of every scored token under the base model, without dropout; or what the options ask for."""
         with evaluating(self.policy):
-            log_probs: SequenceLogProbs = self.policy(batch, adapter=False)
-        return log_probs
+            return self.policy(batch, adapter=False, **options)
 
 
 class Cached:
@@ -142,12 +159,14 @@ class Cached:
     kind = ReferenceKind.CACHED
     refreshed = False
 
-    def __call__(self, batch: PackedBatch) -> SequenceLogProbs:
+    def __call__(self, batch: PackedBatch, **options: Any) -> SequenceLogProbs:
         """The batch's own reference log-probs.
 
         Raises:
-            ValueError: the batch has none.
+            ValueError: the batch has none, or something else was asked for.
         """
+        if options:
+            raise ValueError(f"reference=cached holds log-probs only, not {sorted(options)}: choose reference=frozen")
         if batch.reference_log_probs is None:
             raise ValueError(
                 "reference=cached, but this batch carries no reference log-probs: fill the cache before training "
@@ -179,6 +198,7 @@ class ModelBuilder:
         dropout: keep the model's own dropout.
         gradient_checkpointing: recompute activations in the backward pass.
         compile: torch.compile the decoder layers.
+        teacher: where the weights of ``reference=teacher`` come from.
 
     Raises:
         ValueError: a combination that cannot work, naming the options to change.
@@ -191,6 +211,7 @@ class ModelBuilder:
     dropout: bool | None = None
     gradient_checkpointing: bool | None = None
     compile: bool | None = None
+    teacher: ModelSource | None = None
 
     def __post_init__(self) -> None:
         kinds = [kind.value for kind in ReferenceKind]
@@ -203,6 +224,8 @@ class ModelBuilder:
                 setattr(self, option.name, getattr(self.source, option.name, option.default))
         if self.reference is ReferenceKind.ADAPTER_OFF and self.adapter is None:
             raise ValueError("reference=adapter_off needs an adapter: adapter=lora, or choose reference=frozen")
+        if (self.reference is ReferenceKind.TEACHER) != (self.teacher is not None):
+            raise ValueError("reference=teacher goes with the teacher's model: model@reference.source=...")
         if self.reference is ReferenceKind.FROZEN and self.adapter is not None:
             log.info("reference=frozen holds the weights twice; with an adapter reference=adapter_off does not")
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -221,6 +244,7 @@ class ModelBuilder:
                 around it) and ``backend``: an ``Actor``, or a ``Scorer`` for a reward model.
         """
         tokenizer = self.tokenizer()
+        self.check_teacher()
         policy = self._policy(tokenizer, actor)
         reference = self._reference(policy)
         if self.gradient_checkpointing:
@@ -243,11 +267,37 @@ class ModelBuilder:
         adapted = model if self.adapter is None else self.adapter.apply(model)
         return actor(adapted, backend=self.backend or "auto")
 
+    def check_teacher(self) -> None:
+        """Compare the vocabularies of teacher and policy; reads tokenizers, no weights.
+
+        Raises:
+            ValueError: they differ.
+        """
+        if self.teacher is None:
+            return
+        mine, theirs = self.tokenizer().get_vocab(), self.teacher.tokenizer().get_vocab()
+        if mine == theirs:
+            return
+        names = sorted(token for token in mine.keys() | theirs.keys() if mine.get(token) != theirs.get(token))
+        raise ValueError(
+            f"the teacher {self.teacher.name} has another vocabulary than {self.source.name}: {len(theirs)} tokens and "
+            f"{len(mine)}, {len(names)} of them differ, for example {names[0]!r}. Distillation compares distributions "
+            "token by token: choose a teacher of the same family with model@reference.source=..."
+        )
+
+    def _teacher(self, actor: Callable[..., Backbone]) -> Teacher:
+        assert self.teacher is not None
+        model = self.teacher.load()
+        keep_float32_buffers(model)
+        disable_dropout(model)
+        return Teacher(actor(model, backend=getattr(self.teacher, "backend", "auto")))
+
     def _reference(self, policy: Backbone) -> Reference | None:
         makers: dict[str, Callable[[], Reference | None]] = {
             ReferenceKind.FROZEN: lambda: FrozenCopy.of(policy),
             ReferenceKind.ADAPTER_OFF: lambda: AdapterDisabled(policy),
             ReferenceKind.CACHED: Cached,
+            ReferenceKind.TEACHER: lambda: self._teacher(type(policy)),
             ReferenceKind.NONE: lambda: None,
         }
         return makers[self.reference]()
@@ -289,12 +339,14 @@ def align_with_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     rows = cast("nn.Embedding", model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    generation = cast("Any", model.generation_config)
+    generation = cast("Any", getattr(model, "generation_config", None))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if generation is None:  # a reward model
+        return
     ends = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
     ends = [tokenizer.eos_token_id, *(end for end in ends if end not in (None, tokenizer.eos_token_id))]
     generation.eos_token_id = ends if len(ends) > 1 else ends[0]
-    for config in (model.config, generation):
-        config.pad_token_id = tokenizer.pad_token_id
+    generation.pad_token_id = tokenizer.pad_token_id
 
 
 def disable_dropout(model: nn.Module) -> None:
