@@ -220,5 +220,7 @@ def test_rewards_and_diagnostics() -> None:
     assert kept["score/mean"].tolist() == pytest.approx([1.0, 0.75])
     weighted = run("reward_weighted", AB)
     assert weighted.observed.tolist() == [2.0, 0.0, 1.0, 1.0, 0.5]
-    assert weighted.diagnostics["weight"].tolist() == pytest.approx([0.665241, 0.090031, 0.244728, 0.622459, 0.377541])
+    assert weighted.diagnostics["weight"].tolist() == pytest.approx(
+        [0.665241, 0.090031, 0.244728, 0.622459, 0.377541], abs=1e-6
+    )
     assert weighted.diagnostics["score/selected"].tolist() == pytest.approx([1.575210, 0.811230], abs=1e-5)
