@@ -32,10 +32,13 @@ PROMPTS = [[1, 50, 60], [1, 70], [1, 80, 90, 100, 110], [1, 40, 41]]
 
 
 def step(models: Models, batch: PackedBatch) -> dict[str, torch.Tensor]:
-    """One step of a preference-like loss, and the gradients by name."""
+    """One step of a preference-like loss that also looks at the most likely tokens; the gradients by name."""
     policy = models.policy.train()
-    ratio = policy(batch).sum() - models.reference(batch).sum()
-    (ratio * torch.arange(len(ratio))).mean().backward()
+    rejected = torch.arange(len(batch.response_span)) % 2 == 1
+    scored = policy(batch, top_width=3, top_of=rejected)
+    ratio = scored.sum() - models.reference(batch).sum()
+    contrast = scored.top.target_logit - scored.top.logit[:, 2]
+    ((ratio * torch.arange(len(ratio))).mean() + 0.1 * contrast.sum()).backward()
     gradients = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
     return {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in gradients.items()}
 
