@@ -175,7 +175,7 @@ def test_refreshed_weights_survive_a_state_dict():
 def test_impossible_combinations_are_refused_before_anything_loads():
     with pytest.raises(ValueError, match="adapter_off needs an adapter: adapter=lora"):
         ModelBuilder(RecordingSource(), None, "adapter_off")
-    with pytest.raises(ValueError, match=r"reference='frosen'.*frozen, adapter_off, cached, none"):
+    with pytest.raises(ValueError, match=r"reference='frosen'.*frozen, adapter_off, cached, teacher, none"):
         ModelBuilder(RecordingSource(), None, "frosen")
     with pytest.raises(ValueError, match="adapter_off needs an adapter"):
         AdapterDisabled(Actor(TinyRandom().load()))
