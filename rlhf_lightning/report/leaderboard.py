@@ -116,7 +116,10 @@ def rank(groups: Sequence[Group], metrics: Sequence[str], metric: str | None, mo
     """
     mode = (mode or mode_of(metric) or "max") if metric else None
     rows = [_row(group, metrics) for group in groups]
-    winners = {name: _winners(rows, name, mode if name == metric else mode_of(name)) for name in metrics}
+    ways = {name: mode if name == metric else mode_of(name) for name in metrics}
+    if len({group.method for group in groups}) > 1:  # every method has a loss of its own scale
+        ways |= {name: None for name in metrics if name.endswith("/loss")}
+    winners = {name: _winners(rows, name, way) for name, way in ways.items()}
     rows = [
         Row(r.group, r.values, r.states, r.steps, r.seconds, frozenset(n for n, w in winners.items() if i in w))
         for i, r in enumerate(rows)
@@ -174,9 +177,9 @@ def _of(group: Group, metric: str) -> list[float]:
 
 
 def _winners(rows: Sequence[Row], name: str, mode: Mode | None) -> set[int]:
-    """The best rows of a column; none where a single row has it, or nobody knows which way is better."""
+    """The best rows of a column; none where all are equal, or nobody knows which way is better."""
     values = {i: row.values[name].mean for i, row in enumerate(rows) if row.values[name].n}
-    if mode is None or len(values) < 2:
+    if mode is None or len(set(values.values())) < 2:
         return set()
     best = max(values.values()) if mode == "max" else min(values.values())
     return {i for i, value in values.items() if value == best}

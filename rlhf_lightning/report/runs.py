@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rlhf_lightning.report.grouping import Group, by_numeric_key, differing, group_runs
 from rlhf_lightning.report.leaderboard import Leaderboard, rank
 from rlhf_lightning.report.metrics import Mode, frontier_axes, known, ranking_metric, shown
-from rlhf_lightning.report.palette import Style, styles
+from rlhf_lightning.report.palette import Style, spread, styles
 from rlhf_lightning.report.reading import ReportError, Run, read_runs
 from rlhf_lightning.report.samples import SampleTable, compare
 
@@ -157,7 +157,8 @@ class Runs(Sequence[Run]):
         """Implicit rewards of chosen and rejected responses; None when no run kept them."""
         from rlhf_lightning.report.histograms import draw_histograms
 
-        return draw_histograms(self.groups, self.looks, most=most)
+        chosen = self._spread(most)
+        return draw_histograms([self.groups[i] for i in chosen], [self.looks[i] for i in chosen], most=most)
 
     def over(self, key: str, metrics: Iterable[str] | None = None) -> Picture | None:
         """Metrics over the values of one option, a line a method: ``runs.over("method.loss.beta")``.
@@ -183,8 +184,8 @@ class Runs(Sequence[Run]):
         return by_numeric_key(self._groups)
 
     def samples(self, columns: int = 6, prompts: int = 8) -> SampleTable:
-        """Answers of the best groups to the same prompts."""
-        return compare(self.groups, columns=columns, prompts=prompts)
+        """Answers of the best groups of every colour to the same prompts."""
+        return compare([self.groups[index] for index in self._spread(columns)], columns=columns, prompts=prompts)
 
     def differences(self) -> list[str]:
         """Dotted keys in which the groups differ."""
@@ -201,6 +202,11 @@ class Runs(Sequence[Run]):
         from rlhf_lightning.report.page import write
 
         return write(self, Path(folder), title, named)
+
+    def _spread(self, most: int) -> list[int]:
+        """Groups to show where there is room for a few: the best ones of every colour."""
+        finished = [look for group, look in zip(self.groups, self.looks, strict=True) if group.done]
+        return spread(finished or self.looks, most)
 
     def _first(self) -> list[str]:
         return [self.metric] if self.metric else []
