@@ -16,8 +16,8 @@ class ReferenceSync(Callback):
     The refreshed reference is part of the checkpoint.
 
     Args:
-        every_n_steps: optimiser steps between updates; 512 is the paper's and TRL's default.
-        alpha: 1: a hard update, the reference becomes the policy; below 1: a soft one. TRL's default is 0.6.
+        every_n_steps: optimiser steps between updates. TRL's default; the paper tunes it.
+        alpha: 1: a hard update, the reference becomes the policy; below 1: a soft one. TRL's default.
 
     Raises:
         ValueError: an option is out of range; when training starts, the reference is not a frozen copy.

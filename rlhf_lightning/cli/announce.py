@@ -60,14 +60,13 @@ def numbers_kept(optimizer: Optimizer) -> float:
 
 
 def _lines(cfg: DictConfig, run: Run, checkpoint: str | None) -> Iterator[tuple[str, str]]:
-    keywords = run.module.loss.keywords if hasattr(run.module.loss, "keywords") else {}
-    options = ", ".join(f"{name}={value}" for name, value in keywords.items())
-    loss = getattr(getattr(run.module.loss, "func", run.module.loss), "__name__", type(run.module.loss).__name__)
     reference = f"reference: {run.models.reference}"
     chosen = str(cfg.reference.kind)
-    if chosen != run.models.reference:
+    if chosen == "auto" and run.models.reference == "adapter_off":
+        reference += " (the policy without its adapter; reference=frozen makes a copy)"
+    elif chosen not in ("auto", run.models.reference):
         reference += f" (reference={chosen} is not loaded: this loss needs none)"
-    yield "method", f"{loss}({options}) on {run.module.kind} data; {reference}"
+    yield "method", f"{_loss(run.module.loss)} on {run.module.kind} data; {reference}"
     for part in run.data.summaries():
         yield "data", part
     if checkpoint is not None:
@@ -75,6 +74,15 @@ def _lines(cfg: DictConfig, run: Run, checkpoint: str | None) -> Iterator[tuple[
     yield "results", _short(run.folder)
     if not torch.cuda.is_available() and run.trainer.world_size == 1:
         yield "device", f"cpu, {torch.get_num_threads()} threads, precision {run.trainer.precision}"
+
+
+def _loss(loss: Any) -> str:
+    """A loss as a call with its options; a weighted sum as its terms."""
+    if hasattr(loss, "weights") and hasattr(loss, "losses"):
+        return " + ".join(f"{weight} {_loss(loss.losses[name])}" for name, weight in loss.weights.items())
+    options = ", ".join(f"{name}={value}" for name, value in getattr(loss, "keywords", {}).items())
+    function = getattr(loss, "func", loss)
+    return f"{getattr(function, '__name__', type(function).__name__)}({options})"
 
 
 def _short(path: str | Path) -> str:

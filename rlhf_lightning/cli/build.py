@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlhf_lightning.checkpointing import AtomicCheckpointIO
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.losses.options import needs
+from rlhf_lightning.models.architectures import FAMILIES
 from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
 
 if TYPE_CHECKING:
@@ -59,21 +61,47 @@ def make_run(cfg: DictConfig) -> Run:
     method = make(cfg.method)
     models = make_models(cfg, reference_kind(cfg, method))
     module = method(models=models, optimizer=make(cfg.optimizer), scheduler=make(cfg.scheduler))
-    data = make_data(cfg, models, module.kind)
+    data = make_data(cfg, models, module.kind, mismatched="kl" in module.needs)
     trainer = make_trainer(cfg)
     data.trainer = trainer  # it plans for the trainer's accumulation and processes, and fails before weights load
     return Run(module, data, trainer, models, Path(cfg.paths.output_dir))
 
 
 def make_models(cfg: DictConfig, reference: ReferenceKind) -> ModelBuilder:
-    """The builder of policy and reference."""
-    return ModelBuilder(make(cfg.model), make(cfg.adapter), reference)
+    """The builder of policy and reference.
+
+    Raises:
+        ValueError: the vocabulary of a teacher is another one.
+    """
+    teacher = make(cfg.reference.get("source")) if reference is ReferenceKind.TEACHER else None
+    models = ModelBuilder(make(cfg.model), make(cfg.adapter), reference, teacher=teacher)
+    models.check_teacher()
+    return models
 
 
-def make_data(cfg: DictConfig, models: ModelBuilder, kind: str) -> AlignmentDataModule:
+def make_data(cfg: DictConfig, models: ModelBuilder, kind: str, *, mismatched: bool = False) -> AlignmentDataModule:
     """The data module, with the tokenizer of the model."""
-    data: AlignmentDataModule = make(cfg.data)(tokenizer=models.tokenizer(), kind=kind, seed=cfg.seed)
+    automatic = "padded" in cfg.data and cfg.data.padded is None
+    options = {"padded": runs_padded(models)} if automatic else {}
+    data: AlignmentDataModule = make(cfg.data)(
+        tokenizer=models.tokenizer(), kind=kind, seed=cfg.seed, mismatched=mismatched, **options
+    )
     return data
+
+
+def runs_padded(models: ModelBuilder) -> bool:
+    """Whether the model's batches will be padded, as far as that is known before its weights are loaded.
+
+    A family that packing is not tested for runs padded; a model that does not say its family yet (a hub id, a GGUF
+    file) is taken for one that is packed.
+    """
+    source: Any = models.source
+    if source.backend != "auto":
+        return bool(source.backend == "padded")
+    family = getattr(source, "architecture", None)
+    if family is None and (file := Path(str(source.name)).expanduser() / "config.json").is_file():
+        family = json.loads(file.read_text()).get("model_type")
+    return family is not None and family not in FAMILIES
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
@@ -85,12 +113,17 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
 def reference_kind(cfg: DictConfig, method: functools.partial[Any]) -> ReferenceKind:
     """The reference that is loaded: the chosen one, or none where it would only cost memory.
 
-    A loss without a reference gets none, unless it costs nothing (``adapter_off``).
+    A loss without a reference gets none, unless it costs nothing and was asked for (``adapter_off``). ``auto`` is the
+    policy without its adapter where a new adapter is trained, and a frozen copy otherwise: an adapter that training
+    goes on from (``adapter.path``) is part of the initial policy, so switching it off would not give that policy back.
     """
+    needed = "reference" in needs(method.keywords["loss"])
+    if cfg.reference.kind == "auto":
+        new_adapter = bool(cfg.adapter) and cfg.adapter.get("path") is None
+        automatic = ReferenceKind.ADAPTER_OFF if new_adapter else ReferenceKind.FROZEN
+        return automatic if needed else ReferenceKind.NONE
     chosen = ReferenceKind(cfg.reference.kind)
-    if "reference" in needs(method.keywords["loss"]) or chosen in (ReferenceKind.NONE, ReferenceKind.ADAPTER_OFF):
-        return chosen
-    return ReferenceKind.NONE
+    return chosen if needed or chosen is ReferenceKind.ADAPTER_OFF else ReferenceKind.NONE
 
 
 def make_trainer(cfg: DictConfig) -> Trainer:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -25,7 +27,7 @@ from rlhf_lightning.cli.results import Result, duration
 from rlhf_lightning.cli.runs import from_run
 from rlhf_lightning.cli.schema import check_config
 from rlhf_lightning.cli.sweep import SweepSummary, prepare_sweep, quoted, short
-from rlhf_lightning.cli.worker import SWEEP, is_first_process, launched, run_job
+from rlhf_lightning.cli.worker import SWEEP, die_with_parent, is_first_process, launched, run_job
 from rlhf_lightning.conf_dir import conf_dir
 
 #: Flags of Hydra with a value of their own.
@@ -158,6 +160,8 @@ def _job(command: str, cfg: DictConfig) -> float | None:
         The optimised metric; NaN for a job of a sweep that failed.
     """
     register()
+    if multiprocessing.current_process().name.startswith("Loky"):  # a process of the joblib launcher
+        _watch_once()
     context = HydraConfig.get()
     sweeping = context.mode == RunMode.MULTIRUN
     cfg.paths.output_dir = str(Path(context.runtime.output_dir).absolute())
@@ -203,6 +207,11 @@ def _job_of_sweep(cfg: DictConfig, overrides: list[str], sweep: Path) -> Result:
         result = _run("train", cfg, overrides)
         jobs.remember(cfg, sweep, held.folder)
     return result
+
+
+@functools.cache
+def _watch_once() -> None:
+    die_with_parent()
 
 
 def _run(command: str, cfg: DictConfig, overrides: list[str]) -> Result:

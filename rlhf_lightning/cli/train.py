@@ -51,7 +51,11 @@ def train(cfg: DictConfig) -> float | None:
         from rlhf_lightning.cli.reference import fill_reference_cache
 
         fill_reference_cache(run)
-    run.trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint)
+    try:
+        run.trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint)
+    except BaseException:  # a signal, Ctrl-C or a failure: what was reached by then belongs into the result
+        unfinished(cfg, run, before if checkpoint else None)
+        raise
     return finish(cfg, run, time.perf_counter() - started, before if checkpoint else None)
 
 
@@ -90,8 +94,7 @@ def finish(cfg: DictConfig, run: Run, seconds: float, before: Result | None) -> 
         seconds: that it took.
         before: the result of the part that this one went on from; its metrics stand where nothing newer was logged.
     """
-    metrics = dict(before.metrics) if before is not None else {}
-    metrics |= {name: float(value) for name, value in run.trainer.callback_metrics.items()}
+    metrics = metrics_of(run, before)
     value = optimized(metrics, cfg.optimized_metric)
     result = Result(
         "done",
@@ -113,6 +116,21 @@ def finish(cfg: DictConfig, run: Run, seconds: float, before: Result | None) -> 
             )
         log.info("done in %s, results in %s", duration(seconds), _short(run.folder))
     return value
+
+
+def unfinished(cfg: DictConfig, run: Run, before: Result | None) -> None:
+    """Write how far a run came; whoever called it adds how it ended."""
+    if run.trainer.is_global_zero:
+        steps, metrics = run.trainer.global_step, metrics_of(run, before)
+        result = Result("stopped", cfg.optimized_metric, None, metrics, steps, versions=versions())
+        result.reference = run.reference
+        result.write(run.folder)
+
+
+def metrics_of(run: Run, before: Result | None) -> dict[str, float]:
+    """The last of everything that was logged, by this part of a run or the one that it went on from."""
+    metrics = dict(before.metrics) if before is not None else {}
+    return metrics | {name: float(value) for name, value in run.trainer.callback_metrics.items()}
 
 
 def optimized(metrics: dict[str, float], name: str | None) -> float | None:

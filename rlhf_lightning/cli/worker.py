@@ -12,10 +12,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,13 +26,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.cli.console import report, setup_logging
 from rlhf_lightning.cli.errors import describe, exit_code
-from rlhf_lightning.cli.results import Result
+from rlhf_lightning.cli.results import FILE, Result
 from rlhf_lightning.signals import SIGTERM_EXIT, run_with_sigterm_exit
 
 log = logging.getLogger(__name__)
 
 #: Set while a sweep runs, to the keys that vary; the processes of its jobs inherit it.
 SWEEP = "RLHF_SWEEP"
+#: Process id of the command that started a worker.
+PARENT = "RLHF_PARENT"
+#: Seconds between two looks at whether the parent lives.
+_LOOK_EVERY = 1.0
 #: What Lightning leaves in the environment for the processes that it starts; a new job must not inherit it.
 DISTRIBUTED = (
     "LOCAL_RANK",
@@ -67,15 +73,17 @@ def run_here(command: str, cfg: DictConfig) -> Result:
     import lightning.pytorch  # noqa: F401  sets the level of its loggers; ours is to come after
 
     setup_logging(folder, command, brief=bool(os.environ.get(SWEEP)))
+    if command == "evaluate" and is_first_process():  # a run goes on from what it left; an evaluation is always whole
+        (folder / FILE).unlink(missing_ok=True)
     try:
         _quieten_transformers()
         run_with_sigterm_exit(lambda: _task(command)(cfg))
     except SystemExit as stop:
         # Lightning turns Ctrl-C into exit code 1.
         code = SIGTERM_EXIT if stop.code in (0, SIGTERM_EXIT) else 128 + signal.SIGINT
-        return _ended("stopped", code, started, "stopped by a signal")
+        return _ended("stopped", code, started, "stopped by a signal", folder)
     except KeyboardInterrupt:
-        return _ended("stopped", 128 + signal.SIGINT, started, "interrupted")
+        return _ended("stopped", 128 + signal.SIGINT, started, "interrupted", folder)
     except Exception as error:  # a job of a sweep must not take the others with it
         return _failed(error, folder, started)
     return Result.read(folder) or _ended("done", 0, started, None)
@@ -122,6 +130,7 @@ def _run_apart(command: str, cfg: DictConfig, folder: Path) -> Result:
     file = folder / "config.yaml"
     OmegaConf.save(cfg, file, resolve=True)
     environment = {key: value for key, value in os.environ.items() if key not in DISTRIBUTED}
+    environment[PARENT] = str(os.getpid())
     arguments = [sys.executable, "-m", "rlhf_lightning.cli.worker", command, str(file)]
     process = subprocess.Popen(arguments, env=environment)
     with _passed_on(process):
@@ -130,7 +139,7 @@ def _run_apart(command: str, cfg: DictConfig, folder: Path) -> Result:
     status = "done" if code == 0 else "stopped" if code in (SIGTERM_EXIT, 128 + signal.SIGINT) else "failed"
     result = Result.read(folder)
     if result is None or (result.status == "done") != (code == 0):  # killed before it could say anything itself
-        return _ended(status, code, started, f"the job's process ended with code {code}")
+        return _ended(status, code, started, f"the job's process ended with code {code}", folder)
     return result
 
 
@@ -154,8 +163,11 @@ def _passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _ended(status: Any, code: int, started: float, error: str | None) -> Result:
-    return Result(status, seconds=round(time.perf_counter() - started, 2), error=error, exit_code=code)
+def _ended(status: Any, code: int, started: float, error: str | None, folder: Path | None = None) -> Result:
+    """How a job ended, with how far it came where it left a note of that in its folder."""
+    result = (Result.read(folder) if folder is not None else None) or Result(status)
+    seconds = round(time.perf_counter() - started, 2)
+    return replace(result, status=status, seconds=seconds, error=error, exit_code=code, value=None)
 
 
 def _failed(error: Exception, folder: Path, started: float) -> Result:
@@ -163,11 +175,34 @@ def _failed(error: Exception, folder: Path, started: float) -> Result:
     file = folder / "error.log"
     file.write_text("".join(traceback.format_exception(error)))
     code = report(error, file) if is_first_process() else exit_code(error)
-    return _ended("failed", code, started, describe(error))
+    return _ended("failed", code, started, describe(error), folder)
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """End this process within a second of its parent's death, whatever killed it and whatever is under way here.
+
+    A worker whose command was killed with SIGKILL would train on unseen and write beside the run that takes its place.
+    A thread looks: Linux's own signal for this follows the parent's *thread*, and launchers start workers from threads
+    that end before they do.
+
+    Args:
+        parent: the process that started this one, if it may have died already; None: the one that is there now.
+    """
+    expected = os.getppid() if parent is None else parent
+
+    def watch() -> None:
+        while os.getppid() == expected:
+            time.sleep(_LOOK_EVERY)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="die_with_parent", daemon=True).start()
 
 
 def main(arguments: list[str]) -> int:
     """``python -m rlhf_lightning.cli.worker <command> <config.yaml>``."""
+    # Lightning starts the other processes of the job with the environment of this one.
+    parent = os.environ.pop(PARENT, None)
+    die_with_parent(int(parent) if parent is not None else None)
     from rlhf_lightning.cli.compose import register
 
     register()

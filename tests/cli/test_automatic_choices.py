@@ -1,0 +1,66 @@
+"""What the commands choose from the rest of the configuration, unless the user does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rlhf_lightning import compose
+from rlhf_lightning.cli.announce import _loss
+from rlhf_lightning.cli.build import make, make_data, make_models, reference_kind, runs_padded
+
+TINY = ["model=tiny_random", "data=json", "data.source.path=none.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind"),
+    [
+        ([], "frozen"),
+        (["adapter=lora"], "adapter_off"),
+        (["adapter=qlora"], "adapter_off"),
+        (["adapter=lora", "reference=frozen"], "frozen"),
+        (["reference=cached", "adapter=lora"], "cached"),
+        (["adapter=lora", "adapter.path=trained"], "frozen"),
+        (["method=simpo"], "none"),
+        (["method=simpo", "adapter=lora"], "none"),
+        (["method=simpo", "adapter=lora", "reference=adapter_off"], "adapter_off"),
+        (["method=mpo", "adapter=lora"], "adapter_off"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_reference(command, overrides, kind):
+    """A new adapter makes its base the reference; an adapter that training goes on from is part of the reference."""
+    cfg = compose(command, [*TINY, *overrides], check=False)
+    assert reference_kind(cfg, make(cfg.method)) == kind
+
+
+@pytest.mark.parametrize(
+    ("overrides", "padded"),
+    [
+        ([], False),
+        (["model.backend=padded"], True),
+        (["model.architecture=mamba"], True),
+        (["model.architecture=mamba", "data.padded=false"], False),
+        (["data.padded=true"], True),
+    ],
+)
+def test_padded(tmp_path, overrides, padded):
+    (tmp_path / "pairs.jsonl").touch()
+    cfg = compose("train", [*TINY, f"data.source.path={tmp_path}/pairs.jsonl", *overrides])
+    models = make_models(cfg, "frozen")
+    assert make_data(cfg, models, "preference").batching.padded is padded
+
+
+@pytest.mark.parametrize(("family", "padded"), [("llama", False), ("bloom", True)])
+def test_padded_by_the_config_of_a_folder(tmp_path, family, padded):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    cfg = compose("train", [*TINY, "model=hub", f"model.name={tmp_path}"])
+    assert runs_padded(make_models(cfg, "frozen")) is padded
+
+
+def test_a_weighted_sum_is_shown_with_its_terms():
+    shown = _loss(make(compose("train", [*TINY, "method=mpo"]).method).keywords["loss"])
+    assert shown == (
+        "0.8 dpo(beta=0.1) + 0.2 bco_pair(beta=0.1, delta=running) + 1.0 preferred_ft(reduction=token_mean)"
+    )

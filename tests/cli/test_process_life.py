@@ -1,0 +1,105 @@
+"""What a killed or stopped command leaves: no process that trains on unseen, and a result that says how far it came."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rlhf_lightning.cli.results import Result
+
+ENDLESS = [
+    "model=tiny_random", "trainer=debug", "trainer.max_steps=100000", "trainer.max_epochs=100000",
+    "trainer.limit_val_batches=0", "data=json", "data.source.path=pairs.jsonl", "data.validation=0.3",
+    "data.batch_size=2", "data.spec.cache=false", "callbacks.samples=null", "callbacks.export=null",
+    "callbacks.best=null", "callbacks.last.every_n_steps=5",
+]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    rows = [{"prompt": f"What is {a}?", "chosen": f"It is {a}.", "rejected": "No idea."} for a in range(8)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "rlhf_lightning.cli.main", "train", *ENDLESS, *options]
+    return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def wait_for(condition, seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "jobs"),
+    [
+        (["strategy=ddp", "strategy.devices=2", "paths.output_dir=run"], ["run"]),
+        (["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2", "paths.output_dir=s"], ["s/0", "s/1"]),
+    ],
+    ids=["worker-and-its-ranks", "joblib"],
+)
+def test_no_process_outlives_a_killed_command(folder, options, jobs):
+    """Fails when the workers are left to themselves: they would train for hours, and write beside the next run."""
+    if "hydra/launcher=joblib" in options:
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    process = start(folder, *options)
+    for job in jobs:
+        ready = folder / job / "checkpoints" / "last.ckpt"
+        wait_for(lambda ready=ready: ready.exists() or process.poll() is not None, 120, f"{ready} did not come")
+    assert process.poll() is None
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2
+    process.kill()
+    process.wait(10)
+    _, alive = psutil.wait_procs(children, timeout=15)
+    for child in alive:
+        child.kill()
+    assert not alive, f"{len(alive)} of {len(children)} processes lived on"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_says_how_far_it_came(folder, number):
+    """Fails when the result of a stop knows nothing of the trainer: steps 0."""
+    process = start(folder, "paths.output_dir=run")
+    wait_for(
+        lambda: (folder / "run/checkpoints/last.ckpt").exists() or process.poll() is not None, 120, "no checkpoint"
+    )
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
+    result = Result.read(folder / "run")
+    assert (result.status, result.exit_code, result.value) == ("stopped", 128 + number, None)
+    assert result.steps >= 5
+    assert result.metrics["train/loss"] > 0
+    assert result.versions["torch"]
+
+
+def test_a_process_ends_with_its_parent(tmp_path):
+    """The parent is gone before the child looks for the first time: the worst moment."""
+    code = (
+        "import os, sys, time\n"
+        "from rlhf_lightning.cli import worker\n"
+        "worker._LOOK_EVERY = 0.05\n"
+        "worker.die_with_parent(int(sys.argv[1]))\n"
+        "time.sleep(60)\n"
+    )
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    child = subprocess.Popen([sys.executable, "-c", code, str(gone.pid)])
+    assert child.wait(60) == -signal.SIGKILL
+    child = subprocess.Popen([sys.executable, "-c", code, str(os.getpid())])
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(5)
+    child.kill()
