@@ -272,8 +272,8 @@ class PackedBatch:
     tokens, nothing else. Every response has a prompt of at least one token, so every response token has a predictor.
 
     A group is a row of the data set: usually one prompt with K responses; where a method looks at a response in
-    several contexts, several prompts with one response each. All groups of a batch have equally many slots; a slot
-    that a group does not fill (a shorter ranked list, a row without a judgment) is an empty span.
+    several contexts, several prompts with equally many responses each. All groups of a batch have equally many slots;
+    a slot that a group does not fill (a shorter ranked list, a row without a judgment) is an empty span.
     """
 
     #: What each group must bring beside tokens, by the name of the batch's field: one number a response.
@@ -428,11 +428,23 @@ class AttributesBatch(PackedBatch):
     names: tuple[str, ...] = ()  #: of the attributes
 
 
+@dataclass
+class ComparisonBatch(PackedBatch):
+    """A pair of responses shown to a judge in both orders, each order answered by the right and by the wrong verdict.
+
+    That is 2 prompts of 2 responses. The chosen response stands first in the first prompt and second in the second one.
+    """
+
+    def verdicts(self, values: Ragged) -> tuple[Pair, Pair]:
+        """Per-response values as (right, wrong), for each of the two orders."""
+        return tuple(Pair(self.slot(values, at), self.slot(values, at + 1)) for at in (0, 2))  # type: ignore[return-value]
+
+
 @dataclass(frozen=True)
 class Example:
     """One tokenised group, the unit of every data set: a prompt and its K responses.
 
-    With several prompts (``more_prompts``) the first response answers ``prompt``, the others one each of the others.
+    With several prompts (``more_prompts``) the responses are dealt to them in order, equally many to each.
     An empty response stands for a slot that this group does not fill; its prompt may then be empty too.
     """
 

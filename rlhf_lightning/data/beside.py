@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from rlhf_lightning.data import rated_formats as rated
 from rlhf_lightning.data.checks import DataError
+from rlhf_lightning.data.comparisons import compared
 from rlhf_lightning.data.fields import Fields
 from rlhf_lightning.data.records import Record
 from rlhf_lightning.data.spec import DataSpec
@@ -106,6 +107,11 @@ def _context(record: Record, fields: Fields, spec: DataSpec) -> Record:
     return rated.in_context(_demonstration(record, fields, spec), spec.context)
 
 
+def _comparison(record: Record, fields: Fields, spec: DataSpec) -> Record:
+    pair = _pair(record, fields, spec)
+    return compared(pair, spec) if pair.kind in ("preference", "safety") else pair
+
+
 def _attributes(record: Record, fields: Fields, spec: DataSpec) -> Record:
     if record.kind != "supervised":
         return record
@@ -138,4 +144,5 @@ _READERS: Mapping[str, Callable[[Record, Fields, DataSpec], Record]] = {
     "context": _context,
     "steps": _as_it_is,
     "attributes": _attributes,
+    "comparison": _comparison,
 }

@@ -64,7 +64,7 @@ class Columns:
         if len(prompts) != self.prompts:
             raise ValueError(f"{name}: {len(prompts)} prompts where the examples before it have {self.prompts}")
         responses = example.responses
-        if len(responses) % len(prompts) or (len(prompts) > 1 and len(responses) != len(prompts)):
+        if len(responses) % len(prompts):
             raise ValueError(f"{name}: {len(responses)} responses to {len(prompts)} prompts")
         if not any(responses):
             raise ValueError(f"{name}: no response has a token")

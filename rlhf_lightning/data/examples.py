@@ -41,7 +41,7 @@ class Examples(Sequence[Example]):
     """A sequence of ``Example`` held in flat columns; an ``Example`` is made only when one is asked for.
 
     A group's tokens lie end to end: prompt, then its responses in order; with several prompts, each prompt with its
-    response in turn. ``bounds[g]`` holds the cuts of group ``g`` in ``tokens``: start of the prompt, start of each
+    responses in turn. ``bounds[g]`` holds the cuts of group ``g`` in ``tokens``: start of the prompt, start of each
     response, end of the last one. An empty response is a slot that the group does not fill. A selection is a view: it
     shares ``tokens`` and ``scored`` and has its own ``bounds``.
 

@@ -21,6 +21,7 @@ DataKind = Literal[
     "context",
     "steps",
     "attributes",
+    "comparison",
 ]
 
 
@@ -86,6 +87,11 @@ LAYOUTS: Mapping[str, Layout] = {
         "a demonstration with a column attributes {name: number}, with HelpSteer's five columns, or with the columns "
         "that data.spec.attributes names",
     ),
+    "comparison": Layout(
+        "comparisons",
+        ("right verdict", "wrong verdict", "right verdict, swapped", "wrong verdict, swapped"),
+        "prompt, chosen, rejected",
+    ),
 }
 
 #: What a method of each kind can be given, by the kind that the row itself is.
@@ -100,6 +106,7 @@ FEEDS: Mapping[str, tuple[str, ...]] = {
     "context": ("context",),
     "steps": ("steps",),
     "attributes": ("attributes",),
+    "comparison": ("comparison",),
 }
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rlhf_lightning.data.examples import Examples, Groups
 from rlhf_lightning.types import (
     AttributesBatch,
+    ComparisonBatch,
     ContextBatch,
     Example,
     JudgedBatch,
@@ -38,6 +39,7 @@ BATCHES: dict[str, type[PackedBatch]] = {
     "context": ContextBatch,
     "steps": StepsBatch,
     "attributes": AttributesBatch,
+    "comparison": ComparisonBatch,
 }
 #: Prefix of the numbers that become the columns of ``AttributesBatch.attributes``.
 ATTRIBUTE = "attribute:"

@@ -102,6 +102,8 @@ class DataSpec:
         gather: make one list of the scored responses that have a row each and the same prompt.
         context: text that the teacher of context distillation sees: in front of the prompt, or as the system message.
         judgment: how a judgment stands behind the prompt; ``{judgment}`` is its text.
+        comparison: what a judge is asked about a pair: ``{prompt}`` and the responses ``{first}`` and ``{second}``.
+        verdicts: what a judge answers when the first response is better, and when the second one is.
         attributes: names of the ratings, in their order; None: those of the ``attributes`` column, or HelpSteer's five.
         step_separator: put behind every step; the token that carries a step's label is the last one of it.
         step_tag: Math-Shepherd's mark behind a step.
@@ -133,6 +135,11 @@ class DataSpec:
     gather: bool = True
     context: str | None = None
     judgment: str = "\n\n### Judgment:\n{judgment}"
+    comparison: str = (
+        "Two responses to a prompt follow.\n\n### Prompt\n{prompt}\n\n### Response A\n{first}\n\n### Response B\n"
+        "{second}\n\nWhich response is better? Answer A or B.\n"
+    )
+    verdicts: Sequence[str] = ("A", "B")
     attributes: Sequence[str] | None = None
     step_separator: str = "\n"
     step_tag: str = "ки"
@@ -163,6 +170,12 @@ class DataSpec:
             _one_of("data.spec.threshold", self.threshold, ("mean",))
         if "{judgment}" not in self.judgment:
             raise ValueError(f"data.spec.judgment={self.judgment!r} must contain {{judgment}}")
+        for part in ("{prompt}", "{first}", "{second}"):
+            if part not in self.comparison:
+                raise ValueError(f"data.spec.comparison={self.comparison!r} must contain {part}")
+        object.__setattr__(self, "verdicts", tuple(self.verdicts))
+        if len(set(self.verdicts)) != 2:
+            raise ValueError(f"data.spec.verdicts={list(self.verdicts)} must be two different answers")
         for name, least in (("max_length", 2), ("max_prompt_length", 1), ("max_response_length", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -3,9 +3,11 @@
 from rlhf_lightning.methods.base import AlignmentModule
 from rlhf_lightning.methods.contrastive import Contrastive
 from rlhf_lightning.methods.distillation import ContextDistillation, KnowledgeDistillation
+from rlhf_lightning.methods.judge import Judge
 from rlhf_lightning.methods.judged import Judged
 from rlhf_lightning.methods.preference import Preference
 from rlhf_lightning.methods.ranking import Ranked
+from rlhf_lightning.methods.rating import Rating
 from rlhf_lightning.methods.reward import CostModel, RankedRewardModel, RewardModel
 from rlhf_lightning.methods.scoring import ScoringModule
 from rlhf_lightning.methods.supervised import Supervised
@@ -17,11 +19,13 @@ __all__ = [
     "ContextDistillation",
     "Contrastive",
     "CostModel",
+    "Judge",
     "Judged",
     "KnowledgeDistillation",
     "Preference",
     "Ranked",
     "RankedRewardModel",
+    "Rating",
     "RewardModel",
     "ScoringModule",
     "Supervised",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.models.adapters import Lora as Lora
     from rlhf_lightning.models.backbone import Backbone as Backbone
     from rlhf_lightning.models.fingerprint import reference_fingerprint as reference_fingerprint
+    from rlhf_lightning.models.gated import GatedScorer as GatedScorer
     from rlhf_lightning.models.generation import generate as generate
     from rlhf_lightning.models.memory import ModelSummary as ModelSummary
     from rlhf_lightning.models.memory import describe as describe
@@ -34,6 +35,7 @@ _HOME = {
     "Backbone": "backbone",
     "Cached": "roles",
     "FrozenCopy": "roles",
+    "GatedScorer": "gated",
     "Lora": "adapters",
     "ModelBuilder": "roles",
     "ModelSource": "sources",

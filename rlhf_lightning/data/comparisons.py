@@ -1,0 +1,42 @@
+"""Pairs as questions for a judge: which of these two responses is better, asked in both orders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rlhf_lightning.data.fields import Turns
+from rlhf_lightning.data.records import Record, say
+from rlhf_lightning.data.spec import DataSpec
+
+
+def compared(record: Record, spec: DataSpec) -> Record:
+    """A pair as two prompts that show both responses, each answered by the right and by the wrong letter.
+
+    Args:
+        record: a pair, the chosen response first.
+        spec: ``comparison``, the question, and ``verdicts``, the two letters.
+
+    Returns:
+        A record of two parts: the chosen response shown first, and shown second. The first response of a part is the
+        letter of the place in which the chosen response stands.
+    """
+    shown, chosen, rejected = (_shown(part) for part in (record.prompt, *record.responses))
+    first, second = spec.verdicts
+    parts = []
+    for pair, letters in (((chosen, rejected), (first, second)), ((rejected, chosen), (second, first))):
+        text = spec.comparison.format(prompt=shown, first=pair[0], second=pair[1])
+        if record.conversation:
+            answers = tuple([say("assistant", letter)] for letter in letters)
+            parts.append(replace(record, prompt=[say("user", text)], responses=answers, margin=None))
+        else:
+            parts.append(replace(record, prompt=text, responses=letters, margin=None))
+    return replace(record, kind="comparison", parts=tuple(parts), margin=None, numbers={})
+
+
+def _shown(part: str | Turns) -> str:
+    """A conversation as a judge reads it: the text alone where it has one turn, with the speakers where it has more."""
+    if isinstance(part, str):
+        return part
+    if len(part) == 1:
+        return str(part[0]["content"])
+    return "\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in part)
