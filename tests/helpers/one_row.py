@@ -13,13 +13,17 @@ def one_row_at_a_time(model: PreTrainedModel, examples: list[Example], temperatu
     """Log-prob of every scored token, in the order of a packed batch."""
     out = []
     for example in examples:
+        prompts = [example.prompt, *example.more_prompts]
         for index, response in enumerate(example.responses):
-            ids = torch.tensor([example.prompt + response])
+            if not response:
+                continue
+            prompt = prompts[index] if example.more_prompts else example.prompt
+            ids = torch.tensor([prompt + response])
             logits = model(input_ids=ids, use_cache=False).logits[0].float() / temperature
             log_p = logits.log_softmax(-1)
             scored = example.scored[index] if example.scored else [True] * len(response)
             for offset, counted in enumerate(scored):
-                position = len(example.prompt) + offset
+                position = len(prompt) + offset
                 if counted:
                     out.append(log_p[position - 1, ids[0, position]])
     return torch.stack(out)

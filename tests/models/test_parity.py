@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,6 +61,44 @@ def test_packed_padded_and_single_rows_agree(family: str) -> None:
         out = actor(batch)
         torch.testing.assert_close(out.token, expected, atol=2e-5, rtol=1e-5)
         assert_same_gradients(gradients(model, out.token, batch), wanted)
+
+
+def ranked_lists() -> list[Example]:
+    """Lists of three, one and two responses, the shorter ones first and last: empty slots inside and at the end."""
+    first, second, third = examples()
+    third = Example(third.prompt, [*third.responses, second.responses[0]], [*third.scored, [True] * 3])
+    lists = [Example(first.prompt, first.responses[:1]), third, second]
+    return [replace(group, numbers={"score": [3.0 - slot for slot in range(len(group.responses))]}) for group in lists]
+
+
+def judged_answers() -> list[Example]:
+    """Answers after prompt and judgment and after the prompt alone; the first and the last have no judgment."""
+    first, second, third = examples()
+    return [
+        Example([], [[], first.responses[0]], more_prompts=(first.prompt,)),
+        Example(third.prompt, [second.responses[1]] * 2, more_prompts=(second.prompt,)),
+        Example([], [[], first.responses[1]], more_prompts=(second.prompt,)),
+    ]
+
+
+@pytest.mark.parametrize("groups", [ranked_lists, judged_answers])
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    [("llama", "sdpa"), ("llama", "eager"), ("gemma2", "eager"), ("gpt2", "sdpa"), ("opt", "sdpa")],
+)
+def test_empty_slots_and_several_prompts(family: str, attention: str, groups: Callable[[], list[Example]]) -> None:
+    # fails if a response is seen from its group's number instead of its prompt's, or an empty slot shifts those behind it
+    model, made = tiny_model(family), groups()
+    model.set_attn_implementation(attention)
+    batch = pack(made, kind="ranked" if groups is ranked_lists else "judged")
+    assert not batch.present.all()
+    expected = one_row_at_a_time(model, made)
+    wanted = gradients(model, expected, batch)
+    for backend in ("padded", "packed"):
+        out = Actor(model, backend=backend)(batch)
+        torch.testing.assert_close(out.token, expected, atol=2e-5, rtol=1e-5)
+        assert_same_gradients(gradients(model, out.token, batch), wanted)
+        assert (out.length == 0).tolist() == (~batch.present).tolist()
 
 
 @pytest.mark.parametrize("family", UNPACKABLE)
