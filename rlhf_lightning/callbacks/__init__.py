@@ -11,6 +11,7 @@ from rlhf_lightning.callbacks.reference_sync import ReferenceSync
 from rlhf_lightning.callbacks.responses import ResponseStatistics
 from rlhf_lightning.callbacks.rich_progress import AlignmentProgressBar
 from rlhf_lightning.callbacks.samples import PolicySamples
+from rlhf_lightning.callbacks.score_normalizer import ScoreNormalizer
 from rlhf_lightning.callbacks.step_seed import StepSeed
 from rlhf_lightning.callbacks.throughput import Throughput
 
@@ -27,6 +28,7 @@ __all__ = [
     "ReferenceKL",
     "ReferenceSync",
     "ResponseStatistics",
+    "ScoreNormalizer",
     "StepSeed",
     "Throughput",
 ]

@@ -52,8 +52,9 @@ class PolicySamples(Callback):
       a response; ``val/kl/k3``: the same by the estimator that is never negative;
     * ``val/sample/length`` in tokens, ``val/sample/finished``: share of responses that ended by themselves.
 
-    The KL needs a live reference (``frozen`` or ``adapter_off``) and samples of the distribution itself, so temperature
-    and top_p must be 1; otherwise it is left out.
+    A module whose model is no policy (a reward model) is left alone. The KL needs a live reference (``frozen`` or
+    ``adapter_off``) and samples of the distribution itself, so temperature and top_p must be 1; otherwise it is left
+    out.
 
     Args:
         pack: makes a batch of examples; ``rlhf_lightning.data.packing.pack``.
@@ -93,7 +94,7 @@ class PolicySamples(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Sample from the untrained policy."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not self.before_training or trainer.global_step or data is None:
+        if not self.before_training or trainer.global_step or data is None or not _is_policy(pl_module):
             return
         self._prompts = []
         for batch in data.val_dataloader() or ():
@@ -121,7 +122,7 @@ class PolicySamples(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Sample, score, log and write."""
-        if not trainer.sanity_checking:
+        if not trainer.sanity_checking and _is_policy(pl_module):
             self._write(trainer, self._sample(trainer, pl_module))
 
     def _share(self, trainer: Trainer) -> int:
@@ -190,6 +191,10 @@ class PolicySamples(Callback):
         (folder / f"step_{trainer.global_step:08d}.jsonl").write_text("".join(lines), encoding="utf-8")
         for logger in trainer.loggers:
             log_table(logger, "samples", [asdict(sample) for sample in rows], trainer.global_step)
+
+
+def _is_policy(module: Any) -> bool:
+    return bool(getattr(module.policy, "needs_vocabulary", True))
 
 
 def _sums(ratios: Iterable[Ragged], estimator: Callable[[torch.Tensor], torch.Tensor], module: Any) -> Any:

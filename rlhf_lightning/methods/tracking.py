@@ -40,3 +40,45 @@ class Means:
         seen = sums[:, 1].tolist()
         means = (sums[:, 0] / sums[:, 1]).float().unbind()
         return {name: mean for name, mean, count in zip(names, means, seen, strict=True) if count > 0}
+
+
+class ScoreStatistics:
+    """What a step's or a pass's scores look like: mean, deviation, extremes, and their correlation with length.
+
+    Sums and extremes are taken over all micro-batches and processes, so the numbers do not depend on how a step is cut.
+    """
+
+    def __init__(self) -> None:
+        self._sums: list[Tensor] = []
+        self._extremes: list[Tensor] = []
+
+    def add(self, score: Tensor, length: Tensor) -> None:
+        """Add scores of responses and their lengths in tokens, both ``[n]``."""
+        kind = torch.float32 if score.device.type == "mps" else torch.float64
+        s, n = score.detach().to(kind), length.detach().to(kind)
+        terms = (torch.ones_like(s), s, n, s * s, n * n, s * n)
+        self._sums.append(torch.stack([term.sum() for term in terms]))
+        if len(s):
+            self._extremes.append(torch.stack([s.max(), -s.min()]))
+
+    def pop(self, reduce: Callable[[Tensor, str], Tensor]) -> dict[str, Tensor]:
+        """``mean``, ``std``, ``min``, ``max`` and ``length_correlation`` (left out where one of the two is constant).
+
+        Args:
+            reduce: a tensor and ``sum`` or ``max``: the tensor reduced over the processes; called once for each.
+        """
+        if not self._sums:
+            return {}
+        count, score, length, squared, lengths, mixed = reduce(torch.stack(self._sums).sum(0), "sum").unbind()
+        none = [torch.full_like(self._sums[0][:2], -torch.inf)]
+        highest, lowest = reduce(torch.stack(self._extremes or none).amax(0), "max").unbind()
+        self._sums, self._extremes = [], []
+        if not count:
+            return {}
+        mean, mean_length = score / count, length / count
+        spread = (squared / count - mean**2).clamp(min=0)
+        out = {"mean": mean, "std": spread.sqrt(), "min": -lowest, "max": highest}
+        product = spread * (lengths / count - mean_length**2).clamp(min=0)
+        if product > 0:
+            out["length_correlation"] = (mixed / count - mean * mean_length) / product.sqrt()
+        return {name: value.float() for name, value in out.items()}

@@ -139,7 +139,7 @@ class Lora:
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(
-            task_type="CAUSAL_LM",
+            task_type=None if hasattr(model, "saved_head") else "CAUSAL_LM",  # None: a reward model's trunk
             r=self.r,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,

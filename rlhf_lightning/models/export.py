@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from rlhf_lightning.models.actor import Actor
+    from rlhf_lightning.models.backbone import Backbone
 
 log = logging.getLogger(__name__)
 
@@ -60,14 +61,14 @@ def export(
     """
     folder = Path(folder)
     adapted = is_adapted(policy.model)
-    _check(policy, form, adapted=adapted)
+    check_form(policy, form, adapted=adapted)
     if not adapted:
         _save_full(policy, folder)
     elif form == "merged":
         _save_merged(policy, folder, adapter)
     else:
         _save_adapter(policy, folder, adapter)
-    if _is_writer():
+    if is_writer():
         tokenizer.save_pretrained(folder)
         transformers_model(policy).generation_config.save_pretrained(folder)
         log.info("exported the policy to %s", folder)
@@ -76,7 +77,12 @@ def export(
     return folder
 
 
-def _check(policy: Actor, form: str, *, adapted: bool) -> None:
+def check_form(policy: Backbone, form: str, *, adapted: bool) -> None:
+    """Refuse a form that cannot be written.
+
+    Raises:
+        ValueError: see :func:`export`.
+    """
     if form not in ("auto", "adapter", "merged"):
         raise ValueError(f"export form {form!r} is not auto, adapter or merged")
     if form == "adapter" and not adapted:
@@ -89,15 +95,15 @@ def _check(policy: Actor, form: str, *, adapted: bool) -> None:
 
 
 def _save_full(policy: Actor, folder: Path) -> None:
-    state = _gathered(policy)
-    if _is_writer():
+    state = gathered(policy)
+    if is_writer():
         model = transformers_model(policy)
         model.save_pretrained(folder, state_dict={plain_name(key): value for key, value in state.items()})
 
 
 def _save_adapter(policy: Actor, folder: Path, adapter: str) -> None:
-    state = _gathered(policy, trained_only=True)
-    if _is_writer():
+    state = gathered(policy, trained_only=True)
+    if is_writer():
         model: Any = policy.model
         model.save_pretrained(folder, state_dict=state, selected_adapters=[adapter])
 
@@ -105,7 +111,7 @@ def _save_adapter(policy: Actor, folder: Path, adapter: str) -> None:
 def _save_merged(policy: Actor, folder: Path, adapter: str) -> None:
     model = transformers_model(policy)
     with unsharded(policy):
-        if _is_writer():
+        if is_writer():
             state = merged_weights(model, adapter)
             with torch.device("meta"):
                 shell = type(model)(model.config)
@@ -153,7 +159,7 @@ def _merged_layer(name: str, layer: Any, adapter: str) -> dict[str, Tensor]:
     return merged
 
 
-def _gathered(policy: Actor, *, trained_only: bool = False) -> dict[str, Tensor]:
+def gathered(policy: Backbone, *, trained_only: bool = False) -> dict[str, Tensor]:
     """The policy's state dict on the CPU of process 0, by the names of ``policy.model``; a collective call."""
     reshard(policy)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
@@ -161,5 +167,6 @@ def _gathered(policy: Actor, *, trained_only: bool = False) -> dict[str, Tensor]
     return {name.removeprefix("model."): cast("Tensor", value) for name, value in state.items()}
 
 
-def _is_writer() -> bool:
+def is_writer() -> bool:
+    """Whether this process writes."""
     return not dist.is_initialized() or dist.get_rank() == 0

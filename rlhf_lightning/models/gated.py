@@ -39,6 +39,7 @@ class GatedScorer(Scorer):
     """
 
     penalty: Tensor  #: lambda of every attribute, [attributes]; see ``set_verbosity``
+    verbosity: Tensor  #: index of the rating that stands for verbosity; -1: nothing is taken off
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class GatedScorer(Scorer):
                 torch.manual_seed(seed)
             self.gate = _mlp([size, *layers, super().outputs], dropout)
         self.temperature = temperature
-        self.verbosity: int | None = None
+        self.register_buffer("verbosity", torch.tensor(-1))
         self.register_buffer("penalty", torch.zeros(super().outputs))
 
     @property
@@ -80,8 +81,8 @@ class GatedScorer(Scorer):
             attribute: index of the rating that stands for verbosity.
             penalty: lambda of every attribute; its own is not used.
         """
-        self.verbosity = attribute
-        self.penalty = penalty.to(self.penalty)
+        self.verbosity.fill_(attribute)
+        self.penalty.copy_(penalty)
 
     def ratings(self, batch: PackedBatch) -> tuple[Float[Tensor, "responses attributes"], Tensor]:
         """Ratings of the first stage without their penalty, and the prompts' states, both without gradients."""
@@ -110,8 +111,7 @@ class GatedScorer(Scorer):
         with self.adapter_switched(adapter):
             ratings, prompt = self.ratings(batch)
         with torch.autocast(batch.ids.device.type, enabled=False):
-            if self.verbosity is not None:
-                ratings = ratings - self.penalty * ratings[:, self.verbosity, None]
+            ratings = ratings - self.penalty * ratings[:, self.verbosity, None]
             reward = (self.gates(prompt) * ratings).sum(-1)
         return reward.masked_fill(~batch.present, 0.0)
 

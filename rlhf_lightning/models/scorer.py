@@ -106,7 +106,8 @@ class Scorer(Backbone):
             head is dropped, and with it its memory.
 
     Raises:
-        ValueError: the head that came with the weights has another number of outputs.
+        ValueError: the head that came with the weights has another number of outputs, or ``language_model`` without a
+            head over the vocabulary.
     """
 
     needs_vocabulary: ClassVar[bool] = False
@@ -124,15 +125,22 @@ class Scorer(Backbone):
         language_model: bool = False,
     ) -> None:
         super().__init__(model, backend=backend)
-        size = cast("nn.Linear", self.base.get_output_embeddings()).weight.shape[1]
+        saved: SavedHead | None = getattr(self.base, "saved_head", None)
+        vocabulary = self.base.get_output_embeddings()
+        if language_model and vocabulary is None:
+            raise ValueError(
+                "the likelihood term needs a head over the vocabulary, and the weights are a reward model's, without "
+                "one: start from a language model, or set method.loss.lm_weight=0"
+            )
+        size = vocabulary.weight.shape[1] if saved is None else saved.weight.shape[1]
         self.head = ScalarHead(size, outputs, bias=bias, init=init, unit_rows=unit_rows, seed=seed)
         #: Of the scores on reference samples, once measured; see :meth:`normalized`. Plain numbers, since a cast of the
         #: module to half precision would round a buffer.
         self.mean, self.std = 0.0, 1.0
-        if (saved := getattr(self.base, "saved_head", None)) is not None:
+        if saved is not None:
             self._take(saved)
         self.language_model = language_model
-        if not language_model:
+        if not language_model and vocabulary is not None:
             self.base.set_output_embeddings(None)
 
     @property

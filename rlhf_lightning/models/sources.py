@@ -123,7 +123,10 @@ class Pretrained(Execution):
         return prepare_tokenizer(tokenizer, pad_token=self.pad_token, chat_template=self.chat_template)
 
     def load(self, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
-        """The model, in evaluation mode.
+        """The model, in evaluation mode: a causal language model, or a reward model without its head.
+
+        A folder with a sequence-classification model (or an adapter for one) gives its trunk; the head is left at
+        ``saved_head`` for the :class:`~rlhf_lightning.models.scorer.Scorer` that takes the model.
 
         Args:
             quantization: bitsandbytes settings; the weights are then quantised while they load.
@@ -134,6 +137,8 @@ class Pretrained(Execution):
         """
         from transformers import AutoModelForCausalLM
 
+        from rlhf_lightning.models.classification import is_classifier, load_classifier
+
         options: dict[str, Any] = {"trust_remote_code": False, "weights_only": True}
         if self.attention != "auto":
             options["attn_implementation"] = self.attention
@@ -142,10 +147,11 @@ class Pretrained(Execution):
         with _clear_errors(self.name):
             if path := self._gguf_path():
                 return self._load_gguf(path, options)
-            dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
-            return AutoModelForCausalLM.from_pretrained(
-                self._location(), dtype=dtype, revision=self.revision or "main", **options
-            )
+            options["dtype"] = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+            options["revision"] = self.revision or "main"
+            if is_classifier(self._location(), self.revision):
+                return load_classifier(self._location(), options)
+            return AutoModelForCausalLM.from_pretrained(self._location(), **options)
 
     def _location(self) -> str:
         """``name``, with ~ expanded. Raises FileNotFoundError when it is clearly a path and nothing is there."""

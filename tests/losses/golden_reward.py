@@ -77,8 +77,8 @@ ROWS = [
     Golden("log_exp", {"reward": [[3.0, 2.0], [0.0, 2.0]]}, [0.313262, 2.126928], "S(-1), S(2)", "sign"),
     Golden(
         "odin",
-        # Quality 1 0 / 0 2 against lengths 2 4 / 4 6: deviations .25 -.75 / -.75 1.25 and -2 0 / 0 2, products -.5 + 2.5
-        # = 2, squares 2.75 and 8: rho = 2 / sqrt(22) = .426401. Length head = -lengths: rho = -1.
+        # Quality 1 0 / 0 2 against lengths 2 4 / 4 6: deviations .25 -.75 / -.75 1.25 and -2 0 / 0 2,
+        # products -.5 + 2.5 = 2, squares 2.75 and 8: rho = 2 / sqrt(22) = .426401. Length head = -lengths: rho = -1.
         {
             "reward": [[[1.0, -2.0], [0.0, -4.0]], [[0.0, -4.0], [2.0, -6.0]]],
             "length": [[2.0, 4.0], [4.0, 6.0]],

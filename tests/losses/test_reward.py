@@ -230,7 +230,7 @@ TRL = json.loads((Path(__file__).parent / "trl_reward_losses.json").read_text())
 
 @pytest.mark.parametrize("name", sorted(TRL["settings"]))
 def test_trl_computes_the_same(name: str) -> None:
-    """Loss, gradient and metrics of TRL 1.16's RewardTrainer on the same rewards; see benchmarks/trl_reward_values.py."""
+    """Loss, gradient, metrics of TRL 1.16's RewardTrainer on the same rewards (benchmarks/trl_reward_values.py)."""
     setting = TRL["settings"][name]
     reward = torch.tensor(TRL["rewards"], requires_grad=True)
     margin = torch.tensor(TRL["margin"]) if setting["margin"] else None

@@ -1,0 +1,224 @@
+"""Reward models as sequence-classification folders, the form that transformers and other tools exchange them in.
+
+Written: ``AutoModelForSequenceClassification.from_pretrained(folder)`` gives the scores that were trained, before
+normalisation; the normalisation is in the configuration as ``score_normalization``, and whoever loads the folder here
+(:class:`~rlhf_lightning.models.sources.Pretrained`) gets it back with the head.
+
+transformers reads a score at the last token that is not padding. A tokenizer that pads with its end-of-sequence token
+would have it read one token early, so such a tokenizer is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rlhf_lightning.models.adapters import is_adapted
+from rlhf_lightning.models.export import Form, check_form, gathered, is_writer, merged_weights
+from rlhf_lightning.models.naming import plain_name, transformers_model
+from rlhf_lightning.models.scorer import SavedHead, ScalarHead, Scorer
+from rlhf_lightning.models.sharding import unsharded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+#: Field of an exported configuration: {"mean": ..., "std": ...}.
+NORMALIZATION = "score_normalization"
+#: Where transformers' families keep the head.
+HEAD_NAMES = ("score", "classifier")
+
+
+def is_classifier(folder: str | Path, revision: str | None = None) -> bool:
+    """Whether a folder (or hub repository) holds a sequence-classification model, or an adapter for one."""
+    from transformers import AutoConfig
+
+    adapter = Path(folder) / "adapter_config.json"
+    if adapter.is_file():
+        return bool(json.loads(adapter.read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS")
+    config = AutoConfig.from_pretrained(str(folder), revision=revision or "main", trust_remote_code=False)
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+
+
+def load_classifier(folder: str, options: dict[str, Any]) -> PreTrainedModel:
+    """A sequence-classification model whose head is taken off and left at ``model.saved_head``.
+
+    An adapter is merged into its base.
+
+    Args:
+        folder: or hub id.
+        options: of ``from_pretrained``.
+
+    Raises:
+        ValueError: the model has no linear head at one of :data:`HEAD_NAMES`.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    adapter = Path(folder) / "adapter_config.json"
+    if adapter.is_file():
+        from peft import PeftModel
+
+        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        options = options | {"num_labels": config.num_labels, "pad_token_id": config.pad_token_id}
+        options.pop("revision", None)
+        loaded: Any = _quietly(lambda: AutoModelForSequenceClassification.from_pretrained(base, **options))
+        model: Any = PeftModel.from_pretrained(loaded, folder).merge_and_unload().eval()
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(folder, **options)
+        config = model.config
+    name = next((name for name in HEAD_NAMES if isinstance(getattr(model, name, None), nn.Linear)), None)
+    if name is None:
+        raise ValueError(f"{folder}: {type(model).__name__} has no linear head named {' or '.join(HEAD_NAMES)}")
+    head = getattr(model, name)
+    measured = getattr(config, NORMALIZATION, None) or {}
+    bias = None if head.bias is None else head.bias.detach().clone()
+    model.saved_head = SavedHead(
+        head.weight.detach().clone(), bias, float(measured.get("mean", 0.0)), float(measured.get("std", 1.0))
+    )
+    setattr(model, name, nn.Identity())
+    return model  # type: ignore[no-any-return]
+
+
+def export_scorer(
+    policy: Scorer,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    form: Form = "auto",
+    outputs: int | None = None,
+    adapter: str = "default",
+) -> Path:
+    """Write a scorer as a sequence-classification folder; the same call for one process, DDP and FSDP2.
+
+    Args:
+        policy: sharded or not.
+        tokenizer: saved beside the weights.
+        folder: made when missing; files of the same names in it are replaced.
+        form: ``adapter``: only the adapter and the head; ``merged``: ordinary weights with the adapter's update added;
+            ``auto``: ``adapter`` where there is one, else the full weights.
+        outputs: how many of the head's outputs, from the first; None: all.
+        adapter: name of the adapter.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: see :func:`~rlhf_lightning.models.export.export`; or the tokenizer pads with EOS, or transformers
+            has no sequence-classification model of this family.
+    """
+    folder = Path(folder)
+    adapted = is_adapted(policy.model)
+    check_form(policy, form, adapted=adapted)
+    check_padding(tokenizer)
+    config, kind = _target(policy, tokenizer, outputs or policy.outputs)
+    if adapted and form != "merged":
+        _write_adapter(policy, folder, config, adapter)
+    else:
+        _write_full(policy, folder, config, kind, adapter)
+    if is_writer():
+        tokenizer.save_pretrained(folder)
+        log.info("exported the scorer to %s", folder)
+        if policy.head.bias is not None:
+            log.info("transformers' head has no bias: its scores differ by the bias, which is kept as a mean")
+    if dist.is_initialized():
+        dist.barrier()
+    return folder
+
+
+def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that pads with its end-of-sequence token.
+
+    Raises:
+        ValueError: it does.
+    """
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise ValueError(
+            "the tokenizer pads with its EOS token, and transformers reads a score at the last token that is not "
+            "padding: give it another padding token, for example model.pad_token='<|pad|>'"
+        )
+
+
+def _target(policy: Scorer, tokenizer: PreTrainedTokenizerBase, outputs: int) -> tuple[Any, Any]:
+    """Configuration and class of what is written."""
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    config = copy.deepcopy(policy.base.config)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ValueError(
+            f"transformers has no sequence-classification model for {config.model_type!r}, so this scorer cannot be "
+            "exported; set callbacks.export=null and use its checkpoint"
+        )
+    kind: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+    config.architectures = [kind.__name__]
+    config.num_labels = outputs
+    config.problem_type = "regression"
+    config.pad_token_id = tokenizer.pad_token_id
+    return config, kind
+
+
+def _head_state(policy: Scorer, state: dict[str, Tensor], config: Any) -> Tensor:
+    """The head's weights as transformers wants them; notes the normalisation in the configuration."""
+    shell = ScalarHead(state["head.weight"].shape[1], len(state["head.weight"]), unit_rows=policy.head.unit_rows)
+    shell.weight.data = state["head.weight"]
+    bias = state.get("head.bias")
+    mean = policy.mean - (0.0 if bias is None else float(bias[0]))
+    setattr(config, NORMALIZATION, {"mean": mean, "std": policy.std})
+    return shell.rows().detach()[: config.num_labels].to(state["head.weight"].dtype).contiguous()
+
+
+def _write_full(policy: Scorer, folder: Path, config: Any, kind: Any, adapter: str) -> None:
+    if is_adapted(policy.model):
+        with unsharded(policy):
+            head = {f"head.{name}": value.detach().cpu() for name, value in policy.head.named_parameters()}
+            state = merged_weights(transformers_model(policy), adapter) | head if is_writer() else {}
+    else:
+        state = gathered(policy)
+    if not is_writer():
+        return
+    score = _head_state(policy, state, config)
+    with torch.device("meta"):
+        shell = kind(config)
+    wanted = shell.state_dict().keys()
+    plain = {name: value for key, value in state.items() if (name := plain_name(key)) in wanted}
+    shell.save_pretrained(folder, state_dict=plain | {"score.weight": score})
+
+
+def _write_adapter(policy: Scorer, folder: Path, config: Any, adapter: str) -> None:
+    state = gathered(policy, trained_only=True)
+    if not is_writer():
+        return
+    from safetensors.torch import load_file, save_file
+
+    score = _head_state(policy, state, config)
+    model: Any = policy.model
+    own = {name: value for name, value in state.items() if not name.startswith("head.")}
+    model.save_pretrained(folder, state_dict=own, selected_adapters=[adapter])
+    weights = folder / "adapter_model.safetensors"
+    save_file(load_file(weights) | {"base_model.model.score.weight": score}, weights, metadata={"format": "pt"})
+    path = folder / "adapter_config.json"
+    described = json.loads(path.read_text(encoding="utf-8"))
+    kept = [*(described.get("modules_to_save") or []), "score"]
+    described |= {"task_type": "SEQ_CLS", "modules_to_save": kept}
+    path.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    config.save_pretrained(folder)
+
+
+def _quietly(load: Any) -> Any:
+    """Load without transformers' report that the head is new; the adapter's file brings it."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        return load()
+    finally:
+        transformers_logging.set_verbosity(level)
