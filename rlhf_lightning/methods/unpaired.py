@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -54,10 +55,11 @@ class Unpaired(ObservingModule[UnpairedBatch]):
         super().__init__(models, loss, optimizer, scheduler, running_decay=running_decay, statistics=statistics)
         #: KTO's reference point of the step at hand, in training (True) and in evaluation (False).
         self._reference_point: dict[bool, Tensor] = {}
+        self._whole_validation = False  # whether that of evaluation is known before its first batch
 
     def forward(self, batch: UnpairedBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of labelled responses."""
-        if "kl" in self.needs and batch.mismatched:
+        if "kl" in self.needs and batch.mismatched and (self.training or not self._whole_validation):
             self._reference_point[self.training] = self.mismatched_kl(batch.mismatched)
         policy = self.policy_log_probs(batch)
         reference = self.reference_log_probs(batch)
@@ -66,7 +68,26 @@ class Unpaired(ObservingModule[UnpairedBatch]):
         return StepOutput(self.scaled(result.loss, batch), self._diagnostics(batch, policy, reference, result))
 
     @torch.no_grad()
-    def mismatched_kl(self, batches: Sequence[PackedBatch]) -> Tensor:
+    def on_validation_epoch_start(self) -> None:
+        """One reference point for the whole validation, however its data is cut and dealt to processes."""
+        trainer = self.trainer
+        loaders = trainer.val_dataloaders
+        if "kl" not in self.needs or loaders is None:
+            return
+        limits = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        each = zip(loaders if isinstance(loaders, list) else [loaders], limits, strict=True)
+        batches = (batch for loader, limit in each for batch in islice(loader, int(limit)))
+        with trainer.precision_plugin.forward_context():
+            point = self.mismatched_kl(part.to(self.device) for batch in batches for part in batch.mismatched)
+        self._reference_point[False], self._whole_validation = point, True
+
+    def on_validation_epoch_end(self) -> None:
+        """As in the base class."""
+        super().on_validation_epoch_end()
+        self._whole_validation = False
+
+    @torch.no_grad()
+    def mismatched_kl(self, batches: Iterable[PackedBatch]) -> Tensor:
         """KTO's reference point: the mean log-ratio over the mismatched rows of all processes, at least 0.
 
         It is computed with the weights at the start of the optimiser step, which are those of all its micro-batches.
@@ -81,10 +102,10 @@ class Unpaired(ObservingModule[UnpairedBatch]):
         sums = torch.zeros(2, dtype=torch.float64, device="cpu" if self.device.type == "mps" else self.device)
         with evaluating(self.policy):
             for batch in batches:
-                log_ratio = self._log_ratio(batch).sum()
-                sums += torch.stack([log_ratio.sum(dtype=sums.dtype), sums.new_tensor(len(log_ratio))])
+                log_ratio = self._log_ratio(batch).sum().to(sums)
+                sums += torch.stack([log_ratio.sum(), torch.ones_like(log_ratio).sum()])
         total, count = all_reduced(sums)
-        point: Tensor = total / count
+        point: Tensor = total / count.clamp(min=1)
         return point.clamp(min=0).float().to(self.device)
 
     def negative(self, batch: UnpairedBatch) -> Tensor:

@@ -26,13 +26,16 @@ from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.schedules import cosine
+from tests.helpers.kinds import EXAMPLES
 from tests.helpers.training import Builder, examples, preference, supervised, trainer
 
 
-def data(kind: str, groups: int = 20, batch_size: int = 4) -> AlignmentDataModule:
+def data(kind: str, groups: int = 20, batch_size: int = 4, mismatched: bool = False) -> AlignmentDataModule:
     """Generated examples behind the real data module; validation is over the same ones."""
-    rows = examples(groups, responses=1 if kind == "supervised" else 2)
-    return AlignmentDataModule(rows, kind=kind, validation=rows, batch_size=batch_size, eval_batch_size=4, seed=3)
+    rows = examples(groups) if kind == "preference" else EXAMPLES[kind](groups)
+    return AlignmentDataModule(
+        rows, kind=kind, validation=rows, batch_size=batch_size, eval_batch_size=4, seed=3, mismatched=mismatched
+    )
 
 
 class KillAt(L.Callback):
@@ -162,7 +165,7 @@ def trajectory(
         options["strategy"] = options["strategy"]()
     run = trainer(folder, callbacks, logger=logger, **{"max_epochs": 2, "use_distributed_sampler": False} | options)
     # The last step of an epoch has 6 groups, which four micro-batches cannot share evenly.
-    source = data(built.kind, groups=22, batch_size=8)
+    source = data(built.kind, groups=22, batch_size=8, mismatched="kl" in built.needs)
     if before is not None:
         source.setup("fit")
         before(SimpleNamespace(trainer=run, module=built, data=source))
