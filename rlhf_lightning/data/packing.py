@@ -144,7 +144,7 @@ def _own_fields(columns: Examples, batch: type[PackedBatch], scored: NDArray[np.
 
 
 def _attributes(columns: Examples) -> list[str]:
-    found = sorted(name for name in columns.numbers if name.startswith(ATTRIBUTE))
+    found = [name for name in columns.numbers if name.startswith(ATTRIBUTE)]
     if not found:
         raise ValueError("attributes data needs at least one rating, and the groups have none")
     return found

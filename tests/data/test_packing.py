@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.data.packing import local_totals, pack
-from rlhf_lightning.types import Example, PreferenceBatch, StepTotals, SupervisedBatch
+from rlhf_lightning.types import Example, PreferenceBatch, RankedBatch, StepTotals, SupervisedBatch
 
 TOKENS = st.integers(0, 500)
 PAIR = Example([7, 8, 9], [[1, 2], [3, 4, 5]], [[True, True], [False, True, True]], row="a.jsonl:4", margin=0.5)
@@ -36,6 +38,109 @@ def group(draw: st.DrawFn, slots: int, row: str) -> tuple:
         return prompt, responses, None, row
     masks = [draw(st.lists(st.booleans(), min_size=len(r), max_size=len(r)).filter(any)) for r in responses]
     return prompt, responses, masks, row
+
+
+@st.composite
+def ragged_groups(draw: st.DrawFn) -> list[tuple]:
+    """The fields of lists of one to four responses; those shorter than the longest leave slots empty."""
+    return [draw(group(draw(st.integers(1, 4)), f"file.jsonl:{i}")) for i in range(draw(st.integers(1, 5)))]
+
+
+@st.composite
+def several_prompts(draw: st.DrawFn) -> list[tuple]:
+    """The fields of groups with a prompt for each of two to four responses, any but one of which may be missing."""
+    slots = draw(st.integers(2, 4))
+    made = []
+    for number in range(draw(st.integers(1, 5))):
+        filled = draw(st.lists(st.booleans(), min_size=slots, max_size=slots).filter(any))
+        parts = [draw(group(1, "")) if present else ([], [[]], [[]], "") for present in filled]
+        masks = [mask or [[True] * len(responses[0])] for _, responses, mask, _ in parts]
+        made.append(
+            (
+                parts[0][0],
+                [responses[0] for _, responses, _, _ in parts],
+                [mask[0] for mask in masks],
+                f"file.jsonl:{number}",
+                None,
+                tuple(prompt for prompt, *_ in parts[1:]),
+            )
+        )
+    return made
+
+
+def one_by_one(examples: list[Example]) -> dict[str, list]:
+    """Every field of a batch with empty slots or several prompts, one token at a time."""
+    slots = max(len(example.responses) for example in examples)
+    out: dict[str, list] = {
+        name: []
+        for name in ("ids", "positions", "prompt_span", "response_span", "parent", "target", "source", "sequence")
+    }
+    for example in examples:
+        prompts = [example.prompt, *example.more_prompts]
+        for number in range(slots):
+            if number == 0 or example.more_prompts:
+                prompt, begin = prompts[number], len(out["ids"])
+                out["ids"] += prompt
+                out["positions"] += range(len(prompt))
+                out["prompt_span"].append([begin, begin + len(prompt)])
+            response = example.responses[number] if number < len(example.responses) else []
+            mask = example.scored[number] if example.scored and response else [True] * len(response)
+            for offset, scored in enumerate(mask):
+                if scored:
+                    at = len(out["ids"]) + offset
+                    out["target"].append(at)
+                    out["source"].append(at - 1 if offset else out["prompt_span"][-1][1] - 1)
+                    out["sequence"].append(len(out["response_span"]))
+            out["parent"].append(len(out["prompt_span"]) - 1)
+            out["response_span"].append([len(out["ids"]), len(out["ids"]) + len(response)])
+            out["ids"] += response
+            out["positions"] += range(len(prompt), len(prompt) + len(response))
+    return out
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.one_of(ragged_groups(), several_prompts()))
+def test_empty_slots_and_several_prompts_equal_a_plain_loop(fields: list[tuple]) -> None:
+    # fails if an empty slot takes its neighbour's span, or a response continues another one's prompt
+    examples = [Example(*group) for group in fields]
+    batch = pack(examples, kind=None)
+    for name, expected in one_by_one(examples).items():
+        assert getattr(batch, name).tolist() == expected, name
+    slots = max(len(example.responses) for example in examples)
+    lengths = [[*map(len, example.responses)] + [0] * (slots - len(example.responses)) for example in examples]
+    assert batch.slots == slots
+    assert batch.present.view(-1, slots).tolist() == [[length > 0 for length in row] for row in lengths]
+    assert [*Examples.build(examples)] == [
+        replace(example, responses=example.responses + [[]] * (slots - len(example.responses)),
+                scored=example.scored and example.scored + [[]] * (slots - len(example.responses)))
+        if example.scored and not all(map(all, example.scored)) else
+        replace(example, responses=example.responses + [[]] * (slots - len(example.responses)), scored=None)
+        for example in examples
+    ]  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.one_of(ragged_groups(), several_prompts()), st.randoms(use_true_random=False))
+def test_numbers_and_labels_stay_with_their_responses(fields: list[tuple], random) -> None:
+    # fails if numbers of a shorter list move to the next group, or a selection forgets to take them along
+    examples = []
+    for number, group_fields in enumerate(fields):
+        example = Example(*group_fields)
+        numbers = {"score": [100.0 * number + slot for slot in range(len(example.responses))]}
+        labels = [[float(token) for token in response] for response in example.responses]
+        examples.append(replace(example, numbers=numbers, step_labels=labels))
+    chosen = np.array([random.randrange(len(examples)) for _ in range(4)])
+    batch = pack(Examples.build(examples).select(chosen), kind="ranked")
+    assert isinstance(batch, RankedBatch)
+    score, present = batch.score.view(4, -1), batch.present.view(4, -1)
+    for row, group_number in enumerate(chosen.tolist()):
+        count = len(examples[group_number].responses)
+        assert score[row, :count].tolist() == examples[group_number].numbers["score"]
+        assert score[row, count:].isnan().all()
+        assert not present[row, count:].any()
+    if batch.slots == 1:
+        steps = pack(Examples.build(examples).select(chosen), kind="steps")
+        assert steps.step_label.tolist() == steps.ids[steps.target].tolist()
 
 
 def plain_loop(examples: list[Example]) -> dict[str, list]:

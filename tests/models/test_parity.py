@@ -87,7 +87,7 @@ def judged_answers() -> list[Example]:
     [("llama", "sdpa"), ("llama", "eager"), ("gemma2", "eager"), ("gpt2", "sdpa"), ("opt", "sdpa")],
 )
 def test_empty_slots_and_several_prompts(family: str, attention: str, groups: Callable[[], list[Example]]) -> None:
-    # fails if a response is seen from its group's number instead of its prompt's, or an empty slot shifts those behind it
+    # fails if a response is seen from its group's prompt instead of its own, or an empty slot shifts those behind it
     model, made = tiny_model(family), groups()
     model.set_attn_implementation(attention)
     batch = pack(made, kind="ranked" if groups is ranked_lists else "judged")
