@@ -124,8 +124,8 @@ class LastCheckpoint(Callback):
             self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Save the end, unless it has been."""
-        if self._saved != trainer.global_step:
+        """Save the end, unless it has been; a module may have learned something since (``unsaved``)."""
+        if self._saved != trainer.global_step or getattr(pl_module, "unsaved", False):
             self._save(trainer)
 
     def _due(self, trainer: Trainer) -> _Due:

@@ -77,6 +77,7 @@ class ScoringModule(AlignmentModule[BatchT]):
         weight = getattr(loss, "keywords", {}).get("lm_weight", 0)
         self.language_model = "policy" in self.needs or bool(weight)
         self.actor = partial(head, language_model=True) if self.language_model else head
+        self.unsaved = False  #: whether something was measured that no checkpoint holds
         self._spread = {"train/": ScoreStatistics(), "val/": ScoreStatistics()}
 
     def configure_model(self) -> None:
@@ -163,13 +164,14 @@ class ScoringModule(AlignmentModule[BatchT]):
         std = max(squares / max(count, 1) - mean**2, 0.0) ** 0.5
         shift = 0.0 if self.normalize in ("none", "scale") else mean
         scale = std if self.normalize in ("standard", "scale") and std > 0 else 1.0
-        self.policy.mean, self.policy.std = shift, scale
+        self.policy.mean, self.policy.std, self.unsaved = shift, scale, True
         return shift, scale
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As in the base class, with the normalisation."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[NORMALIZATION] = {"mean": self.policy.mean, "std": self.policy.std}
+        self.unsaved = False
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As in the base class, with the normalisation."""

@@ -31,6 +31,12 @@ def _ranked(count: int) -> list[Example]:
     return out
 
 
+def _safety(count: int) -> list[Example]:
+    """Pairs, safer response first: one safe and one unsafe, both safe, both unsafe."""
+    labels = [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
+    return [replace(row, numbers={"safe": labels[number % 3]}) for number, row in enumerate(examples(count))]
+
+
 def _judged(count: int) -> list[Example]:
     """Every third row without a judgment."""
     out = []
@@ -48,6 +54,7 @@ EXAMPLES: dict[str, Callable[[int], list[Example]]] = {
     "unpaired": _labelled,
     "ranked": _ranked,
     "judged": _judged,
+    "safety": _safety,
 }
 
 

@@ -1,4 +1,4 @@
-"""A scorer as a sequence-classification folder: transformers gives the numbers that were trained, and we get it back."""
+"""A scorer as a sequence-classification folder: transformers gives the numbers that were trained, and we get them."""
 
 from __future__ import annotations
 
