@@ -18,6 +18,9 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 #: Modules that come with an extra of the package.
 EXTRAS = {
     "bitsandbytes": "quantization",
+    "hydra_joblib": "joblib",
+    "hydra_ray": "ray",
+    "hydra_submitit": "submitit",
     "mlflow": "mlflow",
     "optuna": "optuna",
     "tensorboard": "tensorboard",

@@ -157,7 +157,8 @@ def _job(command: str, cfg: DictConfig) -> float | None:
     """One job of Hydra's. In a sweep a job that fails is recorded, and the others go on.
 
     Returns:
-        The optimised metric; NaN for a job of a sweep that failed.
+        The optimised metric; None for a job that failed or whose metric is not finite, which sweepers take for a
+        failed trial.
     """
     register()
     if multiprocessing.current_process().name.startswith("Loky"):  # a process of the joblib launcher
@@ -178,14 +179,15 @@ def _job(command: str, cfg: DictConfig) -> float | None:
         folder = Path(cfg.paths.output_dir)
         SweepSummary.exit_code = report(error)
         Result("failed", error=describe(error), exit_code=SweepSummary.exit_code, overrides=overrides).write(folder)
-        return math.nan
+        return None
     if sweeping and command == "train" and not launched():
         result = _job_of_sweep(cfg, overrides, Path(context.sweep.dir).absolute())
     else:
         result = _run(command, cfg, overrides)
     if not sweeping:
         SweepSummary.exit_code = result.exit_code
-    return result.value if result.status == "done" else math.nan
+    good = result.status == "done" and result.value is not None and math.isfinite(result.value)
+    return result.value if good else None
 
 
 def _job_of_sweep(cfg: DictConfig, overrides: list[str], sweep: Path) -> Result:

@@ -8,6 +8,7 @@ is checked without anyone writing a schema for it.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlhf_lightning.cli.annotations import annotations_of, check_value
-from rlhf_lightning.cli.errors import ConfigError, closest, describe, suggestion
+from rlhf_lightning.cli.errors import EXTRAS, ConfigError, closest, describe, suggestion
 
 #: Packages (or parts of one) that a ``_target_`` may name without asking; ``allow_targets`` adds more.
 ALLOWED_TARGETS = (
@@ -155,6 +156,17 @@ def check_hydra(node: DictConfig | None) -> None:
             path = str(inner["_target_"])
             if path not in _HYDRA_OURS and not _within(path, _HYDRA_TARGETS):
                 raise ConfigError(f"hydra.{section}.{key}._target_: {path} does not belong to Hydra or its plugins")
+            _check_installed(path)
+
+
+def _check_installed(path: str) -> None:
+    """Raise ConfigError for a plugin of Hydra's that is not installed."""
+    root, _, rest = path.partition(".")
+    plugin = rest.partition(".")[0]
+    if root == "hydra_plugins" and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
+        name = next((extra for module, extra in EXTRAS.items() if module in plugin), None)
+        hint = f"pip install 'rlhf-lightning[{name}]'" if name else f"pip install {plugin}"
+        raise ConfigError(f"{plugin.replace('_', '-')} is not installed: {hint}")
 
 
 def locate(path: str) -> Any:

@@ -53,10 +53,10 @@ def train(cfg: DictConfig) -> float | None:
         fill_reference_cache(run)
     try:
         run.trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint)
+        return finish(cfg, run, time.perf_counter() - started, before if checkpoint else None)
     except BaseException:  # a signal, Ctrl-C or a failure: what was reached by then belongs into the result
         unfinished(cfg, run, before if checkpoint else None)
         raise
-    return finish(cfg, run, time.perf_counter() - started, before if checkpoint else None)
 
 
 def prepare(cfg: DictConfig, command: str) -> Path:
