@@ -118,8 +118,9 @@ def remainder_kl(
 def _with_remainder(log_prob: Tensor, least: float) -> Tensor:
     """The k + 1 log-probs: those given, and that of everything else."""
     total = log_prob.exp().sum(-1, keepdim=True)
-    # Where the bound binds log1p must not see it: its gradient there, infinite, would turn 0 * inf into nan.
-    bound = total > 1 - least
+    # Where the bound binds log1p must not see it: its gradient there, infinite, would turn 0 * inf into nan. Compared
+    # is the remainder, since 1 - least is 1 in float32.
+    bound = 1 - total < least
     rest = torch.log1p(-total.masked_fill(bound, 0.5))
     return torch.cat([log_prob, rest.masked_fill(bound, torch.tensor(least).log().item())], dim=-1)
 
