@@ -92,7 +92,12 @@ def table(runs: Runs) -> Table:
     board = runs.leaderboard()
     states = ", ".join(f"{count} {state}" for state, count in runs.states.items())
     ranked = f", ranked by {board.metric}" if board.metric else ""
-    drawn = Table(title=f"{len(runs)} runs ({states}){ranked}", title_justify="left", box=None, pad_edge=False)
+    drawn = Table(
+        title=f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} ({states}){ranked}",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     shown = board.metrics[:_METRICS]
     drawn.add_column("", overflow="fold")
     for name in shown:

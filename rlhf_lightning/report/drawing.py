@@ -40,6 +40,7 @@ _SETTINGS: dict[str, Any] = {
     "ytick.labelcolor": FAINT,
     "legend.frameon": False,
     "figure.facecolor": PAPER,
+    "text.parse_math": False,  # a metric or an option may be called anything
     "svg.fonttype": "none",
     "svg.hashsalt": "rlhf-report",
     "path.simplify_threshold": 0.4,

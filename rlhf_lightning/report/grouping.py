@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,15 +62,34 @@ def flat(config: Any, prefix: str = "") -> Options:
     return {prefix: config} if prefix else {}
 
 
-def signature(run: Run) -> Options:
-    """What a run computes: its options without the seed and its copies, bookkeeping, and its own folder."""
+def copies_of_the_seed(runs: Sequence[Run]) -> set[str]:
+    """Keys named ``seed`` that follow the runs' own: equal to it in most runs, and for more than one seed.
+
+    A model's or a data set's own seed that happens to be that of one run is none.
+    """
+    equal: dict[str, list[int | None]] = {}
+    for run in runs:
+        for key, value in flat(run.config).items():
+            if key.endswith(".seed"):
+                equal.setdefault(key, []).append(run.seed if value == run.seed else None)
+    followed = {key: [seed for seed in seeds if seed is not None] for key, seeds in equal.items()}
+    return {key for key, seeds in followed.items() if len(set(seeds)) > 1 and 2 * len(seeds) > len(equal[key])}
+
+
+def signature(run: Run, copies: Collection[str] = ()) -> Options:
+    """What a run computes: its options without the seed and its copies, bookkeeping, and its own folder.
+
+    Args:
+        run: whose.
+        copies: keys that are left out where they equal the run's seed.
+    """
     folders = {str(run.folder)}
     paths = run.config.get("paths")
     if isinstance(paths, Mapping) and isinstance(paths.get("output_dir"), str):
         folders.add(paths["output_dir"])
     kept = {}
     for key, value in flat(run.config).items():
-        copied = key.endswith(".seed") and value == run.seed and not key.startswith(("model.", "data.source."))
+        copied = key in copies and value == run.seed
         if key != "seed" and not copied and not _is_bookkeeping(key):
             kept[key] = _without_folder(value, folders)
     return kept
@@ -88,8 +107,9 @@ def group_runs(runs: Sequence[Run], families: Mapping[str, str] | None = None) -
     """
     pools: dict[Any, list[Run]] = {}
     options: dict[Any, Options] = {}
+    copies = copies_of_the_seed(runs)
     for run in runs:
-        mine = signature(run)
+        mine = signature(run, copies)
         # Without a configuration nothing says that two runs are the same.
         key = (run.method, _hashable(mine)) if mine else run.folder
         pools.setdefault(key, []).append(run)

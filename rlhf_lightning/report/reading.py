@@ -7,6 +7,7 @@ import glob
 import json
 import math
 import os
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -105,9 +106,9 @@ class Run:
     def rewards(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """Implicit rewards of the chosen and the rejected response of each validation pair; None if not kept."""
         try:
-            with np.load(self.folder / "implicit_rewards.npz") as pairs:
+            with (self.folder / "implicit_rewards.npz").open("rb") as file, np.load(file) as pairs:
                 chosen, rejected = pairs["chosen"], pairs["rejected"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None
         kept = np.isfinite(chosen) & np.isfinite(rejected)
         return (chosen[kept], rejected[kept]) if kept.any() else None
@@ -150,7 +151,8 @@ def read_run(folder: Path, name: str) -> Run:
     """Read the small files of a run; curves, samples and rewards are read when they are asked for."""
     config = _yaml(folder / CONFIG)
     if config is None:
-        config = resolved(_yaml(folder / ".hydra" / "config.yaml") or {}, folder)
+        composed = _yaml(folder / ".hydra" / "config.yaml")
+        config = resolved(composed, folder) if composed else {}
     hydra = _yaml(folder / ".hydra" / "hydra.yaml") or {}
     choices = ((hydra.get("hydra") or {}).get("runtime") or {}).get("choices") or {}
     result = _json(folder / RESULT)

@@ -1,0 +1,140 @@
+"""Which runs are pooled, what the groups are called, and what differs between them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from rlhf_lightning.report.grouping import (
+    by_numeric_key,
+    copies_of_the_seed,
+    differing,
+    flat,
+    group_runs,
+    plain,
+    short_names,
+    signature,
+)
+from rlhf_lightning.report.reading import Run, read_run, read_runs, resolved
+from tests.helpers.synthetic_runs import config, write_run, write_sweep
+
+
+def labels(root):
+    return [group.label for group in group_runs(read_runs([root]))]
+
+
+def test_seeds_are_pooled_and_nothing_else(tmp_path):
+    """Folders, and copies of the seed in callbacks, differ between seeds too; the model's own seed is not one."""
+    for seed in (3, 1, 2):
+        write_run(tmp_path / f"s{seed}", seed=seed)
+    (group,) = group_runs(read_runs([tmp_path]))
+    assert [run.seed for run in group.runs] == [1, 2, 3]
+    other = config("dpo", 1, tmp_path / "s4")
+    other["model"]["seed"] = 1
+    write_run(tmp_path / "s4")
+    (tmp_path / "s4" / "config.yaml").write_text(yaml.safe_dump(other))
+    assert labels(tmp_path) == ["dpo seed=0", "dpo seed=1"]
+
+
+def test_a_copied_seed_is_left_out_only_where_it_equals_the_seed(tmp_path):
+    given = config("dpo", 7, tmp_path)
+    given["callbacks"]["samples"]["seed"] = 9
+    kept = signature(Run(tmp_path, "r", given, {}), {"callbacks.step_seed.seed", "callbacks.samples.seed"})
+    assert "callbacks.step_seed.seed" not in kept
+    assert kept["callbacks.samples.seed"] == 9
+    assert kept["callbacks.samples.folder"] == "<run>/samples"
+    assert "seed" not in kept
+    assert not any(key.startswith("paths") for key in kept)
+
+
+def test_a_seed_that_stands_still_is_no_copy(tmp_path):
+    """The model's seed 0 equals that of one run. Dropping it there would tear that run from its group."""
+    for seed in (0, 1, 2):
+        write_run(tmp_path / str(seed), seed=seed)
+    runs = read_runs([tmp_path])
+    assert copies_of_the_seed(runs) == {"callbacks.step_seed.seed", "callbacks.samples.seed"}
+    assert labels(tmp_path) == ["dpo"]
+
+
+def test_labels_say_what_tells_groups_of_a_method_apart(tmp_path):
+    write_sweep(tmp_path, ["dpo", "ipo"], seeds=1, beta=[0.1, 0.5])
+    write_run(tmp_path / "x", "kto", lr=0.1)
+    assert sorted(labels(tmp_path)) == ["dpo beta=0.1", "dpo beta=0.5", "ipo beta=0.1", "ipo beta=0.5", "kto"]
+
+
+def test_labels_are_unique_where_nothing_is_known(tmp_path):
+    """Two jobs that failed before they had a configuration are two rows, named after their folders."""
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps({"status": "failed", "error": "no such key"}))
+    assert labels(tmp_path) == ["unknown (0)", "unknown (1)"]
+
+
+def test_families_come_from_the_caller_or_the_module(tmp_path):
+    write_run(tmp_path / "a", "dpo")
+    write_run(tmp_path / "b", "kto")
+    groups = group_runs(read_runs([tmp_path]), {"dpo": "log-ratio difference"})
+    assert [group.family for group in groups] == ["log-ratio difference", "unpaired"]
+
+
+def test_differing_keys_in_order():
+    options = [{"b": 1, "a": 1, "c": 0}, {"b": 2, "c": 0}, {"b": 1, "c": 0, "d": None}]
+    assert differing(options) == ["b", "a", "d"]  # a missing key differs, even from null
+    assert differing([{"a": 1}]) == []
+
+
+def test_short_names_take_more_parts_where_needed():
+    keys = ["method.loss.beta", "optimizer.lr", "data.source._target_", "data.validation.source._target_", "model.lr"]
+    assert short_names(keys) == {
+        "method.loss.beta": "beta",
+        "optimizer.lr": "optimizer.lr",
+        "model.lr": "model.lr",
+        "data.source._target_": "data.source",
+        "data.validation.source._target_": "validation.source",
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1e-5, "1e-05"), (0.1, "0.1"), (True, "true"), (None, "null"), ([0.9, 1], "[0.9, 1]"), ("a.b", "a.b"),
+     ("rlhf_lightning.losses.dpo", "dpo")],
+)  # fmt: skip
+def test_plain_values(value, text):
+    assert plain(value) == text
+
+
+def test_flat_keeps_empty_containers():
+    assert flat({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
+
+
+def test_swept_numbers(tmp_path):
+    """Three values within one method make a curve; two do not, and neither do true and false."""
+    write_sweep(tmp_path, ["dpo"], seeds=1, beta=[0.1, 0.2, 0.5], lr=[0.1, 0.2])
+    assert by_numeric_key(group_runs(read_runs([tmp_path]))) == ["method.loss.beta"]
+
+
+def test_a_job_without_config_joins_its_group(tmp_path):
+    """It failed before its configuration was resolved: Hydra's copy is followed one step."""
+    for name, seed in (("0", 1), ("2", 3)):
+        write_run(tmp_path / name, seed=seed)
+    raw = config("dpo", 2, tmp_path / "1") | {"paths": {"output_dir": None, "runs": "runs"}}
+    raw["callbacks"] = {
+        "step_seed": {"seed": "${seed}"},
+        "samples": {"folder": "${paths.output_dir}/samples", "seed": "${seed}"},
+    }
+    (tmp_path / "1" / ".hydra").mkdir(parents=True)
+    (tmp_path / "1" / ".hydra" / "config.yaml").write_text(yaml.safe_dump(raw))
+    (tmp_path / "1" / "result.json").write_text('{"status": "failed", "error": "no"}')
+    (group,) = group_runs(read_runs([tmp_path]))
+    assert [run.state for run in group.runs] == ["done", "failed", "done"]
+    assert resolved({"a": ["${b.c}"], "b": {"c": 3}}, tmp_path)["a"] == [3]
+
+
+def test_the_method_is_the_chosen_yaml(tmp_path):
+    write_run(tmp_path / "0", "dpo")
+    (tmp_path / "0" / ".hydra").mkdir()
+    hydra = {"hydra": {"runtime": {"choices": {"method": "tr_dpo", "debug": None}}}}
+    (tmp_path / "0" / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(hydra))
+    assert read_run(tmp_path / "0", "0").method == "tr_dpo"

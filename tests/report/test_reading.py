@@ -1,0 +1,107 @@
+"""Folders, globs and files that are cut short."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from rlhf_lightning.report.leaderboard import steps_of
+from rlhf_lightning.report.reading import ReportError, read_curves, read_run, read_runs
+from tests.helpers.synthetic_runs import write_run, write_sweep
+
+
+def names(*paths):
+    return [run.name for run in read_runs(paths)]
+
+
+def test_folders_sweeps_globs_and_files(tmp_path):
+    """Jobs come in the order of their numbers, each run once however often it is named."""
+    write_sweep(tmp_path / "sweep", ["dpo", "ipo", "kto", "orpo"], seeds=3)
+    write_run(tmp_path / "single")
+    assert names(tmp_path / "sweep") == [str(number) for number in range(12)]
+    assert names(tmp_path / "single") == ["single"]
+    assert names(tmp_path / "sweep" / "1*") == ["1", "10", "11"]
+    assert names(tmp_path / "sweep" / "2" / "metrics.csv", tmp_path / "sweep" / "2") == ["2"]
+    assert names(tmp_path / "single", tmp_path / "sweep" / "0") == ["single", "sweep/0"]
+
+
+def test_what_lies_inside_a_run_is_not_a_run(tmp_path):
+    write_run(tmp_path / "run")
+    write_run(tmp_path / "run" / "export" / "config")
+    write_run(tmp_path / "report" / "old")
+    assert names(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize(("path", "part"), [("swep", "Did you mean"), ("nothing/*", "no such file")])
+def test_a_path_that_is_not_there(tmp_path, path, part):
+    write_run(tmp_path / "sweep" / "0")
+    with pytest.raises(ReportError, match=part):
+        read_runs([tmp_path / path])
+
+
+def test_no_runs(tmp_path):
+    with pytest.raises(ReportError, match=r"no runs in .*\n.*config.yaml"):
+        read_runs([tmp_path])
+
+
+def test_states(tmp_path):
+    """A run without a result is unfinished, whatever it has logged; its numbers are those of its last rows."""
+    runs = [
+        read_run(write_run(tmp_path / "a"), "a"),
+        read_run(write_run(tmp_path / "b", status=None), "b"),
+        read_run(write_run(tmp_path / "c", status="failed", error="first\nsecond"), "c"),
+    ]
+    assert [run.state for run in runs] == ["done", "unfinished", "failed"]
+    assert runs[2].error == "first"
+    assert steps_of(runs[0]) == 200
+    assert steps_of(runs[1]) == 66
+    assert runs[1].metrics["train/loss"] == runs[1].curves["train/loss"][1][-1]
+
+
+def test_damaged_files_are_as_good_as_none(tmp_path):
+    folder = write_run(tmp_path / "a")
+    (folder / "result.json").write_text('{"status": "do')
+    (folder / "config.yaml").write_text("a: [")
+    (folder / "implicit_rewards.npz").write_bytes(b"PK\x03\x04 cut")
+    run = read_run(folder, "a")
+    assert (run.state, run.config, run.rewards, run.seed) == ("unfinished", {}, None, None)
+
+
+def test_curves(tmp_path):
+    """Empty cells and nan are gaps; the last line was being written when the run was killed."""
+    file = tmp_path / "metrics.csv"
+    file.write_text("step,epoch,a,b\n0,0,1.5,\n1,0,nan,2\n2,0,inf,3\n3,0,4")
+    curves = read_curves(file)
+    assert sorted(curves) == ["a", "b"]
+    assert [values.tolist() for values in curves["a"]] == [[0.0], [1.5]]
+    assert [values.tolist() for values in curves["b"]] == [[1.0, 2.0], [2.0, 3.0]]
+    assert read_curves(tmp_path / "none.csv") == {}
+
+
+def test_result_metrics_win_unless_they_are_not_finite(tmp_path):
+    folder = write_run(tmp_path / "a")
+    result = json.loads((folder / "result.json").read_text())
+    result["metrics"] |= {"val/loss": 0.25, "train/loss": None}
+    (folder / "result.json").write_text(json.dumps(result))
+    run = read_run(folder, "a")
+    assert run.metrics["val/loss"] == 0.25
+    assert run.metrics["train/loss"] == run.curves["train/loss"][1][-1]
+
+
+def test_rewards_without_what_is_not_finite(tmp_path):
+    folder = write_run(tmp_path / "a")
+    chosen = np.array([1.0, np.nan, 2.0], dtype=np.float32)
+    np.savez(folder / "implicit_rewards.npz", chosen=chosen, rejected=np.zeros(3, dtype=np.float32))
+    kept = read_run(folder, "a").rewards
+    assert [values.tolist() for values in kept] == [[1.0, 2.0], [0.0, 0.0]]
+
+
+def test_samples_are_the_first_and_the_last(tmp_path):
+    folder = write_run(tmp_path / "a")
+    (folder / "samples" / "step_00000100.jsonl").write_text("")
+    with (folder / "samples" / "step_00000200.jsonl").open("a") as file:
+        file.write('{"prompt": "cut sho')
+    samples = read_run(folder, "a").samples
+    assert {step: len(rows) for step, rows in samples.items()} == {0: 3, 200: 3}
