@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,13 +77,10 @@ class _MissingRows(L.LightningDataModule):
             log.info("%-9s %d rows to compute, kept in %s", "reference", self.missing, self.store.path)
         return loader
 
-    def _parts(self) -> Iterator[Any]:
-        return (part for part in (self.run.data.train_examples, self.run.data.val_examples) if part is not None)
-
     def _count(self) -> int:
         """Look at what the store lacks now."""
         assert self.store is not None
-        absent = [(part, self.store.missing(part)) for part in self._parts()]
+        absent = [(part, self.store.missing(part)) for part in self.run.data.reference_parts()]
         self.missing = sum(len(groups) for _, groups in absent)
         self.missing_tokens = int(sum(part.lengths[groups].sum() for part, groups in absent))
         return self.missing
@@ -100,8 +96,8 @@ class _MissingRows(L.LightningDataModule):
         if not self.run.trainer.is_global_zero:
             return {}
         assert self.store is not None
-        rows = sum(len(part) for part in self._parts())
-        found_tokens = int(sum(part.lengths.sum() for part in self._parts())) - self.missing_tokens
+        rows = sum(len(part) for part in self.run.data.reference_parts())
+        found_tokens = int(sum(part.lengths.sum() for part in self.run.data.reference_parts())) - self.missing_tokens
         costs = self.store.path / COSTS
         if self.missing:
             _note(costs, {"rows": self.missing, "tokens": self.missing_tokens, "seconds": round(seconds, 3)})

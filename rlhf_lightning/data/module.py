@@ -178,8 +178,8 @@ class AlignmentDataModule(L.LightningDataModule):
             self._mismatches[id(examples)] = Mismatches.draw(examples)
         return self._mismatches.get(id(examples))
 
-    def _to_cache(self) -> list[Groups]:
-        """Everything that needs reference log-probs."""
+    def reference_parts(self) -> list[Groups]:
+        """Everything of which a loss may need reference log-probs: the rows that were read, and mismatched ones."""
         parts = self._parts()
         return [*parts, *(found for part in parts if (found := self._mismatches_of(part)) is not None)]
 
@@ -266,7 +266,7 @@ class AlignmentDataModule(L.LightningDataModule):
             store: the cache.
             checks: stored rows to score again; with 0 the loader is empty when nothing is missing.
         """
-        parts = self._to_cache()
+        parts = self.reference_parts()
         chosen = self._to_score(store, checks)
         if self.trainer is not None:  # another job may add rows between two processes' looks at the folder
             chosen = self.trainer.strategy.broadcast(chosen)
@@ -285,7 +285,7 @@ class AlignmentDataModule(L.LightningDataModule):
         """Of each part the groups that the store lacks, and a few that it has."""
         draw = np.random.default_rng()  # another sample in every run; nothing that is trained depends on it
         chosen = []
-        for examples in self._to_cache():
+        for examples in self.reference_parts():
             missing = store.missing(examples)
             stored = draw.permutation(np.setdiff1d(np.arange(len(examples)), missing))[:checks]
             checks -= len(stored)
@@ -302,7 +302,7 @@ class AlignmentDataModule(L.LightningDataModule):
         if store is not None:
             if self.trainer is not None:
                 self.trainer.strategy.barrier("reference cache")  # until every process has written its share
-            for examples in self._to_cache():
+            for examples in self.reference_parts():
                 missing = store.missing(examples)
                 if len(missing):
                     store.log_probs(examples.select(missing[:1]))  # raises, naming the row
