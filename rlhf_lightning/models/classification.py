@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 #: Field of an exported configuration: {"mean": ..., "std": ...}.
 NORMALIZATION = "score_normalization"
-#: Where transformers' families keep the head.
-HEAD_NAMES = ("score", "classifier")
+#: Where transformers keeps the head of its decoders.
+HEAD = "score"
 
 
 def is_classifier(folder: str | Path, revision: str | None = None) -> bool:
@@ -48,44 +48,51 @@ def is_classifier(folder: str | Path, revision: str | None = None) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
-def load_classifier(folder: str, options: dict[str, Any]) -> PreTrainedModel:
-    """A sequence-classification model whose head is taken off and left at ``model.saved_head``.
-
-    An adapter is merged into its base.
+def load_whole(folder: str, options: dict[str, Any]) -> PreTrainedModel:
+    """A sequence-classification model with its head; an adapter is merged into its base.
 
     Args:
         folder: or hub id.
         options: of ``from_pretrained``.
-
-    Raises:
-        ValueError: the model has no linear head at one of :data:`HEAD_NAMES`.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     adapter = Path(folder) / "adapter_config.json"
-    if adapter.is_file():
-        from peft import PeftModel
+    if not adapter.is_file():
+        whole: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(folder, **options)
+        return whole
+    from peft import PeftModel
 
-        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        options = options | {"num_labels": config.num_labels, "pad_token_id": config.pad_token_id}
-        options.pop("revision", None)
-        loaded: Any = _quietly(lambda: AutoModelForSequenceClassification.from_pretrained(base, **options))
-        model: Any = PeftModel.from_pretrained(loaded, folder).merge_and_unload().eval()
-    else:
-        model = AutoModelForSequenceClassification.from_pretrained(folder, **options)
-        config = model.config
-    name = next((name for name in HEAD_NAMES if isinstance(getattr(model, name, None), nn.Linear)), None)
-    if name is None:
-        raise ValueError(f"{folder}: {type(model).__name__} has no linear head named {' or '.join(HEAD_NAMES)}")
-    head = getattr(model, name)
-    measured = getattr(config, NORMALIZATION, None) or {}
+    base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    options = {name: value for name, value in options.items() if name != "revision"}
+    options |= {"num_labels": config.num_labels, "pad_token_id": config.pad_token_id}
+    loaded: Any = _quietly(lambda: AutoModelForSequenceClassification.from_pretrained(base, **options))
+    merged: Any = PeftModel.from_pretrained(loaded, folder).merge_and_unload().eval()
+    setattr(merged.config, NORMALIZATION, getattr(config, NORMALIZATION, None))
+    return merged  # type: ignore[no-any-return]
+
+
+def without_head(model: PreTrainedModel) -> PreTrainedModel:
+    """Take the head off a decoder's sequence-classification model and leave it at ``model.saved_head``.
+
+    Raises:
+        ValueError: the model has no linear head where decoders have it.
+    """
+    head: Any = getattr(model, HEAD, None)
+    if not isinstance(head, nn.Linear):
+        raise ValueError(
+            f"{model.name_or_path}: {type(model).__name__} has no linear head named {HEAD!r}, so it is no decoder that "
+            "could be trained here; rewards.ModelReward can use it as it is"
+        )
+    measured = getattr(model.config, NORMALIZATION, None) or {}
     bias = None if head.bias is None else head.bias.detach().clone()
-    model.saved_head = SavedHead(
+    changed: Any = model
+    changed.saved_head = SavedHead(
         head.weight.detach().clone(), bias, float(measured.get("mean", 0.0)), float(measured.get("std", 1.0))
     )
-    setattr(model, name, nn.Identity())
-    return model  # type: ignore[no-any-return]
+    changed.score = nn.Identity()
+    return model
 
 
 def export_scorer(
@@ -112,9 +119,14 @@ def export_scorer(
         The folder.
 
     Raises:
-        ValueError: see :func:`~rlhf_lightning.models.export.export`; or the tokenizer pads with EOS, or transformers
-            has no sequence-classification model of this family.
+        ValueError: see :func:`~rlhf_lightning.models.export.export`; or the scorer is gated, the tokenizer pads with
+            EOS, or transformers has no sequence-classification model of this family.
     """
+    if not policy.linear:
+        raise ValueError(
+            "a gated reward model has no sequence-classification form: use its run (rlhf evaluate run=...), and set "
+            "callbacks.export=null"
+        )
     folder = Path(folder)
     adapted = is_adapted(policy.model)
     check_form(policy, form, adapted=adapted)

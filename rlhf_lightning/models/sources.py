@@ -137,7 +137,7 @@ class Pretrained(Execution):
         """
         from transformers import AutoModelForCausalLM
 
-        from rlhf_lightning.models.classification import is_classifier, load_classifier
+        from rlhf_lightning.models.classification import is_classifier, load_whole, without_head
 
         options: dict[str, Any] = {"trust_remote_code": False, "weights_only": True}
         if self.attention != "auto":
@@ -150,7 +150,7 @@ class Pretrained(Execution):
             options["dtype"] = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
             options["revision"] = self.revision or "main"
             if is_classifier(self._location(), self.revision):
-                return load_classifier(self._location(), options)
+                return without_head(load_whole(self._location(), options))
             return AutoModelForCausalLM.from_pretrained(self._location(), **options)
 
     def _location(self) -> str:

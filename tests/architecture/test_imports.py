@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "data": {"types", "ops"},
     "callbacks": {"types", "ops"},
     "methods": {"types", "ops", "losses", "models"},
+    "rewards": {"types", "ops", "losses", "models", "data"},
     "world": {"types", "ops", "data", "models"},
     "signals": set(),
     "checkpointing": set(),
