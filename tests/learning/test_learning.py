@@ -1,0 +1,32 @@
+"""Every method learns in the tiny world, and unlearns when its loss is turned over."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+from tests.learning.harness import Case, gain
+
+FILES = sorted(Path(__file__).parent.glob("cases_*.py"))
+CASES: list[Case] = [case for file in FILES for case in importlib.import_module(f"tests.learning.{file.stem}").CASES]
+
+
+def marked(case: Case):
+    return pytest.param(case, id=case.name, marks=() if case.representative else pytest.mark.slow)
+
+
+PARAMETERS = [marked(case) for case in CASES]
+
+
+@pytest.mark.parametrize("case", PARAMETERS)
+def test_learns(case, tmp_path):
+    found = gain(case, tmp_path)
+    assert found > case.margin, f"{case.method}: {case.metric} rose by {found:.3f}, claimed {case.margin}"
+
+
+@pytest.mark.parametrize("case", PARAMETERS)
+def test_unlearns_when_flipped(case, tmp_path):
+    """A loss of the wrong sign, a swapped pair or a sample metric that rises by itself fails here."""
+    found = gain(case, tmp_path, flipped=True)
+    assert found <= case.flipped_limit, f"{case.method} turned over: {case.metric} rose by {found:.3f}"
