@@ -166,7 +166,7 @@ def test_context_distillation_by_the_definition() -> None:
 def test_most_likely_classes_lose_little_and_less_with_more_of_them() -> None:
     batch = steps("context", 6)[0]
     losses_ = [module("context_distillation", loss={"classes": k})(batch).loss.item() for k in (1, 20, 260, 0)]
-    assert losses_ == sorted(losses_)
+    assert losses_[0] < losses_[1] < losses_[3]
     assert losses_[2] == pytest.approx(losses_[3], rel=1e-4)
 
 
