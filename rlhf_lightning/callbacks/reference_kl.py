@@ -24,5 +24,6 @@ class ReferenceKL(Callback):
         """Take a micro-batch into the step's means."""
         if "log_ratio" not in outputs:
             return
-        pl_module.track("train/kl/reference", batch.ragged(k1(outputs["log_ratio"])).sum())
-        pl_module.track("train/kl/k3", batch.ragged(k3(outputs["log_ratio"])).sum())
+        for name, estimate in (("reference", k1), ("k3", k3)):
+            values = batch.ragged(estimate(outputs["log_ratio"])).sum()
+            pl_module.track(f"train/kl/{name}", values[batch.present])
