@@ -112,7 +112,7 @@ def _limits(axes: Axes, drawn: Sequence[Band]) -> None:
     air = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
     axes.set_ylim(low - air, high + air)
     steps = np.concatenate([one.steps for one in drawn])
-    wide = float(np.ptp(steps)) or 1.0
+    wide = float(np.ptp(steps)) or 10.0
     axes.set_xlim(float(steps.min()) - 0.02 * wide, float(steps.max()) + 0.02 * wide)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: So many points may carry their path through training before the paths hide the points.
 _PATHS = 12
-_BOLD = 8.5
+_SIZE = 8.5  #: of the names
 
 
 @dataclass(frozen=True)
@@ -70,21 +70,26 @@ def draw_frontier(
     """
     x, y = axes_names
     points = points_of(groups, looks, x, y)
-    front = pareto_front([(point.x, point.y) for point in points])
+    base = base_of(points, x, y)
+    # The untrained policy stands for itself: a method with less reward than it is not on the front.
+    positions = [*((point.x, point.y) for point in points), *([base] if base else [])]
+    best = pareto_front(positions)
+    front, corners = [i for i in best if i < len(points)], [positions[i] for i in best]
     with canvas(*size) as (figure, grid):
         axes = grid[0, 0]
         plain_axes(axes, title or f"{y} against {x}", f"{x}  (nats, final, mean over seeds)", y)
         rooted = _root_scale(axes, [seed[0] for point in points for seed in point.seeds])
-        if len(points) <= _PATHS:
-            _paths(axes, points, x, y)
-        _front(axes, [points[i] for i in front])
+        paths = _paths(axes, points, x, y) if len(points) <= _PATHS else []
+        _front(axes, corners)
         _scatter(axes, points, front)
+        if base is not None:
+            axes.scatter(*base, s=46, color=PAPER, edgecolors=FAINT, linewidths=1.4, zorder=6)
         _room(axes, points, rooted)
-        _hue_legend(axes, points)
+        _hue_legend(axes, points, line=len(corners) > 1)
         several = named if len(points) <= 2 * named else named // 2  # a crowd hides labels anyway
         chosen = list(dict.fromkeys([*front, *range(min(several, len(points)))]))
         figure.canvas.draw()
-        _labels(axes, points, chosen, set(front))
+        _labels(axes, points, chosen, set(front), base, corners, paths)
     alt = f"{y} against {x}; on the front: {', '.join(points[i].group.label for i in front) or 'nothing'}"
     return Picture(figure, "frontier", alt)
 
@@ -106,7 +111,9 @@ def _root_scale(axes: Axes, values: Sequence[float]) -> bool:
     return True
 
 
-def _paths(axes: Axes, points: Sequence[Point], x: str, y: str) -> None:
+def _paths(axes: Axes, points: Sequence[Point], x: str, y: str) -> list[tuple[float, float]]:
+    """Draw them; places along them that a label had better not cover."""
+    along: list[tuple[float, float]] = []
     for point in points:
         runs = [run for run in point.group.done if {x, y} <= run.curves.keys()]
         if not runs:
@@ -114,13 +121,32 @@ def _paths(axes: Axes, points: Sequence[Point], x: str, y: str) -> None:
         across, up = band([run.curves[x] for run in runs]), band([run.curves[y] for run in runs])
         if list(across.steps) == list(up.steps) and len(up.steps) > 1:
             axes.plot(across.mean, up.mean, color=point.style.colour, linewidth=1, alpha=0.45, zorder=2)
+            corners = list(zip(across.mean.tolist(), up.mean.tolist(), strict=True))
+            for (x0, y0), (x1, y1) in pairwise(corners):
+                along += [(x0 + (x1 - x0) * part / 30, y0 + (y1 - y0) * part / 30) for part in range(30)]
+    return along
 
 
-def _front(axes: Axes, front: Sequence[Point]) -> None:
-    if len(front) > 1:
+def base_of(points: Sequence[Point], x: str, y: str) -> tuple[float, float] | None:
+    """The untrained policy: what was logged at step 0 with a divergence of nearly 0; None when nothing was."""
+    found = []
+    far = max((point.x for point in points), default=0.0)
+    for run in (run for point in points for run in point.group.done):
+        if {x, y} <= run.curves.keys():
+            (steps, divergence), (rewarded, reward) = run.curves[x], run.curves[y]
+            if steps[0] == rewarded[0] == 0 and abs(divergence[0]) <= 0.01 * far:
+                found.append((float(divergence[0]), float(reward[0])))
+    if not found:
+        return None
+    across, up = (pooled(values).mean for values in zip(*found, strict=True))
+    return across, up
+
+
+def _front(axes: Axes, corners: Sequence[tuple[float, float]]) -> None:
+    if len(corners) > 1:
         axes.step(
-            [point.x for point in front], [point.y for point in front], where="post", color=INK, linewidth=1.1,
-            linestyle=(0, (4, 2)), alpha=0.7, zorder=3,
+            [corner[0] for corner in corners], [corner[1] for corner in corners], where="post",
+            color=INK, linewidth=1.1, linestyle=(0, (4, 2)), alpha=0.7, zorder=3,
         )  # fmt: skip
 
 
@@ -145,56 +171,72 @@ def _room(axes: Axes, points: Sequence[Point], rooted: bool) -> None:
     axes.margins(x=0.12, y=0.12)
     axes.autoscale_view()
     low = min((seed[0] for point in points for seed in point.seeds), default=0.0)
-    if rooted and low >= 0:
-        axes.set_xlim(left=0)
+    if low >= 0:
+        axes.set_xlim(left=0 if rooted else max(axes.get_xlim()[0], -0.03 * axes.get_xlim()[1]))
 
 
-def _hue_legend(axes: Axes, points: Sequence[Point]) -> None:
+def _hue_legend(axes: Axes, points: Sequence[Point], *, line: bool) -> None:
     """What the colours stand for, where they stand for more than one group."""
     from matplotlib.lines import Line2D
 
-    hues: dict[str, str] = {}
+    hues: dict[str, Style] = {}
     for point in points:
-        hues.setdefault(point.style.hue, point.style.base)
+        hues.setdefault(point.style.hue, point.style)
+    many = len({look.base for look in hues.values()}) < len(hues)
     handles: list[Any] = [
-        Line2D([], [], color=colour, marker="o", linestyle="none", markersize=7, label=hue)
-        for hue, colour in hues.items()
+        Line2D([], [], color=look.base, marker=look.marker if many else "o", linestyle="none", markersize=7, label=hue)
+        for hue, look in hues.items()
     ]
-    line = Line2D([], [], color=INK, linewidth=1.1, linestyle=(0, (4, 2)), label="Pareto front")
+    front = [Line2D([], [], color=INK, linewidth=1.1, linestyle=(0, (4, 2)), label="Pareto front")] if line else []
     if len(hues) == len(points):  # every colour is a label beside its point
-        if len(points) > 1:
-            axes.legend(handles=[line], loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8.5)
+        axes.legend(handles=front, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8.5)
         return
     columns = 1 if len(handles) < 24 else 2
-    axes.legend(handles=[*handles, line], loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns, fontsize=8.5)
+    axes.legend(handles=[*handles, *front], loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns, fontsize=8.5)
 
 
-def _labels(axes: Axes, points: Sequence[Point], chosen: Sequence[int], front: set[int]) -> None:
+def _labels(
+    axes: Axes,
+    points: Sequence[Point],
+    chosen: Sequence[int],
+    front: set[int],
+    base: tuple[float, float] | None,
+    corners: Sequence[tuple[float, float]],
+    paths: Sequence[tuple[float, float]],
+) -> None:
     """Names beside their points, none over another or over a point; a thin line to those that are further away."""
     figure: Any = axes.get_figure()
-    renderer = figure.canvas.get_renderer()
+    renderer, scale = figure.canvas.get_renderer(), figure.dpi / 100
+    named = [(points[i].x, points[i].y, _short(points[i].group.label), INK, i in front) for i in chosen]
+    named += [(*base, "before training", FAINT, False)] if base else []
     texts = [
-        axes.text(
-            0, 0, _short(points[i].group.label), fontsize=_BOLD, weight="bold" if i in front else "normal", zorder=7
-        )
-        for i in chosen
+        axes.text(0, 0, text, fontsize=_SIZE, color=colour, weight="bold" if bold else "normal", zorder=7)
+        for *_, text, colour, bold in named
     ]
-    sizes = [(box.width + 2, box.height + 1) for box in (text.get_window_extent(renderer) for text in texts)]
-    pixels = [tuple(axes.transData.transform((point.x, point.y))) for point in points]
-    others = [_marker_box(pixels[i]) for i in range(len(points)) if i not in chosen]
-    others += _segments([pixels[i] for i in sorted(front, key=lambda i: points[i].x)])
+    boxes = [text.get_window_extent(renderer) for text in texts]
+    pixels = [_pixel(axes, x, y) for x, y, *_ in named]
+    others = [_marker_box(_pixel(axes, point.x, point.y)) for i, point in enumerate(points) if i not in chosen]
+    others += _segments([_pixel(axes, *corner) for corner in corners])
+    if len(points) <= _PATHS:
+        others += [_marker_box(_pixel(axes, *seed), 2.5) for point in points for seed in point.seeds]
+        others += [_marker_box(_pixel(axes, *place), 1.0) for place in paths]
     window = axes.get_window_extent(renderer)
     area = Box(window.x0, window.y0, window.x1 + 2, window.y1 + 2)
-    scale = figure.dpi / 100
-    places = place_labels([pixels[i] for i in chosen], sizes, area, obstacles=others, gap=7 * scale, reach=95 * scale)
+    sizes = [(box.width + 2, box.height + 1) for box in boxes]
+    places = place_labels(pixels, sizes, area, obstacles=others, gap=7 * scale, reach=95 * scale)
     back = axes.transData.inverted()
-    for text, i, place in zip(texts, chosen, places, strict=True):
+    for text, pixel, place in zip(texts, pixels, places, strict=True):
         if place is None:
             text.remove()
             continue
         centre = ((place.left + place.right) / 2, (place.bottom + place.top) / 2)
         text.set(position=back.transform(centre), horizontalalignment="center", verticalalignment="center")
-        _leader(axes, back, pixels[i], place, 16 * scale)
+        _leader(axes, back, pixel, place, 16 * scale)
+
+
+def _pixel(axes: Axes, x: float, y: float) -> tuple[float, float]:
+    across, up = axes.transData.transform((x, y))
+    return float(across), float(up)
 
 
 def _leader(axes: Axes, back: Any, pixel: Sequence[float], place: Box, far: float) -> None:

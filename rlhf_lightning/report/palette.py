@@ -33,7 +33,8 @@ def styles(groups: Sequence[Group]) -> list[Style]:
 
     Up to eight groups have a colour each. Of more groups the colour is that of the method, of more than eight methods
     that of the family; marker, dash and lightness then tell the members of a colour apart, of which the first has the
-    colour itself. Of more than eight groups of a single method the first eight have a colour each, the others are grey.
+    colour itself. Of more than eight families every one has a colour together with a marker. Of more than eight groups
+    of a single method the first eight have a colour each, the others are grey.
 
     Args:
         groups: the most important ones first.
@@ -44,8 +45,9 @@ def styles(groups: Sequence[Group]) -> list[Style]:
     for index, hue in enumerate(hues):
         rank = order.index(hue)
         member = hues[:index].count(hue)
-        # A second round through the colours has other markers from its first member on.
-        marker = MARKERS[(rank + member + rank // len(COLOURS)) % len(MARKERS)]
+        # Where colours come round again, colour and marker together say which one is meant.
+        place = rank // len(COLOURS) if len(order) > len(COLOURS) else rank + member
+        marker = MARKERS[place % len(MARKERS)]
         base = GREY if hue == _REST else COLOURS[rank % len(COLOURS)]
         colour = base if hue == _REST else shaded(base, member)
         found.append(Style(colour, marker, DASHES[member % len(DASHES)], hue, base))

@@ -142,7 +142,12 @@ class Runs(Sequence[Run]):
         return draw_frontier(self.groups, self.looks, names, named=named, size=size, title=title)
 
     def curves(self, metrics: Iterable[str] | None = None, *, named: int = 8, panels: int = 12) -> Picture | None:
-        """Training curves, one panel a metric; None when nothing was logged.
+        """Training curves, one panel a metric; None when nothing was logged more than once.
+
+        Args:
+            metrics: one panel each; None: the most telling ones.
+            named: groups with a colour and a place in the legend.
+            panels: at most.
 
         Raises:
             ReportError: no run logged one of the metrics.
@@ -150,7 +155,8 @@ class Runs(Sequence[Run]):
         from rlhf_lightning.report.curves import draw_curves
 
         logged = {name for run in self.runs for name in run.curves}
-        chosen = [known(name, logged) for name in metrics] if metrics else shown(logged, panels, self._first())
+        several = {name for run in self.runs for name, (steps, _) in run.curves.items() if len(steps) > 1}
+        chosen = [known(name, logged) for name in metrics] if metrics else shown(several, panels, self._first())
         return draw_curves(self.groups, self.looks, chosen, named=named) if chosen else None
 
     def histograms(self, most: int = 12) -> Picture | None:

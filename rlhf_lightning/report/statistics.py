@@ -63,11 +63,15 @@ def decimals(mean: float, std: float) -> int:
 
 
 def thinned(curve: Curve, most: int) -> Curve:
-    """A curve as the means of at most so many neighbouring stretches of about equally many points."""
+    """A curve as the means of at most so many stretches of equally many neighbours; the last may be shorter.
+
+    Equally many, because a mean of fewer points is noisier, and a curve that gets noisier would seem to say something.
+    """
     steps, values = curve
     if len(steps) <= most:
         return curve
-    parts = np.array_split(np.arange(len(steps)), most)
+    size = -(-len(steps) // most)
+    parts = [slice(start, start + size) for start in range(0, len(steps), size)]
     return np.array([steps[part].mean() for part in parts]), np.array([values[part].mean() for part in parts])
 
 

@@ -229,6 +229,31 @@ def test_lines_over_an_option(sweep):
     assert runs.swept() == ["method.loss.beta"]
 
 
+def test_the_untrained_policy_is_on_the_front(tmp_path):
+    """Logged at step 0 with no divergence. sft ends with less reward than that, so it is not on the front."""
+    for method in ("dpo", "sft"):
+        folder = write_run(tmp_path / method, method)
+        lines = (folder / "metrics.csv").read_text().splitlines()
+        cells = dict(zip(lines[0].split(","), lines[1].split(","), strict=True))
+        cells |= {"val/gold/reward": "1.0", "val/gold/kl": "0.001"}
+        lines[1] = ",".join(cells.values())
+        (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    picture = Runs.read(tmp_path).frontier()
+    assert picture.alt.endswith("on the front: dpo")
+    texts = {text.get_text() for text in picture.figure.axes[0].texts}
+    assert texts == {"dpo", "sft", "before training"}
+
+
+def test_names_in_a_crowd_do_not_overlap(tmp_path):
+    """Measured in the finished picture, in pixels; most of thirty points in one heap still have their name."""
+    write_sweep(tmp_path, ["dpo", "ipo", "kto"], seeds=1, beta=[0.1, 0.11, 0.12, 0.13, 0.14], lr=[0.1, 0.2])
+    figure = Runs.read(tmp_path).frontier(named=30).figure
+    renderer = figure.canvas.get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
+    assert len(boxes) > 15
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_numbers_are_shortened_in_drawings_only():
     svg = inlined(
         '<?xml?><svg width="9pt" id="a"><path id="group-1" d="M 1.23456 2"/><text>lr=0.00123</text></svg>', "f", "a<b"

@@ -85,6 +85,12 @@ def test_many_methods_share_the_colour_of_their_family():
     assert spread(looks, 5) == [0, 1, 2]  # a second round would need six
 
 
+def test_where_colours_come_round_again_the_marker_tells():
+    looks = styles(groups(*(f"f{i % 12}/m{i}/m{i}" for i in range(24))))
+    assert len({(look.base, look.marker) for look in looks}) == 12
+    assert all(looks[i].marker == looks[i + 12].marker for i in range(12))
+
+
 def test_of_one_large_sweep_the_first_are_coloured():
     looks = styles(groups(*(f"f/dpo/{i}" for i in range(20))))
     assert [look.colour for look in looks] == [*COLOURS, *[GREY] * 12]

@@ -54,6 +54,7 @@ def test_thinned_is_the_mean_of_neighbours():
     steps, values = thinned(curve([0, 1, 2, 3], [1, 3, 10, 20]), 2)
     assert (steps.tolist(), values.tolist()) == ([0.5, 2.5], [2.0, 15.0])
     assert thinned(curve([0, 1], [1, 3]), 2)[1].tolist() == [1.0, 3.0]
+    assert thinned(curve(range(5), [0, 2, 4, 6, 9]), 4)[1].tolist() == [1.0, 5.0, 9.0]  # not 1, 4, 6, 9
 
 
 def test_band_by_hand():
