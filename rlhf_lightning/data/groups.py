@@ -13,12 +13,15 @@ from rlhf_lightning.data.records import Record
 from rlhf_lightning.data.sources import Row
 from rlhf_lightning.types import Example
 
+#: Formats whose every second row is the hard negative of the row before it.
+_NEGATIVE_BEHIND = frozenset({"coin"})
+
 
 def with_negatives(found: Iterable[tuple[Row, Record, Example]]) -> Iterator[Native]:
     """Rows with their kinds; of CoIN's tables every second row becomes the hard negative of the one before it."""
     held: tuple[str, int, Example] | None = None
     for row, record, example in found:
-        if record.format != "coin" or not record.parts:
+        if record.format not in _NEGATIVE_BEHIND or not record.parts:
             yield record.kind, example
             continue
         place = row.file, (row.number - 1) // 2

@@ -86,14 +86,12 @@ class AlignmentDataModule(L.LightningDataModule):
         Args:
             source: training rows; or examples that are tokenised already.
             tokenizer: the model's; None for examples.
-            kind: what the method learns from, a key of ``kinds.LAYOUTS``: ``preference`` (pairs), ``supervised`` (one
-                response; of pairs the chosen one), ``unpaired``, ``ranked``, ...
+            kind: what the method learns from, a key of ``kinds.LAYOUTS``.
             validation: rows of its own, the share of prompts to keep for validation, or None for no validation.
             spec: how rows become tokens.
             batch_size: groups of an optimiser step over all processes.
             max_tokens: token budget of a micro-batch; when set it takes the place of ``batch_size``.
-            eval_batch_size: groups of an evaluation batch of one process; None: training's micro-batch, at most 16, or
-                ``max_tokens``.
+            eval_batch_size: groups of a process's evaluation batch; None: training's micro-batch, <= 16, or ``max_tokens``.
             shuffle: another order every epoch.
             bucket: window, in steps, out of which steps of similar length are made; None: 50 when padded, else 1.
             padded: count padding in ``max_tokens`` and in the balance: for ``model.backend=padded``. None: no; the
