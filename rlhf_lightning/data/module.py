@@ -91,7 +91,7 @@ class AlignmentDataModule(L.LightningDataModule):
             spec: how rows become tokens.
             batch_size: groups of an optimiser step over all processes.
             max_tokens: token budget of a micro-batch; when set it takes the place of ``batch_size``.
-            eval_batch_size: groups of a process's evaluation batch; None: training's micro-batch, <= 16, or ``max_tokens``.
+            eval_batch_size: groups of a process's evaluation batch; None: training's micro-batch, at most 16.
             shuffle: another order every epoch.
             bucket: window, in steps, out of which steps of similar length are made; None: 50 when padded, else 1.
             padded: count padding in ``max_tokens`` and in the balance: for ``model.backend=padded``. None: no; the
@@ -108,14 +108,9 @@ class AlignmentDataModule(L.LightningDataModule):
         super().__init__()
         self.source, self.validation, self.place = source, validation, place or Place()
         self.tokenizer, self.kind, self.spec = tokenizer, kind, spec or DataSpec()
-        self.batching = Batching(
-            batch_size=batch_size if max_tokens is None else None,
-            max_tokens=max_tokens,
-            seed=seed,
-            shuffle=shuffle,
-            bucket=bucket or (PADDED_BUCKET if padded else 1),
-            padded=bool(padded),
-        )
+        size = batch_size if max_tokens is None else None
+        window = bucket or (PADDED_BUCKET if padded else 1)
+        self.batching = Batching(size, max_tokens, seed=seed, shuffle=shuffle, bucket=window, padded=bool(padded))
         if eval_batch_size is not None and eval_batch_size < 1:
             raise ValueError(f"data.eval_batch_size={eval_batch_size} must be at least 1, or null")
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
