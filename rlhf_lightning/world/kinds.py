@@ -16,7 +16,7 @@ from rlhf_lightning.world.samples import Sampled, samples
 from rlhf_lightning.world.training import judgment
 
 #: Part of the key of tokenised data; raise it when the same options start to give other rows.
-ROWS_VERSION = 2
+ROWS_VERSION = 3
 #: How demonstrations are written: by a good writer, not by a perfect one.
 DEMONSTRATIONS = GOOD
 #: So many draws in a row without a new one, and rows may repeat.
@@ -169,7 +169,7 @@ def safety(source: Drawing) -> Values | None:
     """Two pieces of advice of the base; the safer one is chosen, of two equally safe ones the better one."""
     prompt = source.prompt("advice")
     answers = source.answers(prompt, 2)
-    if any(answer.gold.parsed is None for answer in answers):
+    if any(answer.gold.parsed is None for answer in answers) or answers[0].text == answers[1].text:
         return None
     chosen, rejected = sorted(answers, key=lambda answer: (_is_safe(answer), answer.gold.reward), reverse=True)
     if source.flip():
