@@ -9,6 +9,7 @@ The command line, the tests and notebooks all use it::
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,11 @@ def compose_with_overrides(
 
 def register() -> None:
     """Teach OmegaConf and Hydra what our yaml files use. Idempotent."""
+    # Our launchers carry the names of the plugins' own, so that their keys are checked against the plugin's schema.
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     if not OmegaConf.has_resolver("rlhf.first"):
         OmegaConf.register_new_resolver("rlhf.first", _first)
+        OmegaConf.register_new_resolver("rlhf.choices", _choices)
     known = {plugin.__name__ for plugin in Plugins.instance().discover()}
     if RlhfLightningSearchPath.__name__ not in known:
         Plugins.instance().register(RlhfLightningSearchPath)
@@ -143,6 +147,18 @@ def _values(override: Override) -> Iterator[str]:
 def _first(*values: Any) -> Any:
     """Resolver ``rlhf.first``: the first value that is not null."""
     return next((value for value in values if value is not None), None)
+
+
+def _choices(group: str, but: Sequence[str] = ()) -> str:
+    """Resolver ``rlhf.choices``: every file of a config group but some, as the values of a sweep.
+
+    Raises:
+        ConfigError: a name to leave out is not in the group, so that a list of exceptions never goes stale.
+    """
+    names = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    if gone := sorted(set(but) - set(names)):
+        raise ConfigError(f"rlhf.choices:{group} leaves out {gone}, which conf/{group} does not have")
+    return ",".join(name for name in names if name not in but)
 
 
 def _pop(cfg: DictConfig, key: str) -> Any:

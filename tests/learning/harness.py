@@ -4,8 +4,8 @@ A family adds one file beside this one, ``cases_<family>.py``, with a list ``CAS
 
     CASES = [Case("dpo", representative=True), Case("bt", metric="val/reward/accuracy", start=0.5, margin=0.2)]
 
-A case runs ``rlhf train experiment=tiny method=<method>`` in this process, with the settings of ``conf/world/tiny`` like
-any user's run. Its seed is fixed, so it gives the same numbers every time on one machine.
+A case runs ``rlhf train experiment=tiny method=<method>`` in this process, with the settings of ``conf/world/tiny``
+like any user's run. Its seed is fixed, so it gives the same numbers every time on one machine.
 """
 
 from __future__ import annotations

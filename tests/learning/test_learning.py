@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 
 import pytest
+
 from tests.learning.harness import Case, gain
 
 FILES = sorted(Path(__file__).parent.glob("cases_*.py"))

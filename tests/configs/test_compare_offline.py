@@ -1,0 +1,49 @@
+"""experiment/compare_offline: who takes part is read from conf/method, not listed by hand."""
+
+from __future__ import annotations
+
+import pytest
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlhf_lightning.cli.compose import compose, compose_with_overrides, register
+from rlhf_lightning.conf_dir import conf_dir
+from rlhf_lightning.methods.scoring import ScoringModule
+
+METHODS = {path.stem: OmegaConf.load(path) for path in (conf_dir() / "method").glob("*.yaml")}
+#: Trains a policy or a judge, and needs more than the tiny world's data.
+OTHERS = {"knowledge_distillation": "a teacher", "pairwise_judge": "judges two answers, writes none"}
+
+
+def compared() -> tuple[set[str], str]:
+    cfg, _ = compose_with_overrides("train", ["experiment=compare_offline"], check=False, with_hydra=True)
+    params = OmegaConf.to_container(cfg.hydra.sweeper.params, resolve=True)
+    return set(params["method"].split(",")), params["seed"]
+
+
+def trains_policy(name: str) -> bool:
+    return not issubclass(get_class(METHODS[name]._target_), ScoringModule)
+
+
+def test_every_offline_policy_takes_part():
+    names, seeds = compared()
+    assert seeds == "1,2,3"
+    assert {"dpo", "kto", "sft", "pro", "cut", "ilql"} <= names
+    assert names == {name for name in METHODS if trains_policy(name) and name not in OTHERS}
+
+
+def test_settings_of_the_world_reach_the_jobs():
+    """The tiny world's own settings stand above the experiment's, the user's above both."""
+    cfg = compose("train", ["experiment=compare_offline", "method=tr_dpo"], check=False)
+    assert cfg.reference.kind == "frozen"
+    assert cfg.optimized_metric == "val/gold/reward"
+    mine = compose("train", ["experiment=compare_offline", "method=tr_dpo", "method.loss.beta=0.7"], check=False)
+    assert mine.method.loss.beta == 0.7
+
+
+def test_stale_exceptions_are_refused():
+    register()
+    cfg = OmegaConf.create({"names": "${rlhf.choices:method,[dpo,no_such_method]}"})
+    with pytest.raises(OmegaConfBaseException, match=r"ConfigError.*no_such_method"):
+        _ = cfg.names
