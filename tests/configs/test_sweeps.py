@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
+import os
 import subprocess
 import sys
 
 import pytest
 
 from rlhf_lightning.cli.results import Result
-from rlhf_lightning.cli.sweep import gather, varying
+from rlhf_lightning.cli.sweep import gather, share_cores, varying
 
 
 def rows(folder) -> list[dict[str, str]]:
@@ -83,3 +85,62 @@ def test_joblib_runs_jobs_side_by_side(tiny, tmp_path):
     done = subprocess.run([*command, *tiny, "paths.output_dir=sweep"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert [row["status"] for row in rows(tmp_path / "sweep")] == ["failed", "done"]
+
+
+def test_parallel_jobs_share_the_cores(monkeypatch):
+    """Fails when every job takes all cores (they would fight), or when the user's own setting is overwritten."""
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    share_cores(1)
+    assert "OMP_NUM_THREADS" not in os.environ
+    for jobs, threads in ((3, "2"), (-1, "1"), (-7, "4"), (99, "1")):
+        share_cores(jobs)
+        assert os.environ.pop("OMP_NUM_THREADS") == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    share_cores(2)
+    assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("5", "PASSIVE")
+
+
+def test_a_launcher_that_is_not_installed_is_named_with_its_extra(rlhf, tiny, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *a: None if name.endswith("ray_launcher") else found(name, *a)
+    )
+    code, _, err = rlhf("train", "-m", "hydra/launcher=ray", "seed=1,2", *tiny)
+    assert code == 2
+    assert "hydra-ray-launcher is not installed: pip install 'rlhf-lightning[ray]'" in err
+
+
+OPTUNA = [
+    "sweep=optuna",
+    "optimized_metric=val/loss",
+    "hydra.sweeper.direction=minimize",
+    "hydra.sweeper.sampler.n_startup_trials=2",
+    "hydra.sweeper.params={method.loss.beta: 'interval(0.05, 0.5)'}",
+]
+
+
+def test_an_optimisation_goes_on_with_the_values_it_was_told(rlhf, tiny, tmp_path):
+    """Killed after two of four trials: the other two are those of one that was never stopped."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    for trials in (2, 4):
+        code, out, err = rlhf("train", *OPTUNA, f"hydra.sweeper.n_trials={trials}", *tiny)
+        assert code == 0, err
+    assert out.count("was done before") == 2
+    (sweep,) = (tmp_path / "multirun").iterdir()
+    assert rlhf("train", *OPTUNA, "hydra.sweeper.n_trials=4", *tiny, "paths.output_dir=w", "paths.sweeps=none")[0] == 0
+    drawn = [[row["method.loss.beta"] for row in rows(folder)] for folder in (sweep, tmp_path / "w")]
+    assert len(set(drawn[0])) == 4
+    assert drawn[0] == drawn[1]
+
+
+def test_a_failed_trial_does_not_end_an_optimisation(rlhf, tiny, tmp_path):
+    """Fails when a job returns NaN: the sweeper then tells Optuna a value for a failed trial, which Optuna refuses."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    space = ["hydra.sweeper.params={optimizer.lr: 'choice(1e30, 1e-3)'}", "hydra.sweeper.n_trials=5"]
+    code, _, _ = rlhf("train", *OPTUNA[:-1], *space, *tiny, "paths.output_dir=sweep")
+    assert code == 1
+    states = [row["status"] for row in rows(tmp_path / "sweep")]
+    assert len(states) == 5
+    assert set(states) == {"failed", "done"}
