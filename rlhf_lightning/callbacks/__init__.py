@@ -5,6 +5,7 @@ from rlhf_lightning.callbacks.gold import GoldReward
 from rlhf_lightning.callbacks.hf_export import HFExport
 from rlhf_lightning.callbacks.implicit_rewards import ImplicitRewards
 from rlhf_lightning.callbacks.last_checkpoint import LastCheckpoint
+from rlhf_lightning.callbacks.length_debias import LengthDebias
 from rlhf_lightning.callbacks.nonfinite import NonFiniteError, NonFiniteStop
 from rlhf_lightning.callbacks.reference_kl import ReferenceKL
 from rlhf_lightning.callbacks.reference_sync import ReferenceSync
@@ -22,6 +23,7 @@ __all__ = [
     "HFExport",
     "ImplicitRewards",
     "LastCheckpoint",
+    "LengthDebias",
     "NonFiniteError",
     "NonFiniteStop",
     "PolicySamples",

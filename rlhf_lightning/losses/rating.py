@@ -1,6 +1,7 @@
 """Losses of reward heads that look at one response at a time: labels, ratings, and the steps of a solution.
 
-They return one number a response; the method divides by the responses of the whole optimiser step. Every loss raises
+They return one number a response; the method divides by the responses of the whole optimiser step. The diagnostics are
+``accuracy`` and the mean reward of good and of bad ones, where a soft label counts as good from 1/2. Every loss raises
 ValueError when an option is not one of the allowed ones.
 """
 
@@ -14,13 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_lightning.losses.options import loss_function
-from rlhf_lightning.types import Ragged
+from rlhf_lightning.types import GroupLoss, Ragged
 
 
 @loss_function
-def binary_discrimination(
-    reward: Float[Tensor, " responses"], desirable: Float[Tensor, " responses"]
-) -> Float[Tensor, " responses"]:
+def binary_discrimination(reward: Float[Tensor, " responses"], desirable: Float[Tensor, " responses"]) -> GroupLoss:
     r"""Binary discrimination: tell good from bad responses one by one, by logistic regression on the reward.
 
     .. math:: -d\log\sigma(r) - (1 - d)\log\sigma(-r)
@@ -35,12 +34,13 @@ def binary_discrimination(
         desirable: 1 for a good response, 0 for a bad one; a number between them is a soft label.
 
     Returns:
-        One loss a response.
+        One loss a response, and its reward.
 
     Raises:
         ValueError: an option is not one of the allowed ones.
     """
-    return F.binary_cross_entropy_with_logits(reward, desirable.to(reward.dtype), reduction="none")
+    loss = F.binary_cross_entropy_with_logits(reward, desirable.to(reward.dtype), reduction="none")
+    return GroupLoss(loss, reward.detach(), diagnostics=_by_label(reward, desirable))
 
 
 @loss_function
@@ -49,7 +49,7 @@ def process_reward(
     step_label: Float[Tensor, " response_tokens"],
     *,
     reduction: Literal["step_mean", "solution_mean"] = "step_mean",
-) -> Float[Tensor, " responses"]:
+) -> GroupLoss:
     r"""Process reward model: is each step of a solution right, read at the step's last token.
 
     .. math:: -\frac{1}{N}\sum_i\sum_k c_{ik}\log\sigma(r_{ik}) + (1 - c_{ik})\log\sigma(-r_{ik})
@@ -66,7 +66,7 @@ def process_reward(
         reduction: ``step_mean`` weighs every step of the optimiser step equally, ``solution_mean`` every solution.
 
     Returns:
-        One loss a solution, whose mean over the optimiser step is the loss.
+        One loss a solution, whose mean over the optimiser step is the loss; its reward is the mean of its steps'.
 
     Raises:
         ValueError: an option is not one of the allowed ones.
@@ -75,13 +75,17 @@ def process_reward(
         step_reward.token, step_label.to(step_reward.token.dtype), reduction="none"
     )
     losses = step_reward.with_token(step)
-    return losses.mean() if reduction == "solution_mean" else losses.sum() / losses.step_length
+    return GroupLoss(
+        losses.mean() if reduction == "solution_mean" else losses.sum() / losses.step_length,
+        step_reward.mean().detach(),
+        diagnostics=_by_label(step_reward.token, step_label),
+    )
 
 
 @loss_function
 def attribute_regression(
     rating: Float[Tensor, "responses attributes"], attributes: Float[Tensor, "responses attributes"]
-) -> Float[Tensor, " responses"]:
+) -> GroupLoss:
     r"""Multi-attribute regression: squared error of every rating that the data has.
 
     .. math:: \frac{1}{|A_i|}\sum_{a \in A_i} (r_{ia} - y_{ia})^2
@@ -100,11 +104,20 @@ def attribute_regression(
         attributes: what the data says; nan where a rating is missing.
 
     Returns:
-        One loss a response; 0 for a response without a rating.
+        One loss a response, 0 for a response without a rating; its reward is the mean of its ratings.
 
     Raises:
         ValueError: an option is not one of the allowed ones.
     """
     known = ~torch.isnan(attributes)
     error = (rating - attributes.to(rating.dtype).nan_to_num()).square() * known
-    return error.sum(-1) / known.sum(-1).clamp(min=1)
+    return GroupLoss(error.sum(-1) / known.sum(-1).clamp(min=1), rating.detach().mean(-1))
+
+
+def _by_label(reward: Float[Tensor, " n"], label: Float[Tensor, " n"]) -> dict[str, Tensor]:
+    reward, good = reward.detach(), label >= 0.5
+    return {
+        "accuracy": ((reward > 0) == good).float(),
+        "reward/chosen": reward[good],
+        "reward/rejected": reward[~good],
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from jaxtyping import Float
@@ -38,6 +38,7 @@ class GatedScorer(Scorer):
         ValueError: the weights bring no head of several outputs.
     """
 
+    linear: ClassVar[bool] = False
     penalty: Tensor  #: lambda of every attribute, [attributes]; see ``set_verbosity``
     verbosity: Tensor  #: index of the rating that stands for verbosity; -1: nothing is taken off
 

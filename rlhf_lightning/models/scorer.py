@@ -111,6 +111,7 @@ class Scorer(Backbone):
     """
 
     needs_vocabulary: ClassVar[bool] = False
+    linear: ClassVar[bool] = True  #: whether head and trunk are all there is, as a sequence-classification folder holds
 
     def __init__(
         self,

@@ -44,9 +44,16 @@ def length_penalties(
 
     Returns:
         One penalty an attribute; 0 where nothing has to be taken off, and for verbosity itself.
+
+    Raises:
+        ValueError: the rating that stands for verbosity does not grow with the length.
     """
     penalties = torch.zeros(ratings.shape[1], dtype=torch.float32)
     nuisance = ratings[:, verbosity]
+    if (found := spearman(nuisance, lengths)) <= bound:
+        raise ValueError(
+            f"rating {verbosity} cannot stand for verbosity: its rank correlation with the length is {found:.2f}"
+        )
     for attribute in range(ratings.shape[1]):
         if attribute == verbosity or spearman(ratings[:, attribute], lengths) <= bound:
             continue

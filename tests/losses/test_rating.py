@@ -29,14 +29,15 @@ def ragged(rows: list[list[float]], mean_length: float | None = None) -> Ragged:
 def test_binary_discrimination() -> None:
     # Good with logit 1: softplus(-1) = .313262; bad with logit 2: softplus(2) = 2.126928. A swapped label, or a mean
     # taken too early, changes both.
-    loss = binary_discrimination(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]))
-    assert loss.tolist() == pytest.approx([0.313262, 2.126928], abs=1e-6)
+    result = binary_discrimination(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]))
+    assert result.diagnostics["accuracy"].tolist() == [1.0, 0.0]
+    assert result.loss.tolist() == pytest.approx([0.313262, 2.126928], abs=1e-6)
 
 
 @given(st.floats(-30, 30), st.floats(0, 1))
 def test_a_soft_label_mixes_both_labels(logit: float, label: float) -> None:
     soft, good, bad = (
-        float(binary_discrimination(torch.tensor([logit]), torch.tensor([value]))) for value in (label, 1.0, 0.0)
+        float(binary_discrimination(torch.tensor([logit]), torch.tensor([value])).loss) for value in (label, 1.0, 0.0)
     )
     assert soft == pytest.approx(label * good + (1 - label) * bad, rel=1e-4, abs=1e-5)
 
@@ -52,15 +53,16 @@ def test_a_soft_label_mixes_both_labels(logit: float, label: float) -> None:
 )
 def test_process_reward(reduction: str, expected: list[float]) -> None:
     rewards, labels = ragged([[1.0, 0.5], [2.0]]), torch.tensor([1.0, 0.0, 1.0])
-    loss = process_reward(rewards, labels, reduction=reduction)  # type: ignore[arg-type]
-    assert loss.tolist() == pytest.approx(expected, rel=1e-6)
+    result = process_reward(rewards, labels, reduction=reduction)  # type: ignore[arg-type]
+    assert result.reward.tolist() == pytest.approx([0.75, 2.0])
+    assert result.loss.tolist() == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_step_mean_counts_the_whole_optimiser_step() -> None:
     # The same two solutions, one micro-batch each: the losses must be those of the joint batch.
-    joint = process_reward(ragged([[1.0, 0.5], [2.0]]), torch.tensor([1.0, 0.0, 1.0]))
-    first = process_reward(ragged([[1.0, 0.5]], mean_length=1.5), torch.tensor([1.0, 0.0]))
-    second = process_reward(ragged([[2.0]], mean_length=1.5), torch.tensor([1.0]))
+    joint = process_reward(ragged([[1.0, 0.5], [2.0]]), torch.tensor([1.0, 0.0, 1.0])).loss
+    first = process_reward(ragged([[1.0, 0.5]], mean_length=1.5), torch.tensor([1.0, 0.0])).loss
+    second = process_reward(ragged([[2.0]], mean_length=1.5), torch.tensor([1.0])).loss
     assert torch.cat([first, second]).tolist() == pytest.approx(joint.tolist())
 
 
@@ -68,7 +70,7 @@ def test_attribute_regression_ignores_missing_ratings() -> None:
     # (1 - 3)^2 alone; then ((2 - 1)^2 + (0 - 2)^2) / 2; then nothing is known.
     rating = torch.tensor([[1.0, 9.0], [2.0, 0.0], [5.0, 5.0]], requires_grad=True)
     truth = torch.tensor([[3.0, NAN], [1.0, 2.0], [NAN, NAN]])
-    loss = attribute_regression(rating, truth)
+    loss = attribute_regression(rating, truth).loss
     assert loss.tolist() == pytest.approx([4.0, 2.5, 0.0])
     loss.sum().backward()
     assert rating.grad is not None

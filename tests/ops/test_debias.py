@@ -40,3 +40,9 @@ def test_penalties_are_the_least_that_suffice() -> None:
     assert penalties[0] == pytest.approx(3.0, abs=0.5)  # 0.03 per token, the rating is length / 100
     assert penalties[1] < 0.3
     assert penalties[2] == 0
+
+
+def test_a_rating_of_brevity_is_no_verbosity() -> None:
+    lengths = torch.arange(10.0)
+    with pytest.raises(ValueError, match=r"rating 1 cannot stand for verbosity.*-1\.00"):
+        length_penalties(torch.stack([lengths, -lengths], dim=1), verbosity=1, lengths=lengths)
