@@ -44,6 +44,8 @@ def draw_curves(
         most: points of a line; longer curves are means of neighbouring steps.
         width: in inches.
     """
+    ends = [run.curves[name][0][-1] for group in groups for run in group.runs for name in metrics if name in run.curves]
+    last = max([*ends, 1.0])  # all panels have the same steps, whenever a metric is logged first
     columns = min(_COLUMNS, max(1, len(metrics)))
     rows = max(1, math.ceil(len(metrics) / columns))
     coloured = [index for index in spread(looks, named) if any(run.curves for run in groups[index].runs)]
@@ -52,6 +54,7 @@ def draw_curves(
         for axes, metric in zip(grid.flat, metrics, strict=False):
             plain_axes(axes, metric)
             _panel(axes, groups, looks, metric, coloured, most)
+            axes.set_xlim(-0.02 * last, 1.02 * last)
         for axes in list(grid.flat)[len(metrics) :]:
             axes.set_axis_off()
         for axes in grid[-1]:
@@ -99,9 +102,12 @@ def _line(axes: Axes, one: Band, look: Style, index: int, *, filled: bool) -> No
 
 def _limits(axes: Axes, drawn: Sequence[Band]) -> None:
     """All lines in view, but not at the price of a single spike: the inner 99 % of means where they are far apart."""
+    from matplotlib.ticker import MaxNLocator
+
     if not drawn:
         axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center")
         return
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     means = np.concatenate([one.mean for one in drawn])
     everything = np.concatenate([part for one in drawn for part in (one.low, one.high)])
     low, high = float(everything.min()), float(everything.max())
@@ -111,9 +117,6 @@ def _limits(axes: Axes, drawn: Sequence[Band]) -> None:
         low, high = float(inner_low) - 0.3 * inner, float(inner_high) + 0.3 * inner
     air = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
     axes.set_ylim(low - air, high + air)
-    steps = np.concatenate([one.steps for one in drawn])
-    wide = float(np.ptp(steps)) or 10.0
-    axes.set_xlim(float(steps.min()) - 0.02 * wide, float(steps.max()) + 0.02 * wide)
 
 
 def _legend(figure: Figure, groups: Sequence[Group], looks: Sequence[Style], coloured: Sequence[int]) -> None:

@@ -77,7 +77,8 @@ def draw_frontier(
     front, corners = [i for i in best if i < len(points)], [positions[i] for i in best]
     with canvas(*size) as (figure, grid):
         axes = grid[0, 0]
-        plain_axes(axes, title or f"{y} against {x}", f"{x}  (nats, final, mean over seeds)", y)
+        means = ", mean over seeds" if any(len(point.seeds) > 1 for point in points) else ""
+        plain_axes(axes, title or f"{y} against {x}", f"{x}  (nats, final{means})", y)
         rooted = _root_scale(axes, [seed[0] for point in points for seed in point.seeds])
         paths = _paths(axes, points, x, y) if len(points) <= _PATHS else []
         _front(axes, corners)

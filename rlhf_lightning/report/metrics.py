@@ -44,7 +44,7 @@ SHOWN = (
     "train/kl/mismatched",
 )
 #: Never drawn unless asked for: they say how fast a run was or what was asked for, not how good it is.
-_PLAIN = ("train/throughput/", "train/memory/", "train/lr", "train/length/", "val/length/")
+_PLAIN = ("train/throughput/", "train/memory/", "train/lr", "train/length/", "val/length/", "train/kl/k3", "val/kl/k3")
 _UP = re.compile(r"(^|/)(accuracy|margin|reward|score|win_rate|top1|finished|auc|reward/.*)$")
 _DOWN = re.compile(r"(^|/)(loss|ece|perplexity|error|brier)$")
 

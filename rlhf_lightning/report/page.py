@@ -74,7 +74,9 @@ def render(runs: Runs, pictures: list[Picture], title: str | None = None) -> str
     )
     environment.filters["plain"] = plain
     count, groups = len(runs), len(runs.groups)
-    default = f"{_counted(count, 'run')}" + (f", {_counted(groups, 'configuration')}" if count > 1 else "")
+    default = (
+        f"{count} runs, {_counted(groups, 'configuration')}" if count > 1 else f"{runs.groups[0].label}: {runs[0].name}"
+    )
     return environment.get_template("report.html.jinja").render(
         title=title or default,
         when=f"{datetime.now():%Y-%m-%d %H:%M}",

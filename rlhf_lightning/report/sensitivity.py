@@ -109,7 +109,7 @@ def _panel(axes: Axes, lines: dict[str, Line], looks: dict[str, dict[str, Any]])
     if values and values[0] > 0 and values[-1] > 10 * values[0]:
         axes.set_xscale("log")
     if len(values) <= 8:
-        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.set_xticks(values, tick_labels(values, logarithmic=axes.get_xscale() == "log"))
         axes.minorticks_off()
     for label, line in shown.items():
         spread = [point.std if math.isfinite(point.std) else 0.0 for _, point in line]
@@ -117,6 +117,23 @@ def _panel(axes: Axes, lines: dict[str, Line], looks: dict[str, dict[str, Any]])
             [value for value, _ in line], [point.mean for _, point in line], yerr=spread if any(spread) else None,
             markersize=5, linewidth=1.5, elinewidth=0.9, capsize=2.5, **looks[label],
         )  # fmt: skip
+
+
+def tick_labels(values: Sequence[float], *, logarithmic: bool, least: float = 0.075) -> list[str]:
+    """A label for each value, empty where it would run into its right neighbour's.
+
+    Args:
+        values: ascending.
+        logarithmic: whether their axis is.
+        least: distance between two labels, as a share of the axis.
+    """
+    places = [math.log(value) if logarithmic else value for value in values]
+    wide = places[-1] - places[0] or 1.0
+    labels, right = [""] * len(values), math.inf
+    for index in reversed(range(len(values))):
+        if right - places[index] >= least * wide:
+            labels[index], right = f"{values[index]:g}", places[index]
+    return labels
 
 
 def _handles(looks: dict[str, dict[str, Any]]) -> list[Any]:

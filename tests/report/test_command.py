@@ -64,10 +64,10 @@ def test_a_picture_is_shown_and_saved(trained, tmp_path):
 def test_the_report_is_beside_the_runs_by_default(tmp_path, capsys):
     """And a second report does not take the first for a run."""
     write_run(tmp_path / "sweep" / "0")
-    for _ in range(2):
-        assert main(["report", str(tmp_path / "sweep" / "*")]) == 0
+    assert main(["report", str(tmp_path / "sweep" / "*")]) == 0
     assert (tmp_path / "sweep" / "report" / "report.html").is_file()
-    assert "1 runs" not in capsys.readouterr().out
+    assert "1 run (1 done)" in capsys.readouterr().out
+    assert len(Runs.read(tmp_path / "sweep" / "*")) == len(Runs.read(tmp_path / "sweep")) == 1
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_one_run_makes_sense(tmp_path):
     assert "nothing to compare it with" in text
     assert "method.loss.beta" in text
     assert "Pareto front</text>" not in text
-    assert "<title>1 run</title>" in text
+    assert "<title>dpo: run</title>" in text
 
 
 def test_a_run_that_has_nothing_yet(tmp_path):

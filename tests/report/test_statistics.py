@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_lightning.report.sensitivity import tick_labels
 from rlhf_lightning.report.statistics import Pooled, band, edges, pareto_front, pooled, rounded, thinned
 
 NAN = math.nan
@@ -84,6 +85,13 @@ def test_pareto_front_by_hand():
 
 def test_equal_points_are_both_on_the_front():
     assert pareto_front([(1.0, 1.0), (1.0, 1.0), (0.0, 2.0), (0.0, 2.0)]) == [2, 3]
+
+
+def test_tick_labels_leave_room():
+    """From the right: 0.7 is too near to 0.9 on a logarithmic axis, and would be far enough on a linear one."""
+    betas = [0.01, 0.1, 0.3, 0.5, 0.7, 0.9]
+    assert tick_labels(betas, logarithmic=True) == ["0.01", "0.1", "0.3", "0.5", "", "0.9"]
+    assert tick_labels(betas, logarithmic=False) == ["0.01", "0.1", "0.3", "0.5", "0.7", "0.9"]
 
 
 NUMBERS = st.integers(-5, 5).map(float)
