@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -15,6 +16,26 @@ from rlhf_lightning.conf_dir import conf_dir
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
 COLUMNS = "data.spec.columns={score_chosen: score_chosen, score_rejected: score_rejected}"
 
+#: What a method needs beside pairs of responses.
+OPTIONS = {
+    "context_distillation": ["data.spec.context=Answer like a teacher of mathematics."],
+    "knowledge_distillation": ["reference=teacher", "model@reference.source=tiny_random", "reference.source.seed=1"],
+}
+#: Rows of methods that do not eat pairs.
+OTHER_ROWS = {
+    "coin": [
+        {
+            "instruction": f"What is {a} plus {a}?",
+            "paraphrase": f"Add {a} to {a}.",
+            "output": f"{2 * a}",
+            "negative_instruction": f"What is {a} minus {a}?",
+            "negative_paraphrase": f"Subtract {a} from {a}.",
+            "negative_output": "0",
+        }
+        for a in range(8)
+    ]
+}
+
 
 def initial_weights() -> dict[str, torch.Tensor]:
     from rlhf_lightning.models.sources import TinyRandom
@@ -24,7 +45,8 @@ def initial_weights() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_method_fits_two_steps(method, tiny, tmp_path):
-    cfg = compose("train", [f"method={method}", *tiny, f"paths.output_dir={tmp_path}", "optimizer.lr=1e-3"])
+    half = "data.validation=0.5"  # KTO needs two prompts in validation as well
+    cfg = compose("train", [f"method={method}", *tiny, half, f"paths.output_dir={tmp_path}", "optimizer.lr=1e-3"])
     assert train(cfg) is None
     result = Result.read(tmp_path)
     assert (result.status, result.steps) == ("done", 2)
