@@ -241,7 +241,8 @@ do not edit it by hand. A test compares it with them.
 A method is a yaml that names a loss, and a loss is a pure function of per-token log-probs whose positional parameters
 are its inputs. `reference`: log-probs of a reference model (`reference=frozen|adapter_off|cached`; without this input
 none is loaded). `margin`: the score gap of each pair, from the data (`data.spec.columns.margin`). `collision`: a
-statistic of the policy's own distribution, computed on demand. `running`: statistics of earlier steps, kept by the
+statistic of the policy's own distribution, computed on demand. `top_k`: its most likely tokens where a rejected or
+undesirable response stands, computed there alone. `running`: statistics of earlier steps, kept by the
 method and saved in checkpoints (`method.running_decay`). `kl`: KTO's reference point, from mismatched prompts and
 responses that the data loader adds. Labels and scores of responses come with the kind of data. Every option is changed
 on the command line: `rlhf train method=ipo method.loss.beta=0.05`.

@@ -10,9 +10,23 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import pytest
 
 from rlhf_lightning import losses
-from rlhf_lightning.losses import WeightedSum, aot, bco_pair, dft, dpo, ipo, needs, odpo, preferred_ft, sft, simpo, wpo
+from rlhf_lightning.losses import (
+    WeightedSum,
+    aot,
+    bco_pair,
+    dft,
+    dpo,
+    ipo,
+    needs,
+    odpo,
+    pairwise_cringe,
+    preferred_ft,
+    sft,
+    simpo,
+    wpo,
+)
 from rlhf_lightning.losses import alpha_dpo as alpha_dpo_loss
-from rlhf_lightning.losses.options import INPUTS, Range, loss_function, validate
+from rlhf_lightning.losses.options import INPUTS, Range, loss_function, option_values, validate
 from rlhf_lightning.types import Pair, PreferenceLoss
 from tests.helpers.loss_inputs import PREFERENCE, SUPERVISED, Numbers, run
 
@@ -103,6 +117,22 @@ def test_option_out_of_range(loss: str, options: dict[str, Any], message: str) -
 def test_whole_numbers_are_numbers() -> None:
     validate(partial(dpo, beta=1))
     assert run("dpo", BATCH, beta=1).loss.item() == run("dpo", BATCH, beta=1.0).loss.item()
+
+
+def test_values_of_an_option() -> None:
+    """What a method reads from its loss: given, by default, of each term of a sum, or none."""
+    assert option_values(partial(pairwise_cringe, k=7), "k") == [7]
+    assert option_values(pairwise_cringe, "k") == [5]
+    assert option_values(dpo, "k") == []
+    terms = {"a": {"loss": pairwise_cringe, "weight": 1.0}, "b": {"loss": dpo, "weight": 1.0}}
+    assert option_values(WeightedSum(terms), "k") == [5]
+
+
+def test_counts_are_whole_numbers() -> None:
+    validate(partial(pairwise_cringe, k=2.0))  # type: ignore[arg-type]
+    for value in (0, 1.5, True, float("inf"), "2"):
+        with pytest.raises(ValueError, match=r"loss pairwise_cringe: k=.* must be a whole number in \[1, inf\)"):
+            validate(partial(pairwise_cringe, k=value))  # type: ignore[arg-type]
 
 
 def test_supervised_options_are_checked() -> None:
