@@ -182,6 +182,8 @@ def chat(answerer: Answerer) -> None:
 def load_policy(actor: Actor, checkpoint: Path) -> None:
     """Put the weights that a run trained into a freshly loaded policy.
 
+    Value heads beside it stay in the checkpoint: decoding by value is :meth:`rlhf_lightning.methods.ValueBased.sample`.
+
     Raises:
         ConfigError: the checkpoint is a sharded one, or belongs to another model.
     """
@@ -193,7 +195,8 @@ def load_policy(actor: Actor, checkpoint: Path) -> None:
             "(model=hub model.name=<export folder>)"
         )
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    state = {name.removeprefix("policy."): value for name, value in saved.items() if name.startswith("policy.")}
+    model = "policy.model."
+    state = {name.removeprefix("policy."): value for name, value in saved.items() if name.startswith(model)}
     outcome = actor.load_state_dict(state, strict=False)
     trained = {name for name, parameter in actor.named_parameters() if parameter.requires_grad}
     absent = sorted(trained & set(outcome.missing_keys))

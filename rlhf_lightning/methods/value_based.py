@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from rlhf_lightning.methods.base import DIAGNOSTIC, STATISTICS, AlignmentModule
 from rlhf_lightning.methods.running import RunningMoments
+from rlhf_lightning.models.backbone import Backbone
 from rlhf_lightning.models.generation import generate
 from rlhf_lightning.models.value_actor import ValueActor
 from rlhf_lightning.types import ActionValues, MeasuredLoss, RankedBatch, SequenceLogProbs, StepOutput
@@ -50,6 +51,7 @@ class ValueBased(AlignmentModule[RankedBatch]):
 
     kind: ClassVar[str] = "ranked"
     legal: ClassVar[frozenset[str]] = frozenset({"policy", "values", "score"})
+    actor: Callable[..., Backbone] = ValueActor
 
     steps: Tensor  #: optimiser steps taken, 0-dimensional
 

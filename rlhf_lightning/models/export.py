@@ -7,6 +7,7 @@ generation config are in the folder either way.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,17 +96,32 @@ def check_form(policy: Backbone, form: str, *, adapted: bool) -> None:
 
 
 def _save_full(policy: Actor, folder: Path) -> None:
-    state = gathered(policy)
+    state = _without_heads(policy, gathered(policy))
     if is_writer():
         model = transformers_model(policy)
         model.save_pretrained(folder, state_dict={plain_name(key): value for key, value in state.items()})
 
 
 def _save_adapter(policy: Actor, folder: Path, adapter: str) -> None:
-    state = gathered(policy, trained_only=True)
+    state = _without_heads(policy, gathered(policy, trained_only=True))
     if is_writer():
         model: Any = policy.model
         model.save_pretrained(folder, state_dict=state, selected_adapters=[adapter])
+        _name_base(folder, getattr(transformers_model(policy), "source_name", None))
+
+
+def _name_base(folder: Path, name: str | None) -> None:
+    """Name the base of an exported adapter as the user named it, where it was loaded out of a cache of ours.
+
+    A folder of this machine's cache would tell another machine nothing.
+    """
+    for file in folder.rglob("adapter_config.json") if name is not None else ():
+        config = json.loads(file.read_text())
+        cached, config["base_model_name_or_path"] = config.get("base_model_name_or_path"), name
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        card = file.with_name("README.md")
+        if card.is_file() and cached:
+            card.write_text(card.read_text().replace(str(cached), str(name)))
 
 
 def _save_merged(policy: Actor, folder: Path, adapter: str) -> None:
@@ -165,6 +181,12 @@ def gathered(policy: Backbone, *, trained_only: bool = False) -> dict[str, Tenso
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained_only)
     state = get_model_state_dict(policy, options=options)
     return {name.removeprefix("model."): cast("Tensor", value) for name, value in state.items()}
+
+
+def _without_heads(policy: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What transformers knows: the weights of the model, not those of value heads that stand beside it."""
+    beside = {name for name, _ in policy.named_children() if name != "model"}
+    return {name: value for name, value in state.items() if name.partition(".")[0] not in beside}
 
 
 def is_writer() -> bool:

@@ -46,8 +46,11 @@ def initial_weights() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("method", METHODS)
 def test_method_fits_two_steps(method, tiny, tmp_path):
     half = "data.validation=0.5"  # KTO needs two prompts in validation as well
-    cfg = compose("train", [f"method={method}", *tiny, half, f"paths.output_dir={tmp_path}", "optimizer.lr=1e-3"])
-    assert train(cfg) is None
+    options = [*tiny, half, *OPTIONS.get(method, ()), f"paths.output_dir={tmp_path}", "optimizer.lr=1e-3"]
+    if method in OTHER_ROWS:
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in OTHER_ROWS[method]))
+        options.append(f"data.source.path={tmp_path}/rows.jsonl")
+    assert train(compose("train", [f"method={method}", *options])) is None
     result = Result.read(tmp_path)
     assert (result.status, result.steps) == ("done", 2)
     assert math.isfinite(result.metrics["train/loss"])

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.types import Example, PackedBatch, StepTotals, UnpairedBatch
+from tests.helpers import hidden_rows
 from tests.helpers.training import examples
 
 
@@ -49,6 +50,8 @@ def _judged(count: int) -> list[Example]:
 
 #: Examples by kind of data; the owner of a kind adds it.
 EXAMPLES: dict[str, Callable[[int], list[Example]]] = {
+    "context": hidden_rows.context,
+    "paraphrase": hidden_rows.paraphrase,
     "supervised": lambda count: [replace(row, margin=None) for row in examples(count, responses=1)],
     "preference": _pairs,
     "unpaired": _labelled,

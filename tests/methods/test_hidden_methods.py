@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rlhf_lightning import losses
 from rlhf_lightning.data.packing import pack
@@ -360,3 +362,12 @@ def test_scores_are_standardised_over_all_responses() -> None:
 def test_bad_options(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"method\.{next(iter(options))}"):
         ValueBased(ModelBuilder(TINY, None, "none"), losses.ilql, **options)
+
+
+@pytest.mark.parametrize("adapter", [None, Lora(r=2, alpha=4, seed=1, init=False)], ids=["full", "adapter"])
+def test_the_exported_policy_has_no_value_heads(adapter: Lora | None, tmp_path: Path) -> None:
+    made = module("ilql", adapter=adapter)
+    made.export(tmp_path)
+    kept = load_file(next(tmp_path.glob("*model.safetensors")))
+    assert kept
+    assert not any("head." in name.replace("lm_head.", "") or "q_heads" in name for name in kept)
