@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlhf_lightning.data.binarized import Binarized as Binarized
     from rlhf_lightning.data.checks import DataError as DataError
     from rlhf_lightning.data.checks import Problem as Problem
     from rlhf_lightning.data.checks import Report as Report
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AlignmentDataModule": "rlhf_lightning.data.module",
+    "Binarized": "rlhf_lightning.data.binarized",
     "DataError": "rlhf_lightning.data.checks",
     "DataSpec": "rlhf_lightning.data.spec",
     "Examples": "rlhf_lightning.data.examples",
@@ -37,6 +39,7 @@ _HOME = {
 
 __all__ = [
     "AlignmentDataModule",
+    "Binarized",
     "DataError",
     "DataSpec",
     "Examples",

@@ -86,10 +86,8 @@ class Mismatches:
         size = np.stack([prompt_end - prompt_start, kept], axis=1).ravel()
         cuts = np.concatenate([[0], np.cumsum(size)])
         taken = np.arange(cuts[-1]) + np.repeat(begin - cuts[:-1], size)
-        names = [
-            f"{row} with the response of {examples.row(int(other))}"
-            for row, other in zip(examples.select(groups).rows(), partner, strict=True)
-        ]
+        both = zip(examples.select(groups).rows(), examples.select(partner).rows(), strict=True)
+        names = [f"{row} with the response of {other}" for row, other in both]
         return Examples(
             tokens=examples.tokens[taken],
             scored=examples.scored[taken],
