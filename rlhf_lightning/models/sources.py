@@ -146,7 +146,9 @@ class Pretrained(Execution):
             options["quantization_config"] = quantization
         with _clear_errors(self.name):
             if path := self._gguf_path():
-                return self._load_gguf(path, options)
+                model = self._load_gguf(path, options)
+                model.source_name = self.name  # type: ignore[assignment]  # for exports; it came out of our cache
+                return model
             options["dtype"] = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
             options["revision"] = self.revision or "main"
             if is_classifier(self._location(), self.revision):

@@ -64,3 +64,18 @@ def test_a_weighted_sum_is_shown_with_its_terms():
     assert shown == (
         "0.8 dpo(beta=0.1) + 0.2 bco_pair(beta=0.1, delta=running) + 1.0 preferred_ft(reduction=token_mean)"
     )
+
+
+def test_an_exported_adapter_names_its_base_as_the_user_did(tmp_path):
+    """Fails when the folder of this machine's GGUF cache is written into the adapter."""
+    from rlhf_lightning.models.export import _name_base
+
+    cache = "/home/me/.cache/rlhf-lightning/gguf/ab12"
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 16, "base_model_name_or_path": cache}))
+    (tmp_path / "README.md").write_text(f"base_model: {cache}\n")
+    _name_base(tmp_path, None)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == cache
+    _name_base(tmp_path, "SmolLM2-135M-Instruct")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config == {"r": 16, "base_model_name_or_path": "SmolLM2-135M-Instruct"}
+    assert (tmp_path / "README.md").read_text() == "base_model: SmolLM2-135M-Instruct\n"

@@ -50,17 +50,18 @@ def test_a_second_run_finds_what_the_first_has_computed(folder):
 @pytest.mark.slow
 def test_runs_at_the_same_moment_compute_every_row_once(folder):
     """Fails without the lock: both find nothing and compute everything."""
-    running = [start(folder, f"paths.output_dir={run}", f"seed={run}") for run in range(3)]
+    running = [start(folder, f"paths.output_dir=run{run}", f"seed={run}") for run in range(3)]
     assert [process.wait(200) for process in running] == [0, 0, 0]
-    passes = [Result.read(folder / str(run)).reference for run in range(3)]
+    passes = [Result.read(folder / f"run{run}").reference for run in range(3)]
     assert sum(one["computed"] for one in passes) == ROWS
     assert sum(one["cached"] for one in passes) == 2 * ROWS
 
 
 def _hold(path: Path, held) -> None:
-    reference._locked(path, None)
+    lock = reference._locked(path, None)
     held.set()
     time.sleep(60)
+    lock.release()
 
 
 def test_a_killed_holder_lets_the_others_in(tmp_path):
