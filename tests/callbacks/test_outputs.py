@@ -8,6 +8,7 @@ import logging
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
@@ -235,3 +236,31 @@ def test_words_of_the_line():
     metrics = {"train/loss": torch.tensor(0.5), "train/throughput/tokens_per_second": 1500.0, "other": 1.0}
     assert summary(metrics) == "loss 0.5000 1.50k tok/s"
     assert (clock(5), clock(65.4), clock(3700)) == ("00:05", "01:05", "1:01:40")
+
+
+def test_rewards_of_every_process_are_kept_once(tmp_path):
+    """Two processes score half of the validation pairs each; the file has all, in the order of the data set."""
+    assert ranks(2, _validate_in_two, tmp_path) == [0, 0]
+    kept = np.load(tmp_path / "implicit_rewards.npz")
+    assert kept["index"].tolist() == list(range(10))
+    trainer(tmp_path / "one", [ImplicitRewards()]).validate(_moved(tiny()), datamodule=data("preference", groups=10))
+    alone = np.load(tmp_path / "one" / "implicit_rewards.npz")
+    assert kept["chosen"] == pytest.approx(alone["chosen"], abs=1e-5)
+    assert kept["rejected"] == pytest.approx(alone["rejected"], abs=1e-5)
+    assert np.abs(alone["chosen"]).max() > 1e-3
+
+
+def _validate_in_two(folder: Path) -> None:
+    from lightning.pytorch.strategies import DDPStrategy
+
+    options = {"strategy": DDPStrategy(), "devices": 2, "use_distributed_sampler": False}
+    trainer(folder, [ImplicitRewards()], **options).validate(_moved(tiny()), datamodule=data("preference", groups=10))
+
+
+def _moved(module: Preference) -> Preference:
+    """With a policy that is not the reference, so that rewards are not 0."""
+    module.configure_model()
+    with torch.no_grad():
+        for parameter in module.policy.parameters():
+            parameter.mul_(1.05)
+    return module
