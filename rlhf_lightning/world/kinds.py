@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_lightning.data.checks import DataError
 from rlhf_lightning.world import grammar
 from rlhf_lightning.world.base import TinyWorld
 from rlhf_lightning.world.grammar import GOOD, MIXED, Prompt, Split
@@ -21,6 +22,8 @@ ROWS_VERSION = 3
 DEMONSTRATIONS = GOOD
 #: So many draws in a row without a new one, and rows may repeat.
 _VAIN = 200
+#: So many in a row without any, and there are none.
+_HOPELESS = 5000
 
 Values = dict[str, Any]
 Pool = dict[Prompt, list[Sampled]]
@@ -57,11 +60,20 @@ class Drawing:
         return asked[int(self.draw.integers(len(asked)))]
 
     def answers(self, prompt: Prompt, count: int) -> list[Sampled]:
-        """Different samples of the base."""
+        """Different samples of the base.
+
+        Raises:
+            DataError: the base says too little that is text.
+        """
         if self._pool is None:
             pool = samples(self.base, self.split)
             self._pool = {prompt: [answer for answer in group if answer.is_text] for prompt, group in pool.items()}
         group = self._pool[prompt]
+        if len(group) < count:
+            raise DataError(
+                f"the base has {len(group)} answers to {prompt.text!r} that are text, and {count} are wanted: "
+                "train it longer (model.steps and data.source.base) or set data.source.longest lower"
+            )
         return [group[i] for i in self.draw.choice(len(group), size=count, replace=False)]
 
     def flip(self) -> bool:
@@ -80,6 +92,9 @@ def draw(kind: str, base: TinyWorld, split: Split, options: Options) -> Iterator
 
     Yields:
         Rows without repetition, as long as there are any that differ.
+
+    Raises:
+        DataError: the base's answers make no such rows.
     """
     drawing = Drawing(base, split, options)
     seen: set[str] = set()
@@ -87,6 +102,8 @@ def draw(kind: str, base: TinyWorld, split: Split, options: Options) -> Iterator
     while found < options.size:
         row = ROWS[kind](drawing)
         key = json.dumps(row)
+        if vain == _HOPELESS:
+            raise DataError(f"{vain} draws in a row made no {kind} row: the base's answers are all worth the same")
         if row is None or (key in seen and vain < _VAIN):
             vain += 1
             continue
