@@ -53,6 +53,30 @@ def test_the_cache_returns_what_was_made(file, tmp_path, monkeypatch):
     assert len(entries(tmp_path)) == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "row", "options"),
+    [
+        ("ranked", {"prompt": "p", "responses": ["a", "b", "c"], "scores": [1, 2, 3]}, {}),
+        ("unpaired", {"prompt": "p", "chosen": "a", "rejected": "b"}, {}),
+        ("judged", {"prompt": "p", "response": "a", "judgment": "j"}, {}),
+        ("paraphrase", {"instruction": "p", "paraphrase": "q", "output": "a"}, {}),
+        ("steps", {"prompt": "p", "steps": ["a", "b"], "labels": [1, 0]}, {}),
+        ("attributes", {"prompt": "p", "response": "a", "attributes": {"a/b": 1, "..": 2}}, {}),
+        ("context", {"prompt": "p", "response": "a"}, {"context": "c"}),
+    ],
+)
+def test_every_column_of_every_kind_is_kept(kind, row, options, tmp_path, monkeypatch):
+    # fails if prompts, numbers or step labels are not saved, or a number's name becomes a path
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps(row) + "\n" + json.dumps({**row, "prompt": "z", "instruction": "z"}) + "\n")
+    first = run(file, tmp_path, kind=kind, **options)
+    monkeypatch.setattr(Encoder, "encode", lambda *_, **__: pytest.fail("tokenised again"))
+    second = run(file, tmp_path, kind=kind, **options)
+    assert repr(list(second.examples)) == repr(list(first.examples))  # nan equals itself in words only
+    assert (second.examples.prompts, [*second.examples.numbers]) == (first.examples.prompts, [*first.examples.numbers])
+    assert second.report == first.report
+
+
 def test_the_cache_misses_when_anything_that_makes_tokens_changes(file, tmp_path):
     count = 0
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import re
 
+import pytest
 from rich.console import Console
 
 from rlhf_lightning.data.inspect import inspect
@@ -131,3 +132,50 @@ def test_real_pairs():
     text = printed(Files(shared_file("hh_dialogues_300.jsonl")), tokenizers.default_system(), "preference")
     assert "implicit_prompt (299)" in text
     assert "hh_dialogues_300.jsonl:87" in text
+
+
+# What each kind shows beside lengths and text.
+SHOWN = {
+    "ranked": (
+        [
+            {"prompt": "a", "responses": ["b", "cc", "d"], "scores": [1, 3, 2]},
+            {"prompt": "a", "responses": ["b"], "scores": [0]},
+        ],
+        [
+            "responses a list: lists  1: 1, 3: 1",
+            "score 0 .. 1.5 .. 3 (min, median, max)",
+            "response 1  score 3  3 tokens",
+        ],
+    ),
+    "unpaired": (
+        [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "d", "response": "e", "label": True}],
+        ["rows kept  2 of 2, as 3 labelled answers", "2 desirable, 1 not", "response  desirable 0  2 tokens"],
+    ),
+    "safety": (
+        [{"prompt": "a", "chosen": "bb", "rejected": "c", "chosen_safe": True, "rejected_safe": False}],
+        ["safer is longer than less safe in 100% of pairs", "less safe: 0% safe", "safer  safe 1  3 tokens"],
+    ),
+    "judged": (
+        [{"prompt": "a", "response": "b", "judgment": "bad"}, {"prompt": "a", "response": "c"}],
+        ["response after the judgment: in 50% of the groups", "### Judgment:", "prompt: response after the judgment"],
+    ),
+    "steps": (
+        [{"prompt": "a", "steps": ["b", "c"], "labels": [1, 0]}],
+        ["2.0 steps a solution (most 2), 50% of them right", "solution  labels 1 0  4 tokens, 2 scored"],
+    ),
+    "attributes": (
+        [{"prompt": "a", "response": "b", "attributes": {"x": 1}}, {"prompt": "a", "response": "c", "x": 2}],
+        ["x 1 .. 1 .. 1 (min, median, max)", "response  x 1  2 tokens"],
+    ),
+    "paraphrase": (
+        [{"instruction": "a", "paraphrase": "b", "output": "c"}],
+        ["negative response: in 0% of the groups", "response to the paraphrase  2 tokens"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SHOWN)
+def test_what_is_known_beside_the_tokens_is_shown(kind):
+    rows, expected = SHOWN[kind]
+    text = printed(Rows(*rows), tokenizers.llama_like(), kind, on_bad_row="exclude")
+    assert [line for line in expected if line not in text] == []

@@ -20,7 +20,15 @@ from rlhf_lightning.data.module import AlignmentDataModule, Place
 from rlhf_lightning.data.reference_store import ReferenceCacheError, ReferenceStore, ReferenceWriter
 from rlhf_lightning.data.sources import Files
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.types import Example, PackedBatch, PreferenceBatch, Ragged, SupervisedBatch
+from rlhf_lightning.types import (
+    Example,
+    PackedBatch,
+    PreferenceBatch,
+    Ragged,
+    RankedBatch,
+    SupervisedBatch,
+    UnpairedBatch,
+)
 from tests.helpers.tokenizers import qwen_like
 
 
@@ -72,6 +80,36 @@ def test_files_become_batches_of_the_kind_that_the_method_wants(rows: Path) -> N
     demonstrations = AlignmentDataModule(Files(str(rows)), qwen_like(), "supervised", spec=spec, batch_size=5)
     demonstrations.setup()
     assert all(type(batch) is SupervisedBatch for batch in demonstrations.train_dataloader())
+
+
+def test_every_kind_has_its_batches_and_is_called_by_its_name(rows: Path, tmp_path: Path) -> None:
+    spec = DataSpec(cache=False)
+    answers = AlignmentDataModule(Files(str(rows)), qwen_like(), "unpaired", spec=spec, batch_size=8, validation=0.3)
+    answers.setup()
+    batches = [*answers.train_dataloader(), *answers.val_dataloader()]
+    assert {type(batch) for batch in batches} == {UnpairedBatch}
+    assert sum(len(batch) for batch in batches) == 24
+    assert "labelled answers (50% desirable) of" in answers.summaries()[0]
+    assert "12 of 12 rows kept as 24 labelled answers" in answers.summaries()[0]
+    lists = tmp_path / "lists.jsonl"
+    made = [
+        {"prompt": f"Q{i}", "responses": ["a", "b", "c"][: 1 + i % 3], "ranks": [1, 2, 3][: 1 + i % 3]}
+        for i in range(6)
+    ]
+    lists.write_text("".join(json.dumps(row) + "\n" for row in made))
+    ranked = AlignmentDataModule(Files(str(lists)), qwen_like(), "ranked", spec=spec, batch_size=6)
+    ranked.setup()
+    (batch,) = ranked.train_dataloader()
+    assert (type(batch), batch.slots, int(batch.present.sum())) == (RankedBatch, 3, 12)
+    assert "6 ranked lists of 1 to 3 responses of" in ranked.summaries()[0]
+
+
+def test_tokenised_examples_must_be_of_the_kind() -> None:
+    one_missing = [*pairs(3), Example([1], [[2], []], row="pairs.jsonl:4")]
+    with pytest.raises(DataError, match=r"pairs\.jsonl:4: a response is missing; preference data needs all 2"):
+        AlignmentDataModule(one_missing).setup()
+    with pytest.raises(DataError, match="have 2 responses each; paraphrase data needs paraphrased instructions"):
+        AlignmentDataModule(pairs(), kind="paraphrase").setup()
 
 
 def test_bad_rows_stop_the_run_before_weights(rows: Path) -> None:
