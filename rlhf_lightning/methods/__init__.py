@@ -2,6 +2,7 @@
 
 from rlhf_lightning.methods.base import AlignmentModule
 from rlhf_lightning.methods.contrastive import Contrastive
+from rlhf_lightning.methods.density_ratio import DensityRatio
 from rlhf_lightning.methods.distillation import ContextDistillation, KnowledgeDistillation
 from rlhf_lightning.methods.judge import Judge
 from rlhf_lightning.methods.judged import Judged
@@ -19,6 +20,7 @@ __all__ = [
     "ContextDistillation",
     "Contrastive",
     "CostModel",
+    "DensityRatio",
     "Judge",
     "Judged",
     "KnowledgeDistillation",

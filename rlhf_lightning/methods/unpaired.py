@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,15 +12,23 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rlhf_lightning.methods.base import DIAGNOSTIC
+from rlhf_lightning.methods.density_ratio import DensityRatio
 from rlhf_lightning.methods.observing import ObservingModule
 from rlhf_lightning.methods.running import all_reduced
 from rlhf_lightning.models.roles import evaluating
+from rlhf_lightning.models.sharding import unsharded
 from rlhf_lightning.types import GroupLoss, PackedBatch, SequenceLogProbs, StepOutput, UnpairedBatch
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from rlhf_lightning.models.roles import Models
+
+
+log = logging.getLogger(__name__)
+
+#: Key of the density ratio in a checkpoint.
+_DENSITY_RATIO = "density_ratio"
 
 
 class Unpaired(ObservingModule[UnpairedBatch]):
@@ -34,7 +43,12 @@ class Unpaired(ObservingModule[UnpairedBatch]):
     the undesirable ones, ``reward/margin`` the difference of these two means; a step without one of the labels logs
     none of what it would need. ``share/desirable`` is the share of desirable responses.
 
-    Args: see ``ObservingModule``.
+    Args: see ``ObservingModule``, and
+
+        density_ratio: gives undesirable responses weights by their prompts, to a loss that asks for ``weight``.
+
+    Raises:
+        ValueError: a density ratio for a loss that does not ask for it.
     """
 
     kind: ClassVar[str] = "unpaired"
@@ -50,9 +64,13 @@ class Unpaired(ObservingModule[UnpairedBatch]):
         scheduler: Callable[..., LRScheduler] | None = None,
         *,
         running_decay: float | None = None,
+        density_ratio: DensityRatio | None = None,
         statistics: Sequence[str] = (),
     ) -> None:
         super().__init__(models, loss, optimizer, scheduler, running_decay=running_decay, statistics=statistics)
+        if density_ratio is not None and "weight" not in self.needs:
+            raise ValueError("method.density_ratio gives weights to a loss that asks for them: choose method=bco_udm")
+        self.density_ratio = density_ratio
         #: KTO's reference point of the step at hand, in training (True) and in evaluation (False).
         self._reference_point: dict[bool, Tensor] = {}
         self._whole_validation = False  # whether that of evaluation is known before its first batch
@@ -122,9 +140,36 @@ class Unpaired(ObservingModule[UnpairedBatch]):
             "desirable": lambda: batch.desirable,
             "kl": self._kl,
             "running": lambda: None if self.running is None else self.running.moments(),
-            "weight": lambda: torch.ones_like(batch.desirable),
+            "weight": lambda: self._weight(batch),
             "top_k": lambda: policy.top,
         }
+
+    def _weight(self, batch: UnpairedBatch) -> Tensor:
+        return torch.ones_like(batch.desirable) if self.density_ratio is None else self.density_ratio(batch)
+
+    def on_fit_start(self) -> None:
+        """Tell the prompts of both labels apart, before the first step and not again after a resume."""
+        if self.density_ratio is None or self.density_ratio.token_score is not None:
+            return
+        examples = getattr(getattr(self.trainer, "datamodule", None), "train_examples", None)
+        if examples is None:
+            raise ValueError("method.density_ratio needs the data module, which knows all prompts: fit with one")
+        with unsharded(self.policy):
+            embedding = self.policy.base.get_input_embeddings().weight.detach()
+            accuracy = self.density_ratio.fit(examples, embedding)
+        log.info("density ratio: %.1f%% of the prompts' labels are told from the prompt alone", 100 * accuracy)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As in the base class, and the density ratio."""
+        super().on_save_checkpoint(checkpoint)
+        if self.density_ratio is not None and self.density_ratio.token_score is not None:
+            checkpoint[_DENSITY_RATIO] = [self.density_ratio.token_score.cpu(), self.density_ratio.intercept]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As in the base class, and the density ratio."""
+        super().on_load_checkpoint(checkpoint)
+        if self.density_ratio is not None and _DENSITY_RATIO in checkpoint:
+            self.density_ratio.token_score, self.density_ratio.intercept = checkpoint[_DENSITY_RATIO]
 
     def _kl(self) -> Tensor:
         if self.training not in self._reference_point:

@@ -25,7 +25,7 @@ from tests.losses.test_unpaired import TRL_LOSSES
 ENTRIES = {entry.name: entry for entry in catalogue()}
 LOSSES = sorted(name for name in losses.__all__ if "\n    Source:" in (getattr(losses, name).__doc__ or ""))
 #: Yaml files whose loss is another method's, or a sum of several.
-VARIATIONS = {"mpo", "ilr_dpo", "tr_dpo", "rso_hinge", "rso_sigmoid"}
+VARIATIONS = {"bco_udm", "mpo", "ilr_dpo", "tr_dpo", "rso_hinge", "rso_sigmoid"}
 
 
 def test_methods_md_is_up_to_date() -> None:

@@ -24,7 +24,7 @@ from tests.helpers.training import Builder, trainer
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
 STEPS = 12
 #: Keys of a yaml that are no plain option of its method; a head has the defaults of its class.
-SET_ELSEWHERE = {"_target_", "_partial_", "loss", "defaults", "head"}
+SET_ELSEWHERE = {"_target_", "_partial_", "loss", "defaults", "head", "density_ratio"}
 
 
 class Objective(Callback):

@@ -1,0 +1,14 @@
+"""Ranked lists and fine-tuning on scored responses; lists of two are the pairs of RSO's losses."""
+
+from tests.learning.harness import Case
+
+CASES = [
+    Case("plackett_luce", representative=True),
+    Case("best_of_n", representative=True),
+    Case("pro"),
+    Case("rrhf"),
+    Case("exo_k"),
+    Case("reward_weighted"),
+    Case("rso_hinge"),
+    Case("rso_sigmoid"),
+]

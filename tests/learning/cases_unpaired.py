@@ -1,0 +1,11 @@
+"""Labelled responses: the gold reward of the policy rises without a single pair."""
+
+from tests.learning.harness import Case
+
+CASES = [
+    Case("kto", representative=True),
+    Case("bco"),
+    Case("bco_udm"),
+    Case("apo_zero_unpaired"),
+    Case("unlikelihood"),
+]
