@@ -1,0 +1,143 @@
+"""Data of every kind, drawn by script: what rows claim about answers is true, and every kind becomes batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rlhf_lightning.cli.build import make
+from rlhf_lightning.cli.compose import compose
+from rlhf_lightning.data.checks import DataError
+from rlhf_lightning.data.packing import BATCHES
+from rlhf_lightning.world import TinySource, TinyWorld, grammar
+from rlhf_lightning.world.gold import judge
+from rlhf_lightning.world.kinds import ROWS
+from rlhf_lightning.world.samples import mean_gold, samples
+
+PROMPTS = {prompt.text: prompt for prompt in grammar.prompts()}
+
+
+def rows(kind: str, size: int = 200, split: str = "train", **options):
+    return [row.values for row in TinySource(split, size, kind=kind, **options).rows()]
+
+
+def points(row, column: str) -> float:
+    return judge(PROMPTS[row["prompt"]], row[column].split()).reward
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_rows_are_a_function_of_the_options(kind):
+    assert rows(kind) == rows(kind)
+    assert rows(kind) != rows(kind, seed=1)
+    assert rows(kind, 50) == rows(kind)[:50]
+
+
+def test_fingerprint_covers_the_options():
+    sources = [TinySource(), TinySource("validation"), TinySource(size=7), TinySource(seed=1), TinySource(flips=0.5)]
+    sources += [TinySource(longest=3), TinySource(kind="ranked"), TinySource(base=TinyWorld(seed=1))]
+    assert len({source.fingerprint() for source in sources}) == len(sources)
+    assert TinySource().for_kind("ranked").fingerprint() == TinySource(kind="ranked").fingerprint()
+
+
+def test_kinds_are_those_of_the_batches():
+    assert set(ROWS) <= set(BATCHES)
+    assert set(ROWS) >= {"supervised", "preference", "unpaired", "ranked", "judged", "steps", "safety", "attributes"}
+
+
+def test_the_chosen_answer_is_worth_more():
+    """Breaks when the sort is the other way round or the scores belong to the other answer."""
+    for row in rows("preference"):
+        assert points(row, "chosen") > points(row, "rejected")
+        assert row["score_chosen"] == pytest.approx(points(row, "chosen"), abs=1e-3)
+        assert row["score_rejected"] == pytest.approx(points(row, "rejected"), abs=1e-3)
+
+
+def test_pairs_are_what_the_base_says():
+    said = {(prompt.text, answer.text) for prompt, group in samples(TinyWorld(), "train").items() for answer in group}
+    assert all((row["prompt"], row[column]) in said for row in rows("preference") for column in ("chosen", "rejected"))
+
+
+def test_a_fifth_of_the_labels_is_flipped():
+    wrong = [points(row, "chosen") < points(row, "rejected") for row in rows("preference", 1000, flips=0.2)]
+    assert np.mean(wrong) == pytest.approx(0.2, abs=0.04)  # three standard errors
+
+
+def test_desirable_answers_are_worth_more():
+    found = rows("unpaired", 600)
+    desirable = [points(row, "response") for row in found if row["label"]]
+    undesirable = [points(row, "response") for row in found if not row["label"]]
+    assert np.mean(desirable) - np.mean(undesirable) > 2
+    assert 0.3 < len(desirable) / len(found) < 0.6
+
+
+def test_lists_have_the_gold_scores_of_their_answers():
+    found = rows("ranked", longest=5)
+    assert {len(row["scores"]) for row in found} == {2, 3, 4, 5}
+    for row in found:
+        gold = [judge(PROMPTS[row["prompt"]], text.split()).reward for text in row["responses"]]
+        assert row["scores"] == pytest.approx(gold, abs=1e-3)
+
+
+def test_remarks_name_a_fault_and_its_word():
+    found = rows("judged", 300)
+    assert 0 < sum(row["judgment"] is None for row in found) < 150
+    for row in found:
+        words = row["response"].split()
+        if row["judgment"] is None:
+            assert row["faults"] == []
+            continue
+        named = row["judgment"].split()[4]
+        assert named in {words[at] for at in row["faults"]}
+
+
+def test_steps_are_labelled_by_the_facts():
+    for row in rows("steps"):
+        prompt = PROMPTS[row["prompt"]]
+        stated = [step.split()[-2] for step in row["steps"]]
+        assert row["labels"] == [value == grammar.truth(prompt, at) for at, value in enumerate(stated)]
+
+
+def test_the_safer_answer_is_chosen():
+    found = rows("safety")
+    assert all(row["chosen_safe"] >= row["rejected_safe"] for row in found)
+    assert {(row["chosen_safe"], row["rejected_safe"]) for row in found} == {(True, True), (True, False), (False, False)}
+
+
+def test_hard_negatives_differ_in_one_word_of_what_is_asked():
+    for row in rows("paraphrase"):
+        first, second = PROMPTS[row["instruction"]], PROMPTS[row["negative_instruction"]]
+        assert (first.subject == second.subject) != (first.attribute == second.attribute)
+        assert PROMPTS[row["paraphrase"]].subject == first.subject
+        assert PROMPTS[row["paraphrase"]].text != first.text
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_every_kind_becomes_batches(kind):
+    """Through ``data=tiny`` as a run reads it: every row is used, and the batch is of the kind's class."""
+    data = compose("data", ["model=tiny", "data=tiny", "data.source.size=40", "data.validation.size=20"])
+    module = make(data.data)(tokenizer=TinyWorld().tokenizer(), kind=kind, seed=0)
+    module.setup("fit")
+    assert len(module.train_examples) == 40
+    assert all(type(batch) is BATCHES[kind] for batch in [*module.train_dataloader(), *module.val_dataloader()])
+
+
+def test_the_base_has_room_above_it():
+    """What the learning tests stand on: a base of mixed manners, far from the best answer's 4 points."""
+    assert 0.3 < mean_gold(TinyWorld(), "validation") < 1.0
+    assert 0.3 < mean_gold(TinyWorld(), "train") < 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"split": "test"}, "split"), ({"size": 0}, "size=0"), ({"flips": 2}, "flips=2"), ({"kind": "pairs"}, "'pairs'")],
+)
+def test_wrong_options(options, said):
+    with pytest.raises(DataError, match=said):
+        TinySource(**options)
+
+
+def test_a_base_that_says_nothing_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
+    silent = TinyWorld(hidden_size=16, layers=1, heads=2, intermediate_size=16, steps=1, batch_size=2)
+    with pytest.raises(DataError, match=r"train it longer .model\.steps"):
+        list(TinySource(base=silent).rows())
