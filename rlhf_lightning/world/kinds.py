@@ -251,4 +251,5 @@ ROWS: Mapping[str, Callable[[Drawing], Values | None]] = {
     "context": context,
     "steps": steps,
     "attributes": attributes,
+    "comparison": preference,
 }
