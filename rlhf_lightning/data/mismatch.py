@@ -37,8 +37,12 @@ class Mismatches:
     partner: IntArray  #: (groups,) whose response each prompt gets
 
     @classmethod
-    def draw(cls, examples: Examples) -> Mismatches:
+    def draw(cls, examples: Examples, role: str = "training") -> Mismatches:
         """Choose the partners.
+
+        Args:
+            examples: the data set.
+            role: what it is for, for errors.
 
         Raises:
             DataError: all rows have the same prompt.
@@ -46,7 +50,14 @@ class Mismatches:
         """
         if examples.slots != 1:
             raise ValueError(f"mismatched responses need one response a prompt, and the examples have {examples.slots}")
-        return cls(examples, partners(prompt_numbers(examples)))
+        prompts = prompt_numbers(examples)
+        if (prompts == prompts[:1]).all():
+            raise DataError(
+                f"all {len(prompts)} rows of the {role} data have the same prompt, so no prompt has the response of "
+                "another one, which this loss needs: add other prompts (data.validation: a larger share, or null), or "
+                "choose a loss without the input kl, such as method=apo_zero_unpaired"
+            )
+        return cls(examples, partners(prompts))
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -111,19 +122,10 @@ def partners(prompts: IntArray) -> IntArray:
     """For each row the row whose response it gets: a seeded offset further on, or the next with another prompt.
 
     Args:
-        prompts: a number for each distinct prompt, (rows,).
-
-    Raises:
-        DataError: there is one prompt only.
+        prompts: a number for each distinct prompt, of which there are at least two, (rows,).
     """
     count = len(prompts)
     changes = np.flatnonzero(prompts != np.roll(prompts, -1))  # rows behind which, round the end, another prompt stands
-    if not len(changes):
-        raise DataError(
-            f"all {count} rows have the same prompt, so no prompt has the response of another one: this loss needs "
-            "responses to at least two prompts, in training and in validation; add some, or choose a loss without "
-            "the input kl, such as method=apo_zero_unpaired"
-        )
     offset = int(np.random.default_rng([_SEED, count]).integers(1, count))
     partner = (np.arange(count) + offset) % count
     following = (changes[np.searchsorted(changes, partner) % len(changes)] + 1) % count

@@ -168,7 +168,8 @@ class AlignmentDataModule(L.LightningDataModule):
     def _mismatches_of(self, examples: Examples) -> Mismatches | None:
         """The partners of a part's rows, chosen once; None where nobody asks for them."""
         if self.mismatched and id(examples) not in self._mismatches:
-            self._mismatches[id(examples)] = Mismatches.draw(examples)
+            role = "training" if examples is self.train_examples else "validation"
+            self._mismatches[id(examples)] = Mismatches.draw(examples, role)
         return self._mismatches.get(id(examples))
 
     def reference_parts(self) -> list[Groups]:

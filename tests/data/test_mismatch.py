@@ -63,10 +63,13 @@ def test_distinct_prompts_give_every_response_away_once():
 
 
 def test_one_prompt_alone_is_refused_with_the_way_out():
-    with pytest.raises(DataError, match=r"all 3 rows have the same prompt.*method=apo_zero_unpaired"):
+    with pytest.raises(DataError, match=r"all 3 rows of the training data have the same prompt.*=apo_zero_unpaired"):
         Mismatches.draw(answers(3, prompts=1))
     data = AlignmentDataModule(answers(4, prompts=1), kind="unpaired", mismatched=True)
-    with pytest.raises(DataError, match="all 4 rows"):
+    with pytest.raises(DataError, match="all 4 rows of the training data"):
+        data.setup()
+    data = AlignmentDataModule(answers(), kind="unpaired", mismatched=True, validation=answers(2, prompts=1))
+    with pytest.raises(DataError, match="all 2 rows of the validation data"):
         data.setup()
     AlignmentDataModule(answers(40, prompts=1), kind="unpaired").setup()  # nobody asked for them
     with pytest.raises(ValueError, match="one response a prompt, and the examples have 2"):
