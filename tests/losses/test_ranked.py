@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rlhf_lightning import losses
+from rlhf_lightning.losses import needs
 from tests.helpers import reference_ranked
 from tests.helpers.loss_inputs import Numbers
 from tests.helpers.loss_inputs import run as run_pairs
@@ -48,6 +50,29 @@ def test_equals_plain_loop(name: str, batch: Lists, data: st.DataObject) -> None
 def test_every_option_is_drawn(name: str) -> None:
     parameters = inspect.signature(getattr(losses, name)).parameters.values()
     assert {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} == set(OPTIONS[name])
+
+
+@pytest.mark.parametrize("name", RANKED)
+def test_every_loss_declares_itself(name: str) -> None:
+    assert needs(getattr(losses, name)) <= losses.INPUTS.keys()
+    losses.validate(getattr(losses, name))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("pro", {"temperature": "none"}, r"one of \['dynamic', 'fixed'\]"),
+        ("rrhf", {"rank_weight": -1.0}, r"loss rrhf: rank_weight=-1.0 is not allowed"),
+        ("exo_k", {"score_beta": 0.0}, r"score_beta=0.0 is not allowed, it must be a number in \(0, inf\)"),
+        ("best_of_n", {"top_fraction": 1.5}, r"top_fraction=1.5 is not allowed, it must be a number in \[0, 1\]"),
+        ("reward_weighted", {"normalise": "step"}, r"one of \['group', 'running'\]"),
+    ],
+)
+def test_options_out_of_range(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        losses.validate(partial(getattr(losses, name), **options))
+    with pytest.raises(ValueError, match=message):
+        run(name, AB, **options)
 
 
 @pytest.mark.parametrize("name", RANKED)

@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,28 @@ def test_equals_plain_loop(name: str, batch: Labelled, data: st.DataObject) -> N
 def test_every_option_is_drawn(name: str) -> None:
     parameters = inspect.signature(getattr(losses, name)).parameters.values()
     assert {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} == set(OPTIONS[name])
+
+
+@pytest.mark.parametrize("name", UNPAIRED)
+def test_every_loss_declares_itself(name: str) -> None:
+    assert needs(getattr(losses, name)) <= losses.INPUTS.keys()
+    losses.validate(getattr(losses, name))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("kto", {"beta": 0.0}, r"loss kto: beta=0.0 is not allowed, it must be a number in \(0, inf\)"),
+        ("kto", {"undesirable_weight": -1.0}, r"undesirable_weight=-1.0 is not allowed"),
+        ("bco", {"delta": "mean"}, r"one of \['running', 'zero'\]"),
+        ("unlikelihood", {"reduction": "mean"}, r"one of \['token_mean', 'response_mean', 'sum'\]"),
+    ],
+)
+def test_options_out_of_range(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        losses.validate(partial(getattr(losses, name), **options))
+    with pytest.raises(ValueError, match=message):
+        run(name, ABCD, **options)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("kto", 0.5), ("apo_zero_unpaired", 0.5), ("bco", LN2)])
