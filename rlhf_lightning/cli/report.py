@@ -103,7 +103,7 @@ def table(runs: Runs) -> Table:
     for name in shown:
         head, slash, tail = name.rpartition("/")
         drawn.add_column(f"{head}{slash}\n{tail}", justify="right")
-    drawn.add_column("\nseeds", justify="right")
+    drawn.add_column("\nn", justify="right")
     broken = any(row.unfinished for row in board)
     if broken:
         drawn.add_column("\nnot finished")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 #: So many points may carry their path through training before the paths hide the points.
 _PATHS = 12
 _SIZE = 8.5  #: of the names
+_SMALL, _LARGE = (9.6, 5.6), (11.5, 7.0)  #: inches, for few and for many names
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def draw_frontier(
     axes_names: tuple[str, str],
     *,
     named: int = 20,
-    size: tuple[float, float] = (9.6, 5.6),
+    size: tuple[float, float] | None = None,
     title: str | None = None,
 ) -> Picture:
     """Final reward over final divergence, a point a group, the Pareto front through those that none beats.
@@ -65,7 +66,7 @@ def draw_frontier(
         looks: style of each group.
         axes_names: metrics of the x (divergence) and the y axis (reward).
         named: this many groups have their label written, and those on the front.
-        size: in inches.
+        size: in inches; None: by how many names there are.
         title: None: says what is drawn.
     """
     x, y = axes_names
@@ -75,7 +76,9 @@ def draw_frontier(
     positions = [*((point.x, point.y) for point in points), *([base] if base else [])]
     best = pareto_front(positions)
     front, corners = [i for i in best if i < len(points)], [positions[i] for i in best]
-    with canvas(*size) as (figure, grid):
+    several = named if len(points) <= 2 * named else named // 2  # a crowd hides labels anyway
+    chosen = list(dict.fromkeys([*front, *range(min(several, len(points)))]))
+    with canvas(*(size or (_SMALL if len(chosen) <= 25 else _LARGE))) as (figure, grid):
         axes = grid[0, 0]
         means = ", mean over seeds" if any(len(point.seeds) > 1 for point in points) else ""
         plain_axes(axes, title or f"{y} against {x}", f"{x}  (nats, final{means})", y)
@@ -87,8 +90,6 @@ def draw_frontier(
             axes.scatter(*base, s=46, color=PAPER, edgecolors=FAINT, linewidths=1.4, zorder=6)
         _room(axes, points, rooted)
         _hue_legend(axes, points, line=len(corners) > 1)
-        several = named if len(points) <= 2 * named else named // 2  # a crowd hides labels anyway
-        chosen = list(dict.fromkeys([*front, *range(min(several, len(points)))]))
         figure.canvas.draw()
         _labels(axes, points, chosen, set(front), base, corners, paths)
     alt = f"{y} against {x}; on the front: {', '.join(points[i].group.label for i in front) or 'nothing'}"

@@ -10,6 +10,21 @@ from typing import Any
 
 from rlhf_lightning.report.reading import Run
 
+#: Callbacks that only look on; others (ema, reference_sync, the user's own) change what is computed.
+_OBSERVERS = (
+    "best",
+    "export",
+    "gold",
+    "implicit_rewards",
+    "last",
+    "nonfinite",
+    "progress",
+    "reference_kl",
+    "responses",
+    "samples",
+    "step_seed",
+    "throughput",
+)
 #: Keys that say where a run lies and what it shows, not what it computes.
 BOOKKEEPING = (
     "paths",
@@ -18,7 +33,7 @@ BOOKKEEPING = (
     "allow_targets",
     "hydra",
     "optimized_metric",
-    "callbacks.progress",
+    *(f"callbacks.{name}" for name in _OBSERVERS),
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",
     "data.spec.cache",
@@ -126,7 +141,9 @@ def group_runs(runs: Sequence[Run], families: Mapping[str, str] | None = None) -
 
 
 def labels_of(methods: Sequence[str], options: Sequence[Options], names: Sequence[str]) -> list[str]:
-    """A short unique label a group: ``dpo``, or ``dpo beta=0.1`` where other groups use the same method.
+    """A short label a group: ``dpo``, or ``dpo beta=0.1`` where other groups use the same method.
+
+    Where many options differ together, as many are named as it takes to tell the groups apart.
 
     Args:
         methods: of each group.
@@ -136,9 +153,9 @@ def labels_of(methods: Sequence[str], options: Sequence[Options], names: Sequenc
     labels = []
     for index, method in enumerate(methods):
         same = [options[other] for other, name in enumerate(methods) if name == method]
-        keys = differing(same)
+        keys = telling(same)
         named = short_names(keys)
-        parts = [f"{named[key]}={plain(options[index][key])}" for key in keys if key in options[index]]
+        parts = [f"{named[key]}={_brief(options[index][key])}" for key in keys if key in options[index]]
         labels.append(" ".join([method, *parts]))
     return [f"{label} ({names[index]})" if labels.count(label) > 1 else label for index, label in enumerate(labels)]
 
@@ -148,6 +165,36 @@ def differing(options: Sequence[Mapping[str, Any]]) -> list[str]:
     keys = dict.fromkeys(key for one in options for key in one)
     missing = object()
     return [key for key in keys if any(one.get(key, missing) != options[0].get(key, missing) for one in options)]
+
+
+def telling(options: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The fewest keys, found greedily, whose values are different for all.
+
+    Of equally telling ones those of the method are preferred, then those that all have and that are no containers.
+    """
+    keys = differing(options)
+    rank = {
+        key: (not key.startswith("method."), not _simple(options, key), key.endswith("_target_"), place)
+        for place, key in enumerate(keys)
+    }
+    chosen: list[str] = []
+    apart = 1
+    while apart < len(options):
+        counts = {key: _apart(options, [*chosen, key]) for key in keys if key not in chosen}
+        best = max(counts, key=lambda key: (counts[key], [-int(part) for part in rank[key]]), default=None)
+        if best is None or counts[best] == apart:
+            break
+        chosen.append(best)
+        apart = counts[best]
+    return sorted(chosen, key=keys.index)
+
+
+def _simple(options: Sequence[Mapping[str, Any]], key: str) -> bool:
+    return all(isinstance(one.get(key), (int, float, str)) for one in options)
+
+
+def _apart(options: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> int:
+    return len({tuple(repr(one[key]) if key in one else None for key in keys) for one in options})
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
@@ -177,6 +224,13 @@ def plain(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(plain(inner) for inner in value)}]"
     return str(value)
+
+
+def _brief(value: Any, most: int = 28) -> str:
+    """A value in a label: of a path its end."""
+    text = plain(value)
+    text = "/".join(text.split("/")[-2:]) if isinstance(value, str) else text
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def by_numeric_key(groups: Sequence[Group], least: int = 3) -> list[str]:

@@ -119,7 +119,7 @@ class Runs(Sequence[Run]):
         divergence: str | None = None,
         *,
         named: int = 20,
-        size: tuple[float, float] = (9.6, 5.6),
+        size: tuple[float, float] | None = None,
         title: str | None = None,
     ) -> Picture | None:
         """Reward against KL to the reference, with the Pareto front; None when no finished run logged both.
@@ -128,7 +128,7 @@ class Runs(Sequence[Run]):
             reward: metric of the y axis; None: gold reward, else the best reward metric that was logged.
             divergence: metric of the x axis; None: KL to the base, else to the reference.
             named: groups with their name beside the point.
-            size: in inches.
+            size: in inches; None: by how many names there are.
             title: None: says what is drawn.
 
         Raises:

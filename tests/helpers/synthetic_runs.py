@@ -41,6 +41,7 @@ def config(method: str, seed: int, folder: Path, **options: Any) -> dict[str, An
         "optimizer": {"_target_": "torch.optim.AdamW", "lr": options.get("lr", 1e-3), "betas": [0.9, 0.999]},
         "callbacks": {"step_seed": {"seed": seed}, "samples": {"folder": f"{folder}/samples", "seed": seed}},
         "paths": {"output_dir": str(folder), "runs": "runs"},
+        "data": {"source": {"path": "pairs.jsonl", "seed": seed}},
         "trainer": {"max_steps": 200},
         "seed": seed,
     }

@@ -13,9 +13,11 @@ from rlhf_lightning.report.grouping import (
     differing,
     flat,
     group_runs,
+    labels_of,
     plain,
     short_names,
     signature,
+    telling,
 )
 from rlhf_lightning.report.reading import Run, read_run, read_runs, resolved
 from tests.helpers.synthetic_runs import config, write_run, write_sweep
@@ -40,11 +42,11 @@ def test_seeds_are_pooled_and_nothing_else(tmp_path):
 
 def test_a_copied_seed_is_left_out_only_where_it_equals_the_seed(tmp_path):
     given = config("dpo", 7, tmp_path)
-    given["callbacks"]["samples"]["seed"] = 9
-    kept = signature(Run(tmp_path, "r", given, {}), {"callbacks.step_seed.seed", "callbacks.samples.seed"})
-    assert "callbacks.step_seed.seed" not in kept
-    assert kept["callbacks.samples.seed"] == 9
-    assert kept["callbacks.samples.folder"] == "<run>/samples"
+    given["data"] |= {"cuts": {"seed": 9}, "log": f"{tmp_path}/log"}
+    kept = signature(Run(tmp_path, "r", given, {}), {"data.source.seed", "data.cuts.seed"})
+    assert "data.source.seed" not in kept
+    assert kept["data.cuts.seed"] == 9
+    assert kept["data.log"] == "<run>/log"
     assert "seed" not in kept
     assert not any(key.startswith("paths") for key in kept)
 
@@ -54,7 +56,7 @@ def test_a_seed_that_stands_still_is_no_copy(tmp_path):
     for seed in (0, 1, 2):
         write_run(tmp_path / str(seed), seed=seed)
     runs = read_runs([tmp_path])
-    assert copies_of_the_seed(runs) == {"callbacks.step_seed.seed", "callbacks.samples.seed"}
+    assert copies_of_the_seed(runs) == {"callbacks.step_seed.seed", "callbacks.samples.seed", "data.source.seed"}
     assert labels(tmp_path) == ["dpo"]
 
 
@@ -70,6 +72,33 @@ def test_labels_are_unique_where_nothing_is_known(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "result.json").write_text(json.dumps({"status": "failed", "error": "no such key"}))
     assert labels(tmp_path) == ["unknown (0)", "unknown (1)"]
+
+
+def test_no_more_options_in_a_label_than_it_takes():
+    """Two recipes that differ in many ways at once; a grid needs both of its axes, a corner of it does not."""
+    recipe = {"method.loss.beta": 0.1, "trainer.max_steps": 5, "model.name": "a/b/c", "data.name": "x"}
+    other = {"method.loss.beta": 0.5, "trainer.max_steps": 9, "model.name": "d", "data.name": "y"}
+    assert telling([recipe, other]) == ["method.loss.beta"]
+    assert labels_of(["dpo", "dpo"], [recipe, other], ["0", "1"]) == ["dpo beta=0.1", "dpo beta=0.5"]
+    grid = [{"model.name": "a/b/c", "lr": lr, "note": lr} for lr in (1, 2)] + [{"model.name": "d", "lr": 1, "note": 1}]
+    assert telling(grid) == ["model.name", "lr"]
+    assert telling([{"a": {}, "b": 1}, {"b": 2}]) == ["b"]
+    assert labels_of(["m"] * 3, grid, ["0", "1", "2"])[0] == "m name=b/c lr=1"
+    assert telling([{"a": 1}, {"a": 1}]) == []
+
+
+def test_looking_on_does_not_count(tmp_path):
+    """A callback that only observes may differ between seeds; one that changes the weights may not."""
+    for seed in (1, 2):
+        write_run(tmp_path / str(seed), seed=seed)
+    file = tmp_path / "2" / "config.yaml"
+    given = yaml.safe_load(file.read_text())
+    given["callbacks"]["throughput"] = {"peak_tflops": 3}
+    file.write_text(yaml.safe_dump(given))
+    assert labels(tmp_path) == ["dpo"]
+    given["callbacks"]["ema"] = {"decay": 0.9}
+    file.write_text(yaml.safe_dump(given))
+    assert len(labels(tmp_path)) == 2
 
 
 def test_families_come_from_the_caller_or_the_module(tmp_path):
@@ -120,10 +149,7 @@ def test_a_job_without_config_joins_its_group(tmp_path):
     for name, seed in (("0", 1), ("2", 3)):
         write_run(tmp_path / name, seed=seed)
     raw = config("dpo", 2, tmp_path / "1") | {"paths": {"output_dir": None, "runs": "runs"}}
-    raw["callbacks"] = {
-        "step_seed": {"seed": "${seed}"},
-        "samples": {"folder": "${paths.output_dir}/samples", "seed": "${seed}"},
-    }
+    raw["data"]["source"]["seed"] = "${seed}"
     (tmp_path / "1" / ".hydra").mkdir(parents=True)
     (tmp_path / "1" / ".hydra" / "config.yaml").write_text(yaml.safe_dump(raw))
     (tmp_path / "1" / "result.json").write_text('{"status": "failed", "error": "no"}')

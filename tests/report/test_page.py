@@ -133,12 +133,12 @@ def test_what_a_run_says_is_escaped(tmp_path):
     """Prompts, responses, errors, option values and metric names are all written by somebody else."""
     folder = write_run(tmp_path / "a", status="failed", error=HOSTILE)
     row = {"prompt": HOSTILE, "response": HOSTILE, "data": HOSTILE, "row": HOSTILE, "step": 9}
-    (folder / "samples" / "step_00000300.jsonl").write_text(json.dumps(row))
+    other = write_run(tmp_path / "b")
+    (other / "samples" / "step_00000300.jsonl").write_text(json.dumps(row))
     config = folder / "config.yaml"
     config.write_text(config.read_text() + f"note: {json.dumps(HOSTILE)}\n")
     metrics = (folder / "metrics.csv").read_text().replace("train/grad_norm", "<b>$x_{$")
     (folder / "metrics.csv").write_text(metrics)
-    write_run(tmp_path / "b")
     text = page(tmp_path, tmp_path / "report")
     assert "<img" not in text
     assert "<b>$" not in text
