@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import lightning as L
 import pytest
@@ -13,8 +14,10 @@ from rlhf_lightning import losses
 from rlhf_lightning.callbacks import ImplicitRewards, NonFiniteStop, ReferenceKL, ResponseStatistics
 from rlhf_lightning.cli.reference import fill_reference_cache
 from rlhf_lightning.methods import Ranked, Unpaired
+from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
+from rlhf_lightning.strategies import FSDP2Strategy
 from tests.helpers.jobs import in_processes, trajectory
 from tests.helpers.training import Builder
 from tests.trajectory.test_invariance import SGD, assert_same
@@ -49,19 +52,46 @@ def test_8x1_is_4x2_is_two_processes(tmp_path, method):
     assert_same(whole, parallel)
 
 
-def tiny(reference: str) -> Unpaired:
-    builder = ModelBuilder(TinyRandom(hidden_size=16, intermediate_size=32), None, reference)
+def tiny(reference: str, adapter: Lora | None = None) -> Unpaired:
+    builder = ModelBuilder(TinyRandom(hidden_size=16, intermediate_size=32), adapter, reference)
     return Unpaired(builder, partial(losses.kto, beta=0.3), SGD)
 
 
-def test_kto_with_a_cached_reference(tmp_path, monkeypatch):
-    """Mismatched rows are in the store too; fails when they are taken for the rows of the data."""
+def settled(run: dict[str, Any]) -> dict[str, Any]:
+    """At step 0 the rewards are rounding errors, and so are their signs."""
+    run["metrics"]["train/reward/accuracy"][0] = 0.0
+    return run
+
+
+def test_kto_with_every_reference(tmp_path, monkeypatch):
+    """The store has mismatched rows too; fails when they are taken for the data's rows, or the adapter stays on."""
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
-    frozen = trajectory(lambda: tiny("frozen"), tmp_path / "frozen", metrics())
+    lora = Lora(r=2, alpha=16, seed=5)
+    frozen = settled(trajectory(lambda: tiny("frozen", lora), tmp_path / "frozen", metrics()))
     assert frozen["metrics"]["train/loss"][0] == pytest.approx(0.5, abs=1e-6)
     assert frozen["metrics"]["train/kl/mismatched"][0] == pytest.approx(0.0, abs=1e-6)
-    assert torch.tensor(frozen["metrics"]["train/kl/mismatched"]).max() > 1e-3, "the clamp hides the estimate"
-    cached = trajectory(lambda: tiny("cached"), tmp_path / "cached", metrics(), before=fill_reference_cache)
-    for run in (frozen, cached):  # at step 0 the rewards are rounding errors, and so are their signs
-        run["metrics"]["train/reward/accuracy"][0] = 0.0
-    assert_same(frozen, cached)
+    assert torch.tensor(frozen["metrics"]["train/kl/mismatched"]).max() > 1e-4, "the clamp hides the estimate"
+    off = trajectory(lambda: tiny("adapter_off", lora), tmp_path / "off", metrics())
+    assert_same(frozen, settled(off))
+    cached = trajectory(lambda: tiny("cached", lora), tmp_path / "cached", metrics(), before=fill_reference_cache)
+    assert_same(frozen, settled(cached))
+
+
+@pytest.mark.slow
+def test_kto_single_is_fsdp(tmp_path):
+    """The reference point needs forward passes of its own before the step's first one, on shards as well."""
+    single = settled(trajectory(lambda: tiny("frozen"), tmp_path / "single", metrics()))
+    folder = tmp_path / "fsdp"
+    sharded = in_processes(
+        2,
+        folder,
+        trajectory,
+        lambda: tiny("frozen"),
+        folder,
+        metrics(),
+        devices=2,
+        strategy=FSDP2Strategy,
+        accumulate_grad_batches=2,
+        gradient_clip_val=1e3,
+    )
+    assert_same(single, settled(sharded))
