@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from rlhf_lightning.types import PackedBatch, SequenceLogProbs
+from rlhf_lightning.types import PackedBatch
 
 #: Seed of the samples is this plus the number of the pass, so that passes of two runs draw alike.
 _SEED = 7
@@ -30,8 +30,8 @@ class World(Protocol):
     def base_reward(self) -> float:
         """Mean gold reward of the base on these prompts."""
 
-    def base_log_probs(self, batch: PackedBatch) -> SequenceLogProbs:
-        """Log-probs under the base."""
+    def divergence(self, policy: Any, batch: PackedBatch) -> torch.Tensor:
+        """KL(policy || base) over each response, in nats; the responses are samples of the policy."""
 
     def held_out(self) -> tuple[PackedBatch, list[list[float]], list[list[float]]]:
         """Responses of the base with their gold rewards and their log-probs under the base."""
@@ -46,7 +46,7 @@ class GoldReward(Callback):
     At each validation the policy answers every held-out prompt several times, and these are logged:
 
     * ``val/gold/reward``: mean gold reward in points, and each feature by its name (``val/gold/correct``, ...);
-    * ``val/gold/kl``: KL(policy || base) in nats a response, the mean log-ratio of the samples;
+    * ``val/gold/kl``: KL(policy || base) in nats a response, over the whole distributions along the policy's samples;
     * ``val/gold/length``: tokens of a sample;
     * ``val/gold/calibration``: how well the log-ratio to the base, which is the implicit reward up to a constant of the
       prompt, predicts the gold reward of answers that no method has trained on: Pearson's correlation within prompts.
@@ -93,8 +93,7 @@ class GoldReward(Callback):
         found["length"] = [float(len(response)) for response in responses]
         grouped = [responses[start : start + each] for start in range(0, len(responses), each)]
         batch = self.world.batch(prompts, grouped)
-        ratio = _scored(module, batch) - self.world.base_log_probs(batch).sum()
-        found["kl"] = ratio.tolist()
+        found["kl"] = self.world.divergence(module.policy, batch.to(module.device)).tolist()
         return found
 
     def _calibration(self, module: Any) -> dict[str, list[float]]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlhf_lightning.data.packing import pack
-from rlhf_lightning.types import Example, PackedBatch, SequenceLogProbs
+from rlhf_lightning.ops.divergence import Predictions, divergence
+from rlhf_lightning.types import Example, PackedBatch
 from rlhf_lightning.world import grammar
 from rlhf_lightning.world.base import TinyWorld
 from rlhf_lightning.world.gold import WEIGHTS, Gold, judge
@@ -18,6 +19,7 @@ from rlhf_lightning.world.tokenizer import encode, words_of
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor
+    from rlhf_lightning.models.backbone import Backbone
 
 
 class TinyEvaluator:
@@ -66,15 +68,27 @@ class TinyEvaluator:
         """Mean gold reward of the base on the held-out prompts, in points."""
         return mean_gold(self.base, "validation")
 
-    def base_log_probs(self, batch: PackedBatch) -> SequenceLogProbs:
-        """Log-probs of a batch under the base, in nats; without gradients."""
+    @torch.no_grad()
+    def divergence(self, policy: Backbone, batch: PackedBatch) -> torch.Tensor:
+        """KL(policy || base) of each response's whole distributions, summed over its tokens, in nats.
+
+        Over responses that the policy sampled its mean is the KL of the two models, with a smaller variance than the
+        mean log-ratio: nothing is left to chance but which tokens came before.
+
+        Args:
+            policy: a language model with the tiny world's vocabulary.
+            batch: prompts with samples of the policy, on the policy's device.
+
+        Returns:
+            ``[responses]``, on the CPU.
+        """
         if self._actor is None:
             from rlhf_lightning.models.actor import Actor
 
             self._actor = Actor(self.base.load()).requires_grad_(False)
-        with torch.no_grad():
-            scored: SequenceLogProbs = self._actor(batch)
-        return scored
+        here = _predictions(policy, batch)
+        there = _predictions(self._actor.to(batch.ids.device), batch)
+        return batch.ragged(divergence(here, there, "reverse_kl")).sum().cpu()
 
     def held_out(self) -> tuple[PackedBatch, list[list[float]], list[list[float]]]:
         """Answers of the base to the held-out prompts.
@@ -91,6 +105,11 @@ class TinyEvaluator:
     def batch(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[Sequence[int]]]) -> PackedBatch:
         """Prompts with several responses each, as one batch."""
         return pack([Example(list(p), [list(r) for r in rs]) for p, rs in zip(prompts, responses, strict=True)])
+
+
+def _predictions(model: Backbone, batch: PackedBatch) -> Predictions:
+    hidden = model.hidden(batch, batch.source, batch.sequence)
+    return Predictions(hidden.float(), weight=model.base.get_output_embeddings().weight.float())
 
 
 class GoldScorer:

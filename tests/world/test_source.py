@@ -100,7 +100,8 @@ def test_steps_are_labelled_by_the_facts():
 def test_the_safer_answer_is_chosen():
     found = rows("safety")
     assert all(row["chosen_safe"] >= row["rejected_safe"] for row in found)
-    assert {(row["chosen_safe"], row["rejected_safe"]) for row in found} == {(True, True), (True, False), (False, False)}
+    labels = {(row["chosen_safe"], row["rejected_safe"]) for row in found}
+    assert labels == {(True, True), (True, False), (False, False)}
 
 
 def test_hard_negatives_differ_in_one_word_of_what_is_asked():
