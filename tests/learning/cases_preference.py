@@ -2,9 +2,16 @@
 
 from tests.learning.harness import Case
 
+WITH_REFERENCE = [
+    *("dpo", "cdpo", "robust_dpo", "odpo", "r_dpo", "rpo", "beta_dpo", "ld_dpo", "ilr_dpo", "alpha_dpo", "tr_dpo"),
+    *("f_dpo", "ipo", "hinge", "sigmoid_norm", "exo", "nca", "sppo", "aot", "aot_unpaired", "discopop", "dpop", "wpo"),
+    *("apo_zero", "apo_down", "bco_pair", "kto_pair", "mpo"),
+]
+WITHOUT_REFERENCE = ["simpo", "simper", "slic", "cpo", "orpo", "alpha_po", "preferred_ft"]
+DEMONSTRATIONS = ["sft", "dft"]
+#: The first of each list is in the default suite.
 CASES = [
-    Case("dpo", representative=True),
-    Case("simpo", representative=True),
-    Case("sft", representative=True),
-    Case("ipo"),
+    Case(method, representative=method == family[0])
+    for family in (WITH_REFERENCE, WITHOUT_REFERENCE, DEMONSTRATIONS)
+    for method in family
 ]
