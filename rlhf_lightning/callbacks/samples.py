@@ -31,6 +31,7 @@ class Sample:
     finished: bool  #: ended by itself, not cut off
     kl: float | None  #: log-ratio to the reference, summed over the response, nats
     index: int  #: row of the data set
+    reward: float | None = None  #: of the response, where there is a reward
 
 
 @dataclass
@@ -50,6 +51,8 @@ class PolicySamples(Callback):
 
     * ``val/kl/reference``: mean over responses of the summed log-ratio (k1): estimates KL(policy || reference) in nats
       a response; ``val/kl/k3``: the same by the estimator that is never negative;
+    * ``val/sample/reward``, with a reward: its mean over the samples; ``val/sample/data_reward``: over the data's own
+      responses to the same prompts; ``val/sample/win_rate``: share of samples that score higher, ties counting half;
     * ``val/sample/length`` in tokens, ``val/sample/finished``: share of responses that ended by themselves.
 
     A module whose model is no policy (a reward model) is left alone. The KL needs a live reference (``frozen`` or
@@ -89,6 +92,8 @@ class PolicySamples(Callback):
             "batch_size": batch_size,
         }
         self.seed, self.before_training, self.folder = seed, before_training, folder
+        #: Scores groups of responses (``rewards.Reward``); set by whoever has one.
+        self.reward: Callable[[list[list[int]], list[list[list[int]]]], list[list[float]]] | None = None
         self._prompts: list[_Prompt] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -140,6 +145,7 @@ class PolicySamples(Callback):
         seed = self.seed * 65_537 + trainer.global_rank
         responses = module.sample([prompt.ids for prompt in self._prompts], seed=seed, **self.options)
         ratios = self._log_ratios(module, responses) or [None] * len(responses)
+        rewards = self._rewards(module, responses)
         text = module.tokenizer.decode
         ends = _ends(module)
         samples = [
@@ -153,8 +159,9 @@ class PolicySamples(Callback):
                 finished=response[-1] in ends,
                 kl=ratio,
                 index=prompt.index,
+                reward=reward,
             )
-            for prompt, response, ratio in zip(self._prompts, responses, ratios, strict=True)
+            for prompt, response, ratio, reward in zip(self._prompts, responses, ratios, rewards, strict=True)
         ]
         if trainer.evaluating:
             for name, values in {
@@ -163,6 +170,19 @@ class PolicySamples(Callback):
             }.items():
                 module.track(f"val/sample/{name}", torch.tensor(values, device=module.device))
         return samples
+
+    def _rewards(self, module: Any, responses: list[list[int]]) -> list[float] | list[None]:
+        """Reward of each response; logs it beside that of the data's own response."""
+        if self.reward is None:
+            return [None] * len(responses)
+        groups = [[response, prompt.data] for response, prompt in zip(responses, self._prompts, strict=True)]
+        scores = torch.tensor(self.reward([prompt.ids for prompt in self._prompts], groups)).reshape(-1, 2)
+        sampled, data = scores.to(module.device).unbind(1)
+        if module.trainer.evaluating:
+            module.track("val/sample/reward", sampled)
+            module.track("val/sample/data_reward", data)
+            module.track("val/sample/win_rate", (1 + (sampled - data).sign()) / 2)
+        return [float(score) for score in sampled]
 
     def _log_ratios(self, module: Any, responses: list[list[int]]) -> list[float | None] | None:
         """Summed log-ratio of each response; logs the estimates of the KL."""

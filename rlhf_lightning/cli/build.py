@@ -63,8 +63,27 @@ def make_run(cfg: DictConfig) -> Run:
     module = method(models=models, optimizer=make(cfg.optimizer), scheduler=make(cfg.scheduler))
     data = make_data(cfg, models, module.kind, mismatched="kl" in module.needs)
     trainer = make_trainer(cfg)
+    attach_reward(cfg, trainer, models)
     data.trainer = trainer  # it plans for the trainer's accumulation and processes, and fails before weights load
     return Run(module, data, trainer, models, Path(cfg.paths.output_dir))
+
+
+def attach_reward(cfg: DictConfig, trainer: Trainer, models: ModelBuilder) -> None:
+    """Let the callback that samples from the policy score its samples with ``reward``.
+
+    Raises:
+        ConfigError: nothing samples.
+    """
+    if not cfg.get("reward"):
+        return
+    from rlhf_lightning.callbacks import PolicySamples
+
+    sampling = [callback for callback in callbacks_of(trainer) if isinstance(callback, PolicySamples)]
+    if not sampling:
+        raise ConfigError("reward=... scores samples of the policy, but nothing samples: choose callbacks.samples")
+    reward = make(cfg.reward)(tokenizer=models.tokenizer())
+    for callback in sampling:
+        callback.reward = reward
 
 
 def make_models(cfg: DictConfig, reference: ReferenceKind) -> ModelBuilder:

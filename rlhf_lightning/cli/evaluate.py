@@ -7,14 +7,21 @@ import time
 from pathlib import Path
 
 import lightning as L
+import numpy as np
+import torch
 from omegaconf import DictConfig, OmegaConf
 
+from rlhf_lightning.callbacks.implicit_rewards import FILE as REWARDS
 from rlhf_lightning.cli.announce import describe_run
-from rlhf_lightning.cli.build import make_run
+from rlhf_lightning.cli.build import make, make_run
 from rlhf_lightning.cli.console import say
+from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.results import Result
 from rlhf_lightning.cli.train import optimized, prepare
 from rlhf_lightning.cli.versions import versions
+from rlhf_lightning.methods import ScoringModule
+from rlhf_lightning.rewards.statistics import length_statistics, preference_statistics, reward_statistics
+from rlhf_lightning.types import PackedBatch, RankedBatch
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +37,11 @@ def evaluate(cfg: DictConfig) -> float | None:
         The value of ``optimized_metric``; None without one.
     """
     started = time.perf_counter()
-    prepare(cfg, "evaluate")
+    folder = prepare(cfg, "evaluate")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
+    if cfg.get("reward") and issubclass(make(cfg.method).func, ScoringModule):
+        return _finish(cfg, folder, evaluate_reward(cfg), started)
+    (folder / REWARDS).unlink(missing_ok=True)
     run = make_run(cfg)
     run.data.setup("validate")
     checkpoint = _checkpoint(cfg)
@@ -42,12 +52,78 @@ def evaluate(cfg: DictConfig) -> float | None:
         fill_reference_cache(run)
     run.trainer.validate(run.module, datamodule=run.data, ckpt_path=checkpoint, verbose=False)
     metrics = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
+    if not run.trainer.is_global_zero:
+        return optimized(metrics, cfg.optimized_metric)
+    return _finish(cfg, folder, metrics | calibration(folder), started)
+
+
+def calibration(folder: Path) -> dict[str, float]:
+    """What the rewards of every validation pair say beside their means; nothing where no pairs were scored."""
+    file = folder / REWARDS
+    if not file.exists():
+        return {}
+    pairs = np.load(file)
+    found = preference_statistics(torch.from_numpy(pairs["chosen"]), torch.from_numpy(pairs["rejected"]))
+    wanted = ("ties", "margin_std", "log_loss", "calibration_error")
+    return {f"val/reward/{name}": found[name] for name in wanted}
+
+
+def evaluate_reward(cfg: DictConfig) -> dict[str, float]:
+    """How a reward (``reward=model reward.path=...``) agrees with the validation data; no policy is loaded.
+
+    Pairs and lists are compared, chosen against rejected and every response against those with a lower score. The
+    calibration is that of sigma(margin) in the units of the reward: ``reward.normalize=false`` gives those of training.
+
+    Args:
+        cfg: whose method says what kind of data, and whether a high number is bad, as a cost is.
+
+    Returns:
+        Metrics by name: accuracy, margin, calibration, the distribution of rewards, their correlation with length.
+    """
+    method, reward = make(cfg.method).func, make(cfg.reward)()
+    tokenizer = getattr(reward, "own", None) or make(cfg.model).tokenizer()
+    data = make(cfg.data)(tokenizer=tokenizer, kind=method.kind, seed=cfg.seed)
+    data.setup("validate")
+    better, worse, values, tokens = [], [], [], []
+    for batch in data.val_dataloader():
+        scores = [[method.sign * score for score in group] for group in reward(*groups_of(batch))]
+        for group, preferred in zip(scores, preferences(batch), strict=True):
+            better += [group[first] for first, _ in preferred]
+            worse += [group[second] for _, second in preferred]
+        values += [score for group in scores for score in group]
+        tokens += (batch.response_span[:, 1] - batch.response_span[:, 0])[batch.present].tolist()
+    if not better:
+        raise ConfigError("the validation data has no two responses of which one is preferred: choose other data")
+    found = preference_statistics(torch.tensor(better), torch.tensor(worse))
+    found |= reward_statistics(torch.tensor(values)) | length_statistics(torch.tensor(values), torch.tensor(tokens))
+    return {f"val/reward/{name}": value for name, value in found.items()}
+
+
+def groups_of(batch: PackedBatch) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """Prompts and present responses of a batch as token ids."""
+    prompts = [batch.ids[start:end].tolist() for start, end in batch.prompt_span.tolist()]
+    responses: list[list[list[int]]] = [[] for _ in prompts]
+    for parent, (start, end) in zip(batch.parent.tolist(), batch.response_span.tolist(), strict=True):
+        if end > start:
+            responses[parent].append(batch.ids[start:end].tolist())
+    return prompts, responses
+
+
+def preferences(batch: PackedBatch) -> list[list[tuple[int, int]]]:
+    """Of each group, which response is preferred to which, as numbers of the present responses."""
+    if not isinstance(batch, RankedBatch):
+        return [[(0, 1)]] * len(batch)
+    rows = [[score for score in row if score == score] for row in batch.score.view(len(batch), -1).tolist()]
+    return [[(i, j) for i, a in enumerate(row) for j, b in enumerate(row) if a > b] for row in rows]
+
+
+def _finish(cfg: DictConfig, folder: Path, metrics: dict[str, float], started: float) -> float | None:
+    """Write ``result.json`` and show the metrics."""
     value = optimized(metrics, cfg.optimized_metric)
     result = Result("done", cfg.optimized_metric, value, metrics, 0, round(time.perf_counter() - started, 2))
     result.versions = versions()
-    if run.trainer.is_global_zero:
-        result.write(run.folder)
-        show(metrics)
+    result.write(folder)
+    show(metrics)
     return value
 
 

@@ -61,6 +61,7 @@ class _Job:
     paths: dict[str, Any]
     seed: int
     adapter: dict[str, Any] | None = None
+    reward: dict[str, Any] | None = None
     reference: dict[str, Any] | str | None = None
     strategy: dict[str, Any] | None = None
     scheduler: dict[str, Any] | None = None

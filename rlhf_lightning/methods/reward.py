@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from rlhf_lightning.types import (
     SafetyBatch,
     SequenceLogProbs,
 )
+
+if TYPE_CHECKING:
+    from rlhf_lightning.models.roles import Models
 
 
 class RewardModel(ScoringModule[PreferenceBatch]):
@@ -81,6 +84,7 @@ class CostModel(RewardModel):
 
     kind: ClassVar[str] = "safety"
     legal: ClassVar[frozenset[str]] = RewardModel.legal | {"safe"}
+    sign: ClassVar[int] = -1
 
     def inputs(
         self, batch: PreferenceBatch, scores: Tensor, log_probs: SequenceLogProbs | None
@@ -99,6 +103,14 @@ class RankedRewardModel(ScoringModule[RankedBatch]):
 
     kind: ClassVar[str] = "ranked"
     legal: ClassVar[frozenset[str]] = frozenset({"reward", "score"})
+
+    def _check(self, models: Callable[..., Models]) -> None:
+        super()._check(models)
+        if "score" not in self.needs:
+            raise ValueError(
+                "method RankedRewardModel learns from ranked lists, and this loss does not ask for their scores: choose "
+                "k_wise or best_of_k, or train on pairs with method=bradley_terry"
+            )
 
     def inputs(
         self, batch: RankedBatch, scores: Tensor, log_probs: SequenceLogProbs | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -58,6 +58,7 @@ class ScoringModule(AlignmentModule[BatchT]):
         ValueError: see ``AlignmentModule``; or an unknown ``normalize``.
     """
 
+    sign: ClassVar[int] = 1  #: -1 where a high score is bad, as a cost is
     exported: int | None = 1  #: outputs of the head that are exported, from the first; None: all
 
     def __init__(

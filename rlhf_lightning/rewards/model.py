@@ -45,6 +45,7 @@ class ModelReward:
             score is read at the end. None: no limit.
         normalize: False gives the scores as the head computes them.
         output: which of several outputs is the reward.
+        scale: multiplies the scores at last; -1 makes a reward of a cost.
 
     Raises:
         ValueError: ``output`` is none of the head's.
@@ -62,10 +63,11 @@ class ModelReward:
         max_length: int | None = None,
         normalize: bool = True,
         output: int = 0,
+        scale: float = 1.0,
     ) -> None:
         self.name, self.path = name, str(Path(path).expanduser()) if Path(path).expanduser().exists() else path
         self.max_tokens, self.max_length = max_tokens, max_length
-        self.normalize, self.output = normalize, output
+        self.normalize, self.output, self.scale = normalize, output, scale
         self.own = Pretrained(self.path).tokenizer()
         self.theirs = tokenizer if tokenizer is not None else self.own
         self.renders = not _equal(self.own, self.theirs)
@@ -102,7 +104,7 @@ class ModelReward:
         scores: Tensor = self.model(batch)
         if self.model.outputs > 1:
             scores = scores[:, self.output]
-        return self.model.normalized(scores) if self.normalize else scores
+        return self.scale * (self.model.normalized(scores) if self.normalize else scores)
 
     def _cut(self, prompt: list[int], group: list[list[int]]) -> Example:
         """A group within ``max_length``; an empty response is its end alone."""
@@ -170,7 +172,7 @@ class ModelReward:
                 max_length=self.max_length,
                 return_tensors="pt",
             )
-            flat += self.model(**inputs.to(self.device)).logits[:, self.output].float().tolist()
+            flat += (self.scale * self.model(**inputs.to(self.device)).logits[:, self.output].float()).tolist()
         values = iter(flat)
         return [[next(values) for _ in group] for group in responses]
 
