@@ -99,7 +99,7 @@ _KINDS = ("frontier", "over", "curves", "rewards")
 def options_table(runs: Runs) -> dict[str, Any]:
     """Options in which the groups differ: columns in sections, a row a group.
 
-    The method's own options share one column: most of them exist in one method only.
+    The method's own options share one column, all of them: most exist in one method only.
     """
     keys = runs.differences()
     own = [key for key in keys if key.startswith("method.")]
@@ -111,10 +111,14 @@ def options_table(runs: Runs) -> dict[str, Any]:
     columns = [f"{section}.{rest}" if section else rest for section, inner in sections.items() for rest in inner]
     rows = []
     for group in runs.groups:
-        given = [f"{_tail(key)}={plain(group.options[key])}" for key in own if key in group.options and "_t" not in key]
+        given = [f"{_tail(key)}={plain(value)}" for key, value in group.options.items() if own and _is_option(key)]
         cells = [plain(group.options[key]) if key in group.options else None for key in columns]
         rows.append({"method": " ".join(given), "cells": cells})
     return {"sections": sections, "rows": rows, "own": bool(own), "left_out": max(0, len(others) - _OPTIONS)}
+
+
+def _is_option(key: str) -> bool:
+    return key.startswith("method.") and not key.endswith(("_target_", "_partial_"))
 
 
 def _tail(key: str) -> str:

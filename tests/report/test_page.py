@@ -12,6 +12,7 @@ import pytest
 
 from rlhf_lightning.report import ReportError, Runs
 from rlhf_lightning.report.drawing import inlined
+from rlhf_lightning.report.page import options_table
 from rlhf_lightning.report.samples import compare
 from tests.helpers.synthetic_runs import METHODS, write_run, write_sweep
 
@@ -147,6 +148,18 @@ def test_what_a_run_says_is_escaped(tmp_path):
     assert "\u202e" not in text
     assert "<script>alert(1)" not in text
     Outline(text)
+
+
+def test_options_of_methods_share_a_column(tmp_path):
+    """Also where the methods differ in nothing but their loss; names that only look like a target are kept."""
+    for method in ("dpo", "ipo"):
+        folder = write_run(tmp_path / method, method, lr=0.1 if method == "dpo" else 0.2)
+        text = (folder / "config.yaml").read_text().replace("beta: 0.1", "beta: 0.1\n    max_tokens: 3")
+        (folder / "config.yaml").write_text(text)
+    table = options_table(Runs.read(tmp_path))
+    assert [row["method"] for row in table["rows"]] == ["beta=0.1 max_tokens=3"] * 2
+    assert table["sections"] == {"optimizer": ["lr"]}
+    assert [row["cells"] for row in table["rows"]] == [["0.1"], ["0.2"]]
 
 
 def test_samples_are_of_the_same_prompts(sweep):
