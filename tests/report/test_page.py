@@ -279,9 +279,9 @@ def test_numbers_are_shortened_in_drawings_only():
 
 @pytest.mark.slow
 def test_two_hundred_runs(tmp_path):
-    """Under twenty seconds and fifteen megabytes."""
+    """Under twenty seconds of one core and fifteen megabytes."""
     write_sweep(tmp_path / "sweep", list(METHODS)[:10], seeds=2, beta=[0.01, 0.03, 0.1, 0.3, 1.0], lr=[1e-3, 3e-3])
-    started = time.perf_counter()
+    started = time.process_time()
     report = Runs.read(tmp_path / "sweep").write(tmp_path / "report")
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
     assert report.page.stat().st_size < 15e6
