@@ -35,9 +35,13 @@ _DATA = {
     "Preference": "pairs",
     "Unpaired": "labelled responses",
     "Ranked": "ranked lists",
+    "ContextDistillation": "demonstrations and a context",
+    "KnowledgeDistillation": "demonstrations",
+    "Contrastive": "paraphrased instructions",
+    "ValueBased": "scored responses",
 }
 #: Inputs of a loss that the data or the policy itself brings, so that they need no mention beside the kind of data.
-_IMPLIED = {"policy", "desirable", "score", "present", "weight"}
+_IMPLIED = {"policy", "desirable", "score", "present", "weight", "embedding", "values"}
 
 
 @dataclass(frozen=True)

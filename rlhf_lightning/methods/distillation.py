@@ -74,12 +74,23 @@ class Distillation(AlignmentModule[BatchT]):
 
 
 class KnowledgeDistillation(Distillation[SupervisedBatch]):
-    """A teacher's distributions on given responses; usually ``reference=teacher``, a larger model.
+    """Another model's distributions on given responses: ``reference=teacher``.
 
     Args: see ``AlignmentModule``.
+
+    Raises:
+        ValueError: the teacher would be the policy itself, from which nothing can be learnt.
     """
 
     kind: ClassVar[str] = "supervised"
+
+    def _check(self, models: Callable[..., Any]) -> None:
+        super()._check(models)
+        if (kind := getattr(models, "reference", None)) in ("frozen", "adapter_off"):
+            raise ValueError(
+                f"with reference={kind} the policy would be its own teacher and have nothing to learn: name another "
+                "model with reference=teacher model@reference.source=..."
+            )
 
 
 class ContextDistillation(Distillation[ContextBatch]):

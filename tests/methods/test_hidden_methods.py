@@ -216,6 +216,12 @@ def test_another_vocabulary_is_refused_before_weights_load(monkeypatch: pytest.M
         ModelBuilder(TINY, None, "teacher")
 
 
+@pytest.mark.parametrize("reference", ["frozen", "adapter_off"])
+def test_nobody_teaches_himself(reference: str) -> None:
+    with pytest.raises(ValueError, match=rf"with reference={reference} the policy would be its own teacher"):
+        module("knowledge_distillation", adapter=Lora(r=2, seed=1), reference=reference)
+
+
 def test_cached_log_probs_are_not_enough() -> None:
     with pytest.raises(ValueError, match=r"whole distributions, and reference=cached keeps log-probs"):
         module("context_distillation", reference="cached")
