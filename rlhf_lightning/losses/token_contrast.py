@@ -100,11 +100,11 @@ def pairwise_cringe(
 
     Source: "Some things are more CRINGE than others: Iterative Preference Optimization with the Pairwise Cringe
     Loss", arXiv:2312.16682.
-    Defaults: our choices, for responses of some dozens of tokens. The authors published no code, and the paper was not
-    at hand when this was written.
-    Differences: unknown where the paper could not be checked: the normalisation, and whether gradients flow through the
-    gate. Here they do not; with ``detach_gate=False`` they do, and the gate itself then also pushes M up, since the
-    bracket is positive. TRL 1.16 has no such loss.
+    Defaults: our choices, for responses of some dozens of tokens.
+    Differences: not known. The formula is the one that secondary descriptions of the paper give; the authors published
+    no code, and neither the form of the gate, the normalisation nor whether gradients flow through the gate could be
+    checked against the paper. Here they do not; with ``detach_gate=False`` they do, and the gate itself then also
+    pushes M up, since the bracket is positive. TRL 1.16 has no such loss.
 
     Args:
         policy: log-probs of the policy.
