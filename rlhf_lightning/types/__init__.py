@@ -1,0 +1,76 @@
+"""Every tensor that crosses a border between packages, with its shape.
+
+Axis names, used everywhere with one meaning:
+
+* ``tokens``: all tokens of a packed row, prompts and responses end to end;
+* ``prompts``: the groups of a batch (a group is one prompt with its responses);
+* ``responses``: the responses of a batch, group by group;
+* ``response_tokens``: the *scored* tokens of all responses, response by response. A response's end-of-sequence
+  token is scored; prompt tokens, padding and the user turns inside a multi-turn response never are.
+
+Log-probabilities are in nats.
+"""
+
+from rlhf_lightning.types.batches import (
+    AttributesBatch,
+    ComparisonBatch,
+    ContextBatch,
+    Example,
+    JudgedBatch,
+    PackedBatch,
+    ParaphraseBatch,
+    PreferenceBatch,
+    RankedBatch,
+    SafetyBatch,
+    StepsBatch,
+    SupervisedBatch,
+    UnpairedBatch,
+)
+from rlhf_lightning.types.ragged import (
+    ActionValues,
+    JudgedPair,
+    Moments,
+    Pair,
+    Paraphrases,
+    Ragged,
+    SequenceLogProbs,
+    SequencePredictions,
+    StepTotals,
+    TopTokens,
+)
+from rlhf_lightning.types.results import (
+    GroupLoss,
+    MeasuredLoss,
+    PreferenceLoss,
+    StepOutput,
+)
+
+__all__ = [
+    "ActionValues",
+    "AttributesBatch",
+    "ComparisonBatch",
+    "ContextBatch",
+    "Example",
+    "GroupLoss",
+    "JudgedBatch",
+    "JudgedPair",
+    "MeasuredLoss",
+    "Moments",
+    "PackedBatch",
+    "Pair",
+    "ParaphraseBatch",
+    "Paraphrases",
+    "PreferenceBatch",
+    "PreferenceLoss",
+    "Ragged",
+    "RankedBatch",
+    "SafetyBatch",
+    "SequenceLogProbs",
+    "SequencePredictions",
+    "StepOutput",
+    "StepTotals",
+    "StepsBatch",
+    "SupervisedBatch",
+    "TopTokens",
+    "UnpairedBatch",
+]

@@ -1,0 +1,53 @@
+"""What losses and methods return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass
+class PreferenceLoss:
+    """What a preference loss returns: one number a pair, and the detached implicit rewards behind it."""
+
+    loss: Float[Tensor, " pairs"]
+    chosen_reward: Float[Tensor, " pairs"]
+    rejected_reward: Float[Tensor, " pairs"]
+    #: numbers to fold into the running statistics that the loss asked for (``running``), detached
+    observed: Float[Tensor, " observed"] | None = None
+    #: further detached per-pair (or scalar) diagnostics by name, logged as ``train/<name>``
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class GroupLoss:
+    """What a loss on labelled or ranked responses returns: one number a group, and what the policy gives each response.
+
+    A group is one labelled response or one ranked list; ``reward`` is meaningless in an empty slot.
+    """
+
+    loss: Float[Tensor, " groups"]
+    reward: Float[Tensor, " responses"]  #: implicit reward or score of each response, detached
+    #: numbers to fold into the running statistics that the loss asked for (``running``), detached
+    observed: Float[Tensor, " observed"] | None = None
+    #: further detached numbers by name, of any number (it may differ from batch to batch), logged as ``train/<name>``
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class MeasuredLoss:
+    """What a loss returns that has no reward of its own: numbers to minimise, and what to log beside them."""
+
+    loss: Float[Tensor, " groups"]
+    #: further detached numbers by name, of any number, logged as ``train/<name>``
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class StepOutput:
+    """What ``AlignmentModule.forward`` returns: a scalar to differentiate and detached diagnostics."""
+
+    loss: Float[Tensor, ""]
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
