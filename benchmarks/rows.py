@@ -47,6 +47,7 @@ def write(folder: Path, data: Path, pairs: int, seed: int = 0) -> str:
     (folder / "unpaired.json").write_text(json.dumps(unpaired(rows[:pairs])))
     if not (folder / "model" / "config.json").is_file():
         source.load().save_pretrained(folder / "model")
+        tokenizer.pad_token_id = 0  # not EOS: transformers reads a reward at the last token that is not padding
         tokenizer.save_pretrained(folder / "model")
     return ", ".join(path.name for path in real) or "the package's pairs"
 

@@ -56,16 +56,28 @@ class _Timed(L.Callback):
         self.clock.stop(float(outputs["loss"]))
 
 
-def _module(settings: dict[str, Any], method: Callable[..., AlignmentModule[Any]], loss: Callable[..., Any]) -> Any:
+def _module(
+    settings: dict[str, Any], method: Callable[..., AlignmentModule[Any]], loss: Callable[..., Any], **options: Any
+) -> Any:
     reference = {"live": "frozen", "cached": "cached", "none": "none"}[settings["reference"]]
     return method(
-        models=ModelBuilder(
-            Pretrained(settings["model"]), reference=reference, compile=settings["compile"], actor=method.actor
-        ),
+        models=ModelBuilder(Pretrained(settings["model"]), reference=reference, compile=settings["compile"]),
         loss=loss,
         optimizer=partial(torch.optim.AdamW, lr=RATE, weight_decay=0.0, fused=True),
-        statistics=settings["statistics"],
+        **options,
     )
+
+
+def _dpo(settings: dict[str, Any]) -> Any:
+    return _module(settings, Preference, partial(dpo, beta=BETA), statistics=settings["statistics"])
+
+
+def _kto(settings: dict[str, Any]) -> Any:
+    return _module(settings, Unpaired, partial(kto, beta=BETA), statistics=settings["statistics"])
+
+
+def _reward(settings: dict[str, Any]) -> Any:
+    return _module(settings, RewardModel, bradley_terry)
 
 
 def _pairs(rows: list[Row], size: int) -> list[PackedBatch]:
@@ -85,9 +97,9 @@ def _unpaired(rows: list[Row], size: int) -> list[PackedBatch]:
 
 #: By method: its module, and its batches.
 METHODS: dict[str, tuple[Callable[[dict[str, Any]], Any], Callable[[list[Row], int], list[PackedBatch]]]] = {
-    "dpo": (lambda settings: _module(settings, Preference, partial(dpo, beta=BETA)), _pairs),
-    "kto": (lambda settings: _module(settings, Unpaired, partial(kto, beta=BETA)), _unpaired),
-    "bradley_terry": (lambda settings: _module(settings, RewardModel, bradley_terry), _pairs),
+    "dpo": (_dpo, _pairs),
+    "kto": (_kto, _unpaired),
+    "bradley_terry": (_reward, _pairs),
 }
 
 

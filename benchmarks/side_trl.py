@@ -104,9 +104,8 @@ def _kto(settings: dict[str, Any], rows: list[Row]) -> Any:
 def _reward(settings: dict[str, Any], rows: list[Row]) -> Any:
     trainer = type("Trainer", (_Tokenised, RewardTrainer), {})
     tokenizer = AutoTokenizer.from_pretrained(settings["model"])
-    tokenizer.pad_token_id = 0  # the reward is read at the last token that is not padding, and rows end with EOS
     model = AutoModelForSequenceClassification.from_pretrained(settings["model"], num_labels=1, dtype=torch.float32)
-    model.config.pad_token_id = 0
+    model.config.pad_token_id = tokenizer.pad_token_id
     torch.nn.init.constant_(model.score.weight, HEAD)
     columns = {
         "chosen_ids": [prompt + chosen for prompt, chosen, _ in rows],
