@@ -32,6 +32,7 @@ class Layout:
     noun: str  #: what several groups are called
     slots: tuple[str, ...]  #: what each response is called; of ranked lists ``RANKED_SLOT`` and its number
     needs: str  #: the columns that make a row one of this kind
+    mapped: str = "prompt=question"  #: an example of ``data.spec.columns`` that may be missing
     #: The prompt that says which groups belong together: they stay on one side of a split into training and validation.
     identity: int = 0
     same_response: bool = False  #: every slot holds the same response, after another prompt
@@ -42,23 +43,28 @@ RANKED_SLOT = "response"
 #: By kind, in the order in which messages list them.
 LAYOUTS: Mapping[str, Layout] = {
     "supervised": Layout("demonstrations", ("response",), "any layout: of several responses the best one"),
-    "preference": Layout("pairs", ("chosen", "rejected"), "prompt, chosen, rejected"),
+    "preference": Layout("pairs", ("chosen", "rejected"), "prompt, chosen, rejected", "rejected=worse"),
     "safety": Layout(
         "safety-labelled pairs",
         ("safer", "less safe"),
         "prompt, response_0, response_1, safer_response_id, is_response_0_safe, is_response_1_safe (PKU-SafeRLHF); or "
         "prompt, chosen (the safer), rejected, chosen_safe, rejected_safe",
+        "safer_response_id=safer",
     ),
-    "unpaired": Layout("labelled answers", ("response",), "a demonstration with a column label: true or false"),
+    "unpaired": Layout(
+        "labelled answers", ("response",), "a demonstration with a column label: true or false", "label=good"
+    ),
     "ranked": Layout(
         "ranked lists",
         (),
         "prompt, responses and scores (higher is better) or ranks (1 is best); or a demonstration with a column score",
+        "score=rating",
     ),
     "judged": Layout(
         "judged answers",
         ("response after the judgment", "response"),
         "a demonstration with a column judgment, null where there is none",
+        "judgment=critique",
         identity=1,
         same_response=True,
     ),
@@ -68,6 +74,7 @@ LAYOUTS: Mapping[str, Layout] = {
         "instruction, paraphrase, output, and optionally negative_instruction, negative_paraphrase, negative_output; "
         "or original_instruction, paraphrased_instruction, targets, every second row the hard negative of the one "
         "before it (CoIN)",
+        "paraphrase=rewording",
     ),
     "context": Layout(
         "answers in two contexts",
@@ -80,12 +87,14 @@ LAYOUTS: Mapping[str, Layout] = {
         "solutions in steps",
         ("solution",),
         "prompt, steps (or completions), labels: a text and a label each step; or Math-Shepherd's input and label",
+        "labels=ratings",
     ),
     "attributes": Layout(
         "rated answers",
         ("response",),
         "a demonstration with a column attributes {name: number}, with HelpSteer's five columns, or with the columns "
         "that data.spec.attributes names",
+        "attributes=ratings",
     ),
     "comparison": Layout(
         "comparisons",

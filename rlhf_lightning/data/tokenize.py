@@ -342,6 +342,6 @@ def wrong_kind(source: str, record: Record, kind: DataKind) -> DataError:
     needs = "\n".join(f"  {LAYOUTS[fed].noun}: {LAYOUTS[fed].needs}" for fed in FEEDS[kind])
     return DataError(
         f"this method learns from {LAYOUTS[kind].noun}, and {source} holds {LAYOUTS[record.kind].noun} "
-        f"(format {record.format}). It can use:\n{needs}\nMap columns of other names with data.spec.columns, e.g. "
-        "data.spec.columns.score=rating, or choose another method: `rlhf methods` lists what each learns from"
+        f"(format {record.format}). It can use:\n{needs}\nMap columns of other names, e.g. "
+        f"data.spec.columns.{LAYOUTS[kind].mapped}, or choose another method: `rlhf methods` says what each learns from"
     )

@@ -11,7 +11,7 @@ from rlhf_lightning.data.checks import DataError, Kind
 from rlhf_lightning.data.kinds import FEEDS, LAYOUTS
 from rlhf_lightning.data.packing import BATCHES, pack
 from rlhf_lightning.data.sources import Files, Mixture
-from rlhf_lightning.data.spec import DataSpec
+from rlhf_lightning.data.spec import COLUMNS, DataSpec
 from rlhf_lightning.data.tokenize import split, tokenize
 from rlhf_lightning.types import Example
 from tests.helpers import tokenizers
@@ -258,7 +258,8 @@ def test_data_of_another_kind_is_refused_with_what_would_fit(kind):
     else:
         assert f"this method learns from {LAYOUTS[kind].noun}, and rows holds demonstrations" in message
         assert all(f"{LAYOUTS[fed].noun}: {LAYOUTS[fed].needs}" in message for fed in FEEDS[kind])
-        assert "data.spec.columns" in message
+        assert f"data.spec.columns.{LAYOUTS[kind].mapped}," in message
+        assert LAYOUTS[kind].mapped.partition("=")[0] in COLUMNS
 
 
 def test_context_distillation_needs_its_context():
