@@ -79,9 +79,9 @@ def reward_weighted(
     .. math:: \sum_k w_k\,\mathrm{NLL}(y_k), \quad w = \mathrm{softmax}(r / \beta) \ \text{or}\
               w_k = \tfrac1n\min\big(w_{\max}, e^{(r_k - \mu)/\beta}\big)
 
-    With ``normalise="group"`` the weights of a list add up to 1, so only differences within it count and a list of one
-    response is plain fine-tuning. ``"running"`` compares with :math:`\mu`, the mean score of the steps before (every
-    response counts 1 in the first step), and also works for single scored responses.
+    :math:`r` are the scores. With ``normalise="group"`` the weights of a list add up to 1, so only differences within
+    it count and a list of one response is plain fine-tuning. ``"running"`` compares with :math:`\mu`, the mean score of
+    the steps before (every response counts 1 in the first step), and also works for single scored responses.
 
     Source: "Advantage-Weighted Regression: Simple and Scalable Off-Policy Reinforcement Learning", arXiv:1910.00177,
     which regresses on actions weighted so; the baseline here is a mean, not a value function.

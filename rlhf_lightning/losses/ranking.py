@@ -37,7 +37,8 @@ def pro(
     .. math:: \sum_k -\log\frac{e^{T_{kk}\bar\ell_k}}{e^{T_{kk}\bar\ell_k} + \sum_{i \prec k} e^{T_{ki}\bar\ell_i}}
               + w (n - 1)^2\,\mathrm{NLL}(y_1), \quad T_{ki} = r_k - r_i,\ T_{kk} = \max_{i \prec k} T_{ki}
 
-    Gaps of scores are temperatures, so their scale matters: normalise scores over the data.
+    :math:`r_k` is the score of response k of n, and i is below k (:math:`i \prec k`) if its score is lower. Gaps of
+    scores are temperatures, so their scale matters: normalise scores over the data.
 
     Source: "Preference Ranking Optimization for Human Alignment", arXiv:2306.17492, and its code
     (AlibabaResearch/DAMO-ConvAI/PRO).
@@ -92,6 +93,8 @@ def rrhf(
 
     .. math:: w\sum_{r_i < r_k}\max(0, p_i - p_k) + \mathrm{NLL}(y_1), \quad p = \ell / n^\alpha
 
+    :math:`r` are the scores of the responses, :math:`y_1` is the best one and :math:`n` a response's length.
+
     Source: "RRHF: Rank Responses to Align Language Models with Human Feedback without tears", arXiv:2304.05302, and its
     code (GanjinZero/RRHF).
     Defaults: rank_weight 1, as in the authors' scripts (their code's own default is 100), length_penalty 1.
@@ -135,7 +138,7 @@ def plackett_luce(
 
     .. math:: -\sum_k \log\frac{e^{\beta\rho_k}}{e^{\beta\rho_k} + \sum_{i \prec k} e^{\beta\rho_i}}
 
-    A list of two is one pair of ``dpo``.
+    i is below k (:math:`i \prec k`) if its score is lower. A list of two is one pair of ``dpo``.
 
     Source: "Direct Preference Optimization: Your Language Model is Secretly a Reward Model", arXiv:2305.18290, section
     A.3.
@@ -176,7 +179,7 @@ def exo_k(
 
     .. math:: \sum_k p_k(\log p_k - \log q_k), \quad p = \mathrm{softmax}(\beta\rho),\ q = \mathrm{softmax}(r / \beta_r)
 
-    For pairs with a label in place of scores there is ``exo``.
+    :math:`r` are the scores. For pairs with a label in place of scores there is ``exo``.
 
     Source: "Towards Efficient Exact Optimization of Language Model Alignment", arXiv:2402.00856, section 4, and its
     code (haozheji/exact-optimization).
