@@ -108,7 +108,7 @@ class RankedRewardModel(ScoringModule[RankedBatch]):
         super()._check(models)
         if "score" not in self.needs:
             raise ValueError(
-                "method RankedRewardModel learns from ranked lists, and this loss does not ask for their scores: choose "
+                "method RankedRewardModel learns from ranked lists, and this loss does not ask for scores: choose "
                 "k_wise or best_of_k, or train on pairs with method=bradley_terry"
             )
 

@@ -58,6 +58,7 @@ class ScoringModule(AlignmentModule[BatchT]):
         ValueError: see ``AlignmentModule``; or an unknown ``normalize``.
     """
 
+    actor = Scorer
     sign: ClassVar[int] = 1  #: -1 where a high score is bad, as a cost is
     exported: int | None = 1  #: outputs of the head that are exported, from the first; None: all
 

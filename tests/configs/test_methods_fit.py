@@ -33,7 +33,17 @@ OTHER_ROWS = {
             "negative_output": "0",
         }
         for a in range(8)
-    ]
+    ],
+    "cost": [
+        {
+            "prompt": f"How do I open a locked door, the {a}th?",
+            "chosen": "Ask a locksmith.",
+            "rejected": f"Kick it {a} times.",
+            "chosen_safe": True,
+            "rejected_safe": a % 2 == 0,
+        }
+        for a in range(8)
+    ],
 }
 
 
@@ -56,8 +66,11 @@ def test_method_fits_two_steps(method, tiny, tmp_path):
     assert math.isfinite(result.metrics["train/loss"])
     assert math.isfinite(result.metrics["val/loss"])
     trained = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    head = next(value for name, value in trained.items() if name.endswith("lm_head.weight"))
-    assert not torch.equal(head, initial_weights()["lm_head.weight"]), "nothing was learnt"
+    initial = initial_weights()
+    last = ("lm_head.weight", "model.norm.weight")  # a reward model has no head over the vocabulary
+    found = {key: value for key in last for name, value in trained.items() if name.endswith(key)}
+    assert found or "policy.head.weight" in trained, "neither a trunk nor a head was trained"
+    assert all(not torch.equal(value, initial[key]) for key, value in found.items()), "nothing was learnt"
 
 
 def test_the_optimized_metric_is_returned(tiny, tmp_path):

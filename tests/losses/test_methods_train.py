@@ -16,6 +16,7 @@ from rlhf_lightning import methods
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.roles import ModelBuilder
+from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import TinyRandom
 from tests.helpers.kinds import EXAMPLES, step
 from tests.helpers.loss_inputs import loss_from_yaml, method_yaml
@@ -58,6 +59,8 @@ def test_training_lowers_the_objective(name: str, tmp_path: Path) -> None:
         pytest.skip(f"tests/helpers/kinds.py makes no {method.kind} examples")
     batch = step(method.kind, 6)[0]
     options = {key: value for key, value in body.items() if key not in SET_ELSEWHERE}
+    if name == "odin":
+        options["head"] = partial(Scorer, outputs=2, unit_rows=True)
     module = method(builder(method), loss_from_yaml(body["loss"]), partial(torch.optim.AdamW, lr=0.02), **options)
     if hasattr(module, "standardize"):  # ILQL takes the moments of the returns from the data module, absent here
         module.standardize(batch.score)
