@@ -15,6 +15,7 @@ from rlhf_lightning.losses.options import takes
 from rlhf_lightning.methods.base import DIAGNOSTIC, AlignmentModule, BatchT
 from rlhf_lightning.methods.running import all_reduced
 from rlhf_lightning.methods.tracking import ScoreStatistics
+from rlhf_lightning.models.backbone import Backbone
 from rlhf_lightning.models.classification import check_padding, export_scorer
 from rlhf_lightning.models.export import Form
 from rlhf_lightning.models.roles import evaluating
@@ -58,7 +59,7 @@ class ScoringModule(AlignmentModule[BatchT]):
         ValueError: see ``AlignmentModule``; or an unknown ``normalize``.
     """
 
-    actor = Scorer
+    actor: Callable[..., Backbone] = Scorer
     sign: ClassVar[int] = 1  #: -1 where a high score is bad, as a cost is
     exported: int | None = 1  #: outputs of the head that are exported, from the first; None: all
 
