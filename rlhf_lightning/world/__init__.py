@@ -1,7 +1,7 @@
 """The tiny world: a language small enough to align in seconds, with a gold reward that is known exactly.
 
 ``model=tiny data=tiny``: :class:`TinyWorld` is the base model, :class:`TinySource` its data of every kind,
-:class:`TinyEvaluator` what only the evaluator knows.
+:class:`TinyEvaluator` what only the evaluator knows, :class:`GoldScorer` the gold reward as a reward (``reward=gold``).
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlhf_lightning.world.base import TinyWorld as TinyWorld
+    from rlhf_lightning.world.evaluator import GoldScorer as GoldScorer
     from rlhf_lightning.world.evaluator import TinyEvaluator as TinyEvaluator
     from rlhf_lightning.world.source import TinySource as TinySource
 
-_HOME = {"TinyWorld": "base", "TinyEvaluator": "evaluator", "TinySource": "source"}
+_HOME = {"GoldScorer": "evaluator", "TinyWorld": "base", "TinyEvaluator": "evaluator", "TinySource": "source"}
 
-__all__ = ["TinyEvaluator", "TinySource", "TinyWorld"]
+__all__ = ["GoldScorer", "TinyEvaluator", "TinySource", "TinyWorld"]
 
 
 def __getattr__(name: str) -> Any:

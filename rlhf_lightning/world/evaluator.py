@@ -15,9 +15,11 @@ from rlhf_lightning.world.base import TinyWorld
 from rlhf_lightning.world.gold import WEIGHTS, Gold, judge
 from rlhf_lightning.world.grammar import Prompt
 from rlhf_lightning.world.samples import MAX_NEW_TOKENS, mean_gold, samples
-from rlhf_lightning.world.tokenizer import encode, words_of
+from rlhf_lightning.world.tokenizer import VOCABULARY, encode, end, words_of
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from rlhf_lightning.models.actor import Actor
     from rlhf_lightning.models.backbone import Backbone
 
@@ -113,18 +115,27 @@ def _predictions(model: Backbone, batch: PackedBatch) -> Predictions:
 
 
 class GoldScorer:
-    """The gold reward as a reward for methods: ``reward=gold``.
+    """The gold reward as a reward that a run may ask for, ``reward=gold``: then it is no secret any more.
 
     Args:
+        tokenizer: the policy's, which must be the tiny world's.
         base: whose world; None: the default one.
+
+    Raises:
+        ValueError: another tokenizer.
     """
 
     name = "gold"
 
-    def __init__(self, base: TinyWorld | None = None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, base: TinyWorld | None = None) -> None:
+        if len(tokenizer) != len(VOCABULARY) or tokenizer.eos_token_id != end():
+            raise ValueError("reward=gold judges the tiny world's words only: set model=tiny, or choose another reward")
         self._evaluator = TinyEvaluator(base)
 
     def __call__(self, prompts: list[list[int]], responses: list[list[list[int]]]) -> list[list[float]]:
         """Gold rewards of whole groups of token ids, in points."""
-        score = self._evaluator.gold
-        return [[score(p, r).reward for r in group] for p, group in zip(prompts, responses, strict=True)]
+        gold = self._evaluator.gold
+        return [
+            [gold(prompt, response).reward for response in group]
+            for prompt, group in zip(prompts, responses, strict=True)
+        ]

@@ -1,0 +1,53 @@
+"""What the evaluator knows: gold rewards of token ids, held-out answers of the base."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlhf_lightning.models.actor import Actor
+from rlhf_lightning.models.tokenizers import byte_tokenizer
+from rlhf_lightning.world import GoldScorer, TinyEvaluator, TinyWorld, grammar
+from rlhf_lightning.world.gold import judge
+from rlhf_lightning.world.tokenizer import encode, end
+
+FOX = encode("what colour is the fox ?")
+RIGHT, WRONG = ([*encode(f"the fox is {colour} ."), end()] for colour in ("red", "blue"))
+
+
+def test_scores_of_ids_are_those_of_words():
+    found = TinyEvaluator().scores(FOX, RIGHT)
+    assert found == {"reward": 3.0, "correct": 1.0, "polite": 0.0, "brief": 0.0, "direct": 0.0, "form": 1.0}
+
+
+def test_held_out_prompts_are_the_validation_split():
+    assert TinyEvaluator().prompts() == [encode(prompt.text) for prompt in grammar.prompts("validation")]
+
+
+def test_held_out_answers_come_with_their_own_numbers():
+    """Log-probs and gold rewards belong to the answers of the batch: computed again, prompt by prompt."""
+    batch, gold, log_probs = TinyEvaluator(answers=3).held_out()
+    with torch.no_grad():
+        again = Actor(TinyWorld().load())(batch).sum().reshape(-1, 3)
+    torch.testing.assert_close(torch.tensor(log_probs), again, atol=1e-3, rtol=1e-4)
+    asked = grammar.prompts("validation")
+    world = TinyEvaluator()
+    for prompt, row, spans in zip(asked, gold, batch.response_span.reshape(-1, 3, 2), strict=True):
+        answers = [batch.ids[start:stop].tolist() for start, stop in spans]
+        assert row == [world.gold(encode(prompt.text), answer).reward for answer in answers]
+
+
+def test_the_gold_reward_as_a_reward():
+    """Groups of different sizes keep their order."""
+    reward = GoldScorer(TinyWorld().tokenizer())
+    crow = encode("what colour is the crow ?")
+    black = [*encode("the crow is black ."), end()]
+    assert reward([FOX, crow], [[RIGHT, WRONG], [black]]) == [
+        [3.0, -1.0],
+        [judge(grammar.Prompt("fact", "crow", 0), ["the", "crow", "is", "black", "."]).reward],
+    ]
+
+
+def test_another_tokenizer_is_refused():
+    with pytest.raises(ValueError, match="set model=tiny"):
+        GoldScorer(byte_tokenizer())
