@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,12 +15,11 @@ from rlhf_lightning.models.classification import HEAD, load_whole, without_head
 from rlhf_lightning.models.roles import align_with_tokenizer
 from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import Pretrained
+from rlhf_lightning.rewards.texts import Texts, batches, chosen_device
 from rlhf_lightning.types import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_SENTINEL = "\x01content\x01"
 
 
 class ModelReward:
@@ -29,10 +28,8 @@ class ModelReward:
     Decoders run packed: each prompt once with all its responses, in batches of so many tokens. Their score is read at
     the last token of the response, its EOS. Encoders such as DeBERTa are run on prompt and response as a pair of texts.
 
-    Where the policy has another tokenizer than the reward model, texts are rendered again: the prompt's content is
-    taken out of the policy's chat template (a prompt of several turns keeps the text between its first and last mark)
-    and put into the reward model's own; responses are decoded without special tokens and closed with the reward model's
-    EOS.
+    Where the policy has another tokenizer than the reward model, texts are rendered again; see
+    :class:`~rlhf_lightning.rewards.texts.Texts`.
 
     Args:
         tokenizer: of whoever made the token ids; None: the reward model's own.
@@ -69,12 +66,11 @@ class ModelReward:
         self.max_tokens, self.max_length = max_tokens, max_length
         self.normalize, self.output, self.scale = normalize, output, scale
         self.own = Pretrained(self.path).tokenizer()
-        self.theirs = tokenizer if tokenizer is not None else self.own
-        self.renders = not _equal(self.own, self.theirs)
+        self.texts = Texts(self.own, tokenizer)
         kind = dtype if dtype == "auto" else getattr(torch, dtype)
         model: Any = load_whole(self.path, {"dtype": kind, "trust_remote_code": False, "weights_only": True})
         self.decoder = hasattr(model, HEAD)
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = chosen_device(device)
         if self.decoder:
             align_with_tokenizer(model, self.own)
             keep_float32_buffers(model)
@@ -89,11 +85,10 @@ class ModelReward:
         """See :class:`~rlhf_lightning.rewards.base.Reward`."""
         if not self.decoder:
             return self._encoded(prompts, responses)
-        if self.renders:
-            prompts, responses = self._rendered(prompts, responses)
-        groups = [self._cut(prompt, group) for prompt, group in zip(prompts, responses, strict=True)]
+        pairs = zip(*self.texts.translated(prompts, responses), strict=True)
+        groups = [self.texts.example(prompt, group, self.max_length) for prompt, group in pairs]
         scores: list[list[float]] = [[] for _ in groups]
-        for rows in self._batches(groups):
+        for rows in batches(groups, self.max_tokens):
             batch = pack([groups[row] for row in rows], kind="supervised" if _single(groups, rows) else None)
             found = self._score(batch.to(self.device)).reshape(len(rows), -1).tolist()
             for row, values in zip(rows, found, strict=True):
@@ -106,58 +101,10 @@ class ModelReward:
             scores = scores[:, self.output]
         return self.scale * (self.model.normalized(scores) if self.normalize else scores)
 
-    def _cut(self, prompt: list[int], group: list[list[int]]) -> Example:
-        """A group within ``max_length``; an empty response is its end alone."""
-        responses = [response or [cast("int", self.own.eos_token_id)] for response in group]
-        if self.max_length is not None and responses:
-            prompt = prompt[-max(self.max_length - max(map(len, responses)), 1) :]
-        return Example(prompt or [_beginning(self.own)], responses)
-
-    def _batches(self, groups: Sequence[Example]) -> Iterator[list[int]]:
-        """Rows of groups of similar length that fit together, without the groups that have no response."""
-        sizes = [len(group.prompt) + sum(map(len, group.responses)) for group in groups]
-        rows: list[int] = []
-        for row in sorted((row for row, group in enumerate(groups) if group.responses), key=sizes.__getitem__):
-            if rows and sum(sizes[r] for r in rows) + sizes[row] > self.max_tokens:
-                yield rows
-                rows = []
-            rows.append(row)
-        if rows:
-            yield rows
-
-    # Other tokenizers
-
-    def _rendered(
-        self, prompts: list[list[int]], responses: list[list[list[int]]]
-    ) -> tuple[list[list[int]], list[list[list[int]]]]:
-        """The same texts in the reward model's own tokens and chat template."""
-        eos = cast("int", self.own.eos_token_id)
-        texts = [self._content(prompt) for prompt in prompts]
-        rendered = [self._ids(_with_template(self.own, text)) for text in texts]
-        answers = [[[*self._ids(self._text(ids)), eos] for ids in group] for group in responses]
-        return rendered, answers
-
-    def _content(self, prompt: list[int]) -> str:
-        """What the user said, out of the chat template that the policy's prompts are written in."""
-        template = _with_template(self.theirs, _SENTINEL)
-        before, _, after = template.partition(_SENTINEL)
-        text = str(self.theirs.decode(prompt, skip_special_tokens=False))
-        bos = self.theirs.bos_token or ""
-        before, text = before.removeprefix(bos), text.removeprefix(bos)
-        if before and text.startswith(before) and text.endswith(after):
-            return text[len(before) : len(text) - len(after)]
-        return self._text(prompt)
-
-    def _text(self, ids: list[int]) -> str:
-        return str(self.theirs.decode(ids, skip_special_tokens=True))
-
-    def _ids(self, text: str) -> list[int]:
-        return cast("list[int]", self.own(text, add_special_tokens=False)["input_ids"])
-
     def _encoded(self, prompts: list[list[int]], responses: list[list[list[int]]]) -> list[list[float]]:
         """Scores of an encoder, which reads a pair of texts."""
         pairs = [
-            (self._content(prompt), self._text(response))
+            (self.texts.content(prompt), self.texts.text(response))
             for prompt, group in zip(prompts, responses, strict=True)
             for response in group
         ]
@@ -175,26 +122,6 @@ class ModelReward:
             flat += (self.scale * self.model(**inputs.to(self.device)).logits[:, self.output].float()).tolist()
         values = iter(flat)
         return [[next(values) for _ in group] for group in responses]
-
-
-def _equal(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers make the same ids of the same conversation."""
-    if one is other:
-        return True
-    same = one.get_vocab() == other.get_vocab() and one.eos_token_id == other.eos_token_id
-    return same and (one.chat_template or "") == (other.chat_template or "")
-
-
-def _with_template(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """A user's turn and the beginning of the answer; plain text without a template."""
-    if not tokenizer.chat_template:
-        return (tokenizer.bos_token or "") + text
-    turn = [{"role": "user", "content": text}]
-    return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
-
-
-def _beginning(tokenizer: PreTrainedTokenizerBase) -> int:
-    return cast("int", tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id)
 
 
 def _single(groups: Sequence[Example], rows: Sequence[int]) -> bool:

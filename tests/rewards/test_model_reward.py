@@ -60,7 +60,7 @@ def test_batches_do_not_matter(trained: tuple[Path, Models], max_tokens: int) ->
     folder, models = trained
     reward = ModelReward(models.tokenizer, path=str(folder), max_tokens=max_tokens)
     assert isinstance(reward, Reward)
-    assert not reward.renders
+    assert not reward.texts.renders
     close(reward(*encoded(models.tokenizer)), expected(models))
     assert not any(p.requires_grad for p in reward.model.parameters())
 
@@ -87,7 +87,7 @@ def test_another_tokenizer_and_template(trained: tuple[Path, Models]) -> None:
     prompts, responses = encoded(other)
     assert prompts != encoded(models.tokenizer)[0]
     reward = ModelReward(other, path=str(folder))
-    assert reward.renders
+    assert reward.texts.renders
     close(reward(prompts, responses), expected(models))
 
 

@@ -1,0 +1,101 @@
+"""The log-probability of a response under a language model as its reward: what imitation learning prefers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from rlhf_lightning.data.packing import pack
+from rlhf_lightning.models.actor import Actor
+from rlhf_lightning.models.buffers import keep_float32_buffers
+from rlhf_lightning.models.roles import align_with_tokenizer
+from rlhf_lightning.models.sources import Dtype, Pretrained
+from rlhf_lightning.rewards.texts import Texts, batches, chosen_device
+from rlhf_lightning.types import Example, Ragged
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class LogProbReward:
+    r"""Log-probability of a response, in nats: :math:`\log p(a \mid q)`, summed or averaged over its tokens.
+
+    Source: the imitation baseline of "A General Language Assistant as a Laboratory for Alignment", arXiv:2112.00861: a
+    model that was fine-tuned on good responses alone (``method=imitation``) ranks responses by it, or by the empirical
+    mutual information :math:`\log p(a \mid q) - \log p(a)`, which does not pay for text that is likely after any
+    question.
+
+    Args:
+        tokenizer: of whoever made the token ids; None: the model's own. Texts are rendered again where they differ
+            (:class:`~rlhf_lightning.rewards.texts.Texts`).
+        path: folder (a run's ``export/last``) or hub id of a language model, or of an adapter for one.
+        name: what its numbers are logged under.
+        reduction: ``sum`` over the response's tokens, its EOS among them, or their ``mean``.
+        mutual_information: take off the log-probability of the response after an empty question: the chat template
+            around no text, or BOS alone where there is no template.
+        dtype: of the weights.
+        device: ``auto`` takes CUDA where there is some.
+        max_tokens: of a batch, prompts and responses; a longer group is a batch of its own.
+        max_length: longest prompt with a response, in tokens; of a longer prompt the beginning is left out. None: no
+            limit.
+
+    Raises:
+        ValueError: an unknown reduction, or the folder holds a reward model.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        path: str,
+        name: str = "log_prob",
+        reduction: Literal["sum", "mean"] = "sum",
+        mutual_information: bool = False,
+        dtype: Dtype = "float32",
+        device: str = "auto",
+        max_tokens: int = 16_384,
+        max_length: int | None = None,
+    ) -> None:
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f"reward.reduction={reduction!r} is neither sum nor mean")
+        self.name, self.reduction, self.mutual_information = name, reduction, mutual_information
+        self.max_tokens, self.max_length = max_tokens, max_length
+        self.device = chosen_device(device)
+        self.own, self.model = language_model(path, dtype, self.device)
+        self.texts = Texts(self.own, tokenizer)
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[list[int]], responses: list[list[list[int]]]) -> list[list[float]]:
+        """See :class:`~rlhf_lightning.rewards.base.Reward`."""
+        prompts, responses = self.texts.translated(prompts, responses)
+        pairs = list(zip(prompts, responses, strict=True))
+        scores = self._scores([self.texts.example(prompt, group, self.max_length) for prompt, group in pairs])
+        if not self.mutual_information:
+            return scores
+        nothing = self.texts.asked("")
+        alone = self._scores([self.texts.example(nothing, group, self.max_length) for group in responses])
+        return [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(scores, alone, strict=True)]
+
+    def _scores(self, groups: list[Example]) -> list[list[float]]:
+        scores: list[list[float]] = [[] for _ in groups]
+        for rows in batches(groups, self.max_tokens):
+            batch = pack([groups[row] for row in rows])
+            policy: Ragged = self.model(batch.to(self.device))
+            found = (policy.sum() if self.reduction == "sum" else policy.mean()).reshape(len(rows), -1).tolist()
+            for row, values in zip(rows, found, strict=True):
+                scores[row] = values[: len(groups[row].responses)]
+        return scores
+
+
+def language_model(path: str, dtype: Dtype, device: torch.device) -> tuple[PreTrainedTokenizerBase, Actor]:
+    """A folder's tokenizer, and its language model on a device, without gradients.
+
+    Raises:
+        ValueError: the folder holds a reward model.
+    """
+    source = Pretrained(path, dtype=dtype)
+    tokenizer, model = source.tokenizer(), source.load()
+    align_with_tokenizer(model, tokenizer)
+    keep_float32_buffers(model)
+    return tokenizer, Actor(model).to(device).eval().requires_grad_(False)

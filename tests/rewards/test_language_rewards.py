@@ -1,0 +1,211 @@
+"""Rewards of language models: log-probabilities, and a judge's tournament; rewards of steps."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_lightning.data import DataSpec, Files
+from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.losses.judge import stated_preference
+from rlhf_lightning.models.classification import export_scorer
+from rlhf_lightning.models.export import export
+from rlhf_lightning.models.roles import ModelBuilder, Models
+from rlhf_lightning.models.scorer import Scorer
+from rlhf_lightning.models.sources import TinyRandom
+from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer
+from rlhf_lightning.rewards import JudgeReward, LogProbReward, ProcessReward, Reward
+from rlhf_lightning.types import ComparisonBatch, Example
+from tests.rewards.test_model_reward import ANSWERS, QUESTIONS, close, encoded
+
+SPEC = DataSpec(comparison="{prompt}|{first}|{second}=", cache=False)
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Models]:
+    models = ModelBuilder(TinyRandom(), None, "none")()
+    models.policy.eval()
+    return export(models.policy, models.tokenizer, tmp_path_factory.mktemp("language")), models
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Models]:
+    models = ModelBuilder(TinyRandom(), None, "none")(lambda model, **options: Scorer(model, bias=True, **options))
+    with torch.no_grad():
+        models.policy.head.bias.fill_(0.7)
+    return export_scorer(models.policy.eval(), models.tokenizer, tmp_path_factory.mktemp("steps")), models
+
+
+def other_tokenizer() -> PreTrainedTokenizerBase:
+    other = byte_tokenizer()
+    other.add_tokens(["Because", "question"])
+    return prepare_tokenizer(other, chat_template="zephyr")
+
+
+@torch.no_grad()
+def log_probs(models: Models, prompts: list[list[int]], groups: list[list[list[int]]], how: str) -> list[list[float]]:
+    """One pass a response, without batches."""
+    return [
+        [float(getattr(models.policy(pack([Example(prompt, [response])])), how)()) for response in group]
+        for prompt, group in zip(prompts, groups, strict=True)
+    ]
+
+
+# Log-probabilities
+
+
+@pytest.mark.parametrize("max_tokens", [1, 10_000])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_log_probs_of_whole_responses(language: tuple[Path, Models], reduction: str, max_tokens: int) -> None:
+    """The EOS counts; a response whose EOS is left out, or a mean where a sum is wanted, gives other numbers."""
+    folder, models = language
+    reward = LogProbReward(models.tokenizer, path=str(folder), reduction=reduction, max_tokens=max_tokens)  # type: ignore[arg-type]
+    assert isinstance(reward, Reward)
+    prompts, groups = encoded(models.tokenizer)
+    close(reward(prompts, groups), log_probs(models, prompts, groups, reduction))
+
+
+def test_mutual_information_takes_off_what_needs_no_question(language: tuple[Path, Models]) -> None:
+    folder, models = language
+    prompts, groups = encoded(models.tokenizer)
+    empty = models.tokenizer.apply_chat_template([{"role": "user", "content": ""}], add_generation_prompt=True)[
+        "input_ids"
+    ]
+    asked, alone = (log_probs(models, those, groups, "sum") for those in (prompts, [empty] * len(groups)))
+    found = LogProbReward(models.tokenizer, path=str(folder), mutual_information=True)(prompts, groups)
+    close(found, [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(asked, alone, strict=True)])
+    assert LogProbReward(path=str(folder), mutual_information=True)([empty], [groups[0]])[0] == pytest.approx([0, 0])
+
+
+def test_log_probs_of_a_policy_with_another_tokenizer(language: tuple[Path, Models]) -> None:
+    folder, models = language
+    other = other_tokenizer()
+    reward = LogProbReward(other, path=str(folder))
+    assert reward.texts.renders
+    close(reward(*encoded(other)), log_probs(models, *encoded(models.tokenizer), "sum"))
+
+
+def test_an_unknown_reduction(language: tuple[Path, Models]) -> None:
+    with pytest.raises(ValueError, match=r"reward\.reduction='max'"):
+        LogProbReward(path=str(language[0]), reduction="max")  # type: ignore[arg-type]
+
+
+# A judge
+
+
+def stated(models: Models, tmp_path: Path, question: str, first: str, second: str) -> float:
+    """The preference for ``first``, by way of the data that a judge learns from."""
+    row = {
+        "prompt": [{"role": "user", "content": question}],
+        "chosen": [{"role": "assistant", "content": first}],
+        "rejected": [{"role": "assistant", "content": second}],
+    }
+    (tmp_path / "pair.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    examples = tokenize(Files(str(tmp_path / "pair.jsonl")), models.tokenizer, SPEC, "comparison").examples
+    batch = pack(examples, kind="comparison")
+    assert isinstance(batch, ComparisonBatch)
+    with torch.no_grad():
+        return float(stated_preference(*batch.verdicts(models.policy(batch))))
+
+
+@pytest.mark.parametrize("max_tokens", [1, 10_000])
+def test_a_judge_gives_the_mean_over_its_opponents(
+    language: tuple[Path, Models], tmp_path: Path, max_tokens: int
+) -> None:
+    """The third group has three responses: R(a) = (P(a > b) + P(a > c)) / 2. Fails when a preference is credited to the
+    wrong response, when one order alone is asked, or when the sum is not divided."""
+    folder, models = language
+    reward = JudgeReward(models.tokenizer, path=str(folder), spec=SPEC, max_tokens=max_tokens)
+    assert isinstance(reward, Reward)
+    prompts, groups = encoded(models.tokenizer)
+    found = reward([prompts[0], prompts[2]], [groups[0], groups[2]])
+    one = stated(models, tmp_path, QUESTIONS[0], *ANSWERS[0])
+    a, b, c = ANSWERS[2]
+    ab, ac, bc = (stated(models, tmp_path, QUESTIONS[2], *pair) for pair in ((a, b), (a, c), (b, c)))
+    close(found, [[one, 1 - one], [(ab + ac) / 2, (1 - ab + bc) / 2, (2 - ac - bc) / 2]])
+    assert abs(one - 0.5) > 1e-3
+    assert sum(found[1]) / 3 == pytest.approx(0.5)
+
+
+def test_a_judge_of_another_tokenizer(language: tuple[Path, Models]) -> None:
+    folder, models = language
+    other = other_tokenizer()
+    wanted = JudgeReward(path=str(folder), spec=SPEC)(
+        [encoded(models.tokenizer)[0][0]], [encoded(models.tokenizer)[1][0]]
+    )
+    found = JudgeReward(other, path=str(folder), spec=SPEC)([encoded(other)[0][0]], [encoded(other)[1][0]])
+    close(found, wanted)
+
+
+def test_a_judge_needs_two_responses(language: tuple[Path, Models]) -> None:
+    reward = JudgeReward(path=str(language[0]), spec=SPEC)
+    with pytest.raises(ValueError, match="group 1 has one"):
+        reward([[1], [1]], [[], [[2]]])
+    assert reward([[1]], [[]]) == [[]]
+
+
+# Steps
+
+
+def wanted_steps(models: Models, question: str, pieces: list[str]) -> list[float]:
+    """sigma of the logit behind each piece, one pass each: a later step cannot change an earlier one."""
+    found = []
+    for count in range(1, len(pieces) + 1):
+        ids = models.tokenizer("".join(pieces[:count]), add_special_tokens=False)["input_ids"]
+        prompt = encoded(models.tokenizer)[0][QUESTIONS.index(question)]
+        with torch.no_grad():
+            found.append(float(torch.sigmoid(models.policy(pack([Example(prompt, [ids])])))))
+    return found
+
+
+AGGREGATED = {"mean": lambda p: sum(p) / len(p), "min": min, "product": math.prod, "last": lambda p: p[-1]}
+
+
+@pytest.mark.parametrize("aggregate", AGGREGATED)
+@pytest.mark.parametrize("renders", [False, True])
+def test_steps_are_found_and_aggregated(steps: tuple[Path, Models], aggregate: str, renders: bool) -> None:
+    """Fails without the head's bias, at another token than the separator's, or with blank lines as steps."""
+    folder, models = steps
+    tokenizer = other_tokenizer() if renders else models.tokenizer
+    reward = ProcessReward(tokenizer, path=str(folder), aggregate=aggregate, spec=DataSpec(cache=False))  # type: ignore[arg-type]
+    prompts, _ = encoded(tokenizer)
+    eos = [tokenizer.eos_token_id]
+    texts = ["1 + 1 = 2\n\nso 3 = 3", "no"]
+    responses = [tokenizer(text, add_special_tokens=False)["input_ids"] + eos for text in texts]
+    per_step = [
+        wanted_steps(models, QUESTIONS[0], ["1 + 1 = 2\n", "so 3 = 3\n"]),
+        wanted_steps(models, QUESTIONS[0], ["no\n"]),
+    ]
+    assert reward.steps(prompts[:1], [responses])[0] == [pytest.approx(values, abs=1e-5) for values in per_step]
+    close(reward(prompts[:1], [responses]), [[AGGREGATED[aggregate](values) for values in per_step]])
+
+
+def test_steps_that_end_with_a_text_of_their_own(steps: tuple[Path, Models]) -> None:
+    folder, models = steps
+    reward = ProcessReward(path=str(folder), spec=DataSpec(step_separator="|", cache=False), step_end=".")
+    ids = models.tokenizer("One. Two", add_special_tokens=False)["input_ids"]
+    found = reward.steps(encoded(models.tokenizer)[0][:1], [[ids]])
+    assert found[0][0] == pytest.approx(wanted_steps(models, QUESTIONS[0], ["One.|", "Two|"]), abs=1e-5)
+
+
+def test_an_empty_solution_is_one_step(steps: tuple[Path, Models]) -> None:
+    folder, models = steps
+    prompts, _ = encoded(models.tokenizer)
+    reward = ProcessReward(path=str(folder), spec=DataSpec(cache=False))
+    found = reward.steps(prompts[:1], [[[models.tokenizer.eos_token_id]]])
+    assert found[0][0] == pytest.approx(wanted_steps(models, QUESTIONS[0], ["\n"]), abs=1e-5)
+
+
+def test_what_is_no_process_reward_model(steps: tuple[Path, Models], language: tuple[Path, Models]) -> None:
+    with pytest.raises(ValueError, match="0 rewards"):
+        ProcessReward(path=str(language[0]))
+    with pytest.raises(ValueError, match=r"reward\.aggregate='max'"):
+        ProcessReward(path=str(steps[0]), aggregate="max")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="reward model"):
+        LogProbReward(path=str(steps[0]))
