@@ -173,12 +173,13 @@ def test_one_alternative_needs_no_chance(response: Response, seeds: tuple[int, i
 
 
 def test_alternatives_are_sampled_from_the_softmax_of_the_k_highest() -> None:
-    """20,000 draws: the standard error of a share is below 0.0036. Catches a softmax over all, and uniform draws."""
-    response = [Position([2.0, 1.0, 0.0, 1.5], 1)] * 20_000
-    token = torch.tensor(sampled(Policy([response]), 2, 0)[0])
-    share = torch.bincount(token, minlength=4) / len(token)
-    high = torch.tensor([2.0, 1.5]).softmax(0)
-    torch.testing.assert_close(share, torch.tensor([high[0], 0.0, 0.0, high[1]]), atol=0.015, rtol=0)
+    """20,000 draws: the standard error of a share is below 0.0036. Catches a softmax over all, uniform draws, and noise
+    of the wrong sign, which only shows with more than two alternatives."""
+    response = [Position([2.0, 1.0, 0.0, 1.5, 0.75], 1)] * 20_000
+    token = torch.tensor(sampled(Policy([response]), 3, 0)[0])
+    share = torch.bincount(token, minlength=5) / len(token)
+    high = torch.tensor([2.0, 1.5, 0.75]).softmax(0)
+    torch.testing.assert_close(share, torch.tensor([high[0], 0.0, 0.0, high[1], high[2]]), atol=0.015, rtol=0)
 
 
 def test_the_seed_decides() -> None:
