@@ -6,7 +6,7 @@ Every loss raises ValueError when an option is outside its range.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhf_lightning.losses.options import NonNegative, OpenShare, Real, Share, loss_function
@@ -60,28 +60,34 @@ def ilql(
     Raises:
         ValueError: an option is outside its range.
     """
-    last = _is_last(policy.sequence)
-    following = torch.cat([values.value[1:], values.value.new_zeros(min(1, len(last)))]).masked_fill(last, 0.0)
-    reward = score[policy.sequence].to(values.value).masked_fill(~last, 0.0)
+    goal = _bellman_goal(policy.sequence, values.value, score, gamma)
     best = values.target_q.detach().amin(0)
     advantage = best - values.value
+    likelier = (awac_beta * advantage.detach()).exp()
     parts = {
-        "q": (values.q - (reward + gamma * following.detach())).square().sum(0),
+        "q": (values.q - goal).square().sum(0),
         "value": torch.where(advantage >= 0, tau, 1 - tau) * advantage.square(),
         "cql": -values.q_log_prob.sum(0),
-        "awac": -(awac_beta * advantage.detach()).exp() * policy.token,
+        "awac": -likelier * policy.token,
     }
     token = parts["q"] + parts["value"] + cql_weight * parts["cql"] + awac_weight * parts["awac"]
-    return MeasuredLoss(
-        policy.with_token(token).sum() / policy.step_length,
-        {
-            **{f"loss/{name}": part.detach() for name, part in parts.items()},
-            "value/q": best,
-            "value/v": values.value.detach(),
-            "value/advantage": advantage.detach(),
-            "awac_weight": (awac_beta * advantage.detach()).exp(),
-        },
-    )
+    states = {"value/q": best, "value/v": values.value, "value/advantage": advantage, "awac_weight": likelier}
+    logged = {f"loss/{name}": part for name, part in parts.items()} | states
+    loss = policy.with_token(token).sum() / policy.step_length
+    return MeasuredLoss(loss, {name: number.detach() for name, number in logged.items()})
+
+
+def _bellman_goal(
+    sequence: Int[Tensor, " response_tokens"],
+    value: Float[Tensor, " response_tokens"],
+    score: Float[Tensor, " responses"],
+    gamma: float,
+) -> Float[Tensor, " response_tokens"]:
+    """What each action is worth by the next state's value: r + gamma V', the score at a response's last token."""
+    last = _is_last(sequence)
+    following = torch.cat([value[1:], value.new_zeros(min(1, len(last)))]).masked_fill(last, 0.0)
+    reward = score[sequence].to(value).masked_fill(~last, 0.0)
+    return (reward + gamma * following).detach()
 
 
 def _is_last(sequence: Tensor) -> Tensor:
