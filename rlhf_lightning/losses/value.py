@@ -60,8 +60,7 @@ def ilql(
     Raises:
         ValueError: an option is outside its range.
     """
-    goal = _bellman_goal(policy.sequence, values.value, score, gamma)
-    best = values.target_q.detach().amin(0)
+    best, goal = values.target_q.detach().amin(0), _bellman_goal(policy.sequence, values.value, score, gamma)
     advantage = best - values.value
     likelier = (awac_beta * advantage.detach()).exp()
     parts = {
@@ -71,10 +70,10 @@ def ilql(
         "awac": -likelier * policy.token,
     }
     token = parts["q"] + parts["value"] + cql_weight * parts["cql"] + awac_weight * parts["awac"]
-    states = {"value/q": best, "value/v": values.value, "value/advantage": advantage, "awac_weight": likelier}
-    logged = {f"loss/{name}": part for name, part in parts.items()} | states
-    loss = policy.with_token(token).sum() / policy.step_length
-    return MeasuredLoss(loss, {name: number.detach() for name, number in logged.items()})
+    logged = {f"loss/{name}": part for name, part in parts.items()}
+    logged |= {"value/q": best, "value/v": values.value, "value/advantage": advantage, "awac_weight": likelier}
+    detached = {name: number.detach() for name, number in logged.items()}
+    return MeasuredLoss(policy.with_token(token).sum() / policy.step_length, detached)
 
 
 def _bellman_goal(
