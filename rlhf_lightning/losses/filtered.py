@@ -110,8 +110,7 @@ def reward_weighted(
     if normalise == "group":
         weight = (score / beta).masked_fill(~present, -torch.inf).softmax(-1)
     else:
-        raised = ((score - running.mean) / beta).exp().clamp(max=max_weight)
-        weight = torch.where(present, torch.where(running.count > 0, raised, 1.0), 0.0)
+        weight = _against(running, score, beta).clamp(max=max_weight).masked_fill(~present, 0.0)
         weight = weight / present.sum(-1, keepdim=True).clamp(min=1)
     selected = weight / weight.sum(-1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
     return GroupLoss(
@@ -124,6 +123,11 @@ def reward_weighted(
             "score/mean": _mean(score, shares(present)),
         },
     )
+
+
+def _against(running: Moments, score: Float[Tensor, "groups slots"], beta: float) -> Float[Tensor, "groups slots"]:
+    """Exponentials of scores less the mean of earlier steps; 1 before there was one."""
+    return torch.where(running.count > 0, ((score - running.mean) / beta).exp(), 1.0)
 
 
 def _mean(score: Float[Tensor, "groups slots"], share: Float[Tensor, "groups slots"]) -> Float[Tensor, " groups"]:
