@@ -39,9 +39,24 @@ _DATA = {
     "KnowledgeDistillation": "demonstrations",
     "Contrastive": "paraphrased instructions",
     "ValueBased": "scored responses",
+    "RewardModel": "pairs",
+    "RankedRewardModel": "ranked lists",
+    "CostModel": "safety-labelled pairs",
+    "Judge": "pairs",
+    "Judged": "judged answers",
+}
+#: The same of a module that takes several kinds of data, by the label that the loss asks for.
+_DATA_OF_LABEL = {
+    "desirable": "labelled responses",
+    "step_label": "solutions in steps",
+    "attributes": "rated responses",
 }
 #: Inputs of a loss that the data or the policy itself brings, so that they need no mention beside the kind of data.
-_IMPLIED = {"policy", "desirable", "score", "present", "weight", "embedding", "values"}
+_IMPLIED = {
+    *("policy", "desirable", "score", "present", "weight", "embedding", "values"),
+    *("step_label", "attributes", "safe", "prefix", "length"),
+    *("reward", "token_reward", "step_reward", "rating", "overlap", "verdict", "verdict_swapped"),
+}
 
 
 @dataclass(frozen=True)
@@ -219,7 +234,8 @@ def render_table(entries: Sequence[MethodEntry]) -> Any:
 def _needs(entry: MethodEntry) -> str:
     """Data first, then what else the loss asks for."""
     others = [name for name in entry.needs if name not in _IMPLIED]
-    return ", ".join([_DATA.get(entry.kind, entry.kind.lower()), *others])
+    data = _DATA.get(entry.kind) or next((_DATA_OF_LABEL[name] for name in entry.needs if name in _DATA_OF_LABEL), None)
+    return ", ".join([data or entry.kind.lower(), *others])
 
 
 def _defaults(options: Mapping[str, Any]) -> str:

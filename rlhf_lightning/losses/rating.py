@@ -1,8 +1,8 @@
 """Losses of reward heads that look at one response at a time: labels, ratings, and the steps of a solution.
 
 They return one number a response; the method divides by the responses of the whole optimiser step. The diagnostics are
-``accuracy`` and the mean reward of good and of bad ones, where a soft label counts as good from 1/2. Every loss raises
-ValueError when an option is not one of the allowed ones.
+``accuracy`` and the mean reward of good and of bad ones, where a soft label counts as good from 1/2. A loss with
+options raises ValueError when one is not allowed.
 """
 
 from __future__ import annotations
@@ -35,9 +35,6 @@ def binary_discrimination(reward: Float[Tensor, " responses"], desirable: Float[
 
     Returns:
         One loss a response, and its reward.
-
-    Raises:
-        ValueError: an option is not one of the allowed ones.
     """
     loss = F.binary_cross_entropy_with_logits(reward, desirable.to(reward.dtype), reduction="none")
     return GroupLoss(loss, reward.detach(), diagnostics=_by_label(reward, desirable))
@@ -105,9 +102,6 @@ def attribute_regression(
 
     Returns:
         One loss a response, 0 for a response without a rating; its reward is the mean of its ratings.
-
-    Raises:
-        ValueError: an option is not one of the allowed ones.
     """
     known = ~torch.isnan(attributes)
     error = (rating - attributes.to(rating.dtype).nan_to_num()).square() * known

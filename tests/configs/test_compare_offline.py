@@ -13,7 +13,11 @@ from rlhf_lightning.methods.scoring import ScoringModule
 
 METHODS = {path.stem: OmegaConf.load(path) for path in (conf_dir() / "method").glob("*.yaml")}
 #: Trains a policy or a judge, and needs more than the tiny world's data.
-OTHERS = {"knowledge_distillation": "a teacher", "pairwise_judge": "judges two answers, writes none"}
+OTHERS = {
+    "knowledge_distillation": "a teacher",
+    "pairwise_judge": "judges two answers, writes none",
+    "imitation": "sft, where a demonstration is a good response",
+}
 
 
 def compared() -> tuple[set[str], str]:
