@@ -8,7 +8,7 @@ WITH_REFERENCE = [
     *("apo_zero", "apo_down", "bco_pair", "kto_pair", "mpo"),
 ]
 WITHOUT_REFERENCE = ["simpo", "simper", "slic", "cpo", "orpo", "alpha_po", "preferred_ft"]
-DEMONSTRATIONS = ["sft", "dft"]
+DEMONSTRATIONS = ["sft", "dft", "imitation"]
 #: The first of each list is in the default suite.
 CASES = [
     Case(method, representative=method == family[0])

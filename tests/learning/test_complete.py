@@ -1,0 +1,29 @@
+"""No method without a learning case, no family without one in the default suite."""
+
+from __future__ import annotations
+
+from rlhf_lightning.conf_dir import conf_dir
+from tests.learning.test_learning import CASES
+
+#: Methods whose claim is tested elsewhere, and where.
+ELSEWHERE = {
+    "armorm": "its first stage has a case here, the second needs its model and is tested in tests/methods/test_rating.py",
+}
+
+
+def test_every_method_has_a_case():
+    """A yaml that is added to conf/method fails here until a case claims that the method learns."""
+    methods = {path.stem for path in (conf_dir() / "method").glob("*.yaml")}
+    assert methods - {case.method for case in CASES} == set(ELSEWHERE)
+
+
+def test_cases_are_about_methods_and_differ():
+    assert {case.method for case in CASES} <= {path.stem for path in (conf_dir() / "method").glob("*.yaml")}
+    names = [(case.name, case.metric) for case in CASES]
+    assert len(set(names)) == len(names)
+
+
+def test_margins_are_not_noise():
+    """The gold reward's mean has a standard error of 0.09 points; a claim of less than five of them proves nothing."""
+    assert all(case.margin >= 0.45 for case in CASES if case.metric == "val/gold/reward" and not case.falls)
+    assert all(case.flipped_limit < case.margin for case in CASES)
