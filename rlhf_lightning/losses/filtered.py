@@ -110,7 +110,7 @@ def reward_weighted(
     if normalise == "group":
         weight = (score / beta).masked_fill(~present, -torch.inf).softmax(-1)
     else:
-        weight = _against(running, score, beta).clamp(max=max_weight).masked_fill(~present, 0.0)
+        weight = _against(running, score, beta, max_weight).masked_fill(~present, 0.0)
         weight = weight / present.sum(-1, keepdim=True).clamp(min=1)
     selected = weight / weight.sum(-1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
     return GroupLoss(
@@ -125,9 +125,11 @@ def reward_weighted(
     )
 
 
-def _against(running: Moments, score: Float[Tensor, "groups slots"], beta: float) -> Float[Tensor, "groups slots"]:
-    """Exponentials of scores less the mean of earlier steps; 1 before there was one."""
-    return torch.where(running.count > 0, ((score - running.mean) / beta).exp(), 1.0)
+def _against(
+    running: Moments, score: Float[Tensor, "groups slots"], beta: float, largest: float
+) -> Float[Tensor, "groups slots"]:
+    """Exponentials of scores less the mean of earlier steps, up to a largest one; 1 before there was a step."""
+    return torch.where(running.count > 0, ((score - running.mean) / beta).exp().clamp(max=largest), 1.0)
 
 
 def _mean(score: Float[Tensor, "groups slots"], share: Float[Tensor, "groups slots"]) -> Float[Tensor, " groups"]:

@@ -101,10 +101,9 @@ def pairwise_cringe(
     Source: "Some things are more CRINGE than others: Iterative Preference Optimization with the Pairwise Cringe
     Loss", arXiv:2312.16682.
     Defaults: our choices, for responses of some dozens of tokens.
-    Differences: not known. The formula is the one that secondary descriptions of the paper give; the authors published
-    no code, and neither the form of the gate, the normalisation nor whether gradients flow through the gate could be
-    checked against the paper. Here they do not; with ``detach_gate=False`` they do, and the gate itself then also
-    pushes M up, since the bracket is positive. TRL 1.16 has no such loss.
+    Differences: not known. The formula is that of secondary descriptions; the authors published no code, and the gate,
+    the normalisation and whether gradients flow through the gate could not be checked against the paper. Here they do
+    not; with ``detach_gate=False`` the gate also pushes M up, since the bracket is positive. TRL 1.16 has no such loss.
 
     Args:
         policy: log-probs of the policy.
@@ -119,8 +118,7 @@ def pairwise_cringe(
 
     Returns:
         One loss a pair, in nats; summed log-probs as rewards; diagnostics ``gate``, ``closed`` (share of gates below
-        1/2), ``margin`` (M), ``ce`` and ``contrast`` (per token of the chosen and of the rejected response) and
-        ``rank`` (of the sampled alternatives among all tokens, 1 for the most likely; mean of each pair).
+        1/2), ``margin`` (M), ``ce`` and ``contrast`` (per token) and ``rank`` (of the alternatives, 1: most likely).
 
     Raises:
         ValueError: an option is outside its range.
@@ -131,14 +129,8 @@ def pairwise_cringe(
     contrast = contrasted(top_k, k, detach_alternative)
     length = policy.chosen.step_length + policy.rejected.step_length
     binary = (alpha * top_k.sum(contrast.loss) - chosen) / length
-    diagnostics = {
-        "gate": opened,
-        "closed": (opened < 0.5).float(),
-        "margin": margin,
-        "ce": -policy.chosen.mean(),
-        "contrast": top_k.mean(contrast.loss),
-        "rank": top_k.mean(contrast.rank.to(margin.dtype)),
-    }
+    diagnostics = {"gate": opened, "closed": (opened < 0.5).float(), "margin": margin, "ce": -policy.chosen.mean()}
+    diagnostics |= {"contrast": top_k.mean(contrast.loss), "rank": top_k.mean(contrast.rank.to(margin.dtype))}
     return PreferenceLoss(
         (opened.detach() if detach_gate else opened) * binary,
         chosen.detach(),
