@@ -7,7 +7,7 @@ from tests.learning.test_learning import CASES
 
 #: Methods whose claim is tested elsewhere, and where.
 ELSEWHERE = {
-    "armorm": "its first stage has a case here, the second needs its model and is tested in tests/methods/test_rating.py",
+    "armorm": "its first stage has a case, the second needs that model and is tested in tests/methods/test_rating.py",
 }
 
 
