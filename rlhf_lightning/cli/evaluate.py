@@ -13,12 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.callbacks.implicit_rewards import FILE as REWARDS
 from rlhf_lightning.cli.announce import describe_run
+from rlhf_lightning.cli.benchmark import benchmark
 from rlhf_lightning.cli.build import make, make_run
 from rlhf_lightning.cli.console import say
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.results import Result
 from rlhf_lightning.cli.train import optimized, prepare
 from rlhf_lightning.cli.versions import versions
+from rlhf_lightning.data import AlignmentDataModule, RewardBench
 from rlhf_lightning.methods import ScoringModule
 from rlhf_lightning.rewards.statistics import length_statistics, preference_statistics, reward_statistics
 from rlhf_lightning.types import PackedBatch, RankedBatch
@@ -40,7 +42,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     folder = prepare(cfg, "evaluate")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if cfg.get("reward") and issubclass(make(cfg.method).func, ScoringModule):
-        return _finish(cfg, folder, evaluate_reward(cfg), started)
+        return _finish(cfg, folder, evaluate_reward(cfg, folder), started)
     (folder / REWARDS).unlink(missing_ok=True)
     run = make_run(cfg)
     run.data.setup("validate")
@@ -54,7 +56,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     metrics = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
     if not run.trainer.is_global_zero:
         return optimized(metrics, cfg.optimized_metric)
-    return _finish(cfg, folder, metrics | calibration(folder), started)
+    return _finish(cfg, folder, metrics | calibration(folder) | _benchmark_of(run.data, folder), started)
 
 
 def calibration(folder: Path) -> dict[str, float]:
@@ -68,7 +70,17 @@ def calibration(folder: Path) -> dict[str, float]:
     return {f"val/reward/{name}": found[name] for name in wanted}
 
 
-def evaluate_reward(cfg: DictConfig) -> dict[str, float]:
+def _benchmark_of(data: AlignmentDataModule, folder: Path) -> dict[str, float]:
+    """RewardBench's score of the rewards of every validation pair; nothing for other data."""
+    file = folder / REWARDS
+    if not isinstance(data.validation, RewardBench) or data.val_examples is None or not file.exists():
+        return {}
+    pairs, rows = np.load(file), data.val_examples.rows()
+    named = [rows[number] for number in pairs["index"]]
+    return benchmark(data.validation, named, pairs["chosen"].tolist(), pairs["rejected"].tolist(), folder)
+
+
+def evaluate_reward(cfg: DictConfig, folder: Path) -> dict[str, float]:
     """How a reward (``reward=model reward.path=...``) agrees with the validation data; no policy is loaded.
 
     Pairs and lists are compared, chosen against rejected and every response against those with a lower score. The
@@ -76,6 +88,7 @@ def evaluate_reward(cfg: DictConfig) -> dict[str, float]:
 
     Args:
         cfg: whose method says what kind of data, and whether a high number is bad, as a cost is.
+        folder: for the table of a benchmark.
 
     Returns:
         Metrics by name: accuracy, margin, calibration, the distribution of rewards, their correlation with length.
@@ -84,10 +97,11 @@ def evaluate_reward(cfg: DictConfig) -> dict[str, float]:
     tokenizer = getattr(reward, "own", None) or make(cfg.model).tokenizer()
     data = make(cfg.data)(tokenizer=tokenizer, kind=method.kind, seed=cfg.seed)
     data.setup("validate")
-    better, worse, values, tokens = [], [], [], []
+    better, worse, values, tokens, rows = [], [], [], [], []
     for batch in data.val_dataloader():
         scores = [[method.sign * score for score in group] for group in reward(*groups_of(batch))]
-        for group, preferred in zip(scores, preferences(batch), strict=True):
+        for row, group, preferred in zip(batch.rows, scores, preferences(batch), strict=True):
+            rows += [row] * len(preferred)
             better += [group[first] for first, _ in preferred]
             worse += [group[second] for _, second in preferred]
         values += [score for group in scores for score in group]
@@ -96,7 +110,10 @@ def evaluate_reward(cfg: DictConfig) -> dict[str, float]:
         raise ConfigError("the validation data has no two responses of which one is preferred: choose other data")
     found = preference_statistics(torch.tensor(better), torch.tensor(worse))
     found |= reward_statistics(torch.tensor(values)) | length_statistics(torch.tensor(values), torch.tensor(tokens))
-    return {f"val/reward/{name}": value for name, value in found.items()}
+    metrics = {f"val/reward/{name}": value for name, value in found.items()}
+    if isinstance(data.validation, RewardBench):
+        metrics |= benchmark(data.validation, rows, better, worse, folder)
+    return metrics
 
 
 def groups_of(batch: PackedBatch) -> tuple[list[list[int]], list[list[list[int]]]]:

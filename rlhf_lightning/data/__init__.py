@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlhf_lightning.data.benchmark import RewardBench as RewardBench
     from rlhf_lightning.data.binarized import Binarized as Binarized
     from rlhf_lightning.data.checks import DataError as DataError
     from rlhf_lightning.data.checks import Problem as Problem
@@ -35,6 +36,7 @@ _HOME = {
     "Place": "rlhf_lightning.data.module",
     "Problem": "rlhf_lightning.data.checks",
     "Report": "rlhf_lightning.data.checks",
+    "RewardBench": "rlhf_lightning.data.benchmark",
 }
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "Place",
     "Problem",
     "Report",
+    "RewardBench",
 ]
 
 

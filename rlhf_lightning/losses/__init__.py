@@ -11,7 +11,7 @@
 * contrast at each token: ``cringe pairwise_cringe``
 * judgments: ``cut cut_paper odds_ratio_judgment``
 * rewards from comparisons: ``bradley_terry log_exp odin k_wise best_of_k token_wise cost``
-* rewards from labels, ratings and verdicts: ``binary_discrimination process_reward attribute_regression pairwise_judge``
+* rewards from labels and verdicts: ``binary_discrimination process_reward attribute_regression pairwise_judge``
 * ranked lists: ``plackett_luce pro rrhf exo_k``
 * fine-tuning on scored responses: ``best_of_n reward_weighted``
 * whole distributions: ``context_distillation knowledge_distillation``
