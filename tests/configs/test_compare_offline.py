@@ -51,3 +51,13 @@ def test_stale_exceptions_are_refused():
     cfg = OmegaConf.create({"names": "${rlhf.choices:method,[dpo,no_such_method]}"})
     with pytest.raises(OmegaConfBaseException, match=r"ConfigError.*no_such_method"):
         _ = cfg.names
+
+
+@pytest.mark.parametrize("file", sorted((conf_dir() / "world" / "tiny").glob("*.yaml")), ids=lambda file: file.stem)
+def test_settings_of_the_world_fit_their_method(file):
+    """Each is named after a method, composes with it, passes the check of its options, and changes something."""
+    assert file.stem in METHODS
+    overrides = ["experiment=tiny", f"method={file.stem}"]
+    composed = OmegaConf.to_container(compose("train", overrides))
+    bare = OmegaConf.to_container(compose("train", [*overrides, "~world"], check=False))
+    assert composed != bare
