@@ -14,7 +14,7 @@ CASES = [
     ),
     Case("pairwise_judge", metric="val/accuracy", start=0.5, margin=0.1),
     # Held-out steps are about animals whose facts no label has shown: 0.53 there, chance. The claim is about the steps
-    # of training, where 1.0 was measured; a margin of logits would grow under a loss turned over too, as it has no bound.
+    # of training, where 1.0 was measured; a margin of logits would grow under a loss turned over too.
     Case("process_reward", ["trainer.max_epochs=3"], metric="train/accuracy", start=0.5, margin=0.3),
     # Root mean squared error of "form", 1 for a sentence and 0 for noise: a constant gives about 0.4.
     Case("attribute_regression", metric="val/error/form", start=0.4, margin=0.1, falls=True),
