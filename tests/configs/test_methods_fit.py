@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,7 +45,29 @@ OTHER_ROWS = {
         }
         for a in range(8)
     ],
+    "process_reward": [
+        {"prompt": f"Double {a}.", "steps": [f"Take {a} twice.", f"That is {2 * a}."], "labels": [True, a % 2 == 0]}
+        for a in range(8)
+    ],
+    "attribute_regression": [
+        {
+            "prompt": f"What is {a} plus {a}?",
+            "response": f"{2 * a}",
+            "attributes": dict.fromkeys(("helpfulness", "correctness", "coherence", "complexity", "verbosity"), a % 5),
+        }
+        for a in range(8)
+    ],
 }
+
+
+def rated_model(folder: Path) -> list[str]:
+    """A model with five heads, as the export of the first stage of ArmoRM."""
+    from rlhf_lightning.models.classification import export_scorer
+    from rlhf_lightning.models.scorer import Scorer
+    from rlhf_lightning.models.sources import TinyRandom
+
+    export_scorer(Scorer(TinyRandom().load(), outputs=5), TinyRandom().tokenizer(), folder)
+    return ["model=hub", f"model.name={folder}"]
 
 
 def initial_weights() -> dict[str, torch.Tensor]:
@@ -60,6 +83,8 @@ def test_method_fits_two_steps(method, tiny, tmp_path):
     if method in OTHER_ROWS:
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in OTHER_ROWS[method]))
         options.append(f"data.source.path={tmp_path}/rows.jsonl")
+    if method == "armorm":
+        options += rated_model(tmp_path / "stage1")
     assert train(compose("train", [f"method={method}", *options])) is None
     result = Result.read(tmp_path)
     assert (result.status, result.steps) == ("done", 2)
@@ -69,7 +94,8 @@ def test_method_fits_two_steps(method, tiny, tmp_path):
     initial = initial_weights()
     last = ("lm_head.weight", "model.norm.weight")  # a reward model has no head over the vocabulary
     found = {key: value for key in last for name, value in trained.items() if name.endswith(key)}
-    assert found or "policy.head.weight" in trained, "neither a trunk nor a head was trained"
+    heads = {"policy.head.weight", "policy.gate.0.weight"}
+    assert found or heads & trained.keys(), "neither a trunk nor a head was trained"
     assert all(not torch.equal(value, initial[key]) for key, value in found.items()), "nothing was learnt"
 
 

@@ -48,6 +48,49 @@ def _judged(count: int) -> list[Example]:
     return out
 
 
+def _steps(count: int) -> list[Example]:
+    """Solutions whose last token, and in every other one also the first, ends a step; labels alternate."""
+    out = []
+    for number, row in enumerate(examples(count, responses=1)):
+        response = row.responses[0]
+        ends = [
+            position == len(response) - 1 or (position == 0 and number % 2 == 0) for position in range(len(response))
+        ]
+        labels = [float((number + position) % 2) if end else float("nan") for position, end in enumerate(ends)]
+        out.append(replace(row, margin=None, scored=[ends], step_labels=[labels]))
+    return out
+
+
+def _rated(count: int) -> list[Example]:
+    """Five ratings each, as HelpSteer has them; one is missing now and then."""
+    names = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+    return [
+        replace(
+            row,
+            margin=None,
+            numbers={
+                f"attribute:{name}": [float("nan") if (number + at) % 7 == 6 else float((number + at) % 5)]
+                for at, name in enumerate(names)
+            },
+        )
+        for number, row in enumerate(examples(count, responses=1))
+    ]
+
+
+def _compared(count: int) -> list[Example]:
+    """A judge's verdicts 1 and 2 on pairs in both orders."""
+    return [
+        replace(
+            row,
+            margin=None,
+            prompt=[3, *row.responses[0], *row.responses[1]],
+            more_prompts=([3, *row.responses[1], *row.responses[0]],),
+            responses=[[1], [2], [2], [1]],
+        )
+        for row in examples(count)
+    ]
+
+
 #: Examples by kind of data; the owner of a kind adds it.
 EXAMPLES: dict[str, Callable[[int], list[Example]]] = {
     "context": hidden_rows.context,
@@ -58,6 +101,9 @@ EXAMPLES: dict[str, Callable[[int], list[Example]]] = {
     "ranked": _ranked,
     "judged": _judged,
     "safety": _safety,
+    "steps": _steps,
+    "attributes": _rated,
+    "comparison": _compared,
 }
 
 
