@@ -79,9 +79,9 @@ def knowledge_distillation(
     Language Models: Learning from Self-Generated Mistakes", arXiv:2306.13649 (divergences, GKD).
     Defaults: the forward KL at temperature 1, which is the soft-label cross-entropy up to the teacher's entropy;
     mixture 0.5.
-    Differences: the GKD trainer of TRL, which no test compares with, does not multiply by the squared temperature, takes
-    the limits of beta for the two KLs, and has the temperature 0.9. Its responses may be the student's own; here they
-    are the data's.
+    Differences: the GKD trainer of TRL, which no test compares with, does not multiply by the squared temperature,
+    takes the limits of beta for the two KLs, and has the temperature 0.9. Its responses may be the student's own; here
+    they are the data's.
 
     Args:
         policy: predictions of the student.
