@@ -220,14 +220,14 @@ def render_table(entries: Sequence[MethodEntry]) -> Any:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column, style in (("method", "cyan"), ("what", ""), ("needs", "green"), ("defaults", "dim"), ("paper", "dim")):
+    for column, style in (("method", "cyan"), ("what", ""), ("needs", "green"), ("paper", "dim")):
         table.add_column(column, style=style, no_wrap=column in {"method", "paper"}, overflow="fold")
     family = ""
     for entry in entries:
         if entry.family != family:
             family = entry.family
             table.add_row("", Text(f"\n{family}", style="bold"))
-        table.add_row(entry.name, entry.title, _needs(entry), _defaults(entry.options), entry.paper)
+        table.add_row(entry.name, entry.title, _needs(entry), entry.paper)
     return table
 
 
@@ -236,10 +236,6 @@ def _needs(entry: MethodEntry) -> str:
     others = [name for name in entry.needs if name not in _IMPLIED]
     data = _DATA.get(entry.kind) or next((_DATA_OF_LABEL[name] for name in entry.needs if name in _DATA_OF_LABEL), None)
     return ", ".join([data or entry.kind.lower(), *others])
-
-
-def _defaults(options: Mapping[str, Any]) -> str:
-    return " ".join(f"{key.removeprefix('loss.').removeprefix('terms.')}={_plain(v)}" for key, v in options.items())
 
 
 def _plain(value: Any) -> str:
