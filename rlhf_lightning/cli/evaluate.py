@@ -27,6 +27,9 @@ from rlhf_lightning.types import PackedBatch, RankedBatch
 
 log = logging.getLogger(__name__)
 
+#: Kinds of data that compare responses to one prompt.
+COMPARED = frozenset({"preference", "safety", "ranked"})
+
 
 def evaluate(cfg: DictConfig) -> float | None:
     """Score the validation data of a configuration.
@@ -95,7 +98,9 @@ def evaluate_reward(cfg: DictConfig, folder: Path) -> dict[str, float]:
     """
     method, reward = make(cfg.method).func, make(cfg.reward)()
     tokenizer = getattr(reward, "own", None) or make(cfg.model).tokenizer()
-    data = make(cfg.data)(tokenizer=tokenizer, kind=method.kind, seed=cfg.seed)
+    # Only comparisons say what a reward should prefer; where a method learns from something else, pairs are asked for.
+    kind = method.kind if method.kind in COMPARED else "preference"
+    data = make(cfg.data)(tokenizer=tokenizer, kind=kind, seed=cfg.seed)
     data.setup("validate")
     better, worse, values, tokens, rows = [], [], [], [], []
     for batch in data.val_dataloader():

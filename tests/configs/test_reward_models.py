@@ -89,3 +89,10 @@ def test_lists_and_costs(rlhf, tiny, tmp_path):
     assert table(out)["val/reward/length_spearman"] == pytest.approx(1.0, abs=1e-4)
     code, _, err = rlhf("train", "method=best_of_k", *lists, "callbacks.samples=null", "callbacks.export=null")
     assert code == 0, err
+
+
+def test_a_method_of_single_responses_is_asked_about_pairs(rlhf, tiny):
+    lean = [option for option in tiny if not option.startswith(("trainer", "callbacks", "logger"))]
+    code, out, err = rlhf("evaluate", "method=process_reward", *lean, "reward=length", "reward.per_token=1.0")
+    assert code == 0, err
+    assert "val/reward/accuracy" in out
