@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rlhf_lightning.cli.console import say
@@ -43,6 +44,9 @@ class Place:
 def digest(cfg: DictConfig) -> str:
     """What two jobs share exactly when they compute the same, whatever their folders and the order of their options.
 
+    Two methods that are the same computation under two names (``hinge`` and ``rso_hinge``) are two jobs: a comparison
+    shows each under its own.
+
     Returns:
         32 hexadecimal digits.
     """
@@ -54,6 +58,8 @@ def digest(cfg: DictConfig) -> str:
         tree = OmegaConf.to_container(copy, resolve=True, enum_to_str=True)
     assert isinstance(tree, dict)
     kept = {name: value for name, value in tree.items() if name not in _NOT_COMPUTED}
+    if HydraConfig.initialized():
+        kept["method"] = {"name": HydraConfig.get().runtime.choices.get("method"), "options": kept.get("method")}
     return hashlib.blake2b(json.dumps(kept, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 

@@ -85,6 +85,14 @@ def test_another_sweep_finds_the_jobs_of_an_earlier_one(rlhf, tiny, tmp_path):
     assert Result.read(tmp_path / "other" / "0").metrics != Result.read(tmp_path / "other" / "1").metrics
 
 
+def test_one_computation_under_two_names_is_two_jobs(rlhf, tiny, tmp_path):
+    """A comparison of methods would otherwise show the runs of one under the name of the other."""
+    code, out, err = rlhf("train", "-m", "method=hinge,rso_hinge", *tiny)
+    assert code == 0, err
+    assert "done before" not in out
+    assert "2 of 2 jobs were done before" in rlhf("train", "-m", "method=hinge,rso_hinge", *tiny)[1]
+
+
 def test_a_number_does_not_take_over_the_folder_of_another_configuration(rlhf, tiny, tmp_path):
     """Fails when job 0 of the second sweep goes on from job 0 of the first, as its own number says."""
     assert rlhf("train", "-m", BETAS, *tiny, "paths.output_dir=sweep")[0] == 0
