@@ -86,7 +86,7 @@ class ValueBased(AlignmentModule[RankedBatch]):
         super().setup(stage)
         examples = getattr(getattr(self.trainer, "datamodule", None), "train_examples", None)
         if stage == "fit" and examples is not None and not self.returns.count:
-            self.standardize(torch.as_tensor(examples.numbers["score"]))
+            self.standardize(torch.tensor(examples.numbers["score"]))
 
     def standardize(self, scores: Tensor) -> None:
         """Set the moments of the returns; a collective call.
