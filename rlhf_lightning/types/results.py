@@ -46,6 +46,15 @@ class MeasuredLoss:
 
 
 @dataclass
+class TokenLoss:
+    """What a policy-gradient loss returns: one number a scored token; how they are aggregated is the method's option."""
+
+    token: Float[Tensor, " response_tokens"]
+    #: further detached numbers by name, of any number, logged as ``train/<name>``
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
 class StepOutput:
     """What ``AlignmentModule.forward`` returns: a scalar to differentiate and detached diagnostics."""
 

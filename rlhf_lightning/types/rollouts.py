@@ -1,0 +1,227 @@
+"""What generation, rewards and credit assignment hand to one another: samples, episodes, credit, rollout batches.
+
+``prompts -> RolloutEngine -> Sample -> Reward -> scores -> Episodes -> credit -> Credit -> RolloutBatch -> loss``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rlhf_lightning.types.batches import PackedBatch
+from rlhf_lightning.types.ragged import Ragged
+
+#: Why a response ended: a token that ends responses, or the length limit.
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn from the policy.
+
+    Attributes:
+        max_new_tokens: most tokens of a response, EOS included.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_p: sample from the smallest set of tokens whose probability reaches this, in (0, 1].
+        top_k: sample from the most likely tokens only; 0: all.
+        min_new_tokens: tokens before which a response cannot end.
+        ignore_eos: go on to ``max_new_tokens`` whatever is drawn.
+        stop: further token ids that end a response, beside the model's own.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_new_tokens: int = 0
+    ignore_eos: bool = False
+    stop: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ValueError(
+                f"max_new_tokens={self.max_new_tokens} must be at least 1, and min_new_tokens={self.min_new_tokens} "
+                "between 0 and it"
+            )
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(
+                f"temperature={self.temperature} must be >= 0, top_p={self.top_p} in (0, 1] and top_k={self.top_k} >= 0"
+            )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response as an engine drew it; its ids are never made from text again."""
+
+    ids: list[int]  #: at least one token, with what ended it
+    #: of each id under the engine's distribution at the sampling temperature, before top-p and top-k, nats;
+    #: empty where the engine cannot say
+    log_probs: list[float]
+    finish: Finish
+    version: int = 0  #: optimiser steps that the weights had taken
+
+
+@dataclass(frozen=True)
+class SampleGroup:
+    """A prompt with its samples: what a reward sees."""
+
+    prompt: list[int]
+    samples: list[Sample]
+    #: the row's columns as the data has them (answers, tests, references, the prompt's own text or messages)
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    row: str = ""  #: "file:row" of the prompt
+    index: int = 0  #: of the prompt in the data set
+
+    @property
+    def responses(self) -> list[list[int]]:
+        """Token ids of each sample."""
+        return [sample.ids for sample in self.samples]
+
+
+@dataclass(frozen=True)
+class RolloutOptions:
+    """How a method uses samples; who draws them is the config group ``rollout``.
+
+    Attributes:
+        group_size: responses a prompt.
+        temperature: of the samples and of the log-probs that are trained on.
+        top_p: of the samples; below 1 they are off-policy, since log-probs are of the whole distribution.
+        top_k: the same; 0: all.
+        minibatches: optimiser steps that a rollout is cut into; a rollout has ``minibatches * data.batch_size`` prompts.
+        inner_epochs: passes over a rollout.
+        keep: samples of each group that are trained on, the first ones, after all of them were scored; None: all.
+        dynamic_filter: leave out groups whose responses all have the same reward and draw others for them.
+        max_refills: times that others are drawn; what is missing then is filled with groups that were left out.
+        greedy_baseline: also decode each prompt greedily; its reward is the group's baseline.
+        mask_truncated: tokens of responses that were cut off are not trained on.
+        ignore_eos: sample to the length limit whatever is drawn.
+        truncate_after: token id at which a response is cut once it is ``truncate_from`` tokens long; None: nowhere.
+        truncate_from: see ``truncate_after``.
+    """
+
+    group_size: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    minibatches: int = 1
+    inner_epochs: int = 1
+    keep: int | None = None
+    dynamic_filter: bool = False
+    max_refills: int = 10
+    greedy_baseline: bool = False
+    mask_truncated: bool = False
+    ignore_eos: bool = False
+    truncate_after: int | None = None
+    truncate_from: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("group_size", "minibatches", "inner_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"method.rollout.{name}={getattr(self, name)} must be at least 1")
+        if self.temperature <= 0:
+            raise ValueError(f"method.rollout.temperature={self.temperature} must be positive: a policy is sampled")
+        if self.keep is not None and not 1 <= self.keep <= self.group_size:
+            raise ValueError(
+                f"method.rollout.keep={self.keep} must lie between 1 and group_size={self.group_size}, or be null"
+            )
+        if self.max_refills < 0 or self.truncate_from < 0:
+            raise ValueError(
+                f"method.rollout.max_refills={self.max_refills} and truncate_from={self.truncate_from} must be >= 0"
+            )
+
+    @property
+    def kept(self) -> int:
+        """Samples of each group that are trained on."""
+        return self.keep or self.group_size
+
+
+@dataclass
+class Episodes:
+    """Every response of a rollout over all processes, as credit assignment sees it: on the CPU, in float32.
+
+    Every process holds the same episodes, so statistics over them need no communication.
+    """
+
+    group: Int[Tensor, " responses"]  #: the prompt each answers: 0 .. groups - 1, never decreasing
+    reward: Float[Tensor, " responses"]  #: combined score, higher is better; nan where the reward gave none
+    truncated: Bool[Tensor, " responses"]  #: cut off at the length limit
+    length: Int[Tensor, " responses"]  #: tokens
+    #: by name, of every response token in the order of the responses: ``old_log_probs``, ``reference_log_probs``,
+    #: ``value``, ``cost_value``, ``rollout_log_probs``; those that the module computes and the engine gives
+    tokens: dict[str, Ragged] = field(default_factory=dict)
+    #: each term of the reward by name, before weighting; a cost is a term as well
+    terms: dict[str, Float[Tensor, " responses"]] = field(default_factory=dict)
+    baseline: Float[Tensor, " groups"] | None = None  #: reward of the greedy response to each prompt
+    #: reward placed on tokens (process supervision), in the same order; None: at the end only
+    step_reward: Ragged | None = None
+
+    @property
+    def groups(self) -> int:
+        """Prompts."""
+        return int(self.group[-1]) + 1 if len(self.group) else 0
+
+
+@dataclass
+class Credit:
+    """What credit assignment gives back for all episodes, in their order."""
+
+    #: fields of :class:`RolloutBatch` by name, one number a response token: ``advantage``, ``returns``, ...
+    tokens: dict[str, Ragged]
+    #: numbers to log by name (``reward/mean``, ``kl/reference``, ...), scalars
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class RolloutBatch(PackedBatch):
+    """K samples a prompt with what the rollout knows of each token.
+
+    Fields of response tokens stand in the order of ``target``. A field that a method did not compute is None.
+    """
+
+    #: of the policy that the rollout was drawn from, by the trainer's own forward; None: the step is the first on
+    #: its samples, so they are the policy's own, detached
+    old_log_probs: Float[Tensor, " response_tokens"] | None = None
+    rollout_log_probs: Float[Tensor, " response_tokens"] | None = None  #: the engine's
+    advantage: Float[Tensor, " response_tokens"] | None = None
+    value: Float[Tensor, " response_tokens"] | None = None  #: the critic's at the rollout
+    returns: Float[Tensor, " response_tokens"] | None = None
+    cost_value: Float[Tensor, " response_tokens"] | None = None
+    cost_returns: Float[Tensor, " response_tokens"] | None = None
+    score: Float[Tensor, " responses"] | None = None  #: combined reward of each response
+    truncated: Bool[Tensor, " responses"] | None = None
+    rollout: int = 0  #: number of the rollout, from 0
+    #: mean and standard deviation of the advantages of the whole optimiser step (biased), for whitening by step
+    advantage_moments: tuple[float, float] = (0.0, 1.0)
+    TOKEN_FIELDS: ClassVar[tuple[str, ...]] = (
+        "old_log_probs",
+        "rollout_log_probs",
+        "reference_log_probs",
+        "advantage",
+        "value",
+        "returns",
+        "cost_value",
+        "cost_returns",
+    )
+
+
+def sample_groups(
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[Sequence[int]]],
+    columns: Sequence[Mapping[str, Any]] = (),
+) -> list[SampleGroup]:
+    """Groups of responses that no engine drew, such as those of a data set, for a reward.
+
+    Args:
+        prompts: token ids of each prompt.
+        responses: for each prompt its responses as token ids.
+        columns: of each prompt's row; empty: none.
+    """
+    rows = columns or [{}] * len(prompts)
+    return [
+        SampleGroup(list(prompt), [Sample(list(ids), [], "stop") for ids in group], row)
+        for prompt, group, row in zip(prompts, responses, rows, strict=True)
+    ]
