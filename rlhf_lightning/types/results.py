@@ -47,7 +47,7 @@ class MeasuredLoss:
 
 @dataclass
 class TokenLoss:
-    """What a policy-gradient loss returns: one number a scored token; how they are aggregated is the method's option."""
+    """What a policy-gradient loss returns: one number a scored token, aggregated as the method says."""
 
     token: Float[Tensor, " response_tokens"]
     #: further detached numbers by name, of any number, logged as ``train/<name>``

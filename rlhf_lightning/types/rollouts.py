@@ -91,7 +91,7 @@ class RolloutOptions:
         temperature: of the samples and of the log-probs that are trained on.
         top_p: of the samples; below 1 they are off-policy, since log-probs are of the whole distribution.
         top_k: the same; 0: all.
-        minibatches: optimiser steps that a rollout is cut into; a rollout has ``minibatches * data.batch_size`` prompts.
+        minibatches: optimiser steps of a pass; a rollout has ``minibatches * data.batch_size`` prompts.
         inner_epochs: passes over a rollout.
         keep: samples of each group that are trained on, the first ones, after all of them were scored; None: all.
         dynamic_filter: leave out groups whose responses all have the same reward and draw others for them.
