@@ -1,0 +1,194 @@
+"""What a pure function declares: the inputs it needs and the range of each of its options.
+
+Losses (``losses/options.py``) and credit assignment (``credit/options.py``) are such functions, or
+``functools.partial`` objects of them, as a yaml makes them. Positional parameters are inputs, keyword-only parameters
+are options, and an option's allowed values are part of its annotation::
+
+    @loss_function
+    def dpo(policy: Pair, reference: Pair, *, beta: Positive = 0.1) -> PreferenceLoss: ...
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval as it is written in mathematics: ``(0, inf)``, ``[0, 0.5)``."""
+
+    text: str
+
+    def __contains__(self, value: float) -> bool:
+        low, high = (float(bound) for bound in self.text[1:-1].split(","))
+        above = value > low if self.text[0] == "(" else value >= low
+        below = value < high if self.text[-1] == ")" else value <= high
+        return above and below
+
+    def __str__(self) -> str:
+        return self.text
+
+
+#: A whole number from 0.
+WholeNumber = Annotated[int, Range("[0, inf)")]
+#: A whole number from 1.
+Count = Annotated[int, Range("[1, inf)")]
+Real = Annotated[float, Range("(-inf, inf)")]
+Positive = Annotated[float, Range("(0, inf)")]
+NonNegative = Annotated[float, Range("[0, inf)")]
+Share = Annotated[float, Range("[0, 1]")]
+#: Between 0 and 1, neither of them.
+OpenShare = Annotated[float, Range("(0, 1)")]
+#: Above 0 and at most 1.
+PositiveShare = Annotated[float, Range("(0, 1]")]
+#: Probability that a preference label is flipped.
+FlipRate = Annotated[float, Range("[0, 0.5)")]
+#: A flip rate whose logarithm is taken.
+PositiveFlipRate = Annotated[float, Range("(0, 0.5)")]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A kind of declared function: what it is called in messages, where it stands in a yaml, what it may ask for.
+
+    Attributes:
+        noun: ``loss`` or ``credit function``.
+        node: its key in the configuration, such as ``method.loss``.
+        inputs: what a function may ask for by name, and what each of them is.
+    """
+
+    noun: str
+    node: str
+    inputs: Mapping[str, str]
+
+    def function(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Mark a function: each call checks the given options against the ranges in their annotations.
+
+        A whole number given for a real one (``beta=1`` on the command line) becomes a float.
+        """
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name, hint in _option_hints(function).items():
+                if name in kwargs:
+                    kwargs[name] = self._allowed(function.__name__, name, kwargs[name], hint)
+            return function(*args, **kwargs)
+
+        return checked
+
+    def needs(self, function: Callable[..., Any]) -> frozenset[str]:
+        """The inputs that a function asks for; not those that have a default (:meth:`takes`).
+
+        Args:
+            function: a function, a partial of one, or an object that says it itself in an attribute ``needs``.
+
+        Raises:
+            ValueError: a positional parameter is no known input.
+        """
+        declared = getattr(function, "needs", None)
+        if declared is not None:
+            return frozenset(declared)
+        return frozenset(p.name for p in self._parameters(function) if p.default is p.empty)
+
+    def takes(self, function: Callable[..., Any]) -> frozenset[str]:
+        """The inputs that a function can use: those that it needs and those that an option of it may ask for."""
+        if hasattr(function, "needs"):
+            return self.needs(function)
+        return frozenset(p.name for p in self._parameters(function))
+
+    def validate(self, function: Callable[..., Any]) -> None:
+        """Check a function before anything expensive happens: known options, none missing, every value in its range.
+
+        Args:
+            function: a function, a partial of one, or an object with a method ``validate`` of its own.
+
+        Raises:
+            ValueError: the message names the function, the option and what is allowed.
+        """
+        own = getattr(function, "validate", None)
+        if own is not None:
+            own()
+            return
+        self.needs(function)
+        plain, given = unwrap(function)
+        options = {p.name: p for p in inspect.signature(plain).parameters.values() if p.kind is p.KEYWORD_ONLY}
+        for name in given:
+            if name not in options:
+                close = difflib.get_close_matches(name, options, n=1)
+                hint = f" (did you mean {close[0]!r}?)" if close else ""
+                raise ValueError(
+                    f"{self.noun} {plain.__name__} has no option {name!r}{hint}; its options are {sorted(options)}"
+                )
+        missing = [name for name, p in options.items() if p.default is p.empty and name not in given]
+        if missing:
+            raise ValueError(
+                f"{self.noun} {plain.__name__} needs a value for {missing}: set {self.node}.{missing[0]}=..."
+            )
+        hints = _option_hints(plain)
+        for name, value in given.items():
+            self._allowed(plain.__name__, name, value, hints.get(name, Any))
+
+    def _parameters(self, function: Callable[..., Any]) -> list[inspect.Parameter]:
+        plain, given = unwrap(function)
+        parameters = inspect.signature(plain).parameters.values()
+        inputs = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in given]
+        unknown = sorted({p.name for p in inputs} - self.inputs.keys())
+        if unknown:
+            raise ValueError(
+                f"{self.noun} {plain.__name__} asks for {unknown}, which no method provides. Inputs are "
+                f"{sorted(self.inputs)}; an option must be keyword-only: write it after the * of the signature"
+            )
+        return inputs
+
+    def _allowed(self, function: str, name: str, value: Any, hint: Any) -> Any:
+        """The value as the annotation wants it; ValueError if it cannot be. Other annotations allow anything."""
+        if get_origin(hint) is Annotated:
+            interval = next((extra for extra in get_args(hint)[1:] if isinstance(extra, Range)), None)
+            if interval is not None:
+                kind = int if get_args(hint)[0] is int else float
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                if number and float(value) in interval and kind(value) == value:
+                    return kind(value)
+                wanted = f"a {'whole ' if kind is int else ''}number in {interval}"
+                raise self._refused(function, name, value, wanted)
+        elif get_origin(hint) is Literal and value not in get_args(hint):
+            raise self._refused(function, name, value, f"one of {list(get_args(hint))}")
+        elif hint is bool and not isinstance(value, bool):
+            raise self._refused(function, name, value, "true or false")
+        return value
+
+    def _refused(self, function: str, name: str, value: Any, allowed: str) -> ValueError:
+        return ValueError(f"{self.noun} {function}: {name}={value!r} is not allowed, it must be {allowed}")
+
+
+def option_values(function: Callable[..., Any], name: str) -> list[Any]:
+    """What a function has for an option, given or by default: one value, one for each term of a sum, or none."""
+    terms = getattr(function, "losses", None)
+    if terms is not None:
+        return [value for term in terms.values() for value in option_values(term, name)]
+    plain, given = unwrap(function)
+    parameter = inspect.signature(plain).parameters.get(name)
+    return [] if parameter is None else [given.get(name, parameter.default)]
+
+
+def unwrap(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """A function and the options that a partial of it was given."""
+    if isinstance(function, functools.partial):
+        return function.func, dict(function.keywords)
+    return function, {}
+
+
+@functools.cache
+def _option_hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Annotation of each keyword-only parameter, with the ranges in it."""
+    hints = get_type_hints(function, include_extras=True)
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in hints}
