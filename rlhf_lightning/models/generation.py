@@ -1,33 +1,32 @@
-"""Responses from the live policy: sample tables, KL on the policy's own samples, ``rlhf generate``.
+"""Responses from the live policy: rollouts, sample tables, KL on the policy's own samples, ``rlhf generate``.
 
-Token ids in, token ids out; nothing is decoded and tokenised again. It stands on transformers' ``generate`` with every
-setting given here: the sampling defaults that a checkpoint carries (top-k 50, a repetition penalty) would make samples
-of another distribution than the one that is trained.
+Token ids in, token ids out; nothing is decoded and tokenised again. Every setting is given here: the sampling defaults
+that a checkpoint carries (top-k 50, a repetition penalty) would make samples of another distribution than the one that
+is trained. Each sample draws from a stream of random numbers of its own (:mod:`rlhf_lightning.ops.streams`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from rlhf_lightning.models.adapters import is_adapted
+from rlhf_lightning.models.decoding import Batch, Processor, decode
 from rlhf_lightning.models.naming import transformers_model
 from rlhf_lightning.models.roles import evaluating
 from rlhf_lightning.models.sharding import unsharded
+from rlhf_lightning.ops.streams import uniforms
+from rlhf_lightning.types import Sample, Sampling
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel
-
     from rlhf_lightning.models.actor import Actor
 
 unsharded_for_generation = unsharded
 
 
-@torch.no_grad()
 def generate(
     actor: Actor,
     prompts: Sequence[Sequence[int]],
@@ -38,13 +37,12 @@ def generate(
     seed: int = 0,
     batch_size: int = 16,
     adapter: bool = True,
-    processor: Callable[[Tensor, Tensor], Tensor] | None = None,
+    processor: Processor | None = None,
 ) -> list[list[int]]:
-    """Sample one response for each prompt.
+    """Sample one response for each prompt; see :func:`sample`.
 
-    Prompts are batched by length and padded on the left; each batch draws from a generator of its own, so the same
-    arguments give the same responses and the global generators are left as they were. The model runs in evaluation
-    mode. Sharded weights are gathered once: every process must call this, each with as many prompts as it has.
+    Response ``i`` draws from the stream ``(seed, i)``, so the same arguments give the same responses and the global
+    generators are left as they were.
 
     Args:
         actor: the policy.
@@ -64,97 +62,114 @@ def generate(
     Raises:
         ValueError: an option is out of range, or a prompt is empty.
     """
-    _check(prompts, max_new_tokens, temperature, top_p, batch_size)
-    model = transformers_model(actor)
-    config = _generation_config(model, max_new_tokens, temperature, top_p)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    responses: list[list[int]] = [[] for _ in prompts]
-    with ExitStack() as stack:
-        stack.enter_context(unsharded(actor))
-        stack.enter_context(evaluating(actor))
-        stack.enter_context(_only(model, config))
-        # Autocast would cast every weight again for every token; the weights decode in their own dtype instead.
-        stack.enter_context(torch.autocast(model.device.type, enabled=False))
-        if not adapter and is_adapted(actor.model):
-            stack.enter_context(actor.model.disable_adapter())
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            with _generators(seed * 1_000_003 + start, model.device):
-                answers = _decode(model, [prompts[i] for i in rows], config, processor)
-            for row, answer in zip(rows, answers, strict=True):
-                responses[row] = answer
-    return responses
+    samples = sample(
+        actor,
+        prompts,
+        Sampling(max_new_tokens, float(temperature), float(top_p)),
+        streams=[(seed, row) for row in range(len(prompts))],
+        batch_size=batch_size,
+        adapter=adapter,
+        processor=processor,
+    )
+    return [drawn.ids for drawn in samples]
 
 
-def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, top_p: float, batch: int) -> None:
-    if max_new_tokens < 1 or batch < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} and batch_size={batch} must be at least 1")
-    if temperature < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"temperature={temperature} must be >= 0 and top_p={top_p} in (0, 1]")
+@torch.no_grad()
+def sample(
+    actor: Actor,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    streams: Sequence[tuple[int, int]],
+    batch_size: int = 64,
+    batch_tokens: int | None = None,
+    adapter: bool = True,
+    processor: Processor | None = None,
+    version: int = 0,
+) -> list[Sample]:
+    """Sample one response for each prompt, with the log-prob of each token.
+
+    Prompts are batched by length; equal ones are computed once a batch. The model runs in evaluation mode and in the
+    dtype of its weights. Sharded weights are gathered once: every process must call this, each with as many prompts as
+    it has.
+
+    Args:
+        actor: the policy.
+        prompts: token ids, each prompt with at least one; repeat a prompt to sample it several times.
+        sampling: how tokens are drawn.
+        streams: of random numbers, one a prompt: a seed and a number under it.
+        batch_size: most responses decoded together.
+        batch_tokens: most tokens of a batch with its prompts, were all responses as long as they may be; None: any.
+        adapter: False samples from the model beneath the adapter.
+        processor: changes the logits; see :func:`generate`.
+        version: written into the samples.
+
+    Raises:
+        ValueError: ``batch_size`` is out of range, or a prompt is empty.
+    """
+    _check(prompts, batch_size)
+    model: Any = transformers_model(actor)
+    ends = torch.tensor(_ends(model, sampling), dtype=torch.long, device=model.device)
+    samples: dict[int, Sample] = {}
+    with _decoding(actor, model, adapter):
+        for rows in _batches(prompts, sampling.max_new_tokens, batch_size, batch_tokens):
+            drawn = decode(model, _batch(prompts, rows, streams, sampling), sampling, ends, processor)
+            for row, ids, log_probs, ended in zip(rows, drawn.ids, drawn.log_probs, drawn.ended, strict=True):
+                samples[row] = Sample(ids, log_probs, "stop" if ended else "length", version)
+    return [samples[row] for row in range(len(prompts))]
+
+
+def _check(prompts: Sequence[Sequence[int]], batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1")
     for i, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"prompt {i} is empty; give it at least a BOS token")
 
 
-def _decode(
-    model: PreTrainedModel,
-    prompts: list[Sequence[int]],
-    config: GenerationConfig,
-    processor: Callable[[Tensor, Tensor], Tensor] | None = None,
-) -> list[list[int]]:
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), longest), int(config.pad_token_id))
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.as_tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
-    generator: Any = model
-    out = generator.generate(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        generation_config=config,
-        logits_processor=[] if processor is None else [processor],
-    )
-    ends = set(config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id])
-    return [_until_end(row, ends) for row in out[:, longest:].tolist()]
-
-
-def _until_end(ids: list[int], ends: set[int | None]) -> list[int]:
-    for position, token in enumerate(ids):
-        if token in ends:
-            return ids[: position + 1]
-    return ids
-
-
-def _generation_config(model: Any, max_new_tokens: int, temperature: float, top_p: float) -> GenerationConfig:
-    from transformers import GenerationConfig
-
-    own = model.generation_config
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
-    ends = own.eos_token_id
-    first = ends[0] if isinstance(ends, list) else ends
-    return GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=max_new_tokens,
-        bos_token_id=own.bos_token_id,
-        eos_token_id=ends,
-        pad_token_id=own.pad_token_id if own.pad_token_id is not None else first or 0,
-        **({"do_sample": False} | sampling),
-    )
-
-
 @contextmanager
-def _only(model: Any, config: GenerationConfig) -> Iterator[None]:
-    """``generate`` fills what a config leaves open from the model's own; for a while that is the same config."""
-    own, model.generation_config = model.generation_config, config
-    try:
+def _decoding(actor: Actor, model: Any, adapter: bool) -> Iterator[None]:
+    """Whole weights, evaluation mode, the adapter on or off."""
+    with ExitStack() as stack:
+        stack.enter_context(unsharded(actor))
+        stack.enter_context(evaluating(actor))
+        # Autocast would cast every weight again for every token; the weights decode in their own dtype instead.
+        stack.enter_context(torch.autocast(model.device.type, enabled=False))
+        if not adapter and is_adapted(actor.model):
+            stack.enter_context(actor.model.disable_adapter())
         yield
-    finally:
-        model.generation_config = own
 
 
-@contextmanager
-def _generators(seed: int, device: torch.device) -> Iterator[None]:
-    """Generators at a seed, put back afterwards (``generate`` draws from the global ones only)."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+def _ends(model: Any, sampling: Sampling) -> list[int]:
+    """Tokens that end a response: the model's own and those asked for."""
+    own = model.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [] if own is None else [own]
+    return sorted({*own, *sampling.stop})
+
+
+def _batches(
+    prompts: Sequence[Sequence[int]], room: int, batch_size: int, batch_tokens: int | None
+) -> Iterator[list[int]]:
+    """Rows to decode together: by length of the prompt, equal prompts side by side."""
+    first: dict[tuple[int, ...], int] = {}
+    keys = [(len(prompt), first.setdefault(tuple(prompt), row)) for row, prompt in enumerate(prompts)]
+    batch: list[int] = []
+    for row in sorted(range(len(prompts)), key=keys.__getitem__):
+        tokens = (len(batch) + 1) * (len(prompts[row]) + room)
+        if batch and (len(batch) == batch_size or (batch_tokens is not None and tokens > batch_tokens)):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _batch(
+    prompts: Sequence[Sequence[int]], rows: Sequence[int], streams: Sequence[tuple[int, int]], sampling: Sampling
+) -> Batch:
+    repeats: dict[tuple[int, ...], int] = {}
+    for row in rows:
+        prompt = tuple(prompts[row])
+        repeats[prompt] = repeats.get(prompt, 0) + 1
+    uniform = uniforms([streams[row] for row in rows], sampling.max_new_tokens)
+    return Batch(list(repeats), list(repeats.values()), uniform)

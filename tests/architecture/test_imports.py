@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "callbacks": {"types", "ops"},
     "methods": {"types", "ops", "options", "losses", "models", "credit"},
     "rewards": {"types", "ops", "losses", "models", "data"},
+    "rollout": {"types", "ops", "models"},
     "world": {"types", "ops", "data", "models"},
     "signals": set(),
     "checkpointing": set(),

@@ -1,0 +1,259 @@
+"""The decode loop: a batch of prompts, each continued any number of times, token by token.
+
+A prompt is computed once and its keys and values are repeated for its samples. Prompts of different lengths are padded
+on the left. Rows whose response has ended are taken out of the batch once enough of them have.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.ops.draw import draw
+from rlhf_lightning.types import Sampling
+
+#: Changes the logits of the next token: (ids so far ``[rows, length]``, logits ``[rows, vocabulary]``) -> logits.
+Processor = Callable[[Tensor, Tensor], Tensor]
+
+#: Rows are taken out when at least this share of the batch has ended: copying the cache costs about a step.
+_DROP_SHARE = 0.125
+#: Tokens between looks at which rows have ended, on a device whose results must be waited for.
+_DEVICE_STRIDE = 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is decoded together."""
+
+    prompts: list[Sequence[int]]  #: each at least one token, each different
+    repeats: list[int]  #: samples of each prompt
+    uniform: Tensor  #: one number a row and a token, float64 ``[rows, max_new_tokens]``; rows prompt by prompt
+
+
+@dataclass
+class Drawn:
+    """Responses of a batch, row by row, on the CPU."""
+
+    ids: list[list[int]]
+    log_probs: list[list[float]]
+    ended: list[bool]  #: by a token; else cut off at the limit
+
+
+class _State(Protocol):
+    """A model in the middle of some responses."""
+
+    ids: Tensor  #: all so far, padded on the left ``[rows, length]``
+
+    def start(self) -> Tensor:
+        """Logits of the first token of each prompt, ``[prompts, vocabulary]``."""
+        ...
+
+    def expand(self, repeats: Tensor) -> None:
+        """Make the rows: each prompt as often as it is sampled."""
+        ...
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Append a token to each row; logits of the next one, ``[rows, vocabulary]``."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the rows only."""
+        ...
+
+
+def decode(model: Any, batch: Batch, sampling: Sampling, ends: Tensor, processor: Processor | None = None) -> Drawn:
+    """Sample responses.
+
+    Args:
+        model: a transformers causal language model in evaluation mode, its weights whole.
+        batch: prompts and random numbers.
+        sampling: how tokens are drawn; its ``stop`` must be among ``ends``.
+        ends: tokens that end a response, on the model's device.
+        processor: changes the logits before the temperature divides them.
+    """
+    device, repeats = model.device, torch.tensor(batch.repeats, device=model.device)
+    rows, longest = int(repeats.sum()), sampling.max_new_tokens
+    uniform = batch.uniform.to(device)
+    ids = torch.zeros((rows, longest), dtype=torch.long, device=device)
+    log_probs = torch.zeros((rows, longest), device=device)
+    length = torch.full((rows,), longest, device=device)
+    ended = torch.zeros(rows, dtype=torch.bool, device=device)
+    state = _state(model, batch.prompts, longest)
+    logits = _processed(state, state.start(), processor).repeat_interleave(repeats, dim=0)
+    state.expand(repeats)
+    active = torch.arange(rows, device=device)
+    stride = 1 if device.type == "cpu" else _DEVICE_STRIDE
+    for step in range(longest):
+        held = step + 1 < sampling.min_new_tokens and not sampling.ignore_eos
+        token, log_prob = draw(
+            logits,
+            uniform[active, step],
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            forbidden=ends if held and len(ends) else None,
+        )
+        ids[active, step], log_probs[active, step] = token, log_prob
+        if len(ends) and not sampling.ignore_eos:
+            ends_here = torch.isin(token, ends) & ~ended[active]
+            length[active] = torch.where(ends_here, step + 1, length[active])
+            ended[active] |= ends_here
+        if step + 1 == longest:
+            break
+        if (step + 1) % stride == 0:
+            active, token = _drop(state, active, token, ended)
+            if not len(active):
+                break
+        logits = _processed(state, state.step(token), processor)
+    return _collected(ids, log_probs, length, ended)
+
+
+def _drop(state: _State, active: Tensor, token: Tensor, ended: Tensor) -> tuple[Tensor, Tensor]:
+    """Take the rows that have ended out of the batch, when there are enough of them."""
+    going = (~ended[active]).nonzero()[:, 0]
+    gone = len(active) - len(going)
+    if not gone or (len(going) and gone < _DROP_SHARE * len(active)):
+        return active, token
+    if len(going):
+        state.keep(going)
+    return active[going], token[going]
+
+
+def _processed(state: _State, logits: Tensor, processor: Processor | None) -> Tensor:
+    return logits if processor is None else processor(state.ids, logits)
+
+
+def _collected(ids: Tensor, log_probs: Tensor, length: Tensor, ended: Tensor) -> Drawn:
+    lengths = length.tolist()
+    return Drawn(
+        [row[:n] for row, n in zip(ids.tolist(), lengths, strict=True)],
+        [row[:n] for row, n in zip(log_probs.tolist(), lengths, strict=True)],
+        ended.tolist(),
+    )
+
+
+def has_cache(model: Any) -> bool:
+    """Whether a model keeps keys and values that can be repeated, selected and padded on the left.
+
+    State-space models and hybrids keep a state that padding runs through; they are computed without a cache.
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    parameters = inspect.signature(model.forward).parameters
+    if "past_key_values" not in parameters or getattr(model, "_is_stateful", False):
+        return False
+    layers = DynamicCache(config=model.config).layers
+    return all(type(layer) in {DynamicLayer, DynamicSlidingWindowLayer} for layer in layers)
+
+
+def _state(model: Any, prompts: Sequence[Sequence[int]], room: int) -> _State:
+    ids, lengths = _padded_left(prompts, model.device)
+    if has_cache(model):
+        return _Cached(model, ids, lengths, room)
+    return _Whole(model, ids, lengths)
+
+
+def _padded_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.zeros((len(prompts), longest), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.as_tensor(prompt)
+    return ids.to(device), torch.tensor([len(prompt) for prompt in prompts], device=device)
+
+
+class _Cached:
+    """Keys and values of everything so far are kept; a step computes one token a row."""
+
+    def __init__(self, model: Any, ids: Tensor, lengths: Tensor, room: int) -> None:
+        from transformers.cache_utils import DynamicCache
+
+        self.model, self.ids, self.next = model, ids, lengths
+        self.parameters = inspect.signature(model.forward).parameters
+        self.cache = DynamicCache(config=model.config)
+        prompt = torch.arange(ids.shape[1], device=ids.device) >= (ids.shape[1] - lengths)[:, None]
+        self.mask: Tensor | None = None  # without padding every row sees everything before it
+        if not bool(prompt.all()):
+            self.mask = torch.cat([prompt.long(), prompt.new_ones((len(ids), room), dtype=torch.long)], dim=1)
+
+    def start(self) -> Tensor:
+        first = self.ids.shape[1] - self.next[:, None]
+        positions = (torch.arange(self.ids.shape[1], device=self.ids.device) - first).clamp_min(0)
+        return self._forward(self.ids, positions)
+
+    def expand(self, repeats: Tensor) -> None:
+        if bool((repeats == repeats[0]).all()):
+            if int(repeats[0]) > 1:
+                self.cache.batch_repeat_interleave(int(repeats[0]))
+                self._rows(torch.arange(len(repeats), device=repeats.device).repeat_interleave(repeats))
+            return
+        rows = torch.arange(len(repeats), device=repeats.device).repeat_interleave(repeats)
+        self.cache.batch_select_indices(rows)
+        self._rows(rows)
+
+    def step(self, ids: Tensor) -> Tensor:
+        self.ids = torch.cat([self.ids, ids[:, None]], dim=1)
+        logits = self._forward(ids[:, None], self.next[:, None])
+        self.next = self.next + 1
+        return logits
+
+    def keep(self, rows: Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self._rows(rows)
+
+    def _rows(self, rows: Tensor) -> None:
+        self.ids, self.next = self.ids[rows], self.next[rows]
+        self.mask = None if self.mask is None else self.mask[rows]
+
+    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        options: dict[str, Any] = {}
+        if "position_ids" in self.parameters:
+            options["position_ids"] = positions
+        if "logits_to_keep" in self.parameters:
+            options["logits_to_keep"] = 1
+        mask = None if self.mask is None else self.mask[:, : self.ids.shape[1]]
+        out = self.model(input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **options)
+        logits: Tensor = out.logits[:, -1]
+        return logits
+
+
+class _Whole:
+    """Nothing is kept: each step computes the whole row again, padded on the right, where no causal model looks."""
+
+    def __init__(self, model: Any, ids: Tensor, lengths: Tensor) -> None:
+        self.model, self.ids, self.lengths = model, ids, lengths
+        self.parameters = inspect.signature(model.forward).parameters
+
+    def start(self) -> Tensor:
+        return self._forward()
+
+    def expand(self, repeats: Tensor) -> None:
+        self.keep(torch.arange(len(repeats), device=repeats.device).repeat_interleave(repeats))
+
+    def step(self, ids: Tensor) -> Tensor:
+        self.ids = torch.cat([self.ids, ids[:, None]], dim=1)
+        self.lengths = self.lengths + 1
+        return self._forward()
+
+    def keep(self, rows: Tensor) -> None:
+        self.ids, self.lengths = self.ids[rows], self.lengths[rows]
+
+    def _forward(self) -> Tensor:
+        width = self.ids.shape[1]
+        column = torch.arange(width, device=self.ids.device)
+        mask = column < self.lengths[:, None]
+        shift = (width - self.lengths)[:, None]
+        ids = self.ids.gather(1, (column + shift).clamp_max(width - 1)).where(mask, 0)
+        options: dict[str, Any] = {"use_cache": False} if "use_cache" in self.parameters else {}
+        last = (self.lengths - 1)[:, None]
+        if "logits_to_keep" in self.parameters:
+            logits: Tensor = self.model(
+                input_ids=ids, attention_mask=mask.long(), logits_to_keep=last, **options
+            ).logits
+            return logits[:, -1]
+        logits = self.model(input_ids=ids, attention_mask=mask.long(), **options).logits
+        return logits.gather(1, last[..., None].expand(-1, -1, logits.shape[-1]))[:, 0]

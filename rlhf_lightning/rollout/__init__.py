@@ -1,0 +1,23 @@
+"""Who draws responses from the policy: engines behind one protocol. Names are loaded when they are first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlhf_lightning.rollout.base import RolloutEngine as RolloutEngine
+    from rlhf_lightning.rollout.transformers import TransformersEngine as TransformersEngine
+
+_HOME = {
+    "RolloutEngine": "base",
+    "TransformersEngine": "transformers",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
