@@ -1,0 +1,88 @@
+"""Generalised advantage estimation: numbers by hand, a scan and a plain loop as twins, and tokens that are no steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rlhf_lightning.credit.gae import estimated, gae
+from rlhf_lightning.types import Ragged
+
+#: Spec: beta 0.1 on log-probs [-1, -2, -0.5] against [-1.2, -1.5, -0.5], score 1.
+REWARD, VALUE = [-0.02, 0.05, 1.0], [0.2, 0.1, 0.4]
+
+
+def ragged(*rows: list[float]) -> Ragged:
+    sequence = torch.tensor([i for i, row in enumerate(rows) for _ in row], dtype=torch.long)
+    return Ragged(torch.tensor([x for row in rows for x in row]), sequence, len(rows))
+
+
+@pytest.mark.parametrize(
+    ("lam", "expected"),
+    [
+        (0.95, [0.754, 0.92, 0.6]),  # without the factor lambda the first would be 0.83
+        (1.0, [0.83, 0.95, 0.6]),  # sum of rewards to the end less the value: a bootstrap past the end breaks the last
+        (0.0, [0.12 - 0.24, 0.35, 0.6]),  # the temporal differences alone
+    ],
+)
+def test_golden(lam: float, expected: list[float]) -> None:
+    found = gae(ragged(REWARD), ragged(VALUE), gamma=1.0, lam=lam)
+    torch.testing.assert_close(found.token, torch.tensor(expected))
+
+
+def test_returns_by_hand() -> None:
+    """R = A + V: [0.954, 1.02, 1.0] at lambda 0.95."""
+    found = gae(ragged(REWARD), ragged(VALUE)).token + torch.tensor(VALUE)
+    torch.testing.assert_close(found, torch.tensor([0.954, 1.02, 1.0]))
+
+
+def test_responses_do_not_see_each_other() -> None:
+    both = gae(ragged(REWARD, [0.3], [], [0.1, -0.2]), ragged(VALUE, [0.5], [], [0.0, 1.0])).token
+    apart = [gae(ragged(r), ragged(v)).token for r, v in [(REWARD, VALUE), ([0.3], [0.5]), ([0.1, -0.2], [0.0, 1.0])]]
+    torch.testing.assert_close(both, torch.cat(apart))
+
+
+def test_tokens_of_a_tool_are_skipped() -> None:
+    """Second, third and last token were not chosen: whatever stands there, the others are as without them."""
+    reward, value = ragged([-0.02, 7.0, -9.0, 0.05, 1.0, 4.0]), torch.tensor([0.2, 5.0, -5.0, 0.1, 0.4, 3.0])
+    mask = torch.tensor([True, False, False, True, True, False])
+    found = estimated(reward, value, gamma=1.0, lam=0.95, mask=mask)
+    torch.testing.assert_close(found, torch.tensor([0.754, 0.0, 0.0, 0.92, 0.6, 0.0]))
+
+
+def scan(reward: Tensor, value: Tensor, gamma: float, lam: float) -> Tensor:
+    """The same by doubling: a prefix sum of x -> a x + b composed from the last token on, log2(T) steps."""
+    following = torch.cat([value[1:], value.new_zeros(1)])
+    b, a = reward + gamma * following - value, torch.full_like(reward, gamma * lam)
+    reach = 1
+    while reach < len(b):
+        ahead_b, ahead_a = (torch.cat([x[reach:], x.new_full((reach,), fill)]) for x, fill in ((b, 0.0), (a, 1.0)))
+        b, a = b + a * ahead_b, a * ahead_a
+        reach *= 2
+    return b
+
+
+numbers = st.floats(-3, 3, allow_nan=False, width=32)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    rows=st.lists(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=9), min_size=1, max_size=4),
+    gamma=st.sampled_from([0.0, 0.9, 1.0]),
+    lam=st.sampled_from([0.0, 0.5, 0.95, 1.0]),
+)
+def test_equals_the_scan_and_the_plain_loop(rows: list[list[tuple[float, float]]], gamma: float, lam: float) -> None:
+    rewards, values = [[r for r, _ in row] for row in rows], [[v for _, v in row] for row in rows]
+    found = gae(ragged(*rewards), ragged(*values), gamma=gamma, lam=lam).token
+    pairs = list(zip(rewards, values, strict=True))
+    scanned = [scan(torch.tensor(r).double(), torch.tensor(v).double(), gamma, lam) for r, v in pairs]
+    torch.testing.assert_close(found.double(), torch.cat(scanned), atol=1e-4, rtol=1e-4)
+    looped = []
+    for r, v in pairs:
+        for t in range(len(r)):  # straight from the definition: a discounted sum of temporal differences
+            deltas = [r[k] + gamma * (v[k + 1] if k + 1 < len(v) else 0.0) - v[k] for k in range(t, len(r))]
+            looped.append(sum((gamma * lam) ** k * delta for k, delta in enumerate(deltas)))
+    torch.testing.assert_close(found, torch.tensor(looped), atol=1e-4, rtol=1e-4)

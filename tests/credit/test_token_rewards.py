@@ -1,0 +1,49 @@
+"""Rewards of tokens: the penalty everywhere, the score at the end."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlhf_lightning.credit.token_rewards import token_rewards
+from rlhf_lightning.types import Ragged
+
+#: Per-token log-ratios of the blog's example; score 0.4.
+LOG_RATIO = [-0.3315, -0.0426, 0.6351]
+
+
+def ragged(*rows: list[float]) -> Ragged:
+    sequence = torch.tensor([i for i, row in enumerate(rows) for _ in row], dtype=torch.long)
+    return Ragged(torch.tensor([x for row in rows for x in row]), sequence, len(rows))
+
+
+def test_published_example() -> None:
+    """beta 0.15. The other sign of the penalty flips the first two; a penalty left out at the end gives 0.4 there."""
+    kl = ragged(LOG_RATIO)
+    found = token_rewards(torch.tensor([0.4]), kl, kl=kl, coef=0.15).token
+    torch.testing.assert_close(found, torch.tensor([0.049725, 0.00639, 0.4 - 0.095265]))
+
+
+def test_two_responses_by_hand() -> None:
+    """Spec: beta 0.1 on k1 [0.2, -0.5, 0] and score 1; an empty response has nowhere to put its score."""
+    kl = ragged([0.2, -0.5, 0.0], [], [1.0])
+    found = token_rewards(torch.tensor([1.0, 5.0, -2.0]), kl, kl=kl, coef=0.1).token
+    torch.testing.assert_close(found, torch.tensor([-0.02, 0.05, 1.0, -2.1]))
+
+
+def test_without_kl_only_the_last_token_has_a_reward() -> None:
+    found = token_rewards(torch.tensor([3.0]), ragged([9.0, 9.0, 9.0])).token
+    assert found.tolist() == [0.0, 0.0, 3.0]
+
+
+def test_rewards_of_steps_are_added() -> None:
+    layout = ragged([0.0, 0.0, 0.0])
+    found = token_rewards(torch.tensor([1.0]), layout, step_reward=ragged([0.5, 0.0, 0.25])).token
+    assert found.tolist() == [0.5, 0.0, 1.25]
+
+
+@pytest.mark.parametrize(("score", "expected"), [(80.0, 50.0), (-80.0, -50.0)])
+def test_the_clip_holds_penalty_and_score_together(score: float, expected: float) -> None:
+    kl = ragged([0.0, 1000.0])
+    found = token_rewards(torch.tensor([score]), ragged([0.0, 0.0]), kl=kl, coef=-0.001, clip=50.0).token
+    assert found[1].item() == expected  # 80 + 1, or -80 + 1
