@@ -6,6 +6,7 @@ from rlhf_lightning.methods.density_ratio import DensityRatio
 from rlhf_lightning.methods.distillation import ContextDistillation, KnowledgeDistillation
 from rlhf_lightning.methods.judge import Judge
 from rlhf_lightning.methods.judged import Judged
+from rlhf_lightning.methods.mismatch import Mismatch
 from rlhf_lightning.methods.preference import Preference
 from rlhf_lightning.methods.ranking import Ranked
 from rlhf_lightning.methods.rating import Rating
@@ -24,6 +25,7 @@ __all__ = [
     "Judge",
     "Judged",
     "KnowledgeDistillation",
+    "Mismatch",
     "Preference",
     "Ranked",
     "RankedRewardModel",

@@ -44,6 +44,7 @@ from rlhf_lightning.types.results import (
     PreferenceLoss,
     StepOutput,
     TokenLoss,
+    Weighted,
 )
 from rlhf_lightning.types.rollouts import (
     Credit,
@@ -94,5 +95,6 @@ __all__ = [
     "TokenLoss",
     "TopTokens",
     "UnpairedBatch",
+    "Weighted",
     "sample_groups",
 ]

@@ -55,6 +55,15 @@ class TokenLoss:
 
 
 @dataclass
+class Weighted:
+    """Importance weights of tokens that another program drew than the one that trains on them, detached."""
+
+    weight: Float[Tensor, " response_tokens"]  #: multiplies the policy loss of each token
+    #: numbers by name, of any number, logged as ``train/mismatch/<name>``; empty where the engine gave no log-probs
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
 class StepOutput:
     """What ``AlignmentModule.forward`` returns: a scalar to differentiate and detached diagnostics."""
 
