@@ -18,7 +18,7 @@ from rlhf_lightning.world.grammar import Prompt, Split
 from rlhf_lightning.world.tokenizer import SPECIAL, encode, end, words_of
 
 #: Part of the key; raise it when the same base starts to give other samples.
-SAMPLES_VERSION = 1
+SAMPLES_VERSION = 2
 #: Samples of a prompt.
 SAMPLES = 32
 #: Most tokens of a sample; the grammar's longest answer has 37.
