@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, Trainer
 
 from rlhf_lightning.callbacks.tables import log_table
 from rlhf_lightning.ops.kl import k1, k3
-from rlhf_lightning.types import Example, PackedBatch, Ragged
+from rlhf_lightning.types import Example, PackedBatch, Ragged, SampleGroup, sample_groups
 
 
 @dataclass
@@ -40,6 +40,7 @@ class _Prompt:
     data: list[int]
     row: str
     index: int
+    columns: Mapping[str, Any]
 
 
 class PolicySamples(Callback):
@@ -93,7 +94,7 @@ class PolicySamples(Callback):
         }
         self.seed, self.before_training, self.folder = seed, before_training, folder
         #: Scores groups of responses (``rewards.Reward``); set by whoever has one.
-        self.reward: Callable[[list[list[int]], list[list[list[int]]]], list[list[float]]] | None = None
+        self.reward: Callable[[Sequence[SampleGroup]], list[list[float | None]]] | None = None
         self._prompts: list[_Prompt] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -138,7 +139,8 @@ class PolicySamples(Callback):
         for group in range(min(wanted, len(batch))):
             spans = batch.prompt_span[group], batch.response_span[group * batch.slots]
             prompt, data = (batch.ids[start:end].tolist() for start, end in spans)
-            self._prompts.append(_Prompt(prompt, data, batch.rows[group], int(batch.index[group])))
+            index = int(batch.index[group])
+            self._prompts.append(_Prompt(prompt, data, batch.rows[group], index, _columns(trainer, index)))
 
     def _sample(self, trainer: Trainer, module: Any) -> list[Sample]:
         """Rows of this process; a collective call."""
@@ -171,18 +173,21 @@ class PolicySamples(Callback):
                 module.track(f"val/sample/{name}", torch.tensor(values, device=module.device))
         return samples
 
-    def _rewards(self, module: Any, responses: list[list[int]]) -> list[float] | list[None]:
-        """Reward of each response; logs it beside that of the data's own response."""
+    def _rewards(self, module: Any, responses: list[list[int]]) -> Sequence[float | None]:
+        """Reward of each response; logs it beside that of the data's own response, where the data has one."""
         if self.reward is None:
             return [None] * len(responses)
-        groups = [[response, prompt.data] for response, prompt in zip(responses, self._prompts, strict=True)]
-        scores = torch.tensor(self.reward([prompt.ids for prompt in self._prompts], groups)).reshape(-1, 2)
-        sampled, data = scores.to(module.device).unbind(1)
+        prompts = self._prompts
+        groups = [[response] + [p.data] * bool(p.data) for response, p in zip(responses, prompts, strict=True)]
+        scores = self.reward(sample_groups([p.ids for p in prompts], groups, [p.columns for p in prompts]))
         if module.trainer.evaluating:
-            module.track("val/sample/reward", sampled)
-            module.track("val/sample/data_reward", data)
-            module.track("val/sample/win_rate", (1 + (sampled - data).sign()) / 2)
-        return [float(score) for score in sampled]
+            rows = [[math.nan if score is None else score for score in row] for row in scores]
+            sampled, data = (torch.tensor([row[at % len(row)] for row in rows]) for at in (0, -1))
+            there = torch.tensor([len(row) == 2 for row in rows], dtype=torch.bool)
+            win = (1 + (sampled - data).sign()) / 2
+            for name, values in {"reward": sampled, "data_reward": data[there], "win_rate": win[there]}.items():
+                module.track(f"val/sample/{name}", values[values.isfinite()].to(module.device))
+        return [row[0] for row in scores]
 
     def _log_ratios(self, module: Any, responses: list[list[int]]) -> list[float | None] | None:
         """Summed log-ratio of each response; logs the estimates of the KL."""
@@ -211,6 +216,13 @@ class PolicySamples(Callback):
         (folder / f"step_{trainer.global_step:08d}.jsonl").write_text("".join(lines), encoding="utf-8")
         for logger in trainer.loggers:
             log_table(logger, "samples", [asdict(sample) for sample in rows], trainer.global_step)
+
+
+def _columns(trainer: Trainer, index: int) -> Mapping[str, Any]:
+    """Columns of a validation row, for a reward that reads them; nothing where the data keeps none."""
+    examples = getattr(trainer.datamodule, "val_examples", None)  # type: ignore[attr-defined]
+    find = getattr(examples, "columns_of", None)
+    return {} if find is None else find(index)
 
 
 def _is_policy(module: Any) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lightning as L
 import numpy as np
@@ -22,8 +24,14 @@ from rlhf_lightning.cli.train import optimized, prepare
 from rlhf_lightning.cli.versions import versions
 from rlhf_lightning.data import AlignmentDataModule, RewardBench
 from rlhf_lightning.methods import ScoringModule
+from rlhf_lightning.rewards import Composite, Reward, metrics_of, scored
+from rlhf_lightning.rewards.base import Scores
 from rlhf_lightning.rewards.statistics import length_statistics, preference_statistics, reward_statistics
-from rlhf_lightning.types import PackedBatch, RankedBatch
+from rlhf_lightning.rewards.text_reward import TextReward
+from rlhf_lightning.types import PackedBatch, RankedBatch, SampleGroup, sample_groups
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -96,16 +104,17 @@ def evaluate_reward(cfg: DictConfig, folder: Path) -> dict[str, float]:
     Returns:
         Metrics by name: accuracy, margin, calibration, the distribution of rewards, their correlation with length.
     """
-    method, reward = make(cfg.method).func, make(cfg.reward)()
-    tokenizer = getattr(reward, "own", None) or make(cfg.model).tokenizer()
+    method = make(cfg.method).func
+    reward, tokenizer = reward_of(cfg)
     # Only comparisons say what a reward should prefer; where a method learns from something else, pairs are asked for.
     kind = method.kind if method.kind in COMPARED else "preference"
     data = make(cfg.data)(tokenizer=tokenizer, kind=kind, seed=cfg.seed)
     data.setup("validate")
     better, worse, values, tokens, rows = [], [], [], [], []
     for batch in data.val_dataloader():
-        scores = [[method.sign * score for score in group] for group in reward(*groups_of(batch))]
-        for row, group, preferred in zip(batch.rows, scores, preferences(batch), strict=True):
+        scores = signed(scored(reward, groups_of(batch))[0], method.sign)
+        for row, group, pairs in zip(batch.rows, scores, preferences(batch), strict=True):
+            preferred = [pair for pair in pairs if not any(math.isnan(group[at]) for at in pair)]
             rows += [row] * len(preferred)
             better += [group[first] for first, _ in preferred]
             worse += [group[second] for _, second in preferred]
@@ -114,21 +123,38 @@ def evaluate_reward(cfg: DictConfig, folder: Path) -> dict[str, float]:
     if not better:
         raise ConfigError("the validation data has no two responses of which one is preferred: choose other data")
     found = preference_statistics(torch.tensor(better), torch.tensor(worse))
-    found |= reward_statistics(torch.tensor(values)) | length_statistics(torch.tensor(values), torch.tensor(tokens))
+    given = (score := torch.tensor(values)).isfinite()
+    found |= reward_statistics(score[given]) | length_statistics(score[given], torch.tensor(tokens)[given])
+    found |= metrics_of(reward) | ({} if given.all() else {"unscored": float((~given).float().mean())})
     metrics = {f"val/reward/{name}": value for name, value in found.items()}
     if isinstance(data.validation, RewardBench):
         metrics |= benchmark(data.validation, rows, better, worse, folder)
     return metrics
 
 
-def groups_of(batch: PackedBatch) -> tuple[list[list[int]], list[list[list[int]]]]:
-    """Prompts and present responses of a batch as token ids."""
+def reward_of(cfg: DictConfig) -> tuple[Reward, PreTrainedTokenizerBase]:
+    """The reward of a configuration and the tokenizer of its data: the reward's own, else that of ``model``."""
+    maker = make(cfg.reward)
+    if issubclass(maker.func, (TextReward, Composite)):
+        tokenizer = make(cfg.model).tokenizer()
+        return maker(tokenizer=tokenizer), tokenizer
+    reward = maker()
+    return reward, getattr(reward, "own", None) or make(cfg.model).tokenizer()
+
+
+def signed(scores: Scores, sign: float) -> list[list[float]]:
+    """Scores times a sign; nan where there is none."""
+    return [[math.nan if score is None else sign * score for score in group] for group in scores]
+
+
+def groups_of(batch: PackedBatch) -> list[SampleGroup]:
+    """Prompts and present responses of a batch."""
     prompts = [batch.ids[start:end].tolist() for start, end in batch.prompt_span.tolist()]
     responses: list[list[list[int]]] = [[] for _ in prompts]
     for parent, (start, end) in zip(batch.parent.tolist(), batch.response_span.tolist(), strict=True):
         if end > start:
             responses[parent].append(batch.ids[start:end].tolist())
-    return prompts, responses
+    return sample_groups(prompts, responses)
 
 
 def preferences(batch: PackedBatch) -> list[list[tuple[int, int]]]:

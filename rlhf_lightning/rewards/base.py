@@ -1,34 +1,104 @@
-"""The one interface of everything that scores responses."""
+"""The one interface of everything that scores responses, and what calls it."""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from rlhf_lightning.types import SampleGroup
+
+#: One list a group, one number a response; None: this response cannot be judged.
+Scores = list[list[float | None]]
 
 
 @runtime_checkable
 class Reward(Protocol):
     """Numbers for responses, higher is better.
 
-    A reward is called with whole groups: every response to a prompt at once, so that a reward may compare them. It gets
-    token ids as the policy makes them (prompts with their chat markup, responses with their EOS) and was given the
-    policy's tokenizer when it was made: a yaml of the config group ``reward`` is a partial that is completed with
-    ``tokenizer``. It moves itself to a device, has no gradients, draws no random numbers, and gives the same number
-    however groups are batched.
+    A reward is called with whole groups: every response to a prompt at once, so that a reward may compare them. A group
+    has token ids as the policy makes them (a prompt with its chat markup, responses with their EOS), what the engine
+    knows of each response, and the columns of the prompt's row in the data. The reward was given the policy's tokenizer
+    when it was made: a yaml of the config group ``reward`` is a partial that is completed with ``tokenizer``.
 
-    A reward that needs only text decodes with the tokenizer; one that needs columns of the data (references, tests)
-    has no place here.
+    A reward moves itself to a device, has no gradients, draws no random numbers, and gives the same number however
+    groups are batched. Where it cannot judge a response (no answer to compare with, a judge that did not answer) it
+    gives None, never a guess.
+
+    Further members are optional:
+
+    * ``terms(groups) -> dict[str, Scores]`` and ``combine(terms) -> Scores``: the parts of the reward by name, and the
+      reward that they make (:class:`~rlhf_lightning.rewards.Composite`); see :func:`scored`;
+    * ``costs: frozenset[str]``: which of the terms are costs, where lower is better; they are no part of the sum;
+    * ``step_reward(groups) -> list[list[list[float]]]``: one number a response token, nan where no step ends;
+    * ``metrics() -> dict[str, float]``: what was counted since the last call, such as failures; see :func:`metrics_of`;
+    * ``policy``: set to the module that is trained before each call, for a reward that asks the policy itself.
+
+    A plain function of texts is made into a reward by :func:`~rlhf_lightning.rewards.as_reward`.
     """
 
     name: str  #: what its numbers are logged under
 
-    def __call__(self, prompts: list[list[int]], responses: list[list[list[int]]]) -> list[list[float]]:
-        """One number for each response.
+    def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
+        """One number for each response, or None.
 
         Args:
-            prompts: token ids of each prompt.
-            responses: for each prompt its responses as token ids; groups may differ in size.
+            groups: prompts with their responses; groups may differ in size.
 
         Returns:
-            One list a prompt, one number a response, in the same order.
+            One list a group, one number a response, in the same order.
         """
         ...
+
+
+def scored(reward: Reward, groups: Sequence[SampleGroup]) -> tuple[Scores, dict[str, Scores]]:
+    """The reward of every response, and the terms that it is made of.
+
+    Args:
+        reward: any reward; one without ``terms`` is its only term.
+        groups: prompts with their responses.
+
+    Returns:
+        Combined scores, and scores of each term by name before weighting.
+
+    Raises:
+        ValueError: the reward returned another number of scores than there are responses, or an infinite one.
+    """
+    find = getattr(reward, "terms", None)
+    if find is None:
+        total = checked(reward.name, reward(groups), groups)
+        return total, {reward.name: total}
+    terms = {name: checked(name, scores, groups) for name, scores in find(groups).items()}
+    return checked(reward.name, reward.combine(terms), groups), terms  # type: ignore[attr-defined]
+
+
+def checked(name: str, scores: Sequence[Sequence[float | None]], groups: Sequence[SampleGroup]) -> Scores:
+    """Scores as floats, nan as None, after it was checked that there is one for each response.
+
+    Raises:
+        ValueError: another number of scores than responses, or an infinite one; the message names reward and row.
+    """
+    if len(scores) != len(groups):
+        raise ValueError(f"reward {name!r} returned scores of {len(scores)} groups for {len(groups)}")
+    found: Scores = []
+    for group, row in zip(groups, scores, strict=True):
+        if len(row) != len(group.samples):
+            raise ValueError(
+                f"reward {name!r} returned {len(row)} scores for the {len(group.samples)} responses to {_place(group)}"
+            )
+        values = [None if score is None else float(score) for score in row]
+        if any(value is not None and math.isinf(value) for value in values):
+            raise ValueError(f"reward {name!r} returned an infinite score for {_place(group)}: {values}")
+        found.append([None if value is None or math.isnan(value) else value for value in values])
+    return found
+
+
+def metrics_of(reward: Any) -> dict[str, float]:
+    """What a reward counted since the last call, such as failures; nothing for one that counts nothing."""
+    count = getattr(reward, "metrics", None)
+    found: Mapping[str, float] = {} if count is None else count()
+    return dict(found)
+
+
+def _place(group: SampleGroup) -> str:
+    return f"the prompt at {group.row or group.index}"

@@ -16,9 +16,10 @@ from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.templates import render, resolve
 from rlhf_lightning.losses.judge import stated_preference
 from rlhf_lightning.models.sources import Dtype
+from rlhf_lightning.rewards.base import Scores
 from rlhf_lightning.rewards.log_prob import language_model
 from rlhf_lightning.rewards.texts import Texts, batches, chosen_device
-from rlhf_lightning.types import ComparisonBatch, Example
+from rlhf_lightning.types import ComparisonBatch, Example, SampleGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,29 +71,29 @@ class JudgeReward:
         self.encoder = Encoder(self.own, self.spec, self.template)
 
     @torch.no_grad()
-    def __call__(self, prompts: list[list[int]], responses: list[list[list[int]]]) -> list[list[float]]:
+    def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
         """See :class:`~rlhf_lightning.rewards.base.Reward`.
 
         Raises:
             ValueError: a group of one response, which nothing can be compared with.
         """
-        for number, group in enumerate(responses):
-            if len(group) == 1:
+        for number, group in enumerate(groups):
+            if len(group.samples) == 1:
                 raise ValueError(
                     f"reward=judge compares the responses of a group, and group {number} has one: sample at least two"
                 )
         questions = [
             (row, pair, question)
-            for row, (prompt, group) in enumerate(zip(prompts, responses, strict=True))
-            for pair, question in self._questions(prompt, group)
+            for row, group in enumerate(groups)
+            for pair, question in self._questions(group.prompt, group.responses)
         ]
         stated = self._preferences([question for _, _, question in questions])
-        scores = [[0.0] * len(group) for group in responses]
+        scores = [[0.0] * len(group.samples) for group in groups]
         for (row, (i, j), _), preference in zip(questions, stated, strict=True):
-            others = len(responses[row]) - 1
+            others = len(groups[row].samples) - 1
             scores[row][i] += preference / others
             scores[row][j] += (1 - preference) / others
-        return scores
+        return [[*group] for group in scores]
 
     def _questions(self, prompt: list[int], group: list[list[int]]) -> Iterator[tuple[tuple[int, int], Example]]:
         """Every two responses of a group, shown in both orders as the data of ``method=pairwise_judge`` shows them."""

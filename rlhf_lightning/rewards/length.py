@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from rlhf_lightning.rewards.base import Scores
+from rlhf_lightning.types import SampleGroup
 
 
 class LengthReward:
@@ -19,9 +23,9 @@ class LengthReward:
     def __init__(self, tokenizer: Any = None, *, target: int | None = None, per_token: float = 0.01) -> None:
         self.target, self.per_token = target, per_token
 
-    def __call__(self, prompts: list[list[int]], responses: list[list[list[int]]]) -> list[list[float]]:
+    def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
         """See :class:`~rlhf_lightning.rewards.base.Reward`."""
-        return [[self.per_token * self._tokens(response) for response in group] for group in responses]
+        return [[self.per_token * self._tokens(response) for response in group.responses] for group in groups]
 
     def _tokens(self, response: list[int]) -> int:
         return len(response) if self.target is None else -abs(len(response) - self.target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -11,8 +12,9 @@ from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.buffers import keep_float32_buffers
 from rlhf_lightning.models.roles import align_with_tokenizer
 from rlhf_lightning.models.sources import Dtype, Pretrained
+from rlhf_lightning.rewards.base import Scores
 from rlhf_lightning.rewards.texts import Texts, batches, chosen_device
-from rlhf_lightning.types import Example, Ragged
+from rlhf_lightning.types import Example, Ragged, SampleGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,13 +68,13 @@ class LogProbReward:
         self.texts = Texts(self.own, tokenizer)
 
     @torch.no_grad()
-    def __call__(self, prompts: list[list[int]], responses: list[list[list[int]]]) -> list[list[float]]:
+    def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
         """See :class:`~rlhf_lightning.rewards.base.Reward`."""
-        prompts, responses = self.texts.translated(prompts, responses)
+        prompts, responses = self.texts.translated(groups)
         pairs = list(zip(prompts, responses, strict=True))
         scores = self._scores([self.texts.example(prompt, group, self.max_length) for prompt, group in pairs])
         if not self.mutual_information:
-            return scores
+            return [[*group] for group in scores]
         nothing = self.texts.asked("")
         alone = self._scores([self.texts.example(nothing, group, self.max_length) for group in responses])
         return [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(scores, alone, strict=True)]

@@ -15,8 +15,9 @@ from rlhf_lightning.models.classification import HEAD, load_whole, without_head
 from rlhf_lightning.models.roles import align_with_tokenizer
 from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import Pretrained
+from rlhf_lightning.rewards.base import Scores
 from rlhf_lightning.rewards.texts import Texts, batches, chosen_device
-from rlhf_lightning.types import Example
+from rlhf_lightning.types import Example, SampleGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,18 +82,18 @@ class ModelReward:
         self.model = model.to(self.device).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def __call__(self, prompts: list[list[int]], responses: list[list[list[int]]]) -> list[list[float]]:
+    def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
         """See :class:`~rlhf_lightning.rewards.base.Reward`."""
         if not self.decoder:
-            return self._encoded(prompts, responses)
-        pairs = zip(*self.texts.translated(prompts, responses), strict=True)
-        groups = [self.texts.example(prompt, group, self.max_length) for prompt, group in pairs]
-        scores: list[list[float]] = [[] for _ in groups]
-        for rows in batches(groups, self.max_tokens):
-            batch = pack([groups[row] for row in rows], kind="supervised" if _single(groups, rows) else None)
+            return self._encoded(groups)
+        pairs = zip(*self.texts.translated(groups), strict=True)
+        examples = [self.texts.example(prompt, group, self.max_length) for prompt, group in pairs]
+        scores: Scores = [[] for _ in examples]
+        for rows in batches(examples, self.max_tokens):
+            batch = pack([examples[row] for row in rows], kind="supervised" if _single(examples, rows) else None)
             found = self._score(batch.to(self.device)).reshape(len(rows), -1).tolist()
             for row, values in zip(rows, found, strict=True):
-                scores[row] = values[: len(groups[row].responses)]
+                scores[row] = values[: len(examples[row].responses)]
         return scores
 
     def _score(self, batch: Any) -> Tensor:
@@ -101,12 +102,12 @@ class ModelReward:
             scores = scores[:, self.output]
         return self.scale * (self.model.normalized(scores) if self.normalize else scores)
 
-    def _encoded(self, prompts: list[list[int]], responses: list[list[list[int]]]) -> list[list[float]]:
+    def _encoded(self, groups: Sequence[SampleGroup]) -> Scores:
         """Scores of an encoder, which reads a pair of texts."""
         pairs = [
-            (self.texts.content(prompt), self.texts.text(response))
-            for prompt, group in zip(prompts, responses, strict=True)
-            for response in group
+            (self.texts.content(group.prompt), self.texts.text(response))
+            for group in groups
+            for response in group.responses
         ]
         flat: list[float] = []
         for start in range(0, len(pairs), 16):
@@ -121,7 +122,7 @@ class ModelReward:
             )
             flat += (self.scale * self.model(**inputs.to(self.device)).logits[:, self.output].float()).tolist()
         values = iter(flat)
-        return [[next(values) for _ in group] for group in responses]
+        return [[next(values) for _ in group.samples] for group in groups]
 
 
 def _single(groups: Sequence[Example], rows: Sequence[int]) -> bool:

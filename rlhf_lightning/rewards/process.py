@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -16,8 +16,9 @@ from rlhf_lightning.models.buffers import keep_float32_buffers
 from rlhf_lightning.models.roles import align_with_tokenizer
 from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import Dtype, Pretrained
+from rlhf_lightning.rewards.base import Scores
 from rlhf_lightning.rewards.texts import Texts, batches, chosen_device
-from rlhf_lightning.types import Example
+from rlhf_lightning.types import Example, SampleGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -90,18 +91,14 @@ class ProcessReward:
         self.encoder = Encoder(self.own, self.spec, None)
 
     @torch.no_grad()
-    def __call__(self, prompts: list[list[int]], responses: list[list[list[int]]]) -> list[list[float]]:
+    def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
         """See :class:`~rlhf_lightning.rewards.base.Reward`."""
-        return [[self._aggregated(steps) for steps in group] for group in self.steps(prompts, responses)]
+        return [[self._aggregated(steps) for steps in group] for group in self.steps(groups)]
 
     @torch.no_grad()
-    def steps(self, prompts: list[list[int]], responses: list[list[list[int]]]) -> list[list[list[float]]]:
+    def steps(self, groups: Sequence[SampleGroup]) -> list[list[list[float]]]:
         """The probability of every step of every response."""
-        solutions = [
-            self._solution(prompt, response)
-            for prompt, group in zip(prompts, responses, strict=True)
-            for response in group
-        ]
+        solutions = [self._solution(group.prompt, response) for group in groups for response in group.responses]
         found: list[list[float]] = [[] for _ in solutions]
         for rows in batches(solutions, self.max_tokens):
             batch = pack([solutions[row] for row in rows]).to(self.device)
@@ -109,7 +106,7 @@ class ProcessReward:
             for number, row in enumerate(rows):
                 found[row] = right[batch.sequence == number].tolist()
         values = iter(found)
-        return [[next(values) for _ in group] for group in responses]
+        return [[next(values) for _ in group.samples] for group in groups]
 
     def _solution(self, prompt: list[int], response: list[int]) -> Example:
         """A solution whose scored tokens are the last ones of its steps, tokenised as the data of a training run is."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from rlhf_lightning.types import Example
+from rlhf_lightning.types import Example, SampleGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,8 +44,9 @@ class Texts:
         """What stands before a text that has nothing before it."""
         return cast("int", self.own.bos_token_id if self.own.bos_token_id is not None else self.own.eos_token_id)
 
-    def translated(self, prompts: Prompts, responses: Responses) -> tuple[Prompts, Responses]:
-        """The same texts in the scoring model's own tokens and chat template; as they are where these agree."""
+    def translated(self, groups: Sequence[SampleGroup]) -> tuple[Prompts, Responses]:
+        """Prompts and responses in the scoring model's own tokens and chat template; as they are where these agree."""
+        prompts, responses = [group.prompt for group in groups], [group.responses for group in groups]
         if not self.renders:
             return prompts, responses
         rendered = [self.asked(self.content(prompt)) for prompt in prompts]

@@ -9,7 +9,7 @@ import torch
 
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.ops.divergence import Predictions, divergence
-from rlhf_lightning.types import Example, PackedBatch
+from rlhf_lightning.types import Example, PackedBatch, SampleGroup
 from rlhf_lightning.world import grammar
 from rlhf_lightning.world.base import TinyWorld
 from rlhf_lightning.world.gold import WEIGHTS, Gold, judge
@@ -132,10 +132,7 @@ class GoldScorer:
             raise ValueError("reward=gold judges the tiny world's words only: set model=tiny, or choose another reward")
         self._evaluator = TinyEvaluator(base)
 
-    def __call__(self, prompts: list[list[int]], responses: list[list[list[int]]]) -> list[list[float]]:
-        """Gold rewards of whole groups of token ids, in points."""
+    def __call__(self, groups: Sequence[SampleGroup]) -> list[list[float | None]]:
+        """Gold rewards of whole groups, in points."""
         gold = self._evaluator.gold
-        return [
-            [gold(prompt, response).reward for response in group]
-            for prompt, group in zip(prompts, responses, strict=True)
-        ]
+        return [[gold(group.prompt, response).reward for response in group.responses] for group in groups]

@@ -21,7 +21,7 @@ from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer
 from rlhf_lightning.rewards import JudgeReward, LogProbReward, ProcessReward, Reward
-from rlhf_lightning.types import ComparisonBatch, Example
+from rlhf_lightning.types import ComparisonBatch, Example, sample_groups
 from tests.rewards.test_model_reward import ANSWERS, QUESTIONS, close, encoded
 
 SPEC = DataSpec(comparison="{prompt}|{first}|{second}=", cache=False)
@@ -68,7 +68,7 @@ def test_log_probs_of_whole_responses(language: tuple[Path, Models], reduction: 
     reward = LogProbReward(models.tokenizer, path=str(folder), reduction=reduction, max_tokens=max_tokens)  # type: ignore[arg-type]
     assert isinstance(reward, Reward)
     prompts, groups = encoded(models.tokenizer)
-    close(reward(prompts, groups), log_probs(models, prompts, groups, reduction))
+    close(reward(sample_groups(prompts, groups)), log_probs(models, prompts, groups, reduction))
 
 
 def test_mutual_information_takes_off_what_needs_no_question(language: tuple[Path, Models]) -> None:
@@ -78,9 +78,10 @@ def test_mutual_information_takes_off_what_needs_no_question(language: tuple[Pat
         "input_ids"
     ]
     asked, alone = (log_probs(models, those, groups, "sum") for those in (prompts, [empty] * len(groups)))
-    found = LogProbReward(models.tokenizer, path=str(folder), mutual_information=True)(prompts, groups)
+    found = LogProbReward(models.tokenizer, path=str(folder), mutual_information=True)(sample_groups(prompts, groups))
     close(found, [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(asked, alone, strict=True)])
-    assert LogProbReward(path=str(folder), mutual_information=True)([empty], [groups[0]])[0] == pytest.approx([0, 0])
+    unasked = sample_groups([empty], [groups[0]])
+    assert LogProbReward(path=str(folder), mutual_information=True)(unasked)[0] == pytest.approx([0, 0])
 
 
 def test_log_probs_of_a_policy_with_another_tokenizer(language: tuple[Path, Models]) -> None:
@@ -88,7 +89,7 @@ def test_log_probs_of_a_policy_with_another_tokenizer(language: tuple[Path, Mode
     other = other_tokenizer()
     reward = LogProbReward(other, path=str(folder))
     assert reward.texts.renders
-    close(reward(*encoded(other)), log_probs(models, *encoded(models.tokenizer), "sum"))
+    close(reward(sample_groups(*encoded(other))), log_probs(models, *encoded(models.tokenizer), "sum"))
 
 
 def test_an_unknown_reduction(language: tuple[Path, Models]) -> None:
@@ -124,7 +125,7 @@ def test_a_judge_gives_the_mean_over_its_opponents(
     reward = JudgeReward(models.tokenizer, path=str(folder), spec=SPEC, max_tokens=max_tokens)
     assert isinstance(reward, Reward)
     prompts, groups = encoded(models.tokenizer)
-    found = reward([prompts[0], prompts[2]], [groups[0], groups[2]])
+    found = reward(sample_groups([prompts[0], prompts[2]], [groups[0], groups[2]]))
     one = stated(models, tmp_path, QUESTIONS[0], *ANSWERS[0])
     a, b, c = ANSWERS[2]
     ab, ac, bc = (stated(models, tmp_path, QUESTIONS[2], *pair) for pair in ((a, b), (a, c), (b, c)))
@@ -137,17 +138,19 @@ def test_a_judge_of_another_tokenizer(language: tuple[Path, Models]) -> None:
     folder, models = language
     other = other_tokenizer()
     wanted = JudgeReward(path=str(folder), spec=SPEC)(
-        [encoded(models.tokenizer)[0][0]], [encoded(models.tokenizer)[1][0]]
+        sample_groups([encoded(models.tokenizer)[0][0]], [encoded(models.tokenizer)[1][0]])
     )
-    found = JudgeReward(other, path=str(folder), spec=SPEC)([encoded(other)[0][0]], [encoded(other)[1][0]])
+    found = JudgeReward(other, path=str(folder), spec=SPEC)(
+        sample_groups([encoded(other)[0][0]], [encoded(other)[1][0]])
+    )
     close(found, wanted)
 
 
 def test_a_judge_needs_two_responses(language: tuple[Path, Models]) -> None:
     reward = JudgeReward(path=str(language[0]), spec=SPEC)
     with pytest.raises(ValueError, match="group 1 has one"):
-        reward([[1], [1]], [[], [[2]]])
-    assert reward([[1]], [[]]) == [[]]
+        reward(sample_groups([[1], [1]], [[], [[2]]]))
+    assert reward(sample_groups([[1]], [[]])) == [[]]
 
 
 # Steps
@@ -182,15 +185,17 @@ def test_steps_are_found_and_aggregated(steps: tuple[Path, Models], aggregate: s
         wanted_steps(models, QUESTIONS[0], ["1 + 1 = 2\n", "so 3 = 3\n"]),
         wanted_steps(models, QUESTIONS[0], ["no\n"]),
     ]
-    assert reward.steps(prompts[:1], [responses])[0] == [pytest.approx(values, abs=1e-5) for values in per_step]
-    close(reward(prompts[:1], [responses]), [[AGGREGATED[aggregate](values) for values in per_step]])
+    assert reward.steps(sample_groups(prompts[:1], [responses]))[0] == [
+        pytest.approx(values, abs=1e-5) for values in per_step
+    ]
+    close(reward(sample_groups(prompts[:1], [responses])), [[AGGREGATED[aggregate](values) for values in per_step]])
 
 
 def test_steps_that_end_with_a_text_of_their_own(steps: tuple[Path, Models]) -> None:
     folder, models = steps
     reward = ProcessReward(path=str(folder), spec=DataSpec(step_separator="|", cache=False), step_end=".")
     ids = models.tokenizer("One. Two", add_special_tokens=False)["input_ids"]
-    found = reward.steps(encoded(models.tokenizer)[0][:1], [[ids]])
+    found = reward.steps(sample_groups(encoded(models.tokenizer)[0][:1], [[ids]]))
     assert found[0][0] == pytest.approx(wanted_steps(models, QUESTIONS[0], ["One.|", "Two|"]), abs=1e-5)
 
 
@@ -198,7 +203,7 @@ def test_an_empty_solution_is_one_step(steps: tuple[Path, Models]) -> None:
     folder, models = steps
     prompts, _ = encoded(models.tokenizer)
     reward = ProcessReward(path=str(folder), spec=DataSpec(cache=False))
-    found = reward.steps(prompts[:1], [[[models.tokenizer.eos_token_id]]])
+    found = reward.steps(sample_groups(prompts[:1], [[[models.tokenizer.eos_token_id]]]))
     assert found[0][0] == pytest.approx(wanted_steps(models, QUESTIONS[0], ["\n"]), abs=1e-5)
 
 

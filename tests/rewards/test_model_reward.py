@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer
 from rlhf_lightning.rewards import LengthReward, ModelReward, Reward
-from rlhf_lightning.types import Example
+from rlhf_lightning.types import Example, sample_groups
 
 QUESTIONS = ["Why?", "Say nothing.", "Name three colours, and give a reason for each."]
 ANSWERS = [["Because.", "I do not know."], ["Fine"], ["Red, green, blue.", "No.", "What a question!"]]
@@ -49,7 +50,7 @@ def expected(models: Models) -> list[list[float]]:
         ]
 
 
-def close(found: list[list[float]], wanted: list[list[float]]) -> None:
+def close(found: Sequence[Sequence[float | None]], wanted: list[list[float]]) -> None:
     assert [len(group) for group in found] == [len(group) for group in wanted]
     for one, other in zip(found, wanted, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
@@ -61,20 +62,20 @@ def test_batches_do_not_matter(trained: tuple[Path, Models], max_tokens: int) ->
     reward = ModelReward(models.tokenizer, path=str(folder), max_tokens=max_tokens)
     assert isinstance(reward, Reward)
     assert not reward.texts.renders
-    close(reward(*encoded(models.tokenizer)), expected(models))
+    close(reward(sample_groups(*encoded(models.tokenizer))), expected(models))
     assert not any(p.requires_grad for p in reward.model.parameters())
 
 
 def test_without_normalisation(trained: tuple[Path, Models]) -> None:
     folder, models = trained
-    raw = ModelReward(path=str(folder), normalize=False)(*encoded(models.tokenizer))
+    raw = ModelReward(path=str(folder), normalize=False)(sample_groups(*encoded(models.tokenizer)))
     close([[(value - 0.5) / 2 for value in group] for group in raw], expected(models))
 
 
 def test_groups_without_responses_keep_their_place(trained: tuple[Path, Models]) -> None:
     folder, models = trained
     prompts, responses = encoded(models.tokenizer)
-    found = ModelReward(path=str(folder))([prompts[0], *prompts], [[], *responses])
+    found = ModelReward(path=str(folder))(sample_groups([prompts[0], *prompts], [[], *responses]))
     close(found, [[], *expected(models)])
 
 
@@ -88,14 +89,14 @@ def test_another_tokenizer_and_template(trained: tuple[Path, Models]) -> None:
     assert prompts != encoded(models.tokenizer)[0]
     reward = ModelReward(other, path=str(folder))
     assert reward.texts.renders
-    close(reward(prompts, responses), expected(models))
+    close(reward(sample_groups(prompts, responses)), expected(models))
 
 
 def test_a_long_prompt_loses_its_beginning(trained: tuple[Path, Models]) -> None:
     folder, models = trained
     prompts, responses = encoded(models.tokenizer)
     longest = max(map(len, responses[0]))
-    found = ModelReward(path=str(folder), max_length=longest + 4)(prompts[:1], responses[:1])
+    found = ModelReward(path=str(folder), max_length=longest + 4)(sample_groups(prompts[:1], responses[:1]))
     with torch.no_grad():
         wanted = models.policy.normalized(models.policy(pack([Example(prompts[0][-4:], responses[0])])))
     close(found, [wanted.tolist()])
@@ -120,7 +121,7 @@ def test_an_encoder_reads_texts(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     reward = ModelReward(tokenizer, path=str(tmp_path))
     assert not reward.decoder
-    found = reward(*encoded(tokenizer))
+    found = reward(sample_groups(*encoded(tokenizer)))
     with torch.no_grad():
         wanted = [
             [float(model(**tokenizer(q, a, return_tensors="pt")).logits[0, 0]) for a in group]
@@ -136,5 +137,6 @@ def test_an_output_that_is_not_there(trained: tuple[Path, Models]) -> None:
 
 
 def test_length() -> None:
-    assert LengthReward(per_token=0.5)([[1]], [[[1, 2], [3]]]) == [[1.0, 0.5]]
-    assert LengthReward(target=2, per_token=1.0)([[1]], [[[1, 2], [3], [1, 2, 3, 4]]]) == [[0.0, -1.0, -2.0]]
+    assert LengthReward(per_token=0.5)(sample_groups([[1]], [[[1, 2], [3]]])) == [[1.0, 0.5]]
+    groups = sample_groups([[1]], [[[1, 2], [3], [1, 2, 3, 4]]])
+    assert LengthReward(target=2, per_token=1.0)(groups) == [[0.0, -1.0, -2.0]]

@@ -7,6 +7,7 @@ import torch
 
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.tokenizers import byte_tokenizer
+from rlhf_lightning.types import sample_groups
 from rlhf_lightning.world import GoldScorer, TinyEvaluator, TinyWorld, grammar
 from rlhf_lightning.world.gold import judge
 from rlhf_lightning.world.tokenizer import encode, end
@@ -42,7 +43,7 @@ def test_the_gold_reward_as_a_reward():
     reward = GoldScorer(TinyWorld().tokenizer())
     crow = encode("what colour is the crow ?")
     black = [*encode("the crow is black ."), end()]
-    assert reward([FOX, crow], [[RIGHT, WRONG], [black]]) == [
+    assert reward(sample_groups([FOX, crow], [[RIGHT, WRONG], [black]])) == [
         [3.0, -1.0],
         [judge(grammar.Prompt("fact", "crow", 0), ["the", "crow", "is", "black", "."]).reward],
     ]

@@ -1,0 +1,107 @@
+"""Plain Python functions as rewards."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.rewards.text_reward import TextReward
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: What a function is called with beside columns of the data.
+GIVEN = ("prompt", "response")
+
+
+class FunctionReward(TextReward):
+    """A function ``f(prompt, response, **columns) -> float | None`` of texts.
+
+    ``columns`` are those of the prompt's row in the data. A function without ``**columns`` gets the columns that it
+    names: ``def exact(prompt, response, answer): return float(response == answer)``. A column that is itself called
+    ``prompt`` or ``response`` is not passed on.
+
+    From the command line: ``reward=function reward.target=my_rewards.exact allow_targets=[my_rewards]``; options of the
+    function are ``reward.function.<option>=...``.
+
+    Args:
+        tokenizer: of whoever made the token ids.
+        function: what to call.
+        target: its dotted name where a yaml names it; nothing else reads it.
+        name: what its numbers are logged under; None: the function's own name.
+        on_error: an exception of the function is raised (``raise``), or the response has no score (``none``) and
+            ``errors`` counts it.
+
+    Raises:
+        ValueError: an unknown ``on_error``.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        function: Callable[..., float | None],
+        target: str | None = None,
+        name: str | None = None,
+        on_error: Literal["raise", "none"] = "raise",
+    ) -> None:
+        if on_error not in ("raise", "none"):
+            raise ValueError(f"reward.on_error={on_error!r} is neither raise nor none")
+        super().__init__(tokenizer, name or name_of(function))
+        self.function, self.on_error, self.target = function, on_error, target
+        parameters = inspect.signature(function).parameters.values()
+        self._open = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self._known = {p.name: p.default is p.empty for p in parameters if p.kind is not p.VAR_KEYWORD}
+        # What was chosen beforehand is no column, even where the data has one of that name.
+        self._given = {*GIVEN, *(function.keywords if isinstance(function, functools.partial) else ())}
+
+    def score(self, prompt: str, response: str, columns: Mapping[str, Any]) -> float | None:
+        """What the function returns.
+
+        Raises:
+            ValueError: the function needs a column that the data does not have.
+        """
+        given = {"prompt": prompt, "response": response}
+        for name in (name for name, required in self._known.items() if required and name not in GIVEN):
+            self.column(columns, name)
+        wanted = {k: v for k, v in columns.items() if k not in self._given and (self._open or k in self._known)}
+        try:
+            found = self.function(**given, **wanted)
+        except Exception:
+            if self.on_error == "raise":
+                raise
+            self.count(errors=1)
+            return None
+        return None if found is None else float(found)
+
+
+def as_reward(thing: Any, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None) -> Reward:
+    """A reward out of a reward, a reward's partial as a yaml gives it, or a plain function of texts.
+
+    Args:
+        thing: what should score.
+        tokenizer: the policy's, for what is still to be made.
+        name: what a reward that is made here is called; None: its own name.
+
+    Raises:
+        TypeError: none of these.
+    """
+    maker = thing.func if isinstance(thing, functools.partial) else None
+    if isinstance(maker, type):
+        made: Reward = thing(tokenizer=tokenizer)
+        return made
+    if not isinstance(thing, type) and isinstance(thing, Reward):
+        return thing
+    if callable(thing) and not isinstance(thing, type):
+        return FunctionReward(tokenizer, function=thing, name=name)
+    raise TypeError(f"{thing!r} is neither a reward nor a function f(prompt, response, **columns)")
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """What a function is called, through partials."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
