@@ -17,13 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.checkpointing import AtomicCheckpointIO
 from rlhf_lightning.cli.errors import ConfigError
-from rlhf_lightning.losses.options import needs
 from rlhf_lightning.models.architectures import FAMILIES
 from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
 
 if TYPE_CHECKING:
     from rlhf_lightning.data.module import AlignmentDataModule
     from rlhf_lightning.methods import AlignmentModule
+    from rlhf_lightning.rounds import OnlineData
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Run:
     """Everything that ``rlhf train`` and ``rlhf evaluate`` work with."""
 
     module: AlignmentModule[Any]
-    data: AlignmentDataModule
+    data: AlignmentDataModule | OnlineData
     trainer: Trainer
     models: ModelBuilder
     folder: Path
@@ -61,11 +61,43 @@ def make_run(cfg: DictConfig) -> Run:
     method = make(cfg.method)
     models = make_models(cfg, reference_kind(cfg, method))
     module = method(models=models, optimizer=make(cfg.optimizer), scheduler=make(cfg.scheduler))
-    data = make_data(cfg, models, module.kind, mismatched="kl" in module.needs)
+    data: Any = make_data(cfg, models, module.kind, mismatched="kl" in module.needs)
     trainer = make_trainer(cfg)
-    attach_reward(cfg, trainer, models)
+    if module.kind == "prompt":
+        data = make_rollouts(cfg, models, module, data)
+    else:
+        attach_reward(cfg, trainer, models)
     data.trainer = trainer  # it plans for the trainer's accumulation and processes, and fails before weights load
     return Run(module, data, trainer, models, Path(cfg.paths.output_dir))
+
+
+def make_rollouts(cfg: DictConfig, models: ModelBuilder, module: Any, prompts: AlignmentDataModule) -> OnlineData:
+    """The data of an on-policy method: prompts, who answers them, who scores the answers.
+
+    The reward is ``reward``; where that is ``none``, the method's own.
+
+    Raises:
+        ConfigError: nothing scores.
+    """
+    from rlhf_lightning.rewards import as_reward
+    from rlhf_lightning.rounds import OnlineData
+
+    tokenizer = models.tokenizer()
+    scorer = make(cfg.get("reward")) or getattr(module, "own_reward", None)
+    if scorer is None and getattr(module, "needs_reward", True):
+        raise ConfigError(
+            f"method={method_name(cfg)} learns from rewards of the policy's own responses, and reward=none: choose "
+            "reward=model reward.path=..., reward=function reward.target=..., or another of conf/reward"
+        )
+    reward = None if scorer is None else as_reward(scorer, tokenizer=tokenizer)
+    engine = make(cfg.rollout)(tokenizer=tokenizer)
+    return OnlineData(prompts, engine, reward, module.rollout, Path(cfg.paths.output_dir) / "rollouts")
+
+
+def method_name(cfg: DictConfig) -> str:
+    """What the chosen method is called; its class where it was not chosen by name."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    return str(choices.get("method") or str(cfg.method["_target_"]).rpartition(".")[2])
 
 
 def attach_reward(cfg: DictConfig, trainer: Trainer, models: ModelBuilder) -> None:
@@ -132,12 +164,15 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
 def reference_kind(cfg: DictConfig, method: functools.partial[Any]) -> ReferenceKind:
     """The reference that is loaded: the chosen one, or none where it would only cost memory.
 
-    A loss without a reference gets none, unless it costs nothing and was asked for (``adapter_off``). ``auto`` is the
+    A method without a reference gets none, unless it costs nothing and was asked for (``adapter_off``). ``auto`` is the
     policy without its adapter where a new adapter is trained, and a frozen copy otherwise: an adapter that training
     goes on from (``adapter.path``) is part of the initial policy, so switching it off would not give that policy back.
     """
-    needed = "reference" in needs(method.keywords["loss"])
-    if cfg.reference.kind == "auto":
+    module: Any = method.func
+    needed = "reference" in module.requires(method.keywords)
+    # Nothing can be cached of responses that are not drawn yet.
+    unknown = cfg.reference.kind == ReferenceKind.CACHED and module.kind == "prompt"
+    if cfg.reference.kind == "auto" or unknown:
         new_adapter = bool(cfg.adapter) and cfg.adapter.get("path") is None
         automatic = ReferenceKind.ADAPTER_OFF if new_adapter else ReferenceKind.FROZEN
         return automatic if needed else ReferenceKind.NONE

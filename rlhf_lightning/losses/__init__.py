@@ -17,6 +17,7 @@
 * whole distributions: ``context_distillation knowledge_distillation``
 * hidden states: ``coin``
 * values of tokens: ``ilql``
+* policy gradients of sampled responses: ``ppo reinforce``
 * supervised: ``sft dft``
 * several at once: ``WeightedSum``
 
@@ -33,6 +34,7 @@ from rlhf_lightning.losses.judge import pairwise_judge
 from rlhf_lightning.losses.judgment import cut, cut_paper, odds_ratio_judgment
 from rlhf_lightning.losses.length import ld_dpo, r_dpo
 from rlhf_lightning.losses.options import INPUTS, loss_function, needs, validate
+from rlhf_lightning.losses.policy_gradient import ppo, reinforce
 from rlhf_lightning.losses.preference import (
     cdpo,
     discopop,
@@ -108,10 +110,12 @@ __all__ = [
     "pairwise_cringe",
     "pairwise_judge",
     "plackett_luce",
+    "ppo",
     "preferred_ft",
     "pro",
     "process_reward",
     "r_dpo",
+    "reinforce",
     "reward_weighted",
     "robust_dpo",
     "rpo",

@@ -6,7 +6,9 @@ from rlhf_lightning.methods.density_ratio import DensityRatio
 from rlhf_lightning.methods.distillation import ContextDistillation, KnowledgeDistillation
 from rlhf_lightning.methods.judge import Judge
 from rlhf_lightning.methods.judged import Judged
+from rlhf_lightning.methods.kl import KLPenalty
 from rlhf_lightning.methods.mismatch import Mismatch
+from rlhf_lightning.methods.policy_gradient import PolicyGradient
 from rlhf_lightning.methods.preference import Preference
 from rlhf_lightning.methods.ranking import Ranked
 from rlhf_lightning.methods.rating import Rating
@@ -24,8 +26,10 @@ __all__ = [
     "DensityRatio",
     "Judge",
     "Judged",
+    "KLPenalty",
     "KnowledgeDistillation",
     "Mismatch",
+    "PolicyGradient",
     "Preference",
     "Ranked",
     "RankedRewardModel",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -50,6 +50,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         optimizer: a partial, completed with two parameter groups: matrices, and vectors without weight decay.
         scheduler: a partial, completed with the optimiser and the run's number of steps; stepped every optimiser step.
         statistics: what of ``entropy`` and ``top1`` to compute in training too; validation always has both.
+        further: inputs that the method needs beside those of its loss.
 
     Raises:
         ValueError: the loss has an unknown or missing option, asks for what this method does not provide, or needs a
@@ -71,10 +72,11 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         scheduler: Callable[..., LRScheduler] | None = None,
         *,
         statistics: Sequence[str] = (),
+        further: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
         validate(loss)
-        self.needs = needs(loss)
+        self.needs = needs(loss) | further
         self.statistics = frozenset(statistics)
         # One more than the loss picks from: the token that stands there may be among them.
         self._top_width = 1 + max(option_values(loss, "k"), default=1) if "top_k" in self.needs else None
@@ -89,6 +91,15 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         self._step_means, self._validation_means = Means(), Means()
         self._logged_step = 0
         self._loader_states: list[dict[str, Any]] = []
+
+    @classmethod
+    def requires(cls, options: Mapping[str, Any]) -> frozenset[str]:
+        """The inputs that a method with these options needs, known before anything is loaded: those of its loss.
+
+        Args:
+            options: keyword arguments of the class, as a yaml gives them.
+        """
+        return needs(options["loss"])
 
     def _check(self, models: Callable[..., Models]) -> None:
         """Refuse combinations that could only fail later, after weights were loaded."""
@@ -260,7 +271,8 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
             self._logged_step = self.trainer.global_step
             means = self._step_means.pop(self._sum)
             means |= self.derived("train/", means)
-            self.log("train/loss", means.pop("train/loss"), prog_bar=True)
+            if "train/loss" in means:  # a method may skip a step
+                self.log("train/loss", means.pop("train/loss"), prog_bar=True)
             self.log_dict(means)
 
     def on_validation_epoch_end(self) -> None:

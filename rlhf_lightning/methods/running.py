@@ -58,7 +58,22 @@ class RunningMoments(nn.Module):
         Args:
             observed: numbers of all micro-batches of the step on this process; it may be empty.
         """
-        number, mean, variance = _pooled(observed.detach().to(self.mean))
+        self._merge(*_pooled(observed.detach().to(self.mean)))
+
+    @torch.no_grad()
+    def observe(self, observed: Float[Tensor, " observed"]) -> None:
+        """Fold in numbers that every process has alike, such as the rewards of a whole rollout; no communication.
+
+        Args:
+            observed: the same on every process; it may be empty.
+        """
+        numbers = observed.detach().to(self.mean)
+        mean = numbers.mean() if len(numbers) else numbers.new_zeros(())
+        variance = (numbers - mean).square().mean() if len(numbers) else numbers.new_zeros(())
+        self._merge(numbers.new_tensor(float(len(numbers))), mean, variance)
+
+    def _merge(self, number: Tensor, mean: Tensor, variance: Tensor) -> None:
+        """Fold in a sample of which count, mean and population variance are known."""
         if number == 0:
             return
         past, new = (self.count, number) if self.decay is None else (self.decay * self.weight, 1 - self.decay)

@@ -37,7 +37,27 @@ def k3(log_ratio: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     return torch.expm1(-log_ratio) + log_ratio
 
 
-ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+def absolute(log_ratio: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    r""":math:`|\delta|`: never negative, biased as a value; an option of PPO implementations such as verl's."""
+    return log_ratio.abs()
+
+
+def k3_straight_through(log_ratio: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    r"""The value of k3 with the gradient of k2: unbiased as a value, and on-policy as a loss.
+
+    :math:`\mathrm{sg}(k_3 - k_2) + k_2`, the idea of verl's ``k3+``.
+    """
+    surrogate = k2(log_ratio)
+    return (k3(log_ratio) - surrogate).detach() + surrogate
+
+
+ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "k1": k1,
+    "abs": absolute,
+    "k2": k2,
+    "k3": k3,
+    "k3_straight_through": k3_straight_through,
+}
 
 
 def kl(policy: Float[Tensor, " n"], reference: Float[Tensor, " n"], estimator: str = "k1") -> Float[Tensor, " n"]:
@@ -46,7 +66,7 @@ def kl(policy: Float[Tensor, " n"], reference: Float[Tensor, " n"], estimator: s
     Args:
         policy: log-probs of the policy, nats.
         reference: log-probs of the reference, nats.
-        estimator: ``k1``, ``k2`` or ``k3``.
+        estimator: a key of ``ESTIMATORS``.
 
     Raises:
         ValueError: for an unknown estimator.

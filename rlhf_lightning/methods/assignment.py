@@ -1,0 +1,177 @@
+"""From the rewards of a rollout to advantages: shaping, the KL penalty in the reward, the credit function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_lightning.credit import options as credit_options
+from rlhf_lightning.credit.groups import zero_spread
+from rlhf_lightning.credit.token_rewards import token_rewards
+from rlhf_lightning.methods.kl import KLPenalty
+from rlhf_lightning.methods.running import RunningMoments
+from rlhf_lightning.ops.kl import k3
+from rlhf_lightning.types import Credit, Episodes, Ragged
+
+_ORDERS = ("sum_then_normalize", "normalize_then_sum")
+
+
+class Assignment(nn.Module):
+    """What a method does with the episodes of a rollout before its steps; the same on every process.
+
+    Args:
+        advantage: a credit function or a partial of one; see ``PolicyGradient``.
+        kl: the penalty for leaving the reference.
+        shaping: see ``PolicyGradient``.
+        multi_reward: see ``PolicyGradient``.
+        weights: see ``PolicyGradient.reward_weights``.
+        decay: see ``PolicyGradient.running_decay``.
+
+    Raises:
+        ValueError: an option is unknown or out of its range.
+    """
+
+    def __init__(
+        self,
+        advantage: Callable[..., Any],
+        kl: KLPenalty,
+        shaping: Callable[..., Tensor] | None = None,
+        *,
+        multi_reward: str = "sum_then_normalize",
+        weights: Mapping[str, float] | None = None,
+        decay: float | None = None,
+    ) -> None:
+        super().__init__()
+        credit_options.validate(advantage)
+        if multi_reward not in _ORDERS:
+            raise ValueError(f"method.multi_reward={multi_reward!r}; it can be {', '.join(_ORDERS)}")
+        self.needs = credit_options.takes(advantage)
+        self.advantage, self.kl, self.shaping = advantage, kl, shaping
+        self.separate, self.weights = multi_reward == "normalize_then_sum", dict(weights or {})
+        if self.separate and "reward" not in self.needs:
+            raise ValueError("method.multi_reward=normalize_then_sum needs a credit function of rewards, such as grpo")
+        if self.separate and kl.in_reward:
+            raise ValueError(
+                "method.multi_reward=normalize_then_sum standardises each reward, and a KL penalty is none of them: "
+                "set method.kl.place=loss"
+            )
+        self.running = RunningMoments(decay) if "running" in self.needs else None
+
+    @torch.no_grad()
+    def forward(self, episodes: Episodes) -> Credit:
+        """Advantages of all episodes, and what to log of them."""
+        shaped = episodes.reward if self.shaping is None else self.shaping(episodes.reward, episodes.truncated)
+        kl = self.kl_of(episodes)
+        fields = self.assigned(self.inputs(episodes, shaped, kl))
+        if self.separate:
+            fields["advantage"] = self._sum_of_terms(episodes, kl)
+        tokens = {name: self._known(self._per_token(value, episodes), episodes) for name, value in fields.items()}
+        metrics = self._metrics(episodes, kl, tokens["advantage"])
+        if kl is not None:
+            self.kl.update(float(kl.sum().mean()), len(episodes.reward))
+        if self.running is not None:
+            self.running.observe(shaped[~shaped.isnan()])
+        return Credit(tokens, metrics)
+
+    def assigned(self, inputs: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+        """What the credit function says, by the name of a field of ``RolloutBatch``."""
+        result = self.advantage(**{name: inputs[name]() for name in self.needs})
+        return dict(result) if isinstance(result, Mapping) else {"advantage": result}
+
+    def kl_of(self, episodes: Episodes) -> Ragged | None:
+        """The penalty's estimate for each token of the rollout's policy, nats, where both models' numbers are known."""
+        old, reference = episodes.tokens.get("old_log_probs"), episodes.tokens.get("reference_log_probs")
+        if old is None or reference is None:
+            return None
+        return old.with_token(self.kl.estimate(old.token - reference.token))
+
+    def inputs(self, episodes: Episodes, shaped: Tensor, kl: Ragged | None) -> dict[str, Callable[[], Any]]:
+        """How to get each input that a credit function may ask for.
+
+        Args:
+            episodes: of the rollout.
+            shaped: reward of each response.
+            kl: of :meth:`kl_of`.
+        """
+        penalty = None if kl is None or not self.kl.in_reward else kl.with_token(kl.token * self.kl.coef.to(kl.token))
+        return {
+            "reward": lambda: shaped if penalty is None else shaped - penalty.sum(),
+            "token_reward": lambda: self.token_reward(episodes, shaped, kl),
+            "group": lambda: episodes.group,
+            "length": lambda: episodes.length,
+            "truncated": lambda: episodes.truncated,
+            "baseline": lambda: _given(episodes.baseline, "a greedy baseline")[episodes.group],
+            "step_reward": lambda: _given(episodes.step_reward, "rewards of steps"),
+            "value": lambda: _given(episodes.tokens.get("value"), "values"),
+            "cost_value": lambda: _given(episodes.tokens.get("cost_value"), "values of costs"),
+            "log_probs": lambda: _given(episodes.tokens.get("old_log_probs"), "old log-probs"),
+            "running": lambda: None if self.running is None else self.running.moments(),
+        }
+
+    def token_reward(self, episodes: Episodes, shaped: Tensor, kl: Ragged | None) -> Ragged:
+        """Reward of each token: the penalty's negative, rewards of steps, the response's own at its last token.
+
+        Args:
+            episodes: of the rollout.
+            shaped: reward of each response; an unknown one counts as 0.
+            kl: of :meth:`kl_of`.
+        """
+        sequence = _sequence(episodes)
+        layout = Ragged(shaped.new_zeros(len(sequence)), sequence, len(shaped))
+        penalty = kl if self.kl.in_reward else None
+        return token_rewards(
+            shaped.nan_to_num(0.0), layout, kl=penalty, coef=float(self.kl.coef), step_reward=episodes.step_reward
+        )
+
+    def _sum_of_terms(self, episodes: Episodes, kl: Ragged | None) -> Tensor:
+        if not episodes.terms:
+            raise ValueError(
+                "method.multi_reward=normalize_then_sum standardises each term of a reward: choose reward=composite"
+            )
+        total = torch.zeros_like(episodes.reward)
+        for name, term in episodes.terms.items():
+            credited = self.assigned(self.inputs(episodes, term, kl))["advantage"]
+            total = total + self.weights.get(name, 1.0) * credited.nan_to_num(0.0)
+        return (total - total.mean()) / (total.std() + 1e-4)
+
+    def _per_token(self, value: Ragged | Tensor, episodes: Episodes) -> Ragged:
+        if isinstance(value, Ragged):
+            return value
+        sequence = _sequence(episodes)
+        return Ragged(value[sequence], sequence, len(episodes.reward))
+
+    def _known(self, value: Ragged, episodes: Episodes) -> Ragged:
+        """A response without a reward teaches nothing."""
+        unknown = episodes.reward.isnan()
+        if not self.needs & {"reward", "token_reward"} or not bool(unknown.any()):
+            return value
+        return value.with_token(value.token.masked_fill(unknown[value.sequence], 0.0))
+
+    def _metrics(self, episodes: Episodes, kl: Ragged | None, advantage: Ragged) -> dict[str, float]:
+        out = {
+            "group/zero_std": float(zero_spread(episodes.reward, episodes.group).float().mean()),
+            "advantage/mean": float(advantage.token.mean()),
+            "advantage/std": float(advantage.token.std(unbiased=False)),
+        }
+        if kl is not None and self.kl.in_reward:  # in the loss every step says where it is
+            log_ratio = kl.with_token(
+                episodes.tokens["old_log_probs"].token - episodes.tokens["reference_log_probs"].token
+            )
+            out |= {"kl/reference": float(log_ratio.sum().mean()), "kl/token": float(k3(log_ratio.token).mean())}
+        if self.kl.active:
+            out["kl/coef"] = float(self.kl.coef)
+        return out
+
+
+def _sequence(episodes: Episodes) -> Tensor:
+    """The response of each token."""
+    return torch.repeat_interleave(torch.arange(len(episodes.length)), episodes.length)
+
+
+def _given(value: Any, what: str) -> Any:
+    if value is None:
+        raise ValueError(f"the credit function asks for {what}, and this rollout has none")
+    return value

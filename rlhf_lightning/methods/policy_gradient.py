@@ -1,0 +1,341 @@
+"""On-policy methods without a critic: the policy draws responses, rewards become advantages, tokens get gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from rlhf_lightning.losses.options import needs
+from rlhf_lightning.methods.assignment import Assignment
+from rlhf_lightning.methods.base import DIAGNOSTIC, STATISTICS, AlignmentModule
+from rlhf_lightning.methods.kl import KLPenalty
+from rlhf_lightning.methods.mismatch import Mismatch
+from rlhf_lightning.models.roles import evaluating
+from rlhf_lightning.ops.aggregation import aggregate, check_aggregation
+from rlhf_lightning.ops.kl import k3
+from rlhf_lightning.types import (
+    Credit,
+    Episodes,
+    PackedBatch,
+    Ragged,
+    RolloutBatch,
+    RolloutOptions,
+    SequenceLogProbs,
+    StepOutput,
+    TokenLoss,
+)
+
+if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from rlhf_lightning.models.roles import Models
+
+
+class PolicyGradient(AlignmentModule[RolloutBatch]):
+    """One number a response token from a loss of ``losses.policy_gradient``, advantages from a function of ``credit``.
+
+    The loop draws a rollout, asks :meth:`scores` for what :attr:`scored` names, gathers all of it from all processes
+    and hands it to :meth:`credit`; then it yields :class:`~rlhf_lightning.types.RolloutBatch` es for the steps.
+
+    Args:
+        models: see ``AlignmentModule``.
+        loss: of tokens; may ask for ``policy``, ``old`` and ``advantage``.
+        optimizer: see ``AlignmentModule``.
+        scheduler: see ``AlignmentModule``.
+        advantage: a credit function or a partial of one.
+        rollout: how samples are drawn and used; a mapping of the options of ``RolloutOptions``.
+        kl: the penalty for leaving the reference; None: none.
+        aggregation: how tokens are added up, one of ``ops.aggregation.AGGREGATIONS``.
+        aggregation_length: the constant of ``seq_mean_token_sum_norm``, tokens.
+        shaping: what becomes of rewards before they are used, called with them and with which responses were cut off.
+        mismatch: weights of tokens whose engine computes other log-probs than the trainer; None: none.
+        entropy_coef: weight of the entropy bonus, aggregated as the loss is.
+        target_kl: the rest of a rollout's steps is skipped once the mean ``approx_kl`` of a step exceeds this, nats a
+            token; None: never.
+        score_temperature: divides the logits of what is trained on; None: ``rollout.temperature``.
+        multi_reward: ``sum_then_normalize``, or ``normalize_then_sum``: each term of a composite reward gets its
+            advantages, their weighted sum is standardised over the rollout (GDPO).
+        reward_weights: weight of each term by name for ``normalize_then_sum``; a term that is not named has 1.
+        running_decay: of the running mean of rewards that a credit function may ask for; None: a plain average.
+        reward: the method's own reward, which the loop uses when no other is chosen.
+        statistics: see ``AlignmentModule``.
+
+    Raises:
+        ValueError: an option is unknown, out of its range or does not go with another one.
+    """
+
+    kind: ClassVar[str] = "prompt"
+    legal: ClassVar[frozenset[str]] = frozenset({"policy", "old", "advantage", "reference"})
+
+    assigner: ClassVar[type[Assignment]] = Assignment  #: what makes advantages of rewards
+
+    stopped: Tensor  #: number of the rollout whose further steps are skipped, 0-dimensional; -1: none
+
+    def __init__(
+        self,
+        models: Callable[..., Models],
+        loss: Callable[..., TokenLoss],
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[..., LRScheduler] | None = None,
+        *,
+        advantage: Callable[..., Any],
+        rollout: RolloutOptions | Mapping[str, Any] | None = None,
+        kl: KLPenalty | None = None,
+        aggregation: str = "token_mean",
+        aggregation_length: float | None = None,
+        shaping: Callable[..., Tensor] | None = None,
+        mismatch: Mismatch | None = None,
+        entropy_coef: float = 0.0,
+        target_kl: float | None = None,
+        score_temperature: float | None = None,
+        multi_reward: str = "sum_then_normalize",
+        reward_weights: Mapping[str, float] | None = None,
+        running_decay: float | None = None,
+        reward: Any = None,
+        statistics: Sequence[str] = ("entropy",),
+    ) -> None:
+        penalty = kl or KLPenalty("none")
+        super().__init__(
+            models,
+            loss,
+            optimizer,
+            scheduler,
+            statistics=statistics,
+            further=self.requires({"loss": loss, "kl": penalty}),
+        )
+        check_aggregation(aggregation, aggregation_length)
+        if entropy_coef < 0 or (target_kl is not None and target_kl <= 0):
+            raise ValueError(
+                f"method.entropy_coef={entropy_coef} must be at least 0, and method.target_kl={target_kl} positive or "
+                "null"
+            )
+        if score_temperature is not None and score_temperature <= 0:
+            raise ValueError(f"method.score_temperature={score_temperature} must be positive or null")
+        self.rollout = rollout if isinstance(rollout, RolloutOptions) else RolloutOptions(**(rollout or {}))
+        self.kl, self.mismatch, self.own_reward = penalty, mismatch or Mismatch(), reward
+        self.aggregation, self.aggregation_length = aggregation, aggregation_length
+        self.entropy_coef, self.target_kl = entropy_coef, target_kl
+        self.temperature = score_temperature or self.rollout.temperature
+        self.assignment = self.assigner(
+            advantage, penalty, shaping, multi_reward=multi_reward, weights=reward_weights, decay=running_decay
+        )
+        if "baseline" in self.assignment.needs and not self.rollout.greedy_baseline:
+            raise ValueError(
+                "the credit function compares with the greedy response: set method.rollout.greedy_baseline=true"
+            )
+        self.register_buffer("stopped", torch.tensor(-1))
+        self._rollout = -1
+        self._highest: dict[str, Tensor] = {}
+
+    @classmethod
+    def requires(cls, options: Mapping[str, Any]) -> frozenset[str]:
+        """The loss's inputs, and the reference where there is a penalty for leaving it."""
+        penalty = options.get("kl")
+        return needs(options["loss"]) | ({"reference"} if penalty is not None and penalty.active else frozenset[str]())
+
+    def _check(self, models: Callable[..., Models]) -> None:
+        super()._check(models)
+        if "reference" in self.needs and getattr(models, "reference", None) == "cached":
+            raise ValueError(
+                "reference=cached: nothing can be cached of responses that are not drawn yet; choose reference=frozen, "
+                "adapter_off or auto"
+            )
+
+    # Between rollout and steps
+
+    @property
+    def needs_reward(self) -> bool:
+        """Whether credit assignment reads rewards, so that the loop must have a reward function."""
+        return bool(self.assignment.needs & {"reward", "token_reward", "step_reward", "baseline"})
+
+    @property
+    def scored(self) -> frozenset[str]:
+        """What :meth:`scores` computes of a rollout: old log-probs unless the only step computes them itself."""
+        later = self.rollout.minibatches * self.rollout.inner_epochs > 1 and not self.mismatch.bypass
+        asked = self.kl.in_reward or self.kl.moves or "log_probs" in self.assignment.needs
+        return frozenset(
+            name
+            for name, wanted in (("old_log_probs", later or asked), ("reference_log_probs", self.kl.active))
+            if wanted
+        )
+
+    @torch.no_grad()
+    def scores(self, batch: PackedBatch) -> dict[str, Tensor]:
+        """What :attr:`scored` names, one number a response token in the order of the batch; a collective call.
+
+        It is the same forward pass as a step's, so that on the same micro-batches the first ratios are exactly 1.
+
+        Args:
+            batch: packed prompts and responses, on the module's device.
+        """
+        out = {}
+        if "old_log_probs" in self.scored:
+            with evaluating(self.policy):
+                out["old_log_probs"] = self.policy(batch, temperature=self.temperature).token.float()
+        if "reference_log_probs" in self.scored:
+            out["reference_log_probs"] = self._live_reference(batch, temperature=self.temperature).token.float()
+        return out
+
+    def credit(self, episodes: Episodes) -> Credit:
+        """Advantages of a whole rollout; moves the controller and running statistics, equally on every process.
+
+        Args:
+            episodes: of all processes, the same on each of them.
+        """
+        credit: Credit = self.assignment(episodes)
+        return credit
+
+    # A step
+
+    def forward(self, batch: RolloutBatch) -> StepOutput:
+        """Loss and diagnostics of a micro-batch of a rollout."""
+        policy = self.policy_log_probs(batch)
+        losses, named = self.objective(batch, policy)
+        return self.output(batch, policy, losses, named)
+
+    def policy_log_probs(self, batch: PackedBatch, **options: Any) -> SequenceLogProbs:
+        """Log-probs of the policy at the temperature that it is trained at, and its entropy where it is asked for."""
+        wanted = self.statistics if self.training else STATISTICS
+        if self.entropy_coef:
+            wanted = wanted | {"entropy"}
+        log_probs: SequenceLogProbs = self.policy(batch, statistics=wanted, temperature=self.temperature, **options)
+        return log_probs
+
+    def objective(self, batch: RolloutBatch, policy: SequenceLogProbs) -> tuple[Tensor, dict[str, Tensor]]:
+        """The policy's loss with KL term and entropy bonus, one number a response, and detached numbers to log.
+
+        Args:
+            batch: with advantages.
+            policy: of :meth:`policy_log_probs`.
+        """
+        old, advantage = self.old_log_probs(batch, policy), self.advantages(batch)
+        rollout = None if batch.rollout_log_probs is None else batch.ragged(batch.rollout_log_probs)
+        weighted = self.mismatch(old, rollout)
+        named = {f"mismatch/{name}": value for name, value in weighted.diagnostics.items()}
+        below = self.mismatch.old(old, rollout)
+        inputs = {"policy": policy, "old": below, "advantage": advantage}
+        result: TokenLoss = self.loss(**{name: inputs[name] for name in self.needs & inputs.keys()})
+        token = result.token * weighted.weight * self.mismatch.keep(old, rollout, policy, advantage.token)
+        named |= result.diagnostics
+        named["loss/policy"] = self.aggregated(policy.with_token(token)).detach()
+        if self.kl.in_loss:
+            reference = self._reference_of(batch)
+            penalty = self.kl.term(policy.token, reference, old.token)
+            token = token + self.kl.coef.to(token) * penalty
+            log_ratio = policy.with_token(policy.token.detach() - reference)
+            named |= {"kl/loss": penalty, "kl/reference": log_ratio.sum(), "kl/token": k3(log_ratio.token)}
+        if self.entropy_coef:
+            token = token - self.entropy_coef * policy.statistic("entropy").token
+        return self.aggregated(policy.with_token(token)), named
+
+    def output(
+        self, batch: RolloutBatch, policy: SequenceLogProbs, losses: Tensor, named: Mapping[str, Tensor]
+    ) -> StepOutput:
+        """What a forward pass returns for one number a response; a group's loss is the mean over its responses.
+
+        Args:
+            batch: of the losses.
+            policy: of :meth:`policy_log_probs`.
+            losses: one number a response, see :meth:`aggregated`.
+            named: detached numbers to log under ``train/``; a name that ends in ``/max`` as the highest of the step.
+        """
+        group_loss = losses.view(len(batch), batch.slots).mean(1)
+        # A micro-batch's own token mean has no part in the step's denominators.
+        local = self.aggregation == "local_token_mean"
+        loss = group_loss.mean() if local else self.scaled(group_loss, batch)
+        values = {
+            "group_loss": group_loss,
+            "log_prob": policy.sum(),
+            "length": policy.length,
+            "entropy": policy.entropy,
+            "top1": policy.top1,
+            **{DIAGNOSTIC + name: value for name, value in named.items()},
+        }
+        return StepOutput(loss, {name: value.detach() for name, value in values.items() if value is not None})
+
+    def aggregated(self, token: Ragged) -> Tensor:
+        """One number a response, as ``aggregation`` says."""
+        return aggregate(
+            token.token,
+            token.sequence,
+            token.count,
+            self.aggregation,
+            step_length=token.step_length,
+            length=self.aggregation_length,
+        )
+
+    def old_log_probs(self, batch: RolloutBatch, policy: Ragged) -> Ragged:
+        """Of the rollout's policy; the policy's own, detached, in the only step on a rollout: the ratio is 1."""
+        own = batch.old_log_probs is None
+        return policy.with_token(policy.token.detach() if own else batch.old_log_probs)  # type: ignore[arg-type]
+
+    def advantages(self, batch: RolloutBatch) -> Ragged:
+        """Advantage of each response token.
+
+        Raises:
+            ValueError: the batch comes from somewhere else than a rollout.
+        """
+        if batch.advantage is None:
+            raise ValueError(
+                "the batch has no advantages: take batches from the rollout loader, or give a batch those of "
+                "module.credit(episodes)"
+            )
+        return batch.ragged(batch.advantage)
+
+    @torch.no_grad()
+    def _reference_of(self, batch: RolloutBatch) -> Tensor:
+        if batch.reference_log_probs is not None:
+            return batch.reference_log_probs
+        token: Tensor = self._live_reference(batch, temperature=self.temperature).token
+        return token
+
+    # Lightning's hooks
+
+    def training_step(self, batch: RolloutBatch, batch_idx: int) -> dict[str, Tensor] | None:  # type: ignore[override]
+        """As in the base class; None, so that no step is taken, once the policy went too far on this rollout."""
+        self._rollout = batch.rollout
+        skipped = int(self.stopped) == batch.rollout
+        if self.target_kl is not None:
+            self.track("train/early_stop", torch.tensor(float(skipped), device=self.device))
+        return None if skipped else super().training_step(batch, batch_idx)
+
+    @torch.no_grad()
+    def validation_step(self, batch: RolloutBatch, batch_idx: int) -> dict[str, Tensor]:
+        """What the policy's samples for validation prompts are like: reward, length, entropy, KL to the reference."""
+        policy = self.policy_log_probs(batch)
+        named = {"response/length": policy.length, "entropy": policy.statistic("entropy").token}
+        if batch.score is not None:
+            named["reward/mean"] = batch.score[~batch.score.isnan()]
+        if batch.truncated is not None:
+            named["response/truncated"] = batch.truncated.float()
+        if self.reference is not None or batch.reference_log_probs is not None:
+            log_ratio = policy.with_token(policy.token - self._reference_of(batch))
+            named |= {"kl/reference": log_ratio.sum(), "kl/token": k3(log_ratio.token)}
+        for name, value in named.items():
+            self.track(f"val/{name}", value.float())
+        return {"log_prob": policy.sum(), "length": policy.length}
+
+    def _track_diagnostics(self, prefix: str, extras: dict[str, Tensor]) -> None:
+        highest = {name for name in extras if name.startswith(DIAGNOSTIC) and name.endswith("/max")}
+        super()._track_diagnostics(prefix, {name: value for name, value in extras.items() if name not in highest})
+        for name in highest:
+            key, value = prefix + name.removeprefix(DIAGNOSTIC), extras[name].float()
+            seen = value.max() if value.numel() else value.new_tensor(-torch.inf)
+            self._highest[key] = torch.maximum(self._highest[key], seen) if key in self._highest else seen
+
+    def derived(self, prefix: str, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The highest numbers of the step; and the decision whether the rollout's further steps are skipped."""
+        names = sorted(name for name in self._highest if name.startswith(prefix))
+        out: dict[str, Tensor] = {}
+        if names:
+            values = torch.stack([self._highest.pop(name) for name in names])
+            reduced = self.trainer.strategy.reduce(values, reduce_op="max")
+            out = dict(zip(names, reduced.unbind(), strict=True))
+        moved = means.get("train/approx_kl")
+        if prefix == "train/" and self.target_kl is not None and moved is not None and moved > self.target_kl:
+            self.stopped.fill_(self._rollout)
+        return out
