@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from rlhf_lightning.data import rated_formats as rated
-from rlhf_lightning.data.checks import DataError
+from rlhf_lightning.data.checks import DataError, Kind, RowError
 from rlhf_lightning.data.comparisons import compared
 from rlhf_lightning.data.fields import Fields
 from rlhf_lightning.data.records import Record
@@ -129,6 +129,13 @@ def _attributes(record: Record, fields: Fields, spec: DataSpec) -> Record:
     return replace(record, kind="attributes", numbers={f"attribute:{name}": [v] for name, v in values.items()})
 
 
+def _prompt(record: Record, fields: Fields, spec: DataSpec) -> Record:
+    """The prompt alone; what the row answers itself stays among its columns."""
+    if record.format == "text":
+        raise RowError(Kind.EMPTY_PROMPT, "plain text has no prompt; to answer it, data.spec.columns.prompt=text")
+    return Record(record.prompt, (), record.format, kind="prompt")
+
+
 def _as_it_is(record: Record, fields: Fields, spec: DataSpec) -> Record:
     return record
 
@@ -145,4 +152,5 @@ _READERS: Mapping[str, Callable[[Record, Fields, DataSpec], Record]] = {
     "steps": _as_it_is,
     "attributes": _attributes,
     "comparison": _comparison,
+    "prompt": _prompt,
 }

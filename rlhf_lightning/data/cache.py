@@ -89,9 +89,10 @@ def _load(entry: Path) -> Made | None:
         arrays = {file.stem: np.load(file, mmap_mode="r") for file in entry.glob("*.npy")}
         numbers = {name: arrays.pop(f"{_NUMBER}{at}") for at, name in enumerate(layout["numbers"])}
         with pa.memory_map(str(entry / "rows.arrow")) as rows:
-            names = pa.ipc.open_file(rows).read_all().column("row").combine_chunks()
-        columns = {**dict.fromkeys(COLUMNS), **arrays, "names": names, "numbers": numbers, "prompts": layout["prompts"]}
-        examples = Examples(**columns)
+            table = pa.ipc.open_file(rows).read_all()
+            texts = {name: table.column(name).combine_chunks() for name in table.column_names}
+        columns = {**dict.fromkeys(COLUMNS), **arrays, "numbers": numbers, "prompts": layout["prompts"]}
+        examples = Examples(**{**columns, **texts})
         if len(examples) != report.groups:
             raise ValueError(f"{len(examples)} examples, {report.groups} reported")
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
@@ -115,7 +116,8 @@ def _save(entry: Path, examples: Examples, report: Report) -> None:
             np.save(unfinished / f"{_NUMBER}{at}.npy", values)
         layout = {"prompts": examples.prompts, "numbers": list(examples.numbers)}
         (unfinished / "columns.json").write_text(json.dumps(layout), encoding="utf-8")
-        table = pa.table({"row": examples.names})
+        texts = {"names": examples.names, "columns": examples.columns}
+        table = pa.table({name: values for name, values in texts.items() if values is not None})
         with pa.OSFile(str(unfinished / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
         (unfinished / "report.json").write_text(json.dumps(report.to_dict()), encoding="utf-8")

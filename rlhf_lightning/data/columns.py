@@ -26,6 +26,8 @@ class Columns:
         self.margins, self.labels = array("d"), array("f")
         self.numbers: dict[str, array[float]] = {}
         self.prompts = 1
+        self.alone = False  #: the examples are prompts without responses
+        self.columns: list[str | None] = []
 
     def add(self, example: Example) -> None:
         """Append one group.
@@ -48,6 +50,7 @@ class Columns:
         for key, values in example.numbers.items():
             self.numbers.setdefault(key, array("f")).extend(values)
         self.names.append(example.row)
+        self.columns.append(example.columns)
         self.margins.append(_NAN if example.margin is None else example.margin)
 
     def _segment(self, ids: list[int], mask: bytes, labels: list[float] | None) -> None:
@@ -59,15 +62,17 @@ class Columns:
     def _checked(self, example: Example, prompts: list[list[int]], name: str) -> list[bytes]:
         """The scored mask of each response as bytes of 0 and 1."""
         if not self.names:
-            self.prompts = len(prompts)
+            self.prompts, self.alone = len(prompts), example.responses == [[]]
             self.numbers = {key: array("f") for key in example.numbers}
         if len(prompts) != self.prompts:
             raise ValueError(f"{name}: {len(prompts)} prompts where the examples before it have {self.prompts}")
         responses = example.responses
         if len(responses) % len(prompts):
             raise ValueError(f"{name}: {len(responses)} responses to {len(prompts)} prompts")
-        if not any(responses):
+        if not any(responses) and not (self.alone and responses == [[]]):
             raise ValueError(f"{name}: no response has a token")
+        if self.alone and any(responses):
+            raise ValueError(f"{name}: a response where the examples before it are prompts without any")
         if example.scored is None:
             masks = [b"\1" * len(response) for response in responses]
         else:
@@ -77,7 +82,7 @@ class Columns:
         if any(response and not any(mask) for response, mask in zip(responses, masks, strict=True)):
             raise ValueError(f"{name}: a response without a scored token")
         each = len(responses) // len(prompts)
-        if any(not prompts[i // each] for i, response in enumerate(responses) if response):
+        if any(not prompts[i // each] for i, response in enumerate(responses) if response or self.alone):
             raise ValueError(f"{name}: the prompt has no token, so nothing predicts the first response token")
         self._check_numbers(example, name)
         return masks
@@ -116,6 +121,7 @@ class Columns:
                 for key, values in self.numbers.items()
             },
             "step_labels": None if np.isnan(labels).all() else labels,
+            "columns": _texts(self.columns),
         }
 
 
@@ -124,6 +130,13 @@ def _by_slot(values: NDArray[Any], answers: NDArray[np.int64], slots: int, empty
     table = np.full((len(answers), slots), empty, dtype=values.dtype)
     table[np.arange(slots) < answers[:, None]] = values
     return table
+
+
+def _texts(columns: list[str | None]) -> pa.LargeStringArray | None:
+    """Columns as JSON objects; None when no example has any."""
+    if all(text is None for text in columns):
+        return None
+    return pa.array([text or "{}" for text in columns], pa.large_string())
 
 
 def _margin(margins: NDArray[np.float64], names: list[str]) -> NDArray[np.float32] | None:

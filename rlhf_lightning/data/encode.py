@@ -103,9 +103,13 @@ class Encoder:
             if compare:
                 wholes = self._ids(_cumulative(item, spans)[-1] for item in batch for spans in item.responses)
                 for item, made in zip(batch, encoded, strict=True):
-                    made.mismatch = any(
-                        wholes[_cumulative(item, spans)[-1]] != made.prompt + ids
-                        for spans, ids in zip(item.responses, made.responses, strict=True)
+                    made.mismatch = (
+                        None
+                        if not item.responses
+                        else any(
+                            wholes[_cumulative(item, spans)[-1]] != made.prompt + ids
+                            for spans, ids in zip(item.responses, made.responses, strict=True)
+                        )
                     )
         for item, made in zip(batch, encoded, strict=True):
             self._finish(item, made)
@@ -121,7 +125,7 @@ class Encoder:
         bos = self.special.bos
         if wanted and bos is not None and made.prompt[:1] != [bos]:
             made.prompt = [bos, *made.prompt]
-        if not item.prompt and not made.prompt and len(made.responses[0]) > 1:
+        if not item.prompt and not made.prompt and made.responses and len(made.responses[0]) > 1:
             # plain text and no BOS: its first token has no predictor, so it is what the rest answers
             made.prompt = [made.responses[0].pop(0)]
             made.scored[0].pop(0)
@@ -141,6 +145,8 @@ def _by_ids(item: Rendered, prompts: dict[str, Ids], pieces: dict[str, Ids]) -> 
 
 def _by_prefix(item: Rendered, prompts: dict[str, Ids], joined: dict[str, Ids]) -> Encoded:
     alone = prompts[item.prompt]
+    if not item.responses:
+        return Encoded(list(alone), [], [])
     wholes, cuts = [], []
     for spans in item.responses:
         texts = _cumulative(item, spans)
@@ -192,7 +198,7 @@ def fit(made: Encoded, spec: DataSpec, bos: int | None) -> str | None:
         RowError: the group is too long and ``too_long`` is ``exclude`` or ``error``.
     """
     before = _lengths(made)
-    longest = max(before[1:])
+    longest = max(before[1:], default=0)
     limits = [("max_prompt_length", before[0]), ("max_response_length", longest), ("max_length", before[0] + longest)]
     over = [(name, length) for name, length in limits if length > (getattr(spec, name) or length)]
     if not over:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Protocol, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 import pyarrow as pa
@@ -42,10 +43,10 @@ class Examples(Sequence[Example]):
 
     A group's tokens lie end to end: prompt, then its responses in order; with several prompts, each prompt with its
     responses in turn. ``bounds[g]`` holds the cuts of group ``g`` in ``tokens``: start of the prompt, start of each
-    response, end of the last one. An empty response is a slot that the group does not fill. A selection is a view: it
-    shares ``tokens`` and ``scored`` and has its own ``bounds``.
+    response, end of the last one. An empty response is a slot that the group does not fill; of prompts alone every
+    group has one, empty. A selection is a view: it shares ``tokens`` and ``scored`` and has its own ``bounds``.
 
-    Memory: 5 bytes a token plus about 60 bytes a group and its provenance string.
+    Memory: 5 bytes a token plus about 60 bytes a group, its provenance string and its columns.
     """
 
     tokens: NDArray[np.int32]  #: (flat tokens,)
@@ -58,6 +59,7 @@ class Examples(Sequence[Example]):
     prompts: int = 1  #: prompts of every group
     numbers: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)  #: by name, (groups, slots); nan: none
     step_labels: NDArray[np.float32] | None = None  #: (flat tokens,) nan on every token that is not scored
+    columns: pa.LargeStringArray | None = None  #: (groups,) the row's columns as a JSON object; None: not kept
 
     @classmethod
     def build(cls, examples: Iterable[Example]) -> Examples:
@@ -68,9 +70,10 @@ class Examples(Sequence[Example]):
                 gets empty slots.
 
         Raises:
-            ValueError: an example without prompt tokens, with an entirely unscored response, without any response,
-                with a mask or numbers of another length than its responses, or with another number of prompts or
-                other numbers than the first one; or only some examples have a margin. The message names the row.
+            ValueError: an example without prompt tokens, with an entirely unscored response, without any response
+                where others have some, with a mask or numbers of another length than its responses, or with another
+                number of prompts or other numbers than the first one; or only some examples have a margin. The message
+                names the row.
         """
         columns = Columns()
         for example in examples:
@@ -122,6 +125,20 @@ class Examples(Sequence[Example]):
             margin=None if self.margin is None else self.margin[groups],
             number=self.number[groups],
             numbers={name: values[groups] for name, values in self.numbers.items()},
+            columns=None if self.columns is None else self.columns.take(pa.array(groups)),
+        )
+
+    def columns_of(self, group: int) -> dict[str, Any]:
+        """A row's columns by name as the data has them, and ``prompt`` as it was given; empty where none are kept."""
+        columns: dict[str, Any] = {} if self.columns is None else json.loads(self.columns[group].as_py())
+        return columns
+
+    def prompts_alone(self) -> Examples:
+        """A view that keeps each group's first prompt, with one empty response."""
+        bounds = self.bounds[:, [0, 1, 1]]
+        slot_tokens = np.zeros((len(self), 1), dtype=np.int32)
+        return replace(
+            self, bounds=bounds, slot_tokens=slot_tokens, margin=None, prompts=1, numbers={}, step_labels=None
         )
 
     def first_response(self) -> Examples:
@@ -152,4 +169,5 @@ class Examples(Sequence[Example]):
             more_prompts=tuple(prompts[1:]),
             numbers={name: values[group].tolist() for name, values in self.numbers.items()},
             step_labels=None if labels is None else [labels[span].tolist() for span in answers],
+            columns=None if self.columns is None else self.columns[group].as_py(),
         )

@@ -18,6 +18,8 @@ from rlhf_lightning.data.fields import ROLES, Fields, Turns
 from rlhf_lightning.data.records import Record, as_conversation, context_of, instruction_of, say, uniform
 from rlhf_lightning.data.spec import DataSpec
 
+#: Formats that are one conversation, and its column.
+_CONVERSATIONS = {"sharegpt": "conversations", "messages": "messages"}
 _DIALOGUE_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -84,12 +86,24 @@ def _demonstration(turns: Turns, spec: DataSpec, name: str) -> Record:
     return Record(turns[:cut], (turns[cut:],), name)
 
 
+def _before_answer(fields: Fields, name: str) -> Record:
+    """A conversation as a prompt: up to the last answer, or the whole of it where the user has the last word."""
+    turns = fields.turns(_CONVERSATIONS[name])
+    if turns[-1]["role"] == "assistant":
+        turns = turns[:-1]
+    return Record(turns, (), name, kind="prompt")
+
+
 def _alpaca(fields: Fields, spec: DataSpec) -> Record:
     return Record(instruction_of(fields), ([say("assistant", fields.text("output"))],), "alpaca")
 
 
 def _prompt_response(fields: Fields, spec: DataSpec) -> Record:
     return uniform(fields.either("prompt"), (fields.either("response"),), "prompt_response")
+
+
+def _prompt(fields: Fields, spec: DataSpec) -> Record:
+    return Record(context_of(fields), (), "prompt", kind="prompt")
 
 
 def _text(fields: Fields, spec: DataSpec) -> Record:
@@ -182,17 +196,30 @@ FORMATS: Mapping[str, Format] = {
         _prompt_response,
     ),
     "text": Format("text", lambda fields: fields.has("text"), _text),
+    "prompt": Format(
+        "prompt (or instruction): text or messages, without a response",
+        lambda fields: fields.has("prompt") or fields.has("instruction"),
+        _prompt,
+        "prompt",
+    ),
 }
 
 
-def detect(fields: Fields) -> str | None:
-    """Name of the first format that a row fits, None when there is none."""
-    return next((name for name, form in FORMATS.items() if form.fits(fields)), None)
+def detect(fields: Fields, kind: str | None = None) -> str | None:
+    """Name of the first format that a row fits, None when there is none.
+
+    A row without a response is one only to those who ask for prompts: to others it lacks something.
+    """
+    return next((name for name, form in _asked_for(kind).items() if form.fits(fields)), None)
 
 
-def unrecognised(columns: Sequence[str]) -> DataError:
+def _asked_for(kind: str | None) -> Mapping[str, Format]:
+    return {name: form for name, form in FORMATS.items() if kind == "prompt" or form.kind != "prompt"}
+
+
+def unrecognised(columns: Sequence[str], kind: str | None = None) -> DataError:
     """The error for data that fits no format."""
-    listed = "\n".join(f"  {name}: {form.needs}" for name, form in FORMATS.items())
+    listed = "\n".join(f"  {name}: {form.needs}" for name, form in _asked_for(kind).items())
     return DataError(
         f"no format fits the columns {', '.join(columns) or '(none)'}. The formats need:\n{listed}\n"
         "Map columns, e.g. data.spec.columns.prompt=question data.spec.columns.response=answer, "
@@ -227,11 +254,12 @@ def convert(
     fields = Fields(values, spec.columns)
     if spec.label is not None and fields.flag("label") is not spec.label:
         return None
-    name = (detect(fields) or expected) if spec.format == "auto" else spec.format
+    name = (detect(fields, kind) or expected) if spec.format == "auto" else spec.format
     if name is None:
         present = ", ".join(map(str, values)) or "none"
         raise RowError(Kind.MISSING, f"no format fits its columns: {present}")
-    record = FORMATS[name].convert(fields, spec)
+    asks = kind == "prompt" and name in _CONVERSATIONS
+    record = _before_answer(fields, name) if asks else FORMATS[name].convert(fields, spec)
     system = fields.text("system") if fields.has("system") else ""
     if (conversation or system) and name != "text":
         record = as_conversation(record)

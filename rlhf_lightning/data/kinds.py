@@ -22,6 +22,7 @@ DataKind = Literal[
     "steps",
     "attributes",
     "comparison",
+    "prompt",
 ]
 
 
@@ -101,11 +102,12 @@ LAYOUTS: Mapping[str, Layout] = {
         ("right verdict", "wrong verdict", "right verdict, swapped", "wrong verdict, swapped"),
         "prompt, chosen, rejected",
     ),
+    "prompt": Layout("prompts", ("response",), "any layout with a prompt; responses are left aside"),
 }
 
 #: What a method of each kind can be given, by the kind that the row itself is.
 FEEDS: Mapping[str, tuple[str, ...]] = {
-    "supervised": tuple(LAYOUTS),
+    "supervised": tuple(kind for kind in LAYOUTS if kind != "prompt"),
     "preference": ("preference", "safety", "ranked"),
     "safety": ("safety",),
     "unpaired": ("unpaired", "preference", "safety", "ranked"),
@@ -116,6 +118,7 @@ FEEDS: Mapping[str, tuple[str, ...]] = {
     "steps": ("steps",),
     "attributes": ("attributes",),
     "comparison": ("comparison",),
+    "prompt": tuple(LAYOUTS),
 }
 
 

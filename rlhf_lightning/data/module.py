@@ -146,7 +146,7 @@ class AlignmentDataModule(L.LightningDataModule):
         for examples in self._parts():
             self._mismatches_of(examples)
             check_budget(self._lengths(examples), self.batching, examples.row)
-        if stage in (None, "fit"):
+        if stage in (None, "fit") and self.kind != "prompt":  # a plan of prompts is the rollouts' matter
             self.train_dataloader()  # an impossible plan is an error here, before weights load
 
     def _read(self, source: Source | Sequence[Example], role: str) -> Examples:
@@ -192,7 +192,7 @@ class AlignmentDataModule(L.LightningDataModule):
             for role, examples in (("train", self.train_examples), ("validation", self.val_examples))
             if examples is not None
         ]
-        if self.train_examples is not None:
+        if self.train_examples is not None and self.kind != "prompt":
             lines.append(self._steps())
         return lines
 
@@ -338,6 +338,8 @@ def _fitting(examples: Examples, kind: str, role: str) -> Examples:
         DataError: the examples are of another kind.
     """
     slots = len(LAYOUTS[kind].slots)
+    if kind == "prompt":
+        return examples.prompts_alone()
     if slots == 1 and examples.slots > 1 and examples.prompts == 1:
         return examples.first_response()
     if slots > examples.slots:
@@ -354,10 +356,9 @@ def _summary(examples: Examples, kind: str, report: Report | None) -> str:
     lengths = examples.lengths
     scored = int(examples.slot_tokens.sum())
     what = LAYOUTS[kind].noun + _contents(examples, kind)
-    counts = (
-        f"{len(examples)} {what} of {lengths.mean():.0f} tokens on average (longest {lengths.max()}), "
-        f"{scored / lengths.sum():.0%} of them scored"
-    )
+    counts = f"{len(examples)} {what} of {lengths.mean():.0f} tokens on average (longest {lengths.max()})"
+    if kind != "prompt":
+        counts += f", {scored / lengths.sum():.0%} of them scored"
     return counts if report is None else f"{counts}; {report.summary()}"
 
 

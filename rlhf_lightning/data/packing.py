@@ -20,6 +20,7 @@ from rlhf_lightning.types import (
     ParaphraseBatch,
     PreferenceBatch,
     RankedBatch,
+    RolloutBatch,
     SafetyBatch,
     StepsBatch,
     StepTotals,
@@ -40,6 +41,7 @@ BATCHES: dict[str, type[PackedBatch]] = {
     "steps": StepsBatch,
     "attributes": AttributesBatch,
     "comparison": ComparisonBatch,
+    "prompt": RolloutBatch,
 }
 #: Prefix of the numbers that become the columns of ``AttributesBatch.attributes``.
 ATTRIBUTE = "attribute:"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from rlhf_lightning.data.checks import Kind, RowError
 from rlhf_lightning.data.fields import Fields, Message, Turns
@@ -80,3 +82,18 @@ def context_of(fields: Fields) -> str | Turns:
     if not fields.has("prompt") and fields.has("instruction"):
         return instruction_of(fields)
     return fields.either("prompt")
+
+
+def as_json(values: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """A row's columns as a JSON object, and the names of those that JSON cannot hold and that are left out.
+
+    Dates and the like are no JSON; a reward that needs one is better off with text in the data.
+    """
+    kept: dict[str, str] = {}
+    lost = []
+    for name, value in values.items():
+        try:
+            kept[str(name)] = json.dumps(value, ensure_ascii=False)
+        except (TypeError, ValueError):
+            lost.append(str(name))
+    return "{" + ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {text}" for name, text in kept.items()) + "}", lost

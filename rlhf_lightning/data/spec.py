@@ -29,6 +29,7 @@ FORMATS = (
     "messages",
     "prompt_response",
     "text",
+    "prompt",
 )
 #: Canonical column names a column map may fill.
 COLUMNS = (

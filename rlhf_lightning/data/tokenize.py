@@ -26,7 +26,7 @@ from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.data.formats import convert, unrecognised
 from rlhf_lightning.data.groups import check_text, make_equal, step_labels, with_negatives
 from rlhf_lightning.data.kinds import FEEDS, LAYOUTS, DataKind
-from rlhf_lightning.data.records import Record
+from rlhf_lightning.data.records import Record, as_json
 from rlhf_lightning.data.sources import Row, Source, for_kind
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.templates import ChatTemplate, Rendered, render, resolve
@@ -217,7 +217,7 @@ class _Pipeline:
             )
         except RowError as error:
             if self.expected is None and self.spec.format == "auto" and error.kind is Kind.MISSING:
-                self.hopeless = self.hopeless or unrecognised(list(map(str, row.values)))
+                self.hopeless = self.hopeless or unrecognised(list(map(str, row.values)), self.kind)
             raise
         if record is None:
             return None
@@ -244,15 +244,25 @@ class _Pipeline:
         prompts = [part.prompt for part in parts]
         responses = [response for part in parts for response in part.responses]
         masks = [mask for part in parts for mask in part.scored]
-        labels = None
+        labels = columns = None
+        if record.kind == "prompt":
+            responses, masks = [[]], [[]]
+            columns = self._columns(row, record)
         if record.steps:
             masks, labels = step_labels(record, parts[0])
         self._check_duplicate(row, prompts, responses)
         scored = None if all(map(all, masks)) else masks
         numbers = {name: list(values) for name, values in record.numbers.items()}
         return Example(
-            prompts[0], responses, scored, row.id, record.margin, tuple(prompts[1:]), numbers, step_labels=labels
+            prompts[0], responses, scored, row.id, record.margin, tuple(prompts[1:]), numbers, labels, columns
         )
+
+    def _columns(self, row: Row, record: Record) -> str:
+        """The row's columns as JSON, with the prompt as the record has it; what JSON cannot hold is noted."""
+        text, lost = as_json({**row.values, "prompt": record.prompt})
+        for name in lost:
+            self.report.note(f"the column {name!r} holds what JSON cannot, so rewards do not see it")
+        return text
 
     def _checked(self, record: Record, made: Encoded) -> str | None:
         """Bring a prompt with its responses within the limits and check it; what was cut, None when nothing was."""

@@ -196,7 +196,8 @@ class Example:
     """One tokenised group, the unit of every data set: a prompt and its K responses.
 
     With several prompts (``more_prompts``) the responses are dealt to them in order, equally many to each.
-    An empty response stands for a slot that this group does not fill; its prompt may then be empty too.
+    An empty response stands for a slot that this group does not fill; its prompt may then be empty too. A prompt
+    alone, to be answered by the policy, is a group of one empty response.
     """
 
     prompt: list[int]
@@ -210,3 +211,5 @@ class Example:
     numbers: Mapping[str, Sequence[float]] = field(default_factory=dict)
     #: one number for every token of each response, nan on tokens that are not scored
     step_labels: list[list[float]] | None = None
+    #: the row's columns as a JSON object, for rewards; None where nobody asks for them
+    columns: str | None = None

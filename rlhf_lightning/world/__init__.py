@@ -1,7 +1,8 @@
 """The tiny world: a language small enough to align in seconds, with a gold reward that is known exactly.
 
 ``model=tiny data=tiny``: :class:`TinyWorld` is the base model, :class:`TinySource` its data of every kind,
-:class:`TinyEvaluator` what only the evaluator knows, :class:`GoldScorer` the gold reward as a reward (``reward=gold``).
+:class:`TinyEvaluator` what only the evaluator knows, :class:`GoldScorer` the gold reward as a reward (``reward=gold``),
+:func:`claim` what an answer states, for votes.
 """
 
 from __future__ import annotations
@@ -11,13 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlhf_lightning.world.base import TinyWorld as TinyWorld
+    from rlhf_lightning.world.claims import claim as claim
     from rlhf_lightning.world.evaluator import GoldScorer as GoldScorer
     from rlhf_lightning.world.evaluator import TinyEvaluator as TinyEvaluator
     from rlhf_lightning.world.source import TinySource as TinySource
 
-_HOME = {"GoldScorer": "evaluator", "TinyWorld": "base", "TinyEvaluator": "evaluator", "TinySource": "source"}
+_HOME = {
+    "GoldScorer": "evaluator",
+    "TinyEvaluator": "evaluator",
+    "TinySource": "source",
+    "TinyWorld": "base",
+    "claim": "claims",
+}
 
-__all__ = ["GoldScorer", "TinyEvaluator", "TinySource", "TinyWorld"]
+__all__ = ["GoldScorer", "TinyEvaluator", "TinySource", "TinyWorld", "claim"]
 
 
 def __getattr__(name: str) -> Any:

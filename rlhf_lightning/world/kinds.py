@@ -12,12 +12,14 @@ import numpy as np
 from rlhf_lightning.data.checks import DataError
 from rlhf_lightning.world import grammar
 from rlhf_lightning.world.base import TinyWorld
+from rlhf_lightning.world.claims import truth
 from rlhf_lightning.world.grammar import GOOD, MIXED, Prompt, Split
 from rlhf_lightning.world.samples import Sampled, samples
 from rlhf_lightning.world.training import judgment
 
 #: Part of the key of tokenised data; raise it when the same options start to give other rows.
 ROWS_VERSION = 3
+TOPICS = ("fact", "description", "advice")
 #: How demonstrations are written: by a good writer, not by a perfect one.
 DEMONSTRATIONS = GOOD
 #: So many draws in a row without a new one, and rows may repeat.
@@ -37,6 +39,7 @@ class Options:
     seed: int
     flips: float
     longest: int
+    topics: tuple[str, ...] = ()
 
 
 class Drawing:
@@ -50,7 +53,8 @@ class Drawing:
 
     def __init__(self, base: TinyWorld, split: Split, options: Options) -> None:
         self.base, self.split, self.options = base, split, options
-        self.prompts = grammar.prompts(split)
+        topics = options.topics or TOPICS
+        self.prompts = [prompt for prompt in grammar.prompts(split) if prompt.topic in topics]
         self.draw = np.random.default_rng(options.seed)
         self._pool: Pool | None = None
 
@@ -91,12 +95,16 @@ def draw(kind: str, base: TinyWorld, split: Split, options: Options) -> Iterator
         options: how many, and how.
 
     Yields:
-        Rows without repetition, as long as there are any that differ.
+        Rows without repetition, as long as there are any that differ; of prompts, which are few, one pass over all of
+        them after the other.
 
     Raises:
         DataError: the base's answers make no such rows.
     """
     drawing = Drawing(base, split, options)
+    if kind == "prompt":
+        yield from _passes(drawing)
+        return
     seen: set[str] = set()
     found = vain = 0
     while found < options.size:
@@ -110,6 +118,19 @@ def draw(kind: str, base: TinyWorld, split: Split, options: Options) -> Iterator
         seen.add(key)
         found, vain = found + 1, 0
         yield row
+
+
+def _passes(source: Drawing) -> Iterator[Values]:
+    left = source.options.size
+    while left > 0:
+        order = source.draw.permutation(len(source.prompts))[:left]
+        yield from (asked(source.prompts[place]) for place in order)
+        left -= len(order)
+
+
+def asked(prompt: Prompt) -> Values:
+    """A prompt to be answered, and what a reward may want to know about it."""
+    return {"prompt": prompt.text, "topic": prompt.topic, "subject": prompt.subject, "answer": truth(prompt)}
 
 
 def supervised(source: Drawing) -> Values:
@@ -252,4 +273,7 @@ ROWS: Mapping[str, Callable[[Drawing], Values | None]] = {
     "steps": steps,
     "attributes": attributes,
     "comparison": preference,
+    "prompt": lambda source: asked(source.prompt()),
 }
+#: The kinds whose rows are about one topic.
+ONE_TOPIC: Mapping[str, str] = {"safety": "advice", "steps": "description", "paraphrase": "fact"}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlhf_lightning.data.checks import DataError
 from rlhf_lightning.data.sources import Row
-from rlhf_lightning.world import kinds
+from rlhf_lightning.world import grammar, kinds
 from rlhf_lightning.world.base import TinyWorld
 from rlhf_lightning.world.grammar import Split
 
@@ -20,6 +20,10 @@ class TinySource:
     Pairs, lists, labelled and rated answers are answers of the base itself, so they are on-policy at the first step;
     demonstrations, steps, paraphrases and contexts come from the grammar. The same arguments give the same rows. No
     prompt of ``split="validation"`` shares its subject with one of ``split="train"``.
+
+    Prompts alone (``kind="prompt"``) come with the columns ``topic``, ``subject`` and ``answer``, the claim of a right
+    answer as :func:`~rlhf_lightning.world.claims.claim` spells it. There are 114 for training and 38 for validation;
+    ``size`` rows are as many passes over them, each in another order.
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class TinySource:
         seed: int = 0,
         flips: float = 0.0,
         longest: int = 6,
+        topics: Sequence[str] | None = None,
         kind: str = "preference",
         base: TinyWorld | None = None,
     ) -> None:
@@ -42,6 +47,7 @@ class TinySource:
             flips: probability that a label is the wrong way round: the pair swapped, the answer's or the step's label
                 turned over, the first two scores of a list exchanged.
             longest: responses of a ranked list at most; each list has 2 to this many.
+            topics: of the prompts: some of ``fact``, ``description``, ``advice``; None: all.
             kind: of the rows; the data module asks for the one that the method eats.
             base: whose answers; None: the default base of ``model=tiny``.
 
@@ -57,13 +63,19 @@ class TinySource:
             )
         if kind not in kinds.ROWS:
             raise DataError(f"the tiny world has no data of kind {kind!r}; it has {', '.join(kinds.ROWS)}")
+        self.topics = tuple(sorted(set(topics or kinds.TOPICS)))
+        if unknown := set(self.topics) - set(kinds.TOPICS):
+            known = ", ".join(kinds.TOPICS)
+            raise DataError(f"data.source.topics={list(self.topics)} are not all among {known}: {sorted(unknown)}")
+        if (needed := kinds.ONE_TOPIC.get(kind)) and needed not in self.topics:
+            raise DataError(f"{kind} rows are about {needed}, which data.source.topics={list(self.topics)} leaves out")
         self.split, self.size, self.seed, self.flips, self.longest = split, size, seed, flips, longest
         self.kind, self.base = kind, base or TinyWorld()
 
     def for_kind(self, kind: str) -> TinySource:
         """The same source with rows of another kind."""
         options: dict[str, Any] = {"seed": self.seed, "flips": self.flips, "longest": self.longest, "base": self.base}
-        return TinySource(self.split, self.size, kind=kind, **options)
+        return TinySource(self.split, self.size, kind=kind, topics=self.topics, **options)
 
     @property
     def name(self) -> str:
@@ -72,15 +84,17 @@ class TinySource:
 
     def rows(self) -> Iterator[Row]:
         """The rows; trains and samples the base on the first use."""
-        options = kinds.Options(self.size, self.seed, self.flips, self.longest)
+        options = kinds.Options(self.size, self.seed, self.flips, self.longest, self.topics)
+        # A prompt that comes again is the same row again, not a duplicate.
+        places = {prompt.text: place for place, prompt in enumerate(grammar.prompts(self.split), start=1)}
         for number, values in enumerate(kinds.draw(self.kind, self.base, self.split, options), start=1):
-            yield Row(self.name, number, values)
+            yield Row(self.name, places[values["prompt"]] if self.kind == "prompt" else number, values)
 
     def fingerprint(self) -> str:
         """Digest of what the rows follow from."""
         state: Mapping[str, Any] = {
             "version": kinds.ROWS_VERSION,
             "base": self.base.digest(),
-            "options": [self.split, self.kind, self.size, self.seed, self.flips, self.longest],
+            "options": [self.split, self.kind, self.size, self.seed, self.flips, self.longest, self.topics],
         }
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

@@ -301,7 +301,7 @@ def test_a_row_that_fits_nothing_is_measured_by_the_format_of_the_others():
 
 
 def test_the_error_for_unknown_data_lists_what_each_format_needs():
-    message = str(unrecognised(["question", "answer"]))
+    message = str(unrecognised(["question", "answer"], "prompt"))
     assert "no format fits the columns question, answer" in message
     assert all(f"{name}: {form.needs}" in message for name, form in FORMATS.items())
     assert "data.spec.columns.prompt=question" in message
