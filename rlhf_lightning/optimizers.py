@@ -51,7 +51,7 @@ class AdamTF(Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step; the closure computes gradients and returns the loss."""
         loss = None
         if closure is not None:

@@ -30,7 +30,7 @@ def token_rewards(
         layout: the response tokens, any numbers.
         kl: estimate of the KL divergence at each token, nats; None: no penalty (``kl.place`` is ``loss`` or ``none``).
         coef: beta; negative for a cost, which the divergence adds to.
-        step_reward: s, reward that is placed on tokens by itself; None: none.
+        step_reward: s, reward that is placed on tokens by itself, nan where no step ends; None: none.
         clip: bound of the absolute reward of a token, penalty and score together (safe-rlhf: 50); None: none.
 
     Returns:
@@ -40,7 +40,7 @@ def token_rewards(
     if kl is not None:
         reward = reward - coef * kl.token
     if step_reward is not None:
-        reward = reward + step_reward.token
+        reward = reward + step_reward.token.nan_to_num(0.0)
     length = torch.bincount(layout.sequence, minlength=layout.count)
     last = length.cumsum(0) - 1
     present = length > 0

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor as Actor
     from rlhf_lightning.models.adapters import Lora as Lora
     from rlhf_lightning.models.backbone import Backbone as Backbone
+    from rlhf_lightning.models.critic import ActorCritic as ActorCritic
     from rlhf_lightning.models.fingerprint import reference_fingerprint as reference_fingerprint
     from rlhf_lightning.models.gated import GatedScorer as GatedScorer
     from rlhf_lightning.models.generation import generate as generate
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Actor": "actor",
+    "ActorCritic": "critic",
     "AdapterDisabled": "roles",
     "Backbone": "backbone",
     "Cached": "roles",

@@ -7,6 +7,7 @@ the hooks of FSDP2 and DDP, autocast, activation checkpointing, compiled layers 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -85,11 +86,21 @@ class Backbone(nn.Module):
                 attention_mask=_placeholder(batch.ids.device),
                 use_cache=False,
                 shared_prefix=attention.SharedPrefix(batch),
-            ).last_hidden_state[0]
-            return states.index_select(0, source)
-        ids, mask = padded(batch)
-        states = self.trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            ).last_hidden_state
+        else:
+            ids, mask = padded(batch)
+            states = self.trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return self.at(states, batch, source, sequence)
+
+    def at(self, states: Tensor, batch: PackedBatch, source: Tensor, sequence: Tensor) -> Tensor:
+        """States at some tokens, out of the states of all tokens in the layout that the trunk ran in."""
+        if self.backend == "packed":
+            return states[0].index_select(0, source)
         return states[sequence, batch.positions[source]]
+
+    def policy_copy(self) -> Backbone:
+        """A copy to be frozen; what does not answer, such as a critic, is left out."""
+        return copy.deepcopy(self)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own ``generate``, reachable through the module that FSDP2 shards."""

@@ -7,7 +7,6 @@ no reference. On the same weights the first three give the same numbers.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,7 +76,7 @@ class FrozenCopy(nn.Module):
     @classmethod
     def of(cls, policy: Backbone) -> FrozenCopy:
         """A frozen copy of the policy as it is now, adapter included."""
-        return cls(copy.deepcopy(policy))
+        return cls(policy.policy_copy())
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode."""
@@ -248,7 +247,8 @@ class ModelBuilder:
         policy = self._policy(tokenizer, actor)
         reference = self._reference(policy)
         if self.gradient_checkpointing:
-            set_gradient_checkpointing(policy.base, True)
+            for part in [part for part in policy.modules() if isinstance(part, Backbone)]:  # a critic is one as well
+                set_gradient_checkpointing(part.base, True)
         if self.compile:
             compile_layers(policy)
             if isinstance(reference, FrozenCopy):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, cast, overload
+from typing import TYPE_CHECKING, ClassVar, Literal, cast, get_args, overload
 
 import torch
 import torch.nn.functional as F
@@ -68,13 +68,23 @@ class ScalarHead(nn.Module):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        deviation = {"rsqrt": 1 / math.sqrt(size + 1), "inverse": 1 / (size + 1), "zeros": 0.0}
-        if outputs < 1 or init not in deviation:
-            raise ValueError(f"a head of {outputs} outputs with init={init!r}; outputs >= 1, init in {list(deviation)}")
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        self.weight = nn.Parameter(torch.randn(outputs, size, generator=generator) * deviation[init])
+        if outputs < 1 or init not in get_args(HeadInit):
+            names = list(get_args(HeadInit))
+            raise ValueError(f"a head of {outputs} outputs with init={init!r}; outputs >= 1, init in {names}")
+        self.weight = nn.Parameter(torch.empty(outputs, size))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
         self.unit_rows = unit_rows
+        self.reset(init, seed)
+
+    @torch.no_grad()
+    def reset(self, init: HeadInit, seed: int | None = None) -> None:
+        """Start anew; for the arguments see the class."""
+        size = self.weight.shape[1]
+        deviation = {"rsqrt": 1 / math.sqrt(size + 1), "inverse": 1 / (size + 1), "zeros": 0.0}[init]
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self.weight.copy_(torch.randn(self.weight.shape, generator=generator) * deviation)
+        if self.bias is not None:
+            self.bias.zero_()
 
     def rows(self) -> Float[Tensor, "outputs d"]:
         """The weights that products are computed with, float32."""

@@ -38,7 +38,7 @@ def test_without_kl_only_the_last_token_has_a_reward() -> None:
 
 def test_rewards_of_steps_are_added() -> None:
     layout = ragged([0.0, 0.0, 0.0])
-    found = token_rewards(torch.tensor([1.0]), layout, step_reward=ragged([0.5, 0.0, 0.25])).token
+    found = token_rewards(torch.tensor([1.0]), layout, step_reward=ragged([0.5, float("nan"), 0.25])).token
     assert found.tolist() == [0.5, 0.0, 1.25]
 
 

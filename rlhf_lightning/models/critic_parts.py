@@ -1,0 +1,186 @@
+"""What a critic can be made of beside a head: a model of its own, upper layers of its own, an adapter of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_lightning.models.buffers import keep_float32_buffers
+from rlhf_lightning.models.roles import disable_dropout
+from rlhf_lightning.models.scorer import HeadInit, Scorer
+from rlhf_lightning.models.sharding import decoder_layers
+
+if TYPE_CHECKING:
+    from rlhf_lightning.models.adapters import Adapter
+    from rlhf_lightning.models.backbone import Backbone
+    from rlhf_lightning.models.sources import ModelSource
+
+#: How a critic's head starts. ``auto`` keeps a head that comes with the weights and starts at zero otherwise.
+CriticHead = Literal["auto", "keep", "zeros", "rsqrt", "inverse"]
+#: What families call the norm behind their last layer.
+_FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+
+
+def separate_critic(
+    policy: Backbone, source: ModelSource | None, head: CriticHead, adapter: Adapter | None, seed: int
+) -> Scorer:
+    """A critic with weights of its own: a copy of the policy's, or others, such as a reward model's with its head.
+
+    Args:
+        policy: whose weights are copied where there is no source, and whose tokens the critic reads.
+        source: where other weights come from.
+        head: how the head starts.
+        adapter: of those other weights; None: all of them are trained. A copy has what the policy has.
+        seed: of a head that is drawn.
+
+    Raises:
+        ValueError: the source has another vocabulary, or no head where one is to be kept.
+    """
+    model: Any = copy.deepcopy(policy.model) if source is None else _loaded(source, policy)
+    if head == "keep" and not hasattr(model, "saved_head"):
+        raise ValueError(
+            f"method.critic.head=keep, but {'a copy of the policy' if source is None else source.name} has no head: "
+            "choose head=zeros, or give a reward model as method.critic.source"
+        )
+    if adapter is not None and source is not None:
+        model = adapter.apply(model)
+    init = head_init(head)
+    scorer = Scorer(model, backend=policy.backend, init=init, seed=seed)  # takes a head that came with the weights
+    if head not in ("auto", "keep"):
+        scorer.head.reset(init, seed)
+        scorer.mean, scorer.std = 0.0, 1.0
+    return scorer
+
+
+def head_init(head: CriticHead) -> HeadInit:
+    """How a head starts that does not come with weights."""
+    return "zeros" if head in ("auto", "keep") else cast("HeadInit", head)
+
+
+def _loaded(source: ModelSource, policy: Backbone) -> Any:
+    model: Any = source.load()
+    mine, theirs = policy.base.get_input_embeddings(), model.get_input_embeddings()
+    if mine.num_embeddings != theirs.num_embeddings:
+        raise ValueError(
+            f"the critic {source.name} has {theirs.num_embeddings} tokens and the policy {mine.num_embeddings}: it "
+            "reads the policy's tokens, so method.critic.source must have the same vocabulary"
+        )
+    keep_float32_buffers(model)
+    disable_dropout(model)
+    return model
+
+
+class Branch(nn.Module):
+    """Copies of a trunk's last layers and of its final norm, on the states below them.
+
+    The trunk itself runs as ever; what its last layers are called with is remembered, and the copies are called with
+    the same, but for the states: so they see the same mask, positions and layout, whatever the family calls them.
+
+    Args:
+        trunk: the policy's transformer.
+        layers: how many of its last layers are copied, >= 1.
+
+    Raises:
+        ValueError: it has no more layers than that, or its final norm is not known.
+    """
+
+    def __init__(self, trunk: nn.Module, layers: int) -> None:
+        super().__init__()
+        found = decoder_layers(trunk)
+        norm = next((getattr(trunk, name) for name in _FINAL_NORMS if hasattr(trunk, name)), None)
+        if not 1 <= layers < len(found):
+            raise ValueError(
+                f"method.critic.layers={layers} of the policy's {len(found)} layers: at least 1, and fewer than it has"
+            )
+        if norm is None or getattr(trunk, "project_out", None) is not None:
+            raise ValueError(
+                f"method.critic.kind=hydra does not know what follows the last layer of {type(trunk).__name__}: "
+                "choose kind=shared or kind=separate"
+            )
+        self.layers = nn.ModuleList(copy.deepcopy(layer) for layer in found[-layers:])
+        self.norm = copy.deepcopy(norm)
+
+    @property
+    def size(self) -> int:
+        """Of its states."""
+        return int(self.norm.weight.numel())
+
+    @contextmanager
+    def listening(self, trunk: nn.Module) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+        """What the copied layers' originals are called with while this context is open, in order."""
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        with ExitStack() as stack:
+            for layer in decoder_layers(trunk)[-len(self.layers) :]:
+                handle = layer.register_forward_pre_hook(lambda _, a, k: calls.append((a, k)), with_kwargs=True)
+                stack.callback(handle.remove)
+            yield calls
+
+    def forward(self, calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]], *, detach: bool) -> Tensor:
+        """Hidden states behind the copied layers, as the trunk's last ones are laid out.
+
+        Args:
+            calls: what the originals were called with.
+            detach: no gradient reaches the layers below.
+        """
+        states: Any = _states(*calls[0])
+        states = states.detach() if detach else states
+        for layer, (args, kwargs) in zip(self.layers, calls, strict=True):
+            rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+            states = layer(states, *args[1:], **rest)
+            states = states[0] if isinstance(states, tuple) else states
+        normed: Tensor = self.norm(states)
+        return normed
+
+
+def _states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    states: Tensor = args[0] if args else kwargs["hidden_states"]
+    return states
+
+
+def add_critic_adapter(model: Any, name: str, adapter: Adapter | None, seed: int) -> None:
+    """Put a second LoRA adapter on a PEFT model: the critic's. Both are trained, the policy's stays switched on.
+
+    Whether they require gradients is settled here for good: DDP and FSDP2 look at it once, when they wrap the model.
+
+    Args:
+        model: with the policy's adapter.
+        name: of the new one.
+        adapter: its settings; None: the policy's.
+        seed: of its weights.
+    """
+    config = copy.deepcopy(model.peft_config[model.active_adapter])
+    for option, attribute in (("r", "r"), ("alpha", "lora_alpha"), ("dropout", "lora_dropout")):
+        if adapter is not None:
+            setattr(config, attribute, getattr(adapter, option))
+    config.modules_to_save = None
+    trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.add_adapter(name, config)
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(key in trained or f".{name}." in key)
+
+
+@contextmanager
+def adapter_active(model: Any, name: str) -> Iterator[None]:
+    """Compute with another LoRA adapter for a while.
+
+    PEFT's own switch also freezes the other adapters, which sharded weights that are gathered meanwhile would keep for
+    good; so only the name that each layer looks up is changed.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [part for part in model.modules() if isinstance(part, BaseTunerLayer)]
+    before = [layer._active_adapter for layer in layers]
+    for layer in layers:
+        layer._active_adapter = name
+    try:
+        yield
+    finally:
+        for layer, active in zip(layers, before, strict=True):
+            layer._active_adapter = active
