@@ -38,8 +38,7 @@ class ModelLine(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure two small forward passes; a collective call on sharded weights."""
         module: Any = pl_module
-        plan = getattr(trainer.train_dataloader, "plan", None)
-        tokens = int(plan.tokens.max()) if plan is not None and len(plan.tokens) else 1024
+        tokens = _tokens(trainer.train_dataloader)
         models = Models(module.policy, module.reference, module.tokenizer)
         summary = describe(
             models,
@@ -49,6 +48,14 @@ class ModelLine(Callback):
         )
         if trainer.is_global_zero:
             log.info("%-9s %s: %s", "model", self.source, summary)
+
+
+def _tokens(loader: Any) -> int:
+    """Most tokens of a micro-batch: as planned, or as far as responses may go that are still to be drawn."""
+    if hasattr(loader, "most_tokens"):
+        return int(loader.most_tokens)
+    plan = getattr(loader, "plan", None)
+    return int(plan.tokens.max()) if plan is not None and len(plan.tokens) else 1024
 
 
 def numbers_kept(optimizer: Optimizer) -> float:
@@ -64,6 +71,8 @@ def _lines(cfg: DictConfig, run: Run, checkpoint: str | None) -> Iterator[tuple[
     chosen = str(cfg.reference.kind)
     if chosen == "auto" and run.models.reference == "adapter_off":
         reference += " (the policy without its adapter; reference=frozen makes a copy)"
+    elif chosen == "cached" and run.module.kind == "prompt" and run.models.reference != "none":
+        reference += " (reference=cached has no numbers of responses that are not drawn yet)"
     elif chosen not in ("auto", run.models.reference):
         reference += f" (reference={chosen} is not loaded: this loss needs none)"
     yield "method", f"{_loss(run.module.loss)} on {run.module.kind} data; {reference}"

@@ -86,18 +86,12 @@ def make_rollouts(cfg: DictConfig, models: ModelBuilder, module: Any, prompts: A
     scorer = make(cfg.get("reward")) or getattr(module, "own_reward", None)
     if scorer is None and getattr(module, "needs_reward", True):
         raise ConfigError(
-            f"method={method_name(cfg)} learns from rewards of the policy's own responses, and reward=none: choose "
-            "reward=model reward.path=..., reward=function reward.target=..., or another of conf/reward"
+            "reward=none, and this method learns from rewards of the policy's own responses: choose reward=model "
+            "reward.path=..., reward=function reward.target=..., or another of conf/reward"
         )
     reward = None if scorer is None else as_reward(scorer, tokenizer=tokenizer)
     engine = make(cfg.rollout)(tokenizer=tokenizer)
     return OnlineData(prompts, engine, reward, module.rollout, Path(cfg.paths.output_dir) / "rollouts")
-
-
-def method_name(cfg: DictConfig) -> str:
-    """What the chosen method is called; its class where it was not chosen by name."""
-    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    return str(choices.get("method") or str(cfg.method["_target_"]).rpartition(".")[2])
 
 
 def attach_reward(cfg: DictConfig, trainer: Trainer, models: ModelBuilder) -> None:

@@ -62,6 +62,7 @@ class _Job:
     seed: int
     adapter: dict[str, Any] | None = None
     reward: dict[str, Any] | None = None
+    rollout: dict[str, Any] | None = None
     reference: dict[str, Any] | str | None = None
     strategy: dict[str, Any] | None = None
     scheduler: dict[str, Any] | None = None
@@ -100,6 +101,8 @@ class Generate:
     device: str
     spec: dict[str, Any]
     adapter: dict[str, Any] | None = None
+    reward: dict[str, Any] | None = None
+    keep: int | None = None
     run: str | None = None
     ckpt_path: str | None = None
     prompt: str | None = None

@@ -1,0 +1,146 @@
+"""Draw responses to prompts and score them: each process its share, then every process has all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.rewards.base import Reward, Scores, metrics_of, scored
+from rlhf_lightning.rounds.experience import IntArray, Scored
+from rlhf_lightning.rounds.processes import Clock, gathered, interleaved
+from rlhf_lightning.types import RolloutOptions, Sample, SampleGroup, Sampling
+
+if TYPE_CHECKING:
+    from rlhf_lightning.data.module import Place
+    from rlhf_lightning.rollout.base import RolloutEngine
+
+
+@dataclass
+class Collector:
+    """An engine and a reward, asked together.
+
+    Attributes:
+        engine: draws; it holds the policy's weights.
+        reward: scores; None: every response has 0.
+        options: how the method uses samples.
+        place: this process's share.
+        clock: where the time went: ``generate``, ``reward``.
+    """
+
+    engine: RolloutEngine
+    reward: Reward | None
+    options: RolloutOptions
+    place: Place
+    clock: Clock
+
+    @property
+    def sampling(self) -> Sampling:
+        """How training samples are drawn."""
+        options = self.options
+        return Sampling(
+            max_new_tokens=self.engine.max_new_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            min_new_tokens=self.engine.min_new_tokens,
+            ignore_eos=options.ignore_eos,
+        )
+
+    def draw(
+        self,
+        examples: Examples,
+        rows: IntArray,
+        places: Sequence[int],
+        seeds: Sequence[int],
+        *,
+        n: int,
+        module: Any = None,
+        known: Mapping[int, Scored] | None = None,
+    ) -> list[Scored]:
+        """Samples and scores of some prompts; a collective call.
+
+        Args:
+            examples: the data set.
+            rows: of the data set.
+            places: of the prompts in the stream.
+            seeds: of their random streams.
+            n: samples a prompt.
+            module: what is trained, for a reward that asks the policy itself.
+            known: what an earlier, killed process found at some places, the same on every process.
+
+        Returns:
+            One entry a prompt, in order; the same on every process.
+        """
+        found = dict(known or {})
+        missing = [at for at, place in enumerate(places) if place not in found]
+        mine = missing[self.place.rank :: self.place.world_size]
+        if missing:
+            groups = [group_of(examples, int(rows[at])) for at in mine]
+            own = self._scored([places[at] for at in mine], groups, [seeds[at] for at in mine], n, module)
+            found |= {one.place: one for one in interleaved(gathered(own))}
+        return [found[place] for place in places]
+
+    def _scored(
+        self, places: list[int], groups: list[SampleGroup], seeds: list[int], n: int, module: Any
+    ) -> list[Scored]:
+        """This process's share."""
+        prompts = [group.prompt for group in groups]
+        with self.clock.phase("generate"):
+            samples = self.engine.generate(prompts, self.sampling, n=n, seeds=seeds)
+            greedy = self._greedy(prompts, seeds)
+        filled = [replace(g, samples=[self._cut(s) for s in own]) for g, own in zip(groups, samples, strict=True)]
+        baselines = [replace(g, samples=[self._cut(s) for s in own]) for g, own in zip(groups, greedy, strict=False)]
+        if hasattr(self.reward, "policy"):
+            self.reward.policy = module  # type: ignore[union-attr]
+        with self.clock.phase("reward"):
+            total, terms = self._rewards(filled)
+            steps = self._steps(filled)
+            base: Scores = self._rewards(baselines)[0] if baselines else [[None]] * len(groups)
+        return [
+            Scored(
+                place,
+                group,
+                total[at],
+                {name: values[at] for name, values in terms.items()},
+                steps[at] if steps else [],
+                base[at][0],
+            )
+            for at, (place, group) in enumerate(zip(places, filled, strict=True))
+        ]
+
+    def _rewards(self, groups: list[SampleGroup]) -> tuple[Scores, dict[str, Scores]]:
+        if self.reward is None:
+            return [[0.0] * len(group.samples) for group in groups], {}
+        return scored(self.reward, groups)
+
+    def _greedy(self, prompts: list[list[int]], seeds: list[int]) -> list[list[Sample]]:
+        if not self.options.greedy_baseline:
+            return []
+        sampling = replace(self.sampling, temperature=0.0, top_p=1.0, top_k=0)
+        return self.engine.generate(prompts, sampling, n=1, seeds=seeds)
+
+    def _steps(self, groups: list[SampleGroup]) -> list[list[list[float]]]:
+        find: Callable[[Sequence[SampleGroup]], list[list[list[float]]] | None] | None
+        find = getattr(self.reward, "step_reward", None)
+        return (find(groups) if find is not None else None) or []
+
+    def _cut(self, sample: Sample) -> Sample:
+        """A sample up to the token that ends responses by this method's rule."""
+        token, start = self.options.truncate_after, self.options.truncate_from
+        if token is None or token not in sample.ids[start:]:
+            return sample
+        end = sample.ids.index(token, start) + 1
+        return replace(sample, ids=sample.ids[:end], log_probs=sample.log_probs[:end], finish="stop")
+
+    def metrics(self) -> dict[str, float]:
+        """What the reward counted since the last call."""
+        return metrics_of(self.reward)
+
+
+def group_of(examples: Examples, row: int) -> SampleGroup:
+    """A prompt that nobody has answered yet."""
+    start, end = examples.bounds[row, :2].tolist()
+    columns = examples.columns_of(row)
+    return SampleGroup(examples.tokens[start:end].tolist(), [], columns, examples.row(row), row)

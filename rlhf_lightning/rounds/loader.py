@@ -1,0 +1,205 @@
+"""The training loader of on-policy methods: it rolls out when it runs dry, and has a length all the same.
+
+Lightning asks a loader that has a length for the next batch only after the optimiser step before it, so every rollout
+sees the fully updated policy. The state is the same on every process, as process 0's is what Lightning keeps.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rlhf_lightning.data.module import Place
+from rlhf_lightning.data.plan import Batching, Plan, plan_epoch
+from rlhf_lightning.ops.streams import stream_seed
+from rlhf_lightning.rounds.experience import Experience, exact_totals
+from rlhf_lightning.types import RolloutBatch, RolloutOptions
+
+log = logging.getLogger(__name__)
+
+
+class RolloutLoader:
+    """Micro-batches of one process: rollout after rollout, each as often as the method says.
+
+    A rollout has ``minibatches * batch_size`` prompts. An inner epoch deals them to ``minibatches`` optimiser steps of
+    ``batch_size`` prompts, each inner epoch in another way, and each step to micro-batches of about as many tokens.
+
+    Args:
+        collect: makes the rollout that this loader needs next; a collective call.
+        prompts: of the data set.
+        batch_size: prompts of an optimiser step, over all processes.
+        options: how the method uses a rollout.
+        place: this process's share of every step.
+        seed: of the minibatches.
+        padded: micro-batches are balanced by rows times the longest row.
+        group_tokens: most tokens of a prompt with its responses.
+
+    Raises:
+        ValueError: a rollout has more prompts than the data, or a step fewer than it has micro-batches.
+    """
+
+    def __init__(
+        self,
+        collect: Callable[[RolloutLoader], Experience],
+        *,
+        prompts: int,
+        batch_size: int,
+        options: RolloutOptions,
+        place: Place | None = None,
+        seed: int = 0,
+        padded: bool = False,
+        group_tokens: int = 1024,
+    ) -> None:
+        self.collect, self.options, self.place = collect, options, place or Place()
+        self.batching = Batching(batch_size, seed=seed, padded=padded)
+        self.size = options.minibatches * batch_size  #: prompts of a rollout
+        if prompts < self.size:
+            raise ValueError(
+                f"a rollout has method.rollout.minibatches={options.minibatches} x data.batch_size={batch_size} = "
+                f"{self.size} prompts, and the data has {prompts}: lower one of them, or bring more prompts"
+            )
+        if batch_size < self.place.micro_batches:
+            raise ValueError(
+                f"data.batch_size={batch_size} prompts a step cannot be split into {self.place.micro_batches} "
+                "micro-batches (accumulate_grad_batches x devices); raise data.batch_size or lower the others"
+            )
+        #: most tokens of a micro-batch
+        self.most_tokens = -(-batch_size // self.place.micro_batches) * group_tokens
+        self.rollouts = prompts // self.size  #: of an epoch
+        self.epoch = 0
+        self.position = 0  #: micro-batches of this epoch handed out
+        self.number = 0  #: rollouts that were begun
+        self.cursor = 0  #: prompts that were taken from the stream
+        self.experience: Experience | None = None
+        self._fresh = True  # the next iteration belongs to the epoch and position at hand
+
+    @property
+    def batch_sampler(self) -> _EpochHook:
+        """Where Lightning looks for something that wants to know the epoch."""
+        return _EpochHook(self)
+
+    @property
+    def per_rollout(self) -> int:
+        """Micro-batches of this process that a rollout gives."""
+        return self.options.inner_epochs * self.options.minibatches * self.place.accumulate
+
+    def __len__(self) -> int:
+        """Micro-batches of this process in an epoch."""
+        return self.rollouts * self.per_rollout
+
+    def __iter__(self) -> Iterator[RolloutBatch]:
+        # As a generator this runs when the first batch is asked for, after Lightning's set_epoch.
+        if not self._fresh:
+            self._begin(self.epoch + 1)
+        self._fresh = False
+        while self.position < len(self):
+            yield from self._rollout()
+
+    def _rollout(self) -> Iterator[RolloutBatch]:
+        """The rest of the rollout at hand, or a new one."""
+        first = self.position % self.per_rollout
+        if first == 0 or self.experience is None:
+            self.experience = None  # makes room before the next one is drawn
+            found = self.collect(self)
+            self.experience, self.cursor, self.number = found, found.cursor, self.number + 1
+        experience = self.experience
+        each = self.options.minibatches * self.place.accumulate
+        for inner in range(first // each, self.options.inner_epochs):
+            plan = self.plan_of(experience, inner)
+            start = first % each if inner == first // each else 0
+            for number in range(start, each):
+                self.position += 1  # before the batch is used: a state taken while it is trained on counts it
+                yield self.micro_batch(experience, plan, number)
+
+    def plan_of(self, experience: Experience, inner: int) -> Plan:
+        """How an inner epoch deals the groups out; the same on every process."""
+        examples = experience.examples
+        padded = self.batching.padded
+        return plan_epoch(
+            examples.padded_lengths if padded else examples.lengths,
+            examples.slot_tokens,
+            Batching(
+                self.batching.batch_size, seed=stream_seed("minibatches", self.batching.seed, experience.number),
+                padded=padded,
+            ),
+            micro_batches=self.place.micro_batches,
+            epoch=inner,
+            name=examples.row,
+        )  # fmt: skip
+
+    def micro_batch(self, experience: Experience, plan: Plan, number: int) -> RolloutBatch:
+        """This process's ``number``-th micro-batch of an inner epoch."""
+        step = number // self.place.accumulate
+        groups = plan.micro_batch(number * self.place.world_size + self.place.rank)
+        return experience.batch(groups, exact_totals(plan, step), experience.moments(plan.groups(step)))
+
+    def _begin(self, epoch: int) -> None:
+        self.epoch, self.position, self.experience = epoch, 0, None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin this epoch, or go on with it where it has been begun."""
+        if epoch != self.epoch or self.position >= len(self):
+            self._begin(epoch)
+        self._fresh = True
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch, position, and the rollout at hand while it is needed; the same on every process."""
+        finished = self.position >= len(self)
+        needed = not finished and self.position % self.per_rollout > 0 and self.experience is not None
+        return {
+            "epoch": self.epoch + finished,
+            "position": 0 if finished else self.position,
+            "number": self.number,
+            "cursor": self.cursor,
+            "seed": self.batching.seed,
+            "experience": self.experience.state_dict() if needed and self.experience is not None else None,
+            "units": self._units(),
+        }
+
+    def _units(self) -> dict[str, Any]:
+        """The options that give a position its meaning, under the names that users know."""
+        return {
+            "data.batch_size": self.batching.batch_size,
+            "data.padded": self.batching.padded,
+            "method.rollout.minibatches": self.options.minibatches,
+            "method.rollout.inner_epochs": self.options.inner_epochs,
+            "trainer.accumulate_grad_batches": self.place.accumulate,
+            "rollouts of an epoch": self.rollouts,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the state was taken. The seed is the state's, so a changed option does not change the order.
+
+        Raises:
+            ValueError: the state is from the middle of an epoch, and an option that decides what a position means has
+                changed since.
+        """
+        units, before = self._units(), state["units"]
+        changed = [
+            f"{name} was {before.get(name)} and is {now}" for name, now in units.items() if before.get(name) != now
+        ]
+        if changed and state["position"]:
+            raise ValueError(
+                f"cannot go on in the middle of epoch {state['epoch']}: {'; '.join(changed)}. Restore these, or "
+                "start anew with ckpt_path=null"
+            )
+        if changed:
+            log.warning(
+                "resuming at the beginning of epoch %d with other batches: %s", state["epoch"], "; ".join(changed)
+            )
+        if state["seed"] != self.batching.seed:
+            self.batching = Batching(self.batching.batch_size, seed=state["seed"], padded=self.batching.padded)
+        self.epoch, self.position, self._fresh = state["epoch"], state["position"], True
+        self.number, self.cursor = state["number"], state["cursor"]
+        held = state["experience"]
+        self.experience = None if held is None else Experience.from_state_dict(held)
+
+
+class _EpochHook:
+    """What ``loader.batch_sampler.sampler.set_epoch`` resolves to: torch's protocol for samplers that reshuffle."""
+
+    def __init__(self, loader: RolloutLoader) -> None:
+        self.sampler = loader

@@ -1,0 +1,150 @@
+"""Rollouts on disk: what people read, and where a run that was killed finds the responses it had drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.rounds.experience import Scored
+from rlhf_lightning.types import Sample, SampleGroup
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """A folder of rollouts, ``00000.jsonl`` and so on, one row a sample.
+
+    A row has the rollout's number and key, where its prompt is from, prompt and response as text and as ids, the
+    engine's log-probs, how the response ended, the optimiser steps that its weights had taken, its score and every
+    term, and, where it was trained on, its mean advantage. A file appears under its name only when it is whole.
+
+    Attributes:
+        folder: of the files.
+        decode: ids as text.
+    """
+
+    folder: Path
+    decode: Callable[[list[int]], str]
+
+    def path(self, number: int) -> Path:
+        """The file of a rollout."""
+        return self.folder / f"{number:05d}.jsonl"
+
+    def write(self, number: int, key: str, drawn: Sequence[Scored], advantage: Mapping[int, Sequence[float]]) -> None:
+        """Write a rollout.
+
+        Args:
+            number: of the rollout.
+            key: what its samples are a function of, see :func:`key_of`.
+            drawn: every group that was drawn.
+            advantage: of the responses of the groups that are trained on, by the place of the prompt; nan where a
+                response is not trained on.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        aside = self.path(number).with_suffix(f".{os.getpid()}.part")
+        with aside.open("w", encoding="utf-8") as file:
+            for scored in drawn:
+                for row in self._rows(scored, advantage.get(scored.place, ())):
+                    file.write(json.dumps({"rollout": number, **row, "key": key}, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(self.path(number))
+
+    def _rows(self, scored: Scored, advantage: Sequence[float]) -> Iterator[dict[str, Any]]:
+        prompt = self.decode(scored.group.prompt)
+        for at, sample in enumerate(scored.group.samples):
+            value = advantage[at] if at < len(advantage) else torch.nan
+            yield {
+                "place": scored.place,
+                "row": scored.group.row,
+                "index": scored.group.index,
+                "sample": at,
+                "prompt": prompt,
+                "response": self.decode(sample.ids),
+                "score": scored.score[at],
+                "terms": {name: values[at] for name, values in scored.terms.items()},
+                "advantage": None if value != value else value,
+                "trained": value == value,
+                "finish": sample.finish,
+                "tokens": len(sample.ids),
+                "version": sample.version,
+                "baseline": scored.baseline,
+                "steps": [None if x != x else x for x in scored.steps[at]] if scored.steps else None,
+                "prompt_ids": scored.group.prompt,
+                "ids": sample.ids,
+                "log_probs": sample.log_probs,
+            }
+
+    def read(self, number: int, key: str, examples: Examples) -> dict[int, Scored]:
+        """Groups of a rollout by the place of their prompt; nothing where there is no file of this key.
+
+        Args:
+            number: of the rollout.
+            key: see :func:`key_of`.
+            examples: the data set, which knows the columns of a row.
+        """
+        path = self.path(number)
+        if not path.exists():
+            return {}
+        found: dict[int, list[dict[str, Any]]] = {}
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                row = json.loads(line)
+                if row["key"] != key:
+                    return {}
+                found.setdefault(row["place"], []).append(row)
+        return {place: _group(place, rows, examples) for place, rows in found.items()}
+
+
+def _group(place: int, rows: list[dict[str, Any]], examples: Examples) -> Scored:
+    first = rows[0]
+    samples = [Sample(row["ids"], row["log_probs"], row["finish"], row["version"]) for row in rows]
+    columns = examples.columns_of(first["index"])
+    return Scored(
+        place,
+        SampleGroup(first["prompt_ids"], samples, columns, first["row"], first["index"]),
+        [row["score"] for row in rows],
+        {name: [row["terms"][name] for row in rows] for name in first["terms"]},
+        [[torch.nan if x is None else x for x in row["steps"]] for row in rows] if first["steps"] is not None else [],
+        first["baseline"],
+    )
+
+
+def key_of(*parts: Any) -> str:
+    """A digest of everything that a rollout is a function of."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+@torch.no_grad()
+def checksum(weights: Iterator[tuple[str, Tensor]], total: Callable[[Tensor], Tensor]) -> str:
+    """A digest of weights: of each the sum of its bits read as whole numbers.
+
+    Sums of whole numbers do not depend on their order, so they are the same however the weights are sharded, and a
+    change of any one number changes them.
+
+    Args:
+        weights: by name.
+        total: sums a tensor over the processes where weights are sharded, called once.
+    """
+    sums, names, sharded = [], [], []
+    for name, weight in weights:
+        local = getattr(weight, "to_local", None)
+        part = (weight if local is None else local()).detach()
+        kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[part.element_size()]
+        sums.append(part.contiguous().view(kind).sum(dtype=torch.int64))
+        names.append(name)
+        sharded.append(local is not None)
+    if not sums:
+        return ""
+    mine = torch.stack(sums)
+    if any(sharded):
+        mine = total(mine)
+    return key_of(names, mine.tolist())
