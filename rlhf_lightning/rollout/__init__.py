@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlhf_lightning.rollout.base import RolloutEngine as RolloutEngine
+    from rlhf_lightning.rollout.openai import ChatClient as ChatClient
+    from rlhf_lightning.rollout.openai import OpenAIEngine as OpenAIEngine
     from rlhf_lightning.rollout.transformers import TransformersEngine as TransformersEngine
 
 _HOME = {
+    "ChatClient": "openai",
+    "OpenAIEngine": "openai",
     "RolloutEngine": "base",
     "TransformersEngine": "transformers",
 }

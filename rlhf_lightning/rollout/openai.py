@@ -1,0 +1,213 @@
+"""Models behind an OpenAI-compatible server: judges that are asked questions, and generators that are not trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rlhf_lightning.rollout.completions import choices, finish, sampling_fields
+from rlhf_lightning.rollout.endpoint import Endpoint, ServerError, in_threads
+from rlhf_lightning.types import Sample, Sampling
+
+if TYPE_CHECKING:
+    from rlhf_lightning.models.actor import Actor
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class ChatClient:
+    """Asks one model of one server, by ``/v1/chat/completions``.
+
+    Args:
+        url: of the server, such as ``http://127.0.0.1:8000``.
+        model: as the server calls it; null: the only one it serves.
+        temperature: of the answers; 0 is the most likely one.
+        max_tokens: most tokens of an answer.
+        seed: of the answers where the server honours it; None: the server's own.
+        api_key_env: name of the environment variable that holds the key; it may be unset.
+        timeout: seconds that one attempt may take.
+        retries: further attempts after the first, where the server is busy, fails or cannot be reached.
+        backoff: seconds before the first of them; doubled for each further one.
+        concurrency: questions that :meth:`ask_all` has under way at once.
+        options: further fields of every request.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        *,
+        temperature: float = 0.0,
+        max_tokens: int = 512,
+        seed: int | None = None,
+        api_key_env: str = "OPENAI_API_KEY",
+        timeout: float = 120.0,
+        retries: int = 4,
+        backoff: float = 1.0,
+        concurrency: int = 8,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if temperature < 0 or max_tokens < 1 or concurrency < 1:
+            raise ValueError(
+                f"temperature={temperature} must be at least 0, max_tokens={max_tokens} and concurrency={concurrency} "
+                "at least 1"
+            )
+        self.endpoint = Endpoint(url, api_key_env, timeout, retries, backoff)
+        self.concurrency = concurrency
+        self._model = model
+        self._body: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens} | dict(options or {})
+        if seed is not None:
+            self._body["seed"] = seed
+
+    @property
+    def model(self) -> str:
+        """The model's name; asked for once where none was given.
+
+        Raises:
+            ServerError: the server cannot be reached, or serves several models or none.
+        """
+        if self._model is None:
+            self._model = only_model(self.endpoint)
+        return self._model
+
+    def ask(self, messages: Messages, **options: Any) -> str:
+        """The answer to a conversation.
+
+        Args:
+            messages: with ``role`` and ``content``, the last one by the user.
+            options: fields of this request, before those of the client: ``temperature``, ``max_tokens``, ``stop`` ...
+
+        Raises:
+            ServerError: the server refused, could not be reached or answered in another form.
+        """
+        body = {"model": self.model, "messages": [dict(m) for m in messages], **self._body, **options}
+        answer = self.endpoint.post("/v1/chat/completions", body)
+        try:
+            content = answer["choices"][0]["message"]["content"]
+        except (KeyError, IndexError, TypeError):
+            raise ServerError(f"the server's answer has no choices[0].message.content: {str(answer)[:300]}") from None
+        return content or ""
+
+    def ask_all(self, conversations: Sequence[Messages], **options: Any) -> list[str]:
+        """The answers to several conversations, in their order; several are asked at once."""
+        return in_threads(lambda messages: self.ask(messages, **options), conversations, self.concurrency)
+
+
+def only_model(endpoint: Endpoint) -> str:
+    """The name of the one model that a server serves.
+
+    Raises:
+        ServerError: it cannot be reached, or serves several models or none.
+    """
+    listed = endpoint.get("/v1/models")
+    names = [str(row["id"]) for row in (listed or {}).get("data", [])]
+    if len(names) != 1:
+        raise ServerError(f"{endpoint.url} serves {names or 'no model'}: set model= to one of them")
+    return names[0]
+
+
+class OpenAIEngine:
+    """Responses of a model behind any OpenAI-compatible server, by ``/v1/completions``: a generator that is frozen.
+
+    The prompt's ids are decoded to text, with the template's control tokens, and the text of the answer is tokenised;
+    where the server returns token ids (vLLM does when it is asked), they are taken as they are. There are no
+    log-probs, so these samples serve rewards, evaluation and offline data, and a policy cannot be trained on them as
+    its own.
+
+    Args:
+        tokenizer: of the model behind the server; it must know the prompts' ids.
+        url: of the server, such as ``http://127.0.0.1:8000``.
+        model: as the server calls it; null: the only one it serves.
+        max_new_tokens: most tokens of a response.
+        min_new_tokens: tokens before which a response cannot end; above 0 the server must know ``min_tokens``.
+        api_key_env: name of the environment variable that holds the key; it may be unset.
+        timeout: seconds that one attempt may take.
+        retries: further attempts after the first, where the server is busy, fails or cannot be reached.
+        backoff: seconds before the first of them; doubled for each further one.
+        concurrency: requests under way at once; each asks for all samples of one prompt.
+        options: further fields of every request, such as ``return_token_ids: true`` for vLLM.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    name = "openai"
+    exact = False
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        url: str,
+        model: str | None = None,
+        max_new_tokens: int = 256,
+        min_new_tokens: int = 0,
+        api_key_env: str = "OPENAI_API_KEY",
+        timeout: float = 120.0,
+        retries: int = 4,
+        backoff: float = 1.0,
+        concurrency: int = 8,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        Sampling(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens)  # checks them
+        if concurrency < 1:
+            raise ValueError(f"rollout.concurrency={concurrency} must be at least 1")
+        self.endpoint = Endpoint(url, api_key_env, timeout, retries, backoff)
+        self.tokenizer, self.concurrency = tokenizer, concurrency
+        self.max_new_tokens, self.min_new_tokens, self.max_gap = max_new_tokens, min_new_tokens, None
+        self._model, self._options = model, dict(options or {})
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, n: int, seeds: Sequence[int]
+    ) -> list[list[Sample]]:
+        """Draw ``n`` responses to each prompt, several prompts at once.
+
+        Sample ``j`` of a prompt draws as the server makes of a request's seed; many servers ignore it.
+
+        Raises:
+            ValueError: ``n`` is out of range.
+            ServerError: the server refused, could not be reached or answered in another form.
+        """
+        if n < 1:
+            raise ValueError(f"n={n} samples a prompt must be at least 1")
+        if not prompts:
+            return []
+        if self._model is None:
+            self._model = only_model(self.endpoint)
+
+        def one(asked: tuple[Sequence[int], int]) -> list[Sample]:
+            prompt, seed = asked
+            text = self.tokenizer.decode(list(prompt), skip_special_tokens=False)
+            body = {"model": self._model, "prompt": text, **sampling_fields(sampling, n, seed), **self._options}
+            answer = self.endpoint.post("/v1/completions", body)
+            return [self._sample(choice, sampling) for choice in choices(answer, n, self.endpoint.url)]
+
+        return in_threads(one, list(zip(prompts, seeds, strict=True)), self.concurrency)
+
+    def _sample(self, choice: Mapping[str, Any], sampling: Sampling) -> Sample:
+        ids = choice.get("token_ids")
+        if not ids:
+            ids = self.tokenizer.encode(choice.get("text") or "", add_special_tokens=False)
+            end = self.tokenizer.eos_token_id
+            if finish(choice) == "stop" and end is not None and (not ids or ids[-1] != end):
+                ids = [*ids, end]  # the text of an answer leaves out what ended it
+        # Tokenised again a text may have more tokens than were drawn; an empty answer that was cut off has none.
+        ids = [int(token) for token in ids][: sampling.max_new_tokens] or [self.tokenizer.eos_token_id or 0]
+        return Sample(ids, [], finish(choice))
+
+    def sync(self, policy: Actor, version: int) -> None:
+        """Refuse: the server's weights are its own.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "rollout=openai is a frozen generator: the server's weights cannot follow the policy. Train with "
+            "rollout=transformers, vllm or vllm_server"
+        )
+
+    def close(self) -> None:
+        """Nothing is held open."""
