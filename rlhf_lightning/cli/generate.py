@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from rlhf_lightning.cli.schema import check_config
 if TYPE_CHECKING:
     from rlhf_lightning.data.fields import Turns
     from rlhf_lightning.models.actor import Actor
+    from rlhf_lightning.rewards.base import Scores
 
 #: What a run decides unless the user does.
 _FROM_RUN = ("model", "adapter")
@@ -68,6 +70,19 @@ def quoted(argument: str) -> str:
     return f"{key}='{escaped}'"
 
 
+@dataclass(frozen=True)
+class Answer:
+    """One answer and, with a reward, what it is worth."""
+
+    text: str
+    score: float | None = None
+
+    def row(self, prompt: str) -> dict[str, Any]:
+        """A line of the output; with scores the file is a data set of ranked answers."""
+        scored = {} if self.score is None else {"score": self.score}
+        return {"prompt": prompt, "response": self.text, **scored}
+
+
 @dataclass
 class Answerer:
     """A model, its tokenizer and template: from conversations to answers."""
@@ -95,13 +110,30 @@ class Answerer:
 
     def answer(self, conversations: Sequence[Turns], samples: int = 1) -> list[list[str]]:
         """``samples`` answers to each conversation."""
+        return [[self.text(ids) for ids in group] for _, group in self.sampled(conversations, samples)]
+
+    def sampled(self, conversations: Sequence[Turns], samples: int) -> list[tuple[list[int], list[list[int]]]]:
+        """Token ids of each conversation and of ``samples`` answers to it."""
         from rlhf_lightning.models.generation import generate as sample
 
-        prompts = [ids for conversation in conversations for ids in [self._ids(conversation)] * samples]
+        prompts = [self._ids(conversation) for conversation in conversations]
         options = {name: self.cfg[name] for name in ("max_new_tokens", "temperature", "top_p", "seed", "batch_size")}
-        responses = sample(self.actor, prompts, **options)
-        texts = [self.encoder.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in responses]
-        return [texts[start : start + samples] for start in range(0, len(texts), samples)]
+        responses = iter(sample(self.actor, [ids for ids in prompts for _ in range(samples)], **options))
+        return [(ids, [next(responses) for _ in range(samples)]) for ids in prompts]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """An answer as people read it."""
+        return str(self.encoder.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def scores(self, sampled: Sequence[tuple[list[int], list[list[int]]]], rows: Sequence[Mapping[str, Any]]) -> Scores:
+        """What ``reward`` says of every answer; the columns of the prompts' rows are the reward's."""
+        from rlhf_lightning.cli.build import make
+        from rlhf_lightning.rewards import scored
+        from rlhf_lightning.types import sample_groups
+
+        reward = make(self.cfg.reward)(tokenizer=self.encoder.tokenizer)
+        prompts, responses = [ids for ids, _ in sampled], [group for _, group in sampled]
+        return scored(reward, sample_groups(prompts, responses, rows))[0]
 
     def _ids(self, conversation: Turns) -> list[int]:
         """The prompt's ids exactly as training makes them."""
@@ -120,25 +152,43 @@ def generate(cfg: DictConfig) -> None:
     Raises:
         ConfigError: no such file or run, or prompts in an unknown form.
     """
-    prompts = list(read_prompts(cfg))
+    rows = list(read_prompts(cfg))
     if cfg.temperature == 0 and cfg.samples > 1:
         raise ConfigError("temperature=0 always gives the same answer: set samples=1 or a temperature above 0")
+    if cfg.keep is not None and (not cfg.reward or not 1 <= cfg.keep <= cfg.samples):
+        raise ConfigError(
+            f"keep={cfg.keep} keeps the best answers by reward: choose reward=... and keep between 1 and "
+            f"samples={cfg.samples}"
+        )
     answerer = Answerer.load(cfg)
-    if prompts and not cfg.chat:
-        answers = answerer.answer([_turns(cfg.system, prompt) for prompt in prompts], cfg.samples)
-        _hand_out(prompts, answers, cfg.output)
+    if rows and not cfg.chat:
+        _hand_out([row["prompt"] for row in rows], _answers(answerer, rows, cfg), cfg.output)
     else:
         chat(answerer)
 
 
-def read_prompts(cfg: DictConfig) -> Iterator[str]:
-    """The prompts that a configuration names.
+def _answers(answerer: Answerer, rows: Sequence[Mapping[str, Any]], cfg: DictConfig) -> list[list[Answer]]:
+    """The answers to each prompt; with a reward each with its score, the best ones first where only some are kept."""
+    sampled = answerer.sampled([_turns(cfg.system, row["prompt"]) for row in rows], cfg.samples)
+    unscored: Scores = [[None] * len(group) for _, group in sampled]
+    scores = answerer.scores(sampled, rows) if cfg.reward else unscored
+    answers = []
+    for (_, group), found in zip(sampled, scores, strict=True):
+        each = [Answer(answerer.text(ids), score) for ids, score in zip(group, found, strict=True)]
+        if cfg.keep is not None:
+            each = sorted(each, key=lambda answer: -math.inf if answer.score is None else answer.score, reverse=True)
+        answers.append(each[: cfg.keep])
+    return answers
+
+
+def read_prompts(cfg: DictConfig) -> Iterator[Mapping[str, Any]]:
+    """The prompts that a configuration names, each with the other columns of its row.
 
     Raises:
         ConfigError: the file is missing, or a line has no prompt.
     """
     if cfg.prompt is not None:
-        yield str(cfg.prompt)
+        yield {"prompt": str(cfg.prompt)}
     if cfg.prompts is None:
         return
     file = Path(cfg.prompts).expanduser()
@@ -146,7 +196,7 @@ def read_prompts(cfg: DictConfig) -> Iterator[str]:
         raise ConfigError(f"prompts={cfg.prompts}: there is no such file")
     text = file.read_text(encoding="utf-8")
     if file.suffix not in (".json", ".jsonl"):
-        yield from (line for line in text.splitlines() if line.strip())
+        yield from ({"prompt": line} for line in text.splitlines() if line.strip())
         return
     try:
         rows = json.loads(text) if file.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line]
@@ -155,7 +205,7 @@ def read_prompts(cfg: DictConfig) -> Iterator[str]:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, (str, dict)) or (isinstance(row, dict) and not isinstance(row.get("prompt"), str)):
             raise ConfigError(f'{file}:{number} has no text under "prompt"')
-        yield row if isinstance(row, str) else row["prompt"]
+        yield {"prompt": row} if isinstance(row, str) else row
 
 
 def chat(answerer: Answerer) -> None:
@@ -210,22 +260,24 @@ def _turns(system: str | None, *users: str) -> Turns:
     return start + [{"role": "user", "content": text} for text in users]
 
 
-def _hand_out(prompts: list[str], answers: list[list[str]], output: str | None) -> None:
+def _hand_out(prompts: list[str], answers: list[list[Answer]], output: str | None) -> None:
     if output is not None:
-        pairs = [(prompt, text) for prompt, texts in zip(prompts, answers, strict=True) for text in texts]
+        pairs = [(prompt, answer) for prompt, group in zip(prompts, answers, strict=True) for answer in group]
         file = Path(output).expanduser()
         file.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"prompt": prompt, "response": text}, ensure_ascii=False) + "\n" for prompt, text in pairs]
+        lines = [json.dumps(answer.row(prompt), ensure_ascii=False) + "\n" for prompt, answer in pairs]
         file.write_text("".join(lines), encoding="utf-8")
         ERR.print(f"{len(lines)} responses in {output}")
         return
-    for prompt, texts in zip(prompts, answers, strict=True):
+    for prompt, group in zip(prompts, answers, strict=True):
         if len(prompts) > 1:
             OUT.print(f"[bold]{'>'}[/] ", end="")
             OUT.print(prompt, style="bold", markup=False)
-        for text in texts:
-            OUT.print(text, markup=False)
-            if len(texts) > 1 or len(prompts) > 1:
+        for answer in group:
+            if answer.score is not None:
+                OUT.print(f"[dim]{answer.score:.4g}[/]", end="  ")
+            OUT.print(answer.text, markup=False)
+            if len(group) > 1 or len(prompts) > 1:
                 OUT.print()
 
 

@@ -71,6 +71,29 @@ def test_generate_answers_with_what_the_run_trained(rlhf, run, tmp_path):
     assert answers[0] != answers[1], "the checkpoint was not loaded"
 
 
+def test_generate_keeps_the_best_answers_as_a_data_set(rlhf, tmp_path):
+    (tmp_path / "prompts.txt").write_text("Hello\nWhat is 2, or 3?\n")
+    options = ["model=tiny_random", "prompts=prompts.txt", "max_new_tokens=12", "samples=6", "temperature=1.0"]
+    rows = {}
+    for keep in (6, 2):
+        code, _, err = rlhf("generate", *options, f"keep={keep}", "reward=length", "reward.target=5", "output=a.jsonl")
+        assert code == 0, err
+        rows[keep] = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [len(rows[keep]) for keep in (6, 2)] == [12, 4]
+    for start in (0, 6):
+        scores = [row["score"] for row in rows[6][start : start + 6]]
+        assert scores == sorted(scores, reverse=True), "the best ones come first"
+        assert rows[2][start // 3 : start // 3 + 2] == rows[6][start : start + 2]
+    code, out, err = rlhf("data", "inspect", "method=dpo", "model=tiny_random", "data=json", "data.source.path=a.jsonl")
+    assert code == 0, err
+
+
+def test_generate_keeps_nothing_without_a_reward(rlhf):
+    code, _, err = rlhf("generate", "model=tiny_random", "prompt=Hi", "samples=4", "keep=1")
+    assert code == 2
+    assert "choose reward=" in err
+
+
 def test_generate_is_reproducible(rlhf):
     first, second = (rlhf("generate", "model=tiny_random", "prompt=Hi, you?", "max_new_tokens=8") for _ in range(2))
     assert first[0] == 0
