@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from rlhf_lightning.types import Sample, Sampling
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor
+
+log = logging.getLogger(__name__)
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -92,8 +95,24 @@ class ChatClient:
         return content or ""
 
     def ask_all(self, conversations: Sequence[Messages], **options: Any) -> list[str]:
-        """The answers to several conversations, in their order; several are asked at once."""
+        """The answers to several conversations, in their order; several are asked at once.
+
+        Raises:
+            ServerError: one of them got none; the others are not asked any more.
+        """
         return in_threads(lambda messages: self.ask(messages, **options), conversations, self.concurrency)
+
+    def ask_each(self, conversations: Sequence[Messages], **options: Any) -> list[str | None]:
+        """As :meth:`ask_all`, but None, with a warning, where the server gave no answer after its retries."""
+
+        def one(messages: Messages) -> str | None:
+            try:
+                return self.ask(messages, **options)
+            except ServerError as error:
+                log.warning("no answer to a question: %s", error)
+                return None
+
+        return in_threads(one, conversations, self.concurrency)
 
 
 def only_model(endpoint: Endpoint) -> str:

@@ -76,6 +76,15 @@ def test_ask_all_keeps_the_order_and_asks_at_once(server: FakeServer) -> None:
     assert server.most_under_way >= 2
 
 
+def test_ask_each_goes_on_where_one_is_refused(server: FakeServer) -> None:
+    server.failures = [400]
+    client = ChatClient(server.url, "fake", concurrency=1, **FAST)
+    assert client.ask_each([QUESTION, QUESTION]) == [None, "echo 2 + 2?"]
+    server.failures = [400]
+    with pytest.raises(ServerError, match="400"):
+        client.ask_all([QUESTION, QUESTION])
+
+
 @pytest.mark.parametrize("failure", [500, 503, 429, 408])
 def test_tries_again_where_it_may_help(server: FakeServer, failure: int) -> None:
     server.failures = [failure, failure]
