@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, Trainer
 
 from rlhf_lightning.callbacks.tables import log_table
 from rlhf_lightning.ops.kl import k1, k3
-from rlhf_lightning.types import Example, PackedBatch, Ragged, SampleGroup, sample_groups
+from rlhf_lightning.types import Example, PackedBatch, Ragged, RolloutBatch, SampleGroup, sample_groups
 
 
 @dataclass
@@ -139,6 +139,8 @@ class PolicySamples(Callback):
         for group in range(min(wanted, len(batch))):
             spans = batch.prompt_span[group], batch.response_span[group * batch.slots]
             prompt, data = (batch.ids[start:end].tolist() for start, end in spans)
+            if isinstance(batch, RolloutBatch):
+                data = []  # prompts alone: what stands in the batch is the policy's
             index = int(batch.index[group])
             self._prompts.append(_Prompt(prompt, data, batch.rows[group], index, _columns(trainer, index)))
 

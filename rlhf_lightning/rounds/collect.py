@@ -27,6 +27,7 @@ class Collector:
         options: how the method uses samples.
         place: this process's share.
         clock: where the time went: ``generate``, ``reward``.
+        validating: draw for validation: no greedy baseline, the options' own number of samples and temperature.
     """
 
     engine: RolloutEngine
@@ -34,14 +35,21 @@ class Collector:
     options: RolloutOptions
     place: Place
     clock: Clock
+    validating: bool = False
+
+    @property
+    def n(self) -> int:
+        """Samples a prompt."""
+        return self.options.validation_samples if self.validating else self.options.group_size
 
     @property
     def sampling(self) -> Sampling:
-        """How training samples are drawn."""
+        """How samples are drawn."""
         options = self.options
+        temperature = options.validation_temperature if self.validating else None
         return Sampling(
             max_new_tokens=self.engine.max_new_tokens,
-            temperature=options.temperature,
+            temperature=options.temperature if temperature is None else temperature,
             top_p=options.top_p,
             top_k=options.top_k,
             min_new_tokens=self.engine.min_new_tokens,
@@ -55,7 +63,6 @@ class Collector:
         places: Sequence[int],
         seeds: Sequence[int],
         *,
-        n: int,
         module: Any = None,
         known: Mapping[int, Scored] | None = None,
     ) -> list[Scored]:
@@ -66,7 +73,6 @@ class Collector:
             rows: of the data set.
             places: of the prompts in the stream.
             seeds: of their random streams.
-            n: samples a prompt.
             module: what is trained, for a reward that asks the policy itself.
             known: what an earlier, killed process found at some places, the same on every process.
 
@@ -78,17 +84,22 @@ class Collector:
         mine = missing[self.place.rank :: self.place.world_size]
         if missing:
             groups = [group_of(examples, int(rows[at])) for at in mine]
-            own = self._scored([places[at] for at in mine], groups, [seeds[at] for at in mine], n, module)
+            own = self.scored([places[at] for at in mine], groups, [seeds[at] for at in mine], module)
             found |= {one.place: one for one in interleaved(gathered(own))}
         return [found[place] for place in places]
 
-    def _scored(
-        self, places: list[int], groups: list[SampleGroup], seeds: list[int], n: int, module: Any
-    ) -> list[Scored]:
-        """This process's share."""
+    def scored(self, places: list[int], groups: list[SampleGroup], seeds: list[int], module: Any) -> list[Scored]:
+        """Samples and scores of this process's prompts; a collective call where weights are shared.
+
+        Args:
+            places: of the prompts in the stream.
+            groups: the prompts, without samples.
+            seeds: of their random streams.
+            module: what is trained, for a reward that asks the policy itself.
+        """
         prompts = [group.prompt for group in groups]
         with self.clock.phase("generate"):
-            samples = self.engine.generate(prompts, self.sampling, n=n, seeds=seeds)
+            samples = self.engine.generate(prompts, self.sampling, n=self.n, seeds=seeds)
             greedy = self._greedy(prompts, seeds)
         filled = [replace(g, samples=[self._cut(s) for s in own]) for g, own in zip(groups, samples, strict=True)]
         baselines = [replace(g, samples=[self._cut(s) for s in own]) for g, own in zip(groups, greedy, strict=False)]
@@ -116,7 +127,7 @@ class Collector:
         return scored(self.reward, groups)
 
     def _greedy(self, prompts: list[list[int]], seeds: list[int]) -> list[list[Sample]]:
-        if not self.options.greedy_baseline:
+        if self.validating or not self.options.greedy_baseline:
             return []
         sampling = replace(self.sampling, temperature=0.0, top_p=1.0, top_k=0)
         return self.engine.generate(prompts, sampling, n=1, seeds=seeds)

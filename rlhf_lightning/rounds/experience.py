@@ -58,7 +58,16 @@ class Experience:
     tokens: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, number: int, cursor: int, kept: Sequence[Scored], slots: int, *, mask_truncated: bool) -> Experience:
+    def of(
+        cls,
+        number: int,
+        cursor: int,
+        kept: Sequence[Scored],
+        slots: int,
+        *,
+        mask_truncated: bool = False,
+        everything: bool = False,
+    ) -> Experience:
         """Gather the groups of a rollout into columns.
 
         Args:
@@ -67,11 +76,12 @@ class Experience:
             kept: groups to train on.
             slots: of each group the first samples are kept, this many.
             mask_truncated: responses that were cut off are not trained on.
+            everything: every response has its tokens, whether it is trained on or not.
         """
         score = torch.tensor([numbers(scored.score[:slots]) for scored in kept], dtype=torch.float32).flatten()
         samples = [sample for scored in kept for sample in scored.group.samples[:slots]]
         truncated = torch.tensor([sample.finish == "length" for sample in samples])
-        trained = ~score.isnan() & ~(truncated & mask_truncated)
+        trained = ~score.isnan() & ~(truncated & mask_truncated) | everything
         ids = [sample.ids if used else [] for sample, used in zip(samples, trained.tolist(), strict=True)]
         examples = _examples([scored.group for scored in kept], ids)
         index = np.array([scored.group.index for scored in kept], dtype=np.int64)

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rlhf_lightning.data.loader import ListLoader
 from rlhf_lightning.data.module import AlignmentDataModule, Place
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rounds.collect import Collector
@@ -22,6 +23,7 @@ from rlhf_lightning.rounds.loader import RolloutLoader
 from rlhf_lightning.rounds.processes import Clock, gathered
 from rlhf_lightning.rounds.prompts import PromptStream
 from rlhf_lightning.rounds.record import Rollouts, checksum, key_of
+from rlhf_lightning.rounds.validation import ValidationLoader
 from rlhf_lightning.types import Credit, Episodes, Ragged, RolloutOptions
 
 if TYPE_CHECKING:
@@ -191,9 +193,12 @@ class OnlineData(L.LightningDataModule):
             group_tokens=int(self._examples.lengths.max()) + self.options.kept * self.engine.max_new_tokens,
         )
 
-    def val_dataloader(self) -> Any:
-        """No validation."""
-        return []
+    def val_dataloader(self) -> ValidationLoader | list[ValidationLoader]:
+        """This process's validation batches, drawn when they are asked for; an empty list without validation data."""
+        listed = self.prompts.val_dataloader()
+        if not isinstance(listed, ListLoader):
+            return []
+        return ValidationLoader(listed.batches.listed, self._collector(True), self._sync, lambda: self.module)
 
     # A rollout
 
@@ -239,8 +244,9 @@ class OnlineData(L.LightningDataModule):
         options = (self._collector().sampling, self.options, self.reward_name, self.engine.name)
         return key_of(ids, loader.cursor, self.stream.seed, options, weights)
 
-    def _collector(self) -> Collector:
-        return Collector(self.engine, self.reward, self.options, self.place, self.clock)
+    def _collector(self, validating: bool = False) -> Collector:
+        clock = Clock() if validating else self.clock
+        return Collector(self.engine, self.reward, self.options, self.place, clock, validating)
 
     def _drawn(self, loader: RolloutLoader, key: str) -> tuple[list[Scored], list[Scored], int]:
         """Every group that was drawn, those that are trained on, and the place after the last prompt."""
@@ -267,7 +273,6 @@ class OnlineData(L.LightningDataModule):
             stream.take(start, count),
             range(start, start + count),
             stream.seeds(start, count),
-            n=self.options.group_size,
             module=self.module,
             known=known,
         )

@@ -101,6 +101,8 @@ class RolloutOptions:
         ignore_eos: sample to the length limit whatever is drawn.
         truncate_after: token id at which a response is cut once it is ``truncate_from`` tokens long; None: nowhere.
         truncate_from: see ``truncate_after``.
+        validation_samples: responses to each validation prompt.
+        validation_temperature: of those; None: ``temperature``; 0: the most likely tokens.
     """
 
     group_size: int = 1
@@ -117,9 +119,11 @@ class RolloutOptions:
     ignore_eos: bool = False
     truncate_after: int | None = None
     truncate_from: int = 0
+    validation_samples: int = 1
+    validation_temperature: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("group_size", "minibatches", "inner_epochs"):
+        for name in ("group_size", "minibatches", "inner_epochs", "validation_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"method.rollout.{name}={getattr(self, name)} must be at least 1")
         if self.temperature <= 0:
@@ -149,7 +153,8 @@ class Episodes:
     group: Int[Tensor, " responses"]  #: the prompt each answers: 0 .. groups - 1, never decreasing
     reward: Float[Tensor, " responses"]  #: combined score, higher is better; nan where the reward gave none
     truncated: Bool[Tensor, " responses"]  #: cut off at the length limit
-    length: Int[Tensor, " responses"]  #: tokens
+    #: tokens that are trained on: all, or none of a response without a score or one that is masked as cut off
+    length: Int[Tensor, " responses"]
     #: by name, of every response token in the order of the responses: ``old_log_probs``, ``reference_log_probs``,
     #: ``value``, ``cost_value``, ``rollout_log_probs``; those that the module computes and the engine gives
     tokens: dict[str, Ragged] = field(default_factory=dict)
