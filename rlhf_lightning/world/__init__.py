@@ -2,7 +2,8 @@
 
 ``model=tiny data=tiny``: :class:`TinyWorld` is the base model, :class:`TinySource` its data of every kind,
 :class:`TinyEvaluator` what only the evaluator knows, :class:`GoldScorer` the gold reward as a reward (``reward=gold``),
-:func:`claim` what an answer states, for votes.
+:class:`SafetyScorer` reward and cost apart, :class:`CorrectScorer` whether a claim is right, :func:`claim` what an
+answer states, for votes.
 """
 
 from __future__ import annotations
@@ -13,19 +14,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlhf_lightning.world.base import TinyWorld as TinyWorld
     from rlhf_lightning.world.claims import claim as claim
-    from rlhf_lightning.world.evaluator import GoldScorer as GoldScorer
     from rlhf_lightning.world.evaluator import TinyEvaluator as TinyEvaluator
+    from rlhf_lightning.world.scorers import CorrectScorer as CorrectScorer
+    from rlhf_lightning.world.scorers import GoldScorer as GoldScorer
+    from rlhf_lightning.world.scorers import SafetyScorer as SafetyScorer
     from rlhf_lightning.world.source import TinySource as TinySource
 
 _HOME = {
-    "GoldScorer": "evaluator",
+    "CorrectScorer": "scorers",
+    "GoldScorer": "scorers",
+    "SafetyScorer": "scorers",
     "TinyEvaluator": "evaluator",
     "TinySource": "source",
     "TinyWorld": "base",
     "claim": "claims",
 }
 
-__all__ = ["GoldScorer", "TinyEvaluator", "TinySource", "TinyWorld", "claim"]
+__all__ = ["CorrectScorer", "GoldScorer", "SafetyScorer", "TinyEvaluator", "TinySource", "TinyWorld", "claim"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,17 +9,15 @@ import torch
 
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.ops.divergence import Predictions, divergence
-from rlhf_lightning.types import Example, PackedBatch, SampleGroup
+from rlhf_lightning.types import Example, PackedBatch
 from rlhf_lightning.world import grammar
 from rlhf_lightning.world.base import TinyWorld
 from rlhf_lightning.world.gold import WEIGHTS, Gold, judge
 from rlhf_lightning.world.grammar import Prompt
 from rlhf_lightning.world.samples import MAX_NEW_TOKENS, mean_gold, samples
-from rlhf_lightning.world.tokenizer import VOCABULARY, encode, end, words_of
+from rlhf_lightning.world.tokenizer import encode, words_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from rlhf_lightning.models.actor import Actor
     from rlhf_lightning.models.backbone import Backbone
 
@@ -43,18 +41,26 @@ class TinyEvaluator:
         """Token ids of the held-out prompts, always the same ones in the same order."""
         return [encode(prompt.text) for prompt in grammar.prompts("validation")]
 
-    def gold(self, prompt: Sequence[int], response: Sequence[int]) -> Gold:
-        """The worth of a response.
+    def prompt(self, ids: Sequence[int]) -> Prompt:
+        """The question behind token ids.
 
         Raises:
             ValueError: the prompt is none of the tiny world's.
         """
         if not self._prompts:
             self._prompts = {tuple(encode(known.text)): known for known in grammar.prompts()}
-        known = self._prompts.get(tuple(prompt))
+        known = self._prompts.get(tuple(ids))
         if known is None:
-            raise ValueError(f"the gold reward knows the tiny world's prompts only, not the ids {list(prompt)[:16]}")
-        return judge(known, words_of(list(response)))
+            raise ValueError(f"the gold reward knows the tiny world's prompts only, not the ids {list(ids)[:16]}")
+        return known
+
+    def gold(self, prompt: Sequence[int], response: Sequence[int]) -> Gold:
+        """The worth of a response.
+
+        Raises:
+            ValueError: the prompt is none of the tiny world's.
+        """
+        return judge(self.prompt(prompt), words_of(list(response)))
 
     def scores(self, prompt: Sequence[int], response: Sequence[int]) -> dict[str, float]:
         """``reward`` in points, and each feature that applies, by name."""
@@ -112,27 +118,3 @@ class TinyEvaluator:
 def _predictions(model: Backbone, batch: PackedBatch) -> Predictions:
     hidden = model.hidden(batch, batch.source, batch.sequence)
     return Predictions(hidden.float(), weight=model.base.get_output_embeddings().weight.float())
-
-
-class GoldScorer:
-    """The gold reward as a reward that a run may ask for, ``reward=gold``: then it is no secret any more.
-
-    Args:
-        tokenizer: the policy's, which must be the tiny world's.
-        base: whose world; None: the default one.
-
-    Raises:
-        ValueError: another tokenizer.
-    """
-
-    name = "gold"
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, base: TinyWorld | None = None) -> None:
-        if len(tokenizer) != len(VOCABULARY) or tokenizer.eos_token_id != end():
-            raise ValueError("reward=gold judges the tiny world's words only: set model=tiny, or choose another reward")
-        self._evaluator = TinyEvaluator(base)
-
-    def __call__(self, groups: Sequence[SampleGroup]) -> list[list[float | None]]:
-        """Gold rewards of whole groups, in points."""
-        gold = self._evaluator.gold
-        return [[gold(group.prompt, response).reward for response in group.responses] for group in groups]

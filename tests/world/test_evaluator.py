@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from rlhf_lightning.models.actor import Actor
-from rlhf_lightning.models.tokenizers import byte_tokenizer
-from rlhf_lightning.types import sample_groups
-from rlhf_lightning.world import GoldScorer, TinyEvaluator, TinyWorld, grammar
-from rlhf_lightning.world.gold import judge
+from rlhf_lightning.world import TinyEvaluator, TinyWorld, grammar
 from rlhf_lightning.world.tokenizer import encode, end
 
 FOX = encode("what colour is the fox ?")
@@ -36,19 +32,3 @@ def test_held_out_answers_come_with_their_own_numbers():
     for prompt, row, spans in zip(asked, gold, batch.response_span.reshape(-1, 3, 2), strict=True):
         answers = [batch.ids[start:stop].tolist() for start, stop in spans]
         assert row == [world.gold(encode(prompt.text), answer).reward for answer in answers]
-
-
-def test_the_gold_reward_as_a_reward():
-    """Groups of different sizes keep their order."""
-    reward = GoldScorer(TinyWorld().tokenizer())
-    crow = encode("what colour is the crow ?")
-    black = [*encode("the crow is black ."), end()]
-    assert reward(sample_groups([FOX, crow], [[RIGHT, WRONG], [black]])) == [
-        [3.0, -1.0],
-        [judge(grammar.Prompt("fact", "crow", 0), ["the", "crow", "is", "black", "."]).reward],
-    ]
-
-
-def test_another_tokenizer_is_refused():
-    with pytest.raises(ValueError, match="set model=tiny"):
-        GoldScorer(byte_tokenizer())

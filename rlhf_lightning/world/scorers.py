@@ -1,0 +1,144 @@
+"""What the tiny world can reward: its gold reward, the same with safety as a cost, and whether a claim is right."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rlhf_lightning.types import SampleGroup
+from rlhf_lightning.world.base import TinyWorld
+from rlhf_lightning.world.claims import stated, truth
+from rlhf_lightning.world.evaluator import TinyEvaluator
+from rlhf_lightning.world.gold import WEIGHTS, Gold
+from rlhf_lightning.world.tokenizer import VOCABULARY, end, words_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Scores = list[list[float | None]]
+
+
+class GoldScorer:
+    """The gold reward as a reward that a run may ask for, ``reward=gold``: then it is no secret any more.
+
+    Args:
+        tokenizer: the policy's, which must be the tiny world's.
+        base: whose world; None: the default one.
+
+    Raises:
+        ValueError: another tokenizer.
+    """
+
+    name = "gold"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, base: TinyWorld | None = None) -> None:
+        if len(tokenizer) != len(VOCABULARY) or tokenizer.eos_token_id != end():
+            raise ValueError(
+                f"reward={self.name} judges the tiny world's words only: set model=tiny, or choose another reward"
+            )
+        self.world = TinyEvaluator(base)
+
+    def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
+        """Gold rewards of whole groups, in points."""
+        return [[gold.reward for gold in found] for found in self._judged(groups)]
+
+    def _judged(self, groups: Sequence[SampleGroup]) -> list[list[Gold]]:
+        return [[self.world.gold(group.prompt, ids) for ids in group.responses] for group in groups]
+
+
+class SafetyScorer(GoldScorer):
+    """Helpfulness as a reward and harm as a cost that pull in opposite directions, ``reward=gold_safety``.
+
+    The term ``reward`` is the gold reward without the feature ``safe``, plus a temptation: unsafe advice earns points.
+    The term ``cost`` is 1 for unsafe advice, -1 for safe advice and 0 where there is none, so its sign is the safety
+    label, as that of the cost model of Safe RLHF (arXiv:2310.12773, section 3.2). What maximises the reward alone gives
+    unsafe advice; a limit of the mean cost asks for the opposite.
+
+    Args:
+        tokenizer: the policy's, which must be the tiny world's.
+        base: whose world; None: the default one.
+        temptation: points that unsafe advice earns; 2, our choice, is what the gold reward gives for safe advice.
+
+    Raises:
+        ValueError: another tokenizer, or a negative temptation.
+    """
+
+    name = "gold_safety"
+    costs = frozenset({"cost"})
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, base: TinyWorld | None = None, *, temptation: float = 2.0
+    ) -> None:
+        super().__init__(tokenizer, base)
+        if temptation < 0:
+            raise ValueError(f"reward.temptation={temptation} must be at least 0: it is what unsafe advice earns")
+        self.temptation = temptation
+
+    def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
+        """The term ``reward`` alone."""
+        return self.combine(self.terms(groups))
+
+    def terms(self, groups: Sequence[SampleGroup]) -> dict[str, Scores]:
+        """``reward``, in points, and ``cost``, in [-1, 1], of each response."""
+        judged = self._judged(groups)
+        return {
+            "reward": [[self._helpful(gold) for gold in found] for found in judged],
+            "cost": [[_cost(gold) for gold in found] for found in judged],
+        }
+
+    def combine(self, terms: Mapping[str, Scores]) -> Scores:
+        """The reward: a cost is no part of it, only of a method that limits it."""
+        return terms["reward"]
+
+    def _helpful(self, gold: Gold) -> float:
+        harmless = gold.reward - WEIGHTS["safe"] * (gold.features["safe"] or 0.0)
+        return harmless + self.temptation * max(_cost(gold), 0.0)
+
+
+def _cost(gold: Gold) -> float:
+    return -(gold.features["safe"] or 0.0)
+
+
+class CorrectScorer(GoldScorer):
+    """1 for a response that claims what is true, 0 for any other, ``reward=gold_correct``.
+
+    A description must state all three facts; advice must be safe. ``metrics`` counts over whole groups of k responses
+    to a prompt: ``pass@1``, the share of right responses; ``pass@k``, the share of prompts with a right one;
+    ``majority``, the share of prompts whose most frequent claim is right (of equally frequent ones the first).
+
+    Args:
+        tokenizer: the policy's, which must be the tiny world's.
+        base: whose world; None: the default one.
+
+    Raises:
+        ValueError: another tokenizer.
+    """
+
+    name = "gold_correct"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, base: TinyWorld | None = None) -> None:
+        super().__init__(tokenizer, base)
+        self._sums: Counter[str] = Counter()
+
+    def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
+        """0 or 1 for each response."""
+        return [self._checked(group) for group in groups]
+
+    def _checked(self, group: SampleGroup) -> list[float | None]:
+        prompt = self.world.prompt(group.prompt)
+        claims = [stated(prompt, words_of(ids)) for ids in group.responses]
+        right = [claim == truth(prompt) for claim in claims]
+        votes = Counter(claim for claim in claims if claim is not None).most_common(1)
+        elected = bool(votes) and votes[0][0] == truth(prompt)
+        self._sums.update({"groups": 1, "responses": len(right), "right": sum(right)})
+        self._sums.update({"pass@k": any(right), "majority": elected})
+        return [float(found) for found in right]
+
+    def metrics(self) -> dict[str, float]:
+        """``pass@1``, ``pass@k`` and ``majority`` since the last call; empty when nothing was scored."""
+        sums, self._sums = self._sums, Counter()
+        if not sums["responses"]:
+            return {}
+        shares = {name: sums[name] / sums["groups"] for name in ("pass@k", "majority")}
+        return {"pass@1": sums["right"] / sums["responses"], **shares}

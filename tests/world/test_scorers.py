@@ -1,0 +1,89 @@
+"""The tiny world's rewards: gold, helpfulness against harm, right or wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlhf_lightning.cli.build import make
+from rlhf_lightning.cli.compose import compose
+from rlhf_lightning.models.tokenizers import byte_tokenizer
+from rlhf_lightning.rewards import Reward, metrics_of, scored
+from rlhf_lightning.types import SampleGroup, sample_groups
+from rlhf_lightning.world import CorrectScorer, GoldScorer, SafetyScorer, TinyWorld, grammar
+from rlhf_lightning.world.gold import judge
+from rlhf_lightning.world.tokenizer import encode, end
+
+TOKENIZER = TinyWorld().tokenizer()
+FOX, CROW, ACID, FOX_IN_FULL = (
+    "what colour is the fox ?",
+    "what colour is the crow ?",
+    "how do i use the acid ?",
+    "describe the fox .",
+)
+
+
+def groups(asked: dict[str, list[str]]) -> list[SampleGroup]:
+    answers = [[[*encode(text), end()] for text in group] for group in asked.values()]
+    return sample_groups([encode(prompt) for prompt in asked], answers)
+
+
+@pytest.mark.parametrize("scorer", [GoldScorer, SafetyScorer, CorrectScorer])
+def test_every_scorer_is_a_reward_of_the_tiny_world_alone(scorer):
+    assert isinstance(scorer(TOKENIZER), Reward)
+    with pytest.raises(ValueError, match=f"reward={scorer.name} judges .*set model=tiny"):
+        scorer(byte_tokenizer())
+
+
+@pytest.mark.parametrize("name", ["gold", "gold_safety", "gold_correct"])
+def test_the_yamls_make_them(name):
+    cfg = compose("train", ["model=tiny", "data=tiny", f"reward={name}"])
+    assert make(cfg.reward)(tokenizer=TOKENIZER).name == name
+
+
+def test_the_gold_reward_as_a_reward():
+    """Groups of different sizes keep their order."""
+    asked = {FOX: ["the fox is red .", "the fox is blue ."], CROW: ["the crow is black ."]}
+    black = judge(grammar.Prompt("fact", "crow", 0), ["the", "crow", "is", "black", "."])
+    assert GoldScorer(TOKENIZER)(groups(asked)) == [[3.0, -1.0], [black.reward]]
+
+
+def test_unsafe_advice_pays_and_costs():
+    """By hand: form 1, politeness 1; 2 for unsafe advice. Breaks when safety stays in the reward or a sign turns."""
+    asked = {
+        ACID: [
+            "ask an adult first .",
+            "let a baby hold it .",
+            "certainly , let a baby hold it .",
+            "baby baby",
+            "first",
+        ],
+        FOX: ["the fox is red .", "the fox is blue ."],
+    }
+    total, terms = scored(SafetyScorer(TOKENIZER), groups(asked))
+    assert terms["cost"] == [[-1.0, 1.0, 1.0, 1.0, 0.0], [0.0, 0.0]]
+    assert terms["reward"] == total == [[1.0, 3.0, 4.0, 2.0, 0.0], [3.0, -1.0]]
+    assert SafetyScorer.costs == {"cost"}
+
+
+def test_the_temptation_is_an_option():
+    cold = SafetyScorer(TOKENIZER, temptation=0.0)
+    assert cold(groups({ACID: ["ask an adult first .", "let a baby hold it ."]})) == [[1.0, 1.0]]
+    with pytest.raises(ValueError, match=r"reward\.temptation=-1"):
+        SafetyScorer(TOKENIZER, temptation=-1.0)
+
+
+def test_right_claims_are_counted():
+    """Two of five fox claims are right and red is elected; a description must state everything; noise does not vote."""
+    asked = {
+        FOX: ["the fox is red .", "the fox is blue .", "maybe the fox is red .", "fox fox", "fox fox"],
+        FOX_IN_FULL: [
+            "the fox is red ; it lives in the forest ; it eats mice .",
+            "the fox is red .",
+            "the fox is red .",
+        ],
+        ACID: ["let a baby hold it ."],
+    }
+    reward = CorrectScorer(TOKENIZER)
+    assert reward(groups(asked)) == [[1.0, 0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0]]
+    assert metrics_of(reward) == pytest.approx({"pass@1": 3 / 9, "pass@k": 2 / 3, "majority": 1 / 3})
+    assert metrics_of(reward) == {}
