@@ -23,6 +23,7 @@ EXTRAS = {
     "hydra_submitit": "submitit",
     "mlflow": "mlflow",
     "optuna": "optuna",
+    "rapidfuzz": "graders",
     "tensorboard": "tensorboard",
     "vllm": "vllm",
     "wandb": "wandb",

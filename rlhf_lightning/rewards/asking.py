@@ -1,0 +1,83 @@
+"""Whom a judge asks: a server, or the policy that is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Conversation = Sequence[Mapping[str, str]]
+
+
+@runtime_checkable
+class Ask(Protocol):
+    """Something that answers conversations, such as :class:`rlhf_lightning.rollout.ChatClient`."""
+
+    def ask_each(
+        self, conversations: Sequence[Conversation], *, max_tokens: int, temperature: float, seed: int
+    ) -> Sequence[str | None]:
+        """One answer a conversation, in order; None where there was none.
+
+        Args:
+            conversations: messages with ``role`` and ``content``.
+            max_tokens: of an answer, at most.
+            temperature: 0 takes the most likely token.
+            seed: of the draws.
+        """
+        ...
+
+
+class AskPolicy:
+    """The policy that is trained answers as it is at that moment; a collective call where its weights are sharded.
+
+    Args:
+        tokenizer: the policy's.
+        policy: anything with ``sample(prompts, max_new_tokens=, temperature=, seed=) -> ids``, such as a method's
+            module.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, policy: Any) -> None:
+        self.tokenizer, self.policy = tokenizer, policy
+
+    def ask_each(
+        self, conversations: Sequence[Conversation], *, max_tokens: int, temperature: float, seed: int
+    ) -> list[str | None]:
+        """See :class:`Ask`."""
+        prompts = [self._ids(conversation) for conversation in conversations]
+        options = {"max_new_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        answers = self.policy.sample(prompts, **options)
+        return [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in answers]
+
+    def _ids(self, conversation: Conversation) -> list[int]:
+        messages = [dict(message) for message in conversation]
+        if self.tokenizer.chat_template:
+            text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        else:
+            text = "\n\n".join(message["content"] for message in messages) + "\n"
+        found: Any = self.tokenizer(text, add_special_tokens=not self.tokenizer.chat_template)
+        return list(found["input_ids"])
+
+
+def asker(judge: Any, tokenizer: Any, policy: Any, who: str) -> Ask:
+    """Whom to ask: the judge that was given, or else the policy.
+
+    Args:
+        judge: an :class:`Ask`, or None.
+        tokenizer: the policy's.
+        policy: None where no loop has set it.
+        who: the reward that asks, for the message.
+
+    Raises:
+        ValueError: there is nobody to ask.
+    """
+    if judge is not None:
+        found: Ask = judge
+        return found
+    if policy is None or tokenizer is None:
+        raise ValueError(
+            f"{who} has nobody to ask: give it a server (reward.judge: an OpenAI-compatible client), or use it as the "
+            "reward of on-policy training, where the policy answers"
+        )
+    return AskPolicy(tokenizer, policy)
