@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from rlhf_lightning.rollout.openai import ChatClient as ChatClient
     from rlhf_lightning.rollout.openai import OpenAIEngine as OpenAIEngine
     from rlhf_lightning.rollout.transformers import TransformersEngine as TransformersEngine
+    from rlhf_lightning.rollout.vllm import VLLMEngine as VLLMEngine
 
 _HOME = {
     "ChatClient": "openai",
     "OpenAIEngine": "openai",
     "RolloutEngine": "base",
     "TransformersEngine": "transformers",
+    "VLLMEngine": "vllm",
 }
 
 __all__ = list(_HOME)

@@ -1,0 +1,206 @@
+"""Rollouts by vLLM in the process that trains: a copy of the weights, renewed at every sync."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from rlhf_lightning.rollout.completions import server_seed
+from rlhf_lightning.rollout.vllm_options import INSTALL, RestrictedSampling, check_lengths, installed, set_environment
+from rlhf_lightning.rollout.vllm_worker import fix_tied
+from rlhf_lightning.rollout.weights import dtype_name, ends, policy_weights, write_config
+from rlhf_lightning.types import Sample, Sampling
+
+if TYPE_CHECKING:
+    from rlhf_lightning.models.actor import Actor
+
+log = logging.getLogger(__name__)
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class VLLMEngine:
+    """Samples from a copy of the policy that vLLM holds in this process.
+
+    Each process of a run has an engine of its own. It is built at the first sync, without weights, so that every sync
+    is the same: the policy's weights (an adapter merged in copies) go in by name, a tied head is packed anew, and
+    prompts that the old policy computed are forgotten.
+
+    Sample ``j`` of a prompt draws from vLLM's generator of the prompt's seed plus ``j``, whatever is drawn beside it;
+    but vLLM's batches round differently, so what is drawn may change where two tokens are nearly as likely:
+    ``exact`` is False.
+
+    Args:
+        tokenizer: not used; ids go in and out.
+        max_new_tokens: most tokens of a response, its EOS included.
+        min_new_tokens: tokens before which a response cannot end; above 0 samples carry no log-probs.
+        dtype: of vLLM's weights and arithmetic; ``auto``: the policy's.
+        max_model_len: most tokens of a prompt with its response.
+        max_num_seqs: most responses decoded together.
+        memory: GiB for keys and values on a CPU.
+        gpu_memory_utilization: share of a GPU's memory for weights, keys and values.
+        enforce_eager: do not compile: compiled, a CPU decodes about 1.4 times as fast after a start of 100 s.
+        max_gap: largest difference of these log-probs from the trainer's that a run goes on with, in nats; null: any.
+        options: further arguments of ``vllm.LLM``.
+
+    Raises:
+        ModuleNotFoundError: vLLM is not installed.
+        ValueError: an option is out of range.
+    """
+
+    name = "vllm"
+    exact = False
+
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        *,
+        max_new_tokens: int = 256,
+        min_new_tokens: int = 0,
+        dtype: Dtype = "auto",
+        max_model_len: int = 2048,
+        max_num_seqs: int = 64,
+        memory: int = 1,
+        gpu_memory_utilization: float = 0.3,
+        enforce_eager: bool = True,
+        max_gap: float | None = 1.0,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        Sampling(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens)  # checks them
+        check_options(max_model_len, max_num_seqs, dtype, max_gap)
+        if not installed():
+            raise ModuleNotFoundError(INSTALL)
+        self.max_new_tokens, self.min_new_tokens, self.max_gap = max_new_tokens, min_new_tokens, max_gap
+        self.dtype, self.max_model_len, self.memory = dtype, max_model_len, memory
+        self._arguments: dict[str, Any] = {
+            "max_num_seqs": max_num_seqs,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "enforce_eager": enforce_eager,
+            **(options or {}),
+        }
+        self.version = 0
+        self._llm: Any = None
+        self._ends: list[int] = []
+        self._restricted = RestrictedSampling()
+
+    def sync(self, policy: Actor, version: int) -> None:
+        """Take the policy's weights; a collective call. The first one builds the engine.
+
+        Raises:
+            ValueError: the policy's base is quantised.
+        """
+        weights = policy_weights(policy)
+        if self._llm is None:
+            self._llm = self._build(policy)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
+        self._llm.apply_model(fix_tied)
+        self._llm.reset_prefix_cache()
+        self._ends, self.version = ends(policy), version
+
+    def _build(self, policy: Actor) -> Any:
+        """The engine with random weights. Process groups must exist before: vLLM makes one of its own otherwise."""
+        set_environment(
+            {
+                "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+                "VLLM_CPU_KVCACHE_SPACE": str(self.memory),
+                "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # vLLM would pin the trainer's threads too
+            }
+        )
+        from vllm import LLM
+
+        distributed = torch.cuda.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        set_num_threads = torch.set_num_threads
+        with tempfile.TemporaryDirectory(prefix="rlhf-vllm-") as folder:
+            write_config(policy, Path(folder))
+            try:
+                return LLM(
+                    model=folder,
+                    skip_tokenizer_init=True,
+                    load_format="dummy",
+                    dtype=dtype_name(policy) if self.dtype == "auto" else self.dtype,
+                    max_model_len=self._fitting(policy),
+                    logprobs_mode="processed_logprobs",
+                    **({"distributed_executor_backend": "external_launcher"} if distributed else {}),
+                    **self._arguments,
+                )
+            finally:
+                torch.set_num_threads = set_num_threads  # on a CPU vLLM puts a no-op in its place
+
+    def _fitting(self, policy: Actor) -> int:
+        """The length limit, no more than the model's own positions."""
+        own = getattr(policy.model.config, "max_position_embeddings", None)
+        self.max_model_len = min(self.max_model_len, own) if own else self.max_model_len
+        return self.max_model_len
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, n: int, seeds: Sequence[int]
+    ) -> list[list[Sample]]:
+        """Draw ``n`` responses to each prompt.
+
+        Raises:
+            ValueError: no policy was given yet, ``n`` is out of range, or a prompt is too long.
+        """
+        if self._llm is None:
+            raise ValueError("the engine has no policy yet: call sync(policy, version) before generate")
+        if n < 1:
+            raise ValueError(f"n={n} samples a prompt must be at least 1")
+        check_lengths(prompts, sampling, self.max_model_len)
+        if not prompts:
+            return []
+        parameters = [self._parameters(sampling, n, seed) for seed in seeds]
+        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        restricted = self._restricted(sampling)
+        answers = self._llm.generate(inputs, parameters, use_tqdm=False)
+        return [[self._sample(output, restricted) for output in answer.outputs] for answer in answers]
+
+    def _parameters(self, sampling: Sampling, n: int, seed: int) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            n=n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_new_tokens,
+            min_tokens=sampling.min_new_tokens,
+            ignore_eos=sampling.ignore_eos,
+            stop_token_ids=[] if sampling.ignore_eos else [*self._ends, *sampling.stop],
+            seed=server_seed(seed),
+            logprobs=0,  # of the drawn token only
+            detokenize=False,
+        )
+
+    def _sample(self, output: Any, restricted: bool) -> Sample:
+        ids = [int(token) for token in output.token_ids]
+        log_probs = (
+            [] if restricted else [float(at[token].logprob) for at, token in zip(output.logprobs, ids, strict=True)]
+        )
+        return Sample(ids, log_probs, "length" if output.finish_reason == "length" else "stop", self.version)
+
+    def close(self) -> None:
+        """Free the copy of the weights and the keys and values."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+
+
+def check_options(max_model_len: int, max_num_seqs: int, dtype: str, max_gap: float | None) -> None:
+    """Refuse options before anything is loaded.
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
+    if max_model_len < 2 or max_num_seqs < 1:
+        raise ValueError(
+            f"rollout.max_model_len={max_model_len} must be at least 2 and max_num_seqs={max_num_seqs} at least 1"
+        )
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise ValueError(f"rollout.dtype={dtype!r} is not auto, float32, bfloat16 or float16")
+    if max_gap is not None and max_gap <= 0:
+        raise ValueError(f"rollout.max_gap={max_gap} must be positive, or null for no bound")

