@@ -1,25 +1,47 @@
-"""What gives responses a number: the protocol, models, simple rules; and how well a reward agrees with pairs."""
+"""What gives responses a number: the protocol, models, verifiers, rules; and how well a reward agrees with pairs."""
 
 from rlhf_lightning.rewards.base import Reward, Scores, metrics_of, scored
 from rlhf_lightning.rewards.composite import Composite
+from rlhf_lightning.rewards.confidence import SelfConfidence
 from rlhf_lightning.rewards.function import FunctionReward, as_reward
+from rlhf_lightning.rewards.implicit import ImplicitReward
 from rlhf_lightning.rewards.judge import JudgeReward
-from rlhf_lightning.rewards.length import LengthReward
+from rlhf_lightning.rewards.length import LengthReward, OverlongPenalty, RelativeLength
+from rlhf_lightning.rewards.lexicon import LexiconSentiment
+from rlhf_lightning.rewards.llm_judge import ComparisonJudge, RatingJudge
 from rlhf_lightning.rewards.log_prob import LogProbReward
+from rlhf_lightning.rewards.majority import MajorityVote
+from rlhf_lightning.rewards.matching import ExactMatch, FormatReward, RegexMatch
 from rlhf_lightning.rewards.model import ModelReward
 from rlhf_lightning.rewards.process import ProcessReward
+from rlhf_lightning.rewards.repetition import RepetitionPenalty
 from rlhf_lightning.rewards.text_reward import TextReward
+from rlhf_lightning.rewards.verifiers import MathReward, ReasoningGym
 
 __all__ = [
+    "ComparisonJudge",
     "Composite",
+    "ExactMatch",
+    "FormatReward",
     "FunctionReward",
+    "ImplicitReward",
     "JudgeReward",
     "LengthReward",
+    "LexiconSentiment",
     "LogProbReward",
+    "MajorityVote",
+    "MathReward",
     "ModelReward",
+    "OverlongPenalty",
     "ProcessReward",
+    "RatingJudge",
+    "ReasoningGym",
+    "RegexMatch",
+    "RelativeLength",
+    "RepetitionPenalty",
     "Reward",
     "Scores",
+    "SelfConfidence",
     "TextReward",
     "as_reward",
     "metrics_of",

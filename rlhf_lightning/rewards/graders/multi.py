@@ -60,7 +60,7 @@ class Multi:
             str(name): make_grader(inner, f"{where}.graders.{name}", means, depth + 1) for name, inner in specs.items()
         }
         inner = [(name, part) for name, grader in self.graders.items() for part in ("", *grader.parts)]
-        self.parts = [f"{name}/{part}" if part else name for name, part in inner]
+        self.parts: Sequence[str] = [f"{name}/{part}" if part else name for name, part in inner]
 
     def __call__(self, contexts: Sequence[Context]) -> list[Grade]:
         """See :class:`~rlhf_lightning.rewards.graders.base.Grader`."""

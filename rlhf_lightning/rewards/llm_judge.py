@@ -1,0 +1,322 @@
+"""A language model as a judge: it rates a response, or says which of two is better.
+
+Who judges is a server, or the policy that is trained, as it is at that moment (self-rewarding). What the judge writes
+is text; what cannot be read as a verdict is counted and gives no score, never a guess.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from rlhf_lightning.rewards.asking import Ask, asker
+from rlhf_lightning.rewards.base import Scores
+from rlhf_lightning.rewards.graders.templates import Context, FieldError, Template
+from rlhf_lightning.rewards.text_reward import TextReward
+from rlhf_lightning.rewards.verdicts import choice, rating
+from rlhf_lightning.types import SampleGroup
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RATE = """Rate the answer to a question from {low:g} to {high:g}. The best answer is correct, complete, clear and no
+longer than it has to be. Give your reasons in a sentence or two.
+
+Question:
+{{{{ item.prompt }}}}
+
+Answer:
+{{{{ sample.output_text }}}}
+
+End with one JSON object and nothing behind it: {{"score": x}}, where x is a number from {low:g} to {high:g}."""
+COMPARE = """Which answer to the question is better, A or B? The better one is correct, complete, clear and no longer
+than it has to be. The order of the two says nothing. Give your reasons in a sentence or two.
+
+Question:
+{{ item.prompt }}
+
+Answer A:
+{{ item.response_a }}
+
+Answer B:
+{{ item.response_b }}
+
+End with [[A]], [[B]], or [[C]] for a tie."""
+_TIE = "C"
+
+
+class _Judge(TextReward):
+    """What both judges have: a template, whom to ask, and how.
+
+    Args:
+        tokenizer: the policy's.
+        judge: an :class:`~rlhf_lightning.rewards.asking.Ask` or a partial that makes one; None: the policy.
+        question: the template.
+        system: of the conversation with the judge; None: no such message.
+        pattern: regular expression with one group that finds the verdict.
+        max_tokens: of the judge's answer.
+        temperature: of the judge.
+        seed: of its draws.
+        name: what the scores are logged under.
+        own: fields of ``item`` that do not come from the data.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        judge: Any,
+        question: str,
+        system: str | None,
+        pattern: str | None,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+        name: str,
+        own: Collection[str],
+    ) -> None:
+        super().__init__(tokenizer, name)
+        self.policy: Any = None  #: set by the training loop
+        self._tokenizer, self._judge, self._own = tokenizer, judge, frozenset(own)
+        self._system, self.pattern = system, pattern
+        self._options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+        self._seed = seed
+        self._template = Template(question, "reward.question")
+        if pattern is not None and re.compile(pattern).groups != 1:
+            raise ValueError(f"reward.pattern={pattern!r} must have one group, which is the verdict")
+
+    def check_columns(self, columns: Collection[str]) -> None:
+        """Hold the question against the columns of the data.
+
+        Raises:
+            ValueError: a column is missing; the message names it and the closest one.
+        """
+        self._template.check({*columns, *self._own})
+
+    def metrics(self) -> dict[str, float]:
+        """``unanswered`` and ``parse_failures`` as shares of the questions, ``unscored`` of the responses."""
+        responses, asked = self._counts["responses"], self._counts.pop("questions", 0)
+        found = super().metrics()
+        for name in ("unanswered", "parse_failures"):
+            found[name] = found.get(name, 0.0) * responses / asked if asked else 0.0
+        return found
+
+    def _answers(self, contexts: Sequence[Context], round_: int = 0) -> list[str | None]:
+        """What the judge writes about each, in one call, also without any: sharded weights are gathered together.
+
+        Raises:
+            ValueError: the data lacks what the question shows.
+        """
+        system = [{"role": "system", "content": self._system}] if self._system else []
+        try:
+            texts = [self._template.render(context) for context in contexts]
+        except FieldError as error:
+            raise ValueError(f"reward {self.name!r} cannot ask its question: {error}") from error
+        self.count(questions=len(texts))
+        questions = [[*system, {"role": "user", "content": text}] for text in texts]
+        return list(self._ask().ask_each(questions, **self._options, seed=self._seed + round_))
+
+    def _ask(self) -> Ask:
+        if callable(self._judge) and not isinstance(self._judge, Ask):
+            self._judge = self._judge()
+        return asker(self._judge, self._tokenizer, self.policy, f"reward {self.name!r}")
+
+
+class RatingJudge(_Judge):
+    """The rating that a language model gives a response, on its scale or brought to [0, 1].
+
+    Counted: ``unanswered``, the judge gave no answer at all; ``parse_failures``, no rating in its range could be read;
+    ``unscored``, responses without a rating.
+
+    Source: single-answer grading of "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", arXiv:2306.05685; the
+    policy as its own judge: "Self-Rewarding Language Models", arXiv:2401.10020, which takes the mean of 3 judgments.
+
+    Args:
+        tokenizer: the policy's.
+        judge: a client of a server (:class:`rlhf_lightning.rollout.ChatClient`), a partial that makes one, or whatever
+            has ``ask_each``; None: the policy that is trained.
+        question: a template with ``{{ item.prompt }}``, ``{{ sample.output_text }}`` and columns of the data,
+            ``{{ item.answer }}``; None: a plain one.
+        low: least rating.
+        high: greatest rating.
+        scaled: bring the range to [0, 1].
+        judgments: of each response; its score is the mean of those that could be read. More than one needs a
+            temperature.
+        pattern: regular expression with one group that finds the rating; None: the last JSON object with ``score``,
+            else the last number.
+        system: of the conversation with the judge.
+        max_tokens: of the judge's answer.
+        temperature: of the judge.
+        seed: of its draws.
+        name: what the scores are logged under.
+
+    Raises:
+        ValueError: an empty range, several judgments that would be the same, a broken template or pattern.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        judge: Any = None,
+        question: str | None = None,
+        low: float = 0.0,
+        high: float = 10.0,
+        scaled: bool = True,
+        judgments: int = 1,
+        pattern: str | None = None,
+        system: str | None = None,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        seed: int = 0,
+        name: str = "rating",
+    ) -> None:
+        if not low < high:
+            raise ValueError(f"reward.low={low:g} must be below reward.high={high:g}")
+        if judgments < 1 or (judgments > 1 and temperature <= 0):
+            raise ValueError(
+                f"reward.judgments={judgments} must be at least 1, and 1 at temperature 0: set reward.temperature"
+            )
+        question = question if question is not None else RATE.format(low=low, high=high)
+        super().__init__(tokenizer, judge, question, system, pattern, max_tokens, temperature, seed, name, ("prompt",))
+        self.low, self.high, self.scaled, self.judgments = low, high, scaled, judgments
+
+    def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
+        """See :class:`~rlhf_lightning.rewards.base.Reward`."""
+        contexts = [self._context(group, ids) for group in groups for ids in group.responses]
+        found: list[list[float]] = [[] for _ in contexts]
+        for round_ in range(self.judgments):
+            for ratings, answer in zip(found, self._answers(contexts, round_), strict=True):
+                value = None if answer is None else rating(answer, self.low, self.high, pattern=self.pattern)
+                ratings += [] if value is None else [value]
+                self.count(unanswered=answer is None, parse_failures=answer is not None and value is None)
+        scores = iter([self._mean(ratings) for ratings in found])
+        self.count(responses=len(contexts), unscored=sum(not ratings for ratings in found))
+        return [[next(scores) for _ in group.samples] for group in groups]
+
+    def _context(self, group: SampleGroup, ids: list[int]) -> Context:
+        text = self.texts.text(ids)
+        return Context({"output_text": text}, {**group.columns, "prompt": self.prompt(group)}, group.row)
+
+    def _mean(self, ratings: Sequence[float]) -> float | None:
+        if not ratings:
+            return None
+        mean = sum(ratings) / len(ratings)
+        return (mean - self.low) / (self.high - self.low) if self.scaled else mean
+
+
+class ComparisonJudge(_Judge):
+    r"""Share of the other responses of its group that a response beats, in [0, 1], each pair shown in both orders.
+
+    .. math:: R(y_i) = \frac{1}{|P_i|}\sum_{j \in P_i} \tfrac12\big(w(y_i, y_j) + 1 - w(y_j, y_i)\big)
+
+    where w(a, b) is 1, 1/2 or 0 as the judge, shown a first, prefers a, neither, or b, and P_i are the others for which
+    both orders gave a verdict: one order alone would reward a place. A response without any has no score. Equal
+    responses tie and are not asked about. A group of n is at most n (n - 1) questions.
+
+    Counted: ``unanswered`` and ``parse_failures``, ``unscored``; and over the pairs with two verdicts ``consistent``, both orders agree, and ``first``, share of the verdicts for what was shown first (1/2: no bias).
+
+    Source: pairwise comparison with swapped positions of arXiv:2306.05685, sections 3.1 and 3.4; there a pair whose
+    orders disagree is a tie, which the mean of the two orders gives too.
+
+    Args:
+        tokenizer: the policy's.
+        judge: as of :class:`RatingJudge`.
+        question: a template with ``{{ item.prompt }}``, ``{{ item.response_a }}``, ``{{ item.response_b }}`` and
+            columns of the data; None: a plain one.
+        pattern: regular expression with one group that gives ``A``, ``B`` or ``C`` (a tie); None: the last of them in
+            double brackets, else the only one that occurs.
+        system: of the conversation with the judge.
+        max_tokens: of the judge's answer.
+        temperature: of the judge.
+        seed: of its draws.
+        name: what the scores are logged under.
+
+    Raises:
+        ValueError: a broken template or pattern.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        judge: Any = None,
+        question: str | None = None,
+        pattern: str | None = None,
+        system: str | None = None,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        seed: int = 0,
+        name: str = "comparison",
+    ) -> None:
+        own = ("prompt", "response_a", "response_b")
+        text = COMPARE if question is None else question
+        super().__init__(tokenizer, judge, text, system, pattern, max_tokens, temperature, seed, name, own)
+        self._verdicts = [0, 0, 0.0]  # pairs with two verdicts, of these consistent, verdicts for the first
+
+    def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
+        """See :class:`~rlhf_lightning.rewards.base.Reward`.
+
+        Raises:
+            ValueError: a group of one response.
+        """
+        texts = [[self.texts.text(ids) for ids in group.responses] for group in groups]
+        pairs = [
+            (number, first, second)
+            for number, group in enumerate(texts)
+            for first, second in combinations(range(len(group)), 2)
+        ]
+        asked = [pair for pair in pairs if texts[pair[0]][pair[1]] != texts[pair[0]][pair[2]]]
+        verdicts = iter(self._preferences(groups, texts, asked))
+        wins: list[list[list[float]]] = [[[] for _ in group] for group in texts]
+        different = set(asked)
+        for pair in pairs:
+            share = next(verdicts) if pair in different else 0.5
+            if share is not None:
+                wins[pair[0]][pair[1]].append(share)
+                wins[pair[0]][pair[2]].append(1 - share)
+        scores: Scores = [[sum(won) / len(won) if won else None for won in group] for group in wins]
+        flat = [score for group in scores for score in group]
+        self.count(responses=len(flat), unscored=sum(score is None for score in flat))
+        return scores
+
+    def _preferences(
+        self, groups: Sequence[SampleGroup], texts: Sequence[Sequence[str]], pairs: Sequence[tuple[int, int, int]]
+    ) -> list[float | None]:
+        """Share of the two orders that prefers the first of each pair; None where one of them gave no verdict."""
+        for group in groups:
+            if len(group.samples) == 1:
+                raise ValueError(
+                    f"reward {self.name!r} compares the responses to a prompt, and there is one "
+                    f"({group.row or group.index}); set method.rollout.group_size to 2 or more"
+                )
+        orders = [order for g, i, j in pairs for order in ((g, i, j), (g, j, i))]
+        contexts = [self._context(groups[g], texts[g][first], texts[g][second]) for g, first, second in orders]
+        shares = [self._share(answer) for answer in self._answers(contexts)]
+        return [self._both(here, there) for here, there in zip(shares[::2], shares[1::2], strict=True)]
+
+    def _context(self, group: SampleGroup, first: str, second: str) -> Context:
+        shown = {"prompt": self.prompt(group), "response_a": first, "response_b": second}
+        return Context({}, {**group.columns, **shown}, group.row)
+
+    def _share(self, answer: str | None) -> float | None:
+        """1 for the response shown first, 0 for the second, 1/2 for a tie."""
+        verdict = None if answer is None else choice(answer, ("A", "B", _TIE), pattern=self.pattern)
+        self.count(unanswered=answer is None, parse_failures=answer is not None and verdict is None)
+        return None if verdict is None else {"A": 1.0, "B": 0.0}.get(verdict, 0.5)
+
+    def _both(self, here: float | None, there: float | None) -> float | None:
+        if here is None or there is None:
+            return None
+        self._verdicts[0] += 1
+        self._verdicts[1] += here == 1 - there
+        self._verdicts[2] += (here + there) / 2
+        return (here + 1 - there) / 2
+
+    def metrics(self) -> dict[str, float]:
+        """What was counted since the last call."""
+        pairs, consistent, first = self._verdicts
+        self._verdicts = [0, 0, 0.0]
+        about = {"consistent": consistent / pairs, "first": first / pairs} if pairs else {}
+        return super().metrics() | about
