@@ -43,6 +43,7 @@ WholeNumber = Annotated[int, Range("[0, inf)")]
 Count = Annotated[int, Range("[1, inf)")]
 Real = Annotated[float, Range("(-inf, inf)")]
 Positive = Annotated[float, Range("(0, inf)")]
+AboveOne = Annotated[float, Range("(1, inf)")]
 NonNegative = Annotated[float, Range("[0, inf)")]
 Share = Annotated[float, Range("[0, 1]")]
 #: Between 0 and 1, neither of them.
@@ -150,6 +151,9 @@ class Declared:
 
     def _allowed(self, function: str, name: str, value: Any, hint: Any) -> Any:
         """The value as the annotation wants it; ValueError if it cannot be. Other annotations allow anything."""
+        if type(None) in get_args(hint):  # "Positive | None"
+            others = [arm for arm in get_args(hint) if arm is not type(None)]
+            return value if value is None or len(others) != 1 else self._allowed(function, name, value, others[0])
         if get_origin(hint) is Annotated:
             interval = next((extra for extra in get_args(hint)[1:] if isinstance(extra, Range)), None)
             if interval is not None:

@@ -140,7 +140,9 @@ def _accepts(value: Any, annotation: Any) -> bool:
 
 
 def _interval(annotation: Any) -> Any | None:
-    """The range in an ``Annotated[float, Range(...)]``."""
+    """The range in an ``Annotated[float, Range(...)]``, or in one that may also be None."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((found for member in get_args(annotation) if (found := _interval(member)) is not None), None)
     if get_origin(annotation) is not Annotated:
         return None
     return next((extra for extra in get_args(annotation)[1:] if hasattr(extra, "__contains__")), None)

@@ -14,8 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlhf_lightning.credit.options import credit_function
+from rlhf_lightning.credit.returns import returns_to_go
 from rlhf_lightning.ops.segments import segment_sum
 from rlhf_lightning.options import NonNegative
+from rlhf_lightning.types import Moments, Ragged
 
 
 @credit_function
@@ -69,6 +71,70 @@ def rloo(reward: Float[Tensor, " responses"], group: Int[Tensor, " responses"]) 
     if count.max() < 2:
         raise ValueError("rloo compares a response with the others of its group: set method.rollout.group_size >= 2")
     return (reward - mean) * count / (count - 1).clamp(min=1)
+
+
+@credit_function
+def grpo_process(
+    step_reward: Ragged,
+    group: Int[Tensor, " responses"],
+    *,
+    scale: Literal["group", "batch", "none"] = "group",
+    eps: NonNegative = 1e-4,
+) -> Ragged:
+    r"""GRPO with rewards of steps: standardised over all steps of the group, and summed from each token to the end.
+
+    .. math:: A_{i,t} = \sum_{s:\ \mathrm{end}(s) \ge t} \frac{r_{i,s} - \bar r}{\sigma_r + \epsilon}
+
+    :math:`\bar r` and :math:`\sigma_r` are over the steps of all responses to the prompt. A token's advantage is that
+    of its own step and of those behind it.
+
+    Source: "DeepSeekMath", arXiv:2402.03300 (process supervision).
+    Defaults: those of ``grpo``.
+    Differences: TRL 1.16 has no rewards of steps.
+
+    Args:
+        step_reward: of each step, at the token that ends it; nan elsewhere.
+        group: of each response.
+        scale: as in ``grpo``, over steps.
+        eps: added to the standard deviation, in units of the reward.
+
+    Returns:
+        One advantage a token; 0 behind the last step.
+    """
+    ends = ~step_reward.token.isnan()
+    rewards = step_reward.token[ends]
+    steps = grpo(rewards, group[step_reward.sequence[ends]], scale=scale, eps=eps)
+    token = torch.zeros_like(step_reward.token).masked_scatter(ends, steps)
+    return returns_to_go(step_reward.with_token(token))
+
+
+@credit_function
+def mean_baseline(
+    reward: Float[Tensor, " responses"],
+    running: Moments,
+    *,
+    baseline: Literal["none", "moving_average", "batch"] = "moving_average",
+) -> Float[Tensor, " responses"]:
+    r"""Reward less one number for all prompts: nothing, the mean of earlier rollouts, or this rollout's mean.
+
+    .. math:: A_i = R_i - b
+
+    Source: "Simple statistical gradient-following algorithms for connectionist reinforcement learning" (REINFORCE),
+    Machine Learning 8, 1992; as a baseline to RLOO in arXiv:2402.14740.
+    Defaults: the moving average of arXiv:2402.14740, here a plain average of all earlier rewards
+    (``method.running_decay`` makes it forget).
+    Differences: TRL 1.16 has no such baseline. In the first rollout the moving average is the rollout's own mean.
+
+    Args:
+        reward: of each response.
+        running: moments of the rewards of earlier rollouts.
+        baseline: b is 0 (``none``), the running mean (``moving_average``) or the mean of all rewards at hand
+            (``batch``).
+    """
+    if baseline == "none":
+        return reward
+    earlier = baseline == "moving_average" and bool(running.count > 0)
+    return reward - (running.mean.to(reward) if earlier else reward.nanmean())
 
 
 def group_moments(

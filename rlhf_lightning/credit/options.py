@@ -14,10 +14,11 @@ INPUTS: Mapping[str, str] = {
     "value": "what a critic expected before each token",
     "cost_reward": "as token_reward, of the cost: the penalty with the other sign, the cost at the last token",
     "cost_value": "what a cost critic expected before each token",
+    "multiplier": "lambda, the price of a unit of cost, a scalar",
     "baseline": "reward of the greedy response to each response's prompt",
     "length": "scored tokens of each response",
     "truncated": "whether each response was cut off at the length limit",
-    "step_reward": "reward placed on each token, 0 where no step ends",
+    "step_reward": "reward of each step at the token that ends it, nan elsewhere",
     "log_probs": "log-probs of the policy that drew the responses, at the temperature they are trained at",
     "running": "mean and standard deviation of the rewards of earlier rollouts",
 }

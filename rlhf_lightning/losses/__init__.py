@@ -17,7 +17,7 @@
 * whole distributions: ``context_distillation knowledge_distillation``
 * hidden states: ``coin``
 * values of tokens: ``ilql``
-* policy gradients of sampled responses: ``ppo reinforce``
+* policy gradients of sampled responses: ``reinforce ppo cispo gspo gspo_token gmpo``
 * supervised: ``sft dft``
 * several at once: ``WeightedSum``
 
@@ -34,7 +34,7 @@ from rlhf_lightning.losses.judge import pairwise_judge
 from rlhf_lightning.losses.judgment import cut, cut_paper, odds_ratio_judgment
 from rlhf_lightning.losses.length import ld_dpo, r_dpo
 from rlhf_lightning.losses.options import INPUTS, loss_function, needs, validate
-from rlhf_lightning.losses.policy_gradient import ppo, reinforce
+from rlhf_lightning.losses.policy_gradient import cispo, gmpo, gspo, gspo_token, ppo, reinforce
 from rlhf_lightning.losses.preference import (
     cdpo,
     discopop,
@@ -77,6 +77,7 @@ __all__ = [
     "binary_discrimination",
     "bradley_terry",
     "cdpo",
+    "cispo",
     "coin",
     "context_distillation",
     "cost",
@@ -91,6 +92,9 @@ __all__ = [
     "exo",
     "exo_k",
     "f_dpo",
+    "gmpo",
+    "gspo",
+    "gspo_token",
     "hinge",
     "ilql",
     "ipo",

@@ -13,6 +13,7 @@ from rlhf_lightning.credit.groups import zero_spread
 from rlhf_lightning.credit.token_rewards import token_rewards
 from rlhf_lightning.methods.kl import KLPenalty
 from rlhf_lightning.methods.running import RunningMoments
+from rlhf_lightning.methods.shaping import RewardShaping
 from rlhf_lightning.ops.kl import k3
 from rlhf_lightning.types import Credit, Episodes, Ragged
 
@@ -38,7 +39,7 @@ class Assignment(nn.Module):
         self,
         advantage: Callable[..., Any],
         kl: KLPenalty,
-        shaping: Callable[..., Tensor] | None = None,
+        shaping: RewardShaping | None = None,
         *,
         multi_reward: str = "sum_then_normalize",
         weights: Mapping[str, float] | None = None,
@@ -103,7 +104,7 @@ class Assignment(nn.Module):
             "group": lambda: episodes.group,
             "length": lambda: episodes.length,
             "truncated": lambda: episodes.truncated,
-            "baseline": lambda: _given(episodes.baseline, "a greedy baseline")[episodes.group],
+            "baseline": lambda: self._baseline(episodes)[episodes.group],
             "step_reward": lambda: _given(episodes.step_reward, "rewards of steps"),
             "value": lambda: _given(episodes.tokens.get("value"), "values"),
             "cost_value": lambda: _given(episodes.tokens.get("cost_value"), "values of costs"),
@@ -121,10 +122,16 @@ class Assignment(nn.Module):
         """
         sequence = _sequence(episodes)
         layout = Ragged(shaped.new_zeros(len(sequence)), sequence, len(shaped))
-        penalty = kl if self.kl.in_reward else None
-        return token_rewards(
-            shaped.nan_to_num(0.0), layout, kl=penalty, coef=float(self.kl.coef), step_reward=episodes.step_reward
-        )
+        penalty, steps = kl if self.kl.in_reward else None, episodes.step_reward
+        steps = None if steps is None else steps.with_token(steps.token.nan_to_num(0.0))
+        return token_rewards(shaped.nan_to_num(0.0), layout, kl=penalty, coef=float(self.kl.coef), step_reward=steps)
+
+    def _baseline(self, episodes: Episodes) -> Tensor:
+        """Reward of each prompt's greedy response, shaped as those of the samples are."""
+        baseline: Tensor = _given(episodes.baseline, "a greedy baseline")
+        if self.shaping is None:
+            return baseline
+        return self.shaping.shaped(baseline, torch.zeros_like(baseline, dtype=torch.bool))
 
     def _sum_of_terms(self, episodes: Episodes, kl: Ragged | None) -> Tensor:
         if not episodes.terms:

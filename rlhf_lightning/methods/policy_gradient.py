@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rlhf_lightning.losses.options import needs
+from rlhf_lightning.losses.policy_gradient import is_sequence_level
 from rlhf_lightning.methods.assignment import Assignment
 from rlhf_lightning.methods.base import DIAGNOSTIC, STATISTICS, AlignmentModule
 from rlhf_lightning.methods.kl import KLPenalty
 from rlhf_lightning.methods.mismatch import Mismatch
+from rlhf_lightning.methods.shaping import RewardShaping
 from rlhf_lightning.models.roles import evaluating
 from rlhf_lightning.ops.aggregation import aggregate, check_aggregation
 from rlhf_lightning.ops.kl import k3
@@ -51,7 +53,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         kl: the penalty for leaving the reference; None: none.
         aggregation: how tokens are added up, one of ``ops.aggregation.AGGREGATIONS``.
         aggregation_length: the constant of ``seq_mean_token_sum_norm``, tokens.
-        shaping: what becomes of rewards before they are used, called with them and with which responses were cut off.
+        shaping: what becomes of rewards before they are used; None: nothing.
         mismatch: weights of tokens whose engine computes other log-probs than the trainer; None: none.
         entropy_coef: weight of the entropy bonus, aggregated as the loss is.
         target_kl: the rest of a rollout's steps is skipped once the mean ``approx_kl`` of a step exceeds this, nats a
@@ -87,7 +89,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         kl: KLPenalty | None = None,
         aggregation: str = "token_mean",
         aggregation_length: float | None = None,
-        shaping: Callable[..., Tensor] | None = None,
+        shaping: RewardShaping | None = None,
         mismatch: Mismatch | None = None,
         entropy_coef: float = 0.0,
         target_kl: float | None = None,
@@ -108,11 +110,17 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
             further=self.requires({"loss": loss, "kl": penalty}),
         )
         check_aggregation(aggregation, aggregation_length)
+        if is_sequence_level(loss) and aggregation != "seq_mean_token_mean":
+            raise ValueError(
+                f"method.aggregation={aggregation} would weigh responses by length, and the loss gives one number a "
+                "response: set method.aggregation=seq_mean_token_mean"
+            )
         if entropy_coef < 0 or (target_kl is not None and target_kl <= 0):
             raise ValueError(
                 f"method.entropy_coef={entropy_coef} must be at least 0, and method.target_kl={target_kl} positive or "
                 "null"
             )
+        _try_out(loss, self.needs)
         if score_temperature is not None and score_temperature <= 0:
             raise ValueError(f"method.score_temperature={score_temperature} must be positive or null")
         self.rollout = rollout if isinstance(rollout, RolloutOptions) else RolloutOptions(**(rollout or {}))
@@ -199,11 +207,16 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
 
     def policy_log_probs(self, batch: PackedBatch, **options: Any) -> SequenceLogProbs:
         """Log-probs of the policy at the temperature that it is trained at, and its entropy where it is asked for."""
-        wanted = self.statistics if self.training else STATISTICS
-        if self.entropy_coef:
-            wanted = wanted | {"entropy"}
-        log_probs: SequenceLogProbs = self.policy(batch, statistics=wanted, temperature=self.temperature, **options)
+        log_probs: SequenceLogProbs = self.policy(
+            batch, statistics=self.wanted_statistics, temperature=self.temperature, **options
+        )
         return log_probs
+
+    @property
+    def wanted_statistics(self) -> frozenset[str]:
+        """What of the policy's distributions a step computes beside log-probs."""
+        wanted = self.statistics if self.training else STATISTICS
+        return wanted | {"entropy"} if self.entropy_coef else wanted
 
     def objective(self, batch: RolloutBatch, policy: SequenceLogProbs) -> tuple[Tensor, dict[str, Tensor]]:
         """The policy's loss with KL term and entropy bonus, one number a response, and detached numbers to log.
@@ -339,3 +352,10 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         if prefix == "train/" and self.target_kl is not None and moved is not None and moved > self.target_kl:
             self.stopped.fill_(self._rollout)
         return out
+
+
+def _try_out(loss: Callable[..., TokenLoss], wanted: frozenset[str]) -> None:
+    """Call a loss once on a token, so that options which do not go together fail before any weight is loaded."""
+    token = Ragged(torch.zeros(1), torch.zeros(1, dtype=torch.long), 1)
+    if wanted <= {"policy", "old", "advantage", "reference"}:
+        loss(**{name: token for name in wanted - {"reference"}})
