@@ -24,10 +24,9 @@ from rlhf_lightning.cli.train import optimized, prepare
 from rlhf_lightning.cli.versions import versions
 from rlhf_lightning.data import AlignmentDataModule, RewardBench
 from rlhf_lightning.methods import ScoringModule
-from rlhf_lightning.rewards import Composite, Reward, metrics_of, scored
+from rlhf_lightning.rewards import Reward, metrics_of, scored
 from rlhf_lightning.rewards.base import Scores
 from rlhf_lightning.rewards.statistics import length_statistics, preference_statistics, reward_statistics
-from rlhf_lightning.rewards.text_reward import TextReward
 from rlhf_lightning.types import PackedBatch, RankedBatch, SampleGroup, sample_groups
 
 if TYPE_CHECKING:
@@ -135,11 +134,11 @@ def evaluate_reward(cfg: DictConfig, folder: Path) -> dict[str, float]:
 def reward_of(cfg: DictConfig) -> tuple[Reward, PreTrainedTokenizerBase]:
     """The reward of a configuration and the tokenizer of its data: the reward's own, else that of ``model``."""
     maker = make(cfg.reward)
-    if issubclass(maker.func, (TextReward, Composite)):
-        tokenizer = make(cfg.model).tokenizer()
-        return maker(tokenizer=tokenizer), tokenizer
-    reward = maker()
-    return reward, getattr(reward, "own", None) or make(cfg.model).tokenizer()
+    if cfg.reward.get("path"):  # what is read from a folder brings its own
+        reward = maker()
+        return reward, reward.own
+    tokenizer = make(cfg.model).tokenizer()
+    return maker(tokenizer=tokenizer), tokenizer
 
 
 def signed(scores: Scores, sign: float) -> list[list[float]]:

@@ -32,6 +32,8 @@ class Reward(Protocol):
     * ``costs: frozenset[str]``: which of the terms are costs, where lower is better; they are no part of the sum;
     * ``step_reward(groups) -> list[list[list[float]]]``: one number a response token, nan where no step ends;
     * ``metrics() -> dict[str, float]``: what was counted since the last call, such as failures; see :func:`metrics_of`;
+    * ``check_columns(columns)``: raises ValueError where the data lacks a column that the reward reads; called with the
+      names of the columns before weights load;
     * ``policy``: set to the module that is trained before each call, for a reward that asks the policy itself.
 
     A plain function of texts is made into a reward by :func:`~rlhf_lightning.rewards.as_reward`.

@@ -108,6 +108,12 @@ class Composite:
             f"{name}/{key}": value for name, term in self.rewards.items() for key, value in metrics_of(term).items()
         }
 
+    def check_columns(self, columns: Collection[str]) -> None:
+        """Let the terms that read columns of the data check that they are there."""
+        for term in self.rewards.values():
+            if (check := getattr(term, "check_columns", None)) is not None:
+                check(columns)
+
     @property
     def policy(self) -> Any:
         """The module that is trained; terms that ask the policy get it."""

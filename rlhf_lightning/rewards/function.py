@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.rewards.calling import TextFunction
 from rlhf_lightning.rewards.text_reward import TextReward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-#: What a function is called with beside columns of the data.
-GIVEN = ("prompt", "response")
 
 
 class FunctionReward(TextReward):
@@ -50,13 +47,9 @@ class FunctionReward(TextReward):
     ) -> None:
         if on_error not in ("raise", "none"):
             raise ValueError(f"reward.on_error={on_error!r} is neither raise nor none")
-        super().__init__(tokenizer, name or name_of(function))
-        self.function, self.on_error, self.target = function, on_error, target
-        parameters = inspect.signature(function).parameters.values()
-        self._open = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        self._known = {p.name: p.default is p.empty for p in parameters if p.kind is not p.VAR_KEYWORD}
-        # What was chosen beforehand is no column, even where the data has one of that name.
-        self._given = {*GIVEN, *(function.keywords if isinstance(function, functools.partial) else ())}
+        self.function, self.on_error, self.target = TextFunction(function), on_error, target
+        super().__init__(tokenizer, name or self.function.name)
+        self.required = self.function.required
 
     def score(self, prompt: str, response: str, columns: Mapping[str, Any]) -> float | None:
         """What the function returns.
@@ -64,12 +57,10 @@ class FunctionReward(TextReward):
         Raises:
             ValueError: the function needs a column that the data does not have.
         """
-        given = {"prompt": prompt, "response": response}
-        for name in (name for name, required in self._known.items() if required and name not in GIVEN):
+        for name in self.required:
             self.column(columns, name)
-        wanted = {k: v for k, v in columns.items() if k not in self._given and (self._open or k in self._known)}
         try:
-            found = self.function(**given, **wanted)
+            found = self.function(prompt, response, columns)
         except Exception:
             if self.on_error == "raise":
                 raise
@@ -84,7 +75,7 @@ def as_reward(thing: Any, tokenizer: PreTrainedTokenizerBase | None = None, name
     Args:
         thing: what should score.
         tokenizer: the policy's, for what is still to be made.
-        name: what a reward that is made here is called; None: its own name.
+        name: what a function's numbers are logged under; None: its own name.
 
     Raises:
         TypeError: none of these.
@@ -98,10 +89,3 @@ def as_reward(thing: Any, tokenizer: PreTrainedTokenizerBase | None = None, name
     if callable(thing) and not isinstance(thing, type):
         return FunctionReward(tokenizer, function=thing, name=name)
     raise TypeError(f"{thing!r} is neither a reward nor a function f(prompt, response, **columns)")
-
-
-def name_of(function: Callable[..., Any]) -> str:
-    """What a function is called, through partials."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return getattr(function, "__name__", type(function).__name__)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -107,6 +109,33 @@ class ProcessReward:
                 found[row] = right[batch.sequence == number].tolist()
         values = iter(found)
         return [[next(values) for _ in group.samples] for group in groups]
+
+    def step_reward(self, groups: Sequence[SampleGroup]) -> list[list[list[float]]]:
+        """The probability of every step at the token of the response that ends it.
+
+        A step ends at the token with which its last character is there, the separator behind it not counted; two
+        steps that end within one token leave the later one's number there.
+
+        Returns:
+            For each response one number a token, nan at tokens that end no step.
+        """
+        found = self.steps(groups)
+        return [
+            [self._placed(response, steps) for response, steps in zip(group.responses, rows, strict=True)]
+            for group, rows in zip(groups, found, strict=True)
+        ]
+
+    def _placed(self, response: list[int], steps: list[float]) -> list[float]:
+        placed = [math.nan] * len(response)
+        text, position = self.texts.text(response), 0
+        for step, value in zip(self._cut(text), steps, strict=True):
+            position = text.index(step, position) + len(step)
+            # The number of characters grows with the number of tokens, so the place is found by halves.
+            at = bisect.bisect_left(
+                range(1, len(response) + 1), position, key=lambda count: len(self.texts.text(response[:count]))
+            )
+            placed[min(at, len(response) - 1)] = value
+        return placed
 
     def _solution(self, prompt: list[int], response: list[int]) -> Example:
         """A solution whose scored tokens are the last ones of its steps, tokenised as the data of a training run is."""

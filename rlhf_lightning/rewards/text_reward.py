@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.rewards.base import Scores
+from rlhf_lightning.rewards.calling import missing_column
 from rlhf_lightning.rewards.texts import Texts
 from rlhf_lightning.types import SampleGroup
 
@@ -24,6 +25,9 @@ class TextReward:
     Raises:
         ValueError: no tokenizer.
     """
+
+    #: Columns of the data that the reward cannot do without.
+    required: tuple[str, ...] = ()
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, name: str) -> None:
         if tokenizer is None:
@@ -68,9 +72,18 @@ class TextReward:
             ValueError: the data has no such column; the message lists those that it has.
         """
         if name not in columns:
-            has = ", ".join(sorted(columns)) or "none"
-            raise ValueError(f"reward {self.name!r} needs the column {name!r} of the data, which has: {has}")
+            raise missing_column(self.name, name, columns)
         return columns[name]
+
+    def check_columns(self, columns: Collection[str]) -> None:
+        """Hold what the reward reads against the columns of the data, before anything else is loaded.
+
+        Raises:
+            ValueError: a column is missing; the message names it and those that there are.
+        """
+        for name in self.required:
+            if name not in columns:
+                raise missing_column(self.name, name, columns)
 
     def count(self, **numbers: float) -> None:
         """Add to what :meth:`metrics` gives."""
