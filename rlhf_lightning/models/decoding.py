@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rlhf_lightning.models.growing_cache import growing_cache
 from rlhf_lightning.ops.draw import draw
 from rlhf_lightning.types import Sampling
 
@@ -142,13 +143,10 @@ def has_cache(model: Any) -> bool:
 
     State-space models and hybrids keep a state that padding runs through; they are computed without a cache.
     """
-    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-
     parameters = inspect.signature(model.forward).parameters
     if "past_key_values" not in parameters or getattr(model, "_is_stateful", False):
         return False
-    layers = DynamicCache(config=model.config).layers
-    return all(type(layer) in {DynamicLayer, DynamicSlidingWindowLayer} for layer in layers)
+    return growing_cache(model.config) is not None
 
 
 def _state(model: Any, prompts: Sequence[Sequence[int]], room: int) -> _State:
@@ -170,11 +168,9 @@ class _Cached:
     """Keys and values of everything so far are kept; a step computes one token a row."""
 
     def __init__(self, model: Any, ids: Tensor, lengths: Tensor, room: int) -> None:
-        from transformers.cache_utils import DynamicCache
-
         self.model, self.ids, self.next = model, ids, lengths
         self.parameters = inspect.signature(model.forward).parameters
-        self.cache = DynamicCache(config=model.config)
+        self.cache: Any = growing_cache(model.config)
         prompt = torch.arange(ids.shape[1], device=ids.device) >= (ids.shape[1] - lengths)[:, None]
         self.mask: Tensor | None = None  # without padding every row sees everything before it
         if not bool(prompt.all()):
@@ -186,14 +182,7 @@ class _Cached:
         return self._forward(self.ids, positions)
 
     def expand(self, repeats: Tensor) -> None:
-        if bool((repeats == repeats[0]).all()):
-            if int(repeats[0]) > 1:
-                self.cache.batch_repeat_interleave(int(repeats[0]))
-                self._rows(torch.arange(len(repeats), device=repeats.device).repeat_interleave(repeats))
-            return
-        rows = torch.arange(len(repeats), device=repeats.device).repeat_interleave(repeats)
-        self.cache.batch_select_indices(rows)
-        self._rows(rows)
+        self.keep(torch.arange(len(repeats), device=repeats.device).repeat_interleave(repeats))
 
     def step(self, ids: Tensor) -> Tensor:
         self.ids = torch.cat([self.ids, ids[:, None]], dim=1)
@@ -203,9 +192,6 @@ class _Cached:
 
     def keep(self, rows: Tensor) -> None:
         self.cache.batch_select_indices(rows)
-        self._rows(rows)
-
-    def _rows(self, rows: Tensor) -> None:
         self.ids, self.next = self.ids[rows], self.next[rows]
         self.mask = None if self.mask is None else self.mask[rows]
 

@@ -21,8 +21,8 @@ class RolloutEngine(Protocol):
             by themselves cannot promise it.
         max_new_tokens: most tokens of a response.
         min_new_tokens: tokens before which a response cannot end.
-        max_gap: largest difference of the engine's log-probs from the trainer's that a run goes on with, in nats; None:
-            any.
+        max_gap: largest mean difference of the engine's log-probs from the trainer's that a run goes on with, in nats
+            a token; None: any.
     """
 
     name: str

@@ -23,7 +23,8 @@ class TransformersEngine:
         min_new_tokens: tokens before which a response cannot end.
         batch_size: most responses decoded together.
         batch_tokens: most tokens of a batch with its prompts, were all responses as long as they may be; null: any.
-        max_gap: largest difference of these log-probs from the trainer's that a run goes on with, in nats; null: any.
+        max_gap: largest mean difference of these log-probs from the trainer's that a run goes on with, in nats a token;
+            null: any.
 
     Raises:
         ValueError: an option is out of range.
@@ -40,7 +41,7 @@ class TransformersEngine:
         min_new_tokens: int = 0,
         batch_size: int = 64,
         batch_tokens: int | None = 65536,
-        max_gap: float | None = 0.05,
+        max_gap: float | None = 0.2,
     ) -> None:
         Sampling(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens)  # checks them
         if batch_size < 1 or (batch_tokens is not None and batch_tokens < 1):

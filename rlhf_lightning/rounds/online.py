@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from rlhf_lightning.data.loader import ListLoader
 from rlhf_lightning.data.module import AlignmentDataModule, Place
 from rlhf_lightning.rewards.base import Reward
+from rlhf_lightning.rollout.probe import check
 from rlhf_lightning.rounds.collect import Collector
 from rlhf_lightning.rounds.experience import Experience, IntArray, Scored, exact_totals, numbers
 from rlhf_lightning.rounds.loader import RolloutLoader
+from rlhf_lightning.rounds.probing import measured
 from rlhf_lightning.rounds.processes import Clock, gathered
 from rlhf_lightning.rounds.prompts import PromptStream
 from rlhf_lightning.rounds.record import Rollouts, checksum, key_of
@@ -220,10 +222,11 @@ class OnlineData(L.LightningDataModule):
         self._check(experience)
         with self.clock.phase("score"):
             experience.tokens |= self._scores(experience, loader)
+            probed = self._probe(experience)
         with self.clock.phase("credit"):
             credit: Credit = self.module.credit(self.episodes(experience, kept))
             experience.tokens |= {name: values.token.float() for name, values in credit.tokens.items()}
-        self._report(experience, drawn, credit)
+        self._report(drawn, probed | credit.metrics)
         self._write(loader.number, key, drawn, kept, experience)
         return experience
 
@@ -310,6 +313,16 @@ class OnlineData(L.LightningDataModule):
                 whole.setdefault(name, []).extend(parts)
         return experience.scatter(whole)
 
+    def _probe(self, experience: Experience) -> dict[str, float]:
+        """How far the engine's log-probs lie from the trainer's; raises above the engine's bound."""
+        policy, options = self.module.policy, self.options
+        found = measured(
+            experience, policy, temperature=options.temperature, rank=self.place.rank, forward=self._forward
+        )
+        if found:
+            check(found, self.engine)
+        return {f"mismatch/{name}_gap": value for name, value in found.items()}
+
     @contextmanager
     def _forward(self) -> Iterator[None]:
         """How a step computes, without gradients and without dropout."""
@@ -351,7 +364,7 @@ class OnlineData(L.LightningDataModule):
 
     # What a rollout says
 
-    def _report(self, experience: Experience, drawn: Sequence[Scored], credit: Credit) -> None:
+    def _report(self, drawn: Sequence[Scored], more: dict[str, float]) -> None:
         """Log the numbers of a rollout."""
         score = torch.tensor([numbers(scored.score) for scored in drawn]).flatten()
         found = {f"reward/{name}": value for name, value in _spread(score[~score.isnan()]).items()}
@@ -371,7 +384,7 @@ class OnlineData(L.LightningDataModule):
         found |= {f"time/{name}": value for name, value in seconds.items()}
         if seconds.get("generate"):
             found["throughput/generated_tokens_per_second"] = float(lengths.sum()) / seconds["generate"]
-        found |= self._collector().metrics() | credit.metrics
+        found |= self._collector().metrics() | more
         self.metrics = {f"train/{name}": value for name, value in found.items()}
         if self.trainer is not None:
             for name, value in self.metrics.items():

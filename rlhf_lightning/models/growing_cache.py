@@ -1,0 +1,114 @@
+"""Keys and values in buffers with room to spare: a decode step writes one token instead of copying all of them.
+
+transformers' dynamic cache concatenates at every step, which costs as much as the step's matrix products for a small
+model. These layers say of themselves what its layers say, so models make the same masks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+#: Tokens of room that a buffer is given at a time.
+_ROOM = 128
+
+
+def growing_cache(config: Any) -> DynamicCache | None:
+    """An empty cache for a model, or None when one of its layers keeps something else than keys and values."""
+    cache = DynamicCache(config=config)
+    layers = [_growing(layer) for layer in cache.layers]
+    known = [layer for layer in layers if layer is not None]
+    if len(known) < len(layers):
+        return None
+    cache.layers = known
+    return cache
+
+
+def _growing(layer: CacheLayerMixin) -> CacheLayerMixin | None:
+    if type(layer) is DynamicLayer:
+        return _Growing()
+    if type(layer) is DynamicSlidingWindowLayer:
+        return _GrowingWindow(layer.sliding_window)
+    return None
+
+
+class _Buffer:
+    """One tensor ``[rows, heads, length, d]`` that tokens are appended to."""
+
+    def __init__(self, first: Tensor) -> None:
+        self.store, self.length = first, first.shape[2]
+
+    def append(self, new: Tensor, kept: int) -> Tensor:
+        """All of it with the new tokens at its end; of what was there the last ``kept`` tokens must stay."""
+        count = new.shape[2]
+        if self.length + count > self.store.shape[2]:
+            self._move(self.store[:, :, self.length - kept : self.length], None, count + _ROOM)
+        self.store[:, :, self.length : self.length + count] = new
+        self.length += count
+        return self.store[:, :, : self.length]
+
+    def take(self, rows: Tensor, kept: int) -> Tensor:
+        """Its last ``kept`` tokens for some rows, any row any number of times."""
+        self._move(self.store[:, :, self.length - kept : self.length], rows, _ROOM)
+        return self.store[:, :, : self.length]
+
+    def _move(self, tokens: Tensor, rows: Tensor | None, room: int) -> None:
+        count, heads, length, size = tokens.shape
+        count = count if rows is None else len(rows)
+        store = tokens.new_empty((count, heads, length + room, size))
+        store[:, :, :length] = tokens if rows is None else tokens[rows]
+        self.store, self.length = store, length
+
+
+class _Appending(CacheLayerMixin):
+    """What both kinds of layers do with their buffers. ``keys`` and ``values`` are views of what must be kept."""
+
+    buffers: tuple[_Buffer, _Buffer]
+
+    def _append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self.keys is None or self.values is None:
+            self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+            self.buffers = (_Buffer(keys), _Buffer(values))
+            return keys, values
+        kept = self.keys.shape[2]
+        return self.buffers[0].append(keys, kept), self.buffers[1].append(values, kept)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, any of them any number of times."""
+        if self.keys is not None:
+            kept = self.keys.shape[2]
+            self.keys, self.values = (buffer.take(indices, kept) for buffer in self.buffers)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row several times."""
+        if self.keys is not None:
+            rows = torch.arange(self.keys.shape[0], device=self.keys.device)
+            self.batch_select_indices(rows.repeat_interleave(repeats))
+
+
+class _Growing(_Appending, DynamicLayer):
+    """Attention to everything so far."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append tokens; all keys and values."""
+        self.keys, self.values = self._append(key_states, value_states)
+        return self.keys, self.values
+
+
+class _GrowingWindow(_Appending, DynamicSlidingWindowLayer):
+    """Attention to the last few tokens: the buffer is cut to them when it is moved."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append tokens; the keys and values that the new ones may attend to."""
+        keys, values = self._append(key_states, value_states)
+        self.cumulative_length += key_states.shape[2]
+        seen, kept = self.sliding_window - 1 + key_states.shape[2], self.sliding_window - 1
+        self.keys, self.values = _last(keys, kept), _last(values, kept)
+        return _last(keys, seen), _last(values, seen)
+
+
+def _last(x: Tensor, tokens: int) -> Tensor:
+    return x[:, :, max(0, x.shape[2] - tokens) :]

@@ -1,0 +1,68 @@
+"""The engine's log-probs of a rollout beside the trainer's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf_lightning.data.packing import pack
+from rlhf_lightning.rollout.probe import gap
+from rlhf_lightning.rounds.experience import Experience
+from rlhf_lightning.rounds.processes import gathered
+from rlhf_lightning.types import Example
+
+
+def measured(
+    experience: Experience,
+    policy: Any,
+    *,
+    temperature: float,
+    rank: int,
+    forward: Callable[[], AbstractContextManager[None]],
+) -> dict[str, float]:
+    """Mean and largest gap of a rollout; a collective call. Empty where the engine gives no log-probs.
+
+    Where the method scored the rollout by the policy, every token counts. Elsewhere each process computes one response.
+
+    Args:
+        experience: scored as far as the method asks.
+        policy: the actor that is trained.
+        temperature: of the samples.
+        rank: of this process.
+        forward: a context in which a step's forward pass computes.
+    """
+    engine = experience.tokens.get("rollout_log_probs")
+    if engine is None:
+        return {}
+    if "old_log_probs" in experience.tokens:
+        return gap(engine, experience.tokens["old_log_probs"])
+    found = gathered(_one_response(experience, engine, policy, temperature, rank, forward))
+    return gap(torch.cat([own for own, _ in found]), torch.cat([theirs for _, theirs in found]))
+
+
+def _one_response(
+    experience: Experience,
+    engine: Tensor,
+    policy: Any,
+    temperature: float,
+    rank: int,
+    forward: Callable[[], AbstractContextManager[None]],
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of the tokens of one response with any, by the engine and by the trainer."""
+    lengths = experience.lengths
+    answered = np.flatnonzero(lengths)
+    response = int(answered[(experience.number + rank) % len(answered)])
+    group, slot = divmod(response, experience.slots)
+    tokens, bounds = experience.examples.tokens, experience.examples.bounds[group]
+    prompt = tokens[bounds[0] : bounds[1]].tolist()
+    ids = tokens[bounds[slot + 1] : bounds[slot + 2]].tolist()
+    batch = pack([Example(prompt, [ids])]).to(next(policy.parameters()).device)
+    with forward():
+        theirs = policy(batch, temperature=temperature).token.float().cpu()
+    start = int(lengths[:response].sum())
+    return engine[start : start + int(lengths[response])], theirs
