@@ -1,0 +1,172 @@
+"""Small on-policy runs: a random model, prompts of a few bytes, a reward that a function computes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from rlhf_lightning.callbacks import LastCheckpoint, NonFiniteStop, StepSeed
+from rlhf_lightning.checkpointing import AtomicCheckpointIO, recovered
+from rlhf_lightning.credit import grpo
+from rlhf_lightning.data.module import AlignmentDataModule
+from rlhf_lightning.losses import ppo
+from rlhf_lightning.methods import KLPenalty, PolicyGradient
+from rlhf_lightning.methods.shaping import RewardShaping
+from rlhf_lightning.models.roles import ModelBuilder
+from rlhf_lightning.models.sources import TinyRandom
+from rlhf_lightning.rollout import TransformersEngine
+from rlhf_lightning.rounds import OnlineData
+from rlhf_lightning.schedules import cosine
+from rlhf_lightning.types import Example, RolloutOptions, Sample, SampleGroup, Sampling
+from tests.helpers.jobs import KillAt, Memory
+from tests.helpers.training import trainer
+
+#: Two passes of two steps over every rollout: four steps a rollout.
+OPTIONS = RolloutOptions(group_size=3, minibatches=2, inner_epochs=2)
+
+
+class LowBytes:
+    """Share of a response's tokens below 100, less one for a response that was cut off; text never enters."""
+
+    name = "low_bytes"
+
+    def __call__(self, groups: Sequence[SampleGroup]) -> list[list[float | None]]:
+        return [[self.score(sample) for sample in group.samples] for group in groups]
+
+    def score(self, sample: Sample) -> float | None:
+        return sum(token < 100 for token in sample.ids) / len(sample.ids) - (sample.finish == "length")
+
+
+class Unsure(LowBytes):
+    """Scores no response that begins with an odd token."""
+
+    name = "unsure"
+
+    def score(self, sample: Sample) -> float | None:
+        return None if sample.ids[0] % 2 else super().score(sample)
+
+
+class Engine(TransformersEngine):
+    """Notes how many prompts each of its calls for training has, and dies in the n-th of them."""
+
+    def __init__(self, folder: Path | None = None, kill_at: int | None = None, **options: Any) -> None:
+        super().__init__(**{"max_new_tokens": 6} | options)
+        self.folder, self.kill_at, self.calls = folder, kill_at, 0
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, n: int, seeds: Sequence[int]
+    ) -> list[list[Sample]]:
+        drawn = super().generate(prompts, sampling, n=n, seeds=seeds)
+        if n == 1:  # validation
+            return drawn
+        self.calls += 1
+        if self.calls == self.kill_at:
+            time.sleep(1)  # until the other process is here too
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.folder is not None:
+            with (self.folder / "drawn.txt").open("a") as file:
+                file.write(f"{len(prompts)}\n")
+        return drawn
+
+
+def prompts(count: int, seed: int = 0) -> list[Example]:
+    """Prompts of one to five tokens, with a column."""
+    draw = np.random.default_rng(seed)
+    return [
+        Example(
+            draw.integers(1, 255, int(draw.integers(1, 6))).tolist(),
+            [[]],
+            row=f"prompts.jsonl:{i}",
+            columns=f'{{"number": {i}}}',
+        )
+        for i in range(count)
+    ]
+
+
+def builder(**options: Any) -> ModelBuilder:
+    return ModelBuilder(TinyRandom(hidden_size=16, intermediate_size=32, **options), None, "frozen")
+
+
+def module_of(options: RolloutOptions = OPTIONS, **further: Any) -> PolicyGradient:
+    """Everything that has a state: an adaptive KL penalty in the reward, running scales of the rewards."""
+    settings: dict[str, Any] = {
+        "advantage": grpo,
+        "kl": KLPenalty("reward", "k1", 0.1, controller="adaptive", target=0.05, horizon=100),
+        "shaping": RewardShaping(scale="running", clip=5.0),
+    }
+    optimizer = partial(torch.optim.AdamW, lr=1e-2)
+    return PolicyGradient(builder(), ppo, optimizer, partial(cosine, warmup=0.2), rollout=options, **settings | further)
+
+
+def online(
+    module: PolicyGradient, folder: Path | None, engine: Any = None, reward: Any = None, count: int = 24, **options: Any
+) -> OnlineData:
+    """Rollouts of eight prompts each, three of them an epoch."""
+    source = AlignmentDataModule(
+        prompts(count), kind="prompt", validation=prompts(5, seed=1), **{"batch_size": 4, "seed": 3} | options
+    )
+    return OnlineData(source, engine or Engine(), reward or LowBytes(), module.rollout, folder)
+
+
+def fit(
+    folder: Path,
+    kill_at: int | None = None,
+    kill_call: int | None = None,
+    make: Any = module_of,
+    reward: Any = None,
+    **options: Any,
+) -> L.Trainer:
+    """Train in ``folder``, saving every third step; where it holds a checkpoint, go on from that.
+
+    Args:
+        folder: of the run.
+        kill_at: die before this step's first batch, its rollout being drawn.
+        kill_call: die in this call of the engine, from 1.
+        make: the module.
+        reward: what scores.
+        **options: of the trainer.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    own: list[L.Callback] = [StepSeed(seed=7), NonFiniteStop(), LastCheckpoint(every_n_steps=3)]
+    if kill_at is not None:
+        own.append(KillAt(kill_at))
+    if callable(options.get("strategy")):
+        options["strategy"] = options["strategy"]()
+    settings = {"gradient_clip_val": 1.0, "plugins": [AtomicCheckpointIO()], "use_distributed_sampler": False}
+    settings |= {"max_epochs": 2, "val_check_interval": 4}
+    run = trainer(folder, own, **settings | options)
+    module = make()
+    torch.manual_seed(int.from_bytes(os.urandom(4), "little"))  # nothing may hang on the global generator's start
+    data = online(module, folder / "rollouts", Engine(folder, kill_call), reward)
+    last = recovered(folder / "checkpoints" / "last.ckpt")
+    run.fit(module, datamodule=data, ckpt_path=last if last.exists() else None)
+    if run.is_global_zero:
+        torch.save(torch.get_rng_state(), folder / "rng.pt")
+    return run
+
+
+def trajectory(make: Any, folder: Path, reward: Any = None, count: int = 24, **options: Any) -> dict[str, Any]:
+    """Train for an epoch; every logged metric by name, the final weights, and what the rollouts' files say."""
+    folder.mkdir(parents=True, exist_ok=True)
+    logger, module = Memory(), make()
+    if callable(options.get("strategy")):
+        options["strategy"] = options["strategy"]()
+    run = trainer(folder, [NonFiniteStop()], logger=logger, **{"use_distributed_sampler": False} | options)
+    data = online(module, folder / "rollouts", reward=reward, count=count)
+    run.fit(module, datamodule=data)
+    names = {name for row in logger.rows for name in row}
+    weights = get_model_state_dict(module.policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    result = {"metrics": {name: logger.series(name) for name in names}, "weights": weights}
+    if run.is_global_zero:
+        torch.save(result, folder / "trajectory.pt")
+    return result
