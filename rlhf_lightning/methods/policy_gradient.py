@@ -358,4 +358,4 @@ def _try_out(loss: Callable[..., TokenLoss], wanted: frozenset[str]) -> None:
     """Call a loss once on a token, so that options which do not go together fail before any weight is loaded."""
     token = Ragged(torch.zeros(1), torch.zeros(1, dtype=torch.long), 1)
     if wanted <= {"policy", "old", "advantage", "reference"}:
-        loss(**{name: token for name in wanted - {"reference"}})
+        loss(**dict.fromkeys(wanted - {"reference"}, token))
