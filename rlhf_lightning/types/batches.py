@@ -84,6 +84,8 @@ class PackedBatch:
             value = getattr(self, declared.name)
             if isinstance(value, Tensor):
                 moved[declared.name] = move(value)
+            elif isinstance(value, PackedBatch):
+                moved[declared.name] = value._moved(move)
             elif isinstance(value, tuple) and value and isinstance(value[0], PackedBatch):
                 moved[declared.name] = tuple(batch._moved(move) for batch in value)
         return replace(self, **moved)

@@ -201,6 +201,8 @@ class RolloutBatch(PackedBatch):
     rollout: int = 0  #: number of the rollout, from 0
     #: mean and standard deviation of the advantages of the whole optimiser step (biased), for whitening by step
     advantage_moments: tuple[float, float] = (0.0, 1.0)
+    #: pretraining text of this micro-batch, with the denominators of its own step; None: none is mixed in
+    ptx: PackedBatch | None = None
     TOKEN_FIELDS: ClassVar[tuple[str, ...]] = (
         "old_log_probs",
         "rollout_log_probs",
