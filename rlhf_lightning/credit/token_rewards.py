@@ -16,7 +16,6 @@ def token_rewards(
     kl: Ragged | None = None,
     coef: float = 0.0,
     step_reward: Ragged | None = None,
-    clip: float | None = None,
 ) -> Ragged:
     r"""A penalty at every token, and the score at the last one.
 
@@ -31,7 +30,6 @@ def token_rewards(
         kl: estimate of the KL divergence at each token, nats; None: no penalty (``kl.place`` is ``loss`` or ``none``).
         coef: beta; negative for a cost, which the divergence adds to.
         step_reward: s, reward that is placed on tokens by itself, nan where no step ends; None: none.
-        clip: bound of the absolute reward of a token, penalty and score together (safe-rlhf: 50); None: none.
 
     Returns:
         One reward a response token. The score of a response without tokens is lost.
@@ -44,5 +42,4 @@ def token_rewards(
     length = torch.bincount(layout.sequence, minlength=layout.count)
     last = length.cumsum(0) - 1
     present = length > 0
-    reward = reward.index_add(0, last[present], score[present].to(reward))
-    return layout.with_token(reward if clip is None else reward.clamp(-clip, clip))
+    return layout.with_token(reward.index_add(0, last[present], score[present].to(reward)))

@@ -1,5 +1,6 @@
 """One LightningModule per data flow."""
 
+from rlhf_lightning.methods.actor_critic import PPO
 from rlhf_lightning.methods.base import AlignmentModule
 from rlhf_lightning.methods.contrastive import Contrastive
 from rlhf_lightning.methods.density_ratio import DensityRatio
@@ -14,11 +15,13 @@ from rlhf_lightning.methods.ranking import Ranked
 from rlhf_lightning.methods.rating import Rating
 from rlhf_lightning.methods.reward import CostModel, RankedRewardModel, RewardModel
 from rlhf_lightning.methods.scoring import ScoringModule
+from rlhf_lightning.methods.shaping import RewardShaping
 from rlhf_lightning.methods.supervised import Supervised
 from rlhf_lightning.methods.unpaired import Unpaired
 from rlhf_lightning.methods.value_based import ValueBased
 
 __all__ = [
+    "PPO",
     "AlignmentModule",
     "ContextDistillation",
     "Contrastive",
@@ -35,6 +38,7 @@ __all__ = [
     "RankedRewardModel",
     "Rating",
     "RewardModel",
+    "RewardShaping",
     "ScoringModule",
     "Supervised",
     "Unpaired",

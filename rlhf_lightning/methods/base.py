@@ -151,7 +151,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         if self._optimizer is None:
             raise ValueError("training needs an optimizer: pass one, for example partial(torch.optim.AdamW, lr=1e-6)")
         self.configure_model()
-        optimizer = self._optimizer(decay_groups(self.policy.parameters()))
+        optimizer = self._optimizer(self.parameter_groups())
         # A fused step can unscale gradients itself, so Lightning refuses to clip before it under any mixed precision.
         # Told that it cannot, a gradient scaler (if there is one) unscales first, and clipping works.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
@@ -160,6 +160,10 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         scheduler = make_scheduler(self._scheduler, optimizer, self._total_steps)
         schedule: Any = {"scheduler": scheduler, "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser trains: matrices, and vectors without weight decay."""
+        return decay_groups(self.policy.parameters())
 
     def _total_steps(self) -> int:
         steps = self.trainer.estimated_stepping_batches

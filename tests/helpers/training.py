@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import partial
 
@@ -33,6 +34,9 @@ class Bigram(nn.Module):
         self.dropout = nn.Dropout(dropout)
         for parameter in self.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5
+
+    def policy_copy(self) -> Bigram:
+        return copy.deepcopy(self)
 
     def forward(
         self,

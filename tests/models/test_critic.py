@@ -57,7 +57,7 @@ def test_all_kinds_start_with_the_same_values_and_log_probs(family: str, backend
     log_probs = Actor(tiny_model(family), backend=backend)(batch).token
     for kind in KINDS:
         if kind == "hydra" and family in NO_HYDRA:
-            with pytest.raises(ValueError, match="method.critic.kind=hydra does not know"):
+            with pytest.raises(ValueError, match=r"method.critic.kind=hydra does not know"):
                 made(kind, family)
             continue
         if kind == "adapter" and family == "gpt2":  # Conv1D layers are no targets of all-linear
@@ -143,7 +143,7 @@ def test_a_reference_has_no_critic_and_follows_the_policy(kind: str) -> None:
     before = reference(batch).token.clone()
     assert torch.equal(before, actor.eval()(batch).token)
     with torch.no_grad():
-        for name, parameter in actor.named_parameters():
+        for parameter in actor.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter) if parameter.requires_grad else 0.0)
     assert torch.equal(reference(batch).token, before)
     reference.refresh(actor)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf_lightning.credit.gae import estimated, gae
+from rlhf_lightning.credit.temporal import estimated, gae
 from rlhf_lightning.types import Ragged
 
 #: Spec: beta 0.1 on log-probs [-1, -2, -0.5] against [-1.2, -1.5, -0.5], score 1.
@@ -18,6 +18,10 @@ REWARD, VALUE = [-0.02, 0.05, 1.0], [0.2, 0.1, 0.4]
 def ragged(*rows: list[float]) -> Ragged:
     sequence = torch.tensor([i for i, row in enumerate(rows) for _ in row], dtype=torch.long)
     return Ragged(torch.tensor([x for row in rows for x in row]), sequence, len(rows))
+
+
+def advantage(reward: Ragged, value: Ragged, **options: float) -> Tensor:
+    return gae(reward, value, **options)["advantage"].token
 
 
 @pytest.mark.parametrize(
@@ -30,18 +34,32 @@ def ragged(*rows: list[float]) -> Ragged:
 )
 def test_golden(lam: float, expected: list[float]) -> None:
     found = gae(ragged(REWARD), ragged(VALUE), gamma=1.0, lam=lam)
-    torch.testing.assert_close(found.token, torch.tensor(expected))
+    torch.testing.assert_close(found["advantage"].token, torch.tensor(expected))
 
 
 def test_returns_by_hand() -> None:
     """R = A + V: [0.954, 1.02, 1.0] at lambda 0.95."""
-    found = gae(ragged(REWARD), ragged(VALUE)).token + torch.tensor(VALUE)
-    torch.testing.assert_close(found, torch.tensor([0.954, 1.02, 1.0]))
+    found = gae(ragged(REWARD), ragged(VALUE))["returns"]
+    torch.testing.assert_close(found.token, torch.tensor([0.954, 1.02, 1.0]))
+
+
+def test_whitened_rewards_keep_their_mean() -> None:
+    """Mean 0.343333, unbiased variance 0.324633 of the golden's rewards; with lambda 1 and no values a suffix sum."""
+    found = gae(ragged(REWARD), ragged([0.0, 0.0, 0.0]), lam=1.0, whiten_rewards=True)["advantage"]
+    torch.testing.assert_close(found.token, torch.tensor([1.03, 1.324355, 1.495853]), atol=1e-5, rtol=0)
+    biased = gae(ragged(REWARD), ragged([0.0] * 3), lam=1.0, whiten_rewards=True, unbiased=False)["advantage"]
+    assert biased.token[2] > found.token[2]
+
+
+@pytest.mark.parametrize(("score", "expected"), [(80.0, 50.0), (-80.0, -50.0), (3.0, 3.0)])
+def test_the_clip_of_a_token_holds_penalty_and_score_together(score: float, expected: float) -> None:
+    found = gae(ragged([0.5, score]), ragged([0.0, 0.0]), token_clip=50.0)["returns"]
+    assert found.token[1].item() == expected
 
 
 def test_responses_do_not_see_each_other() -> None:
-    both = gae(ragged(REWARD, [0.3], [], [0.1, -0.2]), ragged(VALUE, [0.5], [], [0.0, 1.0])).token
-    apart = [gae(ragged(r), ragged(v)).token for r, v in [(REWARD, VALUE), ([0.3], [0.5]), ([0.1, -0.2], [0.0, 1.0])]]
+    both = advantage(ragged(REWARD, [0.3], [], [0.1, -0.2]), ragged(VALUE, [0.5], [], [0.0, 1.0]))
+    apart = [advantage(ragged(r), ragged(v)) for r, v in [(REWARD, VALUE), ([0.3], [0.5]), ([0.1, -0.2], [0.0, 1.0])]]
     torch.testing.assert_close(both, torch.cat(apart))
 
 
@@ -76,7 +94,7 @@ numbers = st.floats(-3, 3, allow_nan=False, width=32)
 )
 def test_equals_the_scan_and_the_plain_loop(rows: list[list[tuple[float, float]]], gamma: float, lam: float) -> None:
     rewards, values = [[r for r, _ in row] for row in rows], [[v for _, v in row] for row in rows]
-    found = gae(ragged(*rewards), ragged(*values), gamma=gamma, lam=lam).token
+    found = advantage(ragged(*rewards), ragged(*values), gamma=gamma, lam=lam)
     pairs = list(zip(rewards, values, strict=True))
     scanned = [scan(torch.tensor(r).double(), torch.tensor(v).double(), gamma, lam) for r, v in pairs]
     torch.testing.assert_close(found.double(), torch.cat(scanned), atol=1e-4, rtol=1e-4)

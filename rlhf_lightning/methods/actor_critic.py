@@ -1,0 +1,272 @@
+"""PPO: a policy and a critic that says what each of its tokens was expected to bring."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from rlhf_lightning.credit.whitening import whiten
+from rlhf_lightning.losses.critic import value_error
+from rlhf_lightning.methods.kl import KLPenalty
+from rlhf_lightning.methods.mismatch import Mismatch
+from rlhf_lightning.methods.optimizers import decay_groups
+from rlhf_lightning.methods.policy_gradient import PolicyGradient
+from rlhf_lightning.models.critic import ActorCritic
+from rlhf_lightning.models.roles import evaluating
+from rlhf_lightning.types import (
+    Credit,
+    Episodes,
+    PackedBatch,
+    Ragged,
+    RolloutBatch,
+    RolloutOptions,
+    SequenceLogProbs,
+    StepOutput,
+    TokenLoss,
+)
+
+if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from rlhf_lightning.models.roles import Models
+
+Whitening = Literal["minibatch", "rollout", "none"]
+#: What each output of the critic is: its field at the rollout, and that of the returns it learns.
+CRITICS = (("value", "returns"), ("cost_value", "cost_returns"))
+
+
+class PPO(PolicyGradient):
+    r"""Clipped policy and value losses on advantages from generalised advantage estimation.
+
+    .. math:: L = L_\pi + c_v L_V - c_e H - c_{ptx}\,E\log\pi_\theta(\text{pretraining text})
+
+    Policy and critic are trained by one optimiser with parameter groups of their own. The detailed options and where
+    each comes from: ``docs/ppo_details.md``.
+
+    Args:
+        models: see ``PolicyGradient``; so are the other arguments that are not named here.
+        loss: of the policy's tokens.
+        optimizer: see ``AlignmentModule``; the critic's parameters are groups of their own.
+        scheduler: see ``AlignmentModule``.
+        advantage: a credit function that also gives ``returns``, such as ``credit.gae``.
+        critic: the class ``models.ActorCritic``, or a partial with its options.
+        value_coef: c_v.
+        value_clip: epsilon of the value loss, in units of the reward; None: no clip.
+        critic_lr: learning rate of the critic; None: the policy's.
+        critic_warmup: first optimiser steps that train the critic alone.
+        whiten_advantages: over each optimiser step (``minibatch``), over the rollout, or not.
+        whiten_unbiased: divide the squares by n - 1 instead of n.
+        advantage_clip: bound of an absolute advantage, after whitening; None: none.
+        max_ratio: a micro-batch whose mean ratio exceeds this does not train the policy; None: none.
+        ptx_coef: weight of the likelihood of pretraining text that comes with each batch, as a mean over its tokens.
+        rollout: see ``PolicyGradient``.
+        kl: see ``PolicyGradient``.
+        aggregation: of policy and value loss; see ``PolicyGradient``.
+        aggregation_length: see ``PolicyGradient``.
+        shaping: see ``PolicyGradient``.
+        mismatch: see ``PolicyGradient``.
+        entropy_coef: c_e.
+        target_kl: see ``PolicyGradient``.
+        score_temperature: see ``PolicyGradient``.
+        reward: see ``PolicyGradient``.
+        statistics: see ``AlignmentModule``.
+
+    Raises:
+        ValueError: an option is unknown, out of its range or does not go with another one.
+    """
+
+    outputs: ClassVar[int] = 1  #: values a token
+
+    def __init__(
+        self,
+        models: Callable[..., Models],
+        loss: Callable[..., TokenLoss],
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[..., LRScheduler] | None = None,
+        *,
+        advantage: Callable[..., Any],
+        critic: Callable[..., ActorCritic] = ActorCritic,
+        value_coef: float = 0.1,
+        value_clip: float | None = 0.2,
+        critic_lr: float | None = None,
+        critic_warmup: int = 0,
+        whiten_advantages: Whitening = "minibatch",
+        whiten_unbiased: bool = True,
+        advantage_clip: float | None = None,
+        max_ratio: float | None = None,
+        ptx_coef: float = 0.0,
+        rollout: RolloutOptions | Mapping[str, Any] | None = None,
+        kl: KLPenalty | None = None,
+        aggregation: str = "token_mean",
+        aggregation_length: float | None = None,
+        shaping: Callable[..., Tensor] | None = None,
+        mismatch: Mismatch | None = None,
+        entropy_coef: float = 0.0,
+        target_kl: float | None = None,
+        score_temperature: float | None = None,
+        reward: Any = None,
+        statistics: Sequence[str] = ("entropy",),
+    ) -> None:
+        super().__init__(
+            models,
+            loss,
+            optimizer,
+            scheduler,
+            advantage=advantage,
+            rollout=rollout,
+            kl=kl,
+            aggregation=aggregation,
+            aggregation_length=aggregation_length,
+            shaping=shaping,
+            mismatch=mismatch,
+            entropy_coef=entropy_coef,
+            target_kl=target_kl,
+            score_temperature=score_temperature,
+            reward=reward,
+            statistics=statistics,
+        )
+        self.value_coef, self.value_clip = value_coef, value_clip
+        self.critic_lr, self.critic_warmup = critic_lr, critic_warmup
+        self.whiten_advantages, self.whiten_unbiased = whiten_advantages, whiten_unbiased
+        self.advantage_clip, self.max_ratio, self.ptx_coef = advantage_clip, max_ratio, ptx_coef
+        self._check_options()
+        self.actor = functools.partial(critic, outputs=self.outputs)
+
+    def _check_options(self) -> None:
+        if self.whiten_advantages not in get_args(Whitening):
+            raise ValueError(
+                f"method.whiten_advantages={self.whiten_advantages!r}; it can be {', '.join(get_args(Whitening))}"
+            )
+        for name in ("value_coef", "critic_warmup", "ptx_coef"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"method.{name}={getattr(self, name)} must be at least 0")
+        for name in ("value_clip", "critic_lr", "advantage_clip", "max_ratio"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"method.{name}={value} must be positive or null")
+
+    # The model
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Those of the policy, then those of the critic with its learning rate."""
+        named = list(self.policy.named_parameters())
+        groups = decay_groups(parameter for name, parameter in named if not self.policy.of_critic(name))
+        critic = decay_groups(parameter for name, parameter in named if self.policy.of_critic(name))
+        rate = {} if self.critic_lr is None else {"lr": self.critic_lr}
+        return groups + [group | rate for group in critic]
+
+    # Between rollout and steps
+
+    @property
+    def scored(self) -> frozenset[str]:
+        """See ``PolicyGradient``; and what the critic expected."""
+        return super().scored | {name for name, _ in CRITICS[: self.outputs]}
+
+    @torch.no_grad()
+    def scores(self, batch: PackedBatch) -> dict[str, Tensor]:
+        """See ``PolicyGradient``; log-probs and values come from one forward pass."""
+        asked, out = self.scored, {}
+        with evaluating(self.policy):
+            old, values = self.policy(
+                batch, values=True, log_probs="old_log_probs" in asked, temperature=self.temperature
+            )
+        if old is not None:
+            out["old_log_probs"] = old.token.float()
+        if "reference_log_probs" in asked:
+            out["reference_log_probs"] = self._live_reference(batch, temperature=self.temperature).token.float()
+        return out | {name: value for (name, _), value in zip(CRITICS, values.float(), strict=False)}
+
+    @torch.no_grad()
+    def credit(self, episodes: Episodes) -> Credit:
+        """See ``PolicyGradient``; whitens over the rollout, and says how well the critic knew the returns."""
+        credit = super().credit(episodes)
+        for name, target in CRITICS[: self.outputs]:
+            returns, value = credit.tokens[target].token, episodes.tokens[name].token
+            credit.metrics |= {f"{target}/{key}": number for key, number in _moments(returns).items()}
+            credit.metrics[f"{name}/explained_variance"] = _explained(value, returns)
+        if self.whiten_advantages == "rollout":
+            advantage = credit.tokens["advantage"]
+            credit.tokens["advantage"] = advantage.with_token(whiten(advantage.token, unbiased=self.whiten_unbiased))
+        return credit
+
+    # A step
+
+    def forward(self, batch: RolloutBatch) -> StepOutput:
+        """Loss and diagnostics of a micro-batch of a rollout."""
+        policy, values = self.policy(
+            batch, values=True, temperature=self.temperature, statistics=self.wanted_statistics
+        )
+        losses, named = self.objective(batch, policy)
+        if self.max_ratio is not None:
+            ratio = (policy.token.detach() - self.old_log_probs(batch, policy).token).clamp(-20, 20).exp().mean()
+            skipped = ratio > self.max_ratio
+            losses, named["ratio/skipped"] = torch.where(skipped, 0.0, losses), skipped.float()
+        for (name, target), value in zip(CRITICS, values, strict=False):
+            error, diagnostics = self._value_loss(batch, name, target, batch.ragged(value))
+            losses, named = losses + self.value_coef * error, named | diagnostics
+        output = self.output(batch, policy, losses, named)
+        return self._with_pretraining(batch, output) if self.ptx_coef else output
+
+    def _value_loss(
+        self, batch: RolloutBatch, name: str, target: str, value: Ragged
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        old, returns = getattr(batch, name), getattr(batch, target)
+        if old is None or returns is None:
+            raise ValueError(
+                f"the batch has no {name} or no {target}: take batches from the rollout loader, or give a batch those "
+                "of module.scores and module.credit"
+            )
+        result = value_error(value, old, returns, clip=self.value_clip)
+        losses = self.aggregated(value.with_token(result.token))
+        prefix = name.removesuffix("value")  # "" or "cost_"
+        named = {prefix + key: number for key, number in result.diagnostics.items()}
+        return losses, named | {f"loss/{name}": losses.detach()}
+
+    def _with_pretraining(self, batch: RolloutBatch, output: StepOutput) -> StepOutput:
+        text = batch.ptx
+        if text is None:
+            raise ValueError(
+                f"method.ptx_coef={self.ptx_coef} mixes pretraining text in, and the batch brings none: give the data "
+                "as data.ptx, or set method.ptx_coef=0"
+            )
+        log_probs: SequenceLogProbs = self.policy(text)
+        losses = -log_probs.sum() / log_probs.step_length
+        output.diagnostics["diagnostic/loss/ptx"] = losses.detach()
+        output.loss = output.loss + self.ptx_coef * self.scaled(losses, text)
+        return output
+
+    def advantages(self, batch: RolloutBatch) -> Ragged:
+        """See ``PolicyGradient``; whitened over the optimiser step and clipped as the options say."""
+        advantage = super().advantages(batch)
+        token = advantage.token
+        if self.whiten_advantages == "minibatch":
+            mean, std = batch.advantage_moments
+            tokens = sum(batch.totals.slot_tokens)
+            correction = tokens / (tokens - 1) if self.whiten_unbiased and tokens > 1 else 1.0
+            token = (token - mean) / (std**2 * correction + 1e-8) ** 0.5
+        if self.advantage_clip is not None:
+            token = token.clamp(-self.advantage_clip, self.advantage_clip)
+        return advantage.with_token(token)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Note the critic's learning rate; in the warm-up let the policy have no gradient."""
+        super().on_before_optimizer_step(optimizer)
+        self.track("train/lr/critic", torch.tensor(optimizer.param_groups[-1]["lr"], device=self.device))
+        if self.trainer.global_step < self.critic_warmup:
+            for name, parameter in self.policy.named_parameters():
+                if not self.policy.of_critic(name):
+                    parameter.grad = None
+
+
+def _moments(numbers: Tensor) -> dict[str, float]:
+    return {"mean": float(numbers.mean()), "std": float(numbers.std(unbiased=False))}
+
+
+def _explained(value: Tensor, returns: Tensor) -> float:
+    """1 - Var(R - V) / Var(R): 1 knows all, 0 is a constant's worth, below 0 is worse than a constant."""
+    return 1 - float((returns - value).var(unbiased=False) / returns.var(unbiased=False).clamp(min=1e-8))
