@@ -126,8 +126,8 @@ class _Judge(TextReward):
 class RatingJudge(_Judge):
     """The rating that a language model gives a response, on its scale or brought to [0, 1].
 
-    Counted: ``unanswered``, the judge gave no answer at all; ``parse_failures``, no rating in its range could be read;
-    ``unscored``, responses without a rating.
+    Counted: ``unanswered``, the judge gave no answer at all, and ``parse_failures``, no rating in its range could be
+    read, as shares of the questions; ``unscored``, share of the responses without a rating.
 
     Source: single-answer grading of "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", arXiv:2306.05685; the
     policy as its own judge: "Self-Rewarding Language Models", arXiv:2401.10020, which takes the mean of 3 judgments.
@@ -215,7 +215,8 @@ class ComparisonJudge(_Judge):
     both orders gave a verdict: one order alone would reward a place. A response without any has no score. Equal
     responses tie and are not asked about. A group of n is at most n (n - 1) questions.
 
-    Counted: ``unanswered`` and ``parse_failures``, ``unscored``; and over the pairs with two verdicts ``consistent``, both orders agree, and ``first``, share of the verdicts for what was shown first (1/2: no bias).
+    Counted: ``unanswered``, ``parse_failures``, ``unscored``; and over the pairs with two verdicts ``consistent``, both
+    orders agree, and ``first``, share of the verdicts for what was shown first (1/2: no bias).
 
     Source: pairwise comparison with swapped positions of arXiv:2306.05685, sections 3.1 and 3.4; there a pair whose
     orders disagree is a tie, which the mean of the two orders gives too.
