@@ -16,6 +16,7 @@ from rlhf_lightning.methods.kl import KLPenalty
 from rlhf_lightning.methods.mismatch import Mismatch
 from rlhf_lightning.methods.optimizers import decay_groups
 from rlhf_lightning.methods.policy_gradient import PolicyGradient
+from rlhf_lightning.methods.shaping import RewardShaping
 from rlhf_lightning.models.critic import ActorCritic
 from rlhf_lightning.models.roles import evaluating
 from rlhf_lightning.types import (
@@ -104,7 +105,7 @@ class PPO(PolicyGradient):
         kl: KLPenalty | None = None,
         aggregation: str = "token_mean",
         aggregation_length: float | None = None,
-        shaping: Callable[..., Tensor] | None = None,
+        shaping: RewardShaping | None = None,
         mismatch: Mismatch | None = None,
         entropy_coef: float = 0.0,
         target_kl: float | None = None,
