@@ -194,7 +194,10 @@ SIMILAR = {**CHECK, "type": "text_similarity", "evaluation_metric": "bleu"}
         (changed(EXACT, operation="equals"), r"reward.spec.operation='equals' is not one of eq, ne, like, ilike"),
         (changed(EXACT, operation="-"), "reward.spec.operation must be a text"),
         (changed(EXACT, reference=4), "reward.spec.reference must be a text, not 4"),
-        (changed(EXACT, refrence="x"), "reward.spec.refrence: there is no such field; string_check has input, reference"),
+        (
+            changed(EXACT, refrence="x"),
+            "reward.spec.refrence: there is no such field; string_check has input, reference",
+        ),
         (changed(EXACT, input="{{ output }}"), "reward.spec.input"),
         (changed(EXACT, pass_threshold="high"), "reward.spec.pass_threshold='high' must be a number"),
         (changed(SIMILAR, evaluation_metric="meteor"), "'meteor' is not available: it needs WordNet"),
@@ -214,7 +217,10 @@ SIMILAR = {**CHECK, "type": "text_similarity", "evaluation_metric": "bleu"}
         (changed(MULTI, graders={"lambda": EXACT}), "'lambda' is no name"),
         (changed(MULTI, calculate_output="exact + exakt"), "there is no grader 'exakt'; there are exact, near"),
         (changed(MULTI, calculate_output="-"), "reward.spec.calculate_output must be a text"),
-        (changed(MULTI, graders={"a": changed(EXACT, operation="x")}, calculate_output="a"), "spec.graders.a.operation"),
+        (
+            changed(MULTI, graders={"a": changed(EXACT, operation="x")}, calculate_output="a"),
+            "spec.graders.a.operation",
+        ),
         (nested(5), "nested more than 4 deep"),
     ],
 )

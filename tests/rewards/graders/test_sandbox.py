@@ -94,7 +94,9 @@ def test_an_infinite_loop_costs_its_cpu_time(both: Sandbox):
 
 
 def test_a_loop_that_ignores_signals(both: Sandbox):
-    text = "import signal\nfor n in range(1, 32):\n    try: signal.signal(n, signal.SIG_IGN)\n    except OSError: pass\n"
+    text = (
+        "import signal\nfor n in range(1, 32):\n    try: signal.signal(n, signal.SIG_IGN)\n    except OSError: pass\n"
+    )
     assert both.run({"output_text": text + "while True: pass"}, {}).timeout
 
 

@@ -80,6 +80,8 @@ def test_fields_that_are_not_there(text: str, message: str):
 def test_columns_are_held_against_the_data():
     template = Template("{{ item.anwser.text }} {{ item.question }} {{ sample.output_text }}", "reward.spec.reference")
     assert template.columns == ["anwser", "question"]
-    with pytest.raises(ValueError, match=r"reward.spec.reference: .*'anwser'. Did you mean item.answer\? It has answer"):
+    with pytest.raises(
+        ValueError, match=r"reward.spec.reference: .*'anwser'. Did you mean item.answer\? It has answer"
+    ):
         template.check(["answer", "question"])
     template.check(["anwser", "question", "more"])
