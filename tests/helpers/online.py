@@ -103,9 +103,10 @@ def module_of(options: RolloutOptions = OPTIONS, **further: Any) -> PolicyGradie
         "advantage": grpo,
         "kl": KLPenalty("reward", "k1", 0.1, controller="adaptive", target=0.05, horizon=100),
         "shaping": RewardShaping(scale="running", clip=5.0),
+        "optimizer": partial(torch.optim.AdamW, lr=1e-2),
+        "scheduler": partial(cosine, warmup=0.2),
     }
-    optimizer = partial(torch.optim.AdamW, lr=1e-2)
-    return PolicyGradient(builder(), ppo, optimizer, partial(cosine, warmup=0.2), rollout=options, **settings | further)
+    return PolicyGradient(builder(), ppo, rollout=options, **settings | further)
 
 
 def online(
