@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.rollout.openai import OpenAIEngine as OpenAIEngine
     from rlhf_lightning.rollout.transformers import TransformersEngine as TransformersEngine
     from rlhf_lightning.rollout.vllm import VLLMEngine as VLLMEngine
+    from rlhf_lightning.rollout.vllm_server import VLLMServerEngine as VLLMServerEngine
 
 _HOME = {
     "ChatClient": "openai",
@@ -18,6 +19,7 @@ _HOME = {
     "RolloutEngine": "base",
     "TransformersEngine": "transformers",
     "VLLMEngine": "vllm",
+    "VLLMServerEngine": "vllm_server",
 }
 
 __all__ = list(_HOME)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +13,14 @@ import torch
 import torch.distributed as dist
 
 from rlhf_lightning.rollout.completions import server_seed
-from rlhf_lightning.rollout.vllm_options import INSTALL, RestrictedSampling, check_lengths, installed, set_environment
+from rlhf_lightning.rollout.vllm_options import (
+    INSTALL,
+    RestrictedSampling,
+    check_lengths,
+    fitting,
+    installed,
+    set_environment,
+)
 from rlhf_lightning.rollout.vllm_worker import fix_tied
 from rlhf_lightning.rollout.weights import dtype_name, ends, policy_weights, write_config
 from rlhf_lightning.types import Sample, Sampling
@@ -86,6 +94,7 @@ class VLLMEngine:
         }
         self.version = 0
         self._llm: Any = None
+        self._had_group = False  # whether the default process group was there before vLLM was
         self._ends: list[int] = []
         self._restricted = RestrictedSampling()
 
@@ -114,7 +123,9 @@ class VLLMEngine:
         )
         from vllm import LLM
 
-        distributed = torch.cuda.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self.max_model_len = fitting(self.max_model_len, policy)
+        self._had_group = dist.is_initialized()
+        distributed = torch.cuda.is_available() and self._had_group and dist.get_world_size() > 1
         set_num_threads = torch.set_num_threads
         with tempfile.TemporaryDirectory(prefix="rlhf-vllm-") as folder:
             write_config(policy, Path(folder))
@@ -124,19 +135,13 @@ class VLLMEngine:
                     skip_tokenizer_init=True,
                     load_format="dummy",
                     dtype=dtype_name(policy) if self.dtype == "auto" else self.dtype,
-                    max_model_len=self._fitting(policy),
+                    max_model_len=self.max_model_len,
                     logprobs_mode="processed_logprobs",
                     **({"distributed_executor_backend": "external_launcher"} if distributed else {}),
                     **self._arguments,
                 )
             finally:
                 torch.set_num_threads = set_num_threads  # on a CPU vLLM puts a no-op in its place
-
-    def _fitting(self, policy: Actor) -> int:
-        """The length limit, no more than the model's own positions."""
-        own = getattr(policy.model.config, "max_position_embeddings", None)
-        self.max_model_len = min(self.max_model_len, own) if own else self.max_model_len
-        return self.max_model_len
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, n: int, seeds: Sequence[int]
@@ -186,8 +191,28 @@ class VLLMEngine:
     def close(self) -> None:
         """Free the copy of the weights and the keys and values."""
         if self._llm is not None:
-            self._llm.llm_engine.engine_core.shutdown()
+            with _process_group_kept(keep=self._had_group):
+                self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
+
+
+@contextmanager
+def _process_group_kept(*, keep: bool) -> Iterator[None]:
+    """Let vLLM end its own process groups but not the default one, which belongs to the trainer.
+
+    An engine that is shut down destroys the default group, whoever made it; the trainer's next collective call fails.
+    """
+    destroy = dist.destroy_process_group
+
+    def destroy_own(group: Any = None) -> None:
+        if group is not None or not keep:
+            destroy(group)
+
+    dist.destroy_process_group = destroy_own
+    try:
+        yield
+    finally:
+        dist.destroy_process_group = destroy
 
 
 def check_options(max_model_len: int, max_num_seqs: int, dtype: str, max_gap: float | None) -> None:

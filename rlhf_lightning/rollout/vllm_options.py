@@ -6,8 +6,12 @@ import importlib.util
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rlhf_lightning.types import Sampling
+
+if TYPE_CHECKING:
+    from rlhf_lightning.models.actor import Actor
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +53,12 @@ def check_lengths(prompts: Sequence[Sequence[int]], sampling: Sampling, limit: i
             f"a prompt of {longest} tokens and a response of {sampling.max_new_tokens} do not fit into "
             f"rollout.max_model_len={limit}: raise it, or lower rollout.max_new_tokens or data.max_prompt_length"
         )
+
+
+def fitting(limit: int, policy: Actor) -> int:
+    """A length limit that is no more than the model has positions."""
+    own = getattr(policy.model.config, "max_position_embeddings", None)
+    return min(limit, int(own)) if own else limit
 
 
 class RestrictedSampling:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlhf_lightning.models.adapters import is_quantized
 from rlhf_lightning.models.export import merged_weights
-from rlhf_lightning.models.naming import transformers_model
+from rlhf_lightning.models.naming import of_adapter, plain_name, transformers_model
 from rlhf_lightning.models.sharding import unsharded
 
 if TYPE_CHECKING:
@@ -35,10 +35,7 @@ def policy_weights(policy: Actor) -> dict[str, Tensor]:
         )
     model = transformers_model(policy)
     with unsharded(policy):
-        weights = merged_weights(model)
-    if getattr(model.config, "tie_word_embeddings", False):
-        weights.pop("lm_head.weight", None)
-    return weights
+        return without_tied_head(model, merged_weights(model))
 
 
 def ends(policy: Actor) -> list[int]:
@@ -74,3 +71,22 @@ def write_weights(weights: Mapping[str, Tensor], folder: Path, dtype: str) -> No
     }
     save_file(state, part, metadata={"format": "pt"})
     part.replace(file)
+
+
+def base_weights(policy: Actor) -> dict[str, Tensor]:
+    """The weights beneath the policy's adapter by plain name, on the CPU, without a tied head; collective."""
+    model = transformers_model(policy)
+    with unsharded(policy):
+        weights = {
+            plain_name(name): value.detach().to("cpu", copy=True)
+            for name, value in model.named_parameters(remove_duplicate=False)
+            if not of_adapter(name)
+        }
+    return without_tied_head(model, weights)
+
+
+def without_tied_head(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights without a head that is the embedding."""
+    if getattr(model.config, "tie_word_embeddings", False):
+        weights.pop("lm_head.weight", None)
+    return weights

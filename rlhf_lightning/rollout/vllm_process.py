@@ -1,0 +1,101 @@
+"""A vLLM server of our own on this machine: started, waited for and ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import rlhf_lightning
+from rlhf_lightning.rollout.endpoint import Endpoint, ServerError
+from rlhf_lightning.rollout.vllm_options import ENVIRONMENT
+
+#: What a server must be started with so that its weights can be renewed. The routes that do it have no protection of
+#: their own, which is why the server listens on this machine only.
+ENVIRONMENT_OF_SERVERS: Mapping[str, str] = {
+    "VLLM_SERVER_DEV_MODE": "1",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+    "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",  # the default leaves a core to the engine's own loop, half of two
+}
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class ServerProcess:
+    """A running server and all that it started.
+
+    Args:
+        command: its arguments after the interpreter's.
+        port: that it was told to listen on.
+        log_file: what it says goes there.
+        environment: set beside this process's own.
+
+    Raises:
+        OSError: the interpreter cannot be started.
+    """
+
+    def __init__(self, command: Sequence[str], port: int, log_file: Path, environment: Mapping[str, str]) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.log_file = log_file
+        home = str(Path(rlhf_lightning.__file__).parents[1])  # the worker extension must be importable
+        paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
+        env = {
+            **ENVIRONMENT,
+            **ENVIRONMENT_OF_SERVERS,
+            **os.environ,
+            **environment,
+            "PYTHONPATH": os.pathsep.join(paths),
+        }
+        with log_file.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, *command], stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True
+            )
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the server answers.
+
+        Raises:
+            ServerError: it ended, or does not answer in time; the message has the end of what it said.
+        """
+        endpoint, until = Endpoint(self.url, timeout=5, retries=0), time.monotonic() + seconds
+        while True:
+            if (code := self._process.poll()) is not None:
+                raise ServerError(f"the vLLM server ended with code {code} while it started. {self._last_words()}")
+            try:
+                endpoint.get("/health")
+                return
+            except ServerError:
+                if time.monotonic() > until:
+                    self.stop()
+                    raise ServerError(
+                        f"the vLLM server did not answer within rollout.start_timeout={seconds:g} s. "
+                        f"{self._last_words()}"
+                    ) from None
+                time.sleep(0.25)
+
+    def _last_words(self) -> str:
+        lines = self.log_file.read_text(errors="replace").strip().splitlines()
+        return f"Its log is {self.log_file}; it ends with:\n" + "\n".join(lines[-15:])
+
+    def stop(self) -> None:
+        """End the server and everything that it started; nothing happens where it has ended."""
+        for way, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
+            try:
+                os.killpg(self._process.pid, way)
+            except ProcessLookupError:
+                break
+            try:
+                self._process.wait(patience)
+            except subprocess.TimeoutExpired:
+                continue
+        self._process.poll()

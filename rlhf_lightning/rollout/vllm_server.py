@@ -1,0 +1,324 @@
+"""Rollouts by a vLLM server whose weights follow the policy: one server for all processes of a run."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+
+from rlhf_lightning.models.adapters import is_adapted
+from rlhf_lightning.models.export import export
+from rlhf_lightning.rollout.completions import choices, sampling_fields, token_sample
+from rlhf_lightning.rollout.endpoint import Endpoint, ServerError, in_threads
+from rlhf_lightning.rollout.openai import only_model
+from rlhf_lightning.rollout.vllm import Dtype, check_options
+from rlhf_lightning.rollout.vllm_options import INSTALL, RestrictedSampling, check_lengths, fitting, installed
+from rlhf_lightning.rollout.vllm_process import ServerProcess, free_port
+from rlhf_lightning.rollout.vllm_worker import EXTENSION
+from rlhf_lightning.rollout.weights import base_weights, dtype_name, ends, policy_weights, write_config, write_weights
+from rlhf_lightning.types import Sample, Sampling
+
+if TYPE_CHECKING:
+    from rlhf_lightning.models.actor import Actor
+
+T = TypeVar("T")
+
+#: What the server calls the policy, and its adapter.
+POLICY, ADAPTER = "policy", "policy-adapter"
+#: Ranks that vLLM has kernels for.
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+RUNNING = (
+    "start a server of your own as docs/vllm.md says: VLLM_SERVER_DEV_MODE=1 and "
+    f"--worker-extension-cls {EXTENSION}, or VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora for rollout.lora=true"
+)
+
+
+class VLLMServerEngine:
+    """Samples from a vLLM server, one that is started here or one that runs.
+
+    At a sync process 0 writes the policy's weights to a folder, and the server reads them between a pause and a
+    resume: a tied head is packed anew, and prompts that the old policy computed are forgotten. With ``lora=true`` only
+    the adapter is written, and the server applies it to the base that it was started with.
+
+    As with vLLM in process, sample ``j`` of a prompt draws from the prompt's seed plus ``j``, but batches round
+    differently: ``exact`` is False.
+
+    Args:
+        tokenizer: saved for the server; ids go in and out.
+        url: of a running server; null: start one on this machine and end it with the run.
+        model: as a running server calls it; null: the only one it serves.
+        folder: of the weights, which the server must see under the same name; null: a temporary one.
+        lora: send the adapter alone; the policy must have one.
+        max_new_tokens: most tokens of a response, its EOS included.
+        min_new_tokens: tokens before which a response cannot end; above 0 samples carry no log-probs.
+        dtype: of the server's weights; ``auto``: the policy's.
+        max_model_len: most tokens of a prompt with its response; of a running server too.
+        max_num_seqs: most responses decoded together.
+        memory: GiB for keys and values on a CPU.
+        gpu_memory_utilization: share of a GPU's memory for weights, keys and values.
+        enforce_eager: do not compile.
+        max_gap: largest difference of these log-probs from the trainer's that a run goes on with, in nats; null: any.
+        start_timeout: seconds until a server that is started must answer.
+        timeout: seconds that one request may take.
+        retries: further attempts after the first.
+        concurrency: requests under way at once, one a prompt.
+        port: of a server that is started; null: a free one.
+        environment: set for a server that is started, such as ``CUDA_VISIBLE_DEVICES``.
+        arguments: further ones of vLLM's command line.
+
+    Raises:
+        ModuleNotFoundError: a server is to be started and vLLM is not installed.
+        ValueError: an option is out of range.
+    """
+
+    name = "vllm_server"
+    exact = False
+
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        *,
+        url: str | None = None,
+        model: str | None = None,
+        folder: str | None = None,
+        lora: bool = False,
+        max_new_tokens: int = 256,
+        min_new_tokens: int = 0,
+        dtype: Dtype = "auto",
+        max_model_len: int = 2048,
+        max_num_seqs: int = 64,
+        memory: int = 1,
+        gpu_memory_utilization: float = 0.5,
+        enforce_eager: bool = True,
+        max_gap: float | None = 1.0,
+        start_timeout: float = 600.0,
+        timeout: float = 600.0,
+        retries: int = 2,
+        concurrency: int = 64,
+        port: int | None = None,
+        environment: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        Sampling(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens)  # checks them
+        check_options(max_model_len, max_num_seqs, dtype, max_gap)
+        if url is None and not installed():
+            raise ModuleNotFoundError(INSTALL)
+        if concurrency < 1:
+            raise ValueError(f"rollout.concurrency={concurrency} must be at least 1")
+        self.tokenizer, self.lora = tokenizer, lora
+        self.max_new_tokens, self.min_new_tokens, self.max_gap = max_new_tokens, min_new_tokens, max_gap
+        self.dtype, self.max_model_len, self.concurrency = dtype, max_model_len, concurrency
+        self.start_timeout, self.version, self.url = start_timeout, 0, url
+        self._patience: dict[str, Any] = {"timeout": timeout, "retries": retries}
+        self._model, self._given_folder = model, folder
+        self._port, self._environment = port, {"VLLM_CPU_KVCACHE_SPACE": str(memory), **(environment or {})}
+        self._arguments = [
+            *("--max-num-seqs", str(max_num_seqs)),
+            *("--gpu-memory-utilization", str(gpu_memory_utilization)),
+            *(["--enforce-eager"] if enforce_eager else []),
+            *map(str, arguments),
+        ]
+        self._endpoint: Endpoint | None = None
+        self._folder = Path()
+        self._process: ServerProcess | None = None  # of process 0, where it started one
+        self._ends: list[int] = []
+        self._restricted = RestrictedSampling()
+
+    # Weights
+
+    def sync(self, policy: Actor, version: int) -> None:
+        """Let the server take the policy's weights; a collective call. The first one starts the server.
+
+        Raises:
+            ValueError: ``lora=true`` and the policy has no adapter, or its base is quantised and must be merged.
+            ServerError: the server did not start, or cannot take weights.
+        """
+        if self.lora and not is_adapted(policy.model):
+            raise ValueError("rollout.lora=true needs an adapter: set adapter=lora, or rollout.lora=false")
+        if self._endpoint is None:
+            self._connect(policy)
+        if self.lora:
+            self._send_adapter(policy, version)
+        else:
+            self._send_weights(policy, version)
+        self._ends, self.version = ends(policy), version
+
+    def _connect(self, policy: Actor) -> None:
+        """Find the folder and the server; start one where no address is given."""
+        self._folder = Path(agreed(self._new_folder))
+        self.max_model_len = fitting(self.max_model_len, policy)
+        address = self.url
+        if address is None:
+            weights = base_weights(policy) if self.lora else policy_weights(policy)
+            address, self._model = agreed(lambda: self._start(policy, weights)), POLICY
+        self._endpoint = Endpoint(address, **self._patience)
+        if self._model is None:
+            self._model = agreed(lambda: only_model(self._reached))
+
+    def _new_folder(self) -> str:
+        if self._given_folder is None:
+            return tempfile.mkdtemp(prefix="rlhf-vllm-")
+        Path(self._given_folder).mkdir(parents=True, exist_ok=True)
+        return str(Path(self._given_folder).resolve())
+
+    def _start(self, policy: Actor, weights: Mapping[str, Tensor]) -> str:
+        """Start a server with these weights and wait for it; its address."""
+        home, port = self._folder / "model", self._port or free_port()
+        home.mkdir(exist_ok=True)
+        write_config(policy, home)
+        write_weights(weights, home, dtype_name(policy))
+        self.tokenizer.save_pretrained(home)
+        command = [
+            *("-m", "rlhf_lightning.rollout.vllm_serve", "--model", str(home), "--served-model-name", POLICY),
+            *("--host", "127.0.0.1", "--port", str(port), "--generation-config", "vllm"),
+            *("--dtype", dtype_name(policy) if self.dtype == "auto" else self.dtype),
+            *("--max-model-len", str(self.max_model_len), "--logprobs-mode", "processed_logprobs"),
+            *("--worker-extension-cls", EXTENSION, *self._arguments),
+        ]
+        if self.lora:
+            rank = max(config.r for config in policy.model.peft_config.values())
+            command += ["--enable-lora", "--max-lora-rank", str(next(r for r in LORA_RANKS if r >= rank))]
+        self._process = ServerProcess(command, port, self._folder / "server.log", self._environment)
+        self._process.wait(self.start_timeout)
+        return self._process.url
+
+    def _send_weights(self, policy: Actor, version: int) -> None:
+        weights = policy_weights(policy)
+
+        def send() -> None:
+            folder = self._version_folder("weights", version)
+            write_weights(weights, folder, dtype_name(policy))
+            with self._paused():
+                self._ask("/collective_rpc", {"method": "load_policy", "args": [str(folder)]})
+            self._forget_all_but(folder)
+
+        agreed(send)
+
+    def _send_adapter(self, policy: Actor, version: int) -> None:
+        folder = Path(agreed(lambda: str(self._version_folder("adapter", version))))
+        export(policy, self.tokenizer, folder, form="adapter")  # collective
+
+        def send() -> None:
+            body = {"lora_name": ADAPTER, "lora_path": str(folder), "load_inplace": True}
+            with self._paused():
+                self._ask("/v1/load_lora_adapter", body)
+            self._forget_all_but(folder)
+
+        agreed(send)
+
+    def _version_folder(self, kind: str, version: int) -> Path:
+        """A new folder of this kind; what an earlier attempt left is removed."""
+        folder = self._folder / f"{kind}-{version}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        return folder
+
+    def _forget_all_but(self, folder: Path) -> None:
+        """Remove older weights; the newest stay where the server may read them again."""
+        for older in self._folder.glob(f"{folder.name.partition('-')[0]}-*"):
+            if older != folder:
+                shutil.rmtree(older, ignore_errors=True)
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Hold the server while its weights change; requests of others wait, and nothing of the old ones is kept."""
+        self._ask("/pause?mode=wait")
+        try:
+            yield
+            self._ask("/reset_prefix_cache")
+        finally:
+            self._ask("/resume")
+
+    def _ask(self, route: str, body: Mapping[str, Any] | None = None) -> None:
+        try:
+            self._reached.post(route, body)
+        except ServerError as error:
+            raise ServerError(f"the server does not take weights: {error}. To serve a policy, {RUNNING}") from error
+
+    @property
+    def _reached(self) -> Endpoint:
+        if self._endpoint is None:
+            raise ValueError("the engine has no policy yet: call sync(policy, version) before generate")
+        return self._endpoint
+
+    # Samples
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, n: int, seeds: Sequence[int]
+    ) -> list[list[Sample]]:
+        """Draw ``n`` responses to each prompt; all prompts are asked for at once, up to ``concurrency``.
+
+        Raises:
+            ValueError: no policy was given yet, ``n`` is out of range, or a prompt is too long.
+            ServerError: the server refused, could not be reached or answered in another form.
+        """
+        endpoint = self._reached
+        if n < 1:
+            raise ValueError(f"n={n} samples a prompt must be at least 1")
+        check_lengths(prompts, sampling, self.max_model_len)
+        restricted = self._restricted(sampling)
+
+        def one(asked: tuple[Sequence[int], int]) -> list[Sample]:
+            body = self._request(asked[0], sampling, n, asked[1], log_probs=not restricted)
+            found = choices(endpoint.post("/v1/completions", body), n, endpoint.url)
+            return [token_sample(choice, self.version, endpoint.url) for choice in found]
+
+        return in_threads(one, list(zip(prompts, seeds, strict=True)), self.concurrency)
+
+    def _request(
+        self, prompt: Sequence[int], sampling: Sampling, n: int, seed: int, *, log_probs: bool
+    ) -> dict[str, Any]:
+        """A request that leaves nothing to the server's or the model's own defaults."""
+        stop = [] if sampling.ignore_eos else [*self._ends, *sampling.stop]
+        return {
+            **sampling_fields(sampling, n, seed),
+            "model": ADAPTER if self.lora else self._model,
+            "prompt": list(prompt),
+            "top_k": sampling.top_k,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "stop_token_ids": stop,
+            "return_token_ids": True,
+            **({"logprobs": 0} if log_probs else {}),  # of the drawn token only
+        }
+
+    def close(self) -> None:
+        """End a server that was started here and remove the weights that were written for it."""
+        if self._process is not None:
+            self._process.stop()
+            self._process = None
+        if self._given_folder is None and self._folder != Path() and is_first():
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._endpoint, self._folder = None, Path()
+
+
+def is_first() -> bool:
+    """Whether this is process 0."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def agreed(work: Callable[[], T]) -> T:
+    """What process 0 makes, on every process; an error of it is every process's error. A collective call."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return work()
+    found: list[Any] = [None, None]
+    if is_first():
+        try:
+            found[0] = work()
+        except Exception as error:  # the others wait for it
+            found[1] = error
+    # An error may hold what cannot be sent: the other processes get its words.
+    sent = [found[0], None if found[1] is None else f"process 0: {found[1]}"]
+    dist.broadcast_object_list(sent, src=0)
+    if found[1] is not None:
+        raise found[1]
+    if sent[1] is not None:
+        raise ServerError(sent[1])
+    made: T = sent[0]
+    return made
