@@ -6,7 +6,7 @@ model. These layers say of themselves what its layers say, so models make the sa
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,21 +18,17 @@ _ROOM = 128
 
 def growing_cache(config: Any) -> DynamicCache | None:
     """An empty cache for a model, or None when one of its layers keeps something else than keys and values."""
-    cache = DynamicCache(config=config)
-    layers = [_growing(layer) for layer in cache.layers]
-    known = [layer for layer in layers if layer is not None]
-    if len(known) < len(layers):
+    cache: Any = DynamicCache(config=config)
+    if any(type(layer) not in {DynamicLayer, DynamicSlidingWindowLayer} for layer in cache.layers):
         return None
-    cache.layers = known
-    return cache
+    cache.layers = [_growing(layer) for layer in cache.layers]
+    return cast("DynamicCache", cache)
 
 
-def _growing(layer: CacheLayerMixin) -> CacheLayerMixin | None:
-    if type(layer) is DynamicLayer:
-        return _Growing()
+def _growing(layer: Any) -> CacheLayerMixin:
     if type(layer) is DynamicSlidingWindowLayer:
         return _GrowingWindow(layer.sliding_window)
-    return None
+    return _Growing()  # type: ignore[no-untyped-call]
 
 
 class _Buffer:
@@ -63,7 +59,7 @@ class _Buffer:
         self.store, self.length = store, length
 
 
-class _Appending(CacheLayerMixin):
+class _Appending(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """What both kinds of layers do with their buffers. ``keys`` and ``values`` are views of what must be kept."""
 
     buffers: tuple[_Buffer, _Buffer]
@@ -89,7 +85,7 @@ class _Appending(CacheLayerMixin):
             self.batch_select_indices(rows.repeat_interleave(repeats))
 
 
-class _Growing(_Appending, DynamicLayer):
+class _Growing(_Appending, DynamicLayer):  # type: ignore[no-untyped-call]
     """Attention to everything so far."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -98,7 +94,7 @@ class _Growing(_Appending, DynamicLayer):
         return self.keys, self.values
 
 
-class _GrowingWindow(_Appending, DynamicSlidingWindowLayer):
+class _GrowingWindow(_Appending, DynamicSlidingWindowLayer):  # type: ignore[no-untyped-call]
     """Attention to the last few tokens: the buffer is cut to them when it is moved."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
