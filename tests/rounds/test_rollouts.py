@@ -1,0 +1,210 @@
+"""What a rollout is made of: which samples, which of them are trained on, and what credit assignment sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from rlhf_lightning.types import RolloutOptions, SampleGroup
+from tests.helpers.fake_rollouts import FakeEngine, Sum, looped
+
+
+class NoneFor(Sum):
+    """No score for responses of one token."""
+
+    def __call__(self, groups: Sequence[SampleGroup]) -> list[list[float | None]]:
+        return [
+            [None if len(ids) == 1 else score for ids, score in zip(group.responses, row, strict=True)]
+            for group, row in zip(groups, super().__call__(groups), strict=True)
+        ]
+
+
+def first(data):
+    return next(iter(data.train_dataloader()))
+
+
+def spans(batch) -> list[list[int]]:
+    """Ids of each response, [] for a slot that is not trained on."""
+    return [batch.ids[start:end].tolist() for start, end in batch.response_span.tolist()]
+
+
+def test_numbers_belong_to_their_tokens():
+    """Each field in the order of the batch, whatever order the step's groups are in."""
+    data, module = looped(RolloutOptions(group_size=2, minibatches=2))
+    batches = list(data.train_dataloader())
+    assert len(batches) == len(data.train_dataloader()) == 2
+    for batch in batches:
+        assert batch.old_log_probs.tolist() == batch.ids[batch.target].tolist()
+        assert batch.score.tolist() == [sum(ids) for ids in spans(batch)]
+        assert batch.advantage.tolist() == [sum(ids) for ids in spans(batch) for _ in ids]
+        assert set(batch.rollout_log_probs.tolist()) == {-0.5}
+        assert batch.truncated.tolist() == [len(ids) == 4 for ids in spans(batch)]
+    seen = torch.cat([batch.index for batch in batches]).tolist()
+    assert len(set(seen)) == 8
+    assert module.episodes[0].group.tolist() == [at // 2 for at in range(16)]
+
+
+def test_moments_are_those_of_the_whole_step():
+    data, _ = looped(RolloutOptions(group_size=2), place=None)
+    batch = first(data)
+    assert batch.advantage_moments[0] == pytest.approx(float(batch.advantage.mean()))
+    assert batch.advantage_moments[1] == pytest.approx(float(batch.advantage.std(correction=0)))
+
+
+def test_unscored_responses_take_no_part():
+    """They have neither tokens nor a place in the denominators; credit assignment sees nan."""
+    data, module = looped(RolloutOptions(group_size=3), reward=NoneFor())
+    batch = first(data)
+    episodes = module.episodes[0]
+    unknown = episodes.reward.isnan()
+    assert 0 < int(unknown.sum()) < len(unknown)
+    assert (episodes.length == 0).tolist() == unknown.tolist()
+    assert batch.totals.slot_tokens == tuple(sum(len(ids) for ids in spans(batch)[slot::3]) for slot in range(3))
+    assert not any(len(ids) == 1 for ids in spans(batch))
+    assert data.metrics["train/reward/unscored"] == pytest.approx(float(unknown.float().mean()))
+
+
+def test_a_rollout_without_any_score_is_an_error():
+    class Nothing(Sum):
+        name = "nothing"
+
+        def __call__(self, groups):
+            return [[None] * len(group.samples) for group in groups]
+
+    data, _ = looped(reward=Nothing())
+    with pytest.raises(RuntimeError, match="rollout 0 has nothing to learn from: the reward 'nothing' scored no"):
+        first(data)
+
+
+def test_masked_truncated_responses_count_in_statistics_only():
+    """Their reward is known to credit assignment; their tokens are in no batch."""
+    data, module = looped(RolloutOptions(group_size=3, mask_truncated=True))
+    batch = first(data)
+    episodes = module.episodes[0]
+    assert not episodes.reward.isnan().any()
+    assert episodes.truncated.any()
+    assert (episodes.length == 0).tolist() == episodes.truncated.tolist()
+    assert not any(len(ids) == 4 for ids in spans(batch))
+
+
+def test_everything_cut_off_names_the_fix():
+    engine = FakeEngine(lambda seed, j: [1, 2, 3, 4])
+    data, _ = looped(RolloutOptions(group_size=2, mask_truncated=True), engine)
+    with pytest.raises(RuntimeError, match=r"mask_truncated=true: raise rollout\.max_new_tokens"):
+        first(data)
+
+
+def test_keep_trains_on_the_first_samples_after_all_were_scored():
+    class Votes(Sum):
+        """How many of the group's responses are this one: all of them must be there."""
+
+        def __call__(self, groups):
+            return [[float(group.responses.count(ids)) for ids in group.responses] for group in groups]
+
+    engine = FakeEngine(lambda seed, j: [5] if j < 3 else [6])
+    data, module = looped(RolloutOptions(group_size=5, keep=2), engine, Votes())
+    batch = first(data)
+    assert batch.slots == 2
+    assert batch.score.tolist() == [3.0] * 8
+    assert len(module.episodes[0].reward) == 8
+    assert data.metrics["train/reward/mean"] == pytest.approx((3 * 3 + 2 * 2) / 5)  # over all that were drawn
+
+
+def test_greedy_baseline():
+    """One number a prompt: the reward of the response [7], which no batch holds."""
+    engine = FakeEngine()
+    data, module = looped(RolloutOptions(group_size=1, greedy_baseline=True, top_p=0.9), engine)
+    batch = first(data)
+    assert module.episodes[0].baseline.tolist() == [7.0] * 4
+    assert [7] not in spans(batch)
+    assert [(sampling.temperature, sampling.top_p) for _, sampling in engine.calls] == [(1.0, 0.9), (0.0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected", "truncated"),
+    [
+        ([9, 1, 9, 2], [9, 1, 9], False),  # the first 9 stands before truncate_from; one off would give [9]
+        ([1, 9, 2, 3], [1, 9], False),
+        ([9, 1, 2, 3], [9, 1, 2, 3], True),  # without that token the response counts as cut off
+    ],
+)
+def test_truncate_after(ids, expected, truncated):
+    data, module = looped(
+        RolloutOptions(group_size=1, truncate_after=9, truncate_from=1), FakeEngine(lambda seed, j: ids)
+    )
+    batch = first(data)
+    assert spans(batch) == [expected] * 4
+    assert module.episodes[0].truncated.tolist() == [truncated] * 4
+    assert len(batch.rollout_log_probs) == 4 * len(expected)
+
+
+def test_process_rewards_reach_credit_assignment():
+    """One number a token; nan where no step ends."""
+
+    class Steps(Sum):
+        def step_reward(self, groups):
+            return [[[float("nan")] * (len(ids) - 1) + [1.5] for ids in group.responses] for group in groups]
+
+    data, module = looped(reward=Steps())
+    first(data)
+    steps, lengths = module.episodes[0].step_reward, module.episodes[0].length
+    assert len(steps.token) == int(lengths.sum())
+    assert steps.token[lengths.cumsum(0) - 1].tolist() == [1.5] * 8
+    assert int(steps.token.isnan().sum()) == int(lengths.sum()) - 8
+
+
+def test_terms_and_counts_are_logged():
+    class Composite(Sum):
+        name = "composite"
+
+        def terms(self, groups):
+            total = super().__call__(groups)
+            return {"sum": total, "cost": [[2.0] * len(row) for row in total]}
+
+        def combine(self, terms):
+            return [
+                [a - b for a, b in zip(*rows, strict=True)] for rows in zip(terms["sum"], terms["cost"], strict=True)
+            ]
+
+        def metrics(self):
+            return {"judge/failed": 0.25}
+
+    data, module = looped(reward=Composite())
+    batch = first(data)
+    assert batch.score.tolist() == [sum(ids) - 2.0 for ids in spans(batch)]
+    assert module.episodes[0].terms["cost"].tolist() == [2.0] * 8
+    found = data.metrics
+    assert found["train/reward/cost"] == 2.0
+    assert found["train/reward/mean"] == pytest.approx(found["train/reward/sum"] - 2.0)
+    assert found["train/judge/failed"] == 0.25
+    assert found["train/seen"] == 1.0
+    assert {f"train/time/{name}" for name in ("generate", "reward", "score", "credit", "sync")} <= found.keys()
+
+
+def test_a_reward_that_asks_the_policy_is_given_the_module():
+    class Asks(Sum):
+        policy = None
+
+    reward = Asks()
+    data, module = looped(reward=reward)
+    first(data)
+    assert reward.policy is module
+
+
+def test_validation_uses_its_own_samples_and_streams():
+    """Neither the greedy baseline nor the filter; the same samples in every pass."""
+    engine = FakeEngine()
+    options = RolloutOptions(
+        group_size=3, validation_samples=2, validation_temperature=0.5, greedy_baseline=True, dynamic_filter=True
+    )
+    data, _ = looped(options, engine, validation=0.25, eval_batch_size=2)
+    passes = [[batch.ids.tolist() for batch in data.val_dataloader()] for _ in range(2)]
+    assert passes[0] == passes[1]
+    assert len(passes[0]) == len(data.val_dataloader()) == -(-len(data.val_examples) // 2)
+    assert {sampling.temperature for _, sampling in engine.calls} == {0.5}
+    batch = next(iter(data.val_dataloader()))
+    assert batch.slots == 2
+    assert batch.score.tolist() == [sum(ids) for ids in spans(batch)]
+    assert batch.advantage is None
