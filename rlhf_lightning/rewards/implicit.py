@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rlhf_lightning.models.sources import Dtype
 from rlhf_lightning.rewards.base import Scores
-from rlhf_lightning.rewards.log_prob import LogProbReward
+from rlhf_lightning.rewards.log_prob import LogProbReward, adapter_base
 from rlhf_lightning.types import SampleGroup
 
 if TYPE_CHECKING:
@@ -58,6 +56,10 @@ class ImplicitReward:
         max_length: int | None = None,
     ) -> None:
         reference = reference if reference is not None else adapter_base(path)
+        if reference is None:
+            raise ValueError(
+                f"reward=implicit: {path} names no base model, so say what it was trained from: reward.reference=..."
+            )
 
         def log_prob(model: str) -> LogProbReward:
             return LogProbReward(
@@ -83,18 +85,3 @@ class ImplicitReward:
 
     def _reward(self, policy: float | None, reference: float | None) -> float | None:
         return None if policy is None or reference is None else self.beta * (policy - reference)
-
-
-def adapter_base(path: str) -> str:
-    """What the adapter in a folder was trained on.
-
-    Raises:
-        ValueError: no adapter is there, or it does not say.
-    """
-    file = Path(path).expanduser() / "adapter_config.json"
-    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") if file.is_file() else None
-    if not base:
-        raise ValueError(
-            f"reward=implicit: {path} names no base model, so say what it was trained from: reward.reference=..."
-        )
-    return str(base)

@@ -14,13 +14,14 @@ from rlhf_lightning.data import DataSpec, Files
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.data.tokenize import tokenize
 from rlhf_lightning.losses.judge import stated_preference
+from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.classification import export_scorer
 from rlhf_lightning.models.export import export
 from rlhf_lightning.models.roles import ModelBuilder, Models
 from rlhf_lightning.models.scorer import Scorer
-from rlhf_lightning.models.sources import TinyRandom
+from rlhf_lightning.models.sources import Pretrained, TinyRandom
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer
-from rlhf_lightning.rewards import JudgeReward, LogProbReward, ProcessReward, Reward
+from rlhf_lightning.rewards import ImplicitReward, JudgeReward, LogProbReward, ProcessReward, Reward
 from rlhf_lightning.types import ComparisonBatch, Example, sample_groups
 from tests.rewards.test_model_reward import ANSWERS, QUESTIONS, close, encoded
 
@@ -95,6 +96,42 @@ def test_log_probs_of_a_policy_with_another_tokenizer(language: tuple[Path, Mode
 def test_an_unknown_reduction(language: tuple[Path, Models]) -> None:
     with pytest.raises(ValueError, match=r"reward\.reduction='max'"):
         LogProbReward(path=str(language[0]), reduction="max")  # type: ignore[arg-type]
+
+
+# Implicit rewards
+
+
+def test_implicit_rewards_are_differences_of_log_probs(language: tuple[Path, Models], tmp_path: Path) -> None:
+    """The policy's minus the reference's, not the other way round; a model against itself has none."""
+    folder, models = language
+    other = ModelBuilder(TinyRandom(seed=7), None, "none")()
+    export(other.policy.eval(), other.tokenizer, tmp_path)
+    prompts, groups = encoded(models.tokenizer)
+    reward = ImplicitReward(models.tokenizer, path=str(tmp_path), reference=str(folder), beta=0.5)
+    assert isinstance(reward, Reward)
+    pairs = zip(log_probs(other, prompts, groups, "sum"), log_probs(models, prompts, groups, "sum"), strict=True)
+    wanted = [[0.5 * (a - b) for a, b in zip(*pair, strict=True)] for pair in pairs]
+    close(reward(sample_groups(prompts, groups)), wanted)
+    assert max(abs(value) for group in wanted for value in group) > 0.01
+    itself = ImplicitReward(path=str(folder), reference=str(folder), reduction="mean")
+    close(itself(sample_groups(prompts, groups)), [[0.0] * len(group) for group in groups])
+
+
+def test_the_reference_of_an_adapter_is_its_base(language: tuple[Path, Models], tmp_path: Path) -> None:
+    folder, models = language
+    trained = ModelBuilder(Pretrained(str(folder)), Lora(r=2), "none")()
+    with torch.no_grad():
+        for name, weight in trained.policy.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.5)
+    export(trained.policy.eval(), trained.tokenizer, tmp_path)
+    prompts, groups = encoded(models.tokenizer)
+    pairs = zip(log_probs(trained, prompts, groups, "sum"), log_probs(models, prompts, groups, "sum"), strict=True)
+    wanted = [[0.1 * (a - b) for a, b in zip(*pair, strict=True)] for pair in pairs]
+    close(ImplicitReward(path=str(tmp_path))(sample_groups(prompts, groups)), wanted)
+    assert max(abs(value) for group in wanted for value in group) > 0.01
+    with pytest.raises(ValueError, match=r"reward\.reference"):
+        ImplicitReward(path=str(folder))
 
 
 # A judge
@@ -197,6 +234,22 @@ def test_steps_that_end_with_a_text_of_their_own(steps: tuple[Path, Models]) -> 
     ids = models.tokenizer("One. Two", add_special_tokens=False)["input_ids"]
     found = reward.steps(sample_groups(encoded(models.tokenizer)[0][:1], [[ids]]))
     assert found[0][0] == pytest.approx(wanted_steps(models, QUESTIONS[0], ["One.|", "Two|"]), abs=1e-5)
+
+
+def test_rewards_of_steps_stand_where_steps_end(steps: tuple[Path, Models]) -> None:
+    """At the token of each step's last character: a byte a token, so at the places of 2 and 3; nan everywhere else,
+    EOS among them. Breaks when the separator's token, or the one before, has the number."""
+    folder, models = steps
+    prompts, _ = encoded(models.tokenizer)
+    reward = ProcessReward(path=str(folder), spec=DataSpec(cache=False))
+    text = "1 + 1 = 2\n\nso 3 = 3"
+    ids = models.tokenizer(text, add_special_tokens=False)["input_ids"] + [models.tokenizer.eos_token_id]
+    assert len(ids) == len(text) + 1
+    groups = sample_groups(prompts[:1], [[ids, [models.tokenizer.eos_token_id]]])
+    placed, empty = reward.step_reward(groups)[0]
+    first, second = reward.steps(groups)[0][0]
+    assert {at: value for at, value in enumerate(placed) if not math.isnan(value)} == {8: first, len(text) - 1: second}
+    assert empty == reward.steps(groups)[0][1]
 
 
 def test_an_empty_solution_is_one_step(steps: tuple[Path, Models]) -> None:
