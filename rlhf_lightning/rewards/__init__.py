@@ -1,6 +1,7 @@
 """What gives responses a number: the protocol, models, verifiers, rules; and how well a reward agrees with pairs."""
 
 from rlhf_lightning.rewards.base import Reward, Scores, metrics_of, scored
+from rlhf_lightning.rewards.classifier import ClassifierReward
 from rlhf_lightning.rewards.composite import Composite
 from rlhf_lightning.rewards.confidence import SelfConfidence
 from rlhf_lightning.rewards.function import FunctionReward, as_reward
@@ -19,6 +20,7 @@ from rlhf_lightning.rewards.text_reward import TextReward
 from rlhf_lightning.rewards.verifiers import MathReward, ReasoningGym
 
 __all__ = [
+    "ClassifierReward",
     "ComparisonJudge",
     "Composite",
     "ExactMatch",

@@ -96,11 +96,15 @@ class ModelReward:
                 scores[row] = values[: len(examples[row].responses)]
         return scores
 
+    def numbers(self, outputs: Tensor) -> Tensor:
+        """Rewards, ``[n]``, from the outputs of the head, ``[n, outputs]``."""
+        scores = outputs[:, self.output]
+        normal = self.decoder and self.normalize
+        return self.scale * (self.model.normalized(scores) if normal else scores.float())
+
     def _score(self, batch: Any) -> Tensor:
         scores: Tensor = self.model(batch)
-        if self.model.outputs > 1:
-            scores = scores[:, self.output]
-        return self.scale * (self.model.normalized(scores) if self.normalize else scores)
+        return self.numbers(scores if self.model.outputs > 1 else scores[:, None])
 
     def _encoded(self, groups: Sequence[SampleGroup]) -> Scores:
         """Scores of an encoder, which reads a pair of texts."""
@@ -120,7 +124,7 @@ class ModelReward:
                 max_length=self.max_length,
                 return_tensors="pt",
             )
-            flat += (self.scale * self.model(**inputs.to(self.device)).logits[:, self.output].float()).tolist()
+            flat += self.numbers(self.model(**inputs.to(self.device)).logits).tolist()
         values = iter(flat)
         return [[next(values) for _ in group.samples] for group in groups]
 

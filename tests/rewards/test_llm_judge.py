@@ -194,7 +194,7 @@ def test_equal_responses_are_not_asked_about():
 
 
 def test_nothing_to_compare_with():
-    with pytest.raises(ValueError, match="method.rollout.group_size"):
+    with pytest.raises(ValueError, match=r"method\.rollout\.group_size"):
         ComparisonJudge(TOKENIZER, judge=Judge(longer))(groups(["a"]))
 
 

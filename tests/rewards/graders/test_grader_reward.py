@@ -20,7 +20,12 @@ from rlhf_lightning.types import SampleGroup, sample_groups
 TOKENIZER = prepare_tokenizer(byte_tokenizer())
 EXACT = {"type": "string_check", "operation": "eq", "input": "{{sample.output_text}}", "reference": "{{item.answer}}"}
 JSON = {**EXACT, "input": "{{ sample.output_json.answer }}"}
-CODE = "def grade(sample, item):\n    if sample['output_text'] == 'loop':\n        while True: pass\n    return 1 / len(sample['output_text'])\n"
+CODE = """
+def grade(sample, item):
+    while sample["output_text"] == "loop":
+        pass
+    return 1 / len(sample["output_text"])
+"""
 SPEC: dict[str, Any] = {
     "type": "multi",
     "pass_threshold": 0.5,
@@ -80,7 +85,7 @@ def test_clip():
     spec = {"type": "multi", "graders": {"exact": EXACT}, "calculate_output": "4 * exact - 2"}
     assert GraderReward(TOKENIZER, spec=spec, clip=[0, 1])(groups(["4", "5"])) == [[1.0, 0.0]]
     assert GraderReward(TOKENIZER, spec=spec)(groups(["4", "5"])) == [[2.0, -2.0]]
-    with pytest.raises(ValueError, match="reward.clip"):
+    with pytest.raises(ValueError, match=r"reward\.clip"):
         GraderReward(TOKENIZER, spec=spec, clip=[1, 0])
 
 
@@ -105,7 +110,7 @@ def test_files_that_are_refused(tmp_path: Path, text: str | None, message: str):
 
 def test_columns_are_checked_through_a_composite():
     whole = Composite(TOKENIZER, terms={"grader": GraderReward(TOKENIZER, spec=EXACT)})
-    with pytest.raises(ValueError, match="Did you mean item.answers"):
+    with pytest.raises(ValueError, match=r"Did you mean item\.answers"):
         whole.check_columns(["answers"])
 
 

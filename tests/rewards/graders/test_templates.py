@@ -1,4 +1,4 @@
-"""Fields in a grader's texts: what is there is filled in, what is not is an error before the run or a counted failure."""
+"""Fields in a grader's texts: what is there is filled in, what is not is refused before the run or counted in it."""
 
 from __future__ import annotations
 
