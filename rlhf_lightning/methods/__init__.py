@@ -8,6 +8,7 @@ from rlhf_lightning.methods.distillation import ContextDistillation, KnowledgeDi
 from rlhf_lightning.methods.judge import Judge
 from rlhf_lightning.methods.judged import Judged
 from rlhf_lightning.methods.kl import KLPenalty
+from rlhf_lightning.methods.lagrangian import Multiplier
 from rlhf_lightning.methods.mismatch import Mismatch
 from rlhf_lightning.methods.policy_gradient import PolicyGradient
 from rlhf_lightning.methods.preference import Preference
@@ -32,6 +33,7 @@ __all__ = [
     "KLPenalty",
     "KnowledgeDistillation",
     "Mismatch",
+    "Multiplier",
     "PolicyGradient",
     "Preference",
     "Ranked",

@@ -12,7 +12,9 @@ from torch.optim import Optimizer
 
 from rlhf_lightning.credit.whitening import whiten
 from rlhf_lightning.losses.critic import value_error
+from rlhf_lightning.methods.assignment import Assignment
 from rlhf_lightning.methods.kl import KLPenalty
+from rlhf_lightning.methods.lagrangian import CostAssignment, Multiplier
 from rlhf_lightning.methods.mismatch import Mismatch
 from rlhf_lightning.methods.optimizers import decay_groups
 from rlhf_lightning.methods.policy_gradient import PolicyGradient
@@ -65,6 +67,8 @@ class PPO(PolicyGradient):
         advantage_clip: bound of an absolute advantage, after whitening; None: none.
         max_ratio: a micro-batch whose mean ratio exceeds this does not train the policy; None: none.
         ptx_coef: weight of the likelihood of pretraining text that comes with each batch, as a mean over its tokens.
+        multiplier: price of a cost, with a credit function that weighs one such as ``credit.lagrangian``; the critic
+            then has two values a token, the second one of the cost (PPO-Lagrangian). None: there is no cost.
         rollout: see ``PolicyGradient``.
         kl: see ``PolicyGradient``.
         aggregation: of policy and value loss; see ``PolicyGradient``.
@@ -81,7 +85,7 @@ class PPO(PolicyGradient):
         ValueError: an option is unknown, out of its range or does not go with another one.
     """
 
-    outputs: ClassVar[int] = 1  #: values a token
+    assigner: ClassVar[type[Assignment]] = CostAssignment
 
     def __init__(
         self,
@@ -101,6 +105,7 @@ class PPO(PolicyGradient):
         advantage_clip: float | None = None,
         max_ratio: float | None = None,
         ptx_coef: float = 0.0,
+        multiplier: Multiplier | None = None,
         rollout: RolloutOptions | Mapping[str, Any] | None = None,
         kl: KLPenalty | None = None,
         aggregation: str = "token_mean",
@@ -136,6 +141,12 @@ class PPO(PolicyGradient):
         self.whiten_advantages, self.whiten_unbiased = whiten_advantages, whiten_unbiased
         self.advantage_clip, self.max_ratio, self.ptx_coef = advantage_clip, max_ratio, ptx_coef
         self._check_options()
+        #: values a token
+        self.outputs = 2 if "cost_value" in self.assignment.needs else 1
+        if (multiplier is None) != ("multiplier" not in self.assignment.needs):
+            raise ValueError("method.multiplier goes with method.advantage=credit.lagrangian: give both or neither")
+        assert isinstance(self.assignment, CostAssignment)
+        self.assignment.multiplier = multiplier
         self.actor = functools.partial(critic, outputs=self.outputs)
 
     def _check_options(self) -> None:
@@ -150,6 +161,12 @@ class PPO(PolicyGradient):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"method.{name}={value} must be positive or null")
+
+    @property
+    def cost_terms(self) -> frozenset[str]:
+        """Terms of the reward that are costs."""
+        multiplier: Any = self.assignment.multiplier
+        return frozenset() if multiplier is None else frozenset({multiplier.cost})
 
     # The model
 
