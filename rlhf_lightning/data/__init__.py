@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.data.examples import Examples as Examples
     from rlhf_lightning.data.module import AlignmentDataModule as AlignmentDataModule
     from rlhf_lightning.data.module import Place as Place
+    from rlhf_lightning.data.reasoning import ReasoningGym as ReasoningGym
     from rlhf_lightning.data.sources import Files as Files
     from rlhf_lightning.data.sources import Hub as Hub
     from rlhf_lightning.data.sources import Mixture as Mixture
@@ -35,6 +36,7 @@ _HOME = {
     "Packaged": "rlhf_lightning.data.sources",
     "Place": "rlhf_lightning.data.module",
     "Problem": "rlhf_lightning.data.checks",
+    "ReasoningGym": "rlhf_lightning.data.reasoning",
     "Report": "rlhf_lightning.data.checks",
     "RewardBench": "rlhf_lightning.data.benchmark",
 }
@@ -51,6 +53,7 @@ __all__ = [
     "Packaged",
     "Place",
     "Problem",
+    "ReasoningGym",
     "Report",
     "RewardBench",
 ]

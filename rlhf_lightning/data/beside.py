@@ -34,6 +34,8 @@ def read_beside(record: Record, fields: Fields, spec: DataSpec, kind: str) -> Re
         RowError: a column holds something else than it should.
         DataError: an option is missing without which no row can be used.
     """
+    if not record.responses and kind != "prompt":  # a prompt alone serves nobody else, whatever stands beside it
+        return record
     return _READERS[kind](record, fields, spec)
 
 

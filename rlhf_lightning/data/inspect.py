@@ -5,9 +5,11 @@ Scored text is coloured; on a terminal without colours it stands between ``[[`` 
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,7 @@ _BAR = 18  #: characters of the longest bar
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _SHOWN_TOKENS = 160  #: longer prompts and responses are shown with their middle left out
 _SHOWN_IDS = 6
+_SHOWN_COLUMN = 200  #: characters of a column's value
 _WIDTH = 120  #: of a shown row, at most: longer lines are hard to read
 #: By the name of a slot; other prompts are like prompts, other responses like responses.
 _STYLES = {PROMPT: "cyan", "rejected": "red", "less safe": "red", "negative": "red"}
@@ -82,8 +85,10 @@ def _overview(report: Report) -> RenderableType:
     grid.add_row("rows kept", kept)
     grid.add_row("read as", f"{formats}, for {report.kind} training")
     grid.add_row("template", report.template)
-    tokens = report.prompt_tokens + report.response_tokens
-    grid.add_row("tokens", f"{tokens:,}, of which {report.scored_tokens:,} scored ({report.supervised_fraction:.1%})")
+    tokens = f"{report.prompt_tokens + report.response_tokens:,}"
+    if report.response_tokens:
+        tokens += f", of which {report.scored_tokens:,} scored ({report.supervised_fraction:.1%})"
+    grid.add_row("tokens", tokens)
     if report.boundary_checked:
         merged = f"{report.boundary_mismatched:,} of {report.boundary_checked:,} rows looked at"
         grid.add_row("boundary", f"prompt and response would merge tokens in {merged}")
@@ -95,7 +100,8 @@ def _lengths(examples: Examples, parts: dict[str, NDArray[np.int64]], kind: str)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, title="tokens", title_justify="left", title_style="bold")
     for name in ("", "min", "median", "mean", "95 %", "max"):
         table.add_column(name, justify="left" if not name else "right")
-    for name, counts in {**parts, "prompt + longest": together(examples)}.items():
+    both = {"prompt + longest": together(examples)} if len(parts) > 1 else {}
+    for name, counts in {**parts, **both}.items():
         low, middle, high, top = np.percentile(counts, [0, 50, 95, 100])
         numbers = [f"{value:,.0f}" for value in (low, middle, counts.mean(), high, top)]
         table.add_row(Text(name, style=_style(name) if name in parts else ""), *numbers)
@@ -134,14 +140,41 @@ def _row(
     examples: Examples, group: int, tokenizer: PreTrainedTokenizerBase, kind: str, *, marks: bool
 ) -> RenderableType:
     example = examples[group]
+    title = Text(example.row, style="bold")
+    if example.margin is not None:
+        title.append(f"  margin {example.margin:.3g}", style="not bold")
+    blocks = _answered(example, kind, tokenizer, marks=marks)
+    if not blocks:
+        prompt = example.prompt
+        blocks = [_heading(PROMPT, prompt, 0), _tokens(prompt, [False] * len(prompt), "", tokenizer, marks=marks)]
+        blocks += _columns(examples.columns_of(group))
+    return Panel(Group(*blocks), title=title, title_align="left", box=box.ROUNDED)
+
+
+def _columns(columns: Mapping[str, Any]) -> list[RenderableType]:
+    """What a reward sees of the row beside its prompt, long values cut."""
+    shown = [(name, value) for name, value in columns.items() if name != PROMPT]
+    listed = [Text(f"{name}  ", style="bold", overflow="fold").append(_short(value)) for name, value in shown]
+    return [Text(), *listed] if listed else []
+
+
+def _short(value: object) -> Text:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    cut = text if len(text) <= _SHOWN_COLUMN else f"{text[:_SHOWN_COLUMN]} ... {len(text):,} characters"
+    return Text(cut.replace("\n", "↵"), style="not bold")
+
+
+def _answered(example: Example, kind: str, tokenizer: PreTrainedTokenizerBase, *, marks: bool) -> list[RenderableType]:
+    """Each response of a group behind its prompt; nothing where there is none."""
     masks = example.scored or [[True] * len(ids) for ids in example.responses]
-    names = slot_names(kind, examples.slots)
+    names = slot_names(kind, len(example.responses))
+    prompts = [example.prompt, *example.more_prompts]
     blocks: list[RenderableType] = []
     for slot, (name, ids, mask) in enumerate(zip(names, example.responses, masks, strict=True)):
-        prompt = [example.prompt, *example.more_prompts][slot if examples.prompts > 1 else 0]
+        prompt = prompts[slot if len(prompts) > 1 else 0]
         if not ids:
             continue
-        if slot == 0 or examples.prompts > 1:
+        if slot == 0 or len(prompts) > 1:
             blocks += [Text()] * bool(blocks) + [
                 _heading(PROMPT, prompt, 0),
                 _tokens(prompt, [False] * len(prompt), "", tokenizer, marks=marks),
@@ -152,10 +185,7 @@ def _row(
             _heading(name, ids, sum(mask), said),
             _tokens(ids, mask, _style(name), tokenizer, marks=marks),
         ]
-    title = Text(example.row, style="bold")
-    if example.margin is not None:
-        title.append(f"  margin {example.margin:.3g}", style="not bold")
-    return Panel(Group(*blocks), title=title, title_align="left", box=box.ROUNDED)
+    return blocks
 
 
 def _numbers(example: Example, slot: int) -> str:

@@ -17,12 +17,15 @@ PROMPT = "prompt"
 def lengths_of(examples: Examples, kind: str) -> dict[str, NDArray[np.int64]]:
     """Token counts of the prompts and of each slot's responses, by name; what is not there is not counted.
 
-    The responses of ranked lists are counted together. With several prompts, each is named after its response.
+    Prompts alone have no responses. The responses of ranked lists are counted together. With several prompts, each is
+    named after its response.
     """
     cuts = np.diff(examples.by_prompt, axis=1)
     prompts = cuts[:, 0].reshape(len(examples), examples.prompts)
     responses = cuts[:, 1:].reshape(len(examples), examples.slots)
     names = slot_names(kind, examples.slots)
+    if not responses.any():
+        return {PROMPT: prompts[:, 0]}
     if examples.prompts > 1:
         both: dict[str, NDArray[np.int64]] = {}
         for slot, name in enumerate(names):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +80,7 @@ class AlignmentDataModule(L.LightningDataModule):
         place: Place | None = None,
         reference_store: ReferenceStore | None = None,
         mismatched: bool = False,
+        ptx: Callable[..., AlignmentDataModule] | None = None,
     ) -> None:
         """Check the sizes; nothing is read yet.
 
@@ -101,6 +102,8 @@ class AlignmentDataModule(L.LightningDataModule):
             place: this process's share where no trainer says it.
             reference_store: cached reference log-probs to attach to every batch.
             mismatched: bring every prompt of a step with another row's response too (KTO's reference point).
+            ptx: other data, as a partial of this class, that on-policy methods mix in; its ``batch_size`` counts the
+                demonstrations (or texts) of an optimiser step.
 
         Raises:
             ValueError: an impossible size.
@@ -117,7 +120,7 @@ class AlignmentDataModule(L.LightningDataModule):
         self.train_examples: Examples | None = None
         self.val_examples: Examples | None = None
         self.reports: dict[str, Report] = {}  #: by role: what happened to every row
-        self.mismatched = mismatched
+        self.mismatched, self.ptx = mismatched, ptx
         self._mismatches: dict[int, Mismatches] = {}  # by the identity of the examples
         self._store = reference_store
 

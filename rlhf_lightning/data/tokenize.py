@@ -147,7 +147,7 @@ class _Pipeline:
         self.unknown = tokenizer.unk_token_id
         if self.unknown in self.encoder.special.ends:
             self.unknown = None
-        self.has_own_template = bool(tokenizer.chat_template)
+        self.could_be_turns = bool(tokenizer.chat_template) and template is not None
         self.templated = False  #: whether any row went through the template
 
     def run(self, rows: Iterable[Row]) -> tuple[Examples, Report]:
@@ -201,7 +201,7 @@ class _Pipeline:
                 self.report.filtered += 1
                 return None
             self.report.formats[record.format] = self.report.formats.get(record.format, 0) + 1
-            if not record.conversation and record.format != "text" and self.has_own_template:
+            if not record.conversation and record.format != "text" and self.could_be_turns:
                 self._note_plain_text()
             parts = record.parts or (record,)
             return record, [None if part is None else render(part, self.template) for part in parts]
