@@ -82,13 +82,17 @@ class Endpoint:
         Raises:
             ServerError: it was refused, or every attempt failed.
         """
-        return self._retrying(route, b"" if body is None else json.dumps(body).encode(), "POST")
+        return _parsed(self._retrying(route, _encoded(body), "POST"), self.path(route))
+
+    def send(self, route: str, body: Mapping[str, Any] | None = None) -> None:
+        """Send a JSON object, as :meth:`post` does, to a route whose answer says nothing further."""
+        self._retrying(route, _encoded(body), "POST")
 
     def get(self, route: str) -> Any:
         """Ask for a route and read the answer, as :meth:`post` does."""
-        return self._retrying(route, None, "GET")
+        return _parsed(self._retrying(route, None, "GET"), self.path(route))
 
-    def _retrying(self, route: str, data: bytes | None, method: str) -> Any:
+    def _retrying(self, route: str, data: bytes | None, method: str) -> str:
         for attempt in range(self.retries + 1):
             try:
                 return self._once(route, data, method)
@@ -106,14 +110,14 @@ class Endpoint:
         local = urllib.parse.urlsplit(self.url).hostname in {"localhost", "127.0.0.1", "::1"}
         return urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
 
-    def _once(self, route: str, data: bytes | None, method: str) -> Any:
+    def _once(self, route: str, data: bytes | None, method: str) -> str:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if key := os.environ.get(self.api_key_env):
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(self.path(route), data=data, headers=headers, method=method)
         try:
             with self._opener().open(request, timeout=self.timeout) as answer:
-                text = answer.read().decode()
+                return str(answer.read().decode())
         except urllib.error.HTTPError as error:
             raise ServerError(_refusal(self.path(route), error), error.code) from None
         except (TimeoutError, urllib.error.URLError, http.client.HTTPException, ConnectionError) as error:
@@ -122,7 +126,10 @@ class Endpoint:
                 f"no answer from {self.path(route)} within {self.timeout:g} s ({reason}): is the server running there? "
                 "A slow one needs a larger timeout"
             ) from None
-        return _parsed(text, self.path(route))
+
+
+def _encoded(body: Mapping[str, Any] | None) -> bytes:
+    return b"" if body is None else json.dumps(body).encode()
 
 
 def _refusal(url: str, error: urllib.error.HTTPError) -> str:

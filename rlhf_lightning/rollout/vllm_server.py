@@ -237,7 +237,7 @@ class VLLMServerEngine:
 
     def _ask(self, route: str, body: Mapping[str, Any] | None = None) -> None:
         try:
-            self._reached.post(route, body)
+            self._reached.send(route, body)
         except ServerError as error:
             raise ServerError(f"the server does not take weights: {error}. To serve a policy, {RUNNING}") from error
 
