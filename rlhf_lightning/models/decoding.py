@@ -90,7 +90,7 @@ def decode(model: Any, batch: Batch, sampling: Sampling, ends: Tensor, processor
     active = torch.arange(rows, device=device)
     stride = 1 if device.type == "cpu" else _DEVICE_STRIDE
     for step in range(longest):
-        held = step + 1 < sampling.min_new_tokens and not sampling.ignore_eos
+        held = step < sampling.min_new_tokens and not sampling.ignore_eos
         token, log_prob = draw(
             logits,
             uniform[active, step],

@@ -63,12 +63,14 @@ class TransformersEngine:
         """Draw ``n`` responses to each prompt; a collective call.
 
         Raises:
-            ValueError: no policy was given yet, ``n`` is out of range, or a prompt is empty.
+            ValueError: no policy was given yet, ``n`` is out of range, a prompt is empty, or seeds are missing.
         """
         if self.policy is None:
             raise ValueError("the engine has no policy yet: call sync(policy, version) before generate")
         if n < 1:
             raise ValueError(f"n={n} samples a prompt must be at least 1")
+        if len(seeds) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
         samples = sample(
             self.policy,
             [prompt for prompt in prompts for _ in range(n)],
