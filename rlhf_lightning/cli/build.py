@@ -91,7 +91,10 @@ def make_rollouts(cfg: DictConfig, models: ModelBuilder, module: Any, prompts: A
         )
     reward = None if scorer is None else as_reward(scorer, tokenizer=tokenizer)
     engine = make(cfg.rollout)(tokenizer=tokenizer)
-    return OnlineData(prompts, engine, reward, module.rollout, Path(cfg.paths.output_dir) / "rollouts")
+    parts = ("reward", "method.reward", "rollout", "model")
+    chosen = {name: OmegaConf.select(cfg, name) for name in parts}
+    folder = Path(cfg.paths.output_dir) / "rollouts"
+    return OnlineData(prompts, engine, reward, module.rollout, folder, identity=str(chosen))
 
 
 def attach_reward(cfg: DictConfig, trainer: Trainer, models: ModelBuilder) -> None:

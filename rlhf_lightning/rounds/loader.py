@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from rlhf_lightning.data.module import Place
 from rlhf_lightning.data.plan import Batching, Plan, plan_epoch
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.rounds.experience import Experience, exact_totals
+from rlhf_lightning.rounds.ptx import Demonstrations
 from rlhf_lightning.types import RolloutBatch, RolloutOptions
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class RolloutLoader:
         seed: of the minibatches.
         padded: micro-batches are balanced by rows times the longest row.
         group_tokens: most tokens of a prompt with its responses.
+        demonstrations: what every micro-batch brings beside its rollout (``RolloutBatch.ptx``).
 
     Raises:
         ValueError: a rollout has more prompts than the data, or a step fewer than it has micro-batches.
@@ -50,8 +53,10 @@ class RolloutLoader:
         seed: int = 0,
         padded: bool = False,
         group_tokens: int = 1024,
+        demonstrations: Demonstrations | None = None,
     ) -> None:
         self.collect, self.options, self.place = collect, options, place or Place()
+        self.demonstrations = demonstrations
         self.batching = Batching(batch_size, seed=seed, padded=padded)
         self.size = options.minibatches * batch_size  #: prompts of a rollout
         if prompts < self.size:
@@ -110,7 +115,7 @@ class RolloutLoader:
             start = first % each if inner == first // each else 0
             for number in range(start, each):
                 self.position += 1  # before the batch is used: a state taken while it is trained on counts it
-                yield self.micro_batch(experience, plan, number)
+                yield self._with_demonstrations(self.micro_batch(experience, plan, number), inner * each + number)
 
     def plan_of(self, experience: Experience, inner: int) -> Plan:
         """How an inner epoch deals the groups out; the same on every process."""
@@ -133,6 +138,14 @@ class RolloutLoader:
         step = number // self.place.accumulate
         groups = plan.micro_batch(number * self.place.world_size + self.place.rank)
         return experience.batch(groups, exact_totals(plan, step), experience.moments(plan.groups(step)))
+
+    def _with_demonstrations(self, batch: RolloutBatch, number: int) -> RolloutBatch:
+        """A rollout's ``number``-th micro-batch with what stands beside it."""
+        if self.demonstrations is None:
+            return batch
+        step, part = divmod(number, self.place.accumulate)
+        before = batch.rollout * self.options.inner_epochs * self.options.minibatches
+        return replace(batch, ptx=self.demonstrations.batch(before + step, part))
 
     def _begin(self, epoch: int) -> None:
         self.epoch, self.position, self.experience = epoch, 0, None

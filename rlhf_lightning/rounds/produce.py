@@ -1,0 +1,258 @@
+"""One rollout from prompts to advantages: draw, filter, score, assign credit, log, write."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rlhf_lightning.rollout.probe import check
+from rlhf_lightning.rounds.collect import Collector
+from rlhf_lightning.rounds.experience import Experience, IntArray, Scored, exact_totals, numbers
+from rlhf_lightning.rounds.loader import RolloutLoader
+from rlhf_lightning.rounds.probing import measured
+from rlhf_lightning.rounds.processes import gathered
+from rlhf_lightning.rounds.record import Rollouts, checksum, key_of
+from rlhf_lightning.types import Credit, Episodes, Ragged
+
+if TYPE_CHECKING:
+    from rlhf_lightning.rounds.online import OnlineData
+
+log = logging.getLogger(__name__)
+
+
+class Producer:
+    """Makes the rollouts of a loader.
+
+    Args:
+        data: engine, reward, options, prompts, and the module whose policy is rolled out.
+        loader: whose number, place in the stream and plan count.
+    """
+
+    def __init__(self, data: OnlineData, loader: RolloutLoader) -> None:
+        self.data, self.loader = data, loader
+        self.module, self.options, self.place, self.clock = data.module, data.options, data.place, data.clock
+        self.collector: Collector = data.collector()
+
+    @torch.no_grad()
+    def __call__(self) -> Experience:
+        """The loader's next rollout; a collective call."""
+        data, loader, options = self.data, self.loader, self.options
+        data.sync()
+        key = self._key()
+        drawn, kept, cursor = self._drawn(key)
+        experience = Experience.of(loader.number, cursor, kept, options.kept, mask_truncated=options.mask_truncated)
+        self._check(experience)
+        with self.clock.phase("score"):
+            experience.tokens |= self._scores(experience)
+            probed = self._probe(experience)
+        with self.clock.phase("credit"):
+            credit: Credit = self.module.credit(self.episodes(experience, kept))
+            experience.tokens |= {name: values.token.float() for name, values in credit.tokens.items()}
+        self._report(drawn, probed | credit.metrics)
+        self._write(key, drawn, kept, experience)
+        return experience
+
+    # Drawing
+
+    def _key(self) -> str:
+        """What the rollout's samples and scores are a function of."""
+        data, loader = self.data, self.loader
+        rows, examples = data.stream.take(loader.cursor, loader.size), data.examples
+        ids = [examples.tokens[start:end].tobytes() for start, end in examples.bounds[rows, :2].tolist()]
+        for part in self.module.modules():
+            if hasattr(part, "reshard"):  # FSDP2: a forward pass without gradients leaves weights gathered
+                part.reshard()
+        weights = checksum(self.module.trained_parameters(), _sum_over_processes)
+        options = (self.collector.sampling, self.options, data.reward_name, data.engine.name, data.identity)
+        return key_of(ids, loader.cursor, data.stream.seed, options, weights)
+
+    def _drawn(self, key: str) -> tuple[list[Scored], list[Scored], int]:
+        """Every group that was drawn, those that are trained on, and the place after the last prompt."""
+        loader, known = self.loader, self._known(key)
+        drawn, cursor = self._draw(loader.cursor, loader.size, known), loader.cursor + loader.size
+        if not self.options.dynamic_filter:
+            return drawn, drawn, cursor
+        kept = [scored for scored in drawn if scored.informative]
+        for _ in range(self.options.max_refills):
+            missing = loader.size - len(kept)
+            if not missing:
+                break
+            more = self._draw(cursor, missing, known)
+            drawn, cursor = drawn + more, cursor + missing
+            kept += [scored for scored in more if scored.informative]
+        left_out = [scored for scored in drawn if not scored.informative]
+        return drawn, kept + left_out[: loader.size - len(kept)], cursor
+
+    def _draw(self, start: int, count: int, known: Mapping[int, Scored]) -> list[Scored]:
+        stream = self.data.stream
+        return self.collector.draw(
+            self.data.examples,
+            stream.take(start, count),
+            range(start, start + count),
+            stream.seeds(start, count),
+            module=self.module,
+            known=known,
+        )
+
+    def _check(self, experience: Experience) -> None:
+        """Raise where nothing is left to learn from."""
+        if experience.lengths.any():
+            return
+        unscored = bool(experience.score.isnan().all())
+        why = (
+            f"the reward {self.data.reward_name!r} scored no response"
+            if unscored
+            else "every response was cut off, and method.rollout.mask_truncated=true: raise rollout.max_new_tokens"
+        )
+        raise RuntimeError(f"rollout {experience.number} has nothing to learn from: {why}")
+
+    # What the module says of it
+
+    def _scores(self, experience: Experience) -> dict[str, Tensor]:
+        """What the module computes of every response token, on the micro-batches of the first inner epoch.
+
+        So the first steps' own forward passes repeat these, and their ratios are exactly 1.
+        """
+        if not self.module.scored:
+            return {}
+        plan, place = self.loader.plan_of(experience, 0), self.place
+        found: dict[str, list[tuple[IntArray, Tensor]]] = {}
+        with self._forward():
+            for number in range(place.rank, len(plan.tokens), place.world_size):
+                groups = plan.micro_batch(number)
+                batch = experience.batch(groups, exact_totals(plan, number // place.micro_batches))
+                for name, values in self.module.scores(batch.to(self.module.device)).items():
+                    found.setdefault(name, []).append((groups, values.float().cpu()))
+        whole: dict[str, list[tuple[IntArray, Tensor]]] = {}
+        for share in gathered(found):
+            for name, parts in share.items():
+                whole.setdefault(name, []).extend(parts)
+        return experience.scatter(whole)
+
+    def _probe(self, experience: Experience) -> dict[str, float]:
+        """How far the engine's log-probs lie from the trainer's; raises above the engine's bound."""
+        temperature, rank = self.options.temperature, self.place.rank
+        found = measured(experience, self.module.policy, temperature=temperature, rank=rank, forward=self._forward)
+        if found:
+            check(found, self.data.engine)
+        return {f"mismatch/{name}_gap": value for name, value in found.items()}
+
+    @contextmanager
+    def _forward(self) -> Iterator[None]:
+        """How a step computes, without gradients and without dropout."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(_evaluating(self.module))
+            stack.enter_context(self.data.forward_context())
+            yield
+
+    def episodes(self, experience: Experience, kept: Sequence[Scored]) -> Episodes:
+        """What credit assignment sees of a rollout."""
+        slots = experience.slots
+        terms = {
+            name: torch.tensor([numbers(scored.terms[name][:slots]) for scored in kept]).flatten()
+            for name in sorted(kept[0].terms)
+        }
+        greedy = torch.tensor(numbers([scored.baseline for scored in kept])) if self.options.greedy_baseline else None
+        return Episodes(
+            torch.repeat_interleave(torch.arange(len(kept)), slots),
+            experience.score,
+            experience.truncated,
+            torch.from_numpy(experience.lengths),
+            {name: experience.ragged(values) for name, values in experience.tokens.items()},
+            terms,
+            greedy,
+            self._step_reward(experience, kept),
+        )
+
+    def _step_reward(self, experience: Experience, kept: Sequence[Scored]) -> Ragged | None:
+        if not kept[0].steps:
+            return None
+        slots, lengths = experience.slots, experience.lengths.tolist()
+        rows = [row for scored in kept for row in scored.steps[:slots]]
+        used = [row for row, length in zip(rows, lengths, strict=True) if length]
+        return experience.ragged(torch.tensor([x for row in used for x in row], dtype=torch.float32))
+
+    # What it says
+
+    def _report(self, drawn: Sequence[Scored], more: Mapping[str, float]) -> None:
+        """Log the numbers of a rollout."""
+        seconds = self.clock.pop()
+        found = summary(drawn) | {f"time/{name}": value for name, value in seconds.items()}
+        if seconds.get("generate"):
+            tokens = sum(len(sample.ids) for scored in drawn for sample in scored.group.samples)
+            found["throughput/generated_tokens_per_second"] = tokens / seconds["generate"]
+        found |= {**self.collector.metrics(), **more}
+        self.data.log({f"train/{name}": value for name, value in found.items()})
+
+    def _record(self) -> Rollouts | None:
+        folder = self.data.folder
+        if folder is None:
+            return None
+        return Rollouts(folder, functools.partial(self.module.tokenizer.decode, skip_special_tokens=False))
+
+    def _write(self, key: str, drawn: Sequence[Scored], kept: Sequence[Scored], experience: Experience) -> None:
+        record = self._record()
+        if record is None or self.place.rank:
+            return
+        advantage = experience.ragged(experience.tokens["advantage"]).mean()
+        advantage = advantage.masked_fill(torch.from_numpy(experience.lengths == 0), torch.nan)
+        rows = advantage.reshape(len(kept), -1).tolist()
+        places = {scored.place: row for scored, row in zip(kept, rows, strict=True)}
+        record.write(experience.number, key, drawn, places)
+
+    def _known(self, key: str) -> dict[int, Scored]:
+        """What an earlier, killed process drew and scored; the same on every process."""
+        record, number = self._record(), self.loader.number
+        mine = record.read(number, key, self.data.examples) if record is not None and not self.place.rank else {}
+        known = gathered(mine)[0]
+        if known:
+            log.info("rollout %d was drawn before the run was interrupted; its %d prompts are read", number, len(known))
+        return known
+
+
+def summary(drawn: Sequence[Scored]) -> dict[str, float]:
+    """Rewards and lengths of everything that was drawn, by name."""
+    score = torch.tensor([numbers(scored.score) for scored in drawn]).flatten()
+    known = score[~score.isnan()]
+    found = {"reward/unscored": 1 - len(known) / len(score)}
+    if len(known):
+        found |= {"reward/mean": float(known.mean()), "reward/std": float(known.std(correction=0))}
+        found |= {"reward/min": float(known.min()), "reward/max": float(known.max())}
+    for name in drawn[0].terms:
+        values = torch.tensor([numbers(scored.terms[name]) for scored in drawn]).flatten()
+        if not values.isnan().all():
+            found[f"reward/{name}"] = float(values.nanmean())
+    samples = [sample for scored in drawn for sample in scored.group.samples]
+    lengths = torch.tensor([float(len(sample.ids)) for sample in samples])
+    return found | {
+        "response/length": float(lengths.mean()),
+        "response/max_length": float(lengths.max()),
+        "response/truncated": sum(sample.finish == "length" for sample in samples) / len(samples),
+        "group/zero_std": sum(not scored.informative for scored in drawn) / len(drawn),
+    }
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards every part has the mode it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _sum_over_processes(values: Any) -> Any:
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+    return values
