@@ -1,0 +1,283 @@
+"""The engine of a vLLM server against a fake one that keeps what it is sent, and the process of a real one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.roles import ModelBuilder, Models, ReferenceKind
+from rlhf_lightning.models.sources import TinyRandom
+from rlhf_lightning.rollout import RolloutEngine, VLLMServerEngine
+from rlhf_lightning.rollout.completions import server_seed
+from rlhf_lightning.rollout.endpoint import ServerError
+from rlhf_lightning.rollout.vllm_process import ServerProcess, free_port
+from rlhf_lightning.rollout.weights import policy_weights
+from rlhf_lightning.types import Sampling
+from tests.helpers.fake_server import FakeServer, fake_server
+
+UPDATE = ["/pause", "/collective_rpc", "/reset_prefix_cache", "/resume"]
+
+
+class FakeVLLM:
+    """Keeps the weights that it is told to load, and draws the ids 5, 6, .. with log-probs -0.5, -1.5, .."""
+
+    def __init__(self, fake: FakeServer) -> None:
+        self.weights: list[dict[str, torch.Tensor]] = []
+        self.adapters: list[list[str]] = []
+        self.folders: list[Path] = []
+        for route in ("/pause", "/resume", "/reset_prefix_cache"):
+            fake.answers[route] = lambda _: None
+        fake.answers["/collective_rpc"] = self.load
+        fake.answers["/v1/load_lora_adapter"] = self.load_adapter
+        fake.answers["/v1/completions"] = self.complete
+
+    def load(self, body: dict[str, Any]) -> dict[str, Any]:
+        assert body["method"] == "load_policy"
+        self.folders.append(Path(body["args"][0]))
+        self.weights.append(load_file(self.folders[-1] / "model.safetensors"))
+        return {"results": [None]}
+
+    def load_adapter(self, body: dict[str, Any]) -> bytes:
+        self.folders.append(Path(body["lora_path"]))
+        self.adapters.append(sorted(file.name for file in self.folders[-1].iterdir()))
+        return b"Success: loaded."  # vLLM answers in plain text here
+
+    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        def choice(index: int) -> dict[str, Any]:
+            ids = [5 + i for i in range(index + 1)]
+            log_probs = {"token_logprobs": [-0.5 - i for i in range(index + 1)]} if "logprobs" in body else None
+            return {"index": index, "token_ids": ids, "logprobs": log_probs, "finish_reason": "stop"}
+
+        return {"choices": [choice(j) for j in range(body["n"])]}
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with fake_server() as fake:
+        yield fake
+
+
+@pytest.fixture
+def vllm(server: FakeServer) -> FakeVLLM:
+    return FakeVLLM(server)
+
+
+def make(lora: bool = False) -> Models:
+    adapter = Lora(r=2, seed=0) if lora else None
+    return ModelBuilder(TinyRandom(tie_embeddings=True), adapter, ReferenceKind.NONE)()
+
+
+def engine_of(server: FakeServer, models: Models, **options: Any) -> VLLMServerEngine:
+    return VLLMServerEngine(models.tokenizer, url=server.url, retries=0, timeout=5.0, **options)
+
+
+def routes(server: FakeServer) -> list[str]:
+    return [path.partition("?")[0] for path, _ in server.requests]
+
+
+def test_each_sync_sends_the_policy_as_it_is(server: FakeServer, vllm: FakeVLLM) -> None:
+    models = make()
+    engine = engine_of(server, models)
+    assert isinstance(engine, RolloutEngine)
+    engine.sync(models.policy, 0)
+    with torch.no_grad():
+        for value in models.policy.parameters():
+            value.add_(1.0)
+    engine.sync(models.policy, 3)
+    assert routes(server) == ["/v1/models", *UPDATE, *UPDATE]
+    now = policy_weights(models.policy)
+    assert vllm.weights[1].keys() == now.keys()
+    assert all(torch.equal(vllm.weights[1][name], value) for name, value in now.items())
+    assert not torch.equal(vllm.weights[0]["model.norm.weight"], now["model.norm.weight"])
+    assert [folder.exists() for folder in vllm.folders] == [False, True]  # only the newest is kept
+    engine.close()
+    assert not vllm.folders[1].parent.exists()
+
+
+def test_samples(server: FakeServer, vllm: FakeVLLM) -> None:
+    models = make()
+    engine = engine_of(server, models, model="served")
+    engine.sync(models.policy, 7)
+    groups = engine.generate([[1, 2], [3]], Sampling(temperature=0.5, stop=(9,)), n=2, seeds=[4, 1 << 62])
+    assert [[sample.ids for sample in group] for group in groups] == [[[5], [5, 6]]] * 2
+    assert groups[1][1].log_probs == [-0.5, -1.5]
+    assert {sample.version for group in groups for sample in group} == {7}
+    body = min(server.bodies("/v1/completions"), key=lambda b: len(b["prompt"]) == 1)
+    end = models.tokenizer.eos_token_id
+    # The server's and the model's own defaults (top-k 50, a repetition penalty) must not come in.
+    assert body == {
+        "model": "served",
+        "prompt": [1, 2],
+        "n": 2,
+        "max_tokens": 256,
+        "temperature": 0.5,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "seed": server_seed(4),
+        "stop_token_ids": [end, 9],
+        "return_token_ids": True,
+        "logprobs": 0,
+    }
+
+
+def test_ignore_eos_and_restricted_sampling(server: FakeServer, vllm: FakeVLLM) -> None:
+    models = make()
+    engine = engine_of(server, models)
+    engine.sync(models.policy, 0)
+    group = engine.generate([[1]], Sampling(ignore_eos=True, top_p=0.9), n=1, seeds=[0])[0]
+    body = server.bodies("/v1/completions")[0]
+    assert body["ignore_eos"] is True
+    assert body["stop_token_ids"] == []
+    assert "logprobs" not in body  # they would be renormalised after top-p
+    assert group[0].log_probs == []
+    assert engine.generate([], Sampling(), n=1, seeds=[]) == []
+    with pytest.raises(ValueError, match="n=0"):
+        engine.generate([[1]], Sampling(), n=0, seeds=[0])
+    with pytest.raises(ValueError, match="max_model_len"):
+        engine.generate([[1] * 2000], Sampling(), n=1, seeds=[0])
+
+
+def test_an_adapter_is_sent_alone(server: FakeServer, vllm: FakeVLLM) -> None:
+    models = make(lora=True)
+    engine = engine_of(server, models, lora=True)
+    engine.sync(models.policy, 0)
+    engine.sync(models.policy, 1)
+    update = [route.replace("/collective_rpc", "/v1/load_lora_adapter") for route in UPDATE]
+    assert routes(server) == ["/v1/models", *update, *update]
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= set(vllm.adapters[0])
+    body = server.bodies("/v1/load_lora_adapter")[1]
+    assert body["load_inplace"] is True  # a second adapter of the same name is refused without it
+    engine.generate([[1]], Sampling(), n=1, seeds=[0])
+    assert server.bodies("/v1/completions")[0]["model"] == body["lora_name"]
+    assert [folder.exists() for folder in vllm.folders] == [False, True]
+    engine.close()
+
+
+def test_an_adapter_merged(server: FakeServer, vllm: FakeVLLM) -> None:
+    models = make(lora=True)
+    engine = engine_of(server, models)
+    engine.sync(models.policy, 0)
+    assert vllm.weights[0].keys() == policy_weights(make().policy).keys()
+    with pytest.raises(ValueError, match=r"rollout.lora=true needs an adapter"):
+        engine_of(server, make(), lora=True).sync(make().policy, 0)
+
+
+@pytest.mark.parametrize("route", ["/collective_rpc", "/pause"])
+def test_a_server_that_was_not_started_for_it(server: FakeServer, vllm: FakeVLLM, route: str) -> None:
+    del server.answers[route]
+    models = make()
+    with pytest.raises(ServerError, match=r"does not take weights.*VLLM_SERVER_DEV_MODE=1.*PolicyWorker"):
+        engine_of(server, models).sync(models.policy, 0)
+    # Whatever happened, a server that was paused is let go again.
+    assert ("/resume" in routes(server)) is (route == "/collective_rpc")
+
+
+def test_a_server_without_token_ids(server: FakeServer, vllm: FakeVLLM) -> None:
+    server.answers["/v1/completions"] = lambda _: {"choices": [{"text": "a", "finish_reason": "stop"}]}
+    models = make()
+    engine = engine_of(server, models)
+    engine.sync(models.policy, 0)
+    with pytest.raises(ServerError, match="return_token_ids"):
+        engine.generate([[1]], Sampling(), n=1, seeds=[0])
+
+
+def test_a_folder_of_the_users_own_is_kept(server: FakeServer, vllm: FakeVLLM, tmp_path: Path) -> None:
+    models = make()
+    engine = engine_of(server, models, folder=str(tmp_path / "shared"))
+    engine.sync(models.policy, 5)
+    engine.close()
+    assert (tmp_path / "shared" / "weights-5" / "model.safetensors").is_file()
+
+
+# The process of a server that is started here
+
+SERVE = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self): self.send_response(200); self.end_headers()
+    def log_message(self, *args): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def gone(pid: int, seconds: float = 10.0) -> bool:
+    until = time.monotonic() + seconds
+    while alive(pid):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_start_and_stop(tmp_path: Path) -> None:
+    port = free_port()
+    child = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)'])\n{SERVE}"
+    process = ServerProcess(["-c", child, str(port)], port, tmp_path / "log", {})
+    process.wait(30)
+    pid = process._process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    process.stop()
+    process.stop()  # nothing further happens
+    assert gone(pid)
+    assert len(children) == 1
+    assert gone(int(children[0]))  # what it started has ended with it
+
+
+def test_a_server_that_fails_says_why(tmp_path: Path) -> None:
+    process = ServerProcess(["-c", "raise SystemExit('no such model')"], free_port(), tmp_path / "log", {})
+    with pytest.raises(ServerError, match=r"(?s)ended with code 1 while it started.*log.*no such model"):
+        process.wait(30)
+
+
+def test_a_server_that_never_answers(tmp_path: Path) -> None:
+    process = ServerProcess(["-c", "import time; time.sleep(99)"], free_port(), tmp_path / "log", {})
+    with pytest.raises(ServerError, match=r"rollout.start_timeout=0.1"):
+        process.wait(0.1)
+    assert gone(process._process.pid)
+
+
+def test_environment_of_a_server(tmp_path: Path) -> None:
+    code = "import os, rlhf_lightning; print({k: os.environ.get(k) for k in ('VLLM_SERVER_DEV_MODE', 'MINE')})"
+    process = ServerProcess(["-c", code], free_port(), tmp_path / "log", {"MINE": "1"})
+    process._process.wait(30)
+    assert (tmp_path / "log").read_text().strip() == "{'VLLM_SERVER_DEV_MODE': '1', 'MINE': '1'}"
+
+
+def test_a_server_ends_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    # The parent starts the launcher's watch in a child of another session and is killed with SIGKILL.
+    child = (
+        "import os, time; from rlhf_lightning.rollout.vllm_serve import end_with; end_with(os.getppid()); "
+        "print(os.getpid(), flush=True); time.sleep(99)"
+    )
+    parent = (
+        "import subprocess, sys, time; "
+        f"subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True); time.sleep(99)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    assert alive(pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert gone(pid, 5.0)
