@@ -186,7 +186,8 @@ class PolicySamples(Callback):
             rows = [[math.nan if score is None else score for score in row] for row in scores]
             sampled, data = (torch.tensor([row[at % len(row)] for row in rows]) for at in (0, -1))
             there = torch.tensor([len(row) == 2 for row in rows], dtype=torch.bool)
-            win = (1 + (sampled - data).sign()) / 2
+            margin = sampled - data
+            win = torch.where(margin.isfinite(), (1 + margin.sign()) / 2, torch.nan)  # the sign of nan is 0
             for name, values in {"reward": sampled, "data_reward": data[there], "win_rate": win[there]}.items():
                 module.track(f"val/sample/{name}", values[values.isfinite()].to(module.device))
         return [row[0] for row in scores]
@@ -223,8 +224,7 @@ class PolicySamples(Callback):
 def _columns(trainer: Trainer, index: int) -> Mapping[str, Any]:
     """Columns of a validation row, for a reward that reads them; nothing where the data keeps none."""
     examples = getattr(trainer.datamodule, "val_examples", None)  # type: ignore[attr-defined]
-    find = getattr(examples, "columns_of", None)
-    return {} if find is None else find(index)
+    return {} if examples is None else examples.columns_of(index)
 
 
 def _is_policy(module: Any) -> bool:

@@ -1,0 +1,165 @@
+"""Every file of conf/reward: it composes and has the defaults of what it makes; rewards are put together."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf_lightning import compose
+from rlhf_lightning.cli.build import make
+from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.results import Result
+from rlhf_lightning.cli.schema import locate
+from rlhf_lightning.conf_dir import conf_dir
+from rlhf_lightning.models.sources import TinyRandom
+from rlhf_lightning.rewards import Composite, FunctionReward, MathReward, Reward
+from rlhf_lightning.types import sample_groups
+
+FILES = sorted((conf_dir() / "reward").glob("*.yaml"))
+#: What a file leaves open because nobody could guess it.
+OPEN = {"regex": ["reward.pattern=a"]}
+BASE = ["model=tiny_random", "trainer=debug", "method=dpo"]
+
+
+def keys(file: Path) -> dict[str, object]:
+    body = yaml.safe_load(file.read_text()) or {}
+    return {name: value for name, value in body.items() if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_file_says_what_it_is_and_how_to_use_it(file: Path):
+    first = file.read_text().splitlines()[0]
+    assert re.fullmatch(r"# .+\. rlhf (train|evaluate) .+", first), first
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if "_target_" in file.read_text()], ids=lambda file: file.stem)
+def test_values_of_a_file_are_the_defaults(file: Path):
+    """So that a reward made in Python is the one of the command line; what a file chooses otherwise is said here."""
+    chosen = {
+        "cost",
+        "function",
+        "gold",
+        "grader",
+        "grader_judge",
+        "grader_match",
+        "llm_compare",
+        "llm_judge",
+        "classifier",
+    }
+    if file.stem in chosen:
+        pytest.skip("it sets options on purpose")
+    body = yaml.safe_load(file.read_text())
+    parameters = inspect.signature(locate(body["_target_"])).parameters
+    for name, value in keys(file).items():
+        default = parameters[name].default
+        if value == "???":
+            assert default is inspect.Parameter.empty, name
+        elif value not in ({}, []) and not str(value).startswith("${"):
+            assert value == (list(default) if isinstance(default, tuple) else default), name
+
+
+TEXTS = "composite exact_match format length lexicon majority math overlong reasoning_gym regex relative_length"
+
+
+@pytest.mark.parametrize("name", [*TEXTS.split(), "repetition", "self_confidence"])
+def test_a_file_makes_a_reward(name: str):
+    terms = ["+reward@reward.terms.length=length"] if name == "composite" else []
+    cfg = compose("train", [*BASE, f"reward={name}", *OPEN.get(name, []), *terms])
+    reward = make(cfg.reward)(tokenizer=TinyRandom().tokenizer())
+    assert isinstance(reward, Reward)
+    assert reward([]) == []
+
+
+def test_rewards_are_composed_on_the_command_line():
+    cfg = compose(
+        "train",
+        [
+            *BASE,
+            "reward=composite",
+            "+reward@reward.terms.right=math",
+            "+reward@reward.terms.short=relative_length",
+            "+reward@reward.terms.short.right=math",
+            "reward.terms.right.column=solution",
+            "reward.weights.short=0.5",
+            "reward.clip.short=[-0.25,0.25]",
+        ],
+    )
+    reward = make(cfg.reward)(tokenizer=TinyRandom().tokenizer())
+    assert isinstance(reward, Composite)
+    assert isinstance(reward.rewards["right"], MathReward)
+    assert reward.rewards["right"].answer == "solution"
+    assert reward.weights == {"right": 1.0, "short": 0.5}
+    assert reward.clip == {"short": (-0.25, 0.25)}
+    with pytest.raises(ValueError, match="needs the column 'solution'"):
+        reward.check_columns(["answer"])
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A package with a reward of somebody's own."""
+    (tmp_path / "own_rewards.py").write_text(
+        "def ends(prompt, response, *, mark='.'):\n    return float(response.endswith(mark))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "own_rewards.ends"
+    sys.modules.pop("own_rewards", None)
+
+
+def test_a_function_by_its_name(own: str):
+    chosen = ["reward=function", f"reward.target={own}", "allow_targets=[own_rewards]", "reward.function.mark=es"]
+    tokenizer = TinyRandom().tokenizer()
+    reward = make(compose("train", [*BASE, *chosen]).reward)(tokenizer=tokenizer)
+    assert isinstance(reward, FunctionReward)
+    assert reward.name == "ends"
+    said = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Yes", "No.")]
+    assert reward(sample_groups([[1]], [said])) == [[1.0, 0.0]]
+
+
+def test_a_function_must_be_allowed_and_there(own: str):
+    with pytest.raises(ConfigError, match=r"allow_targets=\[own_rewards\]"):
+        compose("train", [*BASE, "reward=function", f"reward.target={own}"])
+    with pytest.raises(ConfigError, match=r"reward\.target"):
+        compose("train", [*BASE, "reward=function"])
+    with pytest.raises(ConfigError, match="did you mean ends"):
+        compose("train", [*BASE, "reward=function", f"reward.target={own[:-1]}", "allow_targets=[own_rewards]"])
+
+
+def test_a_reward_of_texts_is_evaluated_on_pairs(rlhf, tiny, tmp_path, own):
+    """The chosen responses of these pairs end with 'course.' and the rejected ones do not; a weight of 2 does not
+    change which is better."""
+    terms = ["+reward@reward.terms.ends=function", f"reward.terms.ends.target={own}", "reward.weights.ends=2.0"]
+    mark = ["reward.terms.ends.function.mark=course.", "allow_targets=[own_rewards]", "paths.output_dir=out"]
+    code, _, err = rlhf("evaluate", *tiny, "method=bradley_terry", "reward=composite", *terms, *mark)
+    assert code == 0, err
+    result = Result.read(tmp_path / "out")
+    assert result is not None
+    assert result.metrics["val/reward/accuracy"] == 1.0
+    assert result.metrics["val/reward/margin"] == 2.0
+    assert result.metrics["val/reward/ends/unscored"] == 0.0
+
+
+def test_samples_of_a_policy_are_scored_where_a_reward_can(rlhf, tiny, tmp_path, own):
+    """Scores that are missing are missing in the table and left out of the means."""
+    (tmp_path / "some_rewards.py").write_text(
+        "def some(prompt, response):\n    return None if 'course' in response else 1.0\n"
+    )
+    sampling = [
+        "callbacks=[default]",
+        "callbacks.export=null",
+        "callbacks.best=null",
+        "callbacks.samples.max_new_tokens=4",
+    ]
+    chosen = ["reward=function", "reward.target=some_rewards.some", "allow_targets=[some_rewards]"]
+    overrides = [option for option in tiny if not option.startswith("callbacks")]
+    code, _, err = rlhf("evaluate", *overrides, *sampling, *chosen, "method=dpo", "paths.output_dir=out")
+    assert code == 0, err
+    result = Result.read(tmp_path / "out")
+    assert result is not None
+    assert result.metrics["val/sample/reward"] == 1.0
+    assert "val/sample/data_reward" not in result.metrics  # every one says "of course"
+    assert "val/sample/win_rate" not in result.metrics
