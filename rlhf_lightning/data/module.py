@@ -95,15 +95,13 @@ class AlignmentDataModule(L.LightningDataModule):
             eval_batch_size: groups of a process's evaluation batch; None: training's micro-batch, at most 16.
             shuffle: another order every epoch.
             bucket: window, in steps, out of which steps of similar length are made; None: 50 when padded, else 1.
-            padded: count padding in ``max_tokens`` and in the balance: for ``model.backend=padded``. None: no; the
-                commands set it from the model.
+            padded: count padding too, for ``model.backend=padded``; None: no, and the commands set it from the model.
             num_workers: processes that pack ahead; packing takes under a millisecond a batch, so 0 is usually right.
             seed: of the order.
             place: this process's share where no trainer says it.
             reference_store: cached reference log-probs to attach to every batch.
             mismatched: bring every prompt of a step with another row's response too (KTO's reference point).
-            ptx: other data, as a partial of this class, that on-policy methods mix in; its ``batch_size`` counts the
-                demonstrations (or texts) of an optimiser step.
+            ptx: other data that on-policy methods mix in, a partial of this class, ``batch_size`` demonstrations a step.
 
         Raises:
             ValueError: an impossible size.
