@@ -101,7 +101,7 @@ class AlignmentDataModule(L.LightningDataModule):
             place: this process's share where no trainer says it.
             reference_store: cached reference log-probs to attach to every batch.
             mismatched: bring every prompt of a step with another row's response too (KTO's reference point).
-            ptx: other data that on-policy methods mix in, a partial of this class, ``batch_size`` demonstrations a step.
+            ptx: other data that on-policy methods mix in: a partial of this class; ``batch_size`` rows of it a step.
 
         Raises:
             ValueError: an impossible size.
