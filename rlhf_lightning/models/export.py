@@ -141,19 +141,25 @@ def merged_weights(model: nn.Module, adapter: str = "default") -> dict[str, Tens
 
     Layer by layer: merge, copy, and put the kept original back, so the model ends bit for bit as it was.
     """
+    return {name: value.detach().to("cpu", copy=True) for name, value in iterate_merged(model, adapter)}
+
+
+@torch.no_grad()
+def iterate_merged(model: nn.Module, adapter: str = "default") -> Iterator[tuple[str, Tensor]]:
+    """Name and value of each weight as :func:`merged_weights` has them, one at a time, on the model's device.
+
+    A value is right until the next one is asked for. A layer that is adapted comes twice; its second value counts.
+    """
     # Not state_dict(): FSDP2's hooks would shard the weights again.
-    state = {
-        plain_name(name): value.detach().to("cpu", copy=True)
-        for name, value in _named_weights(model)
-        if not of_adapter(name)
-    }
+    for name, value in _named_weights(model):
+        if not of_adapter(name):
+            yield plain_name(name), value
     for name, layer in model.named_modules():
         if hasattr(layer, "merge") and hasattr(layer, "get_base_layer"):
-            state |= _merged_layer(name, layer, adapter)
+            yield from _merged_layer(name, layer, adapter)
         elif hasattr(layer, "modules_to_save") and adapter in layer.modules_to_save:
             trained = layer.modules_to_save[adapter].state_dict()
-            state |= {plain_name(f"{name}.{key}"): value.to("cpu", copy=True) for key, value in trained.items()}
-    return state
+            yield from ((plain_name(f"{name}.{key}"), value) for key, value in trained.items())
 
 
 def _named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -164,15 +170,15 @@ def _named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{name}.{key}".removeprefix("."), buffer
 
 
-def _merged_layer(name: str, layer: Any, adapter: str) -> dict[str, Tensor]:
+def _merged_layer(name: str, layer: Any, adapter: str) -> Iterator[tuple[str, Tensor]]:
     weights = dict(_named_weights(layer.get_base_layer()))
     kept = {key: value.detach().clone() for key, value in weights.items()}
     layer.merge(adapter_names=[adapter])
-    merged = {plain_name(f"{name}.{key}"): value.detach().to("cpu", copy=True) for key, value in weights.items()}
+    merged = {plain_name(f"{name}.{key}"): value.detach().clone() for key, value in weights.items()}
     layer.merged_adapters.clear()
     for key, value in weights.items():
         value.copy_(kept[key])
-    return merged
+    yield from merged.items()
 
 
 def gathered(policy: Backbone, *, trained_only: bool = False) -> dict[str, Tensor]:

@@ -22,6 +22,8 @@ from rlhf_lightning.ops.streams import uniforms
 from rlhf_lightning.types import Sample, Sampling
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from rlhf_lightning.models.actor import Actor
 
 unsharded_for_generation = unsharded
@@ -76,7 +78,7 @@ def generate(
 
 @torch.no_grad()
 def sample(
-    actor: Actor,
+    actor: Actor | PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
@@ -94,7 +96,7 @@ def sample(
     it has.
 
     Args:
-        actor: the policy.
+        actor: the policy, or a plain transformers model.
         prompts: token ids, each prompt with at least one; repeat a prompt to sample it several times.
         sampling: how tokens are drawn.
         streams: of random numbers, one a prompt: a seed and a number under it.
@@ -128,7 +130,7 @@ def _check(prompts: Sequence[Sequence[int]], batch_size: int) -> None:
 
 
 @contextmanager
-def _decoding(actor: Actor, model: Any, adapter: bool) -> Iterator[None]:
+def _decoding(actor: Any, model: Any, adapter: bool) -> Iterator[None]:
     """Whole weights, evaluation mode, the adapter on or off."""
     with ExitStack() as stack:
         stack.enter_context(unsharded(actor))

@@ -1,10 +1,13 @@
-"""Rollouts by the policy's own transformers model, in the process that trains it."""
+"""Rollouts by transformers, in the process that trains the policy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+import torch
+
+from rlhf_lightning.models.cast_copy import CastCopy
 from rlhf_lightning.models.generation import sample
 from rlhf_lightning.types import Sample, Sampling
 
@@ -13,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class TransformersEngine:
-    """Samples from the live policy: its weights are the trainer's, so there is nothing to copy.
+    """Samples from the live policy, or from a copy of it in another dtype that each sync refreshes.
 
-    Each process draws for its own prompts. Sharded weights are gathered for the length of a call.
+    Each process draws for its own prompts. Sharded weights are gathered for the length of a call, or of a sync.
 
     Args:
         tokenizer: not used; the model knows which tokens end a response.
@@ -23,6 +26,8 @@ class TransformersEngine:
         min_new_tokens: tokens before which a response cannot end.
         batch_size: most responses decoded together.
         batch_tokens: most tokens of a batch with its prompts, were all responses as long as they may be; null: any.
+        dtype: null samples from the trainer's own weights; ``bfloat16`` from a copy in that dtype, adapter merged. It
+            takes half as much memory as float32 weights, and its samples are of a slightly other policy.
         max_gap: largest mean difference of these log-probs from the trainer's that a run goes on with, in nats a token;
             null: any.
 
@@ -41,20 +46,35 @@ class TransformersEngine:
         min_new_tokens: int = 0,
         batch_size: int = 64,
         batch_tokens: int | None = 65536,
+        dtype: Literal["bfloat16", "float16", "float32"] | None = None,
         max_gap: float | None = 0.2,
     ) -> None:
         Sampling(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens)  # checks them
         if batch_size < 1 or (batch_tokens is not None and batch_tokens < 1):
             raise ValueError(f"rollout.batch_size={batch_size} and batch_tokens={batch_tokens} must be at least 1")
+        if dtype not in (None, "bfloat16", "float16", "float32"):
+            raise ValueError(
+                f"rollout.dtype={dtype} must be bfloat16, float16 or float32, or null for the trainer's own"
+            )
         if max_gap is not None and max_gap <= 0:
             raise ValueError(f"rollout.max_gap={max_gap} must be positive, or null for no bound")
         self.max_new_tokens, self.min_new_tokens = max_new_tokens, min_new_tokens
         self.batch_size, self.batch_tokens, self.max_gap = batch_size, batch_tokens, max_gap
+        self.dtype = None if dtype is None else cast("torch.dtype", getattr(torch, dtype))
         self.policy: Actor | None = None
         self.version = 0
+        self._copy: CastCopy | None = None
 
     def sync(self, policy: Actor, version: int) -> None:
-        """Sample from this actor, as it is at each call."""
+        """Sample from this actor, as it is at each call; with a ``dtype`` as it is now.
+
+        Raises:
+            ValueError: a ``dtype`` was set and the actor's base is quantised.
+        """
+        if self.dtype is not None:
+            if self._copy is None or policy is not self.policy:
+                self._copy = CastCopy(policy, self.dtype)
+            self._copy.refresh(policy)
         self.policy, self.version = policy, version
 
     def generate(
@@ -72,7 +92,7 @@ class TransformersEngine:
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
         samples = sample(
-            self.policy,
+            self.policy if self._copy is None else self._copy.model,
             [prompt for prompt in prompts for _ in range(n)],
             sampling,
             streams=[(seed, number) for seed in seeds for number in range(n)],
@@ -83,5 +103,5 @@ class TransformersEngine:
         return [samples[start : start + n] for start in range(0, len(samples), n)]
 
     def close(self) -> None:
-        """Let go of the policy."""
-        self.policy = None
+        """Let go of the policy and of its copy."""
+        self.policy = self._copy = None

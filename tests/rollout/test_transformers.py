@@ -9,6 +9,7 @@ from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rollout import RolloutEngine, TransformersEngine
+from rlhf_lightning.rollout.probe import gap
 from rlhf_lightning.types import Sampling
 
 PROMPTS = [[1, 50, 60], [1, 70], [1, 80, 90, 100, 110]]
@@ -77,6 +78,54 @@ def test_the_adapter_is_on_and_autocast_off():
         assert _engine(policy).generate(PROMPTS, SAMPLING, n=2, seeds=[1, 2, 3]) == expected
 
 
+@pytest.mark.parametrize("adapter", [None, Lora(r=4, seed=0, init=False)])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
+def test_a_copy_in_the_same_dtype_is_the_policy(architecture, adapter):
+    source = TinyRandom(architecture=architecture, initializer_range=0.3, tie_embeddings=architecture == "gpt2")
+    policy = ModelBuilder(source, adapter, "none")().policy
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    expected = _engine(policy).generate(PROMPTS, SAMPLING, n=2, seeds=[1, 2, 3])
+    made = _engine(policy, dtype="float32").generate(PROMPTS, SAMPLING, n=2, seeds=[1, 2, 3])
+    assert [[s.ids for s in group] for group in made] == [[s.ids for s in group] for group in expected]
+    own = torch.tensor([value for group in expected for s in group for value in s.log_probs])
+    copied = torch.tensor([value for group in made for s in group for value in s.log_probs])
+    torch.testing.assert_close(copied, own, atol=1e-4, rtol=0)
+    assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+
+
+@pytest.mark.parametrize("adapter", [None, Lora(r=4, seed=0, init=False)])
+def test_a_copy_follows_at_each_sync(adapter):
+    policy, greedy = _policy(adapter), Sampling(max_new_tokens=8, temperature=0.0)
+    engine = _engine(policy, dtype="float32")
+    before = engine.generate(PROMPTS, greedy, n=1, seeds=[0, 0, 0])
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(-0.5)  # of both factors of an adapter, so its update becomes a quarter
+    assert engine.generate(PROMPTS, greedy, n=1, seeds=[0, 0, 0]) == before
+    engine.sync(policy, 5)
+    after = engine.generate(PROMPTS, greedy, n=1, seeds=[0, 0, 0])
+    expected = _engine(policy).generate(PROMPTS, greedy, n=1, seeds=[0, 0, 0])
+    assert [group[0].ids for group in after] == [group[0].ids for group in expected]
+    assert [group[0].ids for group in after] != [group[0].ids for group in before]
+
+
+def test_a_copy_in_half_precision_is_near_the_policy():
+    policy = ModelBuilder(TinyRandom(), None, "none")().policy
+    engine = _engine(policy, dtype="bfloat16")
+    samples = engine.generate(PROMPTS, SAMPLING, n=4, seeds=[1, 2, 3])
+    exact = _engine(policy).generate(PROMPTS, SAMPLING, n=4, seeds=[1, 2, 3])
+    same = [(a, b) for ours, own in zip(samples, exact, strict=True) for a, b in zip(ours, own, strict=True)]
+    same = [(a, b) for a, b in same if a.ids == b.ids]
+    assert len(same) >= 3
+    off = gap(
+        torch.tensor([x for a, _ in same for x in a.log_probs]), torch.tensor([x for _, b in same for x in b.log_probs])
+    )
+    assert 1e-5 < off["mean"] < 0.01
+    engine.close()
+    assert engine._copy is None
+
+
 def test_the_policy_is_left_as_it_was(policy):
     policy.train()
     state = torch.get_rng_state()
@@ -108,6 +157,7 @@ def test_before_the_first_sync_there_is_nothing_to_sample_from(policy):
         ({"max_new_tokens": 4, "min_new_tokens": 5}, "min_new_tokens=5"),
         ({"batch_size": 0}, "rollout.batch_size=0"),
         ({"batch_tokens": 0}, "batch_tokens=0"),
+        ({"dtype": "int8"}, "rollout.dtype=int8"),
         ({"max_gap": 0.0}, "rollout.max_gap=0.0"),
     ],
 )

@@ -1,0 +1,51 @@
+"""A copy of the policy's weights in another dtype, to sample from: half the bytes to read for every token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.initialization import no_init_weights
+
+from rlhf_lightning.models.adapters import is_quantized
+from rlhf_lightning.models.buffers import keep_float32_buffers
+from rlhf_lightning.models.export import iterate_merged
+from rlhf_lightning.models.naming import transformers_model
+from rlhf_lightning.models.sharding import unsharded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from rlhf_lightning.models.actor import Actor
+
+
+class CastCopy:
+    """The policy as a plain transformers model in a dtype, its adapter merged; whole on every process.
+
+    Args:
+        policy: whose architecture and device it has.
+        dtype: of the copy.
+
+    Raises:
+        ValueError: the policy's base is quantised.
+    """
+
+    def __init__(self, policy: Actor, dtype: torch.dtype) -> None:
+        if is_quantized(policy.model):
+            raise ValueError(
+                "a quantised base has no weights to cast: set rollout.dtype=null, which samples from the policy itself"
+            )
+        own: Any = transformers_model(policy)
+        with no_init_weights():
+            model = type(own)._from_config(own.config, dtype=dtype)
+        keep_float32_buffers(model)
+        self.model: PreTrainedModel = model.to(own.device).eval().requires_grad_(False)
+        self.model.generation_config = own.generation_config
+
+    @torch.no_grad()
+    def refresh(self, policy: Actor) -> None:
+        """Take the policy's weights as they are now; a collective call where they are sharded."""
+        ours = dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
+        with unsharded(policy):
+            for name, value in iterate_merged(transformers_model(policy)):
+                ours[name].copy_(value)
