@@ -188,7 +188,7 @@ class ActorCritic(Actor):
             hidden = self.hidden(batch, batch.source, batch.sequence)
             return hidden, [hidden.detach() if self.detach else hidden] * self.outputs
         branches = cast("list[Branch]", list(self.branches))
-        with branches[0].listening(self.trunk) as calls:
+        with branches[0].listening() as calls:
             hidden = self.hidden(batch, batch.source, batch.sequence)
         read = [branch(calls, detach=self.detach) for branch in branches]
         return hidden, [self.at(states, batch, batch.source, batch.sequence) for states in read]

@@ -102,7 +102,8 @@ class Branch(nn.Module):
                 f"method.critic.kind=hydra does not know what follows the last layer of {type(trunk).__name__}: "
                 "choose kind=shared or kind=separate"
             )
-        self.layers = nn.ModuleList(copy.deepcopy(layer) for layer in found[-layers:])
+        self._originals = found[-layers:]  # a plain list: they are the trunk's, not ours
+        self.layers = nn.ModuleList(copy.deepcopy(layer) for layer in self._originals)
         self.norm = copy.deepcopy(norm)
 
     @property
@@ -111,11 +112,11 @@ class Branch(nn.Module):
         return int(self.norm.weight.numel())
 
     @contextmanager
-    def listening(self, trunk: nn.Module) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+    def listening(self) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]]:
         """What the copied layers' originals are called with while this context is open, in order."""
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         with ExitStack() as stack:
-            for layer in decoder_layers(trunk)[-len(self.layers) :]:
+            for layer in self._originals:
                 handle = layer.register_forward_pre_hook(lambda _, a, k: calls.append((a, k)), with_kwargs=True)
                 stack.callback(handle.remove)
             yield calls

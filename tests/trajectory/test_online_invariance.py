@@ -34,7 +34,7 @@ RUNS: dict[str, tuple[Callable[[], PolicyGradient], Any]] = {
 def samples(folder: Path) -> list[Any]:
     """Token ids and scores of every rollout."""
     files = sorted((folder / "rollouts").glob("*.jsonl"))
-    rows = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    rows = [[json.loads(line) for line in file.open()] for file in files]  # splitlines() knows more ends of lines
     return [[(row["place"], row["ids"], row["score"]) for row in rollout] for rollout in rows]
 
 

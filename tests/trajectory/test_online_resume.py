@@ -25,7 +25,7 @@ TWO = {"strategy": "ddp", "devices": 2}
 
 def rollouts(folder: Path) -> list[list[dict[str, Any]]]:
     files = sorted((folder / "rollouts").glob("*.jsonl"))
-    return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    return [[json.loads(line) for line in file.open()] for file in files]
 
 
 def drawn(folder: Path, share: int) -> int:
