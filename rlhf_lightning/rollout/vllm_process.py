@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import rlhf_lightning
@@ -24,6 +26,9 @@ ENVIRONMENT_OF_SERVERS: Mapping[str, str] = {
 }
 
 
+_PATIENCE = 10.0  # seconds between asking a server to end and making it
+
+
 def free_port() -> int:
     """A port of this machine that nothing listens on."""
     with socket.socket() as probe:
@@ -33,6 +38,8 @@ def free_port() -> int:
 
 class ServerProcess:
     """A running server and all that it started.
+
+    It ends with :meth:`stop`, and otherwise when this object is collected or the interpreter exits.
 
     Args:
         command: its arguments after the interpreter's.
@@ -60,6 +67,7 @@ class ServerProcess:
             self._process = subprocess.Popen(
                 [sys.executable, *command], stdout=log, stderr=subprocess.STDOUT, env=env, start_new_session=True
             )
+        self.stop = weakref.finalize(self, end_group, self._process)
 
     def wait(self, seconds: float) -> None:
         """Wait until the server answers.
@@ -87,15 +95,14 @@ class ServerProcess:
         lines = self.log_file.read_text(errors="replace").strip().splitlines()
         return f"Its log is {self.log_file}; it ends with:\n" + "\n".join(lines[-15:])
 
-    def stop(self) -> None:
-        """End the server and everything that it started; nothing happens where it has ended."""
-        for way, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
-            try:
-                os.killpg(self._process.pid, way)
-            except ProcessLookupError:
-                break
-            try:
-                self._process.wait(patience)
-            except subprocess.TimeoutExpired:
-                continue
-        self._process.poll()
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process that leads a session, and everything that it started; nothing happens where it has ended."""
+    for way in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, way)
+        except ProcessLookupError:
+            break
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_PATIENCE)
+    process.poll()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlhf_lightning.models.adapters import is_adapted
-from rlhf_lightning.models.export import export
+from rlhf_lightning.models.export import gathered
 from rlhf_lightning.rollout.completions import choices, sampling_fields, token_sample
 from rlhf_lightning.rollout.endpoint import Endpoint, ServerError, in_threads
 from rlhf_lightning.rollout.openai import only_model
@@ -126,6 +127,7 @@ class VLLMServerEngine:
         ]
         self._endpoint: Endpoint | None = None
         self._folder = Path()
+        self._remove: weakref.finalize[Any, Any] | None = None  # of process 0: removes a temporary folder, once
         self._process: ServerProcess | None = None  # of process 0, where it started one
         self._ends: list[int] = []
         self._restricted = RestrictedSampling()
@@ -163,7 +165,9 @@ class VLLMServerEngine:
 
     def _new_folder(self) -> str:
         if self._given_folder is None:
-            return tempfile.mkdtemp(prefix="rlhf-vllm-")
+            folder = tempfile.mkdtemp(prefix="rlhf-vllm-")
+            self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            return folder
         Path(self._given_folder).mkdir(parents=True, exist_ok=True)
         return str(Path(self._given_folder).resolve())
 
@@ -185,7 +189,12 @@ class VLLMServerEngine:
             rank = max(config.r for config in policy.model.peft_config.values())
             command += ["--enable-lora", "--max-lora-rank", str(next(r for r in LORA_RANKS if r >= rank))]
         self._process = ServerProcess(command, port, self._folder / "server.log", self._environment)
-        self._process.wait(self.start_timeout)
+        try:
+            self._process.wait(self.start_timeout)
+        except ServerError:
+            if self._remove is not None:
+                self._remove.detach()  # the log stays, since the error names it
+            raise
         return self._process.url
 
     def _send_weights(self, policy: Actor, version: int) -> None:
@@ -201,10 +210,11 @@ class VLLMServerEngine:
         agreed(send)
 
     def _send_adapter(self, policy: Actor, version: int) -> None:
-        folder = Path(agreed(lambda: str(self._version_folder("adapter", version))))
-        export(policy, self.tokenizer, folder, form="adapter")  # collective
+        weights = gathered(policy, trained_only=True)  # collective
 
         def send() -> None:
+            folder = self._version_folder("adapter", version)
+            policy.model.save_pretrained(folder, state_dict=weights, selected_adapters=["default"])
             body = {"lora_name": ADAPTER, "lora_path": str(folder), "load_inplace": True}
             with self._paused():
                 self._ask("/v1/load_lora_adapter", body)
@@ -293,8 +303,9 @@ class VLLMServerEngine:
         if self._process is not None:
             self._process.stop()
             self._process = None
-        if self._given_folder is None and self._folder != Path() and is_first():
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._remove is not None:
+            self._remove()
+            self._remove = None
         self._endpoint, self._folder = None, Path()
 
 
