@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.credit import options as credit_options
-from rlhf_lightning.credit.groups import zero_spread
 from rlhf_lightning.credit.token_rewards import token_rewards
 from rlhf_lightning.methods.kl import KLPenalty
 from rlhf_lightning.methods.running import RunningMoments
@@ -159,7 +158,6 @@ class Assignment(nn.Module):
 
     def _metrics(self, episodes: Episodes, kl: Ragged | None, advantage: Ragged) -> dict[str, float]:
         out = {
-            "group/zero_std": float(zero_spread(episodes.reward, episodes.group).float().mean()),
             "advantage/mean": float(advantage.token.mean()),
             "advantage/std": float(advantage.token.std(unbiased=False)),
         }

@@ -71,6 +71,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
     """
 
     kind: ClassVar[str] = "prompt"
+    monitor: ClassVar[tuple[str, str]] = ("val/reward/mean", "max")
     legal: ClassVar[frozenset[str]] = frozenset({"policy", "old", "advantage", "reference"})
 
     assigner: ClassVar[type[Assignment]] = Assignment  #: what makes advantages of rewards
@@ -109,7 +110,8 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
             statistics=statistics,
             further=self.requires({"loss": loss, "kl": penalty}),
         )
-        check_aggregation(aggregation, aggregation_length)
+        constant = None if aggregation_length is None else float(aggregation_length)
+        check_aggregation(aggregation, constant)
         if is_sequence_level(loss) and aggregation != "seq_mean_token_mean":
             raise ValueError(
                 f"method.aggregation={aggregation} would weigh responses by length, and the loss gives one number a "
@@ -125,7 +127,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
             raise ValueError(f"method.score_temperature={score_temperature} must be positive or null")
         self.rollout = rollout if isinstance(rollout, RolloutOptions) else RolloutOptions(**(rollout or {}))
         self.kl, self.mismatch, self.own_reward = penalty, mismatch or Mismatch(), reward
-        self.aggregation, self.aggregation_length = aggregation, aggregation_length
+        self.aggregation, self.aggregation_length = aggregation, constant
         self.entropy_coef, self.target_kl = entropy_coef, target_kl
         self.temperature = score_temperature or self.rollout.temperature
         self.assignment = self.assigner(
