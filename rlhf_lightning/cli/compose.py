@@ -152,13 +152,21 @@ def _first(*values: Any) -> Any:
 def _choices(group: str, but: Sequence[str] = ()) -> str:
     """Resolver ``rlhf.choices``: every file of a config group but some, as the values of a sweep.
 
+    What is left out is a name, or a class: every file whose ``_target_`` it is.
+
     Raises:
-        ConfigError: a name to leave out is not in the group, so that a list of exceptions never goes stale.
+        ConfigError: a name or a class to leave out is not in the group, so that a list of exceptions never goes stale.
     """
-    names = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
-    if gone := sorted(set(but) - set(names)):
+    targets = {path.stem: _target_of(path) for path in sorted((conf_dir() / group).glob("*.yaml"))}
+    if gone := sorted(set(but) - set(targets) - set(targets.values())):
         raise ConfigError(f"rlhf.choices:{group} leaves out {gone}, which conf/{group} does not have")
-    return ",".join(name for name in names if name not in but)
+    return ",".join(name for name, target in targets.items() if name not in but and target not in but)
+
+
+def _target_of(path: Path) -> str:
+    """The class that a yaml makes, without composing it: the line at its left margin."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("_target_:")), "")
 
 
 def _pop(cfg: DictConfig, key: str) -> Any:
