@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -35,6 +36,23 @@ def keys(file: Path) -> dict[str, object]:
 def test_a_file_says_what_it_is_and_how_to_use_it(file: Path):
     first = file.read_text().splitlines()[0]
     assert re.fullmatch(r"# .+\. rlhf (train|evaluate) .+", first), first
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_command_of_a_file_composes(file: Path):
+    """With a function that is there for the reader's own, and a folder for the date of a run."""
+    line = file.read_text().splitlines()[0]
+    command = line[line.index(". rlhf ") + 2 :].replace("<date>", "date")
+    for theirs, ours in (("my_rewards.exact", "operator.eq"), ("[my_rewards]", "[_operator,operator]")):
+        command = command.replace(theirs, ours)
+    _, name, *overrides = shlex.split(command)
+    compose(name, overrides)
+
+
+def test_the_page_names_every_file():
+    page = (conf_dir().parent / "docs" / "rewards.md").read_text(encoding="utf-8")
+    named = {name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)}
+    assert {file.stem for file in FILES} - {"none"} <= named
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if "_target_" in file.read_text()], ids=lambda file: file.stem)
