@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "methods": {"types", "ops", "options", "losses", "models", "credit"},
     "rewards": {"types", "ops", "losses", "models", "data"},
     "rollout": {"types", "ops", "models"},
+    "hardening": {"types", "rewards"},
     "world": {"types", "ops", "data", "models"},
     "rounds": {"types", "ops", "data", "rewards", "rollout"},
     "signals": set(),
