@@ -1,4 +1,4 @@
-"""The engines with the real vLLM, in float32, against transformers; skipped where vLLM is not installed (docs/vllm.md)."""
+"""The engines with the real vLLM, in float32, against transformers; skipped where vLLM is missing (docs/vllm.md)."""
 
 from __future__ import annotations
 
