@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from rlhf_lightning.data.examples import Examples
     from rlhf_lightning.rollout.base import RolloutEngine
 
+#: Rows of each part whose columns a reward is shown before weights load.
+CHECKED_ROWS = 1000
+
 
 class OnlineData(L.LightningDataModule):
     """Rollouts of the policy that is trained, as batches.
@@ -142,10 +145,21 @@ class OnlineData(L.LightningDataModule):
             stage: ``fit``, ``validate``, ...; None means everything.
         """
         self.prompts.setup(stage)
+        self._check_columns()
         if stage in (None, "fit"):
             if self._demonstrations is not None:
                 self._demonstrations.setup("fit")
             self.train_dataloader()  # impossible sizes are an error here, before weights load
+
+    def _check_columns(self) -> None:
+        """Let the reward say which column it lacks, on the first rows of each part, before weights load."""
+        check = getattr(self.reward, "check_columns", None)
+        if check is None:
+            return
+        for examples in (self.train_examples, self.val_examples):
+            rows = range(0 if examples is None else min(len(examples), CHECKED_ROWS))
+            for names in {frozenset(examples.columns_of(row)) for row in rows if examples is not None}:
+                check(names)
 
     def summaries(self) -> list[str]:
         """What was read, and what a rollout is: a few lines for people."""

@@ -147,6 +147,18 @@ def test_a_function_must_be_allowed_and_there(own: str):
         compose("train", [*BASE, "reward=function", f"reward.target={own[:-1]}", "allow_targets=[own_rewards]"])
 
 
+def test_a_column_that_is_missing_is_said_before_weights_load(rlhf, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    def never(*_: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("rlhf_lightning.world.TinyWorld.load", never)
+    right = ["reward=composite", "+reward@reward.terms.right=exact_match", "reward.terms.right.column=anser"]
+    code, _, err = rlhf("train", "method=grpo", "model=tiny", "data=tiny", "trainer=debug", *right)
+    assert code != 0
+    assert "reward 'exact_match' needs the column 'anser'" in err
+    assert "did you mean 'answer'?" in err
+
+
 def test_a_reward_of_texts_is_evaluated_on_pairs(rlhf, tiny, tmp_path, own):
     """The chosen responses of these pairs end with 'course.' and the rejected ones do not; a weight of 2 does not
     change which is better."""
