@@ -178,15 +178,14 @@ class Mismatch:
 
 
 def _diagnostics(delta: Tensor, weight: Tensor, dropped: Tensor) -> dict[str, Tensor]:
-    """Numbers of tokens are averaged over the step; extremes are of the tokens that are given together."""
+    """Numbers of tokens; the smallest weight is that of the tokens that are given together."""
     gap = delta.abs()
-    empty = delta.new_zeros(1)
     return {
-        "gap": gap,
-        "gap_max": torch.cat([gap, empty]).max(),
+        "gap/mean": gap,
+        "gap/max": gap,
         "kl": k3(-delta),
-        "weight": weight,
-        "weight_min": weight.min() if len(weight) else empty[0] + 1,
-        "weight_max": weight.max() if len(weight) else empty[0] + 1,
+        "weight/mean": weight,
+        "weight/max": weight,
+        "weight/min": weight.min() if len(weight) else weight,
         "masked": dropped,
     }

@@ -59,7 +59,8 @@ class Weighted:
     """Importance weights of tokens that another program drew than the one that trains on them, detached."""
 
     weight: Float[Tensor, " response_tokens"]  #: multiplies the policy loss of each token
-    #: numbers by name, of any number, logged as ``train/mismatch/<name>``; empty where the engine gave no log-probs
+    #: numbers by name, of any number, logged as ``train/mismatch/<name>`` (their mean; of ``<name>/max`` the largest);
+    #: empty where the engine gave no log-probs
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
 
 
