@@ -1,4 +1,4 @@
-"""Write what TRL's own GRPO and RLOO trainers compute on given log-probs, as the fixture of tests/losses/test_policy_trl.py.
+"""Write what TRL's own GRPO and RLOO trainers compute on log-probs, the fixture of tests/losses/test_policy_trl.py.
 
     /tmp/trl/bin/python benchmarks/trl_policy_values.py tests/losses/trl_policy.json
 

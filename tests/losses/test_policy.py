@@ -165,7 +165,7 @@ def test_extreme_ratios_stay_finite(name: str, far: float) -> None:
 
 def test_options_that_do_not_go_together_say_so() -> None:
     for options in ({"eps_high": 0.2}, {"eps_abs_high": None}):
-        with pytest.raises(ValueError, match="eps_high=.*eps_abs_high=.*set the other to null"):
+        with pytest.raises(ValueError, match=r"eps_high=.*eps_abs_high=.*set the other to null"):
             run("cispo", AB, **options)
 
 

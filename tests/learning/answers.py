@@ -1,0 +1,63 @@
+"""What a policy of the tiny world answers before and after a run: right ones, agreement, entropy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from rlhf_lightning import compose, train
+from rlhf_lightning.rollout import TransformersEngine
+from rlhf_lightning.types import SampleGroup, Sampling
+from rlhf_lightning.world import grammar
+from rlhf_lightning.world.scorers import CorrectScorer
+from rlhf_lightning.world.tokenizer import encode
+
+SAMPLES = 32
+
+
+class Answers(Callback):
+    """Writes ``answers.json``: ``before`` and ``after`` the run, over all training questions for one fact.
+
+    ``pass@1`` is the share of right samples, ``pass@k`` of questions with a right one among 32 samples, ``majority`` of
+    questions whose most frequent claim is right, ``entropy`` the mean of -log p over whole answers, in nats. Samples are
+    drawn at temperature 1 from fixed streams.
+
+    Args:
+        folder: of the file.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.path = Path(folder) / "answers.json"
+        self.found: dict[str, dict[str, float]] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.found["before"] = self.measured(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.found["after"] = self.measured(pl_module)
+        self.path.write_text(json.dumps(self.found, indent=1))
+
+    def measured(self, module: Any) -> dict[str, float]:
+        prompts = [encode(prompt.text) for prompt in grammar.prompts("train") if prompt.topic == "fact"]
+        engine = TransformersEngine(module.tokenizer, max_new_tokens=24, batch_size=256)
+        engine.sync(module.policy, 0)
+        drawn = engine.generate(
+            prompts, Sampling(max_new_tokens=24), n=SAMPLES, seeds=[1000 + number for number in range(len(prompts))]
+        )
+        engine.close()
+        scorer = CorrectScorer(module.tokenizer)
+        scorer([SampleGroup(prompt, samples) for prompt, samples in zip(prompts, drawn, strict=True)])
+        surprise = [-sum(sample.log_probs) for samples in drawn for sample in samples]
+        return scorer.metrics() | {"entropy": sum(surprise) / len(surprise)}
+
+
+def before_and_after(folder: Path, *overrides: str) -> tuple[dict[str, float], dict[str, float]]:
+    """The two measurements of a run of ``experiment=tiny``."""
+    options = ["experiment=tiny", "logger=none", "seed=1", "ckpt_path=null", "callbacks.gold=null", *overrides]
+    answers = f"+callbacks.answers={{_target_: tests.learning.answers.Answers, folder: {folder}}}"
+    train(compose("train", [*options, answers, "allow_targets=[tests]", f"paths.output_dir={folder}"]))
+    found = json.loads((folder / "answers.json").read_text())
+    return found["before"], found["after"]
