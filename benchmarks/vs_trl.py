@@ -60,7 +60,7 @@ def run(side: str, python: Path, settings: dict[str, Any], folder: Path) -> dict
     given, result = folder / f"{side}.settings.json", folder / f"{side}.result.json"
     given.write_text(json.dumps(settings))
     environment = os.environ | {"OMP_NUM_THREADS": str(settings["threads"]), "TOKENIZERS_PARALLELISM": "false"}
-    if side == "ours":
+    if side.startswith("ours"):
         environment["PYTHONPATH"] = str(HERE.parent)
     command = [str(python), str(HERE / "worker.py"), side, str(given), str(result)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,9 +1,9 @@
 """One training run of this project (or of TRL, in TRL's environment) over given token ids, timed step by step.
 
-    python benchmarks/worker.py {ours|trl} settings.json result.json
+    python benchmarks/worker.py {ours|trl|ours_grpo|trl_grpo} settings.json result.json
 
-Started by ``vs_trl.py``; both sides share the settings, the clock and what is written. Imports of either library happen
-only on its side (``side_ours.py``, ``side_trl.py``), so TRL's environment needs nothing of this project.
+Started by ``vs_trl.py`` and ``grpo_vs_trl.py``; both sides share the settings, the clock and what is written. Imports of
+either library happen only on its side (``side_*.py``), so TRL's environment needs nothing of this project.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -32,13 +34,21 @@ class Clock:
     def start(self) -> None:
         """Forget what has passed."""
         self._cpu, self._wall = time.process_time(), time.perf_counter()
+        self._parts: dict[str, float] = {}
 
     def stop(self, loss: float) -> None:
         """End a step."""
-        self.steps.append(
-            {"cpu": time.process_time() - self._cpu, "wall": time.perf_counter() - self._wall, "loss": loss}
-        )
+        whole = {"cpu": time.process_time() - self._cpu, "wall": time.perf_counter() - self._wall, "loss": loss}
+        self.steps.append(whole | self._parts)
         self.start()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count what happens inside as a part of the step: ``<name>_cpu`` and ``<name>_wall`` seconds."""
+        cpu, wall = time.process_time(), time.perf_counter()
+        yield
+        for clock, seconds in (("cpu", time.process_time() - cpu), ("wall", time.perf_counter() - wall)):
+            self._parts[f"{name}_{clock}"] = self._parts.get(f"{name}_{clock}", 0.0) + seconds
 
 
 def main() -> None:
