@@ -141,7 +141,8 @@ def main() -> None:
     longest, mean = max(map(len, prompts)), sum(map(len, prompts)) / len(prompts)
     print(
         f"{options.prompts} prompts a step of {mean:.0f} tokens in the mean (longest {longest}), {options.group} "
-        f"responses of {options.response_tokens} tokens each, {options.accumulate} micro-batches, {options.threads} threads"
+        f"responses of {options.response_tokens} tokens each, {options.accumulate} micro-batches, "
+        f"{options.threads} threads"
     )
     results = [
         measure(options, prompts, precision, reference)

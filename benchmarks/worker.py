@@ -2,8 +2,8 @@
 
     python benchmarks/worker.py {ours|trl|ours_grpo|trl_grpo} settings.json result.json
 
-Started by ``vs_trl.py`` and ``grpo_vs_trl.py``; both sides share the settings, the clock and what is written. Imports of
-either library happen only on its side (``side_*.py``), so TRL's environment needs nothing of this project.
+Started by ``vs_trl.py`` and ``grpo_vs_trl.py``; both sides share the settings, the clock and what is written. Imports
+of either library happen only on its side (``side_*.py``), so TRL's environment needs nothing of this project.
 """
 
 from __future__ import annotations
