@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.data.examples import Examples
@@ -146,8 +147,14 @@ class Collector:
         return replace(sample, ids=sample.ids[:end], log_probs=sample.log_probs[:end], finish="stop")
 
     def metrics(self) -> dict[str, float]:
-        """What the reward counted since the last call."""
-        return metrics_of(self.reward)
+        """What the reward counted since the last call, the mean over processes; a collective call.
+
+        A process whose reward has nothing to say of a name (no failures, no rows with answers) is left out of its mean,
+        and every process returns the same names.
+        """
+        shares = gathered(metrics_of(self.reward))
+        names = dict.fromkeys(name for share in shares for name in share)
+        return {name: fmean(share[name] for share in shares if name in share) for name in names}
 
 
 def group_of(examples: Examples, row: int) -> SampleGroup:
