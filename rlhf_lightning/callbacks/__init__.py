@@ -7,6 +7,7 @@ from rlhf_lightning.callbacks.implicit_rewards import ImplicitRewards
 from rlhf_lightning.callbacks.last_checkpoint import LastCheckpoint
 from rlhf_lightning.callbacks.length_debias import LengthDebias
 from rlhf_lightning.callbacks.nonfinite import NonFiniteError, NonFiniteStop
+from rlhf_lightning.callbacks.phases import PhaseTimes
 from rlhf_lightning.callbacks.reference_kl import ReferenceKL
 from rlhf_lightning.callbacks.reference_sync import ReferenceSync
 from rlhf_lightning.callbacks.responses import ResponseStatistics
@@ -26,6 +27,7 @@ __all__ = [
     "LengthDebias",
     "NonFiniteError",
     "NonFiniteStop",
+    "PhaseTimes",
     "PolicySamples",
     "ReferenceKL",
     "ReferenceSync",

@@ -24,11 +24,24 @@ SHOWN = (
     ("loss", "train/loss", ".4f"),
     ("margin", "train/reward/margin", "+.3f"),
 )
+#: The same of an on-policy method, whose loss says little.
+SHOWN_ONLINE = (
+    ("loss", "train/loss", ".3f"),
+    ("reward", "train/reward/mean", "+.2f"),
+)
+#: Phases of a rollout and its steps, shown as shares of their whole time: label, metric.
+PHASES = (
+    ("gen", "train/time/generate"),
+    ("train", "train/time/train"),
+)
 SPEED = "train/throughput/tokens_per_second"
 
 
 class AlignmentProgressBar(ProgressBar):
     """Step, loss, reward margin, useful tokens a second and the time left, over optimiser steps.
+
+    Of on-policy methods the mean reward of the rollout, and which shares of the time go into drawing responses and into
+    optimiser steps (the rest: rewards, log-probs of the rollout, weights for the engine).
 
     The bar counts optimiser steps of the whole run, not batches of an epoch, so that the time left is that of the run.
     Without a terminal it writes a plain line every tenth of the run, so that logs of jobs stay readable.
@@ -212,8 +225,14 @@ def redirect_handlers(old: TextIO, new: TextIO) -> None:
 
 def summary(metrics: Mapping[str, Tensor | float | str]) -> str:
     """The metrics of the line, those that exist."""
-    parts = [f"{label} {float(metrics[name]):{form}}" for label, name, form in SHOWN if name in metrics]
-    if SPEED in metrics:
+    online = PHASES[0][1] in metrics
+    shown = SHOWN_ONLINE if online else SHOWN
+    parts = [f"{label} {float(metrics[name]):{form}}" for label, name, form in shown if name in metrics]
+    if online:
+        total = sum(float(value) for name, value in metrics.items() if name.startswith("train/time/"))
+        shares = [(label, float(metrics[name]) / max(total, 1e-9)) for label, name in PHASES if name in metrics]
+        parts += [f"{label} {share:.0%}" for label, share in shares]
+    elif SPEED in metrics:
         parts.append(f"{compact(float(metrics[SPEED]))} tok/s")
     return " ".join(parts)
 

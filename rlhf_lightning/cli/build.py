@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,7 @@ def make(node: Any) -> Any:
     return instantiate(node, _convert_="all") if node else None
 
 
-def make_all(nodes: DictConfig | None) -> list[Any]:
+def make_all(nodes: DictConfig | Mapping[str, Any] | None) -> list[Any]:
     """The objects of a mapping by name; a name set to null drops one: ``callbacks.samples=null``."""
     return [made for node in (nodes or {}).values() if (made := make(node)) is not None]
 
@@ -62,7 +62,7 @@ def make_run(cfg: DictConfig) -> Run:
     models = make_models(cfg, reference_kind(cfg, method))
     module = method(models=models, optimizer=make(cfg.optimizer), scheduler=make(cfg.scheduler))
     data: Any = make_data(cfg, models, module.kind, mismatched="kl" in module.needs)
-    trainer = make_trainer(cfg)
+    trainer = make_trainer(cfg, module.monitor)
     if module.kind == "prompt":
         data = make_rollouts(cfg, models, module, data)
     else:
@@ -177,9 +177,15 @@ def reference_kind(cfg: DictConfig, method: functools.partial[Any]) -> Reference
     return chosen if needed or chosen is ReferenceKind.ADAPTER_OFF else ReferenceKind.NONE
 
 
-def make_trainer(cfg: DictConfig) -> Trainer:
-    """The Lightning Trainer of a run: the plain options of ``trainer`` and ``strategy``, and the dicts by name."""
-    loggers, callbacks, options = make_all(cfg.logger), make_all(cfg.callbacks), _plain(cfg.trainer)
+def make_trainer(cfg: DictConfig, monitor: tuple[str, str] = ("val/loss", "min")) -> Trainer:
+    """The Lightning Trainer of a run: the plain options of ``trainer`` and ``strategy``, and the dicts by name.
+
+    Args:
+        cfg: of the run.
+        monitor: what a callback with ``monitor: auto`` ranks by: a metric, and whether ``min`` or ``max`` is best.
+    """
+    nodes = {name: _ranked_by(node, monitor) for name, node in _items(cfg.callbacks)}
+    loggers, callbacks, options = make_all(cfg.logger), make_all(nodes), _plain(cfg.trainer)
     # Lightning takes a callback for something that was switched off as a contradiction, and adds one of its own
     # where there is none.
     if not any(isinstance(callback, Checkpoint) for callback in callbacks):
@@ -226,6 +232,15 @@ def last_checkpoint(folders: list[Path]) -> Path | None:
 
     paths = (recovered(folder / "last.ckpt") for folder in folders)
     return next((path for path in paths if path.exists()), None)
+
+
+def _ranked_by(node: Any, monitor: tuple[str, str]) -> Any:
+    """A callback's node with the method's own metric in the place of ``auto``."""
+    if not node or node.get("monitor") != "auto":
+        return node
+    copy = node.copy()
+    copy.monitor, copy.mode = monitor
+    return copy
 
 
 def _plain(node: DictConfig | None) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
 
     kind: ClassVar[str]  #: what the method eats: "preference" or "supervised"
     legal: ClassVar[frozenset[str]]  #: inputs that this method can give to a loss
+    monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")  #: the metric that says which weights are best, and how
     actor: Callable[..., Backbone] = Actor  #: what is trained; a class, or a partial of one that a yaml makes
 
     policy: Any  #: the ``Actor`` that is trained; None until ``configure_model``

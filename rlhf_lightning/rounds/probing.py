@@ -22,6 +22,7 @@ def measured(
     policy: Any,
     *,
     temperature: float,
+    scored_at: float,
     rank: int,
     forward: Callable[[], AbstractContextManager[None]],
 ) -> dict[str, float]:
@@ -33,13 +34,14 @@ def measured(
         experience: scored as far as the method asks.
         policy: the actor that is trained.
         temperature: of the samples.
+        scored_at: temperature of the method's own log-probs; at another one than ``temperature`` they do not compare.
         rank: of this process.
         forward: a context in which a step's forward pass computes.
     """
     engine = experience.tokens.get("rollout_log_probs")
     if engine is None:
         return {}
-    if "old_log_probs" in experience.tokens:
+    if "old_log_probs" in experience.tokens and scored_at == temperature:
         return gap(engine, experience.tokens["old_log_probs"])
     found = gathered(_one_response(experience, engine, policy, temperature, rank, forward))
     return gap(torch.cat([own for own, _ in found]), torch.cat([theirs for _, theirs in found]))

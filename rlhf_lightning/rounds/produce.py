@@ -138,8 +138,15 @@ class Producer:
 
     def _probe(self, experience: Experience) -> dict[str, float]:
         """How far the engine's log-probs lie from the trainer's; raises above the engine's bound."""
-        temperature, rank = self.options.temperature, self.place.rank
-        found = measured(experience, self.module.policy, temperature=temperature, rank=rank, forward=self._forward)
+        temperature = self.options.temperature
+        found = measured(
+            experience,
+            self.module.policy,
+            temperature=temperature,
+            scored_at=getattr(self.module, "temperature", temperature),
+            rank=self.place.rank,
+            forward=self._forward,
+        )
         if found:
             check(found, self.data.engine)
         return {f"mismatch/{name}_gap": value for name, value in found.items()}

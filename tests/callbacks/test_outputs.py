@@ -238,6 +238,14 @@ def test_words_of_the_line():
     assert (clock(5), clock(65.4), clock(3700)) == ("00:05", "01:05", "1:01:40")
 
 
+def test_words_of_an_on_policy_line():
+    """Shares of all phases, those that are not shown included."""
+    seconds = {"generate": 4.5, "score": 0.8, "reward": 0.2, "train": 4.5}
+    metrics = {"train/loss": 0.01, "train/reward/mean": 0.5, "train/throughput/tokens_per_second": 1500.0}
+    metrics |= {f"train/time/{name}": value for name, value in seconds.items()}
+    assert summary(metrics) == "loss 0.010 reward +0.50 gen 45% train 45%"
+
+
 def test_rewards_of_every_process_are_kept_once(tmp_path):
     """Two processes score half of the validation pairs each; the file has all, in the order of the data set."""
     assert ranks(2, _validate_in_two, tmp_path) == [0, 0]

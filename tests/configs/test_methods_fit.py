@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.results import Result
+from rlhf_lightning.cli.schema import locate
 from rlhf_lightning.cli.train import train
 from rlhf_lightning.conf_dir import conf_dir
 
@@ -20,8 +23,23 @@ COLUMNS = "data.spec.columns={score_chosen: score_chosen, score_rejected: score_
 #: What a method needs beside pairs of responses.
 OPTIONS = {
     "context_distillation": ["data.spec.context=Answer like a teacher of mathematics."],
+    "grpo_process": ["reward=none", "+reward._target_=tests.helpers.online.LetterSteps", "+reward._partial_=true"],
+    "ppo_lagrangian": ["reward=none", "+reward._target_=tests.helpers.online.LettersAndCost", "+reward._partial_=true"],
+    "rft": [
+        "reward=none",
+        'method.reward.spec={type: text_similarity, evaluation_metric: fuzzy_match, input: "{{ sample.output_text }}", '
+        'reference: "{{ item.chosen }}", name: alike}',
+    ],
     "knowledge_distillation": ["reference=teacher", "model@reference.source=tiny_random", "reference.source.seed=1"],
 }
+#: A reward that tells random bytes apart, and what else every on-policy method needs here: small rollouts.
+REWARD = ["reward=function", "reward.target=tests.helpers.online.letters"]
+ONLINE = [
+    "allow_targets=[tests]",
+    "rollout.max_new_tokens=8",
+    "method.rollout.minibatches=1",
+    "optimizer.lr=1e-2",
+]
 #: Rows of methods that do not eat pairs.
 OTHER_ROWS = {
     "coin": [
@@ -79,17 +97,20 @@ def initial_weights() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("method", METHODS)
 def test_method_fits_two_steps(method, tiny, tmp_path):
     half = "data.validation=0.5"  # KTO needs two prompts in validation as well
-    options = [*tiny, half, *OPTIONS.get(method, ()), f"paths.output_dir={tmp_path}", "optimizer.lr=1e-3"]
+    options = [*tiny, half, f"paths.output_dir={tmp_path}", "optimizer.lr=1e-3"]
     if method in OTHER_ROWS:
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in OTHER_ROWS[method]))
         options.append(f"data.source.path={tmp_path}/rows.jsonl")
     if method == "armorm":
         options += rated_model(tmp_path / "stage1")
+    module: Any = locate(yaml.safe_load((conf_dir() / "method" / f"{method}.yaml").read_text())["_target_"])
+    online = module.kind == "prompt"
+    options += [*(ONLINE if online else ()), *OPTIONS.get(method, REWARD if online else ())]
     assert train(compose("train", [f"method={method}", *options])) is None
     result = Result.read(tmp_path)
     assert (result.status, result.steps) == ("done", 2)
     assert math.isfinite(result.metrics["train/loss"])
-    assert math.isfinite(result.metrics["val/loss"])
+    assert math.isfinite(result.metrics[module.monitor[0]])
     trained = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     initial = initial_weights()
     last = ("lm_head.weight", "model.norm.weight")  # a reward model has no head over the vocabulary

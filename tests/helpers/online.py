@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from rlhf_lightning.methods import KLPenalty, PolicyGradient
 from rlhf_lightning.methods.shaping import RewardShaping
 from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
+from rlhf_lightning.rewards import TextReward
 from rlhf_lightning.rollout import TransformersEngine
 from rlhf_lightning.rounds import OnlineData
 from rlhf_lightning.schedules import cosine
@@ -54,6 +55,41 @@ class Unsure(LowBytes):
 
     def score(self, sample: Sample) -> float | None:
         return None if sample.ids[0] % 2 else super().score(sample)
+
+
+def letters(prompt: str, response: str) -> float:
+    """Share of letters, for a reward that a yaml names."""
+    return sum(letter.isalpha() for letter in response) / max(len(response), 1)
+
+
+class LetterSteps(TextReward):
+    """Share of letters, also said at every third token and at the last one, as if steps ended there."""
+
+    def __init__(self, tokenizer: Any = None) -> None:
+        super().__init__(tokenizer, "letters")
+
+    def score(self, prompt: str, response: str, columns: Mapping[str, Any]) -> float:
+        return letters(prompt, response)
+
+    def step_reward(self, groups: Sequence[SampleGroup]) -> list[list[list[float]]]:
+        return [[self.steps(ids) for ids in group.responses] for group in groups]
+
+    def steps(self, ids: list[int]) -> list[float]:
+        ends = [at % 3 == 2 or at == len(ids) - 1 for at in range(len(ids))]
+        return [token / 256 if end else float("nan") for token, end in zip(ids, ends, strict=True)]
+
+
+class LettersAndCost(LetterSteps):
+    """A reward, and a cost that is no part of it."""
+
+    costs = frozenset({"cost"})
+
+    def terms(self, groups: Sequence[SampleGroup]) -> dict[str, Any]:
+        scores = self(groups)
+        return {"letters": scores, "cost": [[0.5 - (score or 0.0) for score in row] for row in scores]}
+
+    def combine(self, terms: dict[str, Any]) -> Any:
+        return terms["letters"]
 
 
 class Engine(TransformersEngine):

@@ -1,0 +1,32 @@
+"""How long the optimiser steps of on-policy methods take, beside what their rollouts take."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from rlhf_lightning.types import RolloutBatch
+
+
+class PhaseTimes(Callback):
+    """Counts the seconds of forward, backward and optimiser as ``train/time/train``.
+
+    Rollouts log where their own time went: ``train/time/generate``, ``reward``, ``score`` (log-probs, reference,
+    values), ``credit`` and ``sync``. This adds the steps on the rollout before, logged with the next one. Validation
+    and the drawing of batches do not count. Other methods have no phases, and nothing is logged.
+    """
+
+    def __init__(self) -> None:
+        self._since = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Start the clock."""
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Give the time to the rollout's clock."""
+        clock = getattr(trainer.datamodule, "clock", None)  # type: ignore[attr-defined]
+        if clock is not None and isinstance(batch, RolloutBatch):
+            clock.seconds["train"] += time.perf_counter() - self._since
