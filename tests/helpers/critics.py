@@ -57,6 +57,7 @@ def ppo_of(
     critic: Mapping[str, Any] | None = None,
     models: Any = None,
     lora: bool = False,
+    loss_options: Mapping[str, Any] | None = None,
     **further: Any,
 ) -> PPO:
     """An adaptive KL penalty, running scales, whitened rewards and advantages; with a cost also its multiplier."""
@@ -71,4 +72,5 @@ def ppo_of(
         "critic_lr": 2e-2,
         "value_coef": 0.5,
     }
-    return PPO(models or builder(kind, lora=lora), ppo, rollout=options, **settings | further)
+    loss = partial(ppo, **loss_options) if loss_options else ppo
+    return PPO(models or builder(kind, lora=lora), loss, rollout=options, **settings | further)
