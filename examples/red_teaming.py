@@ -101,11 +101,4 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for number, done in enumerate(main(arguments.folder, rounds=arguments.rounds), start=1):
-        print(f"round {number}: {done.mined.missed} polite answers were missed")
-        for name, after in done.after.items():
-            before = done.before[name]
-            print(
-                f"  {name:9s} recall {before.recall:.3f} -> {after.recall:.3f}   "
-                f"false positives {before.false_positive_rate:.3f} -> {after.false_positive_rate:.3f}"
-            )
+    main(arguments.folder, rounds=arguments.rounds)  # says what each round did

@@ -1,0 +1,190 @@
+"""Mining, relabelling and the loop, with detectors that are plain rules."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from rlhf_lightning.hardening import (
+    Detection,
+    Detector,
+    Labelled,
+    Text,
+    classifier,
+    detection,
+    harden,
+    mine,
+    read_rollouts,
+    write_rows,
+)
+from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer
+from rlhf_lightning.rewards import ClassifierReward
+from rlhf_lightning.types import sample_groups
+
+PROMPTS = [f"question {n}" for n in range(40)]
+
+
+def looks_for(*words: str) -> Detector:
+    def detector(texts: Sequence[Text]) -> list[float]:
+        return [0.9 if any(word in text.response for word in words) else 0.1 for text in texts]
+
+    return detector
+
+
+def oracle(text: Text) -> bool:
+    return "please" in text.response or "thanks" in text.response
+
+
+def written(*responses: str) -> list[Text]:
+    return [Text(prompt, response) for prompt in PROMPTS for response in responses]
+
+
+def labelled(*responses: str) -> list[Labelled]:
+    return [Labelled(text, oracle(text)) for text in written(*responses)]
+
+
+def fit(rows: Sequence[Labelled]) -> Detector:
+    """Learns the words of the positives that no negative has."""
+    negative = {word for row in rows if not row.label for word in row.text.response.split()}
+    positive = {word for row in rows if row.label for word in row.text.response.split()}
+    return looks_for(*(positive - negative))
+
+
+def test_rates():
+    """By hand: 2 of 3 positives found, 1 of 4 negatives taken for one."""
+    rows = [Labelled(Text("", text), label) for text, label in zip("aabbcaa", [1, 1, 1, 0, 0, 0, 0], strict=True)]
+    rows[5] = Labelled(Text("", "d"), False)
+    assert detection(looks_for("a"), rows) == Detection(2 / 3, 1 / 4, 3, 4)
+    assert detection(looks_for("a"), rows, threshold=0.9).recall == 2 / 3, "the threshold itself counts as found"
+    assert detection(looks_for("a"), rows, threshold=0.95) == Detection(0.0, 0.0, 3, 4)
+    assert math.isnan(detection(looks_for("a"), rows[3:]).recall)
+
+
+def test_another_number_of_probabilities():
+    with pytest.raises(ValueError, match="gave 1 probabilities for 2 texts"):
+        detection(lambda texts: [0.5], labelled("x")[:2])
+
+
+def test_mining():
+    texts = written("please", "thanks", "no", "what") * 2
+    mined = mine(texts, looks_for("please"), oracle)
+    rows = [*mined.train, *mined.held_out]
+    assert mined.missed == 40
+    assert {row.text.response for row in rows if row.label} == {"thanks"}
+    assert len(rows) == len(set(rows)) == 80
+    assert sum(row.label for row in mined.train) * 2 == len(mined.train), "as many negatives in each part"
+    assert not {row.text.prompt for row in mined.train} & {row.text.prompt for row in mined.held_out}
+    assert 10 <= len({row.text.prompt for row in mined.held_out}) <= 30
+
+
+def test_negatives_near_the_boundary_come_first():
+    def unsure(texts: Sequence[Text]) -> list[float]:
+        return [{"thanks": 0.1, "no": 0.2, "what": 0.4}[text.response] for text in texts]
+
+    mined = mine(written("thanks", "no", "what"), unsure, oracle)
+    assert {row.text.response for row in mined.train if not row.label} == {"what"}
+
+
+def test_the_split_is_the_same_in_every_round():
+    one = mine(written("thanks", "no"), looks_for(), oracle)
+    other = mine(written("thanks a lot", "never"), looks_for(), oracle)
+    assert {row.text.prompt for row in one.train} == {row.text.prompt for row in other.train}
+
+
+def test_hardening_recovers_what_was_missed():
+    data = {"train": labelled("please", "no", "what"), "test": labelled("please sir", "no sir")}
+    attacks: list[Detector] = []
+
+    def attack(detector: Detector) -> list[Text]:
+        attacks.append(detector)
+        return written("thanks", "sir")
+
+    detector, rounds = harden(looks_for("please"), attack=attack, oracle=oracle, fit=fit, rounds=3, **data)
+    first, second = rounds
+    assert first.before["original"] == first.after["original"] == Detection(1.0, 0.0, 40, 40)
+    assert first.before["mined_1"].recall == 0.0
+    assert first.after["mined_1"].recall == 1.0
+    assert first.after["mined_1"].false_positive_rate == 0.0
+    assert second.mined.missed == 0, "nothing was left, so the third round is not needed"
+    assert attacks[1] is detector
+    assert second.after["mined_1"].recall == 1.0
+
+
+def test_what_a_detector_lost_is_seen():
+    """One that learns from the mined rows alone forgets the original ones; the report must show it."""
+    data = {"train": labelled("please", "no"), "test": labelled("please", "no")}
+    forgetful = lambda rows: fit([row for row in rows if "please" not in row.text.response])  # noqa: E731
+    options = {"attack": lambda _: written("thanks", "sir"), "oracle": oracle, "fit": forgetful}
+    _, [done] = harden(looks_for("please"), **options, **data)
+    assert (done.before["original"].recall, done.after["original"].recall) == (1.0, 0.0)
+    assert done.after["mined_1"].recall == 1.0
+
+
+def test_rollouts(tmp_path: Path):
+    for number in range(3):
+        rows = [
+            {"prompt": "why ? ", "response": f" answer {number}", "finish": "stop"},
+            {"prompt": "why ?", "response": "cut off", "finish": "length"},
+        ]
+        (tmp_path / f"0000{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_rollouts(tmp_path) == [Text("why ?", f"answer {n}") for n in range(3)]
+    assert read_rollouts(tmp_path, last=1) == [Text("why ?", "answer 2")]
+    with pytest.raises(FileNotFoundError, match="holds no rollouts"):
+        read_rollouts(tmp_path / "nowhere")
+
+
+def test_rows_are_labelled_answers(tmp_path: Path):
+    file = write_rows(tmp_path / "deep" / "rows.jsonl", labelled("please")[:1])
+    assert json.loads(file.read_text()) == {"prompt": "question 0", "response": "please", "label": True}
+
+
+LABELS = {0: "plain", 1: "polite", 2: "rude"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An encoder of three labels with random weights."""
+    torch.manual_seed(0)
+    tokenizer = prepare_tokenizer(byte_tokenizer())
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_labels=3,
+        id2label=LABELS,
+        initializer_range=0.5,
+    )
+    path = tmp_path_factory.mktemp("classifier")
+    BertForSequenceClassification(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+def test_probabilities_of_labels(folder: str):
+    def ids(text: str) -> list[int]:
+        return byte_tokenizer()(text, add_special_tokens=False)["input_ids"]
+
+    groups = sample_groups([ids("why?")], [[ids("yes"), ids("no")]])
+    found = [ClassifierReward(path=folder, label=label)(groups)[0] for label in LABELS.values()]
+    assert [sum(column) for column in zip(*found, strict=True)] == pytest.approx([1.0, 1.0])
+    assert len({round(value, 6) for row in found for value in row if value is not None}) == 6
+    assert ClassifierReward(path=folder, label=2)(groups)[0] == found[2]
+    detector = classifier(folder, label="polite", device="cpu")
+    assert all(0 < p < 1 for p in detector([Text("why?", "yes"), Text("why?", "no")]))
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [(None, "reward.label is missing: .* has the labels plain, polite, rude"), ("kind", "reward.label='kind', but")],
+)
+def test_labels_that_are_refused(folder: str, label: str | None, message: str):
+    with pytest.raises(ValueError, match=message):
+        ClassifierReward(path=folder, label=label)
