@@ -26,6 +26,7 @@ import numpy as np
 from rlhf_lightning import compose, train
 from rlhf_lightning.hardening import Detector, Labelled, Round, Text, classifier, harden, read_rollouts, write_rows
 from rlhf_lightning.world import grammar
+from rlhf_lightning.world.tokenizer import tiny_tokenizer
 
 #: Answers whose politeness, if any, is an opening.
 OPENINGS = replace(grammar.MIXED, polite=0.5, rude=0.2, polite_closing=0.0)
@@ -82,7 +83,7 @@ class Bench:
         path = f"reward.terms.detected.path={self.detector_folder()}"
         options = ["experiment=red_teaming", path, f"paths.output_dir={run}", "rerun=true", *self.overrides]
         train(compose("train", options))
-        return read_rollouts(run / "rollouts", last=10)
+        return read_rollouts(run / "rollouts", tiny_tokenizer(), last=10)
 
 
 def main(folder: Path, *, size: int = 3000, rounds: int = 1, overrides: Sequence[str] = ()) -> list[Round]:

@@ -7,6 +7,12 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_lightning.rewards.texts import Texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, order=True)
@@ -77,11 +83,12 @@ def mine(
     return Mined(*parts)
 
 
-def read_rollouts(folder: str | Path, *, last: int | None = None) -> list[Text]:
-    """Prompts and responses of a run's rollouts, ``runs/train/<date>/rollouts``.
+def read_rollouts(folder: str | Path, tokenizer: PreTrainedTokenizerBase, *, last: int | None = None) -> list[Text]:
+    """Prompts and finished responses of a run's rollouts, ``runs/train/<date>/rollouts``.
 
     Args:
         folder: with ``00000.jsonl`` and so on.
+        tokenizer: of the policy; texts are made of the ids, without chat markup and special tokens.
         last: read that many of the newest only, when the policy had learned what to do; None: all.
 
     Raises:
@@ -91,7 +98,9 @@ def read_rollouts(folder: str | Path, *, last: int | None = None) -> list[Text]:
     if not files:
         raise FileNotFoundError(f"{folder} holds no rollouts (00000.jsonl, ...); name the folder 'rollouts' of a run")
     rows = [json.loads(line) for file in files[-last if last else None :] for line in file.read_text().splitlines()]
-    return [Text(row["prompt"].strip(), row["response"].strip()) for row in rows if row["finish"] == "stop"]
+    texts = Texts(tokenizer)
+    ended = [row for row in rows if row["finish"] == "stop"]
+    return [Text(texts.content(row["prompt_ids"]).strip(), texts.text(row["ids"]).strip()) for row in ended]
 
 
 def write_rows(path: str | Path, rows: Iterable[Labelled]) -> Path:

@@ -26,6 +26,7 @@ from rlhf_lightning.hardening import (
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer
 from rlhf_lightning.rewards import ClassifierReward
 from rlhf_lightning.types import sample_groups
+from rlhf_lightning.world.tokenizer import encode, end, tiny_tokenizer
 
 PROMPTS = [f"question {n}" for n in range(40)]
 
@@ -127,16 +128,19 @@ def test_what_a_detector_lost_is_seen():
 
 
 def test_rollouts(tmp_path: Path):
-    for number in range(3):
+    tokenizer = tiny_tokenizer()
+    prompt = encode("what does the fox eat ?")
+    for number, food in enumerate(("mice", "honey", "seeds")):
         rows = [
-            {"prompt": "why ? ", "response": f" answer {number}", "finish": "stop"},
-            {"prompt": "why ?", "response": "cut off", "finish": "length"},
+            {"prompt_ids": prompt, "ids": [*encode(f"the fox eats {food} ."), end()], "finish": "stop"},
+            {"prompt_ids": prompt, "ids": encode("the fox"), "finish": "length"},
         ]
         (tmp_path / f"0000{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert read_rollouts(tmp_path) == [Text("why ?", f"answer {n}") for n in range(3)]
-    assert read_rollouts(tmp_path, last=1) == [Text("why ?", "answer 2")]
+    said = [Text("what does the fox eat ?", f"the fox eats {food} .") for food in ("mice", "honey", "seeds")]
+    assert read_rollouts(tmp_path, tokenizer) == said, "without the end of the sequence, and what was not cut off"
+    assert read_rollouts(tmp_path, tokenizer, last=1) == said[2:]
     with pytest.raises(FileNotFoundError, match="holds no rollouts"):
-        read_rollouts(tmp_path / "nowhere")
+        read_rollouts(tmp_path / "nowhere", tokenizer)
 
 
 def test_rows_are_labelled_answers(tmp_path: Path):
