@@ -22,8 +22,8 @@ class Answers(Callback):
     """Writes ``answers.json``: ``before`` and ``after`` the run, over all training questions for one fact.
 
     ``pass@1`` is the share of right samples, ``pass@k`` of questions with a right one among 32 samples, ``majority`` of
-    questions whose most frequent claim is right, ``entropy`` the mean of -log p over whole answers, in nats. Samples are
-    drawn at temperature 1 from fixed streams.
+    questions whose most frequent claim is right, ``entropy`` the mean of -log p over whole answers, in nats. Samples
+    are drawn at temperature 1 from fixed streams.
 
     Args:
         folder: of the file.
