@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ SAMPLES = 32
 
 
 class Answers(Callback):
-    """Writes ``answers.json``: ``before`` and ``after`` the run, over all training questions for one fact.
+    """Writes ``answers.json``: ``before`` and ``after`` the run, over all training questions of some topics.
 
     ``pass@1`` is the share of right samples, ``pass@k`` of questions with a right one among 32 samples, ``majority`` of
     questions whose most frequent claim is right, ``entropy`` the mean of -log p over whole answers, in nats. Samples
@@ -27,10 +28,11 @@ class Answers(Callback):
 
     Args:
         folder: of the file.
+        topics: of the questions.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.path = Path(folder) / "answers.json"
+    def __init__(self, folder: str, topics: Sequence[str] = ("fact",)) -> None:
+        self.path, self.topics = Path(folder) / "answers.json", set(topics)
         self.found: dict[str, dict[str, float]] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -41,7 +43,7 @@ class Answers(Callback):
         self.path.write_text(json.dumps(self.found, indent=1))
 
     def measured(self, module: Any) -> dict[str, float]:
-        prompts = [encode(prompt.text) for prompt in grammar.prompts("train") if prompt.topic == "fact"]
+        prompts = [encode(prompt.text) for prompt in grammar.prompts("train") if prompt.topic in self.topics]
         engine = TransformersEngine(module.tokenizer, max_new_tokens=24, batch_size=256)
         engine.sync(module.policy, 0)
         drawn = engine.generate(
@@ -54,10 +56,12 @@ class Answers(Callback):
         return scorer.metrics() | {"entropy": sum(surprise) / len(surprise)}
 
 
-def before_and_after(folder: Path, *overrides: str) -> tuple[dict[str, float], dict[str, float]]:
+def before_and_after(
+    folder: Path, *overrides: str, topics: Sequence[str] = ("fact",)
+) -> tuple[dict[str, float], dict[str, float]]:
     """The two measurements of a run of ``experiment=tiny``."""
     options = ["experiment=tiny", "logger=none", "seed=1", "ckpt_path=null", "callbacks.gold=null", *overrides]
-    answers = f"+callbacks.answers={{_target_: tests.learning.answers.Answers, folder: {folder}}}"
+    answers = f"+callbacks.answers={{_target_: tests.learning.answers.Answers, folder: {folder}, topics: [{','.join(topics)}]}}"
     train(compose("train", [*options, answers, "allow_targets=[tests]", f"paths.output_dir={folder}"]))
     found = json.loads((folder / "answers.json").read_text())
     return found["before"], found["after"]

@@ -41,6 +41,7 @@ class Case:
             (0.09 points); a metric of its own says why in a comment.
         falls: the metric is a loss or a divergence: it must fall by the margin.
         flipped_limit: how far the metric may still rise when the loss is turned over.
+        kl_limit: nats that the policy's answers may be away from the base's; None: any. Not of the run turned over.
         representative: in the default suite; the others are marked slow.
     """
 
@@ -51,6 +52,7 @@ class Case:
     margin: float = 0.5
     falls: bool = False
     flipped_limit: float = 0.0
+    kl_limit: float | None = None
     representative: bool = False
 
     @property
@@ -87,6 +89,8 @@ def gain(case: Case, folder: Path, *, flipped: bool = False) -> float:
     result = Result.read(folder)
     assert result is not None
     assert case.metric in result.metrics, f"{case.method} does not log {case.metric}; it logs {sorted(result.metrics)}"
+    if case.kl_limit is not None and not flipped:
+        assert result.metrics["val/gold/kl"] < case.kl_limit, f"{case.method}: {result.metrics['val/gold/kl']:.2f} nats"
     start = TinyEvaluator().base_reward() if case.start is None else case.start
     rise = result.metrics[case.metric] - start
     return -rise if case.falls else rise
