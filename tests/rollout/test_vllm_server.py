@@ -25,6 +25,7 @@ from rlhf_lightning.rollout.vllm_process import ServerProcess, free_port
 from rlhf_lightning.rollout.weights import policy_weights
 from rlhf_lightning.types import Sampling
 from tests.helpers.fake_server import FakeServer, fake_server
+from tests.helpers.jobs import ranks
 
 UPDATE = ["/pause", "/collective_rpc", "/reset_prefix_cache", "/resume"]
 
@@ -200,6 +201,30 @@ def test_a_folder_of_the_users_own_is_kept(server: FakeServer, vllm: FakeVLLM, t
     engine.sync(models.policy, 5)
     engine.close()
     assert (tmp_path / "shared" / "weights-5" / "model.safetensors").is_file()
+
+
+def one_of_two(url: str, folder: Path, refused: bool) -> None:
+    """A rank of a job that syncs and draws; with ``refused`` both must see that the server takes no weights."""
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    models = make()
+    engine = VLLMServerEngine(models.tokenizer, url=url, folder=str(folder), retries=0, timeout=30.0)
+    if refused:
+        with pytest.raises(ServerError, match="does not take weights"):
+            engine.sync(models.policy, 0)
+        return
+    engine.sync(models.policy, 0)
+    group = engine.generate([[1] * (rank + 1)], Sampling(), n=1, seeds=[rank])[0]
+    assert [sample.ids for sample in group] == [[5]]
+    engine.close()
+
+
+def test_two_processes_share_a_server(server: FakeServer, vllm: FakeVLLM, tmp_path: Path) -> None:
+    assert ranks(2, one_of_two, server.url, tmp_path, False) == [0, 0]
+    assert len(vllm.weights) == 1  # process 0 writes, once
+    assert sorted(len(body["prompt"]) for body in server.bodies("/v1/completions")) == [1, 2]
+    del server.answers["/collective_rpc"]
+    assert ranks(2, one_of_two, server.url, tmp_path, True) == [0, 0]  # process 1 would wait for ever
 
 
 # The process of a server that is started here
