@@ -46,9 +46,9 @@ class _Prompt:
 class PolicySamples(Callback):
     """Samples from the policy at each validation: tables of prompts and responses, and the KL to the reference.
 
-    The first prompts of the validation data are answered, always the same ones with the same seeds, so that tables of
-    different steps are comparable. Every pass writes ``<folder>/step_<step>.jsonl`` with one row a sample, and a table
-    to the loggers that have tables. Logged:
+    The first different prompts of the validation data are answered, always the same ones with the same seeds, so that
+    tables of different steps are comparable. Every pass writes ``<folder>/step_<step>.jsonl`` with one row a sample,
+    and a table to the loggers that have tables. Logged:
 
     * ``val/kl/reference``: mean over responses of the summed log-ratio (k1): estimates KL(policy || reference) in nats
       a response; ``val/kl/k3``: the same by the estimator that is never negative;
@@ -63,6 +63,7 @@ class PolicySamples(Callback):
     Args:
         pack: makes a batch of examples; ``rlhf_lightning.data.packing.pack``.
         prompts: how many prompts, over all processes.
+        each: responses to each of them.
         max_new_tokens: most tokens of a response.
         temperature: of the samples; 0 is greedy.
         top_p: nucleus of the samples.
@@ -83,9 +84,12 @@ class PolicySamples(Callback):
         seed: int = 0,
         before_training: bool = True,
         folder: str | None = None,
+        each: int = 1,
     ) -> None:
+        if prompts < 1 or each < 1:
+            raise ValueError(f"callbacks.samples.prompts={prompts} and .each={each} must be at least 1")
         self.pack = pack
-        self.prompts = prompts
+        self.prompts, self.each = prompts, each
         self.options: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
@@ -105,7 +109,7 @@ class PolicySamples(Callback):
         self._prompts = []
         for batch in data.val_dataloader() or ():
             self._collect(trainer, batch)
-            if len(self._prompts) >= self._share(trainer):
+            if len(self._prompts) >= self._share(trainer) * self.each:
                 break
         with pl_module.evaluation_weights():
             self._write(trainer, self._sample(trainer, pl_module))
@@ -135,14 +139,19 @@ class PolicySamples(Callback):
         return math.ceil(self.prompts / trainer.world_size)
 
     def _collect(self, trainer: Trainer, batch: PackedBatch) -> None:
-        wanted = self._share(trainer) - len(self._prompts)
-        for group in range(min(wanted, len(batch))):
+        wanted = self._share(trainer) * self.each
+        seen = {tuple(prompt.ids) for prompt in self._prompts}
+        for group in range(len(batch)):
             spans = batch.prompt_span[group], batch.response_span[group * batch.slots]
             prompt, data = (batch.ids[start:end].tolist() for start, end in spans)
+            if tuple(prompt) in seen or len(self._prompts) >= wanted:
+                continue
+            seen.add(tuple(prompt))
             if isinstance(batch, RolloutBatch):
                 data = []  # prompts alone: what stands in the batch is the policy's
             index = int(batch.index[group])
-            self._prompts.append(_Prompt(prompt, data, batch.rows[group], index, _columns(trainer, index)))
+            found = _Prompt(prompt, data, batch.rows[group], index, _columns(trainer, index))
+            self._prompts += [found] * self.each
 
     def _sample(self, trainer: Trainer, module: Any) -> list[Sample]:
         """Rows of this process; a collective call."""

@@ -25,6 +25,7 @@ from rlhf_lightning.callbacks import (
 )
 from rlhf_lightning.callbacks.rich_progress import clock, compact, redirect_handlers, summary
 from rlhf_lightning.callbacks.tables import log_table
+from rlhf_lightning.data import AlignmentDataModule
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.losses import dpo
 from rlhf_lightning.methods import Preference
@@ -70,6 +71,19 @@ def test_samples_before_and_after(tmp_path):
     responses = module.sample([e.prompt for e in examples(5)], seed=0, max_new_tokens=6, batch_size=8)
     ratios = module.eval().log_ratios([pack([_example(p, r)]) for p, r in zip(examples(5), responses, strict=True)])
     assert [float(ratio.sum()) for ratio in ratios] == pytest.approx(kl.tolist(), abs=1e-5)
+
+
+def test_every_prompt_once_and_answered_several_times(tmp_path):
+    """Rows that share a prompt are one prompt; each response draws from a stream of its own."""
+    repeated = [row for row in examples(4) for _ in range(2)]
+    callback = PolicySamples(pack, prompts=3, each=4, max_new_tokens=6)
+    run = trainer(tmp_path, [callback], logger=Memory())
+    pairs = AlignmentDataModule(examples(8), kind="preference", validation=repeated, batch_size=4, eval_batch_size=4)
+    run.fit(tiny(), datamodule=pairs)
+    after = rows(tmp_path, 2)
+    assert [row["prompt"] for row in after] == [row["prompt"] for row in after[::4] for _ in range(4)]
+    assert len({row["prompt"] for row in after}) == 3
+    assert len({row["response"] for row in after[:4]}) > 1
 
 
 def _example(example, response):
