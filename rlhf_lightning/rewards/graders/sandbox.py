@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 _WORKER = Path(__file__).with_name("worker.py")
 #: Seconds that the process may take beyond a call's own time before it is taken for dead, starting included.
-_PATIENCE = 20.0
+_PATIENCE = 60.0
 #: Characters of a grader's source, as in OpenAI's graders.
 MAX_SOURCE = 256_000
 #: Where shared libraries of the standard library's modules may lie.
@@ -148,7 +148,8 @@ class Sandbox:
         self._process, self._pending = process, b""
         self.starts += 1
         self._finalizer = weakref.finalize(self, _stop, process, folder)
-        readable = [*(path for path in sys.path if _is_standard(path)), *_LIBRARIES]
+        own = os.path.join(sys.base_prefix, "lib")  # also of shared libraries that come with the interpreter
+        readable = [*(path for path in sys.path if _is_standard(path)), own, *_LIBRARIES]
         setup = {"source": self.source, "limits": asdict(self.limits), "readable": readable}
         self._send(json.dumps(setup).encode() + b"\n")
         self.layers = list(self._receive(_PATIENCE)["ready"])

@@ -153,7 +153,10 @@ class Confinement:
             self.layers.append("landlock")
         if platform.machine() in _AUDIT_ARCH and sys.byteorder == "little":
             self._filter = filter_program(platform.machine())
-            self.layers.append("seccomp")
+            if self._computes():
+                self.layers.append("seccomp")
+            else:
+                self._filter = None
 
     def _landlock(self, readable: list[str]) -> bool:
         create, add, restrict = 444, 445, 446
@@ -174,6 +177,18 @@ class Confinement:
         done = self._libc.syscall(restrict, rules, 0) == 0
         os.close(rules)
         return bool(done)
+
+    def _computes(self) -> bool:
+        """Whether a process behind the filter can be had here and do what a call does; not in every container."""
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self.lock()
+                json.loads(json.dumps({"score": math.fsum([0.5] * 1000)}))
+                os._exit(0)
+            finally:
+                os._exit(1)
+        return os.waitpid(pid, 0)[1] == 0
 
     def lock(self) -> None:
         """Put the filter of system calls on this process, which cannot take it off again.
