@@ -237,6 +237,14 @@ def test_in_the_warm_up_the_policy_stands_still(tmp_path) -> None:
     assert any(not torch.equal(warm[name], end[name]) for name in start if not module.policy.of_critic(name))
 
 
+def test_inner_epochs_stop_early(tmp_path) -> None:
+    """The second step of a rollout finds the policy too far, so that two are skipped; the next rollout begins anew."""
+    module = ppo_of("shared", RolloutOptions(group_size=2, inner_epochs=4), target_kl=1e-6)
+    run = trainer(tmp_path)
+    run.fit(module, datamodule=online(module, None, reward=Costly(), count=8))
+    assert run.global_step == 4  # of two rollouts with four steps each
+
+
 def test_pretraining_text_adds_its_mean_negative_log_likelihood() -> None:
     """Cut into three micro-batches as well: text has denominators of its own."""
     module, plain = ready("shared", ptx_coef=0.5), ready("shared")
