@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import inspect
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,14 +20,13 @@ from typing import Any
 
 import yaml
 
+from rlhf_lightning.cli.docstrings import FunctionDoc, function_docs
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.conf_dir import conf_dir
 
-LOSSES = Path(__file__).resolve().parents[1] / "losses"
+LOSSES, CREDIT = (Path(__file__).resolve().parents[1] / package for package in ("losses", "credit"))
 #: "# Title (paper). rlhf train ..."
 _HEADER = re.compile(r"# (?P<title>.+) \((?P<paper>[^()]+)\)\. (?P<command>rlhf .+)")
-_LABEL = re.compile(r"(Source|Defaults|Differences): *(.*)")
-_SECTIONS = ("Args:", "Returns:", "Raises:")
 #: What a module's data is called, by class; another class is called by its name.
 _DATA = {
     "Supervised": "demonstrations",
@@ -56,27 +54,8 @@ _IMPLIED = {
     *("policy", "desirable", "score", "present", "weight", "embedding", "values"),
     *("step_label", "attributes", "safe", "prefix", "length"),
     *("reward", "token_reward", "step_reward", "rating", "overlap", "verdict", "verdict_swapped"),
+    *("old", "advantage", "value", "returns", "cost_value", "cost_returns"),
 }
-
-
-@dataclass(frozen=True)
-class LossDoc:
-    """A loss as its source file describes it."""
-
-    name: str
-    file: str
-    inputs: tuple[str, ...]
-    summary: str
-    equation: str = ""
-    notes: str = ""
-    source: str = ""
-    defaults: str = ""
-    differences: str = ""
-
-    @property
-    def compared_with_trl(self) -> bool:
-        """Whether TRL 1.16 has this loss; then a test compares the numbers."""
-        return "TRL 1.16" in self.differences and "TRL 1.16 has no such loss" not in self.differences
 
 
 @dataclass(frozen=True)
@@ -89,8 +68,9 @@ class MethodEntry:
     command: str
     kind: str  #: class of the module: Preference, Supervised, Unpaired, ...
     options: Mapping[str, Any]  #: defaults of the yaml by their key below ``method.``
-    losses: tuple[LossDoc, ...]
+    losses: tuple[FunctionDoc, ...]
     target: str  #: what the yaml names as its loss
+    credit: FunctionDoc | None = None  #: what makes advantages of rewards
     remarks: str = ""  #: further comment lines at the top of the yaml
     family: str = field(default="other", compare=False)
 
@@ -101,7 +81,15 @@ class MethodEntry:
         return tuple(name for name in inputs if name != "policy")
 
     @property
-    def own_loss(self) -> LossDoc | None:
+    def kl(self) -> str:
+        """The penalty for leaving the reference, in words; empty where there is none."""
+        place, coef = self.options.get("kl.place"), self.options.get("kl.coef")
+        if place not in ("reward", "loss") or not coef:
+            return ""
+        return f"{self.options['kl.estimator']} in the {place}, times {coef:g}"
+
+    @property
+    def own_loss(self) -> FunctionDoc | None:
         """The loss of the same name, unless the yaml is a variation or a sum of other methods' losses."""
         return next((loss for loss in self.losses if loss.name == self.name and loss.name == self.target), None)
 
@@ -112,49 +100,13 @@ def catalogue() -> list[MethodEntry]:
     Raises:
         ConfigError: a yaml's first line is not ``# title (paper). command``.
     """
-    docs = {doc.name: doc for doc in _loss_docs()}
+    docs = {doc.name: doc for doc in function_docs(LOSSES)}
+    credit = {doc.name: doc for doc in function_docs(CREDIT)}
     families = _families()
     order = {name: position for position, (name, _) in enumerate(families)}
     by_loss = dict(families)
-    entries = [_entry(path, docs, by_loss) for path in sorted((conf_dir() / "method").glob("*.yaml"))]
+    entries = [_entry(path, docs, credit, by_loss) for path in sorted((conf_dir() / "method").glob("*.yaml"))]
     return sorted(entries, key=lambda entry: (order.get(entry.target, len(order)), entry.name != entry.target))
-
-
-def _loss_docs() -> Iterator[LossDoc]:
-    """Every function or class of the losses package that has a source of its own in its docstring."""
-    for path in sorted(LOSSES.glob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-                text = ast.get_docstring(node) or ""
-                if "\nSource:" in text:
-                    required = node.args.args[: len(node.args.args) - len(node.args.defaults)]
-                    inputs = tuple(argument.arg for argument in required)
-                    yield LossDoc(node.name, path.name, inputs, **_parts(text))
-
-
-def _parts(docstring: str) -> dict[str, str]:
-    """The labelled parts of a docstring, each as one paragraph."""
-    lines = inspect.cleandoc(docstring).split("\n")
-    parts: dict[str, list[str]] = {"summary": [lines[0]], "equation": [], "notes": []}
-    current = "notes"
-    for line in lines[1:]:
-        if line in _SECTIONS:
-            break
-        label = _LABEL.match(line)
-        if label:
-            current = label[1].lower()
-            parts[current] = [label[2]]
-        elif line.startswith(".. math::"):
-            current = "equation"
-            parts[current] = [line.removeprefix(".. math::")]
-        elif not line.strip():
-            current = "notes"
-            parts[current].append("")
-        else:
-            parts[current].append(line.strip())
-    notes = "\n".join(parts.pop("notes")).strip()
-    texts = {name: " ".join(part.strip() for part in value).strip() for name, value in parts.items()}
-    return texts | {"notes": re.sub(r"\n{2,}", "\n\n", notes)}
 
 
 def _families() -> list[tuple[str, str]]:
@@ -164,7 +116,9 @@ def _families() -> list[tuple[str, str]]:
     return [(name, family) for family, names in families for name in names.split()]
 
 
-def _entry(path: Path, docs: Mapping[str, LossDoc], families: Mapping[str, str]) -> MethodEntry:
+def _entry(
+    path: Path, docs: Mapping[str, FunctionDoc], credit: Mapping[str, FunctionDoc], families: Mapping[str, str]
+) -> MethodEntry:
     text = path.read_text(encoding="utf-8")
     comments = _comment_block(text)
     match = _HEADER.fullmatch(comments[0]) if comments else None
@@ -180,6 +134,7 @@ def _entry(path: Path, docs: Mapping[str, LossDoc], families: Mapping[str, str])
         options=dict(_options(body)),
         losses=tuple(docs[name] for name in _targets(loss) if name in docs),
         target=target,
+        credit=credit.get(str((body.get("advantage") or {}).get("_target_", "")).rpartition(".")[2]),
         remarks=" ".join(remarks),
         family=families.get(target, "other"),
         **match.groupdict(),
@@ -233,9 +188,18 @@ def render_table(entries: Sequence[MethodEntry]) -> Any:
 
 def _needs(entry: MethodEntry) -> str:
     """Data first, then what else the loss asks for."""
-    others = [name for name in entry.needs if name not in _IMPLIED]
+    others = [name for name in entry.needs if name not in _IMPLIED] + (["reference"] if entry.kl else [])
+    if entry.credit is not None:
+        return ", ".join([_samples(entry.credit), *others])
     data = _DATA.get(entry.kind) or next((_DATA_OF_LABEL[name] for name in entry.needs if name in _DATA_OF_LABEL), None)
     return ", ".join([data or entry.kind.lower(), *others])
+
+
+def _samples(credit: FunctionDoc) -> str:
+    """What a method learns from that draws its own responses."""
+    if "step_reward" in credit.inputs:
+        return "prompts and rewards of steps"
+    return "prompts and a reward" if {"reward", "token_reward"} & set(credit.inputs) else "prompts"
 
 
 def _plain(value: Any) -> str:
@@ -263,6 +227,10 @@ method and saved in checkpoints (`method.running_decay`). `kl`: KTO's reference 
 responses that the data loader adds. Labels and scores of responses come with the kind of data. Every option is changed
 on the command line: `rlhf train method=ipo method.loss.beta=0.05`.
 
+Methods that need *prompts and a reward* draw their own responses (`rollout=...`), score them (`reward=...`) and turn
+rewards into advantages by a [credit function](#credit-assignment); their loss is one number a token, and
+`method.aggregation` says how tokens are added up.
+
 **Notation.** w is the chosen and l the rejected response; $`\\ell`$ sums log-probs over a response's scored tokens, of
 which the end-of-sequence token is one; n counts them; $`\\bar\\ell = \\ell/n`$;
 $`\\rho = \\ell - \\ell_\\mathrm{ref}`$ is the log-ratio to the reference, $`h = \\rho_w - \\rho_l`$,
@@ -275,6 +243,12 @@ are compared with finite differences, and values and gradients stay finite at ma
 loss and gradient are also compared, to 1e-5, with what the code of TRL 1.16 computed on the same log-probs
 (`benchmarks/trl_loss_values.py`), or that the documented difference is asserted.
 """
+
+
+_CREDIT = """What makes advantages of the rewards of a rollout, over all of its responses on all processes. $`R_i`$ is
+the reward of response i of the $`G`$ responses to a prompt, after shaping and, where the KL penalty is in the reward,
+less the penalty; $`r_t`$ the same of a token. Choose another with
+`method.advantage._target_=rlhf_lightning.credit.rloo`, or a function of your own (`allow_targets`)."""
 
 
 def render_markdown(entries: Sequence[MethodEntry]) -> str:
@@ -293,6 +267,10 @@ def render_markdown(entries: Sequence[MethodEntry]) -> str:
             family = entry.family
             out += ["", f"## {family[0].upper()}{family[1:]}"]
         out += ["", *_section(entry)]
+    used = {entry.credit.name: entry.credit for entry in entries if entry.credit}
+    out += ["", "## Credit assignment", "", _CREDIT]
+    for name in sorted(used):
+        out += ["", f"### Credit: {name}", "", *_function_section(used[name], "credit")]
     return "\n".join(out) + "\n"
 
 
@@ -310,6 +288,7 @@ def _section(entry: MethodEntry) -> Iterator[str]:
         yield from ["", _markdown(loss.notes)] if loss.notes else []
     yield ""
     yield f"- Paper: {_linked(_markdown(loss.source) if loss else entry.paper)}"
+    yield from _online(entry)
     if loss is None:
         names = ", ".join(f"[{doc.name}](#{doc.name})" for doc in entry.losses)
         yield f"- Losses: {names}" + (" (`WeightedSum`)" if entry.target == "WeightedSum" else "")
@@ -323,6 +302,32 @@ def _section(entry: MethodEntry) -> Iterator[str]:
         yield f"- Defaults: {_markdown(loss.defaults)}"
     if loss is not None and loss.differences:
         yield f"- Deviations: {_markdown(loss.differences)}"
+
+
+def _online(entry: MethodEntry) -> Iterator[str]:
+    """How an on-policy method puts its parts together."""
+    if entry.credit is None:
+        return
+    name, summary = entry.credit.name, _markdown(entry.credit.summary)
+    yield f"- Credit: [{name}](#credit-{name}). {summary}"
+    drawn = {key.removeprefix("rollout."): value for key, value in entry.options.items() if key.startswith("rollout.")}
+    steps = drawn.get("minibatches", 1) * drawn.get("inner_epochs", 1)
+    yield f"- Rollout: {drawn.get('group_size', 1)} responses a prompt, optimiser steps on each rollout: {steps}"
+    yield f"- Tokens: `{entry.options.get('aggregation', 'token_mean')}`. KL: {entry.kl or 'none'}"
+
+
+def _function_section(doc: FunctionDoc, package: str) -> Iterator[str]:
+    """A function that is not a method of its own: what it computes and where it comes from."""
+    yield _markdown(doc.summary)
+    yield from ["", "```math", doc.equation, "```"] if doc.equation else []
+    yield from ["", _markdown(doc.notes)] if doc.notes else []
+    yield ""
+    yield f"- Paper: {_linked(_markdown(doc.source))}"
+    signature = f"{doc.name}({', '.join(doc.inputs)}, *, ...)"
+    yield f"- Function: `rlhf_lightning.{package}.{signature}` in `{package}/{doc.file}`"
+    yield f"- Defaults: {_markdown(doc.defaults)}"
+    if doc.differences:
+        yield f"- Deviations: {_markdown(doc.differences)}"
 
 
 def _markdown(text: str) -> str:
@@ -372,7 +377,10 @@ def _show_one(name: str, entries: Sequence[MethodEntry]) -> None:
     entry = next((entry for entry in entries if entry.name == name), None)
     if entry is None:
         raise ConfigError(f"no method {name!r}.{suggestion(name, (entry.name for entry in entries))}")
-    text = "\n".join(_section(entry)).replace("$`", "`").replace("`$", "`").replace("```math", "```tex")
+    lines = [*_section(entry)]
+    if entry.credit is not None:
+        lines += ["", f"### Credit: {entry.credit.name}", "", *_function_section(entry.credit, "credit")]
+    text = "\n".join(lines).replace("$`", "`").replace("`$", "`").replace("```math", "```tex")
     Console(highlight=False).print(Markdown(text, hyperlinks=False))
 
 

@@ -65,6 +65,12 @@ def ppo(
         eps_low: how far below 1 the ratio still pays.
         eps_high: how far above 1 the ratio still pays.
         dual_clip: c; None: no bound.
+
+    Returns:
+        One loss a token; diagnostics ``ratio/mean``, ``ratio/max``, ``clip/low``, ``clip/high`` and ``approx_kl``.
+
+    Raises:
+        ValueError: an option is outside its range.
     """
     log_ratio = policy.token - old.token
     if ratio == "sequence":
@@ -94,6 +100,12 @@ def gspo(
         advantage: of each token; the same for all tokens of a response.
         eps_low: how far below 1 the ratio still pays.
         eps_high: how far above 1 the ratio still pays.
+
+    Returns:
+        One loss a token; diagnostics ``ratio/mean``, ``ratio/max``, ``clip/low``, ``clip/high`` and ``approx_kl``.
+
+    Raises:
+        ValueError: an option is outside its range.
     """
     log_ratio = policy.token - old.token
     mean = policy.with_token(log_ratio).mean()[policy.sequence]
@@ -121,6 +133,12 @@ def gspo_token(
         advantage: of each token.
         eps_low: how far below 1 the ratio still pays.
         eps_high: how far above 1 the ratio still pays.
+
+    Returns:
+        One loss a token; diagnostics ``ratio/mean``, ``ratio/max``, ``clip/low``, ``clip/high`` and ``approx_kl``.
+
+    Raises:
+        ValueError: an option is outside its range.
     """
     log_ratio = policy.token - old.token
     mean = policy.with_token(log_ratio).mean()[policy.sequence]
@@ -150,6 +168,12 @@ def gmpo(
         advantage: of each token; the same for all tokens of a response.
         clip_low: epsilon_l, nats.
         clip_high: epsilon_h, nats.
+
+    Returns:
+        One loss a token; diagnostics ``ratio/mean``, ``ratio/max``, ``clip/low``, ``clip/high`` and ``approx_kl``.
+
+    Raises:
+        ValueError: an option is outside its range.
     """
     log_ratio, whole = policy.token - old.token, advantage.mean()[policy.sequence]
     clipped = torch.where(whole > 0, log_ratio.clamp(max=clip_high), log_ratio.clamp(min=-clip_low))
@@ -190,8 +214,11 @@ def cispo(
         eps_high: the weight is at most ``1 + eps_high``; None where ``eps_abs_high`` is given.
         eps_abs_high: the weight is at most this; None where ``eps_high`` is given.
 
+    Returns:
+        One loss a token; diagnostics ``ratio/mean``, ``ratio/max``, ``clip/low``, ``clip/high`` and ``approx_kl``.
+
     Raises:
-        ValueError: both upper bounds are given, or none.
+        ValueError: an option is outside its range, or both upper bounds are given, or none.
     """
     if (eps_high is None) == (eps_abs_high is None):
         raise ValueError(
@@ -223,6 +250,9 @@ def reinforce(policy: Ragged, advantage: Ragged) -> TokenLoss:
     Args:
         policy: log-probs of the policy.
         advantage: of each token.
+
+    Returns:
+        One loss a token; no diagnostics.
     """
     return TokenLoss(-advantage.token * policy.token)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_lightning import losses
+from rlhf_lightning import credit, losses
 from rlhf_lightning import methods as methods_package
 from rlhf_lightning.cli import methods
 from rlhf_lightning.cli.errors import ConfigError
@@ -19,6 +19,7 @@ from rlhf_lightning.cli.methods import catalogue, render_markdown
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.losses import WeightedSum, needs, validate
 from tests.helpers.loss_inputs import loss_from_yaml, method_yaml
+from tests.losses.test_policy_trl import OURS as POLICY
 from tests.losses.test_trl import OURS
 from tests.losses.test_unpaired import TRL_LOSSES
 
@@ -26,6 +27,8 @@ ENTRIES = {entry.name: entry for entry in catalogue()}
 LOSSES = sorted(name for name in losses.__all__ if "\n    Source:" in (getattr(losses, name).__doc__ or ""))
 #: Yaml files whose loss is another method's, or a sum of several.
 VARIATIONS = {"bco_udm", "mpo", "ilr_dpo", "tr_dpo", "rso_hinge", "rso_sigmoid"}
+#: Credit functions that a method uses.
+CREDIT = sorted({entry.credit.name for entry in ENTRIES.values() if entry.credit})
 
 
 def test_methods_md_is_up_to_date() -> None:
@@ -60,7 +63,8 @@ def test_docstring_is_complete(name: str) -> None:
 def test_comparison_with_trl_is_claimed_where_it_is_made() -> None:
     claimed = {entry.name for entry in ENTRIES.values() if entry.own_loss and entry.own_loss.compared_with_trl}
     others = {"cdpo", "preferred_ft", "sft", "dft", "bradley_terry", *TRL_LOSSES.values()}
-    assert claimed == {name for name, _ in OURS.values()} | others
+    policy = {setting["loss"] for setting in POLICY.values()}
+    assert claimed == {name for name, _ in OURS.values()} | others | policy
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -97,7 +101,10 @@ def test_yaml_makes_a_valid_loss(name: str) -> None:
     validate(loss)
     assert needs(loss) <= getattr(methods_package, module).legal
     assert set(ENTRIES[name].needs) | (needs(loss) & {"policy"}) == needs(loss)
-    assert ("running_decay" in body) == ("running" in needs(loss))
+    credited = (
+        credit.needs(getattr(credit, body["advantage"]["_target_"].rpartition(".")[2])) if "advantage" in body else ()
+    )
+    assert ("running_decay" in body) == ("running" in {*needs(loss), *credited})
 
 
 def test_hydra_makes_the_weighted_sum() -> None:
@@ -110,6 +117,38 @@ def test_hydra_makes_the_weighted_sum() -> None:
     assert loss.losses["preference"].keywords == {"beta": 0.1}  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("name", CREDIT)
+def test_docstring_of_a_credit_function_is_complete(name: str) -> None:
+    doc = next(entry.credit for entry in ENTRIES.values() if entry.credit and entry.credit.name == name)
+    for part in ("summary", "equation", "source", "defaults"):
+        assert getattr(doc, part), f"{name} has no {part}"
+    function = getattr(credit, name)
+    text = inspect.getdoc(function) or ""
+    for parameter in inspect.signature(function).parameters:
+        assert re.search(rf"^    {parameter}: ", text, flags=re.MULTILINE), f"{name} does not explain {parameter}"
+
+
+@pytest.mark.parametrize("name", sorted(name for name, entry in ENTRIES.items() if entry.credit))
+def test_yaml_lists_every_option_of_its_credit_function(name: str) -> None:
+    """With the function's default, or another that the method is about."""
+    entry = ENTRIES[name]
+    assert entry.credit is not None
+    parameters = inspect.signature(getattr(credit, entry.credit.name)).parameters.values()
+    options = {key.removeprefix("advantage.") for key in entry.options if key.startswith("advantage.")}
+    assert options == {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def test_an_on_policy_method_says_how_it_is_put_together() -> None:
+    page = render_markdown([ENTRIES["grpo"], ENTRIES["rlsc"], ENTRIES["grpo_process"]])
+    assert "| prompts and a reward, reference |" in page
+    assert "| prompts |" in page
+    assert "| prompts and rewards of steps, reference |" in page
+    assert "- Credit: [grpo](#credit-grpo). Reward less the group's mean" in page
+    assert "\n### Credit: grpo\n" in page
+    assert "- Rollout: 8 responses a prompt, optimiser steps on each rollout: 1" in page
+    assert "- Tokens: `seq_mean_token_mean`. KL: k3 in the loss, times 0.04" in page
+
+
 def test_reference_sync_comes_with_tr_dpo() -> None:
     from rlhf_lightning.cli.compose import compose
 
@@ -120,7 +159,7 @@ def test_reference_sync_comes_with_tr_dpo() -> None:
 
 def test_equations_and_links_are_rendered() -> None:
     page = render_markdown(catalogue())
-    assert page.count("```math") == len(LOSSES)
+    assert page.count("```math") == len(LOSSES) + len(CREDIT)
     assert "[arXiv:2305.18290](https://arxiv.org/abs/2305.18290)" in page
     assert ":math:" not in page
     assert "``" not in page.replace("```", "")
