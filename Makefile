@@ -60,6 +60,7 @@ docs: $(STAMP) ## Write METHODS.md from the docstrings of the losses
 bench: $(STAMP) ## Compare speed and memory with TRL, which gets an environment of its own
 	benchmarks/setup_trl.sh .venv-trl
 	$(BIN)/python benchmarks/vs_trl.py
+	$(BIN)/python benchmarks/grpo_vs_trl.py
 
 build: $(STAMP) ## The sdist and the wheel, in dist/
 	$(BIN)/python -m build

@@ -200,7 +200,8 @@ class _Cached:
         if "position_ids" in self.parameters:
             options["position_ids"] = positions
         if "logits_to_keep" in self.parameters:
-            options["logits_to_keep"] = 1
+            # An index and not 1: a slice of the states is not contiguous, and the head would be copied for every row.
+            options["logits_to_keep"] = torch.tensor([ids.shape[1] - 1], device=ids.device)
         mask = None if self.mask is None else self.mask[:, : self.ids.shape[1]]
         out = self.model(input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **options)
         logits: Tensor = out.logits[:, -1]
