@@ -41,7 +41,7 @@ def policy():
 
 
 def _measured(experience, policy, rank=0, temperature=0.7):
-    return measured(experience, policy, temperature=temperature, rank=rank, forward=torch.no_grad)
+    return measured(experience, policy, temperature=temperature, scored_at=1.0, rank=rank, forward=torch.no_grad)
 
 
 @pytest.mark.parametrize("rank", range(4))
