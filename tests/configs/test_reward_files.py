@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shlex
 import sys
@@ -17,6 +18,9 @@ from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.results import Result
 from rlhf_lightning.cli.schema import locate
 from rlhf_lightning.conf_dir import conf_dir
+from rlhf_lightning.models.classification import export_scorer
+from rlhf_lightning.models.roles import ModelBuilder
+from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rewards import Composite, FunctionReward, MathReward, Reward
 from rlhf_lightning.types import sample_groups
@@ -193,3 +197,23 @@ def test_samples_of_a_policy_are_scored_where_a_reward_can(rlhf, tiny, tmp_path,
     assert result.metrics["val/sample/reward"] == 1.0
     assert "val/sample/data_reward" not in result.metrics  # every one says "of course"
     assert "val/sample/win_rate" not in result.metrics
+
+
+def test_rewards_of_steps_train(rlhf, tmp_path):
+    """Each step of a rollout's row has its number where it ends, and the credit of its tokens comes from it."""
+    models = ModelBuilder(TinyRandom(), None, "none")(Scorer)
+    export_scorer(models.policy.eval(), models.tokenizer, tmp_path / "judge")
+    rows = "".join(json.dumps({"prompt": f"What is {n} + {n}?"}) + "\n" for n in range(8))
+    (tmp_path / "prompts.jsonl").write_text(rows)
+    data = ["data=json", "data.source.path=prompts.jsonl", "data.validation=null", "data.batch_size=4"]
+    few = ["method.rollout.group_size=2", "rollout.max_new_tokens=6", "trainer.max_steps=1", "callbacks=[progress]"]
+    judge = ["reward=process", f"reward.path={tmp_path / 'judge'}", "data.spec.cache=false", "paths.output_dir=out"]
+    code, _, err = rlhf("train", "method=grpo_process", "model=tiny_random", "trainer=debug", *data, *few, *judge)
+    assert code == 0, err
+    written = [json.loads(line) for line in (tmp_path / "out/rollouts/00000.jsonl").read_text().splitlines()]
+    assert len(written) == 8
+    for row in written:
+        there = [value for value in row["steps"] if value is not None]
+        assert len(row["steps"]) == row["tokens"]
+        assert row["terms"]["process"] == pytest.approx(sum(there) / len(there), abs=1e-6)
+    assert len({row["advantage"] for row in written}) > 1
