@@ -20,6 +20,7 @@ from rlhf_lightning.rollout.vllm_options import ENVIRONMENT
 #: What a server must be started with so that its weights can be renewed. The routes that do it have no protection of
 #: their own, which is why the server listens on this machine only.
 ENVIRONMENT_OF_SERVERS: Mapping[str, str] = {
+    "HF_HUB_OFFLINE": "1",  # the model is a folder
     "VLLM_SERVER_DEV_MODE": "1",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
     "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",  # the default leaves a core to the engine's own loop, half of two
