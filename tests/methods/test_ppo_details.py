@@ -1,16 +1,13 @@
 """Every detail of "The N Implementation Details of RLHF with PPO", and every switch of PPO-max, is an option.
 
-Numbers of the details are those of the blog post; detail 12 (prompts end at a sentence boundary) is a property of the
-data, not an option. M are the switches of MOSS-RLHF's code (arXiv:2307.04964). The rows of
-``DETAILS`` name the option, the values that a user sets, and the test of what it does. That the option exists under
-this name, composes and reaches the run is tested here for every row; so is that the test of the row exists.
+The table is tests/helpers/ppo_details.py: detail, option, test. That the option exists under this name, has a legal
+value and reaches the method is tested here for every row, and that the row's test exists.
 """
 
 from __future__ import annotations
 
 import importlib
 import itertools
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -29,262 +26,7 @@ from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rollout import TransformersEngine
 from rlhf_lightning.types import Example, RolloutBatch, RolloutOptions, Sampling
 from tests.helpers.critics import ppo_of
-
-HERE = "tests.methods.test_ppo_details"
-PPO_TESTS, SHAPING, TEMPORAL = "tests.methods.test_ppo", "tests.methods.test_shaping", "tests.credit.test_temporal"
-ONLINE = "tests.trajectory.test_online_critic"
-
-
-@dataclass(frozen=True)
-class Detail:
-    """A detail, the overrides that make it (none: always so), and where its behaviour is tested."""
-
-    number: str
-    what: str
-    overrides: tuple[str, ...]
-    test: str
-
-
-DETAILS = [
-    Detail(
-        "1",
-        "reward and value see prompt and response",
-        (),
-        "tests.models.test_critic.test_all_kinds_start_with_the_same_values_and_log_probs",
-    ),
-    Detail(
-        "2",
-        "padding is a token of its own, never EOS",
-        ("model=smollm2", "model.pad_token='<|endoftext|>'"),
-        "tests.models.test_sources.test_padding_with_eos_is_refused",
-    ),
-    Detail(
-        "3",
-        "positions count from the prompt's first token",
-        ("model.backend=padded",),
-        f"{HERE}.test_positions_do_not_depend_on_padding",
-    ),
-    Detail(
-        "4",
-        "fixed length, no EOS, no top-k",
-        ("method.rollout.ignore_eos=true", "method.rollout.top_k=0", "method.rollout.top_p=1.0"),
-        f"{HERE}.test_generation_to_the_full_length",
-    ),
-    Detail(
-        "5",
-        "learning rate falls linearly to 0",
-        ("scheduler=linear", "scheduler.warmup=0.0"),
-        f"{HERE}.test_the_learning_rate_falls_to_zero",
-    ),
-    Detail(
-        "6",
-        "every process draws other samples",
-        ("seed=3",),
-        f"{HERE}.test_streams_of_samples_differ",
-    ),
-    Detail(
-        "7",
-        "score at the last token only",
-        (),
-        "tests.credit.test_token_rewards.test_without_kl_only_the_last_token_has_a_reward",
-    ),
-    Detail(
-        "8",
-        "reward head N(0, 1/sqrt(d+1)), bias 0",
-        (),
-        f"{HERE}.test_the_reward_heads_deviation",
-    ),
-    Detail(
-        "9",
-        "rewards normalised on reference samples",
-        ("method.shaping.scale=ref", "method.shaping.center=true"),
-        f"{SHAPING}.test_ref_scale_stays_what_the_first_samples_say",
-    ),
-    Detail(
-        "10",
-        "logits divided by the temperature in scoring too",
-        ("method.rollout.temperature=0.7",),
-        f"{HERE}.test_scores_are_taken_at_the_temperature",
-    ),
-    Detail(
-        "11",
-        "value head starts at zero",
-        ("method.critic.head=zeros",),
-        "tests.models.test_critic.test_values_start_at_zero_by_default",
-    ),
-    Detail(
-        "13",
-        "dropout off",
-        ("model.dropout=false",),
-        f"{HERE}.test_dropout_is_off",
-    ),
-    Detail(
-        "14",
-        "cut at the first full stop from token 16, without one -1",
-        (
-            "method.rollout.truncate_after=13",
-            "method.rollout.truncate_from=16",
-            "method.shaping.missing_eos=replace",
-        ),
-        f"{SHAPING}.test_responses_without_an_end",
-    ),
-    Detail(
-        "15",
-        "no discount",
-        ("method.advantage.gamma=1.0",),
-        f"{TEMPORAL}.test_golden",
-    ),
-    Detail(
-        "16",
-        "rollout, minibatches, micro-batches",
-        (
-            "method.rollout.minibatches=2",
-            "method.rollout.inner_epochs=4",
-            "trainer.accumulate_grad_batches=2",
-        ),
-        f"{ONLINE}.test_8x1_is_4x2_is_two_processes",
-    ),
-    Detail(
-        "17",
-        "KL penalty at every token",
-        ("method.kl.place=reward", "method.kl.coef=0.15"),
-        "tests.credit.test_token_rewards.test_published_example",
-    ),
-    Detail(
-        "18",
-        "whitened rewards and advantages",
-        (
-            "method.advantage.whiten_rewards=true",
-            "method.advantage.unbiased=false",
-            "method.whiten_advantages=minibatch",
-            "method.whiten_unbiased=false",
-        ),
-        f"{HERE}.test_advantages_are_whitened_over_the_step",
-    ),
-    Detail(
-        "19",
-        "clipped value loss",
-        ("method.value_clip=0.2",),
-        f"{PPO_TESTS}.test_value_loss_by_hand",
-    ),
-    Detail(
-        "20",
-        "adaptive KL",
-        ("method.kl.controller=adaptive", "method.kl.target=6.0", "method.kl.horizon=10000"),
-        f"{HERE}.test_golden_of_the_adaptive_controller",
-    ),
-    Detail(
-        "extra",
-        "Adam's epsilon as in TensorFlow",
-        ("optimizer=adam_tf",),
-        "tests.methods.test_adam_tf.test_two_steps_by_hand",
-    ),
-    Detail(
-        "N+",
-        "EOS trick",
-        ("method.shaping.missing_eos=replace", "method.shaping.missing_eos_penalty=1.0"),
-        f"{SHAPING}.test_responses_without_an_end",
-    ),
-    Detail(
-        "N+",
-        "value net from the reward model",
-        (
-            "method.critic.kind=separate",
-            "+method.critic.source._target_=rlhf_lightning.models.TinyRandom",
-        ),
-        "tests.models.test_critic.test_a_critic_starts_from_a_reward_model_and_its_head",
-    ),
-    Detail(
-        "M",
-        "token-level KL penalty",
-        ("method.kl.place=reward", "method.kl.estimator=k1"),
-        "tests.credit.test_token_rewards.test_two_responses_by_hand",
-    ),
-    Detail(
-        "M",
-        "reward normalised and clipped",
-        ("method.shaping.scale=running", "method.shaping.center=true", "method.shaping.clip=10.0"),
-        f"{SHAPING}.test_clip_and_scale_in_either_order",
-    ),
-    Detail(
-        "M",
-        "advantages clipped",
-        ("method.whiten_advantages=rollout", "method.advantage_clip=0.5"),
-        f"{PPO_TESTS}.test_the_whole_loss_is_that_of_a_plain_loop",
-    ),
-    Detail(
-        "M",
-        "value loss clipped",
-        ("method.value_clip=0.2",),
-        f"{PPO_TESTS}.test_value_loss_by_hand",
-    ),
-    Detail(
-        "M",
-        "critic trained before the policy",
-        ("method.critic_warmup=10",),
-        f"{PPO_TESTS}.test_in_the_warm_up_the_policy_stands_still",
-    ),
-    Detail(
-        "M",
-        "generalised advantages",
-        ("method.advantage.lam=0.95",),
-        f"{TEMPORAL}.test_equals_the_scan_and_the_plain_loop",
-    ),
-    Detail(
-        "M",
-        "clipped surrogate",
-        ("method.loss.eps_low=0.2", "method.loss.eps_high=0.2"),
-        f"{PPO_TESTS}.test_the_whole_loss_is_that_of_a_plain_loop",
-    ),
-    Detail(
-        "M",
-        "gradients clipped by their norm",
-        ("trainer.gradient_clip_val=1.0",),
-        f"{HERE}.test_gradients_are_clipped",
-    ),
-    Detail(
-        "M",
-        "pretraining text mixed in",
-        ("method.ptx_coef=0.1",),
-        f"{PPO_TESTS}.test_pretraining_text_adds_its_mean_negative_log_likelihood",
-    ),
-    Detail(
-        "M",
-        "entropy bonus",
-        ("method.entropy_coef=0.01",),
-        f"{PPO_TESTS}.test_the_whole_loss_is_that_of_a_plain_loop",
-    ),
-    Detail(
-        "verl",
-        "dual clip",
-        ("method.loss.dual_clip=3.0",),
-        f"{PPO_TESTS}.test_the_whole_loss_is_that_of_a_plain_loop",
-    ),
-    Detail(
-        "ColossalChat",
-        "batches of a high ratio skipped",
-        ("method.max_ratio=20.0",),
-        f"{PPO_TESTS}.test_a_micro_batch_far_off_policy_trains_the_critic_alone",
-    ),
-    Detail(
-        "TRL",
-        "missing EOS subtracts",
-        ("method.shaping.missing_eos=subtract",),
-        f"{SHAPING}.test_responses_without_an_end",
-    ),
-    Detail(
-        "TRL",
-        "early stop of the inner epochs",
-        ("method.target_kl=0.1",),
-        f"{PPO_TESTS}.test_inner_epochs_stop_early",
-    ),
-    Detail(
-        "InstructGPT",
-        "average of the weights",
-        ("+callbacks@callbacks.ema=ema", "callbacks.ema.decay=0.992"),
-        "tests.callbacks.test_guards.test_average_is_what_is_validated_and_exported",
-    ),
-]
+from tests.helpers.ppo_details import DETAILS, Detail
 
 
 @pytest.fixture(scope="module")
@@ -320,6 +62,21 @@ def test_the_options_reach_the_method(composed: DictConfig) -> None:
     assert (module.rollout.truncate_after, module.rollout.truncate_from, module.rollout.inner_epochs) == (13, 16, 4)
     assert module.assignment.shaping.missing_eos == "subtract"
     assert (module.kl.controller, module.target_kl, module.entropy_coef) == ("adaptive", 0.1, 0.01)
+
+
+@pytest.mark.parametrize("name", ["openai_2019", "n_plus", "instructgpt_ptx", "ppo_max", "trlx"])
+def test_recipes_compose(name: str) -> None:
+    needed = ["method.critic.source.name=x"] if name in ("n_plus", "instructgpt_ptx", "ppo_max") else []
+    module: Any = make(compose("train", [f"experiment=ppo/{name}", *needed]).method)(models=lambda *_: None)
+    expected = {
+        "openai_2019": (0.15, 4, 0.0, "minibatch"),
+        "n_plus": (0.05, 4, 0.0, "minibatch"),
+        "instructgpt_ptx": (0.02, 1, 0.5, "minibatch"),
+        "ppo_max": (0.02, 1, 0.0, "rollout"),
+        "trlx": (0.001, 4, 0.0, "rollout"),
+    }
+    found = float(module.kl.coef), module.rollout.inner_epochs, module.ptx_coef, module.whiten_advantages
+    assert found == expected[name]
 
 
 @pytest.mark.parametrize(("kl", "expected"), [(3.0, 0.148464), (6.0, 0.15), (7.2, 0.151536), (40.0, 0.151536)])
