@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -99,6 +100,20 @@ class Mismatch:
                 f"method.mismatch: bounds [{low}, {high}] must contain 1, the weight where engine and trainer agree, "
                 "and begin at 0 or above"
             )
+
+    @classmethod
+    def of(cls, options: Mismatch | Mapping[str, Any] | None) -> Mismatch:
+        """The options themselves, or made of what a configuration gives by name; None: no correction.
+
+        Raises:
+            ValueError: a name is none of the attributes, or see above.
+        """
+        if isinstance(options, Mismatch):
+            return options
+        known = [one.name for one in fields(cls)]
+        if unknown := [name for name in options or {} if name not in known]:
+            raise ValueError(f"method.mismatch has no option {unknown[0]!r}; its options are {known}")
+        return cls(**(options or {}))
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -91,7 +91,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         aggregation: str = "token_mean",
         aggregation_length: float | None = None,
         shaping: RewardShaping | None = None,
-        mismatch: Mismatch | None = None,
+        mismatch: Mismatch | Mapping[str, Any] | None = None,
         entropy_coef: float = 0.0,
         target_kl: float | None = None,
         score_temperature: float | None = None,
@@ -126,7 +126,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         if score_temperature is not None and score_temperature <= 0:
             raise ValueError(f"method.score_temperature={score_temperature} must be positive or null")
         self.rollout = rollout if isinstance(rollout, RolloutOptions) else RolloutOptions(**(rollout or {}))
-        self.kl, self.mismatch, self.own_reward = penalty, mismatch or Mismatch(), reward
+        self.kl, self.mismatch, self.own_reward = penalty, Mismatch.of(mismatch), reward
         self.aggregation, self.aggregation_length = aggregation, constant
         self.entropy_coef, self.target_kl = entropy_coef, target_kl
         self.temperature = score_temperature or self.rollout.temperature

@@ -155,6 +155,7 @@ class OpenAIEngine:
 
     name = "openai"
     exact = False
+    frozen = True  #: its weights cannot follow a policy
 
     def __init__(
         self,

@@ -143,6 +143,14 @@ def test_refused_options(options: dict[str, Any], words: str) -> None:
         Mismatch(**options)
 
 
+def test_made_of_a_configuration() -> None:
+    assert Mismatch.of(None) == Mismatch()
+    assert Mismatch.of({"correction": "tis", "high": 4}) == Mismatch("tis", high=4)
+    assert Mismatch.of(Mismatch("clamp")) == Mismatch("clamp")
+    with pytest.raises(ValueError, match=r"no option 'corection'.*'correction'"):
+        Mismatch.of({"corection": "tis"})
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[dict[str, Any], list[list[float]], list[list[float]]]:
     log_prob = st.floats(-4, -0.0625, width=32)
