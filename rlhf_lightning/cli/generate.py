@@ -122,8 +122,9 @@ class Answerer:
         return [(ids, [next(responses) for _ in range(samples)]) for ids in prompts]
 
     def text(self, ids: Sequence[int]) -> str:
-        """An answer as people read it."""
-        return str(self.encoder.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        """An answer as people read it; a space in front of a plain continuation parts it from the prompt and stays."""
+        text = str(self.encoder.tokenizer.decode(ids, skip_special_tokens=True))
+        return text.rstrip() if self.template is None else text.strip()
 
     def scores(self, sampled: Sequence[tuple[list[int], list[list[int]]]], rows: Sequence[Mapping[str, Any]]) -> Scores:
         """What ``reward`` says of every answer; the columns of the prompts' rows are the reward's."""
