@@ -135,7 +135,11 @@ def _prompt(record: Record, fields: Fields, spec: DataSpec) -> Record:
     """The prompt alone; what the row answers itself stays among its columns."""
     if record.format == "text":
         raise RowError(Kind.EMPTY_PROMPT, "plain text has no prompt; to answer it, data.spec.columns.prompt=text")
-    return Record(record.prompt, (), record.format, kind="prompt")
+    # One of several scored responses to a prompt, a row each: the prompt is asked once.
+    gathered = spec.gather and record.kind == "supervised" and fields.has("score")
+    return Record(
+        record.prompt, (), record.format, kind="prompt", numbers={"score": [float("nan")]} if gathered else {}
+    )
 
 
 def _as_it_is(record: Record, fields: Fields, spec: DataSpec) -> Record:

@@ -41,16 +41,22 @@ class Converter:
         """Convert groups as they come; gathered lists come last."""
         held: dict[bytes, list[Example]] = {}
         for native, example in natives:
-            if native == "ranked" and len(example.responses) == 1 and self._gathers():
+            if self._gathered(native, example):
                 held.setdefault(_prompt(example), []).append(example)
             else:
                 yield from self._converted(native, example)
         self.lists, self.gathered = len(held), sum(map(len, held.values()))
         for rows in held.values():
-            yield from self._converted("ranked", _joined(rows))
+            if self.kind == "prompt":
+                yield replace(rows[0], numbers={})
+            else:
+                yield from self._converted("ranked", _joined(rows))
 
-    def _gathers(self) -> bool:
-        return self.spec.gather and (self.kind != "unpaired" or self.spec.threshold == "mean")
+    def _gathered(self, native: str, example: Example) -> bool:
+        """Whether a row is one of several that belong together: a scored response to a prompt."""
+        if not self.spec.gather or native not in ("ranked", "prompt") or "score" not in example.numbers:
+            return False
+        return len(example.responses) == 1 and (self.kind != "unpaired" or self.spec.threshold == "mean")
 
     def _converted(self, native: str, example: Example) -> Iterator[Example]:
         if native == self.kind:
@@ -114,7 +120,8 @@ class Converter:
         """Note what was converted, and what that left out."""
         noun = LAYOUTS[self.kind].noun
         if self.gathered:
-            report.note(f"{self.gathered} scored responses with a row each are {self.lists} lists, one a prompt")
+            made = "prompts" if self.kind == "prompt" else "lists, one a prompt"
+            report.note(f"{self.gathered} scored responses with a row each are {self.lists} {made}")
         for native, count in self.made.items():
             option = {"preference": f" (data.spec.pairs={self.spec.pairs})"}.get(self.kind, "")
             if self.kind == "unpaired" and native == "ranked":

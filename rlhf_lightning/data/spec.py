@@ -100,7 +100,8 @@ class DataSpec:
         threshold: for a method that learns from labelled answers, the score from which on a scored response is
             desirable; ``mean``: above the mean of its prompt's responses desirable, below it not, at it left out. For
             judged answers, the score from which on a judgment is praise and is left out (CUT: 7).
-        gather: make one list of the scored responses that have a row each and the same prompt.
+        gather: make one list of the scored responses that have a row each and the same prompt; a method that asks
+            prompts takes each prompt of such rows once.
         context: text that the teacher of context distillation sees: in front of the prompt, or as the system message.
         judgment: how a judgment stands behind the prompt; ``{judgment}`` is its text.
         comparison: what a judge is asked about a pair: ``{prompt}`` and the responses ``{first}`` and ``{second}``.

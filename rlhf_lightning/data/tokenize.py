@@ -250,7 +250,8 @@ class _Pipeline:
             columns = self._columns(row, record)
         if record.steps:
             masks, labels = step_labels(record, parts[0])
-        self._check_duplicate(row, prompts, responses)
+        if not (record.kind == "prompt" and record.numbers):  # those are gathered
+            self._check_duplicate(row, prompts, responses)
         scored = None if all(map(all, masks)) else masks
         numbers = {name: list(values) for name, values in record.numbers.items()}
         return Example(

@@ -130,6 +130,23 @@ def test_a_prompt_over_the_limit_is_counted_and_left_out():
     assert len(cut.examples[0].prompt) == 40
 
 
+def test_scored_samples_of_a_prompt_ask_it_once():
+    """What ``rlhf generate samples=3 reward=...`` writes serves offline and on-policy methods alike."""
+    rows = [
+        {"prompt": f"q{number}", "response": f"r{number} {draw}", "score": draw, "answer": "x"}
+        for number in range(4)
+        for draw in range(3)
+    ]
+    found = made(*rows)
+    assert [found.examples.columns_of(group)["prompt"][0]["content"] for group in range(4)] == ["q0", "q1", "q2", "q3"]
+    assert len(found.examples) == 4
+    assert (found.report.kept, found.report.groups, found.report.warnings) == (12, 4, {})
+    assert found.examples.numbers == {}
+    assert "12 scored responses with a row each are 4 prompts" in found.report.notes
+    apart = made(*rows, gather=False)
+    assert (len(apart.examples), apart.report.warnings) == (12, {"duplicate": 8})
+
+
 def test_prompts_serve_no_other_method():
     """A row of a pair's layout that lacks its answer is measured by that layout, not called a prompt."""
     spec = DataSpec(cache=False)

@@ -8,6 +8,8 @@ import pytest
 
 pytest.importorskip("reasoning_gym", reason="needs reasoning-gym, the extra reasoning")
 
+from omegaconf import OmegaConf
+
 from rlhf_lightning.cli.build import make
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.data import ReasoningGym
@@ -51,6 +53,15 @@ def test_a_row_has_what_its_verifier_needs():
         assert verify(values["answer"], entry) == 1.0
         assert verify(str(int(values["answer"]) + 1), entry) < 1.0
         assert entry["metadata"]["source_index"] == row.number - 1
+
+
+def test_the_library_gets_plain_containers():
+    """Its classes compare and copy their options, which OmegaConf's containers do not allow everywhere."""
+    config = OmegaConf.create({**SMALL, "operators": ["+", "-"]})
+    source = ReasoningGym("basic_arithmetic", 5, config=config)
+    assert [type(source.config), type(source.config["operators"])] == [dict, list]
+    assert source.config == {**SMALL, "operators": ["+", "-"]}
+    assert not any({"*", "/"} & set(row.values["question"]) for row in source.rows())
 
 
 def test_fingerprint_covers_the_options():
