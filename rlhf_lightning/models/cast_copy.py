@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.initialization import no_init_weights
 
+from rlhf_lightning.models import attention
 from rlhf_lightning.models.adapters import is_quantized
 from rlhf_lightning.models.buffers import keep_float32_buffers
 from rlhf_lightning.models.export import iterate_merged
@@ -39,6 +40,8 @@ class CastCopy:
         with no_init_weights():
             model = type(own)._from_config(own.config, dtype=dtype)
         keep_float32_buffers(model)
+        if getattr(policy, "backend", None) == "packed":
+            attention.install(model)  # for its way of decoding
         self.model: PreTrainedModel = model.to(own.device).eval().requires_grad_(False)
         self.model.generation_config = own.generation_config
 
