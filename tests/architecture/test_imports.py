@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "rounds": {"types", "ops", "data", "rewards", "rollout"},
     "signals": set(),
     "checkpointing": set(),
+    "optimizers": set(),
     "schedules": set(),
     "strategies": {"checkpointing"},
     "loggers": set(),
