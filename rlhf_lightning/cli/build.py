@@ -23,7 +23,6 @@ from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
 if TYPE_CHECKING:
     from rlhf_lightning.data.module import AlignmentDataModule
     from rlhf_lightning.methods import AlignmentModule
-    from rlhf_lightning.rounds import OnlineData
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ class Run:
     """Everything that ``rlhf train`` and ``rlhf evaluate`` work with."""
 
     module: AlignmentModule[Any]
-    data: AlignmentDataModule | OnlineData
+    data: Any  #: an ``AlignmentDataModule``, or an ``OnlineData`` around one for on-policy methods
     trainer: Trainer
     models: ModelBuilder
     folder: Path
@@ -64,37 +63,13 @@ def make_run(cfg: DictConfig) -> Run:
     data: Any = make_data(cfg, models, module.kind, mismatched="kl" in module.needs)
     trainer = make_trainer(cfg, module.monitor)
     if module.kind == "prompt":
-        data = make_rollouts(cfg, models, module, data)
+        from rlhf_lightning.cli.rollouts import make_rollouts
+
+        data = make_rollouts(cfg, models.tokenizer(), module, data)
     else:
         attach_reward(cfg, trainer, models)
     data.trainer = trainer  # it plans for the trainer's accumulation and processes, and fails before weights load
     return Run(module, data, trainer, models, Path(cfg.paths.output_dir))
-
-
-def make_rollouts(cfg: DictConfig, models: ModelBuilder, module: Any, prompts: AlignmentDataModule) -> OnlineData:
-    """The data of an on-policy method: prompts, who answers them, who scores the answers.
-
-    The reward is ``reward``; where that is ``none``, the method's own.
-
-    Raises:
-        ConfigError: nothing scores.
-    """
-    from rlhf_lightning.rewards import as_reward
-    from rlhf_lightning.rounds import OnlineData
-
-    tokenizer = models.tokenizer()
-    scorer = make(cfg.get("reward")) or getattr(module, "own_reward", None)
-    if scorer is None and getattr(module, "needs_reward", True):
-        raise ConfigError(
-            "reward=none, and this method learns from rewards of the policy's own responses: choose reward=model "
-            "reward.path=..., reward=function reward.target=..., or another of conf/reward"
-        )
-    reward = None if scorer is None else as_reward(scorer, tokenizer=tokenizer)
-    engine = make(cfg.rollout)(tokenizer=tokenizer)
-    parts = ("reward", "method.reward", "rollout", "model")
-    chosen = {name: OmegaConf.select(cfg, name) for name in parts}
-    folder = Path(cfg.paths.output_dir) / "rollouts"
-    return OnlineData(prompts, engine, reward, module.rollout, folder, identity=str(chosen))
 
 
 def attach_reward(cfg: DictConfig, trainer: Trainer, models: ModelBuilder) -> None:

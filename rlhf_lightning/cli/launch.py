@@ -7,7 +7,7 @@ import math
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,27 @@ def check(command: str, given: Arguments) -> list[str]:
         os.environ[SWEEP] = ",".join([*(str(override.key_or_group) for override in several), *params]) or "seed"
         prepare_sweep(first, command, given.overrides)
     keys = {override.removeprefix("++").split("=", 1)[0] for override in added}
-    return [f"++{override}" if override.split("=", 1)[0] in keys else override for override in given.overrides]
+    accepted = [f"++{override}" if override.split("=", 1)[0] in keys else override for override in given.overrides]
+    return per_job(accepted, {str(override.key_or_group) for override in several})
+
+
+def per_job(overrides: Sequence[str], swept: Collection[str]) -> list[str]:
+    """Keep options of a group that is swept over for the jobs, as sweeps over one value.
+
+    Hydra composes the configuration of the sweep itself with the default of such a group (``method=dpo``), where an
+    option of the values that were chosen (``method.rollout.group_size``) may not exist.
+
+    Args:
+        overrides: as the user gave them.
+        swept: groups and keys with several values.
+    """
+    out = []
+    for override, read in zip(overrides, parse(overrides), strict=True):
+        key = str(read.key_or_group)
+        inside = "." in key and key.partition(".")[0] in swept and key not in swept
+        name, _, value = override.partition("=")
+        out.append(f"{name}=choice({value})" if inside and not read.is_sweep_override() and value else override)
+    return out
 
 
 def _train(cfg: DictConfig) -> float | None:

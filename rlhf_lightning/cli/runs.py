@@ -14,6 +14,8 @@ from rlhf_lightning.cli.errors import ConfigError
 
 #: What a run decides for ``rlhf evaluate``, unless the user does.
 EVALUATED = ("method", "model", "adapter", "reference", "data", "optimizer", "scheduler", "seed")
+#: And of a run that learned from the policy's own responses.
+ROLLED_OUT = ("reward", "rollout")
 
 
 def from_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -25,7 +27,8 @@ def from_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     if cfg.run is None:
         return cfg
-    result = take_over(cfg, EVALUATED, overrides)
+    online = OmegaConf.select(read_config(cfg.run), "method.rollout") is not None
+    result = take_over(cfg, (*EVALUATED, *(ROLLED_OUT if online else ())), overrides)
     precision = OmegaConf.select(read_config(cfg.run), "trainer.precision")
     if precision is not None and not any(o.startswith(("trainer=", "trainer.precision=")) for o in overrides):
         result.trainer.precision = precision

@@ -125,7 +125,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         _try_out(loss, self.needs)
         if score_temperature is not None and score_temperature <= 0:
             raise ValueError(f"method.score_temperature={score_temperature} must be positive or null")
-        self.rollout = rollout if isinstance(rollout, RolloutOptions) else RolloutOptions(**(rollout or {}))
+        self.rollout = rollout if isinstance(rollout, RolloutOptions) else RolloutOptions.of(rollout or {})
         self.kl, self.mismatch, self.own_reward = penalty, Mismatch.of(mismatch), reward
         self.aggregation, self.aggregation_length = aggregation, constant
         self.entropy_coef, self.target_kl = entropy_coef, target_kl
