@@ -61,7 +61,8 @@ def before_and_after(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The two measurements of a run of ``experiment=tiny``."""
     options = ["experiment=tiny", "logger=none", "seed=1", "ckpt_path=null", "callbacks.gold=null", *overrides]
-    answers = f"+callbacks.answers={{_target_: tests.learning.answers.Answers, folder: {folder}, topics: [{','.join(topics)}]}}"
+    asked = ",".join(topics)
+    answers = f"+callbacks.answers={{_target_: tests.learning.answers.Answers, folder: {folder}, topics: [{asked}]}}"
     train(compose("train", [*options, answers, "allow_targets=[tests]", f"paths.output_dir={folder}"]))
     found = json.loads((folder / "answers.json").read_text())
     return found["before"], found["after"]

@@ -1,0 +1,36 @@
+"""Methods without labels: TTRL moves single answers towards the first model's majority, RLSC makes answers sharper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.learning.answers import before_and_after
+
+FLIPPED = "+callbacks.flipped._target_=tests.learning.harness.FlippedGradients"
+ALL = ("fact", "description", "advice")
+
+
+@pytest.mark.slow
+def test_ttrl_approaches_the_first_models_majority_vote(tmp_path: Path) -> None:
+    """Single answers are right in 56 of 100 cases, the majority of 32 always; no label is ever read."""
+    before, after = before_and_after(tmp_path / "run", "method=ttrl", "data.source.size=512")
+    gap = before["majority"] - before["pass@1"]
+    assert gap > 0.3, "the base's majority knows more than its single answers"
+    assert after["pass@1"] > before["pass@1"] + gap / 2
+    assert after["majority"] >= before["majority"] - 0.05
+    _, flipped = before_and_after(tmp_path / "flipped", "method=ttrl", "data.source.size=512", FLIPPED)
+    assert flipped["pass@1"] < before["pass@1"]
+
+
+@pytest.mark.slow
+def test_rlsc_trades_variety_for_single_answers(tmp_path: Path) -> None:
+    """Single answers get better while entropy falls, and questions that some of 32 samples got right are lost."""
+    before, after = before_and_after(tmp_path / "run", "method=rlsc", topics=ALL)
+    assert after["pass@1"] > before["pass@1"] + 0.15
+    assert after["entropy"] < before["entropy"] / 2
+    assert after["pass@k"] < before["pass@k"]
+    _, flipped = before_and_after(tmp_path / "flipped", "method=rlsc", FLIPPED, topics=ALL)
+    assert flipped["pass@1"] < before["pass@1"]
+    assert flipped["entropy"] > before["entropy"]
