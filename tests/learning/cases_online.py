@@ -28,3 +28,7 @@ CASES = [
     Case(method, [f"data.source.size={size}"], representative=method == "grpo", kl_limit=KL_LIMIT)
     for method, size in _SIZES.items()
 ]
+#: Facts stated, in [0, 1], on held-out questions: 0.56 at the base. Of 380 answers a mean has a standard error of 0.02.
+CASES.append(
+    Case("rft", ["data.source.size=512"], "val/reward/mean", start=0.56, margin=0.15, kl_limit=KL_LIMIT),
+)
