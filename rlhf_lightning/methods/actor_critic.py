@@ -141,13 +141,21 @@ class PPO(PolicyGradient):
         self.whiten_advantages, self.whiten_unbiased = whiten_advantages, whiten_unbiased
         self.advantage_clip, self.max_ratio, self.ptx_coef = advantage_clip, max_ratio, ptx_coef
         self._check_options()
-        #: values a token
-        self.outputs = 2 if "cost_value" in self.assignment.needs else 1
-        if (multiplier is None) != ("multiplier" not in self.assignment.needs):
+        self._attach(multiplier)
+        self.actor = functools.partial(critic, outputs=self.outputs)
+
+    def _attach(self, multiplier: Multiplier | None) -> None:
+        """Give credit assignment its price of a cost."""
+        weighs = "multiplier" in self.assignment.needs
+        if weighs != (multiplier is not None):
             raise ValueError("method.multiplier goes with method.advantage=credit.lagrangian: give both or neither")
         assert isinstance(self.assignment, CostAssignment)
         self.assignment.multiplier = multiplier
-        self.actor = functools.partial(critic, outputs=self.outputs)
+
+    @property
+    def outputs(self) -> int:
+        """Values a token that the critic has: one of the reward, and one of the cost where there is one."""
+        return 2 if "cost_value" in self.assignment.needs else 1
 
     def _check_options(self) -> None:
         if self.whiten_advantages not in get_args(Whitening):
