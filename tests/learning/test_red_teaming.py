@@ -41,7 +41,7 @@ def test_attack_and_defence(example: ModuleType, tmp_path: Path):
     first, last = rollout(drawn, 0), rollout(drawn, 31)
     closing = [sum("hope that helps" in str(row["response"]) for row in rows) / len(rows) for rows in (first, last)]
     assert closing[0] < 0.3
-    assert closing[1] > 0.6
+    assert closing[1] > 0.4
     assert done.mined.missed > 100
     assert done.before["original"].recall > 0.95
     assert done.before["mined_1"].recall == 0.0, "what was mined is what it had missed"

@@ -70,6 +70,15 @@ def test_terms_and_counts(reward: GraderReward, caplog: pytest.LogCaptureFixture
     assert len(said) == 4, "each grader reports its first failure of each kind, and no other"
 
 
+def test_one_response_is_one_failure():
+    """The formula fails because a grader within it did: the response counts once."""
+    inner = {"type": "multi", "graders": {"a": EXACT}, "calculate_output": "1 / a"}
+    spec = {"type": "multi", "graders": {"inner": inner}, "calculate_output": "1 / inner"}
+    reward = GraderReward(TOKENIZER, spec=spec)
+    assert reward(groups(["4", "5"])) == [[1.0, 0.0]]
+    assert metrics_of(reward) == {"errors": 0.5, "timeouts": 0.0, "parse_failures": 0.0, "inner/errors": 0.5}
+
+
 def test_the_batch_does_not_matter(reward: GraderReward):
     asked = groups(["4", "five"], ['{"answer": "4"}'], ["44", "4 "])
     assert reward(asked) == [row for group in asked for row in reward([group])]
