@@ -117,14 +117,8 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
                 f"method.aggregation={aggregation} would weigh responses by length, and the loss gives one number a "
                 "response: set method.aggregation=seq_mean_token_mean"
             )
-        if entropy_coef < 0 or (target_kl is not None and target_kl <= 0):
-            raise ValueError(
-                f"method.entropy_coef={entropy_coef} must be at least 0, and method.target_kl={target_kl} positive or "
-                "null"
-            )
+        _check_numbers(entropy_coef, target_kl, score_temperature)
         _try_out(loss, self.needs)
-        if score_temperature is not None and score_temperature <= 0:
-            raise ValueError(f"method.score_temperature={score_temperature} must be positive or null")
         self.rollout = rollout if isinstance(rollout, RolloutOptions) else RolloutOptions.of(rollout or {})
         self.kl, self.mismatch, self.own_reward = penalty, Mismatch.of(mismatch), reward
         self.aggregation, self.aggregation_length = aggregation, constant
@@ -361,3 +355,12 @@ def _try_out(loss: Callable[..., TokenLoss], wanted: frozenset[str]) -> None:
     token = Ragged(torch.zeros(1), torch.zeros(1, dtype=torch.long), 1)
     if wanted <= {"policy", "old", "advantage", "reference"}:
         loss(**dict.fromkeys(wanted - {"reference"}, token))
+
+
+def _check_numbers(entropy_coef: float, target_kl: float | None, score_temperature: float | None) -> None:
+    if entropy_coef < 0 or (target_kl is not None and target_kl <= 0):
+        raise ValueError(
+            f"method.entropy_coef={entropy_coef} must be at least 0, and method.target_kl={target_kl} positive or null"
+        )
+    if score_temperature is not None and score_temperature <= 0:
+        raise ValueError(f"method.score_temperature={score_temperature} must be positive or null")
