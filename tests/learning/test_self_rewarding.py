@@ -25,12 +25,24 @@ def test_ttrl_approaches_the_first_models_majority_vote(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_rlsc_trades_variety_for_single_answers(tmp_path: Path) -> None:
-    """Single answers get better while entropy falls, and questions that some of 32 samples got right are lost."""
-    before, after = before_and_after(tmp_path / "run", "method=rlsc", topics=ALL)
+def test_rlsc_makes_single_answers_better(tmp_path: Path) -> None:
+    """20 gentle steps: 56 to 86 of 100 single answers are right, at a fifth of the entropy."""
+    before, after = before_and_after(tmp_path / "run", "method=rlsc")
     assert after["pass@1"] > before["pass@1"] + 0.15
     assert after["entropy"] < before["entropy"] / 2
-    assert after["pass@k"] < before["pass@k"]
-    _, flipped = before_and_after(tmp_path / "flipped", "method=rlsc", FLIPPED, topics=ALL)
+    _, flipped = before_and_after(tmp_path / "flipped", "method=rlsc", FLIPPED)
     assert flipped["pass@1"] < before["pass@1"]
     assert flipped["entropy"] > before["entropy"]
+
+
+@pytest.mark.slow
+def test_rlsc_in_a_hurry_trades_variety_for_single_answers(tmp_path: Path) -> None:
+    """10 steps four times as long: single answers still get better, and every third question is lost for good.
+
+    Of 32 samples at least one was right for every question before; afterwards the policy repeats its favourite.
+    """
+    hurry = ("data.source.topics=null", "data.source.size=320", "optimizer.lr=2e-3")
+    before, after = before_and_after(tmp_path / "run", "method=rlsc", *hurry, topics=ALL)
+    assert after["pass@1"] > before["pass@1"] + 0.05
+    assert after["entropy"] < before["entropy"] / 4
+    assert after["pass@k"] < before["pass@k"] - 0.1
