@@ -34,7 +34,7 @@ def make_rollouts(
         prompts: data of kind ``prompt``.
 
     Raises:
-        ConfigError: nothing scores, or what scores lacks what the method reads.
+        ConfigError: nothing scores, what scores lacks what the method reads, or the engine's weights cannot change.
     """
     from rlhf_lightning.cli.build import make
 
@@ -42,6 +42,11 @@ def make_rollouts(
     reward = None if scorer is None else as_reward(scorer, tokenizer=tokenizer)
     _check(module, reward, prompts)
     engine = make(cfg.rollout)(tokenizer=tokenizer)
+    if getattr(engine, "frozen", False):
+        raise ConfigError(
+            f"rollout={engine.name} cannot follow the policy, whose weights change: choose rollout=transformers, "
+            "vllm or vllm_server"
+        )
     identity = str({name: OmegaConf.select(cfg, name) for name in _IDENTITY})
     return OnlineData(prompts, engine, reward, module.rollout, Path(cfg.paths.output_dir) / "rollouts", identity)
 
@@ -64,4 +69,10 @@ def _check(module: Any, reward: Any, prompts: AlignmentDataModule) -> None:
         raise ConfigError(
             f"method.ptx_coef={weight} mixes demonstrations or text in, and there are none: name their data with "
             "+data@data.ptx=..., for example +data@data.ptx=ultrachat, or set method.ptx_coef=0"
+        )
+    costs: frozenset[str] = getattr(module, "cost_terms", frozenset())
+    if costs and getattr(reward, "terms", None) is None:
+        raise ConfigError(
+            f"this method limits the cost {sorted(costs)[0]!r}, a term of the reward, and the reward "
+            f"{getattr(reward, 'name', None)!r} has no terms: choose reward=composite with a cost model among its terms"
         )

@@ -14,6 +14,7 @@ from rlhf_lightning.cli.results import Result
 
 REWARD = ["reward=function", "reward.target=tests.helpers.online.letters", "allow_targets=[tests]"]
 SMALL = ["rollout.max_new_tokens=4", "method.rollout.group_size=2"]
+SERVER = ["rollout.url=http://127.0.0.1:9"]
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,7 @@ SMALL = ["rollout.max_new_tokens=4", "method.rollout.group_size=2"]
             ["method=grpo", *REWARD, "method.rollout.keep=9"],
             r"method.rollout.keep=9 must lie between 1 and group_size=8",
         ),
+        (["method=grpo", *REWARD, "rollout=openai", *SERVER], r"rollout=openai cannot follow the policy"),
         (["method=grpo", *REWARD, "rollout.max_new_tokens=0"], r"max_new_tokens=0 must be at least 1"),
         (["method=grpo", *REWARD, "method.rollout.groups=4"], r"(?s)groups.*Did you mean .*group_size"),
     ],
