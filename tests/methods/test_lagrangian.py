@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from rlhf_lightning import compose
+from rlhf_lightning.cli.build import make_run
+from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.credit import gae, lagrangian
 from rlhf_lightning.methods import KLPenalty, Multiplier
 from rlhf_lightning.types import Episodes, Ragged
@@ -133,6 +137,13 @@ def test_credit_of_reward_and_cost_by_hand() -> None:
 def test_a_reward_without_the_term_says_which_there_are() -> None:
     with pytest.raises(ValueError, match=r"no term 'cost' to limit; its terms are \['harm'\]"):
         ppo_of(cost=True).credit(episodes(harm=[0.0, 0.0]))
+
+
+def test_a_reward_without_terms_is_refused_before_weights_load(tmp_path: Path) -> None:
+    options = ["model=tiny_random", "data=tiny", "reward=length", f"paths.output_dir={tmp_path}"]
+    cfg = compose("train", ["method=ppo_lagrangian", *options])
+    with pytest.raises(ConfigError, match="limits the cost 'cost', a term of the reward"):
+        make_run(cfg)
 
 
 @pytest.mark.parametrize("options", [{"multiplier": None}, {"advantage": gae}])
