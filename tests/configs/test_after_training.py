@@ -84,7 +84,7 @@ def test_generate_keeps_the_best_answers_as_a_data_set(rlhf, tmp_path):
         scores = [row["score"] for row in rows[6][start : start + 6]]
         assert scores == sorted(scores, reverse=True), "the best ones come first"
         assert rows[2][start // 3 : start // 3 + 2] == rows[6][start : start + 2]
-    code, out, err = rlhf("data", "inspect", "method=dpo", "model=tiny_random", "data=json", "data.source.path=a.jsonl")
+    code, _, err = rlhf("data", "inspect", "method=dpo", "model=tiny_random", "data=json", "data.source.path=a.jsonl")
     assert code == 0, err
 
 
