@@ -56,7 +56,7 @@ def rollout_batch(packed: PackedBatch, **given: Any) -> RolloutBatch:
 
 
 def step(sizes: list[int] | None = None, advantage: Tensor | None = None, **tokens: Tensor) -> list[RolloutBatch]:
-    """One optimiser step over ``ROWS`` in micro-batches of so many groups (None: all in one); advantages 0 by default."""
+    """One step over ``ROWS`` in micro-batches of so many groups (None: all in one); advantages 0 by default."""
     advantage = torch.zeros(TOKENS) if advantage is None else advantage
     out, start = [], 0
     for packed in cut(ROWS, sizes or [GROUPS]):
