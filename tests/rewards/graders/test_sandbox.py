@@ -122,7 +122,7 @@ def test_the_environment_is_empty(monkeypatch: pytest.MonkeyPatch):
 
 
 @confined
-@pytest.mark.parametrize("of", ["os.getppid()", "'self'", str(os.getpid())])
+@pytest.mark.parametrize("of", ["os.getppid()", "'self'", str(os.getpid())], ids=["parent", "self", "tests"])
 def test_nor_is_there_one_to_read(of: str):
     """Of its parents, which have the run's."""
     outcome = run(f"import os\nreturn len(open(f'/proc/{{{of}}}/environ', 'rb').read())")
