@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from rlhf_lightning.cli.annotations import annotations_of, check_value
 from rlhf_lightning.cli.errors import EXTRAS, ConfigError, closest, describe, suggestion
@@ -137,7 +137,7 @@ def check_config(cfg: DictConfig, command: str) -> None:
     tree = _resolved(cfg)
     missing = sorted(OmegaConf.missing_keys(tree))
     if missing:
-        raise ConfigError("\n".join(f"{key} has no value and needs one: {key}=..." for key in missing))
+        raise ConfigError(_without_values(missing))
     problems = list(_check_top(cfg, tree, command))
     allowed = (*ALLOWED_TARGETS, *(tree.get("allow_targets") or ()))
     for key, node in _targets(tree):
@@ -198,6 +198,18 @@ def locate(path: str) -> Any:
     raise ImportError(f"no package {parts[0]!r} is installed")
 
 
+def _without_values(keys: Sequence[str]) -> str:
+    return "\n".join(f"{key} has no value and needs one: {key}=..." for key in keys)
+
+
+def _unset(node: Any, prefix: str = "") -> Iterator[str]:
+    """Keys without a value in a tree whose interpolations are not resolved."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        if value == "???":
+            yield f"{prefix}{key}"
+        yield from _unset(value, f"{prefix}{key}.")
+
+
 def _resolved(cfg: DictConfig) -> dict[str, Any]:
     """Plain containers with every interpolation resolved; the run's folder need not be known yet."""
     copy = cfg.copy()
@@ -207,7 +219,10 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
         tree = OmegaConf.to_container(copy, resolve=True, enum_to_str=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
-        raise ConfigError(f"{key}: {describe(error)}" if key else describe(error)) from error
+        taken_over = isinstance(error, InterpolationToMissingValueError)
+        missing = list(_unset(OmegaConf.to_container(copy))) if taken_over else []
+        told = f"{key}: {describe(error)}" if key else describe(error)
+        raise ConfigError(_without_values(missing) or told) from error
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
 

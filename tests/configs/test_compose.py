@@ -14,6 +14,11 @@ from rlhf_lightning.conf_dir import conf_dir
 CONF = conf_dir()
 ROOTS = ("train", "evaluate", "generate", "data")
 GROUPED = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml"))
+#: What a file cannot be composed without.
+GIVEN = {
+    "reward/function": ["reward.target=rlhf_lightning.world.claim"],
+    "world/online": ["method=grpo", "model=tiny", "data=tiny"],
+}
 #: Files that need a package of an extra.
 NEEDS = {"sweep/optuna": "hydra_plugins.hydra_optuna_sweeper", "optimizer/adamw8bit": "bitsandbytes"}
 
@@ -50,8 +55,13 @@ def test_file_composes(file):
     if name == "sweep/optuna":
         pytest.importorskip(NEEDS[name])
     group, option = file.parts[0], file.stem
-    cfg = composed(command_of(group), f"{group}={option}")
+    cfg = composed(command_of(group), f"{group}={option}", *GIVEN.get(name, ()))
     assert cfg.seed is not None
+
+
+def test_a_value_that_another_option_takes_over_is_asked_for_by_its_own_name():
+    with pytest.raises(ConfigError, match=r"^reward\.target has no value and needs one: reward\.target="):
+        compose("train", ["reward=function"])
 
 
 def test_every_folder_is_a_group_of_some_command():

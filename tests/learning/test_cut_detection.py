@@ -17,7 +17,7 @@ from rlhf_lightning.world.tokenizer import encode, end
 @pytest.fixture(scope="module")
 def judged() -> tuple[JudgedPair, Tensor]:
     """The base's log-probs of criticised answers in both contexts, and whether each token is the one that is meant."""
-    source = TinySource("validation", 128).for_kind("judged")
+    source = TinySource("validation", 1024).for_kind("judged")
     rows = [row.values for row in source.rows() if row.values["judgment"]]
     examples, meant = [], []
     for row in rows:
@@ -41,8 +41,8 @@ def precision_and_recall(judged: tuple[JudgedPair, Tensor], threshold: float) ->
 
 
 def test_detected_tokens_are_those_the_criticism_means(judged: tuple[JudgedPair, Tensor]) -> None:
-    """1833 tokens, 6.5 % of them meant. Measured at 1.1: 4.5 % detected, precision 0.37, recall 0.26; with chance as
-    the only guide precision would be 0.065 (standard error 0.03). The base was not tuned to read criticism."""
+    """15,647 tokens, 6.6 % of them meant. Measured at 1.1: 4.3 % detected, precision 0.34, recall 0.22; with chance as
+    the only guide precision would be 0.066 (standard error 0.01). The base was not tuned to read criticism."""
     chance = judged[1].float().mean().item()
     precision, recall = precision_and_recall(judged, 1.1)
     assert precision > 3 * chance
@@ -50,7 +50,7 @@ def test_detected_tokens_are_those_the_criticism_means(judged: tuple[JudgedPair,
 
 
 def test_a_higher_threshold_is_more_precise_and_finds_less(judged: tuple[JudgedPair, Tensor]) -> None:
-    """Measured at 2: precision 0.71, recall 0.17."""
+    """Measured at 2: precision 0.80, recall 0.12."""
     low, high = precision_and_recall(judged, 1.1), precision_and_recall(judged, 2.0)
     assert high[0] > low[0] + 0.1
     assert high[1] < low[1]
@@ -58,5 +58,7 @@ def test_a_higher_threshold_is_more_precise_and_finds_less(judged: tuple[JudgedP
 
 def test_swapped_contexts_find_nothing(judged: tuple[JudgedPair, Tensor]) -> None:
     policy, meant = judged
-    precision, _ = precision_and_recall((JudgedPair(policy.plain, policy.judged), meant), 1.1)
-    assert precision < meant.float().mean()
+    """Measured: precision 0.074, which is chance, and recall 0.02."""
+    precision, recall = precision_and_recall((JudgedPair(policy.plain, policy.judged), meant), 1.1)
+    assert precision < 1.5 * meant.float().mean()
+    assert recall < 0.05

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from rlhf_lightning.credit import gae
@@ -240,9 +242,16 @@ def test_in_the_warm_up_the_policy_stands_still(tmp_path) -> None:
 def test_inner_epochs_stop_early(tmp_path) -> None:
     """The second step of a rollout finds the policy too far, so that two are skipped; the next rollout begins anew."""
     module = ppo_of("shared", RolloutOptions(group_size=2, inner_epochs=4), target_kl=1e-6)
-    run = trainer(tmp_path)
-    run.fit(module, datamodule=online(module, None, reward=Costly(), count=8))
-    assert run.global_step == 4  # of two rollouts with four steps each
+    weights: list[Tensor] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            weights.append(torch.cat([p.detach().flatten() for _, p in pl_module.trained_parameters()]))
+
+    trainer(tmp_path, [Watch()]).fit(module, datamodule=online(module, None, reward=Costly(), count=8))
+    moved = [not torch.equal(before, after) for before, after in pairwise(weights)]
+    # Two rollouts of four steps each; the first two of either are taken (what the very first moves is not compared).
+    assert moved == [True, False, False, True, True, False, False]
 
 
 def test_pretraining_text_adds_its_mean_negative_log_likelihood() -> None:
