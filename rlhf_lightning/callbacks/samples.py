@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -52,8 +53,9 @@ class PolicySamples(Callback):
 
     * ``val/kl/reference``: mean over responses of the summed log-ratio (k1): estimates KL(policy || reference) in nats
       a response; ``val/kl/k3``: the same by the estimator that is never negative;
-    * ``val/sample/reward``, with a reward: its mean over the samples; ``val/sample/data_reward``: over the data's own
-      responses to the same prompts; ``val/sample/win_rate``: share of samples that score higher, ties counting half;
+    * ``val/sample/reward``, with a reward, which sees the samples of a prompt and the data's own response as one
+      group: its mean over the samples; ``val/sample/data_reward``: over the data's own responses;
+      ``val/sample/win_rate``: share of samples that score higher, ties counting half;
     * ``val/sample/length`` in tokens, ``val/sample/finished``: share of responses that ended by themselves.
 
     A module whose model is no policy (a reward model) is left alone. The KL needs a live reference (``frozen`` or
@@ -102,7 +104,7 @@ class PolicySamples(Callback):
         self._prompts: list[_Prompt] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Sample from the untrained policy."""
+        """Sample from the untrained policy, and log where it starts."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not self.before_training or trainer.global_step or data is None or not _is_policy(pl_module):
             return
@@ -112,7 +114,9 @@ class PolicySamples(Callback):
             if len(self._prompts) >= self._share(trainer) * self.each:
                 break
         with pl_module.evaluation_weights():
-            self._write(trainer, self._sample(trainer, pl_module))
+            rows = self._write(trainer, self._sample(trainer, pl_module))
+        for logger in trainer.loggers if rows else ():
+            logger.log_metrics(_means(rows), step=0)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Start a pass."""
@@ -188,18 +192,28 @@ class PolicySamples(Callback):
         """Reward of each response; logs it beside that of the data's own response, where the data has one."""
         if self.reward is None:
             return [None] * len(responses)
-        prompts = self._prompts
-        groups = [[response] + [p.data] * bool(p.data) for response, p in zip(responses, prompts, strict=True)]
-        scores = self.reward(sample_groups([p.ids for p in prompts], groups, [p.columns for p in prompts]))
+        firsts = self._prompts[:: self.each]
+        drawn = [responses[start : start + self.each] for start in range(0, len(responses), self.each)]
+        groups = [own + [p.data] * bool(p.data) for own, p in zip(drawn, firsts, strict=True)]
+        scores = self._asked(module, sample_groups([p.ids for p in firsts], groups, [p.columns for p in firsts]))
         if module.trainer.evaluating:
-            rows = [[math.nan if score is None else score for score in row] for row in scores]
-            sampled, data = (torch.tensor([row[at % len(row)] for row in rows]) for at in (0, -1))
-            there = torch.tensor([len(row) == 2 for row in rows], dtype=torch.bool)
-            margin = sampled - data
+            rows = torch.tensor([[math.nan if s is None else s for s in row[: self.each]] for row in scores])
+            last = torch.tensor([math.nan if row[-1] is None else row[-1] for row in scores])
+            there = torch.tensor([bool(p.data) for p in firsts])
+            margin = (rows - last[:, None])[there]
             win = torch.where(margin.isfinite(), (1 + margin.sign()) / 2, torch.nan)  # the sign of nan is 0
-            for name, values in {"reward": sampled, "data_reward": data[there], "win_rate": win[there]}.items():
+            for name, values in {"reward": rows, "data_reward": last[there], "win_rate": win}.items():
                 module.track(f"val/sample/{name}", values[values.isfinite()].to(module.device))
-        return [row[0] for row in scores]
+        return [score for row in scores for score in row[: self.each]]
+
+    def _asked(self, module: Any, groups: Sequence[SampleGroup]) -> list[list[float | None]]:
+        """Scores of a reward that may be the one that trains: what it counts here is no part of what it logs there."""
+        reward: Any = self.reward
+        if hasattr(reward, "policy"):
+            reward.policy = module
+        scores: list[list[float | None]] = reward(groups)
+        getattr(reward, "metrics", dict)()
+        return scores
 
     def _log_ratios(self, module: Any, responses: list[list[int]]) -> list[float | None] | None:
         """Summed log-ratio of each response; logs the estimates of the KL."""
@@ -217,10 +231,11 @@ class PolicySamples(Callback):
                 module.track(f"val/kl/{name}", values)
         return [float(value) for value in sums["reference"]]
 
-    def _write(self, trainer: Trainer, samples: list[Sample]) -> None:
+    def _write(self, trainer: Trainer, samples: list[Sample]) -> list[Sample]:
+        """Write the rows of every process; the first one returns them, the others nothing."""
         rows = _gather(samples)
         if not trainer.is_global_zero or not rows:
-            return
+            return []
         folder = Path(self.folder or Path(trainer.default_root_dir) / "samples")
         folder.mkdir(parents=True, exist_ok=True)
         rows = sorted(rows, key=lambda sample: sample.index)
@@ -228,6 +243,19 @@ class PolicySamples(Callback):
         (folder / f"step_{trainer.global_step:08d}.jsonl").write_text("".join(lines), encoding="utf-8")
         for logger in trainer.loggers:
             log_table(logger, "samples", [asdict(sample) for sample in rows], trainer.global_step)
+        return rows
+
+
+def _means(rows: Sequence[Sample]) -> dict[str, float]:
+    """What a validation would log of these rows."""
+    found: dict[str, list[float | None]] = {
+        "val/sample/reward": [row.reward for row in rows],
+        "val/kl/reference": [row.kl for row in rows],
+        "val/sample/length": [row.tokens for row in rows],
+        "val/sample/finished": [float(row.finished) for row in rows],
+    }
+    known = {name: [value for value in values if value is not None] for name, values in found.items()}
+    return {name: fmean(values) for name, values in known.items() if values}
 
 
 def _columns(trainer: Trainer, index: int) -> Mapping[str, Any]:

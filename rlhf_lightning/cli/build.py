@@ -66,28 +66,23 @@ def make_run(cfg: DictConfig) -> Run:
         from rlhf_lightning.cli.rollouts import make_rollouts
 
         data = make_rollouts(cfg, models.tokenizer(), module, data)
-    else:
-        attach_reward(cfg, trainer, models)
+        score_samples(trainer, data.reward if cfg.get("reward") else None)
+    elif cfg.get("reward"):
+        scored = score_samples(trainer, make(cfg.reward)(tokenizer=models.tokenizer()))
+        if not scored:
+            raise ConfigError("reward=... scores samples of the policy, but nothing samples: choose callbacks.samples")
     data.trainer = trainer  # it plans for the trainer's accumulation and processes, and fails before weights load
     return Run(module, data, trainer, models, Path(cfg.paths.output_dir))
 
 
-def attach_reward(cfg: DictConfig, trainer: Trainer, models: ModelBuilder) -> None:
-    """Let the callback that samples from the policy score its samples with ``reward``.
-
-    Raises:
-        ConfigError: nothing samples.
-    """
-    if not cfg.get("reward"):
-        return
+def score_samples(trainer: Trainer, reward: Any) -> bool:
+    """Let the callbacks that sample from the policy score their samples with a reward; whether there are any."""
     from rlhf_lightning.callbacks import PolicySamples
 
     sampling = [callback for callback in callbacks_of(trainer) if isinstance(callback, PolicySamples)]
-    if not sampling:
-        raise ConfigError("reward=... scores samples of the policy, but nothing samples: choose callbacks.samples")
-    reward = make(cfg.reward)(tokenizer=models.tokenizer())
     for callback in sampling:
         callback.reward = reward
+    return bool(sampling)
 
 
 def make_models(cfg: DictConfig, reference: ReferenceKind) -> ModelBuilder:

@@ -24,7 +24,6 @@ from rlhf_lightning.cli.compose import compose_with_overrides, parse, register, 
 from rlhf_lightning.cli.console import ERR, report, say
 from rlhf_lightning.cli.errors import ConfigError, describe, suggestion
 from rlhf_lightning.cli.results import Result, duration
-from rlhf_lightning.cli.runs import from_run
 from rlhf_lightning.cli.schema import check_config
 from rlhf_lightning.cli.sweep import SweepSummary, prepare_sweep, quoted, short
 from rlhf_lightning.cli.worker import SWEEP, die_with_parent, is_first_process, launched, run_job
@@ -255,6 +254,8 @@ def _checked(command: str, cfg: DictConfig, overrides: list[str]) -> DictConfig:
     with open_dict(cfg):
         cfg.pop("hydra", None)
     if command == "evaluate":
+        from rlhf_lightning.cli.runs import from_run  # reads checkpoints: it imports torch
+
         cfg = from_run(cfg, overrides)
     check_config(cfg, command)
     return cfg
