@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from rlhf_lightning.models.roles import evaluating
 from rlhf_lightning.rollout.probe import check
 from rlhf_lightning.rounds.collect import Collector
 from rlhf_lightning.rounds.experience import Experience, IntArray, Scored, exact_totals, numbers
@@ -156,7 +157,7 @@ class Producer:
         """How a step computes, without gradients and without dropout."""
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            stack.enter_context(_evaluating(self.module))
+            stack.enter_context(evaluating(self.module))
             stack.enter_context(self.data.forward_context())
             yield
 
@@ -245,18 +246,6 @@ def summary(drawn: Sequence[Scored]) -> dict[str, float]:
         "response/truncated": sum(sample.finish == "length" for sample in samples) / len(samples),
         "group/zero_std": sum(not scored.informative for scored in drawn) / len(drawn),
     }
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every part has the mode it had."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def _sum_over_processes(values: Any) -> Any:

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "rollout": {"types", "ops", "models"},
     "hardening": {"types", "rewards"},
     "world": {"types", "ops", "data", "models"},
-    "rounds": {"types", "ops", "data", "rewards", "rollout"},
+    "rounds": {"types", "ops", "models", "data", "rewards", "rollout"},
     "signals": set(),
     "checkpointing": set(),
     "optimizers": set(),

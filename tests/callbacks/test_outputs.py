@@ -86,6 +86,50 @@ def test_every_prompt_once_and_answered_several_times(tmp_path):
     assert len({row["response"] for row in after[:4]}) > 1
 
 
+class _Length:
+    """Counts tokens, less the mean of the group; remembers what it was asked and by whom."""
+
+    name, policy = "length", None
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.counted = 0
+
+    def __call__(self, groups):
+        self.sizes += [len(group.samples) for group in groups]
+        self.counted += len(groups)
+        means = [sum(map(len, group.responses)) / len(group.responses) for group in groups]
+        return [[len(ids) - mean for ids in group.responses] for group, mean in zip(groups, means, strict=True)]
+
+    def metrics(self) -> dict[str, float]:
+        self.counted = 0
+        return {}
+
+
+def test_a_reward_sees_the_samples_of_a_prompt_and_the_datas_response_as_a_group(tmp_path):
+    """Its counters are left empty: the same reward may train, and logs what it counted there."""
+    reward, logger, module = _Length(), Memory(), tiny()
+    callback = PolicySamples(pack, prompts=3, each=4, max_new_tokens=6)
+    callback.reward = reward
+    trainer(tmp_path, [callback], logger=logger).fit(module, datamodule=data("preference", groups=8))
+    assert reward.sizes == [5] * 6  # before training and after it
+    assert reward.counted == 0
+    assert reward.policy is module
+    after = rows(tmp_path, 2)
+    lengths = [[row["tokens"] for row in after[at : at + 4]] for at in (0, 4, 8)]
+    own = [len(example.responses[0]) for example in examples(3)]
+    means = [(sum(drawn) + length) / 5 for drawn, length in zip(lengths, own, strict=True)]
+    expected = [tokens - mean for drawn, mean in zip(lengths, means, strict=True) for tokens in drawn]
+    assert [row["reward"] for row in after] == pytest.approx(expected)
+    first, last = logger.series("val/sample/reward")
+    assert last == pytest.approx(sum(expected) / 12, abs=1e-6)
+    assert first == pytest.approx(sum(row["reward"] for row in rows(tmp_path, 0)) / 12)
+    data_reward = sum(length - mean for length, mean in zip(own, means, strict=True)) / 3
+    assert logger.series("val/sample/data_reward") == pytest.approx([data_reward], abs=1e-6)
+    wins = [(tokens > n) + (tokens == n) / 2 for drawn, n in zip(lengths, own, strict=True) for tokens in drawn]
+    assert logger.series("val/sample/win_rate") == pytest.approx([sum(wins) / 12])
+
+
 def _example(example, response):
     from rlhf_lightning.types import Example
 

@@ -50,7 +50,7 @@ def test_the_command_of_a_file_composes(file: Path):
     for theirs, ours in (("my_rewards.exact", "operator.eq"), ("[my_rewards]", "[_operator,operator]")):
         command = command.replace(theirs, ours)
     _, name, *overrides = shlex.split(command)
-    compose(name, overrides)
+    assert bool(compose(name, overrides).get("reward")) == (file.stem != "none")
 
 
 def test_the_page_names_every_file():

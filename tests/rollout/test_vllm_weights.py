@@ -126,10 +126,13 @@ def test_environment_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_head_that_is_not_packed_is_left_alone() -> None:
-    fix_tied(torch.nn.Linear(1, 1))  # no lm_head
-    model = torch.nn.Module()
-    model.lm_head = torch.nn.Linear(1, 1)
-    fix_tied(model)  # not packed; with a packed one this would import vLLM
+    """With a packed one this would import vLLM."""
+    headless, tied = torch.nn.Linear(1, 1), torch.nn.Module()
+    tied.lm_head = torch.nn.Linear(1, 1)
+    for model in (headless, tied):
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        fix_tied(model)
+        assert str(dict(model.state_dict())) == str(before)
 
 
 def test_vllm_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
