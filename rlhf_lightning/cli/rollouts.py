@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.rewards import as_reward
 from rlhf_lightning.rounds import OnlineData
 
@@ -39,8 +40,11 @@ def make_rollouts(
     from rlhf_lightning.cli.build import make
 
     scorer = make(cfg.get("reward")) or getattr(module, "own_reward", None)
+    _check_cost(module, _terms_to_make(scorer), inside=True)  # before the reward models among them load
     reward = None if scorer is None else as_reward(scorer, tokenizer=tokenizer)
     _check(module, reward, prompts)
+    _check_cost(module, getattr(reward, "term_names", None))
+    _check_cost_is_no_reward(module, reward)
     engine = make(cfg.rollout)(tokenizer=tokenizer)
     if getattr(engine, "frozen", False):
         raise ConfigError(
@@ -76,3 +80,38 @@ def _check(module: Any, reward: Any, prompts: AlignmentDataModule) -> None:
             f"this method limits the cost {sorted(costs)[0]!r}, a term of the reward, and the reward "
             f"{getattr(reward, 'name', None)!r} has no terms: choose reward=composite with a cost model among its terms"
         )
+
+
+def _terms_to_make(scorer: Any) -> frozenset[str] | None:
+    """Names of the terms that a composed reward's partial will make; None for any other reward."""
+    terms = getattr(scorer, "keywords", {}).get("terms")
+    return frozenset(terms) if isinstance(terms, Mapping) else None
+
+
+def _check_cost(module: Any, names: Collection[str] | None, *, inside: bool = False) -> None:
+    """Refuse a cost that is none of the reward's terms.
+
+    Args:
+        module: the method.
+        names: of the terms; None: they are not known before the reward scores.
+        inside: a term may have terms of its own, ``term/part``, that are not among the names yet.
+    """
+    for cost in sorted(getattr(module, "cost_terms", frozenset())):
+        if names is None or (cost.partition("/")[0] if inside else cost) in names:
+            continue
+        raise ConfigError(
+            f"method.multiplier.cost={cost} is no term of the reward: set method.multiplier.cost to one of its terms, "
+            f"or add the term, for example +reward@reward.terms.{cost}=cost reward.terms.{cost}.path=<cost model> "
+            f"'reward.costs=[{cost}]'.{suggestion(cost, names)}"
+        )
+
+
+def _check_cost_is_no_reward(module: Any, reward: Any) -> None:
+    """Refuse a cost that the reward adds up: it would be sought and limited at once."""
+    weights: Mapping[str, float] = getattr(reward, "weights", {})
+    for cost in sorted(getattr(module, "cost_terms", frozenset())):
+        if weights.get(cost, 0.0) > 0:
+            raise ConfigError(
+                f"the reward adds up its term {cost!r} with weight {weights[cost]:g}, and this method limits it as a "
+                f"cost: set 'reward.costs=[{cost}]', which takes it out of the sum"
+            )

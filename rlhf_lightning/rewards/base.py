@@ -29,6 +29,7 @@ class Reward(Protocol):
 
     * ``terms(groups) -> dict[str, Scores]`` and ``combine(terms) -> Scores``: the parts of the reward by name, and the
       reward that they make (:class:`~rlhf_lightning.rewards.Composite`); see :func:`scored`;
+    * ``term_names: frozenset[str] | None``: the names of ``terms``, where they are known before anything is scored;
     * ``costs: frozenset[str]``: which of the terms are costs, where lower is better; they are no part of the sum;
     * ``step_reward(groups) -> list[list[list[float]]]``: one number a response token, nan where no step ends;
     * ``metrics() -> dict[str, float]``: what was counted since the last call, such as failures; see :func:`metrics_of`;

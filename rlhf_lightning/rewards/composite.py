@@ -88,6 +88,18 @@ class Composite:
                 found |= {f"{name}/{part}": scores for part, scores in parts.items()}
         return found
 
+    @property
+    def term_names(self) -> frozenset[str] | None:
+        """Names under which :meth:`terms` gives scores; None where a term says only when it scores."""
+        names = set(self.rewards)
+        for name, reward in self.rewards.items():
+            if hasattr(reward, "terms"):
+                parts = getattr(reward, "term_names", None)
+                if parts is None:
+                    return None
+                names |= {f"{name}/{part}" for part in parts}
+        return frozenset(names)
+
     def combine(self, terms: Mapping[str, Scores]) -> Scores:
         """The weighted sum of scored terms.
 

@@ -66,6 +66,7 @@ class SafetyScorer(GoldScorer):
 
     name = "gold_safety"
     costs = frozenset({"cost"})
+    term_names = frozenset({"reward", "cost"})
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, base: TinyWorld | None = None, *, temptation: float = 2.0

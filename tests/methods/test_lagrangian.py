@@ -146,6 +146,56 @@ def test_a_reward_without_terms_is_refused_before_weights_load(tmp_path: Path) -
         make_run(cfg)
 
 
+NEVER = ["+reward@reward.terms.help=model", "reward.terms.help.path=/nowhere"]
+HARM = ["+reward@reward.terms.harm=length"]
+GRADED = ["+reward@reward.terms.graded=grader", "reward.terms.graded.spec=grader.yaml"]
+MULTI = """{type: multi, name: graded, calculate_output: "a + b", graders: {
+  a: {type: string_check, name: a, input: "{{ sample.output_text }}", reference: x, operation: eq},
+  b: {type: string_check, name: b, input: "{{ sample.output_text }}", reference: y, operation: eq}}}"""
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        # Said although the reward model of the other term is not there: nothing was loaded.
+        (
+            NEVER,
+            r"(?s)cost=cost is no term of the reward: .* or add the term, for example \+reward@reward.terms.cost=cost",
+        ),
+        ([*HARM, "method.multiplier.cost=harn"], r"(?s)Did you mean harm\?\n  options: harm"),
+        ([*HARM, *GRADED, "method.multiplier.cost=graded/c"], r"(?s)Did you mean graded/\w\?.* graded/b, .*harm"),
+        (
+            [*HARM, "method.multiplier.cost=harm"],
+            r"adds up its term 'harm' with weight 1, .* set 'reward.costs=\[harm\]'",
+        ),
+    ],
+)
+def test_a_cost_that_is_no_cost_is_refused_before_weights_load(
+    terms: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rlhf_lightning.models.sources.TinyRandom.load", None)
+    Path("grader.yaml").write_text(MULTI)
+    options = ["model=tiny_random", "data=tiny", "reward=composite", f"paths.output_dir={tmp_path}"]
+    with pytest.raises(ConfigError, match=message):
+        make_run(compose("train", ["method=ppo_lagrangian", *options, *terms]))
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        [*HARM, "method.multiplier.cost=harm", "reward.costs=[harm]"],
+        [*HARM, *GRADED, "method.multiplier.cost=graded/b"],
+    ],
+)
+def test_a_cost_among_the_terms_is_taken(terms: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("grader.yaml").write_text(MULTI)
+    options = ["model=tiny_random", "data=tiny", "reward=composite", f"paths.output_dir={tmp_path}"]
+    run = make_run(compose("train", ["method=ppo_lagrangian", *options, *terms]))
+    assert run.module.cost_terms <= run.data.reward.term_names
+
+
 @pytest.mark.parametrize("options", [{"multiplier": None}, {"advantage": gae}])
 def test_multiplier_and_credit_go_together(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"goes with method\.advantage=credit\.lagrangian"):

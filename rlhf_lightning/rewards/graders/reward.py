@@ -84,6 +84,11 @@ class GraderReward(TextReward):
         found |= {self._term(path): [grade.parts[path].score for grade in grades] for path in self.grader.parts}
         return {name: _grouped(scores, groups) for name, scores in found.items()}
 
+    @property
+    def term_names(self) -> frozenset[str]:
+        """Names under which :meth:`terms` gives scores."""
+        return frozenset({self.name, *map(self._term, self.grader.parts)})
+
     def combine(self, terms: Mapping[str, Scores]) -> Scores:
         """The whole grader's scores, clipped."""
         if self._clip is None:
