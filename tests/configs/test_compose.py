@@ -73,6 +73,16 @@ def test_command_line_wins_over_an_experiment(name):
     assert composed("train", f"experiment={name}", "optimizer.lr=0.125", "seed=7").optimizer.lr == 0.125
 
 
+@pytest.mark.parametrize("file", sorted(CONF.glob("recipe/*/*.yaml")), ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_a_methods_settings_in_an_experiment_stand_above_the_experiment(file):
+    """And the command line above both; another experiment knows nothing of them."""
+    chosen = [f"experiment={file.parent.name}", f"method={file.stem}"]
+    cfg, bare = composed("train", *chosen), composed("train", *chosen, "~recipe")
+    assert cfg.method.rollout != bare.method.rollout
+    assert bare.method == composed("train", f"method={file.stem}", "rollout.max_new_tokens=20").method
+    assert composed("train", *chosen, "method.rollout.group_size=6").method.rollout.group_size == 6
+
+
 def test_an_experiment_wins_over_the_groups_it_overrides():
     cfg = composed("train", "experiment=smollm2_dpo")
     assert (cfg.method.loss.beta, cfg.optimizer.lr, cfg.trainer.max_epochs, cfg.data.batch_size) == (0.5, 1e-6, 2, 128)
