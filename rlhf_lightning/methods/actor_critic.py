@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from rlhf_lightning.credit.whitening import whiten
 from rlhf_lightning.losses.critic import value_error
 from rlhf_lightning.methods.assignment import Assignment
-from rlhf_lightning.methods.kl import KLPenalty
+from rlhf_lightning.methods.kl import KLPenalty, scored_by_policy
 from rlhf_lightning.methods.lagrangian import CostAssignment, Multiplier
 from rlhf_lightning.methods.mismatch import Mismatch
 from rlhf_lightning.methods.optimizers import decay_groups
@@ -196,13 +196,14 @@ class PPO(PolicyGradient):
     @torch.no_grad()
     def scores(self, batch: PackedBatch) -> dict[str, Tensor]:
         """See ``PolicyGradient``; log-probs and values come from one forward pass."""
-        asked, out = self.scored, {}
+        asked = self.scored
+        out: dict[str, Tensor] = {}
+        compared = self.compared(batch, "reference_kl" in asked)
+        wanted = bool(asked & {"old_log_probs", "reference_kl"})
         with evaluating(self.policy):
-            old, values = self.policy(
-                batch, values=True, log_probs="old_log_probs" in asked, temperature=self.temperature
-            )
-        if old is not None:
-            out["old_log_probs"] = old.token.float()
+            policy, values = self.policy(batch, values=True, log_probs=wanted, temperature=self.temperature, **compared)
+        if policy is not None:
+            out |= scored_by_policy(policy, asked)
         if "reference_log_probs" in asked:
             out["reference_log_probs"] = self._live_reference(batch, temperature=self.temperature).token.float()
         return out | {name: value for (name, _), value in zip(CRITICS, values.float(), strict=False)}
@@ -224,8 +225,9 @@ class PPO(PolicyGradient):
 
     def forward(self, batch: RolloutBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of a rollout."""
+        compared = self.compared(batch, self.kl.in_loss)
         policy, values = self.policy(
-            batch, values=True, temperature=self.temperature, statistics=self.wanted_statistics
+            batch, values=True, temperature=self.temperature, statistics=self.wanted_statistics, **compared
         )
         losses, named = self.objective(batch, policy)
         if self.max_ratio is not None:

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from rlhf_lightning.credit import options as credit_options
 from rlhf_lightning.credit.token_rewards import token_rewards
-from rlhf_lightning.methods.kl import KLPenalty
+from rlhf_lightning.methods.kl import KLPenalty, distance
 from rlhf_lightning.methods.running import RunningMoments
 from rlhf_lightning.methods.shaping import RewardShaping
-from rlhf_lightning.ops.kl import k3
 from rlhf_lightning.types import Credit, Episodes, Ragged
 
 _ORDERS = ("sum_then_normalize", "normalize_then_sum")
@@ -83,6 +82,8 @@ class Assignment(nn.Module):
 
     def kl_of(self, episodes: Episodes) -> Ragged | None:
         """The penalty's estimate for each token of the rollout's policy, nats, where both models' numbers are known."""
+        if self.kl.exact:
+            return episodes.tokens.get("reference_kl")
         old, reference = episodes.tokens.get("old_log_probs"), episodes.tokens.get("reference_log_probs")
         if old is None or reference is None:
             return None
@@ -162,13 +163,18 @@ class Assignment(nn.Module):
             "advantage/std": float(advantage.token.std(unbiased=False)),
         }
         if kl is not None and self.kl.in_reward:  # in the loss every step says where it is
-            log_ratio = kl.with_token(
-                episodes.tokens["old_log_probs"].token - episodes.tokens["reference_log_probs"].token
-            )
-            out |= {"kl/reference": float(log_ratio.sum().mean()), "kl/token": float(k3(log_ratio.token).mean())}
+            out |= self._distance(episodes, kl)
         if self.kl.active:
             out["kl/coef"] = float(self.kl.coef)
         return out
+
+    def _distance(self, episodes: Episodes, kl: Ragged) -> dict[str, float]:
+        """KL to the reference, nats a response and a token; see ``distance``."""
+        if self.kl.exact:
+            found = distance(kl)
+        else:
+            found = distance(episodes.tokens["old_log_probs"], episodes.tokens["reference_log_probs"].token)
+        return {name: float(value.mean()) for name, value in found.items()}
 
 
 def _sequence(episodes: Episodes) -> Tensor:

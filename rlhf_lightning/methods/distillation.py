@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rlhf_lightning.methods.base import DIAGNOSTIC, STATISTICS, AlignmentModule
 from rlhf_lightning.methods.slots import only_slot
-from rlhf_lightning.models.hidden_actors import Predictor
 from rlhf_lightning.types import (
     ContextBatch,
     MeasuredLoss,
@@ -34,7 +33,6 @@ class Distillation(AlignmentModule[BatchT]):
     """
 
     legal: ClassVar[frozenset[str]] = frozenset({"policy", "reference"})
-    actor = Predictor
 
     def _check(self, models: Callable[..., Any]) -> None:
         super()._check(models)
@@ -69,7 +67,7 @@ class Distillation(AlignmentModule[BatchT]):
     @torch.no_grad()
     def teacher_predictions(self, batch: PackedBatch) -> SequencePredictions:
         """What the teacher predicts at the scored tokens; its head's weight stays gathered after its forward pass."""
-        predictions: SequencePredictions = self._live_reference(batch, inside=_handed_out)
+        predictions: SequencePredictions = self._live_reference(batch, inside=SequencePredictions.detached)
         return predictions
 
 
@@ -104,9 +102,3 @@ class ContextDistillation(Distillation[ContextBatch]):
     def views(self, batch: ContextBatch) -> tuple[PackedBatch, PackedBatch]:
         """The responses behind the context, and without it."""
         return only_slot(batch, 0), only_slot(batch, 1)
-
-
-def _handed_out(predictions: SequencePredictions) -> SequencePredictions:
-    return SequencePredictions(
-        predictions.tokens.detached(), predictions.sequence, predictions.count, predictions.mean_length
-    )

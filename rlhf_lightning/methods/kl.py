@@ -2,15 +2,21 @@ r"""What the distance to the reference costs: a part of the reward, or a term of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Collection
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rlhf_lightning.ops.kl import ESTIMATORS
+from rlhf_lightning.ops.kl import ESTIMATORS, k3
+from rlhf_lightning.types import Ragged, SequenceLogProbs
 
+log = logging.getLogger(__name__)
+
+#: The estimator that is none: the KL itself, over the whole vocabulary.
+FULL = "full"
 _PLACES = ("reward", "loss", "none")
 _CONTROLLERS = ("fixed", "adaptive")
 
@@ -24,18 +30,31 @@ class KLPenalty(nn.Module):
     the loss's estimate by the ratio :math:`\rho_t`, through which gradients flow too: with k3 the gradient is then
     :math:`\rho\,\delta\,\nabla\log\pi`, that of the KL on and off policy.
 
+    ``full`` estimates nothing: :math:`\sum_v \pi_\theta(v)\log(\pi_\theta(v) / \pi_{ref}(v))` at every token of a
+    response, over the whole vocabulary in blocks (:mod:`rlhf_lightning.ops.divergence`), at the temperature of the
+    log-probs, without a bound of the log-ratio. It is the mean of k1 over the token that is drawn, given those before.
+    In the loss it is differentiated exactly: k2's expected gradient without its noise, also where the tokens are of an
+    older policy. It needs the reference's distributions, so its forward pass in every step, where the others need it
+    once a rollout.
+    There is nothing in it for ``is_correct``: given the tokens before, the KL does not depend on the one that was
+    drawn, so the ratio would multiply it by 1 in the mean, and add a gradient that is noise of mean 0.
+    In the reward (``kl_penalty="full"`` of TRL before 0.12) it is a detached number that the token drawn has no part
+    in, so it teaches to stay where the two models agree, not to agree there: the first-order pull of k1,
+    :math:`E[\delta\,\nabla\log\pi] = \nabla KL`, is left out. Prefer ``place: loss`` with it.
+
     The adaptive controller moves the coefficient once a rollout,
     :math:`\beta \leftarrow \beta\,(1 + \mathrm{clip}(KL / target - 1, \pm 0.2)\,n / horizon)`, where KL is the mean
     over the rollout's n responses of the estimate summed over tokens (arXiv:1909.08593, section 2.2).
 
     Args:
         place: ``reward``, ``loss`` or ``none``.
-        estimator: ``k1``, ``abs``, ``k2``, ``k3`` or ``k3_straight_through`` (the value of k3, the gradient of k2).
+        estimator: ``k1``, ``abs``, ``k2``, ``k3``, ``k3_straight_through`` (the value of k3, the gradient of k2) or
+            ``full`` (no estimate; needs a live reference).
         coef: the coefficient, in reward a nat; that of the start under the adaptive controller.
         controller: ``fixed`` or ``adaptive``.
         target: nats a response that the adaptive controller aims at.
         horizon: responses over which it acts.
-        is_correct: multiply the estimate in the loss by the ratio to the old policy.
+        is_correct: multiply the estimate in the loss by the ratio to the old policy; not with ``full``.
         max_log_ratio: bound of the log-ratio before it is exponentiated, nats.
 
     Raises:
@@ -60,7 +79,7 @@ class KLPenalty(nn.Module):
         for name, value, allowed in (
             ("place", place, _PLACES),
             ("controller", controller, _CONTROLLERS),
-            ("estimator", estimator, tuple(ESTIMATORS)),
+            ("estimator", estimator, (*ESTIMATORS, FULL)),
         ):
             if value not in allowed:
                 raise ValueError(f"method.kl.{name}={value!r}; it can be {', '.join(allowed)}")
@@ -71,10 +90,25 @@ class KLPenalty(nn.Module):
             )
         if is_correct and place != "loss":
             raise ValueError("method.kl.is_correct=true corrects a term of the loss: set method.kl.place=loss")
+        if is_correct and estimator == FULL:
+            raise ValueError(
+                "method.kl.is_correct=true weighs an estimate by the ratio of the token that it was made from, and "
+                "method.kl.estimator=full has no such token: set method.kl.is_correct=false"
+            )
         self.place, self.estimator, self.controller = place, estimator, controller
         self.target, self.horizon, self.is_correct, self.max_log_ratio = target, horizon, is_correct, max_log_ratio
         self.active = place != "none" and coef > 0
         self.register_buffer("coef", torch.tensor(float(coef), dtype=torch.float64))
+        if self.exact and self.in_reward:
+            log.warning(
+                "method.kl.estimator=full in the reward charges for where the models differ, whatever token is drawn "
+                "there, so nothing pulls the policy back at that token: method.kl.place=loss does"
+            )
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is charged, and is the KL over the whole vocabulary instead of an estimate."""
+        return self.active and self.estimator == FULL
 
     @property
     def in_reward(self) -> bool:
@@ -96,7 +130,12 @@ class KLPenalty(nn.Module):
 
         Args:
             log_ratio: policy less reference.
+
+        Raises:
+            ValueError: the KL is not estimated from log-ratios.
         """
+        if self.estimator == FULL:
+            raise ValueError("method.kl.estimator=full takes both models' distributions, not a log-ratio a token")
         return ESTIMATORS[self.estimator](log_ratio.clamp(-self.max_log_ratio, self.max_log_ratio))
 
     def term(
@@ -132,3 +171,33 @@ class KLPenalty(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.coef = exact.to(self.coef.device) if self.coef.device.type != "mps" else self.coef
         return self
+
+
+@torch.no_grad()
+def distance(policy: Ragged, reference: Float[Tensor, " response_tokens"] | None = None) -> dict[str, Tensor]:
+    """How far the policy is from the reference, as it is logged.
+
+    Args:
+        policy: log-probs of the policy; or, without a reference, the KL over the whole vocabulary at each token.
+        reference: log-probs of the reference.
+
+    Returns:
+        ``kl/reference``, nats a response (k1 of the log-probs), and ``kl/token``, nats a token (k3); the sum and the
+        numbers themselves of a KL that is known.
+    """
+    if reference is None:
+        known = policy.with_token(policy.token.float())
+        return {"kl/reference": known.sum(), "kl/token": known.token}
+    log_ratio = policy.with_token(policy.token - reference)
+    return {"kl/reference": log_ratio.sum(), "kl/token": k3(log_ratio.token)}
+
+
+def scored_by_policy(policy: SequenceLogProbs, asked: Collection[str]) -> dict[str, Tensor]:
+    """What of a rollout's numbers comes from the policy's own forward pass, by name, float32.
+
+    Args:
+        policy: of the rollout's responses.
+        asked: names, of which ``old_log_probs`` and ``reference_kl`` are found here.
+    """
+    found = {"old_log_probs": policy.token, "reference_kl": policy.reference_kl}
+    return {name: value.float() for name, value in found.items() if name in asked and value is not None}

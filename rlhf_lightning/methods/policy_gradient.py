@@ -13,12 +13,12 @@ from rlhf_lightning.losses.options import needs
 from rlhf_lightning.losses.policy_gradient import is_sequence_level
 from rlhf_lightning.methods.assignment import Assignment
 from rlhf_lightning.methods.base import DIAGNOSTIC, STATISTICS, AlignmentModule
-from rlhf_lightning.methods.kl import KLPenalty
+from rlhf_lightning.methods.kl import KLPenalty, distance, scored_by_policy
 from rlhf_lightning.methods.mismatch import Mismatch
 from rlhf_lightning.methods.shaping import RewardShaping
+from rlhf_lightning.methods.tracking import Means
 from rlhf_lightning.models.roles import evaluating
 from rlhf_lightning.ops.aggregation import aggregate, check_aggregation
-from rlhf_lightning.ops.kl import k3
 from rlhf_lightning.types import (
     Credit,
     Episodes,
@@ -27,6 +27,7 @@ from rlhf_lightning.types import (
     RolloutBatch,
     RolloutOptions,
     SequenceLogProbs,
+    SequencePredictions,
     StepOutput,
     TokenLoss,
 )
@@ -133,6 +134,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
             )
         self.register_buffer("stopped", torch.tensor(-1))
         self._rollout = -1
+        self._moved = Means()  # approx_kl of the step at hand
         self._highest: dict[str, Tensor] = {}
 
     @classmethod
@@ -160,12 +162,14 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
     def scored(self) -> frozenset[str]:
         """What :meth:`scores` computes of a rollout: old log-probs unless the only step computes them itself."""
         later = self.rollout.minibatches * self.rollout.inner_epochs > 1 and not self.mismatch.bypass
-        asked = self.kl.in_reward or self.kl.moves or "log_probs" in self.assignment.needs
-        return frozenset(
-            name
-            for name, wanted in (("old_log_probs", later or asked), ("reference_log_probs", self.kl.active))
-            if wanted
-        )
+        charged, exact = self.kl.in_reward or self.kl.moves, self.kl.exact
+        asked = (charged and not exact) or "log_probs" in self.assignment.needs
+        wanted = {
+            "old_log_probs": later or asked,
+            "reference_log_probs": self.kl.active and not exact,
+            "reference_kl": charged and exact,
+        }
+        return frozenset(name for name, yes in wanted.items() if yes)
 
     @torch.no_grad()
     def scores(self, batch: PackedBatch) -> dict[str, Tensor]:
@@ -176,13 +180,30 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         Args:
             batch: packed prompts and responses, on the module's device.
         """
-        out = {}
-        if "old_log_probs" in self.scored:
+        asked = self.scored
+        out: dict[str, Tensor] = {}
+        if asked & {"old_log_probs", "reference_kl"}:
+            compared = self.compared(batch, "reference_kl" in asked)
             with evaluating(self.policy):
-                out["old_log_probs"] = self.policy(batch, temperature=self.temperature).token.float()
-        if "reference_log_probs" in self.scored:
+                policy: SequenceLogProbs = self.policy(batch, temperature=self.temperature, **compared)
+            out |= scored_by_policy(policy, asked)
+        if "reference_log_probs" in asked:
             out["reference_log_probs"] = self._live_reference(batch, temperature=self.temperature).token.float()
         return out
+
+    def compared(self, batch: PackedBatch, wanted: bool) -> dict[str, Any]:
+        """Options of the policy's forward pass that make it compute the exact KL to the reference.
+
+        Args:
+            batch: packed prompts and responses, whose tokens the reference predicts here.
+            wanted: whether there is a use for it; False, or a penalty that is estimated: no options.
+        """
+        if not (wanted and self.kl.exact):
+            return {}
+        reference: SequencePredictions = self._live_reference(
+            batch, temperature=self.temperature, inside=SequencePredictions.detached
+        )
+        return {"against": reference}
 
     def credit(self, episodes: Episodes) -> Credit:
         """Advantages of a whole rollout; moves the controller and running statistics, equally on every process.
@@ -197,7 +218,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
 
     def forward(self, batch: RolloutBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of a rollout."""
-        policy = self.policy_log_probs(batch)
+        policy = self.policy_log_probs(batch, **self.compared(batch, self.kl.in_loss))
         losses, named = self.objective(batch, policy)
         return self.output(batch, policy, losses, named)
 
@@ -232,14 +253,19 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         named |= result.diagnostics
         named["loss/policy"] = self.aggregated(policy.with_token(token)).detach()
         if self.kl.in_loss:
-            reference = self._reference_of(batch)
-            penalty = self.kl.term(policy.token, reference, old.token)
+            penalty, logged = self._penalty(batch, policy, old)
             token = token + self.kl.coef.to(token) * penalty
-            log_ratio = policy.with_token(policy.token.detach() - reference)
-            named |= {"kl/loss": penalty, "kl/reference": log_ratio.sum(), "kl/token": k3(log_ratio.token)}
+            named |= {"kl/loss": penalty} | logged
         if self.entropy_coef:
             token = token - self.entropy_coef * policy.statistic("entropy").token
         return self.aggregated(policy.with_token(token)), named
+
+    def _penalty(self, batch: RolloutBatch, policy: SequenceLogProbs, old: Ragged) -> tuple[Tensor, dict[str, Tensor]]:
+        """What each token costs in the loss before the coefficient, and the KL to the reference as it is logged."""
+        if (exact := policy.reference_kl) is not None:
+            return exact, distance(policy.with_token(exact))
+        reference = self._reference_of(batch)
+        return self.kl.term(policy.token, reference, old.token), distance(policy, reference)
 
     def output(
         self, batch: RolloutBatch, policy: SequenceLogProbs, losses: Tensor, named: Mapping[str, Tensor]
@@ -304,26 +330,41 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
 
     # Lightning's hooks
 
-    def training_step(self, batch: RolloutBatch, batch_idx: int) -> dict[str, Tensor] | None:  # type: ignore[override]
-        """As in the base class; None, so that no step is taken, once the policy went too far on this rollout."""
+    def training_step(self, batch: RolloutBatch, batch_idx: int) -> dict[str, Tensor]:
+        """As in the base class; once the policy went too far on this rollout nothing is computed and nothing moves."""
         self._rollout = batch.rollout
         skipped = int(self.stopped) == batch.rollout
         if self.target_kl is not None:
             self.track("train/early_stop", torch.tensor(float(skipped), device=self.device))
-        return None if skipped else super().training_step(batch, batch_idx)
+        if not skipped:
+            return super().training_step(batch, batch_idx)
+        # Not None, which Lightning refuses on several processes. No weight gets a gradient of this loss, so the
+        # optimiser leaves all of them, and its own state, as they are.
+        return {"loss": torch.zeros((), device=self.device, requires_grad=True)}
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """As in the base class; decides whether the rollout's further steps are skipped; a collective call.
+
+        Here and not where the step is logged: callbacks that save at the end of a step must find the decision made.
+        """
+        super().on_before_optimizer_step(optimizer)
+        moved = self._moved.pop(self._sum).get("approx_kl")
+        if moved is not None and self.target_kl is not None and moved > self.target_kl:
+            self.stopped.fill_(self._rollout)
 
     @torch.no_grad()
     def validation_step(self, batch: RolloutBatch, batch_idx: int) -> dict[str, Tensor]:
         """What the policy's samples for validation prompts are like: reward, length, entropy, KL to the reference."""
-        policy = self.policy_log_probs(batch)
+        policy = self.policy_log_probs(batch, **self.compared(batch, self.reference is not None))
         named = {"response/length": policy.length, "entropy": policy.statistic("entropy").token}
         if batch.score is not None:
             named["reward/mean"] = batch.score[~batch.score.isnan()]
         if batch.truncated is not None:
             named["response/truncated"] = batch.truncated.float()
-        if self.reference is not None or batch.reference_log_probs is not None:
-            log_ratio = policy.with_token(policy.token - self._reference_of(batch))
-            named |= {"kl/reference": log_ratio.sum(), "kl/token": k3(log_ratio.token)}
+        if policy.reference_kl is not None:
+            named |= distance(policy.with_token(policy.reference_kl))
+        elif self.reference is not None or batch.reference_log_probs is not None:
+            named |= distance(policy, self._reference_of(batch))
         for name, value in named.items():
             self.track(f"val/{name}", value.float())
         return {"log_prob": policy.sum(), "length": policy.length}
@@ -335,18 +376,17 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
             key, value = prefix + name.removeprefix(DIAGNOSTIC), extras[name].float()
             seen = value.max() if value.numel() else value.new_tensor(-torch.inf)
             self._highest[key] = torch.maximum(self._highest[key], seen) if key in self._highest else seen
+        if self.target_kl is not None and prefix == "train/" and DIAGNOSTIC + "approx_kl" in extras:
+            self._moved.add("approx_kl", extras[DIAGNOSTIC + "approx_kl"])
 
     def derived(self, prefix: str, means: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The highest numbers of the step; and the decision whether the rollout's further steps are skipped."""
+        """The highest numbers of the step."""
         names = sorted(name for name in self._highest if name.startswith(prefix))
         out: dict[str, Tensor] = {}
         if names:
             values = torch.stack([self._highest.pop(name) for name in names])
             reduced = self.trainer.strategy.reduce(values, reduce_op="max")
             out = dict(zip(names, reduced.unbind(), strict=True))
-        moved = means.get("train/approx_kl")
-        if prefix == "train/" and self.target_kl is not None and moved is not None and moved > self.target_kl:
-            self.stopped.fill_(self._rollout)
         return out
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from rlhf_lightning.models.adapters import without_adapter
 from rlhf_lightning.models.architectures import is_known, is_plain_head, logit_transform
 from rlhf_lightning.models.backbone import Backbone, padded
+from rlhf_lightning.ops.divergence import Predictions, divergence
 from rlhf_lightning.ops.log_probs import (
     LogitTransform,
     TokenLogProbs,
@@ -19,7 +22,7 @@ from rlhf_lightning.ops.log_probs import (
     module_log_probs,
 )
 from rlhf_lightning.ops.top_k import TopLogits, logits_top, module_top_logits, top_logits
-from rlhf_lightning.types import PackedBatch, SequenceLogProbs, TopTokens
+from rlhf_lightning.types import PackedBatch, SequenceLogProbs, SequencePredictions, TopTokens
 
 
 class Actor(Backbone):
@@ -43,8 +46,13 @@ class Actor(Backbone):
         adapter: bool = True,
         top_width: int = 0,
         top_of: Tensor | None = None,
-    ) -> SequenceLogProbs:
-        """Log-probs (nats) of the batch's scored tokens, and the statistics asked for.
+        against: SequencePredictions | None = None,
+        inside: Callable[[SequencePredictions], Any] | None = None,
+    ) -> Any:
+        """Log-probs (nats) of the batch's scored tokens, and what else is asked for.
+
+        What a head over the vocabulary is made of belongs into this method, where FSDP2 has gathered the weights and an
+        adapter is switched on or off: so comparisons of two models' distributions are made in here.
 
         Args:
             batch: packed prompts and responses, on the model's device.
@@ -53,25 +61,53 @@ class Actor(Backbone):
             adapter: False computes with the adapter disabled: the base model is the reference.
             top_width: how many of the most likely tokens to give (``top``); 0: none.
             top_of: at the scored tokens of these responses, True or False for each; None: of all.
+            against: what another model predicts at the same tokens, whose KL is wanted (``reference_kl``).
+            inside: called with the predictions of the scored tokens in the place of all other work.
+
+        Returns:
+            A :class:`~rlhf_lightning.types.SequenceLogProbs`; what ``inside`` returns where it is given.
 
         Raises:
             ValueError: unknown statistics, or ``adapter=False`` for a model without an adapter.
         """
         check_statistics(statistics)
-        target = batch.ids[batch.target]
-        asked = _positions(batch, top_of) if top_width else None
-        top: TopLogits | None = None
         with self.adapter_switched(adapter):
-            if is_known(self.base):
-                hidden = self.hidden(batch, batch.source, batch.sequence)
-                out = self.token_log_probs(hidden, target, temperature, statistics)
-                if asked is not None:
-                    top = self.top_logits(hidden[asked], target[asked], top_width, temperature)
-            else:
-                logits, transform = self._logits(batch), LogitTransform(temperature=temperature)
-                out = logits_log_probs(logits, target, transform=transform, statistics=statistics)
-                if asked is not None:
-                    top = logits_top(logits[asked], target[asked], width=top_width, transform=transform)
+            known = is_known(self.base)
+            states = self.hidden(batch, batch.source, batch.sequence) if known else self._logits(batch)
+            if inside is not None:
+                return inside(self.predictions(batch, states, temperature, adapter=adapter))
+            scored = self.scored(batch, states, temperature, statistics, against)
+            if top_width:
+                scored.top = self._top(batch, states, top_width, top_of, temperature)
+        return scored
+
+    def scored(
+        self,
+        batch: PackedBatch,
+        states: Tensor,
+        temperature: float = 1.0,
+        statistics: frozenset[str] = frozenset(),
+        against: SequencePredictions | None = None,
+    ) -> SequenceLogProbs:
+        """Log-probs from the states that predict the scored tokens; see :meth:`forward`.
+
+        Args:
+            batch: of the states.
+            states: hidden states before each scored token, ``[n, d]``; of a family that is not listed its logits.
+            temperature: see :meth:`forward`; so are the other arguments.
+            statistics: see there.
+            against: see there.
+        """
+        target = batch.ids[batch.target]
+        if is_known(self.base):
+            out = self.token_log_probs(states, target, temperature, statistics)
+        else:
+            out = logits_log_probs(
+                states, target, transform=LogitTransform(temperature=temperature), statistics=statistics
+            )
+        kl = None
+        if against is not None:
+            kl = divergence(self.predictions(batch, states, temperature).tokens, against.tokens, "reverse_kl")
         return SequenceLogProbs(
             out.log_prob,
             batch.sequence,
@@ -80,8 +116,31 @@ class Actor(Backbone):
             entropy=out.entropy,
             top1=out.top1,
             collision=out.collision,
-            top=None if top is None or asked is None else _top_tokens(batch, top, asked),
+            reference_kl=kl,
         )
+
+    def predictions(
+        self, batch: PackedBatch, states: Tensor, temperature: float = 1.0, *, adapter: bool = True
+    ) -> SequencePredictions:
+        """The distributions at the scored tokens, as states and a head.
+
+        Args:
+            batch: of the states.
+            states: see :meth:`scored`.
+            temperature: divides the logits.
+            adapter: False leaves an adapter of the head out, also where they are used while it is switched on again.
+        """
+        if not is_known(self.base):  # its own forward has made the logits: states of a head that does nothing
+            transform = LogitTransform(temperature=temperature)
+            tokens = Predictions(states, head=nn.Identity(), transform=transform)
+        else:
+            whole, transform = self.base.get_output_embeddings(), logit_transform(self.base.config, temperature)
+            head: Any = whole if adapter else without_adapter(whole)
+            if is_plain_head(head):
+                tokens = Predictions(states, head.weight, head.bias, transform)
+            else:
+                tokens = Predictions(states, head=head, transform=transform)
+        return SequencePredictions(tokens, batch.sequence, len(batch.response_span), batch.totals.mean_length())
 
     def token_log_probs(
         self, hidden: Tensor, target: Tensor, temperature: float = 1.0, statistics: frozenset[str] = frozenset()
@@ -98,6 +157,18 @@ class Actor(Backbone):
         if not is_plain_head(head):
             return module_top_logits(head, hidden, target, width=width, transform=transform)
         return top_logits(hidden, head.weight, target, head.bias, width=width, transform=transform)
+
+    def _top(
+        self, batch: PackedBatch, states: Tensor, width: int, responses: Tensor | None, temperature: float
+    ) -> TopTokens:
+        asked = _positions(batch, responses)
+        target = batch.ids[batch.target[asked]]
+        if is_known(self.base):
+            top = self.top_logits(states[asked], target, width, temperature)
+        else:
+            top = logits_top(states[asked], target, width=width, transform=LogitTransform(temperature=temperature))
+        sequence, count = batch.sequence[asked], len(batch.response_span)
+        return TopTokens(top.logit, top.token, top.target_logit, target, sequence, count)
 
     def _logits(self, batch: PackedBatch) -> Tensor:
         """Any causal language model: its own ``forward`` makes the logits, at the scored positions where it can."""
@@ -119,8 +190,3 @@ def _positions(batch: PackedBatch, responses: Tensor | None) -> Tensor:
     if responses is None:
         return torch.arange(len(batch.target), device=batch.target.device)
     return responses[batch.sequence].nonzero().squeeze(1)
-
-
-def _top_tokens(batch: PackedBatch, top: TopLogits, asked: Tensor) -> TopTokens:
-    target, sequence = batch.ids[batch.target[asked]], batch.sequence[asked]
-    return TopTokens(top.logit, top.token, top.target_logit, target, sequence, len(batch.response_span))

@@ -175,6 +175,15 @@ def is_adapted(model: nn.Module) -> bool:
     return hasattr(model, "peft_config")
 
 
+def without_adapter(module: nn.Module) -> nn.Module:
+    """The layer beneath what PEFT put around it (a low-rank update, or a copy that is trained in full)."""
+    for name in ("base_layer", "original_module"):
+        inner = getattr(module, name, None)
+        if isinstance(inner, nn.Module):
+            return without_adapter(inner)
+    return module
+
+
 def _quieten_bitsandbytes() -> None:
     """Drop two messages of no use.
 

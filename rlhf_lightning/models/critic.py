@@ -25,7 +25,7 @@ from rlhf_lightning.models.critic_parts import (
     separate_critic,
 )
 from rlhf_lightning.models.scorer import ScalarHead, Scorer
-from rlhf_lightning.types import PackedBatch, SequenceLogProbs
+from rlhf_lightning.types import PackedBatch, SequenceLogProbs, SequencePredictions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,6 +113,7 @@ class ActorCritic(Actor):
         adapter: bool = True,
         temperature: float = 1.0,
         statistics: frozenset[str] = frozenset(),
+        against: SequencePredictions | None = None,
         **options: Any,
     ) -> Any:
         """Log-probs as of an :class:`~rlhf_lightning.models.actor.Actor`, and with ``values`` what the critic expects.
@@ -124,6 +125,7 @@ class ActorCritic(Actor):
             adapter: False computes with the policy's adapter disabled, and without values.
             temperature: see ``Actor``.
             statistics: see ``Actor``.
+            against: see ``Actor``.
             options: of the log-probs without ``values``.
 
         Returns:
@@ -132,8 +134,9 @@ class ActorCritic(Actor):
         Raises:
             ValueError: the adapter kind in training with activation checkpointing.
         """
+        asked: dict[str, Any] = {"temperature": temperature, "statistics": statistics, "against": against}
         if not values:
-            return super().forward(batch, adapter=adapter, temperature=temperature, statistics=statistics, **options)
+            return super().forward(batch, adapter=adapter, **asked, **options)
         if self.kind == "adapter" and self.training and self._checkpoints_activations():
             # Activations would be computed again in the backward pass, under whichever adapter is then switched on.
             raise ValueError(
@@ -141,10 +144,10 @@ class ActorCritic(Actor):
                 "kind=shared or kind=separate, or switch checkpointing off"
             )
         if self.kind in ("separate", "adapter"):
-            scored = super().forward(batch, temperature=temperature, statistics=statistics) if log_probs else None
+            scored = super().forward(batch, **asked) if log_probs else None
             own = self._separate(batch) if self.kind == "separate" else self._adapted(batch)
             return scored, torch.stack(own)
-        return self._shared(batch, log_probs, temperature, statistics)
+        return self._shared(batch, asked if log_probs else None)
 
     def _checkpoints_activations(self) -> bool:
         return any(getattr(part, "gradient_checkpointing", False) for part in self.base.modules())
@@ -161,25 +164,21 @@ class ActorCritic(Actor):
         return made
 
     def _shared(
-        self, batch: PackedBatch, log_probs: bool, temperature: float, statistics: frozenset[str]
+        self, batch: PackedBatch, asked: dict[str, Any] | None
     ) -> tuple[SequenceLogProbs | None, Float[Tensor, "outputs response_tokens"]]:
-        """Values from the pass that makes the log-probs; a model of an unknown family needs a second one."""
+        """Values from the pass that makes the log-probs; a model of an unknown family needs a second one.
+
+        Args:
+            batch: packed prompts and responses.
+            asked: options of the log-probs; None: there are none.
+        """
         scored: SequenceLogProbs | None = None
-        if log_probs and not is_known(self.base):
-            scored = super().forward(batch, temperature=temperature, statistics=statistics)
+        if asked is not None and not is_known(self.base):
+            scored = super().forward(batch, **asked)
         hidden, states = self._states(batch)
         made = [head(state)[:, 0] for head, state in zip(self.value_heads, states, strict=True)]
-        if log_probs and scored is None:
-            out = self.token_log_probs(hidden, batch.ids[batch.target], temperature, statistics)
-            scored = SequenceLogProbs(
-                out.log_prob,
-                batch.sequence,
-                len(batch.response_span),
-                batch.totals.mean_length(),
-                entropy=out.entropy,
-                top1=out.top1,
-                collision=out.collision,
-            )
+        if asked is not None and scored is None:
+            scored = self.scored(batch, hidden, **asked)
         return scored, torch.stack(made)
 
     def _states(self, batch: PackedBatch) -> tuple[Tensor, list[Tensor]]:

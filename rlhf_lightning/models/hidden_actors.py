@@ -1,66 +1,22 @@
-"""Actors for methods that look behind the log-probs of a response: at whole distributions, or at hidden states.
+"""Actors for methods that look behind the log-probs of a response, at hidden states.
 
 Like every actor they compute within ``forward``, where FSDP2 has gathered the weights and an adapter is switched on or
-off. What a head over the vocabulary is made of must not leave it; so the comparison of two models' distributions is
-handed in.
+off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlhf_lightning.models.actor import Actor
-from rlhf_lightning.models.architectures import is_known, is_plain_head, logit_transform
-from rlhf_lightning.ops.divergence import Predictions
-from rlhf_lightning.ops.log_probs import LogitTransform
-from rlhf_lightning.types import PackedBatch, SequenceLogProbs, SequencePredictions
+from rlhf_lightning.models.architectures import is_known
+from rlhf_lightning.types import PackedBatch, SequenceLogProbs
 
 #: Where a response's hidden state is read: at its last token, or at the last token of its prompt.
 Pooling = Literal["last", "last_prompt"]
-
-
-class Predictor(Actor):
-    """An actor whose distributions over the vocabulary can be compared with another model's."""
-
-    def forward(
-        self,
-        batch: PackedBatch,
-        *,
-        inside: Callable[[SequencePredictions], Any] | None = None,
-        adapter: bool = True,
-        **options: Any,
-    ) -> Any:
-        """Log-probs as of an :class:`~rlhf_lightning.models.actor.Actor`, or what a function makes of the predictions.
-
-        Args:
-            batch: packed prompts and responses, on the model's device.
-            inside: called with the predictions of the batch's scored tokens, while weights are gathered; what it
-                returns is returned. None: log-probs.
-            adapter: False computes with the adapter disabled.
-            options: of the log-probs.
-        """
-        if inside is None:
-            return super().forward(batch, adapter=adapter, **options)
-        with self.adapter_switched(adapter):
-            return inside(self._predictions(batch))
-
-    def _predictions(self, batch: PackedBatch) -> SequencePredictions:
-        if not is_known(
-            self.base
-        ):  # its own forward has made the logits: they are the states of a head that does nothing
-            tokens = Predictions(self._logits(batch), head=nn.Identity(), transform=LogitTransform())
-        else:
-            head, transform = self.base.get_output_embeddings(), logit_transform(self.base.config, 1.0)
-            hidden = self.hidden(batch, batch.source, batch.sequence)
-            if is_plain_head(head):
-                tokens = Predictions(hidden, head.weight, head.bias, transform)
-            else:
-                tokens = Predictions(hidden, head=head, transform=transform)
-        return SequencePredictions(tokens, batch.sequence, len(batch.response_span), batch.totals.mean_length())
 
 
 class Embedder(Actor):
@@ -113,13 +69,4 @@ def scored_with_states(
         return log_probs, actor.hidden(batch, source, sequence)
     hidden = actor.hidden(batch, torch.cat([batch.source, source]), torch.cat([batch.sequence, sequence]))
     scored, states = hidden[: len(batch.source)], hidden[len(batch.source) :]
-    out = actor.token_log_probs(scored, batch.ids[batch.target], statistics=statistics)
-    return SequenceLogProbs(
-        out.log_prob,
-        batch.sequence,
-        len(batch.response_span),
-        batch.totals.mean_length(),
-        entropy=out.entropy,
-        top1=out.top1,
-        collision=out.collision,
-    ), states
+    return actor.scored(batch, scored, statistics=statistics), states

@@ -2,6 +2,9 @@ r"""Per-token estimators of KL(policy || reference) from tokens that the policy 
 
 With :math:`\delta_t = \log\pi_\theta(y_t) - \log\pi_{ref}(y_t)`, in nats. As a *value* k1 and k3 are unbiased; k1 is
 signed, k3 never negative. As a *loss*, k1's expected gradient is zero and k2 has the on-policy gradient of the KL.
+
+What they estimate, :math:`\sum_v \pi_\theta(v)\,(\log\pi_\theta(v) - \log\pi_{ref}(v))` at each token, is the
+``reverse_kl`` of :mod:`rlhf_lightning.ops.divergence`: it takes both models' distributions, not two numbers a token.
 """
 
 from __future__ import annotations

@@ -118,13 +118,16 @@ class TopTokens:
 class SequenceLogProbs(Ragged):
     """Log-probability of every scored token under one model, and what the head computed beside it.
 
-    ``entropy`` and ``top`` carry gradients; ``top1`` and ``collision`` do not. What nobody asked for is None.
+    ``entropy``, ``top`` and ``reference_kl`` carry gradients; ``top1`` and ``collision`` do not. What nobody asked for
+    is None.
     """
 
     entropy: Float[Tensor, " response_tokens"] | None = None  #: -sum_v p_v log p_v
     top1: Bool[Tensor, " response_tokens"] | None = None  #: whether the token is the model's most likely one
     collision: Float[Tensor, " response_tokens"] | None = None  #: log sum_v p_v ** 2 (WPO)
     top: TopTokens | None = None  #: most likely tokens at the positions that were asked for
+    #: KL(this model || reference) over the whole vocabulary where the token stands, nats
+    reference_kl: Float[Tensor, " response_tokens"] | None = None
 
     def statistic(self, name: str) -> Ragged:
         """A statistic as ragged numbers. Raises ValueError when the forward pass was not asked for it."""
@@ -180,6 +183,10 @@ class SequencePredictions:
     def ragged(self, token: Float[Tensor, " response_tokens"]) -> Ragged:
         """One number a scored token in this layout."""
         return Ragged(token, self.sequence, self.count, self.mean_length)
+
+    def detached(self) -> SequencePredictions:
+        """The same without gradients: a teacher's, or a reference's."""
+        return SequencePredictions(self.tokens.detached(), self.sequence, self.count, self.mean_length)
 
 
 @dataclass

@@ -172,7 +172,8 @@ class Episodes:
     #: tokens that are trained on: all, or none of a response without a score or one that is masked as cut off
     length: Int[Tensor, " responses"]
     #: by name, of every response token in the order of the responses: ``old_log_probs``, ``reference_log_probs``,
-    #: ``value``, ``cost_value``, ``rollout_log_probs``; those that the module computes and the engine gives
+    #: ``reference_kl``, ``value``, ``cost_value``, ``rollout_log_probs``; those that the module computes and the engine
+    #: gives
     tokens: dict[str, Ragged] = field(default_factory=dict)
     #: each term of the reward by name, before weighting; a cost is a term as well
     terms: dict[str, Float[Tensor, " responses"]] = field(default_factory=dict)
