@@ -8,7 +8,9 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +22,8 @@ from rlhf_lightning.cli.runs import read_config, take_over, weights_of
 from rlhf_lightning.cli.schema import check_config
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from rlhf_lightning.data.fields import Turns
     from rlhf_lightning.models.actor import Actor
     from rlhf_lightning.rewards.base import Scores
@@ -91,10 +95,16 @@ class Answerer:
     encoder: Any  #: data.encode.Encoder
     template: Any  #: data.templates.ChatTemplate or None
     cfg: DictConfig
+    reward: Any = None  #: rewards.Reward or None
 
     @classmethod
-    def load(cls, cfg: DictConfig) -> Answerer:
-        """Load the model of a configuration, with the weights of ``cfg.run`` if it names one."""
+    def load(cls, cfg: DictConfig, rows: Sequence[Mapping[str, Any]] = ()) -> Answerer:
+        """Load the model of a configuration, with the weights of ``cfg.run`` if it names one, after what scores.
+
+        Args:
+            cfg: of the command.
+            rows: of the prompts, for a reward that reads their columns.
+        """
         from rlhf_lightning.cli.build import make
         from rlhf_lightning.data.encode import Encoder
         from rlhf_lightning.data.templates import resolve
@@ -103,10 +113,12 @@ class Answerer:
         spec = make(cfg.spec)
         builder = ModelBuilder(make(cfg.model), make(cfg.adapter), ReferenceKind.NONE)
         template = resolve(builder.tokenizer(), spec)
+        reward = _reward(cfg, builder.tokenizer(), rows)
         actor = builder().policy
         if cfg.run:
             load_policy(actor, weights_of(cfg.run, cfg.ckpt_path))
-        return cls(actor.to(_device(cfg.device)), Encoder(builder.tokenizer(), spec, template), template, cfg)
+        encoder = Encoder(builder.tokenizer(), spec, template)
+        return cls(actor.to(_device(cfg.device)), encoder, template, cfg, reward)
 
     def answer(self, conversations: Sequence[Turns], samples: int = 1) -> list[list[str]]:
         """``samples`` answers to each conversation."""
@@ -128,13 +140,18 @@ class Answerer:
 
     def scores(self, sampled: Sequence[tuple[list[int], list[list[int]]]], rows: Sequence[Mapping[str, Any]]) -> Scores:
         """What ``reward`` says of every answer; the columns of the prompts' rows are the reward's."""
-        from rlhf_lightning.cli.build import make
+        from rlhf_lightning.models.generation import generate as sample
         from rlhf_lightning.rewards import scored
         from rlhf_lightning.types import sample_groups
 
-        reward = make(self.cfg.reward)(tokenizer=self.encoder.tokenizer)
+        if hasattr(self.reward, "policy"):  # a judge without a server asks the model that answered
+            self.reward.policy = SimpleNamespace(sample=partial(sample, self.actor))
         prompts, responses = [ids for ids, _ in sampled], [group for _, group in sampled]
-        return scored(reward, sample_groups(prompts, responses, rows))[0]
+        found = scored(self.reward, sample_groups(prompts, responses, rows))[0]
+        answers, without = sum(map(len, found)), sum(score is None for group in found for score in group)
+        if without:
+            ERR.print(f"reward {self.reward.name!r} could not judge {without} of {answers} answers", markup=False)
+        return found
 
     def _ids(self, conversation: Turns) -> list[int]:
         """The prompt's ids exactly as training makes them."""
@@ -161,11 +178,38 @@ def generate(cfg: DictConfig) -> None:
             f"keep={cfg.keep} keeps the best answers by reward: choose reward=... and keep between 1 and "
             f"samples={cfg.samples}"
         )
-    answerer = Answerer.load(cfg)
+    if cfg.reward and (cfg.chat or not rows):
+        raise ConfigError("reward=... scores answers to prompt=TEXT or prompts=FILE, and a chat has none: name prompts")
+    answerer = Answerer.load(cfg, rows)
     if rows and not cfg.chat:
         _hand_out([row["prompt"] for row in rows], _answers(answerer, rows, cfg), cfg.output)
     else:
         chat(answerer)
+
+
+def _reward(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> Any:
+    """What scores the answers, None without a reward; what it lacks is said before weights load.
+
+    Raises:
+        ConfigError: it compares more answers to a prompt than there will be.
+        ValueError: it reads a column that the prompts lack.
+    """
+    from rlhf_lightning.cli.build import make
+    from rlhf_lightning.rewards import as_reward
+    from rlhf_lightning.rewards.base import smallest_group
+
+    if not cfg.reward:
+        return None
+    reward = as_reward(make(cfg.reward), tokenizer)
+    if cfg.samples < (fewest := smallest_group(reward)):
+        raise ConfigError(
+            f"reward {reward.name!r} compares the answers to a prompt, at least {fewest} of them, and "
+            f"samples={cfg.samples}: set samples={fewest} or more"
+        )
+    if (check := getattr(reward, "check_columns", None)) is not None:
+        for names in {frozenset(row) for row in rows}:
+            check(names)
+    return reward
 
 
 def _answers(answerer: Answerer, rows: Sequence[Mapping[str, Any]], cfg: DictConfig) -> list[list[Answer]]:

@@ -10,7 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.rewards import as_reward
+from rlhf_lightning.rewards.base import smallest_group
 from rlhf_lightning.rounds import OnlineData
+from rlhf_lightning.types import RolloutOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,6 +47,7 @@ def make_rollouts(
     _check(module, reward, prompts)
     _check_cost(module, getattr(reward, "term_names", None))
     _check_cost_is_no_reward(module, reward)
+    _check_groups(module.rollout, reward)
     engine = make(cfg.rollout)(tokenizer=tokenizer)
     if getattr(engine, "frozen", False):
         raise ConfigError(
@@ -79,6 +82,26 @@ def _check(module: Any, reward: Any, prompts: AlignmentDataModule) -> None:
         raise ConfigError(
             f"this method limits the cost {sorted(costs)[0]!r}, a term of the reward, and the reward "
             f"{getattr(reward, 'name', None)!r} has no terms: choose reward=composite with a cost model among its terms"
+        )
+
+
+def _check_groups(options: RolloutOptions, reward: Any) -> None:
+    """Refuse groups that are too small for a reward that compares the responses to a prompt."""
+    fewest = smallest_group(reward)
+    alone = {
+        "method.rollout.group_size": options.group_size,
+        "method.rollout.validation_samples": options.validation_samples,
+    }
+    small = [f"{name}={fewest}" for name, size in alone.items() if size < fewest]
+    if small:
+        raise ConfigError(
+            f"the reward {reward.name!r} compares the responses to a prompt and needs at least {fewest}: set "
+            f"{' '.join(small)} or more"
+        )
+    if options.greedy_baseline and fewest > 1:
+        raise ConfigError(
+            f"the reward {reward.name!r} compares the responses to a prompt, and the greedy response that is this "
+            "method's baseline is scored alone: choose method=rloo or method=grpo"
         )
 
 

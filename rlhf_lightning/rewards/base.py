@@ -35,6 +35,7 @@ class Reward(Protocol):
     * ``metrics() -> dict[str, float]``: what was counted since the last call, such as failures; see :func:`metrics_of`;
     * ``check_columns(columns)``: raises ValueError where the data lacks a column that the reward reads; called with the
       names of the columns before weights load;
+    * ``smallest_group: int``: responses to one prompt that the reward needs at least, see :func:`smallest_group`;
     * ``policy``: set to the module that is trained before each call, for a reward that asks the policy itself.
 
     A plain function of texts is made into a reward by :func:`~rlhf_lightning.rewards.as_reward`.
@@ -94,6 +95,11 @@ def checked(name: str, scores: Sequence[Sequence[float | None]], groups: Sequenc
             raise ValueError(f"reward {name!r} returned an infinite score for {_place(group)}: {values}")
         found.append([None if value is None or math.isnan(value) else value for value in values])
     return found
+
+
+def smallest_group(reward: Any) -> int:
+    """Responses to one prompt that a reward needs at least: 2 where it compares them, 1 where it says nothing."""
+    return int(getattr(reward, "smallest_group", 1))
 
 
 def metrics_of(reward: Any) -> dict[str, float]:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlhf_lightning.rewards.base import Scores, metrics_of, scored
+from rlhf_lightning.rewards.base import Scores, metrics_of, scored, smallest_group
 from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.types import SampleGroup
 
@@ -125,6 +125,11 @@ class Composite:
         for term in self.rewards.values():
             if (check := getattr(term, "check_columns", None)) is not None:
                 check(columns)
+
+    @property
+    def smallest_group(self) -> int:
+        """Responses to one prompt that every term can score."""
+        return max(map(smallest_group, self.rewards.values()))
 
     @property
     def policy(self) -> Any:

@@ -51,6 +51,8 @@ class JudgeReward:
         ValueError: the folder holds a reward model.
     """
 
+    smallest_group = 2  #: responses that can be compared
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase | None = None,

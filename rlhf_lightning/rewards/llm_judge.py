@@ -238,6 +238,8 @@ class ComparisonJudge(_Judge):
         ValueError: a broken template or pattern.
     """
 
+    smallest_group = 2  #: responses that can be compared
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase | None = None,

@@ -14,6 +14,7 @@ from rlhf_lightning.cli.results import Result
 
 REWARD = ["reward=function", "reward.target=tests.helpers.online.letters", "allow_targets=[tests]"]
 SMALL = ["rollout.max_new_tokens=4", "method.rollout.group_size=2"]
+COMPARED = ["reward=llm_compare", "reward.judge.url=http://127.0.0.1:9"]
 SERVER = ["rollout.url=http://127.0.0.1:9"]
 
 
@@ -31,6 +32,11 @@ SERVER = ["rollout.url=http://127.0.0.1:9"]
         ),
         (["method=grpo", *REWARD, "rollout=openai", *SERVER], r"rollout=openai cannot follow the policy"),
         (["method=grpo", *REWARD, "rollout.max_new_tokens=0"], r"max_new_tokens=0 must be at least 1"),
+        (
+            ["method=ppo", *COMPARED],
+            r"needs at least 2: set method.rollout.group_size=2 method.rollout.validation_samp",
+        ),
+        (["method=grpo", *COMPARED], r"needs at least 2: set method.rollout.validation_samples=2 or more"),
         (["method=grpo", *REWARD, "method.rollout.groups=4"], r"(?s)groups.*Did you mean .*group_size"),
     ],
 )
