@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -141,6 +141,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         for optimizer, state in zip(self.optimizers, checkpoint.pop("optimizer_states", []), strict=False):
             named = _by_name(state, self._sharded, _plain(optimizer))
             set_optimizer_state_dict(self._sharded, _plain(optimizer), named, options=options)
+            _forget_others(_plain(optimizer), self._sharded, named["state"].keys())
         rest: dict[str, Any] = checkpoint
         return rest
 
@@ -154,15 +155,32 @@ class FSDP2Strategy(ModelParallelStrategy):
         load(state, checkpoint_id=path)
         set_model_state_dict(self._sharded, state["state_dict"], options=options)
         for i, optimizer in enumerate(self.optimizers):
-            shards = {f"optimizer_{i}": get_optimizer_state_dict(self._sharded, _plain(optimizer), options=options)}
+            own = get_optimizer_state_dict(self._sharded, _plain(optimizer), options=options)
+            shards: dict[str, Any] = {f"optimizer_{i}": own}
+            named = shards[f"optimizer_{i}"]["state"]
+            for name, fields in list(named.items()):
+                if any(f"optimizer_{i}.state.{name}.{field}" not in saved for field in fields):
+                    del named[name]
             load(shards, checkpoint_id=path)
             set_optimizer_state_dict(self._sharded, _plain(optimizer), shards[f"optimizer_{i}"], options=options)
+            _forget_others(_plain(optimizer), self._sharded, named.keys())
         rest: dict[str, Any] = torch.load(path / _METADATA_FILENAME, weights_only=weights_only)
         return rest
 
 
 def _plain(optimizer: Optimizer | LightningOptimizer) -> Optimizer:
     return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+
+
+def _forget_others(optimizer: Optimizer, model: nn.Module, saved: Collection[str]) -> None:
+    """Drop the state of parameters that had none when it was saved, as no gradient had reached them yet.
+
+    Loading gives every parameter the state of a first step to write the saved one into. Left there, it would count as
+    a step that was never taken.
+    """
+    for name, parameter in model.named_parameters():
+        if name not in saved:
+            optimizer.state.pop(parameter, None)
 
 
 def _by_name(state: dict[str, Any], model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
