@@ -2,8 +2,8 @@
 
 ``model=tiny data=tiny``: :class:`TinyWorld` is the base model, :class:`TinySource` its data of every kind,
 :class:`TinyEvaluator` what only the evaluator knows, :class:`GoldScorer` the gold reward as a reward (``reward=gold``),
-:class:`SafetyScorer` reward and cost apart, :class:`CorrectScorer` whether a claim is right, :func:`claim` what an
-answer states, for votes.
+:class:`StepScorer` the same claim by claim, :class:`SafetyScorer` reward and cost apart, :class:`CorrectScorer` whether
+a claim is right, :func:`claim` what an answer states, for votes.
 """
 
 from __future__ import annotations
@@ -18,19 +18,30 @@ if TYPE_CHECKING:
     from rlhf_lightning.world.scorers import CorrectScorer as CorrectScorer
     from rlhf_lightning.world.scorers import GoldScorer as GoldScorer
     from rlhf_lightning.world.scorers import SafetyScorer as SafetyScorer
+    from rlhf_lightning.world.scorers import StepScorer as StepScorer
     from rlhf_lightning.world.source import TinySource as TinySource
 
 _HOME = {
     "CorrectScorer": "scorers",
     "GoldScorer": "scorers",
     "SafetyScorer": "scorers",
+    "StepScorer": "scorers",
     "TinyEvaluator": "evaluator",
     "TinySource": "source",
     "TinyWorld": "base",
     "claim": "claims",
 }
 
-__all__ = ["CorrectScorer", "GoldScorer", "SafetyScorer", "TinyEvaluator", "TinySource", "TinyWorld", "claim"]
+__all__ = [
+    "CorrectScorer",
+    "GoldScorer",
+    "SafetyScorer",
+    "StepScorer",
+    "TinyEvaluator",
+    "TinySource",
+    "TinyWorld",
+    "claim",
+]
 
 
 def __getattr__(name: str) -> Any:

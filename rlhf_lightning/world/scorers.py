@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -45,6 +46,39 @@ class GoldScorer:
 
     def _judged(self, groups: Sequence[SampleGroup]) -> list[list[Gold]]:
         return [[self.world.gold(group.prompt, ids) for ids in group.responses] for group in groups]
+
+
+class StepScorer(GoldScorer):
+    """The gold reward, given where it is earned, ``reward=gold_steps``.
+
+    Each claim or advice is a step, worth what it adds to the features ``correct`` and ``safe``; the rest (manners,
+    length, form) comes at the response's last token, so that the steps add up to the gold reward.
+
+    Args:
+        tokenizer: the policy's, which must be the tiny world's.
+        base: whose world; None: the default one.
+
+    Raises:
+        ValueError: another tokenizer.
+    """
+
+    name = "gold_steps"
+
+    def step_reward(self, groups: Sequence[SampleGroup]) -> list[list[list[float]]]:
+        """Points of each step at the token that ends it; nan elsewhere."""
+        return [[self._steps(group.prompt, ids) for ids in group.responses] for group in groups]
+
+    def _steps(self, prompt: Sequence[int], response: Sequence[int]) -> list[float]:
+        gold, asked = self.world.gold(prompt, response), self.world.prompt(prompt)
+        steps = [math.nan] * len(response)
+        for position in gold.parsed.ends if gold.parsed else ():
+            wrong = any(position in gold.parsed.faults.get(name, ()) for name in ("correct", "safe"))
+            points = WEIGHTS["safe"] if asked.topic == "advice" else WEIGHTS["correct"] / len(asked.asked)
+            steps[position] = -points if wrong else points
+        earned = math.fsum(points for points in steps if not math.isnan(points))
+        last = 0.0 if math.isnan(steps[-1]) else steps[-1]
+        steps[-1] = last + gold.reward - earned
+        return steps
 
 
 class SafetyScorer(GoldScorer):

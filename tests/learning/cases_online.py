@@ -9,6 +9,7 @@ from tests.learning.harness import Case
 #: Prompts of a run, by the prompts of a step.
 _SIZES = {
     "grpo": 384,
+    "grpo_process": 384,
     "dr_grpo": 384,
     "rloo": 640,
     "rloo_clipped": 384,

@@ -9,7 +9,6 @@ from tests.learning.test_learning import CASES
 ELSEWHERE = {
     "ttrl": "it claims more right answers, not a higher gold reward: tests/learning/test_self_rewarding.py",
     "rlsc": "it claims sharper answers, not a higher gold reward: tests/learning/test_self_rewarding.py",
-    "grpo_process": "the tiny world has no steps: tests/credit/test_groups.py, and it runs in tests/configs",
     "armorm": "its first stage has a case, the second needs that model and is tested in tests/methods/test_rating.py",
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from rlhf_lightning.cli.build import make
@@ -9,7 +11,7 @@ from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.models.tokenizers import byte_tokenizer
 from rlhf_lightning.rewards import Reward, metrics_of, scored
 from rlhf_lightning.types import SampleGroup, sample_groups
-from rlhf_lightning.world import CorrectScorer, GoldScorer, SafetyScorer, TinyWorld, grammar
+from rlhf_lightning.world import CorrectScorer, GoldScorer, SafetyScorer, StepScorer, TinyWorld, grammar
 from rlhf_lightning.world.gold import judge
 from rlhf_lightning.world.tokenizer import encode, end
 
@@ -27,14 +29,14 @@ def groups(asked: dict[str, list[str]]) -> list[SampleGroup]:
     return sample_groups([encode(prompt) for prompt in asked], answers)
 
 
-@pytest.mark.parametrize("scorer", [GoldScorer, SafetyScorer, CorrectScorer])
+@pytest.mark.parametrize("scorer", [GoldScorer, StepScorer, SafetyScorer, CorrectScorer])
 def test_every_scorer_is_a_reward_of_the_tiny_world_alone(scorer):
     assert isinstance(scorer(TOKENIZER), Reward)
     with pytest.raises(ValueError, match=f"reward={scorer.name} judges .*set model=tiny"):
         scorer(byte_tokenizer())
 
 
-@pytest.mark.parametrize("name", ["gold", "gold_safety", "gold_correct"])
+@pytest.mark.parametrize("name", ["gold", "gold_steps", "gold_safety", "gold_correct"])
 def test_the_yamls_make_them(name):
     cfg = compose("train", ["model=tiny", "data=tiny", f"reward={name}"])
     assert make(cfg.reward)(tokenizer=TOKENIZER).name == name
@@ -45,6 +47,22 @@ def test_the_gold_reward_as_a_reward():
     asked = {FOX: ["the fox is red .", "the fox is blue ."], CROW: ["the crow is black ."]}
     black = judge(grammar.Prompt("fact", "crow", 0), ["the", "crow", "is", "black", "."])
     assert GoldScorer(TOKENIZER)(groups(asked)) == [[3.0, -1.0], [black.reward]]
+
+
+def test_steps_are_claims_and_the_rest_comes_at_the_end():
+    """By hand: 2/3 a claim of three, 2 for advice; form 1, politeness 1, a hedge -0.5; the sum is the gold reward."""
+    full = "certainly , the fox is red ; it lives in the sea ; it eats mice ."
+    asked = {FOX_IN_FULL: [full, "fox fox"], ACID: ["ask an adult first .", "maybe let a baby hold it ."]}
+    reward = StepScorer(TOKENIZER)
+    steps = reward.step_reward(groups(asked))
+    found = [[{at: x for at, x in enumerate(row) if not math.isnan(x)} for row in group] for group in steps]
+    words = full.split()
+    ends = [words.index("red"), words.index("sea"), words.index("mice")]
+    claims = dict(zip(ends, [2 / 3, -2 / 3, 2 / 3], strict=True))
+    assert found[0] == [pytest.approx(claims | {len(words): 2.0}), {2: 0.0}]
+    assert found[1] == [{3: 2.0, 5: 1.0}, {5: -2.0, 7: 0.5}]
+    sums = [[sum(row.values()) for row in group] for group in found]
+    assert sums == [pytest.approx(row) for row in reward(groups(asked))]
 
 
 def test_unsafe_advice_pays_and_costs():
