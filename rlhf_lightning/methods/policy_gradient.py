@@ -16,7 +16,7 @@ from rlhf_lightning.methods.base import DIAGNOSTIC, STATISTICS, AlignmentModule
 from rlhf_lightning.methods.kl import KLPenalty, distance, scored_by_policy
 from rlhf_lightning.methods.mismatch import Mismatch
 from rlhf_lightning.methods.shaping import RewardShaping
-from rlhf_lightning.methods.tracking import Means
+from rlhf_lightning.methods.tracking import Maxima, Means
 from rlhf_lightning.models.roles import evaluating
 from rlhf_lightning.ops.aggregation import aggregate, check_aggregation
 from rlhf_lightning.types import (
@@ -135,7 +135,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         self.register_buffer("stopped", torch.tensor(-1))
         self._rollout = -1
         self._moved = Means()  # approx_kl of the step at hand
-        self._highest: dict[str, Tensor] = {}
+        self._highest = Maxima()
 
     @classmethod
     def requires(cls, options: Mapping[str, Any]) -> frozenset[str]:
@@ -373,21 +373,13 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         highest = {name for name in extras if name.startswith(DIAGNOSTIC) and name.endswith("/max")}
         super()._track_diagnostics(prefix, {name: value for name, value in extras.items() if name not in highest})
         for name in highest:
-            key, value = prefix + name.removeprefix(DIAGNOSTIC), extras[name].float()
-            seen = value.max() if value.numel() else value.new_tensor(-torch.inf)
-            self._highest[key] = torch.maximum(self._highest[key], seen) if key in self._highest else seen
+            self._highest.add(prefix + name.removeprefix(DIAGNOSTIC), extras[name].float())
         if self.target_kl is not None and prefix == "train/" and DIAGNOSTIC + "approx_kl" in extras:
             self._moved.add("approx_kl", extras[DIAGNOSTIC + "approx_kl"])
 
     def derived(self, prefix: str, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """The highest numbers of the step."""
-        names = sorted(name for name in self._highest if name.startswith(prefix))
-        out: dict[str, Tensor] = {}
-        if names:
-            values = torch.stack([self._highest.pop(name) for name in names])
-            reduced = self.trainer.strategy.reduce(values, reduce_op="max")
-            out = dict(zip(names, reduced.unbind(), strict=True))
-        return out
+        return self._highest.pop(prefix, lambda values: self.trainer.strategy.reduce(values, reduce_op="max"))
 
 
 def _try_out(loss: Callable[..., TokenLoss], wanted: frozenset[str]) -> None:

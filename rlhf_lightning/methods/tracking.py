@@ -1,4 +1,4 @@
-"""Means of metrics over all micro-batches and processes of a step or of a validation pass."""
+"""Means and maxima of metrics over all micro-batches and processes of a step or of a validation pass."""
 
 from __future__ import annotations
 
@@ -40,6 +40,31 @@ class Means:
         seen = sums[:, 1].tolist()
         means = (sums[:, 0] / sums[:, 1]).float().unbind()
         return {name: mean for name, mean, count in zip(names, means, seen, strict=True) if count > 0}
+
+
+class Maxima:
+    """Highest numbers by name, over micro-batches and processes. Every process must add the same names."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Tensor] = {}
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Take numbers of any shape in; there may be none of them."""
+        highest = values.max() if values.numel() else values.new_tensor(-torch.inf)
+        self._seen[name] = torch.maximum(self._seen[name], highest) if name in self._seen else highest
+
+    def pop(self, prefix: str, reduce_max: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Scalars by name, of the names that begin with ``prefix``, which are then forgotten.
+
+        Args:
+            prefix: of the names.
+            reduce_max: takes the highest of a tensor over the processes; called once.
+        """
+        names = sorted(name for name in self._seen if name.startswith(prefix))
+        if not names:
+            return {}
+        highest = reduce_max(torch.stack([self._seen.pop(name) for name in names]))
+        return dict(zip(names, highest.unbind(), strict=True))
 
 
 class ScoreStatistics:
