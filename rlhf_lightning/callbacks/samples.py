@@ -154,7 +154,8 @@ class PolicySamples(Callback):
             if isinstance(batch, RolloutBatch):
                 data = []  # prompts alone: what stands in the batch is the policy's
             index = int(batch.index[group])
-            found = _Prompt(prompt, data, batch.rows[group], index, _columns(trainer, index))
+            row = batch.rows[group]
+            found = _Prompt(prompt, data, row, index, _columns(trainer, index, row))
             self._prompts += [found] * self.each
 
     def _sample(self, trainer: Trainer, module: Any) -> list[Sample]:
@@ -207,8 +208,13 @@ class PolicySamples(Callback):
         return [score for row in scores for score in row[: self.each]]
 
     def _asked(self, module: Any, groups: Sequence[SampleGroup]) -> list[list[float | None]]:
-        """Scores of a reward that may be the one that trains: what it counts here is no part of what it logs there."""
+        """Scores of a reward that may be the one that trains: what it counts here is no part of what it logs there.
+
+        A reward that compares responses has nothing to say of a single one.
+        """
         reward: Any = self.reward
+        if any(len(group.samples) < getattr(reward, "smallest_group", 1) for group in groups):
+            return [[None] * len(group.samples) for group in groups]
         if hasattr(reward, "policy"):
             reward.policy = module
         scores: list[list[float | None]] = reward(groups)
@@ -258,10 +264,15 @@ def _means(rows: Sequence[Sample]) -> dict[str, float]:
     return {name: fmean(values) for name, values in known.items() if values}
 
 
-def _columns(trainer: Trainer, index: int) -> Mapping[str, Any]:
-    """Columns of a validation row, for a reward that reads them; nothing where the data keeps none."""
-    examples = getattr(trainer.datamodule, "val_examples", None)  # type: ignore[attr-defined]
-    return {} if examples is None else examples.columns_of(index)
+def _columns(trainer: Trainer, index: int, row: str) -> Mapping[str, Any]:
+    """Columns of a validation row: prompts keep them, other data read them where a reward asks for them."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    examples = getattr(data, "val_examples", None)
+    if examples is not None and examples.columns is not None:
+        columns: Mapping[str, Any] = examples.columns_of(index)
+        return columns
+    found: Mapping[str, Any] = getattr(data, "val_columns", {}).get(row, {})
+    return found
 
 
 def _is_policy(module: Any) -> bool:

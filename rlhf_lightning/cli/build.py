@@ -19,6 +19,7 @@ from rlhf_lightning.checkpointing import AtomicCheckpointIO
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.models.architectures import FAMILIES
 from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
+from rlhf_lightning.rewards.base import reads_columns
 
 if TYPE_CHECKING:
     from rlhf_lightning.data.module import AlignmentDataModule
@@ -68,9 +69,11 @@ def make_run(cfg: DictConfig) -> Run:
         data = make_rollouts(cfg, models.tokenizer(), module, data)
         score_samples(trainer, data.reward if cfg.get("reward") else None)
     elif cfg.get("reward"):
-        scored = score_samples(trainer, make(cfg.reward)(tokenizer=models.tokenizer()))
-        if not scored:
+        reward = make(cfg.reward)(tokenizer=models.tokenizer())
+        if not score_samples(trainer, reward):
             raise ConfigError("reward=... scores samples of the policy, but nothing samples: choose callbacks.samples")
+        if reads_columns(reward):
+            data.check_columns = reward.check_columns
     data.trainer = trainer  # it plans for the trainer's accumulation and processes, and fails before weights load
     return Run(module, data, trainer, models, Path(cfg.paths.output_dir))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
@@ -25,7 +26,7 @@ from rlhf_lightning.cli.versions import versions
 from rlhf_lightning.data import AlignmentDataModule, RewardBench
 from rlhf_lightning.methods import ScoringModule
 from rlhf_lightning.rewards import Reward, metrics_of, scored
-from rlhf_lightning.rewards.base import Scores
+from rlhf_lightning.rewards.base import Scores, reads_columns
 from rlhf_lightning.rewards.statistics import length_statistics, preference_statistics, reward_statistics
 from rlhf_lightning.types import PackedBatch, RankedBatch, SampleGroup, sample_groups
 
@@ -108,10 +109,12 @@ def evaluate_reward(cfg: DictConfig, folder: Path) -> dict[str, float]:
     # Only comparisons say what a reward should prefer; where a method learns from something else, pairs are asked for.
     kind = method.kind if method.kind in COMPARED else "preference"
     data = make(cfg.data)(tokenizer=tokenizer, kind=kind, seed=cfg.seed)
+    if reads_columns(reward):
+        data.check_columns = reward.check_columns  # type: ignore[attr-defined]
     data.setup("validate")
     better, worse, values, tokens, rows = [], [], [], [], []
     for batch in data.val_dataloader():
-        scores = signed(scored(reward, groups_of(batch))[0], method.sign)
+        scores = signed(scored(reward, groups_of(batch, data.val_columns))[0], method.sign)
         for row, group, pairs in zip(batch.rows, scores, preferences(batch), strict=True):
             preferred = [pair for pair in pairs if not any(math.isnan(group[at]) for at in pair)]
             rows += [row] * len(preferred)
@@ -146,14 +149,14 @@ def signed(scores: Scores, sign: float) -> list[list[float]]:
     return [[math.nan if score is None else sign * score for score in group] for group in scores]
 
 
-def groups_of(batch: PackedBatch) -> list[SampleGroup]:
-    """Prompts and present responses of a batch."""
+def groups_of(batch: PackedBatch, columns: Mapping[str, Mapping[str, Any]]) -> list[SampleGroup]:
+    """Prompts and present responses of a batch, with what is known of the columns of each row."""
     prompts = [batch.ids[start:end].tolist() for start, end in batch.prompt_span.tolist()]
     responses: list[list[list[int]]] = [[] for _ in prompts]
     for parent, (start, end) in zip(batch.parent.tolist(), batch.response_span.tolist(), strict=True):
         if end > start:
             responses[parent].append(batch.ids[start:end].tolist())
-    return sample_groups(prompts, responses)
+    return sample_groups(prompts, responses, [columns.get(row, {}) for row in batch.rows])
 
 
 def preferences(batch: PackedBatch) -> list[list[tuple[int, int]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from rlhf_lightning.data.kinds import LAYOUTS, DataKind
 from rlhf_lightning.data.loader import EpochLoader, ListLoader, evaluation_batches, reference_batches
 from rlhf_lightning.data.mismatch import Mismatches
 from rlhf_lightning.data.plan import Batching, check_budget
+from rlhf_lightning.data.row_columns import columns_of_rows
 from rlhf_lightning.data.sources import Source
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.tokenize import split, tokenize
@@ -118,6 +119,9 @@ class AlignmentDataModule(L.LightningDataModule):
         self.train_examples: Examples | None = None
         self.val_examples: Examples | None = None
         self.reports: dict[str, Report] = {}  #: by role: what happened to every row
+        #: Of a reward that reads columns of validation rows, given their names; None: no columns are read.
+        self.check_columns: Callable[[Collection[str]], None] | None = None
+        self.val_columns: dict[str, Mapping[str, Any]] = {}  #: of validation rows by "file:row", where they are read
         self.mismatched, self.ptx = mismatched, ptx
         self._mismatches: dict[int, Mismatches] = {}  # by the identity of the examples
         self._store = reference_store
@@ -132,6 +136,7 @@ class AlignmentDataModule(L.LightningDataModule):
 
         Raises:
             DataError: rows that cannot be used, a row over ``max_tokens``, or fewer groups than a step has parts.
+            ValueError: validation rows lack a column that a reward reads.
         """
         validation = self.validation
         if self.train_examples is None and (stage != "validate" or isinstance(validation, int | float)):
@@ -144,6 +149,7 @@ class AlignmentDataModule(L.LightningDataModule):
                 self.train_examples = self.train_examples.select(training)
         if self.val_examples is None and validation is not None and not isinstance(validation, int | float):
             self.val_examples = self._read(validation, "validation")
+        self._read_columns()
         for examples in self._parts():
             self._mismatches_of(examples)
             check_budget(self._lengths(examples), self.batching, examples.row)
@@ -162,6 +168,16 @@ class AlignmentDataModule(L.LightningDataModule):
             self.reports[role] = tokenized.report
             examples = tokenized.examples
         return _fitting(examples, self.kind, role)
+
+    def _read_columns(self) -> None:
+        """Columns of the validation rows, where a reward reads some."""
+        if self.check_columns is None or self.val_examples is None or self.val_columns:
+            return
+        source = self.source if isinstance(self.validation, int | float) else self.validation
+        if source is not None and not isinstance(source, Sequence):
+            self.val_columns = columns_of_rows(source, self.spec, self.kind, self.val_examples.rows())
+        for names in {frozenset(row) for row in self.val_columns.values()} or {frozenset[str]()}:
+            self.check_columns(names)
 
     def _parts(self) -> list[Examples]:
         return [part for part in (self.train_examples, self.val_examples) if part is not None]

@@ -35,6 +35,7 @@ class Reward(Protocol):
     * ``metrics() -> dict[str, float]``: what was counted since the last call, such as failures; see :func:`metrics_of`;
     * ``check_columns(columns)``: raises ValueError where the data lacks a column that the reward reads; called with the
       names of the columns before weights load;
+    * ``reads_columns: bool``: False where it has ``check_columns`` and yet reads no column, see :func:`reads_columns`;
     * ``smallest_group: int``: responses to one prompt that the reward needs at least, see :func:`smallest_group`;
     * ``policy``: set to the module that is trained before each call, for a reward that asks the policy itself.
 
@@ -95,6 +96,11 @@ def checked(name: str, scores: Sequence[Sequence[float | None]], groups: Sequenc
             raise ValueError(f"reward {name!r} returned an infinite score for {_place(group)}: {values}")
         found.append([None if value is None or math.isnan(value) else value for value in values])
     return found
+
+
+def reads_columns(reward: Any) -> bool:
+    """Whether a reward reads columns of the data: it has ``check_columns``, and does not deny it."""
+    return hasattr(reward, "check_columns") and bool(getattr(reward, "reads_columns", True))
 
 
 def smallest_group(reward: Any) -> int:

@@ -34,6 +34,11 @@ class TextFunction:
         self.required = tuple(p.name for p in named if p.default is p.empty)
 
     @property
+    def reads_columns(self) -> bool:
+        """Whether it takes any column, needed or not."""
+        return self._open or bool(self._named)
+
+    @property
     def name(self) -> str:
         """What the function is called, through partials."""
         function = self.function

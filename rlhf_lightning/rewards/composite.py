@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlhf_lightning.rewards.base import Scores, metrics_of, scored, smallest_group
+from rlhf_lightning.rewards.base import Scores, metrics_of, reads_columns, scored, smallest_group
 from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.types import SampleGroup
 
@@ -125,6 +125,11 @@ class Composite:
         for term in self.rewards.values():
             if (check := getattr(term, "check_columns", None)) is not None:
                 check(columns)
+
+    @property
+    def reads_columns(self) -> bool:
+        """Whether any term reads columns of the data."""
+        return any(map(reads_columns, self.rewards.values()))
 
     @property
     def smallest_group(self) -> int:

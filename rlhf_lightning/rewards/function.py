@@ -51,6 +51,11 @@ class FunctionReward(TextReward):
         super().__init__(tokenizer, name or self.function.name)
         self.required = self.function.required
 
+    @property
+    def reads_columns(self) -> bool:
+        """Whether the function takes any column."""
+        return self.function.reads_columns
+
     def score(self, prompt: str, response: str, columns: Mapping[str, Any]) -> float | None:
         """What the function returns.
 

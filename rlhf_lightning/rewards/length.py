@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from rlhf_lightning.rewards.base import Scores, checked
+from rlhf_lightning.rewards.base import Scores, checked, reads_columns
 from rlhf_lightning.rewards.calling import missing_column
 from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.types import SampleGroup
@@ -44,6 +44,11 @@ class LengthReward:
     def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
         """See :class:`~rlhf_lightning.rewards.base.Reward`."""
         return [self._group(group) for group in groups]
+
+    @property
+    def reads_columns(self) -> bool:
+        """Whether targets come from the data."""
+        return self.column is not None
 
     def check_columns(self, columns: Sequence[str]) -> None:
         """Raise ValueError where the data lacks the column of targets."""
@@ -86,6 +91,11 @@ class RelativeLength:
         if self.right is not None:
             right = checked(self.right.name, self.right(groups), groups)
         return [self._group(group, judged) for group, judged in zip(groups, right, strict=True)]
+
+    @property
+    def reads_columns(self) -> bool:
+        """Whether ``right`` does."""
+        return reads_columns(self.right)
 
     def check_columns(self, columns: Sequence[str]) -> None:
         """Let ``right`` check that the columns that it reads are there."""

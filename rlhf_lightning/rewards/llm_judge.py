@@ -86,6 +86,11 @@ class _Judge(TextReward):
         if pattern is not None and re.compile(pattern).groups != 1:
             raise ValueError(f"reward.pattern={pattern!r} must have one group, which is the verdict")
 
+    @property
+    def reads_columns(self) -> bool:
+        """The question may show any column."""
+        return True
+
     def check_columns(self, columns: Collection[str]) -> None:
         """Hold the question against the columns of the data.
 

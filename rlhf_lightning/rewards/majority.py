@@ -59,6 +59,11 @@ class MajorityVote(TextReward):
         self.extract, self.answer = Extractor(extract), column
         self.same: Callable[[str, str], bool] = Equivalence().same if cluster == "math" else _same_spelling
 
+    @property
+    def reads_columns(self) -> bool:
+        """The true answer is read where it is there."""
+        return True
+
     def group(self, group: SampleGroup) -> list[float | None]:
         """1 for the majority, 0 for the others, None where nobody answered."""
         prompt = self.prompt(group)

@@ -60,6 +60,11 @@ class TextReward:
         """
         raise NotImplementedError
 
+    @property
+    def reads_columns(self) -> bool:
+        """Whether any column but the prompt is read."""
+        return bool(self.required)
+
     def prompt(self, group: SampleGroup) -> str:
         """The prompt's text: the data's own where it is one text, else what the tokens say."""
         own = group.columns.get("prompt")

@@ -130,6 +130,19 @@ def test_a_reward_sees_the_samples_of_a_prompt_and_the_datas_response_as_a_group
     assert logger.series("val/sample/win_rate") == pytest.approx([sum(wins) / 12])
 
 
+def test_a_reward_that_compares_is_not_asked_about_a_single_response(tmp_path):
+    """A sample and the data's own response are two: enough for one that needs two, not for one that needs three."""
+    for fewest, asked in ((2, True), (3, False)):
+        callback = PolicySamples(pack, prompts=3, max_new_tokens=4)
+        callback.reward = _Length()
+        callback.reward.smallest_group = fewest
+        trainer(tmp_path / str(fewest), [callback], logger=Memory()).fit(
+            tiny(), datamodule=data("preference", groups=8)
+        )
+        assert bool(callback.reward.sizes) is asked
+        assert {row["reward"] is not None for row in rows(tmp_path / str(fewest), 2)} == {asked}
+
+
 def _example(example, response):
     from rlhf_lightning.types import Example
 

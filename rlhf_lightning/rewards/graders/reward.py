@@ -96,6 +96,11 @@ class GraderReward(TextReward):
         low, high = self._clip
         return [[None if s is None else min(max(s, low), high) for s in row] for row in terms[self.name]]
 
+    @property
+    def reads_columns(self) -> bool:
+        """Templates may show any column."""
+        return True
+
     def check_columns(self, columns: Collection[str]) -> None:
         """Hold every template against the columns of the data.
 
