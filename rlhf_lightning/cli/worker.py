@@ -7,6 +7,7 @@ in a file; what Lightning repeats is then this module with that file, whichever 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -61,6 +62,7 @@ def run_job(command: str, cfg: DictConfig, overrides: list[str]) -> Result:
     folder = Path(cfg.paths.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     result = run_here(command, cfg) if launched() or not several_processes(cfg) else _run_apart(command, cfg, folder)
+    gc.collect()  # module and trainer know each other: without this the models of several jobs of a sweep pile up
     result.overrides = overrides
     if is_first_process():
         result.write(folder)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import gc
 import importlib.util
 import os
 import subprocess
 import sys
+import weakref
 
 import pytest
 
+from rlhf_lightning.cli import worker
 from rlhf_lightning.cli.results import Result
 from rlhf_lightning.cli.sweep import gather, share_cores, varying
+from rlhf_lightning.methods import AlignmentModule
 
 
 def rows(folder) -> list[dict[str, str]]:
@@ -38,6 +42,29 @@ def test_a_failed_job_does_not_lose_the_others(rlhf, tiny, tmp_path):
     assert [row["status"] for row in rows(tmp_path / "sweep")] == ["failed", "done"]
     assert "1 of 2 jobs failed: 0" in err
     assert Result.read(tmp_path / "sweep" / "0").error
+
+
+def test_a_job_leaves_no_model_in_memory(rlhf, tiny, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """Also one that failed; the garbage collector, which might come too late, is off."""
+    modules: weakref.WeakSet[AlignmentModule] = weakref.WeakSet()
+    alive: list[int] = []
+    made, task = AlignmentModule.configure_model, worker._task
+
+    def configured(module: AlignmentModule) -> None:
+        modules.add(module)
+        made(module)
+
+    monkeypatch.setattr(AlignmentModule, "configure_model", configured)
+    monkeypatch.setattr(worker, "_task", lambda name: lambda cfg: (alive.append(len(modules)), task(name)(cfg)))
+    gc.collect()
+    gc.disable()
+    try:
+        rlhf("train", "-m", "optimizer.lr=1e-3,1e30,1e-2", *tiny, "paths.output_dir=sweep")
+    finally:
+        gc.enable()
+    assert [row["status"] for row in rows(tmp_path / "sweep")] == ["done", "failed", "done"]
+    assert alive == [0, 0, 0]
+    assert not modules
 
 
 def test_a_sweep_file_starts_a_sweep_by_itself(rlhf, tiny, tmp_path):
