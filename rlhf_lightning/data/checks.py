@@ -32,6 +32,7 @@ class Kind(StrEnum):
     TEMPLATE = "template error"
     EMPTY_PROMPT = "empty prompt"
     EMPTY_RESPONSE = "empty response"
+    NO_BOUNDARY = "no boundary"
     IDENTICAL = "chosen equals rejected"
     UNSCORED = "nothing scored"
     TWO_BOS = "misplaced BOS"
@@ -53,6 +54,8 @@ ADVICE: Mapping[Kind, str] = {
     Kind.TEMPLATE: "choose another data.spec.template, or repair the order of turns",
     Kind.EMPTY_PROMPT: "fill the prompt",
     Kind.EMPTY_RESPONSE: "fill the response",
+    Kind.NO_BOUNDARY: "raise data.spec.max_prompt_length, or take prompts as they are: data.spec.prompt_start=any, "
+    "data.spec.prompt_end=any",
     Kind.IDENTICAL: "a pair without a difference teaches nothing: leave it out",
     Kind.UNSCORED: "raise the length limits, or set data.spec.mask",
     Kind.TWO_BOS: "remove the BOS text from the row or from the template",
@@ -179,6 +182,8 @@ class Report:
     response_tokens: int = 0
     scored_tokens: int = 0
     unknown_tokens: int = 0  #: response tokens that are the tokenizer's unknown token
+    cut_prompts: int = 0  #: prompts cut as ``data.spec.prompt_start`` and ``prompt_end`` ask
+    cut_characters: int = 0  #: that they lost
     unscored_turns: int = 0  #: assistant turns not scored because the template shows them differently later on
     boundary_checked: int = 0  #: rows whose prompt was also tokenised together with its responses
     boundary_mismatched: int = 0  #: of those, rows where that gave other tokens

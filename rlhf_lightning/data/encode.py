@@ -115,6 +115,10 @@ class Encoder:
             self._finish(item, made)
         return encoded
 
+    def prompt_length(self, text: str) -> int:
+        """Tokens of a prompt of plain text, the BOS that it will get included."""
+        return len(self.encode([Rendered(text, [], [], templated=False)])[0].prompt)
+
     def _finish(self, item: Rendered, made: Encoded) -> None:
         """EOS behind responses that have none, BOS before the prompt, a predictor for a response without a prompt."""
         for closed, ids, mask in zip(item.closed, made.responses, made.scored, strict=True):

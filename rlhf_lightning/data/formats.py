@@ -214,7 +214,10 @@ def detect(fields: Fields, kind: str | None = None) -> str | None:
 
 
 def _asked_for(kind: str | None) -> Mapping[str, Format]:
-    return {name: form for name, form in FORMATS.items() if kind == "prompt" or form.kind != "prompt"}
+    """The formats in the order in which they are tried; who asks prompts takes a row with a prompt and a text by it."""
+    if kind == "prompt":
+        return {name: FORMATS[name] for name in (*(other for other in FORMATS if other != "text"), "text")}
+    return {name: form for name, form in FORMATS.items() if form.kind != "prompt"}
 
 
 def unrecognised(columns: Sequence[str], kind: str | None = None) -> DataError:

@@ -26,6 +26,8 @@ class Record:
     parts: tuple[Record | None, ...] = ()
     #: The only response as steps, each with its label; ``responses`` then holds the whole of it.
     steps: tuple[tuple[str, float], ...] = ()
+    #: Characters that ``data.spec.prompt_start`` and ``prompt_end`` left out of the prompt.
+    cut: int = 0
 
     @property
     def conversation(self) -> bool:

@@ -78,6 +78,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "mask": ("assistant", "response"),
     "boundary": ("ids", "prefix"),
     "pairs": ("best_worst", "adjacent", "all"),
+    "prompt_start": ("any", "sentence", "line"),
+    "prompt_end": ("any", "sentence", "line"),
     "too_long": ("exclude", "error", "keep_end", "keep_start"),
     "on_bad_row": ("error", "exclude"),
 }
@@ -117,6 +119,11 @@ class DataSpec:
         boundary: ``ids`` concatenates prompt ids and response ids, as at inference; ``prefix`` tokenises both together
             and ends the prompt at the longest common token prefix (spec/offline.md 0.2).
         bos: put the BOS token first. None: as the tokenizer does with plain text; a chat template brings its own.
+        prompt_start: where a prompt of plain text begins, for a method that asks prompts: ``any``, where it does;
+            behind the first ``sentence`` or ``line`` that ends in it (excerpts, which may begin in the middle of one).
+        prompt_end: where it ends: ``any``, where it does; at the last ``sentence`` or ``line`` that ends within
+            ``max_prompt_length`` and ``max_length``, so ``too_long`` never has to cut it
+            (:mod:`rlhf_lightning.data.boundaries`; detail 12 of "The N Implementation Details of RLHF with PPO").
         max_length: limit in tokens of prompt + longest response, EOS included (1024: TRL's default); None: no limit.
         max_prompt_length: limit of the prompt alone; None: no limit.
         max_response_length: limit of each response alone, EOS included; None: no limit.
@@ -150,6 +157,8 @@ class DataSpec:
     mask: Literal["assistant", "response"] = "assistant"
     boundary: Literal["ids", "prefix"] = "ids"
     bos: bool | None = None
+    prompt_start: Literal["any", "sentence", "line"] = "any"
+    prompt_end: Literal["any", "sentence", "line"] = "any"
     max_length: int | None = 1024
     max_prompt_length: int | None = None
     max_response_length: int | None = None
@@ -166,6 +175,7 @@ class DataSpec:
         object.__setattr__(self, "attributes", None if self.attributes is None else tuple(self.attributes))
         for name, allowed in _CHOICES.items():
             _one_of(f"data.spec.{name}", getattr(self, name), allowed)
+        self._check_cuts()
         for name in self.columns:
             _one_of("a key of data.spec.columns", name, COLUMNS)
         if isinstance(self.threshold, str):
@@ -182,6 +192,15 @@ class DataSpec:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"data.spec.{name}={value} must be at least {least}, or null for no limit")
+
+    def _check_cuts(self) -> None:
+        """Prompts that become conversations have their boundaries already."""
+        for name in ("prompt_start", "prompt_end"):
+            if getattr(self, name) != "any" and self.template not in ("auto", "none"):
+                raise ValueError(
+                    f"data.spec.{name}={getattr(self, name)} cuts plain text, and data.spec.template={self.template} "
+                    "makes a conversation of it: set data.spec.template=none, or leave prompts whole with any"
+                )
 
     def content(self) -> dict[str, Any]:
         """The fields that decide which tokens come out."""

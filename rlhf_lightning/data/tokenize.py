@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_lightning.data import cache
+from rlhf_lightning.data import boundaries, cache
 from rlhf_lightning.data.checks import DataError, Kind, Problem, Report, RowError, check_ids
 from rlhf_lightning.data.converters import Converter
 from rlhf_lightning.data.encode import Encoded, Encoder, fit
@@ -72,6 +72,7 @@ def tokenize(source: Source, tokenizer: PreTrainedTokenizerBase, spec: DataSpec,
     """
     started = time.perf_counter()
     source = for_kind(source, kind)
+    boundaries.check_kind(spec, kind)
     template = resolve(tokenizer, spec)
     fingerprint = source.fingerprint() if spec.cache else None
     pipeline = _Pipeline(source.name, tokenizer, spec, kind, template)
@@ -176,7 +177,7 @@ class _Pipeline:
                 except RowError as error:
                     self._problem(row, error)
                     continue
-                self._count(example, made, parts)
+                self._count(record, example, made, parts)
                 yield row, record, example
             if self.report.rows % _SAY_EVERY < len(chunk) and self.report.rows >= _SAY_EVERY:
                 log.info("%s: %d rows tokenised", self.report.source, self.report.rows)
@@ -231,7 +232,7 @@ class _Pipeline:
         for part in record.parts or (record,):
             if part is not None:
                 check_text(part)
-        return record
+        return boundaries.cut(record, self.spec, self.encoder.prompt_length)
 
     def _example(self, row: Row, record: Record, made: list[Encoded | None]) -> Example:
         """The group of a row; ``made`` has an entry a prompt."""
@@ -280,9 +281,13 @@ class _Pipeline:
         if first != row.id:  # a mixture may repeat a row on purpose: that is no duplicate
             self.report.add(Problem(row.id, Kind.DUPLICATE, f"the same tokens as {first}"))
 
-    def _count(self, example: Example, made: list[Encoded | None], parts: list[Rendered | None]) -> None:
+    def _count(
+        self, record: Record, example: Example, made: list[Encoded | None], parts: list[Rendered | None]
+    ) -> None:
         report = self.report
         report.kept += 1
+        report.cut_prompts += record.cut > 0
+        report.cut_characters += record.cut
         for text in parts:
             if text is not None:
                 report.unscored_turns += text.unscored_turns
@@ -322,6 +327,12 @@ class _Pipeline:
             report.note(
                 f"in {report.mismatch_rate:.1%} of {report.boundary_checked} rows tokens would merge across the "
                 f"boundary of prompt and response (data.spec.boundary={self.spec.boundary})"
+            )
+        if report.cut_prompts:
+            report.note(
+                f"{report.cut_prompts} of {report.kept} prompts are cut to begin and end as data.spec.prompt_start="
+                f"{self.spec.prompt_start} and prompt_end={self.spec.prompt_end} ask; each of them lost "
+                f"{report.cut_characters / report.cut_prompts:.0f} characters on average"
             )
         if report.unscored_turns:
             report.note(

@@ -99,6 +99,19 @@ def test_columns_keep_their_own_names_and_values():
     assert columns == {**row, "prompt": [USER]}
 
 
+@pytest.mark.parametrize(
+    ("row", "options"),
+    [
+        ({"text": ASKED}, {"columns": {"prompt": "text"}}),  # as the error for a text alone says
+        ({"prompt": ASKED, "text": "of a report"}, {}),
+    ],
+)
+def test_a_text_is_asked_where_it_is_the_prompt(row, options):
+    found = made(row, template="none", **options)
+    assert found.examples.columns_of(0)["prompt"] == ASKED
+    assert found.report.formats == {"prompt": 1}
+
+
 def test_what_json_cannot_hold_is_left_out_and_noted():
     found = made({"prompt": ASKED, "when": datetime.date(2026, 1, 1), "answer": "4"})
     assert found.examples.columns_of(0) == {"prompt": [USER], "answer": "4"}

@@ -1,7 +1,7 @@
 """The details of published PPO implementations: what each is called, the option that makes it, the test of it.
 
 Numbers are those of "The N Implementation Details of RLHF with PPO"; M are the switches of MOSS-RLHF's code
-(arXiv:2307.04964). Detail 12 (prompts end at a sentence boundary) is a property of the data, not an option.
+(arXiv:2307.04964).
 """
 
 from __future__ import annotations
@@ -89,6 +89,12 @@ DETAILS = [
         "value head starts at zero",
         ("method.critic.head=zeros",),
         "tests.models.test_critic.test_values_start_at_zero_by_default",
+    ),
+    Detail(
+        "12",
+        "prompts begin and end at a sentence boundary",
+        ("data.spec.prompt_start=sentence", "data.spec.prompt_end=sentence", "data.spec.max_prompt_length=64"),
+        f"{HERE}.test_prompts_are_whole_sentences",
     ),
     Detail(
         "13",

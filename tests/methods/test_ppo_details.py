@@ -19,6 +19,7 @@ from rlhf_lightning import compose
 from rlhf_lightning.cli.build import make
 from rlhf_lightning.credit.whitening import whiten
 from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.tokenize import tokenize
 from rlhf_lightning.methods import PPO, KLPenalty
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.scorer import ScalarHead
@@ -27,6 +28,8 @@ from rlhf_lightning.rollout import TransformersEngine
 from rlhf_lightning.types import Example, RolloutBatch, RolloutOptions, Sampling
 from tests.helpers.critics import ppo_of
 from tests.helpers.ppo_details import DETAILS, Detail
+from tests.helpers.rows import Rows
+from tests.helpers.tokenizers import gpt2_like
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,21 @@ def test_generation_to_the_full_length() -> None:
         sampling = Sampling(max_new_tokens=5, ignore_eos=ignored)
         drawn = engine.generate([[5, 9]], sampling, n=3, seeds=[1])[0]
         assert {(len(sample.ids), sample.finish) for sample in drawn} == {(length, finish)}
+
+
+def test_prompts_are_whole_sentences() -> None:
+    """An excerpt as the recipe's data options make a prompt of it: behind its first full stop, at most 64 tokens."""
+    spec = make(
+        compose(
+            "train", ["experiment=ppo/openai_2019", "data=json", "data.source.path=x", "data.spec.cache=false"]
+        ).data.spec
+    )
+    whole = ["The night was long.", "He slept well."]
+    excerpt = f"of the house. {' '.join(whole)} In the morning he went out again and did not come back. Nobody knew"
+    found = tokenize(Rows({"prompt": excerpt}, {"prompt": "and nothing ends"}), gpt2_like(), spec, "prompt")
+    assert gpt2_like().decode(found.examples[0].prompt) == " ".join(whole)
+    assert found.report.excluded == {"no boundary": 1}
+    found.report.enforce(spec)  # left out, as in the code
 
 
 def test_scores_are_taken_at_the_temperature() -> None:
