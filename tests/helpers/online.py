@@ -161,6 +161,8 @@ def fit(
     kill_call: int | None = None,
     make: Any = module_of,
     reward: Any = None,
+    dtype: Any = None,
+    ptx: Any = None,
     **options: Any,
 ) -> L.Trainer:
     """Train in ``folder``, saving every third step; where it holds a checkpoint, go on from that.
@@ -171,6 +173,8 @@ def fit(
         kill_call: die in this call of the engine, from 1.
         make: the module.
         reward: what scores.
+        dtype: of the copy of the weights that is sampled from; None: the weights themselves are.
+        ptx: what makes the data that is mixed in.
         **options: of the trainer.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -184,7 +188,7 @@ def fit(
     run = trainer(folder, own, **settings | options)
     module = make()
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))  # nothing may hang on the global generator's start
-    data = online(module, folder / "rollouts", Engine(folder, kill_call), reward)
+    data = online(module, folder / "rollouts", Engine(folder, kill_call, dtype=dtype), reward, ptx=ptx)
     last = recovered(folder / "checkpoints" / "last.ckpt")
     run.fit(module, datamodule=data, ckpt_path=last if last.exists() else None)
     if run.is_global_zero:
@@ -192,14 +196,24 @@ def fit(
     return run
 
 
-def trajectory(make: Any, folder: Path, reward: Any = None, count: int = 24, **options: Any) -> dict[str, Any]:
+def trajectory(
+    make: Any,
+    folder: Path,
+    reward: Any = None,
+    count: int = 24,
+    callbacks: Sequence[L.Callback] = (),
+    dtype: Any = None,
+    ptx: Any = None,
+    **options: Any,
+) -> dict[str, Any]:
     """Train for an epoch; every logged metric by name, the final weights, and what the rollouts' files say."""
     folder.mkdir(parents=True, exist_ok=True)
     logger, module = Memory(), make()
     if callable(options.get("strategy")):
         options["strategy"] = options["strategy"]()
-    run = trainer(folder, [NonFiniteStop()], logger=logger, **{"use_distributed_sampler": False} | options)
-    data = online(module, folder / "rollouts", reward=reward, count=count)
+    own = [NonFiniteStop(), *callbacks]
+    run = trainer(folder, own, logger=logger, **{"use_distributed_sampler": False} | options)
+    data = online(module, folder / "rollouts", Engine(dtype=dtype), reward, count, ptx=ptx)
     run.fit(module, datamodule=data)
     names = {name for row in logger.rows for name in row}
     weights = get_model_state_dict(module.policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
