@@ -132,9 +132,10 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
 
 
 def reference_kind(cfg: DictConfig, method: functools.partial[Any]) -> ReferenceKind:
-    """The reference that is loaded: the chosen one, or none where it would only cost memory.
+    """The reference that is loaded: the chosen one, or none where nothing would read it.
 
-    A method without a reference gets none, unless it costs nothing and was asked for (``adapter_off``). ``auto`` is the
+    A method without a reference gets none, unless one was asked for by name (``frozen``, ``adapter_off``): then the KL
+    of its samples is logged, as for the methods that it is compared with. ``auto`` is the
     policy without its adapter where a new adapter is trained, and a frozen copy otherwise: an adapter that training
     goes on from (``adapter.path``) is part of the initial policy, so switching it off would not give that policy back.
     """
@@ -147,7 +148,8 @@ def reference_kind(cfg: DictConfig, method: functools.partial[Any]) -> Reference
         automatic = ReferenceKind.ADAPTER_OFF if new_adapter else ReferenceKind.FROZEN
         return automatic if needed else ReferenceKind.NONE
     chosen = ReferenceKind(cfg.reference.kind)
-    return chosen if needed or chosen is ReferenceKind.ADAPTER_OFF else ReferenceKind.NONE
+    asked_for = chosen in (ReferenceKind.FROZEN, ReferenceKind.ADAPTER_OFF)
+    return chosen if needed or asked_for else ReferenceKind.NONE
 
 
 def make_trainer(cfg: DictConfig, monitor: tuple[str, str] = ("val/loss", "min")) -> Trainer:

@@ -23,6 +23,8 @@ TINY = ["model=tiny_random", "data=json", "data.source.path=none.jsonl"]
         (["reference=cached", "adapter=lora"], "cached"),
         (["adapter=lora", "adapter.path=trained"], "frozen"),
         (["method=simpo"], "none"),
+        (["method=simpo", "reference=frozen"], "frozen"),
+        (["method=simpo", "reference=cached"], "none"),
         (["method=simpo", "adapter=lora"], "none"),
         (["method=simpo", "adapter=lora", "reference=adapter_off"], "adapter_off"),
         (["method=mpo", "adapter=lora"], "adapter_off"),

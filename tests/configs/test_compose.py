@@ -78,7 +78,7 @@ def test_a_methods_settings_in_an_experiment_stand_above_the_experiment(file):
     """And the command line above both; another experiment knows nothing of them."""
     chosen = [f"experiment={file.parent.name}", f"method={file.stem}"]
     cfg, bare = composed("train", *chosen), composed("train", *chosen, "~recipe")
-    assert cfg.method.rollout != bare.method.rollout
+    assert (cfg.method, cfg.optimizer, cfg.trainer) != (bare.method, bare.optimizer, bare.trainer)
     assert bare.method == composed("train", f"method={file.stem}", "rollout.max_new_tokens=20").method
     assert composed("train", *chosen, "method.rollout.group_size=6").method.rollout.group_size == 6
 
