@@ -109,7 +109,9 @@ class PolicySamples(Callback):
         if not self.before_training or trainer.global_step or data is None or not _is_policy(pl_module):
             return
         self._prompts = []
-        for batch in data.val_dataloader() or ():
+        # Not the batches of a validation on policy: they are drawn by all processes together, and the processes stop
+        # at different ones.
+        for batch in getattr(data, "validation_prompts", data.val_dataloader)() or ():
             self._collect(trainer, batch)
             if len(self._prompts) >= self._share(trainer) * self.each:
                 break
@@ -200,8 +202,8 @@ class PolicySamples(Callback):
         if module.trainer.evaluating:
             rows = torch.tensor([[math.nan if s is None else s for s in row[: self.each]] for row in scores])
             last = torch.tensor([math.nan if row[-1] is None else row[-1] for row in scores])
-            there = torch.tensor([bool(p.data) for p in firsts])
-            margin = (rows - last[:, None])[there]
+            there = torch.tensor([bool(p.data) for p in firsts], dtype=torch.bool)
+            margin = (rows.view(len(firsts), -1) - last[:, None])[there] if len(firsts) else rows
             win = torch.where(margin.isfinite(), (1 + margin.sign()) / 2, torch.nan)  # the sign of nan is 0
             for name, values in {"reward": rows, "data_reward": last[there], "win_rate": win}.items():
                 module.track(f"val/sample/{name}", values[values.isfinite()].to(module.device))
@@ -210,16 +212,18 @@ class PolicySamples(Callback):
     def _asked(self, module: Any, groups: Sequence[SampleGroup]) -> list[list[float | None]]:
         """Scores of a reward that may be the one that trains: what it counts here is no part of what it logs there.
 
-        A reward that compares responses has nothing to say of a single one.
+        A reward that compares responses has nothing to say of a single one. It is asked all the same, also without any
+        group: where the policy itself scores and its weights are shared, every process has to take part.
         """
         reward: Any = self.reward
-        if any(len(group.samples) < getattr(reward, "smallest_group", 1) for group in groups):
-            return [[None] * len(group.samples) for group in groups]
         if hasattr(reward, "policy"):
             reward.policy = module
-        scores: list[list[float | None]] = reward(groups)
+        large = [len(group.samples) >= getattr(reward, "smallest_group", 1) for group in groups]
+        found = iter(reward([group for group, asked in zip(groups, large, strict=True) if asked]))
         getattr(reward, "metrics", dict)()
-        return scores
+        return [
+            next(found) if asked else [None] * len(group.samples) for group, asked in zip(groups, large, strict=True)
+        ]
 
     def _log_ratios(self, module: Any, responses: list[list[int]]) -> list[float | None] | None:
         """Summed log-ratio of each response; logs the estimates of the KL."""

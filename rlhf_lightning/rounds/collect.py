@@ -57,6 +57,11 @@ class Collector:
             ignore_eos=options.ignore_eos,
         )
 
+    @property
+    def _has_baseline(self) -> bool:
+        """Whether a prompt's samples are compared with its greedy response."""
+        return self.options.greedy_baseline and not self.validating
+
     def draw(
         self,
         examples: Examples,
@@ -109,7 +114,8 @@ class Collector:
         with self.clock.phase("reward"):
             total, terms = self._rewards(filled)
             steps = self._steps(filled)
-            base: Scores = self._rewards(baselines)[0] if baselines else [[None]] * len(groups)
+            # Asked also without any prompt: where the policy itself scores, every process has to take part.
+            base: Scores = self._rewards(baselines)[0] if self._has_baseline else [[None]] * len(groups)
         return [
             Scored(
                 place,
@@ -128,7 +134,7 @@ class Collector:
         return scored(self.reward, groups)
 
     def _greedy(self, prompts: list[list[int]], seeds: list[int]) -> list[list[Sample]]:
-        if self.validating or not self.options.greedy_baseline:
+        if not self._has_baseline:
             return []
         sampling = replace(self.sampling, temperature=0.0, top_p=1.0, top_k=0)
         return self.engine.generate(prompts, sampling, n=1, seeds=seeds)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from rlhf_lightning.data.loader import ListLoader
 from rlhf_lightning.data.module import AlignmentDataModule, Place
@@ -211,8 +212,34 @@ class OnlineData(L.LightningDataModule):
             raise RuntimeError("call setup() first: the prompts have not been read")
         return self.train_examples
 
+    def _check_trainer(self) -> None:
+        """Refuse what a ``Trainer`` would do to a loader whose batches are drawn as they are asked for."""
+        trainer: Any = self.trainer
+        if trainer is None:
+            return
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
+            raise ValueError(
+                "GradientAccumulationScheduler changes how many micro-batches a step has, which a rollout is cut into "
+                "ahead; set trainer.accumulate_grad_batches to one number"
+            )
+        if trainer.overfit_batches:
+            raise ValueError(
+                f"trainer.overfit_batches={trainer.overfit_batches} repeats batches, and every rollout is drawn anew: "
+                "to learn a few prompts by heart let the data have no others (data.source.limit=8 data.batch_size=8)"
+            )
+        if trainer.reload_dataloaders_every_n_epochs:
+            raise ValueError(
+                f"trainer.reload_dataloaders_every_n_epochs={trainer.reload_dataloaders_every_n_epochs} would begin "
+                "the rollouts again at the first prompt: set it to 0, rollouts are drawn anew in any case"
+            )
+
     def train_dataloader(self) -> RolloutLoader:
-        """This process's training batches."""
+        """This process's training batches.
+
+        Raises:
+            ValueError: the trainer repeats batches, makes loaders again or changes its accumulation.
+        """
+        self._check_trainer()
         batching, others = self.prompts.batching, self._demonstrations
         assert batching.batch_size is not None
         return RolloutLoader(
@@ -229,10 +256,14 @@ class OnlineData(L.LightningDataModule):
 
     def val_dataloader(self) -> ValidationLoader | list[ValidationLoader]:
         """This process's validation batches, drawn when they are asked for; an empty list without validation data."""
-        listed = self.prompts.val_dataloader()
+        listed = self.validation_prompts()
         if not isinstance(listed, ListLoader):
             return []
         return ValidationLoader(listed.batches.listed, self.collector(True), self.sync, lambda: self.module)
+
+    def validation_prompts(self) -> ListLoader | list[ListLoader]:
+        """This process's validation prompts in the batches of :meth:`val_dataloader`; nothing is drawn for them."""
+        return self.prompts.val_dataloader()
 
     # A rollout
 
