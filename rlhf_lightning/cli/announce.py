@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 from torch.optim import Optimizer
 
+from rlhf_lightning.cli.online_checks import without_effect
 from rlhf_lightning.models.memory import describe
 from rlhf_lightning.models.roles import Models
 
@@ -78,6 +79,8 @@ def _lines(cfg: DictConfig, run: Run, checkpoint: str | None) -> Iterator[tuple[
     yield "method", f"{_loss(run.module.loss)} on {run.module.kind} data; {reference}"
     for part in run.data.summaries():
         yield "data", part
+    for option in without_effect(cfg, run.module, run.data):
+        yield "no effect", option
     if checkpoint is not None:
         yield "resume", _short(checkpoint)
     yield "results", _short(run.folder)

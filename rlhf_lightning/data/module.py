@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -61,6 +62,10 @@ class AlignmentDataModule(L.LightningDataModule):
         data.setup()
         for batch in data.train_dataloader(): ...
     """
+
+    #: Of a reward that reads columns of validation rows, given their names; None: no columns are read.
+    check_columns: Callable[[Collection[str]], None] | None = None
+    val_columns: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  #: by "file:row", where they are read
 
     def __init__(
         self,
@@ -119,9 +124,6 @@ class AlignmentDataModule(L.LightningDataModule):
         self.train_examples: Examples | None = None
         self.val_examples: Examples | None = None
         self.reports: dict[str, Report] = {}  #: by role: what happened to every row
-        #: Of a reward that reads columns of validation rows, given their names; None: no columns are read.
-        self.check_columns: Callable[[Collection[str]], None] | None = None
-        self.val_columns: dict[str, Mapping[str, Any]] = {}  #: of validation rows by "file:row", where they are read
         self.mismatched, self.ptx = mismatched, ptx
         self._mismatches: dict[int, Mismatches] = {}  # by the identity of the examples
         self._store = reference_store

@@ -10,6 +10,7 @@ import pytest
 from rlhf_lightning.cli.build import make_run
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.launch import per_job
+from rlhf_lightning.cli.online_checks import without_effect
 from rlhf_lightning.cli.results import Result
 
 REWARD = ["reward=function", "reward.target=tests.helpers.online.letters", "allow_targets=[tests]"]
@@ -36,6 +37,10 @@ SERVER = ["rollout.url=http://127.0.0.1:9"]
             ["method=ppo", *COMPARED],
             r"needs at least 2: set method.rollout.group_size=2 method.rollout.validation_samp",
         ),
+        (
+            ["method=remax", *COMPARED, "method.rollout.group_size=2", "method.rollout.validation_samples=2"],
+            r"the greedy response that is this method's baseline is scored alone: choose method=rloo",
+        ),
         (["method=grpo", *COMPARED], r"needs at least 2: set method.rollout.validation_samples=2 or more"),
         (["method=grpo", *REWARD, "method.rollout.groups=4"], r"(?s)groups.*Did you mean .*group_size"),
     ],
@@ -44,6 +49,79 @@ def test_refused_before_weights_load(options, message, tiny, tmp_path, monkeypat
     monkeypatch.setattr("rlhf_lightning.models.sources.TinyRandom.load", None)
     with pytest.raises(ValueError, match=message):
         make_run(compose("train", [*tiny, *options, f"paths.output_dir={tmp_path}"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["method=grpo", "method.rollout.group_size=1"], r"its advantage is always 0. Set method.rollout.group_size"),
+        (["method=grpo", "method.rollout.keep=1"], r"its advantage is always 0. Set .* \(and keep\) to 2 or more"),
+        (["method=rloo", "method.rollout.group_size=1"], r"rloo compares .*: set method.rollout.group_size >= 2"),
+        (["method=grpo", "method.rollout.greedy_baseline=true"], r"greedy_baseline=true decodes .* method=remax"),
+        (["method=grpo", "+method.multi_reward=normalize_then_sum", "method.kl.place=none"], r"'letters' has no terms"),
+        (["method=grpo", "+method.reward_weights={a: 2.0}"], r"reward_weights are of multi_reward=normalize_then_sum"),
+    ],
+)
+def test_what_could_not_teach_is_refused_before_weights_load(options, message, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("rlhf_lightning.models.sources.TinyRandom.load", None)
+    with pytest.raises(ValueError, match=message):
+        make_run(compose("train", [*tiny, *REWARD, *options, f"paths.output_dir={tmp_path}"]))
+
+
+@pytest.mark.parametrize("method", ["reinforce", "reinforce_pp", "ppo"])
+def test_one_response_a_prompt_is_enough_where_none_are_compared(method, tiny, tmp_path):
+    options = [f"method={method}", "method.rollout.group_size=1", f"paths.output_dir={tmp_path}"]
+    assert make_run(compose("train", [*tiny, *REWARD, *options])).module.rollout.group_size == 1
+
+
+def test_a_weight_of_a_reward_names_one_of_its_terms(tiny, tmp_path):
+    """Misspelt, it would silently be 1."""
+    terms = ["reward=composite", "+reward@reward.terms.short=length", "+method.reward_weights={shrot: 2.0}"]
+    options = ["method=grpo", *terms, "+method.multi_reward=normalize_then_sum", "method.kl.place=none"]
+    with pytest.raises(ValueError, match=r"reward_weights.shrot: the reward has no such term. Did you mean short\?"):
+        make_run(compose("train", [*tiny, *options, f"paths.output_dir={tmp_path}"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["trainer.overfit_batches=2"], r"trainer.overfit_batches=2 repeats batches, and every rollout is drawn anew"),
+        (["+trainer.reload_dataloaders_every_n_epochs=1"], r"would begin the rollouts again at the first prompt"),
+        (
+            [
+                "+callbacks.accumulate._target_=lightning.pytorch.callbacks.GradientAccumulationScheduler",
+                "+callbacks.accumulate.scheduling={0: 1, 4: 2}",
+            ],
+            r"GradientAccumulationScheduler changes how many",
+        ),
+    ],
+)
+def test_what_a_trainer_would_do_to_rollouts_is_refused(options, message, tiny, tmp_path):
+    run = make_run(compose("train", [*tiny, *REWARD, *SMALL, "method=grpo", *options, f"paths.output_dir={tmp_path}"]))
+    with pytest.raises(ValueError, match=message):
+        run.data.setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["method=grpo", *REWARD], []),
+        (["method=dpo"], []),
+        (
+            ["method=grpo", *REWARD, "data.num_workers=2", "data.bucket=4", "data.spec.max_response_length=9"],
+            ["data.num_workers=2: rollouts are packed", "data.bucket=4: a rollout's", "rollout.max_new_tokens limits"],
+        ),
+        (["method=rlsc", *REWARD], ["reward: 'letters' is logged, and this method learns from no reward"]),
+        (["method=ppo", *REWARD, "+data@data.ptx=tiny"], ["data.ptx: this method gives it no weight (method.ptx_coef"]),
+        (["method=dpo", "rollout=vllm"], ["rollout: this method learns from the responses of the data"]),
+    ],
+)
+def test_options_without_an_effect_are_named(options, said, tiny, tmp_path):
+    cfg = compose("train", [*tiny, *options, f"paths.output_dir={tmp_path}"])
+    run = make_run(cfg)
+    lines = list(without_effect(cfg, run.module, run.data))
+    assert len(lines) == len(said)
+    assert all(part in line for part, line in zip(said, lines, strict=True)), lines
 
 
 def test_more_prompts_a_rollout_than_there_are(tiny, tmp_path):

@@ -1,0 +1,200 @@
+"""What an on-policy run is refused for before weights load, and which options of a run have no effect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import DictConfig
+
+from rlhf_lightning.cli.errors import ConfigError, suggestion
+from rlhf_lightning.rewards.base import smallest_group
+from rlhf_lightning.types import RolloutOptions
+
+if TYPE_CHECKING:
+    from rlhf_lightning.data.module import AlignmentDataModule
+
+
+def check(module: Any, reward: Any, prompts: AlignmentDataModule) -> None:
+    """Refuse what could only fail in the first rollout, after weights were loaded, or what would do nothing there.
+
+    Args:
+        module: the method, without weights.
+        reward: what scores, or None.
+        prompts: the data.
+
+    Raises:
+        ConfigError: method, reward and data do not go together; the message says what to change.
+    """
+    _check_reward(module, reward)
+    _check_demonstrations(module, prompts)
+    _check_costs(module, reward)
+    _check_terms(module, reward)
+    _check_groups(module.rollout, reward)
+    _check_credit(module)
+
+
+def _check_reward(module: Any, reward: Any) -> None:
+    """Refuse a method that learns from rewards without one, or from those of steps without them."""
+    if reward is None and getattr(module, "needs_reward", True):
+        raise ConfigError(
+            "reward=none, and this method learns from rewards of the policy's own responses: choose reward=model "
+            "reward.path=..., reward=function reward.target=..., or another of conf/reward"
+        )
+    reads: frozenset[str] = getattr(getattr(module, "assignment", None), "needs", frozenset())
+    if "step_reward" in reads and getattr(reward, "step_reward", None) is None:
+        raise ConfigError(
+            f"this method learns from rewards of steps, and the reward {getattr(reward, 'name', None)!r} gives one "
+            "number a response: choose reward=process reward.path=..., or method=grpo"
+        )
+
+
+def _check_demonstrations(module: Any, prompts: AlignmentDataModule) -> None:
+    """Refuse a weight of demonstrations without any."""
+    weight = getattr(module, "ptx_coef", 0.0)
+    if weight and prompts.ptx is None:
+        raise ConfigError(
+            f"method.ptx_coef={weight} mixes demonstrations or text in, and there are none: name their data with "
+            "+data@data.ptx=..., for example +data@data.ptx=ultrachat, or set method.ptx_coef=0"
+        )
+
+
+def _check_costs(module: Any, reward: Any) -> None:
+    """Refuse a limit on a cost that is no term of the reward, or that the reward adds up."""
+    costs: frozenset[str] = getattr(module, "cost_terms", frozenset())
+    if costs and getattr(reward, "terms", None) is None:
+        raise ConfigError(
+            f"this method limits the cost {sorted(costs)[0]!r}, a term of the reward, and the reward "
+            f"{getattr(reward, 'name', None)!r} has no terms: choose reward=composite with a cost model among its terms"
+        )
+    check_cost(module, getattr(reward, "term_names", None))
+    _check_cost_is_no_reward(module, reward)
+
+
+def _check_terms(module: Any, reward: Any) -> None:
+    """Refuse options of single terms where the reward has none, or where nothing reads them."""
+    assignment = getattr(module, "assignment", None)
+    if assignment is None:
+        return
+    if assignment.separate and getattr(reward, "terms", None) is None:
+        raise ConfigError(
+            "method.multi_reward=normalize_then_sum standardises each term of a reward, and the reward "
+            f"{getattr(reward, 'name', None)!r} has no terms: choose reward=composite, or sum_then_normalize"
+        )
+    if assignment.weights and not assignment.separate:
+        raise ConfigError(
+            "method.reward_weights are of multi_reward=normalize_then_sum: set that, or weigh the terms with "
+            "reward.weights of reward=composite"
+        )
+    names = getattr(reward, "term_names", None)
+    for name in sorted(set(assignment.weights) - set(names or assignment.weights)):
+        raise ConfigError(f"method.reward_weights.{name}: the reward has no such term.{suggestion(name, names or ())}")
+
+
+def _check_credit(module: Any) -> None:
+    """Refuse rollouts that could not teach: single responses for credit that compares those to a prompt."""
+    options, assignment = module.rollout, getattr(module, "assignment", None)
+    if assignment is None:
+        return
+    if options.greedy_baseline and "baseline" not in assignment.needs:
+        raise ConfigError(
+            "method.rollout.greedy_baseline=true decodes every prompt once more, and this method's credit function "
+            "does not read it: choose method=remax, or set it to false"
+        )
+    apart: Mapping[str, Any] = {"reward": torch.tensor([0.0, 1.0]), "group": torch.arange(2)}
+    if options.kept > 1 or assignment.needs != set(apart):
+        return
+    advantage: Callable[..., torch.Tensor] = assignment.advantage
+    try:
+        found = advantage(**apart)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if not found.any():
+        raise ConfigError(
+            "this method compares the responses to a prompt, and there is one to learn from: its advantage is always "
+            "0. Set method.rollout.group_size (and keep) to 2 or more, or choose method=reinforce"
+        )
+
+
+def _check_groups(options: RolloutOptions, reward: Any) -> None:
+    """Refuse groups that are too small for a reward that compares the responses to a prompt."""
+    fewest = smallest_group(reward)
+    alone = {
+        "method.rollout.group_size": options.group_size,
+        "method.rollout.validation_samples": options.validation_samples,
+    }
+    small = [f"{name}={fewest}" for name, size in alone.items() if size < fewest]
+    if small:
+        raise ConfigError(
+            f"the reward {reward.name!r} compares the responses to a prompt and needs at least {fewest}: set "
+            f"{' '.join(small)} or more"
+        )
+    if options.greedy_baseline and fewest > 1:
+        raise ConfigError(
+            f"the reward {reward.name!r} compares the responses to a prompt, and the greedy response that is this "
+            "method's baseline is scored alone: choose method=rloo or method=grpo"
+        )
+
+
+def terms_to_make(scorer: Any) -> frozenset[str] | None:
+    """Names of the terms that a composed reward's partial will make; None for any other reward."""
+    terms = getattr(scorer, "keywords", {}).get("terms")
+    return frozenset(terms) if isinstance(terms, Mapping) else None
+
+
+def check_cost(module: Any, names: Collection[str] | None, *, inside: bool = False) -> None:
+    """Refuse a cost that is none of the reward's terms.
+
+    Args:
+        module: the method.
+        names: of the terms; None: they are not known before the reward scores.
+        inside: a term may have terms of its own, ``term/part``, that are not among the names yet.
+    """
+    for cost in sorted(getattr(module, "cost_terms", frozenset())):
+        if names is None or (cost.partition("/")[0] if inside else cost) in names:
+            continue
+        raise ConfigError(
+            f"method.multiplier.cost={cost} is no term of the reward: set method.multiplier.cost to one of its terms, "
+            f"or add the term, for example +reward@reward.terms.{cost}=cost reward.terms.{cost}.path=<cost model> "
+            f"'reward.costs=[{cost}]'.{suggestion(cost, names)}"
+        )
+
+
+def _check_cost_is_no_reward(module: Any, reward: Any) -> None:
+    """Refuse a cost that the reward adds up: it would be sought and limited at once."""
+    weights: Mapping[str, float] = getattr(reward, "weights", {})
+    for cost in sorted(getattr(module, "cost_terms", frozenset())):
+        if weights.get(cost, 0.0) > 0:
+            raise ConfigError(
+                f"the reward adds up its term {cost!r} with weight {weights[cost]:g}, and this method limits it as a "
+                f"cost: set 'reward.costs=[{cost}]', which takes it out of the sum"
+            )
+
+
+def without_effect(cfg: DictConfig, module: Any, data: Any) -> Iterator[str]:
+    """Say which options that were changed from their defaults change nothing in this run, one line each.
+
+    Args:
+        cfg: of the run.
+        module: the method.
+        data: the run's.
+    """
+    demonstrations = cfg.data.get("ptx") is not None and not getattr(module, "ptx_coef", 0.0)
+    if demonstrations:
+        yield "data.ptx: this method gives it no weight (method.ptx_coef of method=ppo and ppo_lagrangian)"
+    if module.kind != "prompt":
+        if cfg.get("rollout") and not str(cfg.rollout.get("_target_")).endswith(".TransformersEngine"):
+            yield "rollout: this method learns from the responses of the data and draws none"
+        return
+    if cfg.data.get("num_workers"):
+        yield f"data.num_workers={cfg.data.num_workers}: rollouts are packed in the process that draws them"
+    if cfg.data.get("bucket") is not None:
+        yield f"data.bucket={cfg.data.bucket}: a rollout's responses are dealt out to its steps at random"
+    if (cfg.data.get("spec") or {}).get("max_response_length") is not None:
+        yield (
+            f"data.spec.max_response_length={cfg.data.spec.max_response_length}: the data's responses are not read; "
+            "rollout.max_new_tokens limits the policy's"
+        )
+    if data.reward is not None and not getattr(module, "needs_reward", True):
+        yield f"reward: {data.reward_name!r} is logged, and this method learns from no reward"
