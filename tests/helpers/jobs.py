@@ -185,7 +185,7 @@ def in_processes(count: int, folder: Path, function: Callable[..., Any], *args: 
 
 
 def ranks(count: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[int | None]:
-    """Exit codes of forked processes that see each other as the ranks of one job."""
+    """Exit codes of forked processes that see each other as the ranks of one job; None of one that hangs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -195,7 +195,10 @@ def ranks(count: int, function: Callable[..., Any], *args: Any, **kwargs: Any) -
         process.start()
     for process in processes:
         process.join(120)
-    return [process.exitcode for process in processes]
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()  # where one hangs, this process would wait for it at its own end
+    return codes
 
 
 def _rank(rank: int, count: int, port: int, function: Callable[..., Any], args: Any, kwargs: Any) -> None:

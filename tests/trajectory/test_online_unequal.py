@@ -1,0 +1,94 @@
+"""Processes with unequal work: fewer prompts, nothing to judge, nothing to learn from. They must not wait for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf_lightning.callbacks import PolicySamples
+from rlhf_lightning.credit import remax
+from rlhf_lightning.data.packing import pack
+from rlhf_lightning.methods import PolicyGradient
+from rlhf_lightning.methods.shaping import RewardShaping
+from rlhf_lightning.models.tokenizers import byte_tokenizer
+from rlhf_lightning.rewards import RatingJudge
+from rlhf_lightning.strategies import FSDP2Strategy
+from rlhf_lightning.types import RolloutOptions, SampleGroup
+from tests.helpers.critics import ppo_of
+from tests.helpers.jobs import in_processes
+from tests.helpers.online import LowBytes, letters, module_of, trajectory
+from tests.trajectory.test_online_invariance import assert_same, samples
+
+SGD = partial(torch.optim.SGD, lr=0.05)
+STRATEGIES = pytest.mark.parametrize("strategy", ["ddp", FSDP2Strategy], ids=["ddp", "fsdp"])
+
+
+class OwnJudge(RatingJudge):
+    """The policy judges, at temperature 0; any answer is a rating: its share of letters, in thirds."""
+
+    def __call__(self, groups: Sequence[SampleGroup]) -> list[list[float | None]]:
+        answers = iter(self._answers([self._context(group, ids) for group in groups for ids in group.responses]))
+        return [[round(3 * letters("", next(answers) or "")) / 3 for _ in group.samples] for group in groups]
+
+
+def judge() -> OwnJudge:
+    question = "{{ item.prompt }}{{ sample.output_text }}"
+    return OwnJudge(byte_tokenizer(), question=question, max_tokens=3, name="own")
+
+
+def filtered() -> PolicyGradient:
+    """Refills of any number of prompts, greedy responses to judge too; statistics of the first samples."""
+    options = RolloutOptions(group_size=3, minibatches=2, greedy_baseline=True, dynamic_filter=True, max_refills=4)
+    shaping = RewardShaping(scale="ref", center=True, ref_samples=30)
+    return module_of(options, advantage=remax, shaping=shaping, optimizer=SGD)
+
+
+def without_validation(found: dict[str, Any]) -> dict[str, Any]:
+    """Sample tables draw by process."""
+    return found | {"metrics": {name: seen for name, seen in found["metrics"].items() if not name.startswith("val/")}}
+
+
+@STRATEGIES
+def test_the_policy_judges(tmp_path, strategy):
+    """A process without a prompt of a refill, and with fewer validation prompts than its sample table has room for."""
+
+    def run(folder: Any, **options: Any) -> dict[str, Any]:
+        reward, table = judge(), PolicySamples(pack, prompts=6, each=2, max_new_tokens=4)
+        table.reward = reward
+        return trajectory(filtered, folder, reward, callbacks=[table], **options)
+
+    single, two = tmp_path / "single", tmp_path / "two"
+    one = run(single)
+    parallel = in_processes(2, two, run, two, devices=2, strategy=strategy)
+    drawn = samples(single)
+    assert any(len({place for place, *_ in rollout}) % 2 for rollout in drawn), "no process was ever without a prompt"
+    assert drawn == samples(two)
+    assert len(list((two / "samples").iterdir())) == len(list((single / "samples").iterdir())) == 2
+    assert_same(without_validation(one), without_validation(parallel), 2e-4)
+
+
+class Rare(LowBytes):
+    """Scores responses to one prompt of six."""
+
+    name = "rare"
+
+    def __call__(self, groups: Sequence[SampleGroup]) -> list[list[float | None]]:
+        return [
+            [self.score(s) if group.columns["number"] % 6 == 1 else None for s in group.samples] for group in groups
+        ]
+
+
+@STRATEGIES
+@pytest.mark.parametrize("make", [module_of, partial(ppo_of, "separate")], ids=["grpo", "ppo"])
+def test_nothing_to_learn_from(tmp_path, make, strategy):
+    """Micro-batches, and whole steps, of which no response has a score."""
+    make = partial(make, optimizer=SGD)
+    one = trajectory(make, tmp_path / "single", Rare())
+    two = tmp_path / "two"
+    parallel = in_processes(2, two, trajectory, make, two, Rare(), devices=2, strategy=strategy)
+    assert samples(tmp_path / "single") == samples(two)
+    assert_same(one, parallel, 2e-4)
