@@ -12,6 +12,7 @@ from rlhf_lightning.callbacks.reference_kl import ReferenceKL
 from rlhf_lightning.callbacks.reference_sync import ReferenceSync
 from rlhf_lightning.callbacks.responses import ResponseStatistics
 from rlhf_lightning.callbacks.rich_progress import AlignmentProgressBar
+from rlhf_lightning.callbacks.rollout_files import RolloutFiles
 from rlhf_lightning.callbacks.samples import PolicySamples
 from rlhf_lightning.callbacks.score_normalizer import ScoreNormalizer
 from rlhf_lightning.callbacks.step_seed import StepSeed
@@ -32,6 +33,7 @@ __all__ = [
     "ReferenceKL",
     "ReferenceSync",
     "ResponseStatistics",
+    "RolloutFiles",
     "ScoreNormalizer",
     "StepSeed",
     "Throughput",

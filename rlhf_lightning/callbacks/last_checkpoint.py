@@ -55,6 +55,11 @@ class LastCheckpoint(Callback):
         self._saved_at = time.monotonic()
         self._before: Any = None
 
+    @property
+    def saved_step(self) -> int:
+        """Optimiser steps of the last save, or of the checkpoint that training went on from."""
+        return self._saved
+
     # Set-up
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:

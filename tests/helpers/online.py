@@ -163,6 +163,7 @@ def fit(
     reward: Any = None,
     dtype: Any = None,
     ptx: Any = None,
+    callbacks: Sequence[L.Callback] = (),
     **options: Any,
 ) -> L.Trainer:
     """Train in ``folder``, saving every third step; where it holds a checkpoint, go on from that.
@@ -175,10 +176,11 @@ def fit(
         reward: what scores.
         dtype: of the copy of the weights that is sampled from; None: the weights themselves are.
         ptx: what makes the data that is mixed in.
+        callbacks: beside those that every run has.
         **options: of the trainer.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    own: list[L.Callback] = [StepSeed(seed=7), NonFiniteStop(), LastCheckpoint(every_n_steps=3)]
+    own: list[L.Callback] = [StepSeed(seed=7), NonFiniteStop(), LastCheckpoint(every_n_steps=3), *callbacks]
     if kill_at is not None:
         own.append(KillAt(kill_at))
     if callable(options.get("strategy")):
