@@ -15,9 +15,10 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.strategies import FSDP2Strategy
 from tests.helpers.critics import Costly, ppo_of
-from tests.helpers.jobs import differences, ranks
-from tests.helpers.online import fit, module_of
+from tests.helpers.jobs import differences, in_processes, ranks
+from tests.helpers.online import fit, module_of, trajectory
 from tests.helpers.training import examples
+from tests.trajectory.test_online_invariance import SGD, assert_same, samples
 
 FILE = partial(FSDP2Strategy)
 SHARDS = partial(FSDP2Strategy, save_distributed_checkpoint=True)
@@ -54,7 +55,7 @@ def killed_and_resumed(folder: Path, *kills: dict[str, int], **options: Any) -> 
 
 def demonstrations(**options: Any) -> AlignmentDataModule:
     """Three rows beside every step, which two processes cannot share evenly."""
-    return AlignmentDataModule(examples(10, responses=1), batch_size=3, **options)
+    return AlignmentDataModule(examples(9, responses=1), batch_size=3, **options)
 
 
 MAKES: dict[str, dict[str, Any]] = {
@@ -82,6 +83,18 @@ def test_killed_and_resumed(tmp_path, name, strategy):
     """
     found = killed_and_resumed(tmp_path, *KILLS, strategy=strategy, **MAKES[name])
     assert found["global_step"] == 12
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo_bfloat16"])
+def test_single_is_fsdp(tmp_path, name):
+    """Demonstrations in both processes' shares of a step; a copy whose weights are gathered at each sync."""
+    options = dict(MAKES[name])
+    make = partial(options.pop("make"), optimizer=SGD)
+    single = trajectory(make, tmp_path / "single", **options)
+    folder = tmp_path / "fsdp"
+    sharded = in_processes(2, folder, trajectory, make, folder, devices=2, strategy=FILE, **options)
+    assert samples(tmp_path / "single") == samples(folder)
+    assert_same(single, sharded, 2e-4)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param(FILE, marks=pytest.mark.slow)], ids=["ddp", "file"])
