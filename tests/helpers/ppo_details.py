@@ -164,6 +164,12 @@ DETAILS = [
         "tests.methods.test_adam_tf.test_two_steps_by_hand",
     ),
     Detail(
+        "TRL",
+        "the KL itself instead of an estimate",
+        ("method.kl.estimator=full",),
+        "tests.methods.test_full_kl.test_in_the_reward_every_token_is_charged",
+    ),
+    Detail(
         "N+",
         "EOS trick",
         ("method.shaping.missing_eos=replace", "method.shaping.missing_eos_penalty=1.0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -240,6 +241,15 @@ def test_with_an_adapter_the_base_is_the_reference() -> None:
     trained = {name for name, parameter in made.policy.named_parameters() if parameter.grad is not None}
     assert trained
     assert all("lora_" in name for name in trained)
+
+
+def test_another_model_may_be_the_reference() -> None:
+    models = ModelBuilder(SOURCE, None, "teacher", teacher=replace(SOURCE, seed=5))
+    made: Any = PolicyGradient(
+        models, ppo, kl=LOSS(), advantage=credit.grpo, rollout={"group_size": SLOTS, "temperature": TEMPERATURE}
+    )
+    made.configure_model()
+    assert made(step()[0]).loss.item() == pytest.approx(COEF * torch.cat(loop(made)).mean().item(), rel=1e-4)
 
 
 def test_in_the_reward_it_does_not_pull_at_the_token_that_is_drawn() -> None:
