@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
 from rlhf_lightning.cli.online_checks import without_effect
@@ -76,7 +76,7 @@ def _lines(cfg: DictConfig, run: Run, checkpoint: str | None) -> Iterator[tuple[
         reference += " (reference=cached has no numbers of responses that are not drawn yet)"
     elif chosen not in ("auto", run.models.reference):
         reference += f" (reference={chosen} is not loaded: this loss needs none)"
-    yield "method", f"{_loss(run.module.loss)} on {run.module.kind} data; {reference}"
+    yield "method", f"{_method(cfg, run.module.loss)} on {run.module.kind} data; {reference}"
     for part in run.data.summaries():
         yield "data", part
     for option in without_effect(cfg, run.module, run.data):
@@ -86,6 +86,36 @@ def _lines(cfg: DictConfig, run: Run, checkpoint: str | None) -> Iterator[tuple[
     yield "results", _short(run.folder)
     if not torch.cuda.is_available() and run.trainer.world_size == 1:
         yield "device", f"cpu, {torch.get_num_threads()} threads, precision {run.trainer.precision}"
+
+
+def _method(cfg: DictConfig, loss: Any) -> str:
+    """The loss, behind the name of the method that was chosen where that is another: ``grpo: ppo(ratio=token)``."""
+    text, name = _loss(loss), method_name(cfg)
+    return text if name is None or text.startswith(f"{name}(") else f"{name}: {text}"
+
+
+def method_name(cfg: DictConfig) -> str | None:
+    """The file of ``conf/method`` that was chosen, as Hydra noted in the run's folder; None where it did not.
+
+    What evaluates a run has the method of that run, unless another was asked for.
+    """
+    name, asked = _noted(cfg.paths.output_dir)
+    if cfg.get("run") and not any(override.startswith("method=") for override in asked):
+        name, _ = _noted(cfg.run)
+    return name
+
+
+def _noted(folder: str | Path | None) -> tuple[str | None, list[str]]:
+    """Method and overrides of the command that wrote a folder."""
+    file = Path(folder or "").expanduser() / ".hydra" / "hydra.yaml"
+    if folder is None or not file.is_file():
+        return None, []
+    noted = OmegaConf.load(file)
+    name = OmegaConf.select(noted, "hydra.runtime.choices.method")
+    return (
+        None if name is None else str(name).rpartition("/")[2],
+        list(OmegaConf.select(noted, "hydra.overrides.task") or []),
+    )
 
 
 def _loss(loss: Any) -> str:

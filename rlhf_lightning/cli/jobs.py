@@ -29,6 +29,8 @@ from rlhf_lightning.cli.results import Result
 FILE = "job.json"
 #: Top-level keys that do not change what a job computes.
 _NOT_COMPUTED = ("paths", "rerun")
+#: Callbacks that decide what is kept of a job, not what it computes.
+_NOT_COMPUTED_BESIDE = ("rollout_files",)
 #: Folders of jobs by digest, by the folder of sweeps they were looked for in; kept up to date by this process.
 _KNOWN: dict[Path, dict[str, list[Path]]] = {}
 
@@ -55,6 +57,8 @@ def digest(cfg: DictConfig) -> str:
         for key in ("output_dir", "runs", "sweeps"):  # other options are made from them
             copy.paths[key] = f"<{key}>"
         copy.pop("hydra", None)
+        for name in _NOT_COMPUTED_BESIDE if copy.get("callbacks") else ():
+            copy.callbacks.pop(name, None)
         tree = OmegaConf.to_container(copy, resolve=True, enum_to_str=True)
     assert isinstance(tree, dict)
     kept = {name: value for name, value in tree.items() if name not in _NOT_COMPUTED}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from omegaconf import OmegaConf
 
 from rlhf_lightning import compose
-from rlhf_lightning.cli.announce import _loss
+from rlhf_lightning.cli.announce import _loss, _method, method_name
 from rlhf_lightning.cli.build import make, make_data, make_models, reference_kind, runs_padded
 
 TINY = ["model=tiny_random", "data=json", "data.source.path=none.jsonl"]
@@ -66,6 +67,30 @@ def test_a_weighted_sum_is_shown_with_its_terms():
     assert shown == (
         "0.8 dpo(beta=0.1) + 0.2 bco_pair(beta=0.1, delta=running) + 1.0 preferred_ft(reduction=token_mean)"
     )
+
+
+def test_a_run_names_the_method_that_was_chosen(tmp_path):
+    """As Hydra noted it; what evaluates a run has that run's method unless it asks for another."""
+
+    def noted(folder, method, *asked):
+        (tmp_path / folder / ".hydra").mkdir(parents=True)
+        hydra = {"runtime": {"choices": {"method": method}}, "overrides": {"task": list(asked)}}
+        (tmp_path / folder / ".hydra/hydra.yaml").write_text(json.dumps({"hydra": hydra}))
+        return str(tmp_path / folder)
+
+    run, plain = noted("run", "grpo"), {"output_dir": str(tmp_path / "by_hand")}
+    evaluating = noted("evaluating", "dpo", "run=run"), noted("other", "ipo", "method=ipo", "run=run")
+    assert method_name(OmegaConf.create({"paths": {"output_dir": run}})) == "grpo"
+    assert [method_name(OmegaConf.create({"paths": {"output_dir": f}, "run": run})) for f in evaluating] == [
+        "grpo",
+        "ipo",
+    ]
+    assert method_name(OmegaConf.create({"paths": plain})) is None
+    loss = make(compose("train", [*TINY, "method=dapo"]).method).keywords["loss"]
+    assert _method(OmegaConf.create({"paths": {"output_dir": run}}), loss).startswith("grpo: ppo(ratio=token, ")
+    assert _method(OmegaConf.create({"paths": plain}), loss).startswith("ppo(ratio=token, ")
+    dpo = make(compose("train", [*TINY, "method=dpo"]).method).keywords["loss"]
+    assert _method(OmegaConf.create({"paths": {"output_dir": evaluating[0]}}), dpo).startswith("dpo(beta=0.1")
 
 
 def test_an_exported_adapter_names_its_base_as_the_user_did(tmp_path):

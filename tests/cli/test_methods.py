@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_lightning import credit, losses
+from rlhf_lightning import compose, credit, losses
 from rlhf_lightning import methods as methods_package
 from rlhf_lightning.cli import methods
 from rlhf_lightning.cli.errors import ConfigError
@@ -213,3 +214,22 @@ def test_a_bad_header_is_reported_with_its_file(first_line: str, tmp_path: Path,
     monkeypatch.setattr(methods, "conf_dir", lambda: tmp_path)
     with pytest.raises(ConfigError, match=r"mine\.yaml: the first line must be"):
         catalogue()
+
+
+def command_of(path: Path) -> str:
+    line = path.read_text(encoding="utf-8").splitlines()[0]
+    return line[line.rindex(". rlhf ") + 2 :]
+
+
+#: Yaml files whose command sets more than what every test of a method sets.
+TELLING = [path for path in sorted((conf_dir() / "method").glob("*.yaml")) if "reward" in command_of(path)]
+
+
+@pytest.mark.parametrize("path", TELLING, ids=lambda path: path.stem)
+def test_the_command_of_a_yaml_with_a_reward_composes(path: Path) -> None:
+    """With a function that is there for the reader's own."""
+    command = command_of(path)
+    for theirs, ours in (("my_package.my_reward", "operator.eq"), ("[my_package]", "[_operator,operator]")):
+        command = command.replace(theirs, ours)
+    _, name, *overrides = shlex.split(command)
+    assert compose(name, [override for override in overrides if override != "-m"]).method._target_

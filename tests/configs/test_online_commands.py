@@ -139,6 +139,7 @@ def test_a_run_says_what_its_rollouts_are(rlhf, tiny, tmp_path):
         "each of 2 prompts with 2 samples of at most 4 tokens (transformers), for 1 pass of 1 step; reward: letters"
         in err
     )
+    assert "method    grpo: ppo(ratio=token, " in err
     assert "reference: frozen (reference=cached has no numbers of responses that are not drawn yet)" in err
     rows = [json.loads(line) for line in (tmp_path / "run/rollouts/00000.jsonl").read_text().splitlines()]
     assert len(rows) == 4
@@ -162,6 +163,7 @@ def test_evaluate_samples_with_the_runs_reward(rlhf, tiny, tmp_path):
     assert code == 0, err
     found, own = Result.read(tmp_path / "eval").metrics, Result.read(tmp_path / "run").metrics
     assert "val/reward/mean" in out
+    assert "method    grpo: ppo(ratio=token, " in err
     assert 0 <= found["val/reward/mean"] <= 1
     assert found["val/kl/reference"] != 0, "the checkpoint was not loaded"
     assert {name for name in own if name.startswith("val/reward")} <= found.keys()
