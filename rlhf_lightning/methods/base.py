@@ -334,7 +334,8 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         if self.reference is None or self.reference.kind == "cached":
             return None
         with ExitStack() as stack:
-            for actor in {self.policy, getattr(self.reference, "actor", self.policy)}:
+            # Each once, in the same order on every process, which a set of objects does not have.
+            for actor in dict.fromkeys((self.policy, getattr(self.reference, "actor", self.policy))):
                 stack.enter_context(unsharded(actor))
             stack.enter_context(evaluating(self.policy))
             return [self._log_ratio(batch.to(self.device)) for batch in batches]
