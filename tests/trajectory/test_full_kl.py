@@ -39,13 +39,15 @@ MAKE: dict[str, Any] = {
 def test_8x1_is_4x2_is_ddp_is_fsdp(tmp_path, name):
     """Fails when a KL is averaged over a micro-batch, or the reference's head is read when it is sharded."""
     make = MAKE[name]
+    # Where the rewards of a group differ by the KL alone, their standard deviation divides rounding by next to nothing.
+    tolerance = 2e-4 if name == "reward" else 5e-5
     whole = trajectory(make, tmp_path / "whole")
     kl = torch.tensor(whole["metrics"]["train/kl/token"])
     assert bool((kl > -1e-6).all())
     assert float(kl[-1]) > 1e-4
     cut = trajectory(make, tmp_path / "cut", accumulate_grad_batches=2)
     assert samples(tmp_path / "whole") == samples(tmp_path / "cut")
-    assert_same(whole, cut)
+    assert_same(whole, cut, tolerance)
     runs: dict[str, dict[str, Any]] = {
         "ddp": {"strategy": "ddp", "accumulate_grad_batches": 2},
         "fsdp": {"strategy": FSDP2Strategy},
@@ -54,4 +56,4 @@ def test_8x1_is_4x2_is_ddp_is_fsdp(tmp_path, name):
         folder = tmp_path / run
         other = in_processes(2, folder, trajectory, make, folder, devices=2, **options)
         assert samples(tmp_path / "whole") == samples(folder)
-        assert_same(whole, other)
+        assert_same(whole, other, tolerance)
