@@ -159,8 +159,8 @@ def make_trainer(cfg: DictConfig, monitor: tuple[str, str] = ("val/loss", "min")
         cfg: of the run.
         monitor: what a callback with ``monitor: auto`` ranks by: a metric, and whether ``min`` or ``max`` is best.
     """
-    nodes = {name: _ranked_by(node, monitor) for name, node in _items(cfg.callbacks)}
-    loggers, callbacks, options = make_all(cfg.logger), make_all(nodes), _plain(cfg.trainer)
+    nodes = {name: _ranked_by(node, monitor) for name, node in _items(cfg.get("callbacks"))}
+    loggers, callbacks, options = make_all(cfg.get("logger")), make_all(nodes), _plain(cfg.trainer)
     # Lightning takes a callback for something that was switched off as a contradiction, and adds one of its own
     # where there is none.
     if not any(isinstance(callback, Checkpoint) for callback in callbacks):

@@ -60,7 +60,7 @@ class FunctionReward(TextReward):
         """What the function returns.
 
         Raises:
-            ValueError: the function needs a column that the data does not have.
+            ValueError: the function needs a column that the data does not have, or returns what is no number.
         """
         for name in self.required:
             self.column(columns, name)
@@ -71,7 +71,13 @@ class FunctionReward(TextReward):
                 raise
             self.count(errors=1)
             return None
-        return None if found is None else float(found)
+        try:
+            return None if found is None else float(found)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"reward {self.name!r} returned {found!r} for the response {response[:80]!r}: a number belongs there, "
+                "or None where it cannot judge"
+            ) from error
 
 
 def as_reward(thing: Any, tokenizer: PreTrainedTokenizerBase | None = None, name: str | None = None) -> Reward:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import lightning as L
 import pytest
 
+from rlhf_lightning import callbacks
 from rlhf_lightning.callbacks import EMAWeights, PolicySamples, ReferenceSync
 from rlhf_lightning.checkpointing import AtomicCheckpointIO
-from rlhf_lightning.cli.build import _plain, make_all
+from rlhf_lightning.cli.build import _plain, make_all, make_trainer
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.strategies import FSDP2Strategy
@@ -53,3 +54,12 @@ def test_every_file_begins_with_what_it_is_and_a_command():
             first = file.read_text().splitlines()[0]
             assert first.startswith("# "), file
             assert "rlhf train " in first, file
+
+
+def test_an_empty_list_of_callbacks_is_none_of_them(tmp_path):
+    """Hydra leaves the key out of what it composes."""
+    assert not [c for c in make_trainer(composed(tmp_path, "callbacks=[]")).callbacks if type(c) in ours()]
+
+
+def ours():
+    return {thing for thing in vars(callbacks).values() if isinstance(thing, type)}

@@ -261,3 +261,13 @@ def test_confidence(reduction: Any, expected: float):
     assert reward.metrics() == {"unscored": 0.5}
     with pytest.raises(ValueError, match=r"reward\.reduction='max'"):
         SelfConfidence(reduction="max")  # type: ignore[arg-type]
+
+
+def wordy(prompt: str, response: str) -> str:
+    return "good"
+
+
+def test_a_function_that_returns_no_number_is_named() -> None:
+    said = group(["Yes."])
+    with pytest.raises(ValueError, match=r"reward 'wordy' returned 'good' for the response 'Yes\.': a number belongs"):
+        FunctionReward(TOKENIZER, function=wordy)([said])  # type: ignore[arg-type]
