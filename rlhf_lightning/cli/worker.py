@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.cli.console import report, setup_logging
 from rlhf_lightning.cli.errors import describe, exit_code
+from rlhf_lightning.cli.heap import return_freed_memory
 from rlhf_lightning.cli.results import FILE, Result
 from rlhf_lightning.signals import SIGTERM_EXIT, run_with_sigterm_exit
 
@@ -79,6 +80,7 @@ def run_here(command: str, cfg: DictConfig) -> Result:
         (folder / FILE).unlink(missing_ok=True)
     try:
         _quieten_transformers()
+        return_freed_memory()
         run_with_sigterm_exit(lambda: _task(command)(cfg))
     except SystemExit as stop:
         # Lightning turns Ctrl-C into exit code 1.
