@@ -34,7 +34,7 @@ class ModelLine(Callback):
     """Logs sizes and the predicted peak memory once the weights are loaded and placed, before step 1."""
 
     def __init__(self, run: Run) -> None:
-        self.source = run.models.source.name
+        self.source, self.data = run.models.source.name, run.data
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure two small forward passes; a collective call on sharded weights."""
@@ -49,6 +49,25 @@ class ModelLine(Callback):
         )
         if trainer.is_global_zero:
             log.info("%-9s %s: %s", "model", self.source, summary)
+            self._warn_of_long_rows(module.policy.model.config)
+
+    def _warn_of_long_rows(self, config: Any) -> None:
+        """Positions that a model never saw in its own training give numbers that look like any others."""
+        limit = getattr(config, "max_position_embeddings", None)
+        drawn = getattr(getattr(self.data, "engine", None), "max_new_tokens", 0)
+        rows = (self.data.train_examples, self.data.val_examples)
+        longest = max((examples.longest + drawn for examples in rows if examples is not None), default=0)
+        if limit is not None and longest > limit:
+            shorter = "data.spec.max_prompt_length or rollout.max_new_tokens" if drawn else "data.spec.max_length"
+            what = f"prompts and responses of up to {longest}" if drawn else f"rows of up to {longest}"
+            log.warning(
+                "%s tokens, and %s was made for %d (max_position_embeddings): set %s lower, or give the model the "
+                "rope scaling that it needs",
+                what,
+                self.source,
+                limit,
+                shorter,
+            )
 
 
 def _tokens(loader: Any) -> int:

@@ -61,6 +61,14 @@ class Examples(Sequence[Example]):
     step_labels: NDArray[np.float32] | None = None  #: (flat tokens,) nan on every token that is not scored
     columns: pa.LargeStringArray | None = None  #: (groups,) the row's columns as a JSON object; None: not kept
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that a model reads: a prompt with one of its responses."""
+        if not len(self):
+            return 0
+        spans = np.diff(self.bounds, axis=1).reshape(len(self), self.prompts, -1)
+        return int((spans[..., 0] + spans[..., 1:].max(axis=-1)).max())
+
     @classmethod
     def build(cls, examples: Iterable[Example]) -> Examples:
         """Gather examples, one at a time, into columns.

@@ -20,12 +20,22 @@ class TextFunction:
 
     Args:
         function: what to call.
+
+    Raises:
+        ValueError: it does not take a prompt and a response by name.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        parameters = inspect.signature(function).parameters.values()
+        signature = inspect.signature(function)
+        parameters = signature.parameters.values()
         self._open = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        by_name = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+        if not self._open and not by_name.issuperset(GIVEN):
+            raise ValueError(
+                f"a reward is called as f(prompt=..., response=..., <columns of the row>), and {self.name}{signature} "
+                "takes no such arguments: name its parameters prompt and response"
+            )
         named = [p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in GIVEN]
         bound = function.keywords if isinstance(function, functools.partial) else {}
         self._named = {p.name for p in named} - set(bound)

@@ -60,15 +60,18 @@ class FunctionReward(TextReward):
         """What the function returns.
 
         Raises:
-            ValueError: the function needs a column that the data does not have, or returns what is no number.
+            ValueError: the function needs a column that the data does not have, raises, or returns what is no number.
         """
         for name in self.required:
             self.column(columns, name)
         try:
             found = self.function(prompt, response, columns)
-        except Exception:
+        except Exception as error:
             if self.on_error == "raise":
-                raise
+                raise ValueError(
+                    f"reward {self.name!r} raised {type(error).__name__}: {error}, for the response {response[:80]!r}: "
+                    "correct the function, or set reward.on_error=none, which counts such responses and scores none"
+                ) from error
             self.count(errors=1)
             return None
         try:

@@ -11,7 +11,7 @@ from rlhf_lightning.types import SampleGroup
 from rlhf_lightning.world.base import TinyWorld
 from rlhf_lightning.world.claims import stated, truth
 from rlhf_lightning.world.evaluator import TinyEvaluator
-from rlhf_lightning.world.gold import WEIGHTS, Gold
+from rlhf_lightning.world.gold import WEIGHTS, Gold, Parsed
 from rlhf_lightning.world.tokenizer import VOCABULARY, end, words_of
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ class StepScorer(GoldScorer):
 
     def _steps(self, prompt: Sequence[int], response: Sequence[int]) -> list[float]:
         gold, asked = self.world.gold(prompt, response), self.world.prompt(prompt)
-        steps = [math.nan] * len(response)
-        for position in gold.parsed.ends if gold.parsed else ():
-            wrong = any(position in gold.parsed.faults.get(name, ()) for name in ("correct", "safe"))
+        steps, parsed = [math.nan] * len(response), gold.parsed or Parsed()
+        for position in parsed.ends:
+            wrong = any(position in parsed.faults.get(name, ()) for name in ("correct", "safe"))
             points = WEIGHTS["safe"] if asked.topic == "advice" else WEIGHTS["correct"] / len(asked.asked)
             steps[position] = -points if wrong else points
         earned = math.fsum(points for points in steps if not math.isnan(points))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 
 import pytest
 
@@ -191,3 +192,21 @@ def test_a_sweep_over_on_policy_methods(rlhf, tiny, tmp_path):
     results = list((tmp_path / "sweeps").rglob("result.json"))
     assert len(results) == 2
     assert all(json.loads(file.read_text())["status"] == "done" for file in results)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["method=dpo"], r"rows of up to \d+ tokens, and .* was made for 16 .*set data\.spec\.max_length lower"),
+        (
+            ["method=grpo", *REWARD, *SMALL],
+            r"prompts and responses of up to \d+ tokens, .* or rollout\.max_new",
+        ),
+    ],
+)
+def test_rows_beyond_the_models_positions_are_said(rlhf, options, message):
+    code, out, err = rlhf("train", "model=tiny_random", "trainer=debug", "model.max_length=16", *options)
+    assert code == 0, err
+    assert re.search(message, " ".join((out + err).split()))
+    code, out, err = rlhf("train", "model=tiny_random", "trainer=debug", *options)
+    assert "was made for" not in out + err

@@ -106,6 +106,7 @@ def test_empty_slots_and_several_prompts_equal_a_plain_loop(fields: list[tuple])
     batch = pack(examples, kind=None)
     for name, expected in one_by_one(examples).items():
         assert getattr(batch, name).tolist() == expected, name
+    assert Examples.build(examples).longest == int(batch.positions.max()) + 1
     slots = max(len(example.responses) for example in examples)
     lengths = [[*map(len, example.responses)] + [0] * (slots - len(example.responses)) for example in examples]
     assert batch.slots == slots

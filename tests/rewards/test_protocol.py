@@ -117,13 +117,25 @@ def test_errors_of_a_function_are_raised_or_counted():
     def broken(prompt: str, response: str) -> float:
         return 1 / len(response)
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(
+        ValueError, match=r"'broken' raised ZeroDivisionError: .* for the response ''.*on_error=none"
+    ) as e:
         as_reward(broken, TOKENIZER)([group([""])])
+    assert isinstance(e.value.__cause__, ZeroDivisionError)
     reward = FunctionReward(TOKENIZER, function=broken, on_error="none")
     assert reward([group(["ab", ""])]) == [[0.5, None]]
     assert reward.metrics() == {"errors": 0.5, "unscored": 0.5}
     with pytest.raises(ValueError, match=r"reward\.on_error='skip'"):
         FunctionReward(TOKENIZER, function=broken, on_error="skip")  # type: ignore[arg-type]
+
+
+def test_a_function_takes_prompt_and_response_by_name():
+    for wrong in (len, lambda text: 1.0, lambda prompt, answer: 1.0):
+        with pytest.raises(
+            ValueError, match=r"called as f\(prompt=..., response=.*name its parameters prompt and resp"
+        ):
+            as_reward(wrong, TOKENIZER)
+    assert as_reward(lambda **given: float(len(given["response"])), TOKENIZER)([group(["ab"])]) == [[2.0]]
 
 
 def test_what_becomes_a_reward():
