@@ -14,20 +14,31 @@ Mode = Literal["max", "min"]
 #: What to rank by, best first, unless the runs' own optimized_metric or the user says it.
 RANKING = (
     "val/gold/reward",
+    "val/reward/mean",
+    "val/sample/reward",
     "val/reward/accuracy",
     "val/accuracy",
     "val/loss",
     "train/reward/accuracy",
     "train/loss",
 )
-#: Axes of the frontier, best first.
-REWARDS = ("val/gold/reward", "val/reward/model", "val/reward/accuracy", "val/reward/margin", "train/reward/accuracy")
+#: Axes of the frontier, best first; on-policy and offline runs both have rewards of their samples.
+REWARDS = (
+    "val/gold/reward",
+    "val/sample/reward",
+    "val/reward/mean",
+    "val/reward/accuracy",
+    "val/reward/margin",
+    "train/reward/accuracy",
+)
 DIVERGENCES = ("val/gold/kl", "val/kl/reference", "train/kl/reference")
 #: Panels of the curves, and columns of the table, in this order; others follow by name while there is room.
 SHOWN = (
     "val/gold/reward",
     "val/gold/kl",
     "val/gold/calibration",
+    "val/sample/reward",
+    "val/reward/mean",
     "val/reward/accuracy",
     "val/reward/margin",
     "val/kl/reference",

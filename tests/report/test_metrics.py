@@ -34,6 +34,8 @@ def test_what_ranks():
     assert ranking_metric(logged, None, ["val/mine"]) == "val/mine"
     assert ranking_metric(logged, None, ["val/mine", "val/loss"]) == "val/reward/accuracy"
     assert ranking_metric(logged, None, ["val/gone"]) == "val/reward/accuracy"
+    assert ranking_metric(logged | {"val/sample/reward"}) == "val/sample/reward"
+    assert ranking_metric({"val/sample/reward", "val/reward/mean"}) == "val/reward/mean"
     assert ranking_metric({"train/lr"}) is None
     with pytest.raises(ReportError, match=r"(?s)val/los.*Did you mean val/loss\?.*logged: train/lr, val/loss"):
         ranking_metric(logged, "val/los")
@@ -44,6 +46,8 @@ def test_axes_of_the_frontier():
     assert frontier_axes(gold) == ("val/gold/kl", "val/gold/reward")
     assert frontier_axes(gold - {"val/gold/reward", "val/gold/kl"}) == ("val/kl/reference", "val/reward/accuracy")
     assert frontier_axes({"train/kl/reference", "val/reward/margin"}) == ("train/kl/reference", "val/reward/margin")
+    sampled = {"val/kl/reference", "val/sample/reward", "val/reward/mean", "val/reward/accuracy"}
+    assert frontier_axes(sampled) == ("val/kl/reference", "val/sample/reward")
     assert frontier_axes({"val/reward/accuracy"}) is None
     assert frontier_axes(gold, reward="val/reward/accuracy") == ("val/gold/kl", "val/reward/accuracy")
 
