@@ -7,7 +7,6 @@ in a file; what Lightning repeats is then this module with that file, whichever 
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
@@ -27,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.cli.console import report, setup_logging
 from rlhf_lightning.cli.errors import describe, exit_code
-from rlhf_lightning.cli.heap import return_freed_memory
+from rlhf_lightning.cli.heap import release
 from rlhf_lightning.cli.results import FILE, Result
 from rlhf_lightning.signals import SIGTERM_EXIT, run_with_sigterm_exit
 
@@ -63,7 +62,7 @@ def run_job(command: str, cfg: DictConfig, overrides: list[str]) -> Result:
     folder = Path(cfg.paths.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     result = run_here(command, cfg) if launched() or not several_processes(cfg) else _run_apart(command, cfg, folder)
-    gc.collect()  # module and trainer know each other: without this the models of several jobs of a sweep pile up
+    release()
     result.overrides = overrides
     if is_first_process():
         result.write(folder)
@@ -80,7 +79,6 @@ def run_here(command: str, cfg: DictConfig) -> Result:
         (folder / FILE).unlink(missing_ok=True)
     try:
         _quieten_transformers()
-        return_freed_memory()
         run_with_sigterm_exit(lambda: _task(command)(cfg))
     except SystemExit as stop:
         # Lightning turns Ctrl-C into exit code 1.
