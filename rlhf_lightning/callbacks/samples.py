@@ -47,9 +47,9 @@ class _Prompt:
 class PolicySamples(Callback):
     """Samples from the policy at each validation: tables of prompts and responses, and the KL to the reference.
 
-    The first different prompts of the validation data are answered, always the same ones with the same seeds, so that
-    tables of different steps are comparable. Every pass writes ``<folder>/step_<step>.jsonl`` with one row a sample,
-    and a table to the loggers that have tables. Logged:
+    The first different prompts of the validation data are answered, whatever ``limit_val_batches`` is, always the same
+    ones with the same seeds, so that tables of different steps are comparable. Every pass writes
+    ``<folder>/step_<step>.jsonl`` with one row a sample, and a table to the loggers that have tables. Logged:
 
     * ``val/kl/reference``: mean over responses of the summed log-ratio (k1): estimates KL(policy || reference) in nats
       a response; ``val/kl/k3``: the same by the estimator that is never negative;
@@ -105,16 +105,10 @@ class PolicySamples(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Sample from the untrained policy, and log where it starts."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if not self.before_training or trainer.global_step or data is None or not _is_policy(pl_module):
+        if not self.before_training or trainer.global_step or _data(trainer) is None or not _is_policy(pl_module):
             return
         self._prompts = []
-        # Not the batches of a validation on policy: they are drawn by all processes together, and the processes stop
-        # at different ones.
-        for batch in getattr(data, "validation_prompts", data.val_dataloader)() or ():
-            self._collect(trainer, batch)
-            if len(self._prompts) >= self._share(trainer) * self.each:
-                break
+        self._complete(trainer)
         with pl_module.evaluation_weights():
             rows = self._write(trainer, self._sample(trainer, pl_module))
         for logger in trainer.loggers if rows else ():
@@ -139,10 +133,23 @@ class PolicySamples(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Sample, score, log and write."""
         if not trainer.sanity_checking and _is_policy(pl_module):
+            self._complete(trainer)
             self._write(trainer, self._sample(trainer, pl_module))
 
     def _share(self, trainer: Trainer) -> int:
         return math.ceil(self.prompts / trainer.world_size)
+
+    def _complete(self, trainer: Trainer) -> None:
+        """Take prompts of batches that were not validated on, until there are enough: rows may share a few prompts."""
+        data, wanted = _data(trainer), self._share(trainer) * self.each
+        if data is None or len(self._prompts) >= wanted:
+            return
+        # Not the batches of a validation on policy: they are drawn by all processes together, and the processes stop
+        # at different ones.
+        for batch in getattr(data, "validation_prompts", data.val_dataloader)() or ():
+            self._collect(trainer, batch)
+            if len(self._prompts) >= wanted:
+                return
 
     def _collect(self, trainer: Trainer, batch: PackedBatch) -> None:
         wanted = self._share(trainer) * self.each
@@ -277,6 +284,11 @@ def _columns(trainer: Trainer, index: int, row: str) -> Mapping[str, Any]:
         return columns
     found: Mapping[str, Any] = getattr(data, "val_columns", {}).get(row, {})
     return found
+
+
+def _data(trainer: Trainer) -> Any:
+    """The data module, which Lightning declares no type for; None where loaders were given."""
+    return trainer.datamodule  # type: ignore[attr-defined]
 
 
 def _is_policy(module: Any) -> bool:

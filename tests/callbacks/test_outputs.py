@@ -143,6 +143,17 @@ def test_a_reward_that_compares_is_not_asked_about_a_single_response(tmp_path):
         assert {row["reward"] is not None for row in rows(tmp_path / str(fewest), 2)} == {asked}
 
 
+def test_prompts_do_not_depend_on_how_much_is_validated(tmp_path):
+    """Rows of one prompt may fill the batches that are validated; those of later ones are answered too."""
+    run = trainer(tmp_path, [PolicySamples(pack, prompts=3, max_new_tokens=6)], limit_val_batches=1)
+    repeated = [row for row in examples(4) for _ in range(2)]
+    module = tiny()
+    run.fit(module, datamodule=AlignmentDataModule(examples(8), kind="preference", validation=repeated, batch_size=2))
+    prompts = [module.tokenizer.decode(row.prompt) for row in examples(3)]
+    for step in (0, run.global_step):
+        assert [row["prompt"] for row in rows(tmp_path, step)] == prompts
+
+
 def _example(example, response):
     from rlhf_lightning.types import Example
 
