@@ -164,7 +164,7 @@ class PolicySamples(Callback):
                 data = []  # prompts alone: what stands in the batch is the policy's
             index = int(batch.index[group])
             row = batch.rows[group]
-            found = _Prompt(prompt, data, row, index, _columns(trainer, index, row))
+            found = _Prompt(prompt, data, row, index, _columns(trainer, row))
             self._prompts += [found] * self.each
 
     def _sample(self, trainer: Trainer, module: Any) -> list[Sample]:
@@ -275,12 +275,13 @@ def _means(rows: Sequence[Sample]) -> dict[str, float]:
     return {name: fmean(values) for name, values in known.items() if values}
 
 
-def _columns(trainer: Trainer, index: int, row: str) -> Mapping[str, Any]:
+def _columns(trainer: Trainer, row: str) -> Mapping[str, Any]:
     """Columns of a validation row: prompts keep them, other data read them where a reward asks for them."""
-    data = trainer.datamodule  # type: ignore[attr-defined]
+    data = _data(trainer)
     examples = getattr(data, "val_examples", None)
     if examples is not None and examples.columns is not None:
-        columns: Mapping[str, Any] = examples.columns_of(index)
+        # By its name: a share of the rows counts them anew, a batch may not.
+        columns: Mapping[str, Any] = examples.columns_of(examples.rows().index(row))
         return columns
     found: Mapping[str, Any] = getattr(data, "val_columns", {}).get(row, {})
     return found

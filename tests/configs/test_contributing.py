@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 
 import pytest
 
@@ -21,6 +22,8 @@ def test_every_example_is_met():
 @pytest.mark.parametrize(("code", "name", "command"), EXAMPLES, ids=[name for _, name, _ in EXAMPLES])
 def test_an_example_trains(rlhf, tmp_path, monkeypatch: pytest.MonkeyPatch, code: str, name: str, command: str):
     (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.setitem(sys.modules, name, None)  # so that the entry is taken away afterwards
+    del sys.modules[name]
     monkeypatch.syspath_prepend(str(tmp_path))
     status, _, err = rlhf(*shlex.split(command)[1:], "paths.output_dir=out")
     assert status == 0, err

@@ -131,11 +131,12 @@ def test_an_optimized_metric_that_nobody_logs(tiny, tmp_path):
         train(cfg)
 
 
-def test_a_loss_without_reference_loads_none(tiny, tmp_path, caplog):
+def test_a_loss_without_reference_loads_none_unless_asked_for_a_copy(tiny, tmp_path):
     from rlhf_lightning.cli.build import make_run
 
-    run = make_run(compose("train", ["method=simpo", "reference=frozen", *tiny, f"paths.output_dir={tmp_path}"]))
-    assert run.models.reference == "none"
+    for chosen, loaded in (("auto", "none"), ("cached", "none"), ("frozen", "frozen")):
+        options = ["method=simpo", f"reference={chosen}", *tiny, f"paths.output_dir={tmp_path}"]
+        assert make_run(compose("train", options)).models.reference == loaded
 
 
 def test_the_same_command_goes_on(tiny, tmp_path):

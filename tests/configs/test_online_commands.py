@@ -210,3 +210,21 @@ def test_rows_beyond_the_models_positions_are_said(rlhf, options, message):
     assert re.search(message, " ".join((out + err).split()))
     code, out, err = rlhf("train", "model=tiny_random", "trainer=debug", *options)
     assert "was made for" not in out + err
+
+
+def test_samples_of_a_share_of_the_rows_have_their_own_columns(rlhf, tmp_path, monkeypatch):
+    """Rows that were put aside for validation are counted anew; the reward of each sees its own column all the same."""
+    rows = [{"prompt": f"say {word}", "own": word} for word in (f"w{number}x" for number in range(20))]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "column_rewards.py").write_text("def own(prompt, response, own):\n    return float(own in prompt)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    reward = ["reward=function", "reward.target=column_rewards.own", "allow_targets=[column_rewards]"]
+    source = ["data=json", "data.source.path=prompts.jsonl", "data.validation=0.3", "data.batch_size=4"]
+    code, _, err = rlhf(
+        "train", "method=rloo", "model=tiny_random", "trainer=debug", *SMALL, *source, *reward, "paths.output_dir=out"
+    )
+    assert code == 0, err
+    tables = sorted((tmp_path / "out" / "samples").glob("*.jsonl"))
+    found = [json.loads(line)["reward"] for table in tables for line in table.read_text().splitlines()]
+    assert len(found) >= 6
+    assert set(found) == {1.0}

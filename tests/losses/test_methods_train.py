@@ -57,7 +57,7 @@ class Objective(Callback):
 
 def builder(method: type[methods.AlignmentModule[Any]]) -> Any:
     """A bigram model, or where a method asks for more than log-probs a small transformer and another as its teacher."""
-    if method.actor is Actor:
+    if method.actor is Actor and not issubclass(method, methods.ContextDistillation | methods.KnowledgeDistillation):
         return Builder()
     tiny = TinyRandom(hidden_size=16, intermediate_size=32)
     return ModelBuilder(tiny, None, "teacher", teacher=replace(tiny, seed=1))
