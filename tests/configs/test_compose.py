@@ -80,7 +80,7 @@ def test_a_methods_settings_in_an_experiment_stand_above_the_experiment(file):
     cfg, bare = composed("train", *chosen), composed("train", *chosen, "~recipe")
     assert (cfg.method, cfg.optimizer, cfg.trainer) != (bare.method, bare.optimizer, bare.trainer)
     assert bare.method == composed("train", f"method={file.stem}", "rollout.max_new_tokens=20").method
-    assert composed("train", *chosen, "method.rollout.group_size=6").method.rollout.group_size == 6
+    assert composed("train", *chosen, "optimizer.lr=0.125").optimizer.lr == 0.125
 
 
 def test_an_experiment_wins_over_the_groups_it_overrides():
