@@ -57,8 +57,8 @@ def test_a_higher_threshold_is_more_precise_and_finds_less(judged: tuple[JudgedP
 
 
 def test_swapped_contexts_find_nothing(judged: tuple[JudgedPair, Tensor]) -> None:
+    """Measured: precision 0.074 where chance is 0.066 (standard error 0.015), and recall 0.02."""
     policy, meant = judged
-    """Measured: precision 0.074, which is chance, and recall 0.02."""
     precision, recall = precision_and_recall((JudgedPair(policy.plain, policy.judged), meant), 1.1)
-    assert precision < 1.5 * meant.float().mean()
+    assert precision < 1.3 * meant.float().mean()
     assert recall < 0.05

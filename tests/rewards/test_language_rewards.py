@@ -69,7 +69,7 @@ def test_log_probs_of_whole_responses(language: tuple[Path, Models], reduction: 
     reward = LogProbReward(models.tokenizer, path=str(folder), reduction=reduction, max_tokens=max_tokens)  # type: ignore[arg-type]
     assert isinstance(reward, Reward)
     prompts, groups = encoded(models.tokenizer)
-    close(reward(sample_groups(prompts, groups)), log_probs(models, prompts, groups, reduction))
+    assert close(reward(sample_groups(prompts, groups)), log_probs(models, prompts, groups, reduction))
 
 
 def test_mutual_information_takes_off_what_needs_no_question(language: tuple[Path, Models]) -> None:
@@ -80,7 +80,7 @@ def test_mutual_information_takes_off_what_needs_no_question(language: tuple[Pat
     ]
     asked, alone = (log_probs(models, those, groups, "sum") for those in (prompts, [empty] * len(groups)))
     found = LogProbReward(models.tokenizer, path=str(folder), mutual_information=True)(sample_groups(prompts, groups))
-    close(found, [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(asked, alone, strict=True)])
+    assert close(found, [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(asked, alone, strict=True)])
     unasked = sample_groups([empty], [groups[0]])
     assert LogProbReward(path=str(folder), mutual_information=True)(unasked)[0] == pytest.approx([0, 0])
 
@@ -90,7 +90,7 @@ def test_log_probs_of_a_policy_with_another_tokenizer(language: tuple[Path, Mode
     other = other_tokenizer()
     reward = LogProbReward(other, path=str(folder))
     assert reward.texts.renders
-    close(reward(sample_groups(*encoded(other))), log_probs(models, *encoded(models.tokenizer), "sum"))
+    assert close(reward(sample_groups(*encoded(other))), log_probs(models, *encoded(models.tokenizer), "sum"))
 
 
 def test_an_unknown_reduction(language: tuple[Path, Models]) -> None:
@@ -111,10 +111,10 @@ def test_implicit_rewards_are_differences_of_log_probs(language: tuple[Path, Mod
     assert isinstance(reward, Reward)
     pairs = zip(log_probs(other, prompts, groups, "sum"), log_probs(models, prompts, groups, "sum"), strict=True)
     wanted = [[0.5 * (a - b) for a, b in zip(*pair, strict=True)] for pair in pairs]
-    close(reward(sample_groups(prompts, groups)), wanted)
+    assert close(reward(sample_groups(prompts, groups)), wanted)
     assert max(abs(value) for group in wanted for value in group) > 0.01
     itself = ImplicitReward(path=str(folder), reference=str(folder), reduction="mean")
-    close(itself(sample_groups(prompts, groups)), [[0.0] * len(group) for group in groups])
+    assert close(itself(sample_groups(prompts, groups)), [[0.0] * len(group) for group in groups])
 
 
 def test_the_reference_of_an_adapter_is_its_base(language: tuple[Path, Models], tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_the_reference_of_an_adapter_is_its_base(language: tuple[Path, Models], 
     prompts, groups = encoded(models.tokenizer)
     pairs = zip(log_probs(trained, prompts, groups, "sum"), log_probs(models, prompts, groups, "sum"), strict=True)
     wanted = [[0.1 * (a - b) for a, b in zip(*pair, strict=True)] for pair in pairs]
-    close(ImplicitReward(path=str(tmp_path))(sample_groups(prompts, groups)), wanted)
+    assert close(ImplicitReward(path=str(tmp_path))(sample_groups(prompts, groups)), wanted)
     assert max(abs(value) for group in wanted for value in group) > 0.01
     with pytest.raises(ValueError, match=r"reward\.reference"):
         ImplicitReward(path=str(folder))
@@ -166,7 +166,7 @@ def test_a_judge_gives_the_mean_over_its_opponents(
     one = stated(models, tmp_path, QUESTIONS[0], *ANSWERS[0])
     a, b, c = ANSWERS[2]
     ab, ac, bc = (stated(models, tmp_path, QUESTIONS[2], *pair) for pair in ((a, b), (a, c), (b, c)))
-    close(found, [[one, 1 - one], [(ab + ac) / 2, (1 - ab + bc) / 2, (2 - ac - bc) / 2]])
+    assert close(found, [[one, 1 - one], [(ab + ac) / 2, (1 - ab + bc) / 2, (2 - ac - bc) / 2]])
     assert abs(one - 0.5) > 1e-3
     assert sum(found[1]) / 3 == pytest.approx(0.5)
 
@@ -180,7 +180,7 @@ def test_a_judge_of_another_tokenizer(language: tuple[Path, Models]) -> None:
     found = JudgeReward(other, path=str(folder), spec=SPEC)(
         sample_groups([encoded(other)[0][0]], [encoded(other)[1][0]])
     )
-    close(found, wanted)
+    assert close(found, wanted)
 
 
 def test_a_judge_needs_two_responses(language: tuple[Path, Models]) -> None:
@@ -225,7 +225,9 @@ def test_steps_are_found_and_aggregated(steps: tuple[Path, Models], aggregate: s
     assert reward.steps(sample_groups(prompts[:1], [responses]))[0] == [
         pytest.approx(values, abs=1e-5) for values in per_step
     ]
-    close(reward(sample_groups(prompts[:1], [responses])), [[AGGREGATED[aggregate](values) for values in per_step]])
+    assert close(
+        reward(sample_groups(prompts[:1], [responses])), [[AGGREGATED[aggregate](values) for values in per_step]]
+    )
 
 
 def test_steps_that_end_with_a_text_of_their_own(steps: tuple[Path, Models]) -> None:

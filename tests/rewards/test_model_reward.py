@@ -50,10 +50,9 @@ def expected(models: Models) -> list[list[float]]:
         ]
 
 
-def close(found: Sequence[Sequence[float | None]], wanted: list[list[float]]) -> None:
-    assert [len(group) for group in found] == [len(group) for group in wanted]
-    for one, other in zip(found, wanted, strict=True):
-        assert one == pytest.approx(other, abs=1e-5)
+def close(found: Sequence[Sequence[float | None]], wanted: list[list[float]]) -> bool:
+    """Whether groups have the same sizes and scores."""
+    return [*found] == [pytest.approx(group, abs=1e-5) for group in wanted]
 
 
 @pytest.mark.parametrize("max_tokens", [1, 60, 10_000])
@@ -62,21 +61,21 @@ def test_batches_do_not_matter(trained: tuple[Path, Models], max_tokens: int) ->
     reward = ModelReward(models.tokenizer, path=str(folder), max_tokens=max_tokens)
     assert isinstance(reward, Reward)
     assert not reward.texts.renders
-    close(reward(sample_groups(*encoded(models.tokenizer))), expected(models))
+    assert close(reward(sample_groups(*encoded(models.tokenizer))), expected(models))
     assert not any(p.requires_grad for p in reward.model.parameters())
 
 
 def test_without_normalisation(trained: tuple[Path, Models]) -> None:
     folder, models = trained
     raw = ModelReward(path=str(folder), normalize=False)(sample_groups(*encoded(models.tokenizer)))
-    close([[(value - 0.5) / 2 for value in group] for group in raw], expected(models))
+    assert close([[(value - 0.5) / 2 for value in group] for group in raw], expected(models))
 
 
 def test_groups_without_responses_keep_their_place(trained: tuple[Path, Models]) -> None:
     folder, models = trained
     prompts, responses = encoded(models.tokenizer)
     found = ModelReward(path=str(folder))(sample_groups([prompts[0], *prompts], [[], *responses]))
-    close(found, [[], *expected(models)])
+    assert close(found, [[], *expected(models)])
 
 
 def test_another_tokenizer_and_template(trained: tuple[Path, Models]) -> None:
@@ -89,7 +88,7 @@ def test_another_tokenizer_and_template(trained: tuple[Path, Models]) -> None:
     assert prompts != encoded(models.tokenizer)[0]
     reward = ModelReward(other, path=str(folder))
     assert reward.texts.renders
-    close(reward(sample_groups(prompts, responses)), expected(models))
+    assert close(reward(sample_groups(prompts, responses)), expected(models))
 
 
 def test_a_long_prompt_loses_its_beginning(trained: tuple[Path, Models]) -> None:
@@ -99,7 +98,7 @@ def test_a_long_prompt_loses_its_beginning(trained: tuple[Path, Models]) -> None
     found = ModelReward(path=str(folder), max_length=longest + 4)(sample_groups(prompts[:1], responses[:1]))
     with torch.no_grad():
         wanted = models.policy.normalized(models.policy(pack([Example(prompts[0][-4:], responses[0])])))
-    close(found, [wanted.tolist()])
+    assert close(found, [wanted.tolist()])
 
 
 def test_an_encoder_reads_texts(tmp_path: Path) -> None:
@@ -127,7 +126,7 @@ def test_an_encoder_reads_texts(tmp_path: Path) -> None:
             [float(model(**tokenizer(q, a, return_tensors="pt")).logits[0, 0]) for a in group]
             for q, group in zip(QUESTIONS, ANSWERS, strict=True)
         ]
-    close(found, wanted)
+    assert close(found, wanted)
     assert len({round(value, 3) for group in found for value in group}) > 3
 
 

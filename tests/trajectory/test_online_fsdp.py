@@ -109,4 +109,5 @@ def test_early_stop(tmp_path, strategy):
 def test_critic_warmup(tmp_path, strategy):
     """The policy's weights have no optimiser state until the critic has had its first steps alone."""
     make = partial(ppo_of, "shared", critic_warmup=5)
-    killed_and_resumed(tmp_path, {"kill_at": 4}, make=make, reward=Costly(), strategy=strategy)
+    found = killed_and_resumed(tmp_path, {"kill_at": 4}, make=make, reward=Costly(), strategy=strategy)
+    assert found["global_step"] == 12
