@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlhf_lightning.credit.options import credit_function
 from rlhf_lightning.credit.whitening import whiten
-from rlhf_lightning.ops.segments import segment_sum
+from rlhf_lightning.ops.segments import segment_sum, sum_dtype
 from rlhf_lightning.options import Share
 from rlhf_lightning.types import Ragged
 
@@ -94,7 +94,7 @@ def reinforce_pp_baseline(
 
 
 def returns_to_go(token: Ragged, gamma: float = 1.0) -> Ragged:
-    """Discounted sum of each token's number and those behind it in its response.
+    """Discounted sum of each token's number and those behind it in its response, accumulated in float64.
 
     Args:
         token: one number a token.
@@ -102,8 +102,8 @@ def returns_to_go(token: Ragged, gamma: float = 1.0) -> Ragged:
     """
     row, column = token.sequence, token.offset
     width = int(column.max()) + 1 if len(column) else 0
-    grid = token.token.new_zeros(width, token.count)
-    grid[column, row] = token.token
+    grid = token.token.new_zeros(width, token.count, dtype=sum_dtype(token.token.device))
+    grid[column, row] = token.token.to(grid)
     for t in range(width - 2, -1, -1):  # all responses at once, one position at a time
         grid[t] += gamma * grid[t + 1]
-    return token.with_token(grid[column, row])
+    return token.with_token(grid[column, row].to(token.token))

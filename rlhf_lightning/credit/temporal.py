@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlhf_lightning.credit.options import credit_function
 from rlhf_lightning.credit.whitening import whiten
+from rlhf_lightning.ops.segments import sum_dtype
 from rlhf_lightning.options import Positive, Share
 from rlhf_lightning.types import Ragged
 
@@ -115,7 +116,7 @@ def estimated(
     lam: float,
     mask: Bool[Tensor, " response_tokens"] | None = None,
 ) -> Float[Tensor, " response_tokens"]:
-    """The advantages of :func:`gae`, with tokens that the policy did not choose.
+    """The advantages of :func:`gae`, with tokens that the policy did not choose; accumulated in float64.
 
     Args:
         reward: of each token.
@@ -127,14 +128,14 @@ def estimated(
     """
     row, column = reward.sequence, reward.offset
     shape = (int(column.max()) + 1 if len(column) else 0, reward.count)
-    rewards, values, advantages = (value.new_zeros(shape) for _ in range(3))
+    rewards, values, advantages = (value.new_zeros(shape, dtype=sum_dtype(value.device)) for _ in range(3))
     chosen = torch.zeros(shape, dtype=torch.bool, device=value.device)
-    rewards[column, row], values[column, row] = reward.token.to(value), value
+    rewards[column, row], values[column, row] = reward.token.to(rewards), value.to(values)
     chosen[column, row] = True if mask is None else mask
-    following, ahead = value.new_zeros(reward.count), value.new_zeros(reward.count)
+    following, ahead = rewards.new_zeros(reward.count), rewards.new_zeros(reward.count)
     for t in range(shape[0] - 1, -1, -1):  # all responses at once, one position at a time
         delta = rewards[t] + gamma * following - values[t]
         ahead = torch.where(chosen[t], delta + gamma * lam * ahead, ahead)
         following = torch.where(chosen[t], values[t], following)
         advantages[t] = ahead
-    return advantages.masked_fill(~chosen, 0.0)[column, row]
+    return advantages.masked_fill(~chosen, 0.0)[column, row].to(value)

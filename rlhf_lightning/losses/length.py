@@ -73,12 +73,12 @@ def ld_dpo(policy: Pair, reference: Pair, *, beta: Positive = 0.1, alpha: Share 
         ValueError: an option is outside its range.
     """
     shared = torch.minimum(policy.chosen.length, policy.rejected.length)
-    chosen = beta * (_desensitised(policy.chosen, shared, alpha) - _desensitised(reference.chosen, shared, alpha))
-    rejected = beta * (_desensitised(policy.rejected, shared, alpha) - _desensitised(reference.rejected, shared, alpha))
+    chosen = beta * _desensitised(policy.chosen.log_ratio(reference.chosen), shared, alpha)
+    rejected = beta * _desensitised(policy.rejected.log_ratio(reference.rejected), shared, alpha)
     return PreferenceLoss(logistic(chosen - rejected), chosen.detach(), rejected.detach())
 
 
-def _desensitised(log_probs: Ragged, shared: Float[Tensor, " responses"], alpha: float) -> Float[Tensor, " responses"]:
-    """Sum of log-probs with weight 1 for the first ``shared`` tokens of each response and ``alpha`` for the rest."""
-    excess = log_probs.offset >= shared[log_probs.sequence]
-    return log_probs.with_token(torch.where(excess, alpha * log_probs.token, log_probs.token)).sum()
+def _desensitised(log_ratio: Ragged, shared: Float[Tensor, " responses"], alpha: float) -> Float[Tensor, " responses"]:
+    """Sum of log-ratios with weight 1 for the first ``shared`` tokens of each response and ``alpha`` for the rest."""
+    excess = log_ratio.offset >= shared[log_ratio.sequence]
+    return log_ratio.with_token(torch.where(excess, alpha * log_ratio.token, log_ratio.token)).sum()

@@ -159,7 +159,7 @@ def plackett_luce(
     Raises:
         ValueError: an option is outside its range.
     """
-    reward = beta * (policy.sum() - reference.sum())
+    reward = beta * policy.log_ratio(reference).sum()
     table, below = reward.view(score.shape), worse(score, present)
     terms = top_heavy(table, table[:, None, :].expand(below.shape), below)
     return GroupLoss(terms.sum(-1), reward.detach(), diagnostics=_by_rank(terms, below))
@@ -201,7 +201,7 @@ def exo_k(
     Raises:
         ValueError: an option is outside its range.
     """
-    reward = beta * (policy.sum() - reference.sum())
+    reward = beta * policy.log_ratio(reference).sum()
     ours = reward.view(score.shape).masked_fill(~present, -torch.inf).log_softmax(-1)
     target = (score / score_beta).masked_fill(~present, -torch.inf).log_softmax(-1)
     difference = torch.where(present, ours - target, 0.0)

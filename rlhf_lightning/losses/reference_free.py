@@ -8,7 +8,14 @@ from __future__ import annotations
 import torch.nn.functional as F
 
 from rlhf_lightning.losses.options import FlipRate, NonNegative, Positive, Real, loss_function
-from rlhf_lightning.losses.terms import Reduction, log_odds_ratio, logistic, negative_log_likelihood, power_score
+from rlhf_lightning.losses.terms import (
+    Reduction,
+    log_odds_ratio,
+    logistic,
+    negative_log_likelihood,
+    power_score,
+    summed_margin,
+)
 from rlhf_lightning.types import Pair, PreferenceLoss
 
 
@@ -60,8 +67,7 @@ def slic(policy: Pair, *, delta: NonNegative = 1.0, nll_weight: NonNegative = 0.
     Raises:
         ValueError: an option is outside its range.
     """
-    chosen, rejected = policy.chosen.sum(), policy.rejected.sum()
-    margin = chosen - rejected
+    chosen, rejected, margin = policy.chosen.sum(), policy.rejected.sum(), summed_margin(policy)
     return PreferenceLoss(
         F.relu(delta - margin) - nll_weight * chosen,
         chosen.detach(),
@@ -193,7 +199,7 @@ def cpo(
     """
     chosen, rejected = beta * policy.chosen.sum(), beta * policy.rejected.sum()
     nll = negative_log_likelihood(policy.chosen, nll_reduction)
-    loss = logistic(chosen - rejected, label_smoothing) + nll_weight * nll
+    loss = logistic(beta * summed_margin(policy), label_smoothing) + nll_weight * nll
     return PreferenceLoss(loss, chosen.detach(), rejected.detach(), diagnostics={"nll": nll.detach()})
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from rlhf_lightning.ops.segments import segment_sum
 from rlhf_lightning.types import Pair, Ragged
 
 #: How a likelihood term adds up its tokens; see ``negative_log_likelihood``.
@@ -30,12 +31,19 @@ MAX_LOG_PROB = -1e-6
 
 def log_ratios(policy: Pair, reference: Pair) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
     """Summed log-ratios of the chosen and of the rejected responses, in nats."""
-    return policy.chosen.sum() - reference.chosen.sum(), policy.rejected.sum() - reference.rejected.sum()
+    return policy.chosen.log_ratio(reference.chosen).sum(), policy.rejected.log_ratio(reference.rejected).sum()
 
 
 def mean_log_ratios(policy: Pair, reference: Pair) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
     """Log-ratios per token of the chosen and of the rejected responses, in nats per token."""
-    return policy.chosen.mean() - reference.chosen.mean(), policy.rejected.mean() - reference.rejected.mean()
+    return policy.chosen.log_ratio(reference.chosen).mean(), policy.rejected.log_ratio(reference.rejected).mean()
+
+
+def summed_margin(log_probs: Pair) -> Float[Tensor, " pairs"]:
+    """Summed log-probs of the chosen responses less those of the rejected ones, in nats, rounded once."""
+    chosen, rejected = log_probs.chosen, log_probs.rejected
+    token = torch.cat([chosen.token, -rejected.token])
+    return segment_sum(token, torch.cat([chosen.sequence, rejected.sequence]), chosen.count)
 
 
 def logistic(margin: Float[Tensor, " pairs"], label_smoothing: float = 0.0) -> Float[Tensor, " pairs"]:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhf_lightning.losses.options import Count, NonNegative, Positive, Real, loss_function
+from rlhf_lightning.losses.terms import summed_margin
 from rlhf_lightning.types import GroupLoss, Pair, PreferenceLoss, Ragged, TopTokens
 
 
@@ -123,8 +124,7 @@ def pairwise_cringe(
     Raises:
         ValueError: an option is outside its range.
     """
-    chosen, rejected = policy.chosen.sum(), policy.rejected.sum()
-    margin = chosen - rejected
+    chosen, rejected, margin = policy.chosen.sum(), policy.rejected.sum(), summed_margin(policy)
     opened = ((threshold - margin) / tau).sigmoid() if gate == "soft" else (margin < threshold).to(margin.dtype)
     contrast = contrasted(top_k, k, detach_alternative)
     length = policy.chosen.step_length + policy.rejected.step_length

@@ -9,7 +9,7 @@ Notation: ``losses/terms.py``. Every loss raises ValueError when an option is ou
 from __future__ import annotations
 
 from rlhf_lightning.losses.options import FlipRate, Positive, loss_function
-from rlhf_lightning.losses.terms import log_ratios, logistic
+from rlhf_lightning.losses.terms import log_ratios, logistic, summed_margin
 from rlhf_lightning.types import Pair, PreferenceLoss
 
 
@@ -38,8 +38,7 @@ def aot(policy: Pair, reference: Pair, *, beta: Positive = 0.01, label_smoothing
         ValueError: an option is outside its range.
     """
     chosen, rejected = (beta * ratio for ratio in log_ratios(policy, reference))
-    margin = (policy.chosen.sum() - policy.rejected.sum()).sort().values
-    reference_margin = (reference.chosen.sum() - reference.rejected.sum()).sort().values
+    margin, reference_margin = (summed_margin(log_probs).sort().values for log_probs in (policy, reference))
     loss = logistic(beta * (margin - reference_margin), label_smoothing)
     return PreferenceLoss(loss, chosen.detach(), rejected.detach())
 

@@ -63,7 +63,7 @@ def kto(
     Raises:
         ValueError: an option is outside its range.
     """
-    log_ratio, point = policy.sum() - reference.sum(), kl.detach()
+    log_ratio, point = policy.log_ratio(reference).sum(), kl.detach()
     gain = _signed(beta * (log_ratio - point), desirable)
     weight = torch.where(desirable > 0.5, desirable_weight, undesirable_weight)
     return _labelled(weight * (-gain).sigmoid(), beta * log_ratio, desirable, gain)
@@ -110,7 +110,7 @@ def bco(
     Raises:
         ValueError: an option is outside its range.
     """
-    reward = beta * (policy.sum() - reference.sum())
+    reward = beta * policy.log_ratio(reference).sum()
     centre = running.mean if delta == "running" else torch.zeros_like(running.mean)
     gain = _signed(reward - centre, desirable)
     result = _labelled(-weight * F.logsigmoid(gain), reward, desirable, gain)
@@ -154,7 +154,7 @@ def apo_zero_unpaired(
     Raises:
         ValueError: an option is outside its range.
     """
-    reward = beta * (policy.sum() - reference.sum())
+    reward = beta * policy.log_ratio(reference).sum()
     gain = _signed(reward, desirable)
     weight = torch.where(desirable > 0.5, desirable_weight, undesirable_weight)
     return _labelled(weight * (-gain).sigmoid(), reward, desirable, gain)

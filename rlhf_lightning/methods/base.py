@@ -342,8 +342,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
 
     def _log_ratio(self, batch: PackedBatch) -> Ragged:
         policy: SequenceLogProbs = self.policy(batch)
-        reference = self._live_reference(batch)
-        return policy.with_token(policy.token - reference.token)
+        return policy.log_ratio(self._live_reference(batch))
 
     def export(self, folder: str | Path, form: Form = "auto") -> Path:
         """Write the policy as a folder that transformers or PEFT loads; a collective call."""

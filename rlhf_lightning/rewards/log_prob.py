@@ -87,7 +87,9 @@ class LogProbReward:
         for rows in batches(groups, self.max_tokens):
             batch = pack([groups[row] for row in rows])
             policy: Ragged = self.model(batch.to(self.device))
-            found = (policy.sum() if self.reduction == "sum" else policy.mean()).reshape(len(rows), -1).tolist()
+            # In float64, since mutual information and implicit rewards are small differences of large sums.
+            exact = Ragged(policy.token.cpu().double(), policy.sequence.cpu(), policy.count)
+            found = (exact.sum() if self.reduction == "sum" else exact.mean()).reshape(len(rows), -1).tolist()
             for row, values in zip(rows, found, strict=True):
                 scores[row] = values[: len(groups[row].responses)]
         return scores

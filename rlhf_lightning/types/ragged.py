@@ -66,12 +66,21 @@ class Ragged:
         return torch.arange(len(self.sequence), device=self.sequence.device) - start[self.sequence]
 
     def sum(self) -> Float[Tensor, " responses"]:
-        """Sum over each response's scored tokens, in float32."""
+        """Sum over each response's scored tokens, in float32.
+
+        A long response has some ten thousand nats, which float32 resolves to 0.004: to compare two models, sum the
+        differences of ``log_ratio``.
+        """
         return segment_sum(self.token, self.sequence, self.count)
 
     def mean(self) -> Float[Tensor, " responses"]:
         """Mean over each response's scored tokens, in float32."""
         return segment_mean(self.token, self.sequence, self.count)
+
+    def log_ratio(self, reference: Ragged) -> Ragged:
+        """These log-probs less the reference's of the same tokens, token by token, in at least float32."""
+        exact = torch.promote_types(self.token.dtype, torch.float32)
+        return self.with_token(self.token.to(exact) - reference.token)
 
     def with_token(self, token: Float[Tensor, " response_tokens"]) -> Ragged:
         """The same layout with other numbers."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import rlhf_lightning.credit as credit
 from rlhf_lightning.credit.returns import returns_to_go
+from rlhf_lightning.types import Ragged
 from tests.helpers.policy_inputs import Rows, ragged
 
 REWARDS = [[-0.1, -0.2, 1.0], [0.5]]
@@ -32,6 +33,16 @@ def test_returns_equal_their_twin(rows: Rows, gamma: float) -> None:
     expected = [sum(gamma ** (s - t) * row[s] for s in range(t, len(row))) for row in rows for t in range(len(row))]
     got = returns_to_go(ragged(rows), gamma).token
     torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), atol=1e-9, rtol=1e-9)
+
+
+def test_returns_of_a_long_response() -> None:
+    """8 thousand small penalties of one sign, 82 nats together, which float32 resolves to 8e-6."""
+    penalty = -0.02 * torch.rand(8192, generator=torch.Generator().manual_seed(0))
+    layout = Ragged(penalty, torch.zeros(8192, dtype=torch.long), 1)
+    exact = penalty.double().flip(0).cumsum(0).flip(0)
+    got = returns_to_go(layout).token
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), exact, atol=4e-6, rtol=0)
 
 
 def test_reinforce_pp_golden() -> None:

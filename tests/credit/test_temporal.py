@@ -57,6 +57,15 @@ def test_the_clip_of_a_token_holds_penalty_and_score_together(score: float, expe
     assert found.token[1].item() == expected
 
 
+def test_a_long_response() -> None:
+    """With lambda 1 and no values the advantages are sums to the end: 8 thousand penalties of one sign."""
+    penalty = -0.02 * torch.rand(8192, generator=torch.Generator().manual_seed(0))
+    reward = Ragged(penalty, torch.zeros(8192, dtype=torch.long), 1)
+    found = gae(reward, reward.with_token(torch.zeros(8192)), lam=1.0)["advantage"].token
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), penalty.double().flip(0).cumsum(0).flip(0), atol=4e-6, rtol=0)
+
+
 def test_responses_do_not_see_each_other() -> None:
     both = advantage(ragged(REWARD, [0.3], [], [0.1, -0.2]), ragged(VALUE, [0.5], [], [0.0, 1.0]))
     apart = [advantage(ragged(r), ragged(v)) for r, v in [(REWARD, VALUE), ([0.3], [0.5]), ([0.1, -0.2], [0.0, 1.0])]]

@@ -22,7 +22,7 @@ from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import Pretrained, TinyRandom
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer
 from rlhf_lightning.rewards import ImplicitReward, JudgeReward, LogProbReward, ProcessReward, Reward
-from rlhf_lightning.types import ComparisonBatch, Example, sample_groups
+from rlhf_lightning.types import ComparisonBatch, Example, Ragged, sample_groups
 from tests.rewards.test_model_reward import ANSWERS, QUESTIONS, close, encoded
 
 SPEC = DataSpec(comparison="{prompt}|{first}|{second}=", cache=False)
@@ -83,6 +83,18 @@ def test_mutual_information_takes_off_what_needs_no_question(language: tuple[Pat
     assert close(found, [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(asked, alone, strict=True)])
     unasked = sample_groups([empty], [groups[0]])
     assert LogProbReward(path=str(folder), mutual_information=True)(unasked)[0] == pytest.approx([0, 0])
+
+
+def test_mutual_information_of_a_long_response(language: tuple[Path, Models]) -> None:
+    """Two sums of 60,000 nats, each of which float32 would round to 0.004."""
+    folder, models = language
+    reward = LogProbReward(models.tokenizer, path=str(folder), mutual_information=True, max_tokens=100_000)
+    alone = -4 * torch.rand(32_768, generator=torch.Generator().manual_seed(0))
+    asked = alone + 1e-3
+    given = iter((asked, alone))
+    reward.model = lambda batch: Ragged(next(given), batch.sequence, 1)  # type: ignore[assignment]
+    found = reward(sample_groups([[1, 2]], [[[3] * 32_768]]))
+    assert found[0][0] == pytest.approx(float((asked.double() - alone.double()).sum()), abs=1e-6)
 
 
 def test_log_probs_of_a_policy_with_another_tokenizer(language: tuple[Path, Models]) -> None:
