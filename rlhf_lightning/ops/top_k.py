@@ -182,16 +182,19 @@ def _backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of hidden states, weight and bias from ``slope``, the gradient of each picked raw logit.
 
-    One column at a time, so that no more than ``[n, d]`` numbers are gathered at once.
+    One column at a time, so that no more than ``[n, d]`` numbers are gathered at once. Summed in the slope's dtype, at
+    least float32: a frequent token is picked thousands of times, and a bfloat16 sum stops growing at 256 equal terms.
     """
     grad_hidden = torch.zeros(hidden.shape, dtype=slope.dtype, device=hidden.device) if needs[0] else None
-    grad_weight = torch.zeros_like(weight) if needs[1] else None
+    grad_weight = torch.zeros(weight.shape, dtype=slope.dtype, device=weight.device) if needs[1] else None
     grad_bias = None
     if bias is not None and needs[2]:
-        grad_bias = torch.zeros_like(bias).index_add_(0, token.flatten(), slope.flatten().to(bias.dtype))
+        grad_bias = torch.zeros(bias.shape, dtype=slope.dtype, device=bias.device)
+        grad_bias = grad_bias.index_add_(0, token.flatten(), slope.flatten()).to(bias.dtype)
     for place, row in zip(token.unbind(1), slope.unbind(1), strict=True):
         if grad_hidden is not None:
             grad_hidden.addcmul_(weight[place].to(row.dtype), row[:, None])
         if grad_weight is not None:
-            grad_weight.index_add_(0, place, (hidden * row[:, None]).to(weight.dtype))
-    return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, grad_bias
+            grad_weight.index_add_(0, place, hidden * row[:, None])
+    grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
+    return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), grad_bias
