@@ -16,7 +16,8 @@ student only; they are, with respect to its logits,
     \nabla_z = q - p, \qquad q\,(\log q - \log p - \mathrm{KL}), \qquad q\,(g - \textstyle\sum_u q_u g_u),\quad
     g = (1 - \beta) \log(q / m)
 
-Statistics are float32 (float64 for double inputs) whatever the models' dtype, in and outside autocast. In nats.
+Statistics are float32 (float64 for double inputs) whatever the models' dtype, in and outside autocast. In nats. A token
+that a distribution never gives (a masked logit, -inf) adds nothing to what is averaged over that distribution.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ from torch.utils.checkpoint import checkpoint
 from rlhf_lightning.ops.log_probs import (
     BLOCK_BYTES,
     DEFAULT_BLOCK_BYTES,
+    NEVER,
     HeadOptions,
     LogitGradient,
     LogitTransform,
     head_gradients,
+    shifted,
 )
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
@@ -161,11 +164,17 @@ def dense_divergence(
     """The same numbers from logits that are all there."""
     log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
     if kind == "forward_kl":
-        return (log_p.exp() * (log_p - log_q)).sum(-1)
+        return expected(log_p.exp(), log_p - log_q)
     if kind == "reverse_kl":
-        return (log_q.exp() * (log_q - log_p)).sum(-1)
+        return expected(log_q.exp(), log_q - log_p)
+    log_q, log_p = log_q.clamp(min=NEVER), log_p.clamp(min=NEVER)
     log_m = _log_mixture(log_p, log_q, mixture)
     return mixture * (log_p.exp() * (log_p - log_m)).sum(-1) + (1 - mixture) * (log_q.exp() * (log_q - log_m)).sum(-1)
+
+
+def expected(share: Float[Tensor, "n v"], values: Float[Tensor, "n v"]) -> Float[Tensor, " n"]:
+    """Sum of values weighed by probabilities; where the probability is 0, the value may be infinite or nan."""
+    return (share * values.masked_fill(share == 0, 0.0)).sum(-1)
 
 
 def _log_mixture(log_p: Tensor, log_q: Tensor, mixture: float) -> Tensor:
@@ -261,14 +270,16 @@ def _kl(first: _Side, second: _Side, call: _Call) -> tuple[Tensor, Tensor, Tenso
     gaps, firsts, seconds = [], [], []
     for block in call.blocks(first):
         a, b = first.logits(block), second.logits(block)
-        log_share = a.log_softmax(-1)
-        gaps.append((log_share.exp() * (a - b)).sum(-1))
-        firsts.append(a[:, 0] - log_share[:, 0])
-        seconds.append(b[:, 0] - b.log_softmax(-1)[:, 0])
-    blocks = torch.stack(firsts)
-    normalizer, other = blocks.logsumexp(0), torch.stack(seconds).logsumexp(0)
-    expected = ((blocks - normalizer).exp() * torch.stack(gaps)).sum(0)
-    return expected - (normalizer - other), normalizer, other
+        difference = a - b
+        largest, weights = shifted(a)
+        total = weights.exp_().sum(-1)
+        gaps.append(expected(weights, difference) / total.clamp(min=torch.finfo(total.dtype).tiny))
+        firsts.append(largest + total.log())
+        seconds.append(b.logsumexp(-1))
+    blocks = torch.stack(firsts, 1)
+    normalizer, other = blocks.logsumexp(1), torch.stack(seconds).logsumexp(0)
+    gap = expected((blocks - normalizer[:, None]).exp(), torch.stack(gaps, 1))
+    return gap - (normalizer - other), normalizer, other
 
 
 def _jsd(student: _Side, teacher: _Side, call: _Call) -> _Value:
@@ -277,8 +288,8 @@ def _jsd(student: _Side, teacher: _Side, call: _Call) -> _Value:
     teacher_normalizer = torch.stack([teacher.logits(block).logsumexp(-1) for block in blocks]).logsumexp(0)
     of_teacher, of_student = torch.zeros_like(normalizer), torch.zeros_like(normalizer)
     for block in blocks:
-        log_q = student.logits(block) - normalizer[:, None]
-        log_p = teacher.logits(block) - teacher_normalizer[:, None]
+        log_q = (student.logits(block) - normalizer[:, None]).clamp_(min=NEVER)
+        log_p = (teacher.logits(block) - teacher_normalizer[:, None]).clamp_(min=NEVER)
         log_m = _log_mixture(log_p, log_q, call.mixture)
         of_teacher += (log_p.exp() * (log_p - log_m)).sum(-1)
         of_student += (log_q.exp() * (log_q - log_m)).sum(-1)
@@ -315,8 +326,10 @@ class _Slope(LogitGradient):
         if self.call.kind == "forward_kl":
             result = log_q.exp() - log_p.exp()
         else:
-            other = log_p if self.call.kind == "reverse_kl" else _log_mixture(log_p, log_q, self.call.mixture)
-            weight = 1.0 if self.call.kind == "reverse_kl" else 1 - self.call.mixture
-            result = log_q.exp() * (weight * (log_q - other) - self.center[:, None])
+            jsd = self.call.kind == "jsd"
+            other = _log_mixture(log_p, log_q.clamp(min=NEVER), self.call.mixture) if jsd else log_p
+            weight = 1 - self.call.mixture if jsd else 1.0
+            share = log_q.exp()
+            result = share * (weight * (log_q - other) - self.center[:, None]).masked_fill_(share == 0, 0.0)
         slope = self.call.student.transform.slope(logits)
         return result if slope is None else result * slope

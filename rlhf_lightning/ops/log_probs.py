@@ -9,8 +9,9 @@ with temperature :math:`T`, logit scale :math:`s` and soft-cap :math:`c` (absent
 walked in blocks whose logits fit a small memory budget, so the block stays in cache and the head's weight is read once.
 The backward pass computes each block's logits again and finishes that block's rows of the weight gradient at once.
 
-Softmax statistics are float32 whatever the model's dtype, in and outside autocast. This is the only place in the
-project that turns logits into log-probabilities of given tokens.
+Softmax statistics are float32 whatever the model's dtype, in and outside autocast. A masked logit, -inf or hugely
+negative, has probability 0 and adds nothing to a statistic or gradient. This is the only place in the project that
+turns logits into log-probabilities of given tokens.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 #: Version of the definition of ``log_probs``. Part of every reference-cache key: raise it when the numbers change.
-LOG_PROB_VERSION = 1
+LOG_PROB_VERSION = 2
 
-#: What the head can compute beside the log-probability, in the same pass.
+#: What the head can compute beside it, in the same pass.
 STATISTICS = frozenset({"entropy", "top1", "collision"})
 
-#: Bytes of float32 logits that one block may hold: a share of the last-level cache on a CPU, enough rows to keep an
-#: accelerator busy elsewhere.
+#: Bytes of float32 logits in a block: a share of a CPU's last-level cache, enough to keep an accelerator busy.
 BLOCK_BYTES = {"cpu": 16 << 20}
 DEFAULT_BLOCK_BYTES = 256 << 20
 MIN_BLOCK = 256
+#: A log-prob whose exponential is 0 in every dtype, while 0 times it is 0 and not nan.
+NEVER = -1e4
 
 
 @dataclass
@@ -229,12 +231,7 @@ class _BlockwiseHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        target: Tensor,
-        options: HeadOptions,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, options: HeadOptions
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
         ctx.options = options
@@ -247,10 +244,7 @@ class _BlockwiseHead(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any,
-        grad: Tensor | None,
-        grad_entropy: Tensor | None,
-        *_: Tensor | None,
+        ctx: Any, grad: Tensor | None, grad_entropy: Tensor | None, *_: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target, normalizer, entropy = ctx.saved_tensors
         grad = torch.zeros_like(normalizer) if grad is None else grad
@@ -267,30 +261,37 @@ def _forward(
     hidden = hidden.to(options.dtype)
     chosen = torch.zeros(len(hidden), dtype=torch.promote_types(options.dtype, torch.float32), device=hidden.device)
     normalizers, maxima, entropies, collisions = [], [], [], []
+    moments = options.statistics & {"entropy", "collision"}
     for block in options.blocks(len(hidden), len(weight)):
         logits = options.logits(hidden, weight[block].to(options.dtype), None if bias is None else bias[block])
         inside, column = within(target, block)
         chosen = torch.where(inside, logits.gather(1, column).squeeze(1), chosen)
-        block_log_probs = logits.log_softmax(-1)
-        # One fused kernel and a subtraction; logsumexp walks the block several times.
-        normalizers.append(logits[:, 0] - block_log_probs[:, 0])
-        if "top1" in options.statistics:
-            maxima.append(logits.amax(-1))
-        if options.statistics & {"entropy", "collision"}:
-            probs = block_log_probs.exp()
-            entropies.append(-(probs * block_log_probs).sum(-1))
-            collisions.append(probs.square().sum(-1))
+        largest, below = shifted(logits)
+        weights = below.exp() if moments else below.exp_()
+        total = weights.sum(-1)
+        normalizers.append(largest + total.log())
+        maxima.append(largest)
+        if moments:
+            total = total.clamp(min=torch.finfo(total.dtype).tiny)
+            entropies.append(total.log() - (weights * below.clamp_(min=NEVER)).sum(-1) / total)
+            collisions.append((weights / total[:, None]).square_().sum(-1))
     blocks = torch.stack(normalizers)
     normalizer = blocks.logsumexp(0)
     share = blocks - normalizer  # log of the probability that falls into each block
     entropy = top1 = collision = None
     if "entropy" in options.statistics:
-        entropy = (share.exp() * (torch.stack(entropies) - share)).sum(0)
+        entropy = (share.exp() * (torch.stack(entropies) - share.clamp(min=NEVER))).sum(0)
     if "collision" in options.statistics:
         collision = (2 * share + torch.stack(collisions).log()).logsumexp(0)
     if "top1" in options.statistics:
         top1 = chosen >= torch.stack(maxima).amax(0)
     return chosen - normalizer, normalizer, entropy, top1, collision
+
+
+def shifted(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest logit of each row (a finite number where all are -inf), and the logits less it, in place."""
+    largest = logits.amax(-1).clamp(min=torch.finfo(logits.dtype).min)
+    return largest, logits.sub_(largest[:, None])
 
 
 class LogitGradient(ABC):
@@ -337,7 +338,7 @@ class _Slope(LogitGradient):
         result = log_p.exp()
         at_target = -inside.to(result.dtype)
         if self.grad_entropy is not None and self.entropy is not None:
-            surprise = log_p + self.entropy[:, None]
+            surprise = log_p.clamp_(min=NEVER) + self.entropy[:, None]
             result = result * torch.addcmul(self.grad[:, None], self.grad_entropy[:, None], surprise)
             at_target = at_target * self.grad
         result.scatter_add_(1, column, at_target[:, None])
@@ -389,7 +390,7 @@ def _dense(
     log_p = logits.log_softmax(-1)
     entropy = top1 = collision = None
     if "entropy" in statistics:
-        entropy = -(log_p.exp() * log_p).sum(-1)
+        entropy = -(log_p.exp() * log_p.clamp(min=NEVER)).sum(-1)
     with torch.no_grad():
         if "collision" in statistics:
             collision = (2 * log_p).logsumexp(-1)

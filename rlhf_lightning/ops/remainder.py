@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from rlhf_lightning.ops.divergence import ROWS, Predictions
+from rlhf_lightning.ops.divergence import ROWS, Predictions, expected
 from rlhf_lightning.ops.log_probs import (
     HeadOptions,
     LogitGradient,
@@ -112,7 +112,7 @@ def remainder_kl(
     """
     teacher = teacher.detach()
     log_p, log_q = _with_remainder(teacher, least), _with_remainder(student, least)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    return expected(log_p.exp(), log_p - log_q)
 
 
 def _with_remainder(log_prob: Tensor, least: float) -> Tensor:

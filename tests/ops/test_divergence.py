@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -150,6 +151,78 @@ def test_memory_of_a_large_vocabulary() -> None:
     assert 0 < largest < 100e6 < 4 * rows * vocabulary
 
 
+#: Tokens that are masked in the student and in the teacher; blocks are 256 wide.
+MASKED = {
+    "both, first of a block": ([0, 256], [0, 256]),
+    "both, whole block": (range(256, 512), range(256, 512)),
+    "both, all but a few": ([v for v in range(V) if v % 100], [v for v in range(V) if v % 100]),
+    "teacher, whole block": ([3], range(256)),
+    "student, whole block": (range(256), [3]),
+}
+
+
+def masked(predictions: Predictions, columns: Sequence[int], value: float) -> Predictions:
+    bias = predictions.bias.detach().clone()
+    bias[list(columns)] = value
+    return replace(predictions, bias=bias.requires_grad_())
+
+
+@pytest.mark.parametrize("value", [-math.inf, -1e9])
+@pytest.mark.parametrize("case", MASKED)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["blocks", "one block", "module"])
+def test_masked_tokens(kind: str, case: str, value: float, how: str) -> None:
+    """A masked token has probability 0 in its own distribution; only where the other gives it some does it count."""
+    columns = MASKED[case]
+    student = masked(made(0, D, dtype=torch.float32), columns[0], value)
+    teacher = masked(made(1, E, dtype=torch.float32), columns[1], value)
+    size = 1 << 30 if how == "one block" else 1
+    first = as_module(student, torch.float32) if how == "module" else student
+    actual = divergence(first, teacher, kind, mixture=0.3, block_bytes=size)
+    q, p = (log_softmax(in_double(x)) for x in (student, teacher))
+    if (kind == "forward_kl" and case.startswith("student")) or (kind == "reverse_kl" and case.startswith("teacher")):
+        assert (actual > 1e7).all()  # infinite, or the 1e9 of the mask
+        return
+    m = torch.logaddexp(p + math.log(0.3), q + math.log(0.7))
+
+    def kl(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(a > -1e8, a.exp() * (a - b), 0.0).sum(-1)
+
+    expected = {"forward_kl": kl(p, q), "reverse_kl": kl(q, p), "jsd": 0.3 * kl(p, m) + 0.7 * kl(q, m)}[kind]
+    torch.testing.assert_close(actual.double(), expected, atol=2e-5, rtol=1e-5)
+    # The gradient with respect to the student's logits, by the equations at the top of the module.
+    share, log_of = q.exp(), q.masked_fill(q < -1e8, 0.0)
+    if kind == "forward_kl":
+        slope = share - p.exp()
+    elif kind == "reverse_kl":
+        slope = torch.where(share > 0, share * (log_of - p - expected[:, None]), 0.0)
+    else:
+        g = torch.where(share > 0, 0.7 * (log_of - m), 0.0)
+        slope = share * (g - (share * g).sum(-1, keepdim=True))
+    (found,) = torch.autograd.grad(actual.sum(), student.hidden)
+    torch.testing.assert_close(found.double(), slope @ student.weight.double(), atol=5e-5, rtol=1e-4)
+
+
+def in_double(predictions: Predictions) -> Predictions:
+    names = ("hidden", "weight", "bias")
+    return replace(predictions, **{name: getattr(predictions, name).detach().double() for name in names})
+
+
+@pytest.mark.parametrize("value", [-math.inf, -1e9])
+def test_few_tokens_that_are_not_masked(value: float) -> None:
+    """Three of them, two in one block; the k most likely tokens then hold masked ones."""
+    allowed = [5, 9, 600]
+    student, teacher = (masked(made(seed, D), [v for v in range(V) if v not in allowed], value) for seed in (0, 1))
+    kept = top_k(teacher, 5, block_bytes=1)
+    assert kept.token[:, :3].sort(-1).values.tolist() == [allowed] * N
+    torch.testing.assert_close(kept.log_prob, log_softmax(teacher).gather(1, kept.token).detach())
+    actual = remainder_kl(kept.log_prob, log_probs_at(student, kept.token, block_bytes=1))
+    torch.testing.assert_close(actual, divergence(student, teacher), atol=1e-6, rtol=0)
+    actual.sum().backward()
+    assert student.hidden.grad.isfinite().all()
+    assert student.weight.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("callable_side", ["student", "teacher", "both"])
 def test_heads_that_can_only_be_called(kind: str, callable_side: str) -> None:
@@ -167,8 +240,8 @@ def test_heads_that_can_only_be_called(kind: str, callable_side: str) -> None:
         torch.testing.assert_close(divergence(student, teacher, kind), expected.detach())
 
 
-def as_module(predictions: Predictions) -> Predictions:
-    head = nn.Linear(predictions.hidden.shape[1], V, dtype=torch.float64)
+def as_module(predictions: Predictions, dtype: torch.dtype = torch.float64) -> Predictions:
+    head = nn.Linear(predictions.hidden.shape[1], V, dtype=dtype)
     head.weight.data, head.bias.data = predictions.weight.detach().clone(), predictions.bias.detach().clone()
     return replace(predictions, weight=None, bias=None, head=head)
 

@@ -62,6 +62,20 @@ def test_a_token_is_where_the_cumulative_probability_passes_the_number():
     assert ids.tolist() == (reached <= uniform[:, None]).sum(-1).tolist()
 
 
+@pytest.mark.parametrize("value", [-torch.inf, -1e9, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.8}, {"top_k": 4}, {"forbidden": torch.tensor([2, 300])}])
+def test_masked_tokens_are_never_drawn_and_the_others_keep_their_log_probs(value, temperature, options):
+    """A whole block of 256, the first of the next and the last; what is left is a distribution of its own."""
+    logits = _logits(700, rows=64, seed=2)
+    logits[:, :257], logits[:, -1] = value, value
+    ids, log_probs = draw(logits.clone(), uniforms([(3, 1)], 64)[0], temperature=temperature, **options)
+    assert ids.min() >= 257
+    assert ids.max() < 699
+    expected = (logits.double() / (temperature or 1.0)).log_softmax(-1).gather(1, ids[:, None])[:, 0]
+    torch.testing.assert_close(log_probs.double(), expected, atol=2e-6, rtol=0)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
 @pytest.mark.parametrize("options", [{}, {"top_p": 0.5}, {"top_k": 3}, {"forbidden": torch.tensor([2, 4])}])
 def test_log_probs_are_of_the_whole_distribution(temperature, options):

@@ -79,6 +79,71 @@ def test_values_and_gradients_equal_the_twin(name: str, with_bias: bool, block_b
             torch.testing.assert_close(g, w)
 
 
+#: Columns of the vocabulary that are masked: blocks are 256 wide.
+MASKED = {
+    "first of a block": [0, 256],
+    "whole block": list(range(256, 512)),
+    "whole blocks at both ends": [*range(512), *range(1024, V)],
+    "all but a few": [v for v in range(V) if v % 200 != 7],
+    "all of a block but its last": list(range(255)),
+}
+
+
+@pytest.mark.parametrize("value", [-math.inf, -1e9, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("columns", MASKED)
+@pytest.mark.parametrize("how", ["blocks", "one block", "module", "cool"])
+def test_masked_columns(value: float, columns: str, how: str) -> None:
+    """A bias that forbids tokens, in float32, against float64: values, and gradients without nan."""
+    hidden, weight, bias, target = inputs(dtype=torch.float32)
+    with torch.no_grad():
+        bias[MASKED[columns]] = value
+    leaves = [hidden, weight, bias]
+    temperature = 0.7 if how == "cool" else 1.0
+    if how == "module":
+        head = nn.Linear(D, V)
+        head.weight, head.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+        leaves = [hidden, head.weight, head.bias]
+        out = module_log_probs(head, hidden, target, statistics=STATISTICS)
+    else:
+        size = 1 << 30 if how == "one block" else 1
+        transform = LogitTransform(temperature=temperature)
+        out = log_probs(hidden, weight, target, bias, transform=transform, statistics=STATISTICS, block_bytes=size)
+
+    allowed = torch.ones(V, dtype=torch.bool)
+    allowed[MASKED[columns]] = False
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    logits = (exact[0] @ exact[1].T + exact[2]) / temperature
+    log_p = logits.log_softmax(-1)
+    kept = log_p[:, allowed]
+    chosen = log_p.gather(1, target[:, None])[:, 0]
+    entropy = -(kept.exp() * kept).sum(-1)
+    possible = allowed[target]
+    torch.testing.assert_close(out.log_prob[possible].double(), chosen[possible], rtol=0, atol=2e-5)
+    assert (out.log_prob[~possible] < -1e8).all()
+    torch.testing.assert_close(out.entropy.double(), entropy, rtol=0, atol=2e-5)
+    torch.testing.assert_close(out.collision.double(), (2 * kept).logsumexp(-1), rtol=0, atol=2e-5)
+    assert torch.equal(out.top1, target == logits.argmax(-1))
+
+    up = torch.linspace(-1, 1, N, dtype=torch.float64)
+    wanted = torch.autograd.grad((up * chosen)[possible].sum() + (up * entropy).sum(), exact)
+    loss = (up.float() * out.log_prob)[possible].sum() + (up.float() * out.entropy).sum()
+    for got, want in zip(torch.autograd.grad(loss, leaves), wanted, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=2e-5)
+
+
+def test_masked_target_is_impossible_and_has_the_gradient_of_log_softmax() -> None:
+    hidden, weight, bias, target = inputs(dtype=torch.float32)
+    with torch.no_grad():
+        bias[target[5]] = -math.inf
+    out = log_probs(hidden, weight, target, bias)
+    logits = (hidden @ weight.T + bias).detach().requires_grad_()
+    expected = logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
+    assert out.log_prob[5] == expected[5] == -math.inf
+    (slope,) = torch.autograd.grad(expected.sum(), logits)
+    (found,) = torch.autograd.grad(out.log_prob.sum(), bias)
+    torch.testing.assert_close(found, slope.sum(0), rtol=1e-4, atol=1e-5)
+
+
 def test_uniform_logits_by_hand() -> None:
     # A zero weight: every token has probability 1 / V. log p = -ln V, entropy ln V, sum p^2 = 1 / V.
     hidden, target = torch.randn(3, D), torch.tensor([0, 5, V - 1])

@@ -128,6 +128,38 @@ def test_bfloat16_gives_float32_logits(autocast: bool) -> None:
         assert (leaf.grad.float() - want.grad).norm() < 0.02 * want.grad.norm()
 
 
+def test_gradient_of_a_frequent_token_in_bfloat16() -> None:
+    """4096 times the same target: a bfloat16 sum of equal terms stops at 256 of them."""
+    hidden, weight, bias = torch.ones(4096, 2).bfloat16(), torch.zeros(5, 2).bfloat16(), torch.zeros(5).bfloat16()
+    leaves = [weight.requires_grad_(), bias.requires_grad_()]
+    top = top_logits(hidden, weight, torch.full((4096,), 3), bias, width=1)
+    grads = torch.autograd.grad(top.target_logit.sum(), leaves)
+    assert grads[0][3].tolist() == [4096.0, 4096.0]
+    assert grads[1][3].item() == 4096.0
+
+
+@pytest.mark.parametrize("value", [-torch.inf, -1e9])
+@pytest.mark.parametrize("block_bytes", [1, 1 << 30])
+def test_masked_tokens(value: float, block_bytes: int) -> None:
+    """A whole block and the first token of the next; gradients reach what is picked and are finite."""
+    hidden, weight, bias, target = inputs(torch.float32)
+    with torch.no_grad():
+        bias[:257] = value
+        target[:5] = torch.tensor([0, 300, 256, 257, 1000])
+    leaves = [hidden, weight, bias]
+    top = top_logits(hidden, weight, target, bias, width=6, block_bytes=block_bytes)
+    expected = twin(hidden.double(), weight.double(), target, bias.double(), 6, LogitTransform())
+    assert torch.equal(top.token, expected.token)
+    torch.testing.assert_close(top.logit.double(), expected.logit, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(top.target_logit.double(), expected.target_logit, atol=1e-5, rtol=1e-5)
+    for x, y in zip(
+        torch.autograd.grad((top.logit.sum() - top.target_logit[3:].sum()), leaves),
+        torch.autograd.grad((expected.logit.sum() - expected.target_logit[3:].sum()), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-5)
+
+
 def test_no_tokens() -> None:
     hidden, weight, _, target = inputs()
     top = top_logits(hidden[:0], weight, target[:0], width=3)
