@@ -1,11 +1,13 @@
-"""Break a source file in every small way one can think of, and report what the tests do not notice.
+"""Break source files in every small way one can think of, and report what the tests do not notice.
 
     python benchmarks/mutate.py rlhf_lightning/losses/preference.py -- tests/losses
 
 Each mutation changes one place: an operator (+ and -, * and /), a sign, sum and mean, chosen and rejected, a
-comparison, a constant, the branches of an if; or it drops a detach, clamp, exp, log, square or relu. The mutated module
-exists in memory only, in a forked process that runs the tests, in the given order, up to the first failure. A mutation
-that no test notices is printed: either a test is missing, or the change makes no difference to the result.
+comparison, a constant, the branches of an if; or it drops a detach, clamp, exp, log, square or relu.
+Tests are collected once and run once with a trace of the files' lines. Then each mutation is put into the modules that
+are loaded already, in a forked process that runs the tests which reach its statement, up to the first failure.
+A mutation that no test notices is printed: either a test is missing, or the change makes no difference to the result.
+The reasons of the latter stand in ``mutate_reasons.toml``; what they explain is counted and not printed.
 """
 
 from __future__ import annotations
@@ -13,13 +15,23 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
-import importlib.abc
-import importlib.machinery
 import os
 import signal
 import sys
+import time
+import tomllib
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from types import CodeType, FrameType, ModuleType
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from renew import renew
 
 Change = Callable[[ast.AST], None]
 
@@ -27,6 +39,18 @@ OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast
 COMPARISONS = {ast.Gt: ast.LtE, ast.Lt: ast.GtE, ast.GtE: ast.Gt, ast.LtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
 NAMES = {"sum": "mean", "mean": "sum", "chosen": "rejected", "rejected": "chosen", "std": "mean", "minimum": "maximum"}
 DROPPED_METHODS = {"detach", "clamp", "exp", "log", "square"}
+REASONS = Path(__file__).with_name("mutate_reasons.toml")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One change of a file."""
+
+    line: int
+    first: int  #: lines of the statement that holds it; 0: a statement of the module itself
+    last: int
+    key: str  #: the function and what is done there: how a reason is found again when lines move
+    code: str  #: the whole mutated source
 
 
 def changes(node: ast.AST) -> Iterator[tuple[str, Change]]:
@@ -75,10 +99,11 @@ def _become(node: ast.AST, other: ast.AST) -> None:
     node.__class__, node.__dict__ = other.__class__, other.__dict__
 
 
-def mutations(source: str) -> Iterator[tuple[str, str]]:
-    """(description, mutated source) for every change of every node."""
+def mutations(source: str) -> Iterator[Mutation]:
+    """Every change of every node."""
     tree = ast.parse(source)
-    seen = {ast.unparse(tree)}
+    seen, count = {ast.unparse(tree)}, defaultdict[str, int](int)
+    statements = dict(_statements(tree, "", tree))
     for position, node in enumerate(ast.walk(tree)):
         for description, change in changes(node):
             mutated = copy.deepcopy(tree)
@@ -86,72 +111,167 @@ def mutations(source: str) -> Iterator[tuple[str, str]]:
             code = ast.unparse(ast.fix_missing_locations(mutated))
             if code not in seen:
                 seen.add(code)
-                yield f"line {getattr(node, 'lineno', 0)}: {description}", code
+                function, statement = statements[node]
+                key = f"{function}: {description}"
+                count[key] += 1
+                if count[key] > 1:
+                    key += f" #{count[key]}"
+                first, last = (statement.lineno, statement.end_lineno) if function else (0, 0)
+                yield Mutation(getattr(node, "lineno", 0), first, last or first, key, code)
 
 
-class Replace(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
-    """Imports one module from a string."""
-
-    def __init__(self, module: str, path: str, code: str) -> None:
-        self.module, self.path, self.code = module, path, code
-
-    def find_spec(self, fullname: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
-        """The module's spec, for that module only."""
-        if fullname != self.module:
-            return None
-        return importlib.machinery.ModuleSpec(fullname, self, origin=self.path)
-
-    def get_filename(self, fullname: str) -> str:
-        """Where its source would be."""
-        return self.path
-
-    def get_data(self, path: str) -> bytes:
-        """The mutated source."""
-        return self.code.encode()
+def _statements(node: ast.AST, function: str, statement: Any) -> Iterator[tuple[ast.AST, tuple[str, Any]]]:
+    """The function and the innermost statement of each node below one."""
+    for child in ast.iter_child_nodes(node):
+        name = function
+        if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+            name = f"{function}.{child.name}".lstrip(".")
+        inner = child if isinstance(child, ast.stmt) else statement
+        yield child, (name, inner)
+        yield from _statements(child, name, inner)
 
 
-def passes(file: str, code: str, tests: list[str], seconds: int) -> bool:
-    """Whether the tests pass with this code in place of the file's."""
-    child = os.fork()
-    if child == 0:
-        signal.alarm(seconds)  # a mutation may never end
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        module = file.removesuffix(".py").replace("/", ".")
-        sys.meta_path.insert(0, Replace(module, os.path.abspath(file), code))
-        import pytest
+@dataclass
+class Mutator:
+    """A pytest plugin that runs the collected tests once for a trace, and then on every mutation."""
 
-        # Without the project's options: the type-checking import hook would load the file itself.
-        plain = ["-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider", "-x", "-q"]
-        os._exit(int(any(pytest.main([*plain, test]) != 0 for test in tests)))
-    return os.waitpid(child, 0)[1] == 0
+    files: list[str]
+    reasons: dict[str, dict[str, str]]
+    seconds: int
+    slowest: float
+    survivors: int = 0
+    failed: bool = False
+    lines: dict[str, dict[Any, set[int]]] = field(default_factory=dict)  #: by file: what each test reaches
+    took: dict[Any, float] = field(default_factory=dict)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note a failure."""
+        self.failed |= report.failed
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Mutate, in place of running the tests."""
+        self.lines = {os.path.abspath(file): {} for file in self.files}
+        for item in session.items:
+            self._trace(item)
+            if self.failed:
+                print(f"{item.nodeid} fails without any mutation")
+                self.survivors = 1
+                return True
+        tests = [item for item in session.items if self.took[item] < self.slowest]
+        print(f"{len(tests)} tests in {sum(self.took[item] for item in tests):.0f} s", flush=True)
+        for file in self.files:
+            self._mutate(file, tests)
+        return True
+
+    def _trace(self, item: pytest.Item) -> None:
+        reached: dict[str, set[int]] = {file: set() for file in self.lines}
+
+        def trace(frame: FrameType, event: str, _: Any) -> Any:
+            code: CodeType = frame.f_code
+            if code.co_filename not in reached:
+                return None
+            reached[code.co_filename].add(frame.f_lineno)
+            return trace
+
+        start = time.perf_counter()
+        sys.settrace(trace)
+        try:
+            self._run(item, None)
+        finally:
+            sys.settrace(None)
+        self.took[item] = time.perf_counter() - start
+        for file, lines in reached.items():
+            self.lines[file][item] = lines
+
+    @staticmethod
+    def _run(item: pytest.Item, following: pytest.Item | None) -> None:
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+
+    def _mutate(self, file: str, tests: list[pytest.Item]) -> None:
+        lines, explained = self.lines[os.path.abspath(file)], self.reasons.get(file, {})
+        killers: dict[pytest.Item, int] = defaultdict(int)
+        total = reasoned = missed = 0
+        module = import_module(file.removesuffix(".py").replace("/", "."))
+        for mutation in mutations(Path(file).read_text(encoding="utf-8")):
+            total += 1
+            statement = range(mutation.first, mutation.last + 1)
+            reached = [t for t in tests if lines[t] and (not mutation.first or not lines[t].isdisjoint(statement))]
+            reached.sort(key=lambda t: (-killers[t], self.took[t]))
+            killer = self._first_failure(module, mutation.code, reached)
+            if killer is not None:
+                if killer:
+                    killers[reached[killer - 1]] += 1
+                if mutation.key in explained:
+                    print(f"STALE REASON {file} {mutation.key}", flush=True)
+            elif mutation.key in explained:
+                reasoned += 1
+            else:
+                missed += 1
+                print(f"UNNOTICED {file} line {mutation.line} {mutation.key} ({len(reached)} tests)", flush=True)
+        killed = total - reasoned - missed
+        print(f"{file}: {total} mutations, {killed} killed, {reasoned} explained, {missed} unnoticed", flush=True)
+        self.survivors += missed
+
+    def _first_failure(self, module: ModuleType, code: str, tests: list[pytest.Item]) -> int | None:
+        """Which test, from 1, fails on the mutated module; 0: it cannot be imported; None: all pass."""
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            quiet = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(quiet, 1)
+            os.dup2(quiet, 2)
+            for number, test in enumerate([None, *tests]):
+                signal.alarm(self.seconds)  # a mutation may never end
+                os.write(writer, b".")
+                try:
+                    if test is None:
+                        renew(module, code)
+                    else:
+                        following = tests[number] if number < len(tests) else None
+                        self._run(test, following)
+                except BaseException:
+                    self.failed = True
+                if self.failed:
+                    os._exit(1)
+            os._exit(0)
+        os.close(writer)
+        status = os.waitpid(child, 0)[1]
+        with os.fdopen(reader, "rb") as pipe:
+            begun = pipe.read()
+        return len(begun) - 1 if status else None
 
 
 def main() -> int:
     """Mutate the given files; 1 if something went unnoticed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], usage="%(prog)s FILE... -- TEST...")
-    parser.add_argument("--seconds", type=int, default=300, help="time limit for one run of the tests")
+    parser.add_argument("--seconds", type=int, default=30, help="time limit of one test of a mutation")
+    parser.add_argument("--slowest", type=float, default=3.0, help="leave out tests that take longer, in seconds")
     options, names = parser.parse_known_args()
     names = [name for name in names if name != "--"]
     files, tests = [n for n in names if not n.startswith("tests")], [n for n in names if n.startswith("tests")]
     sys.path.insert(0, os.getcwd())
-    for heavy in ("torch", "jaxtyping", "hypothesis", "pytest"):  # once, for all children
-        importlib.import_module(heavy)
-    if not passes(files[0], Path(files[0]).read_text(), tests, options.seconds):
-        print("the tests fail without any mutation (or take too long)")
-        return 2
-    unnoticed = 0
-    for file in files:
-        count = missed = 0
-        for description, code in mutations(Path(file).read_text()):
-            count += 1
-            if passes(file, code, tests, options.seconds):
-                missed += 1
-                print(f"UNNOTICED {file} {description}", flush=True)
-        print(f"{file}: {count} mutations, {missed} unnoticed", flush=True)
-        unnoticed += missed
-    return int(unnoticed > 0)
+    reasons = tomllib.loads(REASONS.read_text(encoding="utf-8"))
+    from hypothesis import Phase, settings
+
+    quick = settings(database=None, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate))
+    settings.register_profile("mutate", quick)
+    settings.load_profile("mutate")
+    mutator = Mutator(files, reasons, options.seconds, options.slowest)
+    # Without the project's options: the type-checking import hook would load the files itself.
+    plain = [
+        "-o",
+        "addopts=",
+        "--import-mode=importlib",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:timeout",
+        "-qs",
+        "-m",
+        "not slow",
+    ]
+    status = pytest.main([*plain, *tests], plugins=[mutator])
+    return int(mutator.survivors > 0 or status not in (0, pytest.ExitCode.NO_TESTS_COLLECTED))
 
 
 if __name__ == "__main__":
