@@ -23,11 +23,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_lightning.losses.options import Positive, Share, loss_function, option_values
+from rlhf_lightning.ops.exponent import bounded_exp
+from rlhf_lightning.ops.kl import k3
 from rlhf_lightning.options import AboveOne, unwrap
 from rlhf_lightning.types import Ragged, TokenLoss
-
-#: Bound of a log-ratio before it is exponentiated, nats; verl's. No band that is of use is as wide.
-MAX_LOG_RATIO = 20.0
 
 
 @loss_function
@@ -177,7 +176,7 @@ def gmpo(
     """
     log_ratio, whole = policy.token - old.token, advantage.mean()[policy.sequence]
     clipped = torch.where(whole > 0, log_ratio.clamp(max=clip_high), log_ratio.clamp(min=-clip_low))
-    ratio = policy.with_token(clipped).mean()[policy.sequence].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    ratio = bounded_exp(policy.with_token(clipped).mean()[policy.sequence])
     below, above = (whole <= 0) & (log_ratio < -clip_low), (whole > 0) & (log_ratio > clip_high)
     return TokenLoss(-whole * ratio, _diagnostics(log_ratio, ratio, below, above))
 
@@ -228,7 +227,7 @@ def cispo(
     low = 0.0 if eps_low is None else 1 - eps_low
     high = eps_abs_high if eps_abs_high is not None else 1 + (eps_high or 0.0)
     log_ratio = policy.token - old.token
-    ratio = log_ratio.detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    ratio = bounded_exp(log_ratio.detach())
     weight = ratio.clamp(low, high)
     named = _diagnostics(log_ratio, ratio, ratio < low, ratio > high)
     return TokenLoss(-weight * advantage.token * policy.token, named)
@@ -275,7 +274,7 @@ def _clipped(
     dual_clip: float | None = None,
 ) -> TokenLoss:
     """The clipped surrogate of any ratio, negative, and what it logs."""
-    ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    ratio = bounded_exp(log_ratio)
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - eps_low, 1 + eps_high) * advantage)
     if dual_clip is not None:
         surrogate = torch.where(advantage < 0, torch.maximum(surrogate, dual_clip * advantage), surrogate)
@@ -286,11 +285,10 @@ def _clipped(
 @torch.no_grad()
 def _diagnostics(log_ratio: Tensor, ratio: Tensor, below: Tensor, above: Tensor) -> dict[str, Tensor]:
     """What the module's docstring lists, from the tokens' own log-ratios and the ratio that is clipped."""
-    bounded = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return {
         "ratio/mean": ratio.detach(),
         "ratio/max": ratio.detach(),
         "clip/low": below.float(),
         "clip/high": above.float(),
-        "approx_kl": torch.expm1(bounded) - bounded,
+        "approx_kl": k3(-log_ratio),
     }

@@ -82,9 +82,10 @@ def log1mexp(log_prob: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     r""":math:`\log(1 - e^x)` for :math:`x < 0`, exact at both ends.
 
     Near 0 it uses ``log(-expm1(x))`` and below -ln 2 ``log1p(-exp(x))``. ``x`` is clamped at -1e-6, because a response
-    of probability 1 would have infinite odds.
+    of probability 1 would have infinite odds. The gradient beyond is that at the clamp, not 0: what is to become less
+    likely is pulled down from the highest probabilities too.
     """
-    x = log_prob.clamp(max=MAX_LOG_PROB)
+    x = log_prob + (log_prob.clamp(max=MAX_LOG_PROB) - log_prob).detach()
     return torch.where(x < -math.log(2), torch.log1p(-torch.exp(x)), torch.log(-torch.expm1(x)))
 
 

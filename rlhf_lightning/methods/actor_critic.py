@@ -21,6 +21,7 @@ from rlhf_lightning.methods.policy_gradient import PolicyGradient
 from rlhf_lightning.methods.shaping import RewardShaping
 from rlhf_lightning.models.critic import ActorCritic
 from rlhf_lightning.models.roles import evaluating
+from rlhf_lightning.ops.exponent import bounded_exp
 from rlhf_lightning.types import (
     Credit,
     Episodes,
@@ -231,7 +232,7 @@ class PPO(PolicyGradient):
         )
         losses, named = self.objective(batch, policy)
         if self.max_ratio is not None:
-            ratio = (policy.token.detach() - self.old_log_probs(batch, policy).token).clamp(-20, 20).exp().mean()
+            ratio = bounded_exp(policy.token.detach() - self.old_log_probs(batch, policy).token).mean()
             skipped = ratio > self.max_ratio
             losses, named["ratio/skipped"] = torch.where(skipped, 0.0, losses), skipped.float()
         for (name, target), value in zip(CRITICS, values, strict=False):

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rlhf_lightning.ops.kl import ESTIMATORS, k3
+from rlhf_lightning.ops.exponent import MAX_LOG_RATIO, bounded_exp
+from rlhf_lightning.ops.kl import ESTIMATORS, estimated, k3
 from rlhf_lightning.types import Ragged, SequenceLogProbs
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ class KLPenalty(nn.Module):
         target: nats a response that the adaptive controller aims at.
         horizon: responses over which it acts.
         is_correct: multiply the estimate in the loss by the ratio to the old policy; not with ``full``.
-        max_log_ratio: bound of the log-ratio before it is exponentiated, nats.
+        max_log_ratio: bound of what is exponentiated, nats: in k3's value and in the ratio of ``is_correct``. What is
+            linear or quadratic in the log-ratio (k1, ``abs``, k2) has no bound, so that its pull does not end there.
 
     Raises:
         ValueError: an option is unknown or out of its range.
@@ -73,7 +75,7 @@ class KLPenalty(nn.Module):
         target: float = 6.0,
         horizon: int = 10_000,
         is_correct: bool = False,
-        max_log_ratio: float = 20.0,
+        max_log_ratio: float = MAX_LOG_RATIO,
     ) -> None:
         super().__init__()
         for name, value, allowed in (
@@ -136,7 +138,7 @@ class KLPenalty(nn.Module):
         """
         if self.estimator == FULL:
             raise ValueError("method.kl.estimator=full takes both models' distributions, not a log-ratio a token")
-        return ESTIMATORS[self.estimator](log_ratio.clamp(-self.max_log_ratio, self.max_log_ratio))
+        return estimated(log_ratio, self.estimator, self.max_log_ratio)
 
     def term(
         self, policy: Float[Tensor, " n"], reference: Float[Tensor, " n"], old: Float[Tensor, " n"]
@@ -151,7 +153,7 @@ class KLPenalty(nn.Module):
         estimate = self.estimate(policy - reference)
         if not self.is_correct:
             return estimate
-        return estimate * (policy - old).clamp(-self.max_log_ratio, self.max_log_ratio).exp()
+        return estimate * bounded_exp(policy - old, self.max_log_ratio)
 
     @torch.no_grad()
     def update(self, kl: float, responses: int) -> None:

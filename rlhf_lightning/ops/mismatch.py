@@ -12,10 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rlhf_lightning.ops.exponent import bounded_exp
 from rlhf_lightning.ops.segments import segment_mean, segment_sum
-
-#: Bound of a log-ratio before it is exponentiated, so that a long response cannot overflow: e^20 is about 5e8.
-LOG_BOUND = 20.0
 
 
 def mismatch(old: Float[Tensor, " n"], rollout: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -39,18 +37,13 @@ def sequence_mismatch(
     return (segment_mean if mean else segment_sum)(delta, sequence, count)[sequence]
 
 
-def weight(delta: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    r""":math:`e^{\delta}`, with :math:`\delta` held within ``LOG_BOUND``."""
-    return delta.clamp(-LOG_BOUND, LOG_BOUND).exp()
-
-
 def truncated(delta: Float[Tensor, " n"], low: float, high: float) -> Float[Tensor, " n"]:
     r""":math:`\min(\max(w, low), high)`: biased where it binds, of bounded variance.
 
     Source: truncated importance sampling, F. Yao et al., "Your Efficient RL Framework Secretly Brings You Off-Policy
     RL Training", 2025 (a blog), which has no lower bound.
     """
-    return weight(delta).clamp(low, high)
+    return bounded_exp(delta).clamp(low, high)
 
 
 def masked(delta: Float[Tensor, " n"], low: float, high: float) -> Float[Tensor, " n"]:
@@ -58,7 +51,7 @@ def masked(delta: Float[Tensor, " n"], low: float, high: float) -> Float[Tensor,
 
     Source: IcePop, "Small Leak Can Sink a Great Ship", 2025 (a blog of the Ring team).
     """
-    weights = weight(delta)
+    weights = bounded_exp(delta)
     return torch.where((weights >= low) & (weights <= high), weights, torch.zeros_like(weights))
 
 

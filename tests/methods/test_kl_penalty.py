@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -45,6 +46,27 @@ def test_gradients(estimator: str, is_correct: bool, expected: Any) -> None:
     penalty = KLPenalty("loss", estimator, is_correct=is_correct)
     (gradient,) = torch.autograd.grad(penalty.term(policy, REFERENCE, old).sum(), policy)
     torch.testing.assert_close(gradient, expected(POLICY - REFERENCE, (POLICY - old).exp()), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "gradient"),
+    [("k1", [1.0, 1.0]), ("abs", [-1.0, 1.0]), ("k2", [-3.0, 3.0]), ("k3_straight_through", [-3.0, 3.0])],
+)
+def test_a_small_bound_takes_no_gradient_away(estimator: str, gradient: list[float]) -> None:
+    """The further a token has strayed, the more it is pulled back; bounded at 1 nat all of these would be 0."""
+    log_ratio = torch.tensor([-3.0, 3.0], requires_grad=True)
+    penalty = KLPenalty("loss", estimator, max_log_ratio=1.0)
+    (found,) = torch.autograd.grad(penalty.estimate(log_ratio).sum(), log_ratio)
+    assert found.tolist() == gradient
+
+
+def test_the_bound_holds_what_is_exponentiated() -> None:
+    """k3 at -3 is that at -1; the ratio to the old policy is at most e."""
+    old, policy = torch.tensor([-6.0, -6.0]), torch.tensor([-3.0, -3.0])
+    k3 = KLPenalty("loss", "k3", max_log_ratio=1.0).estimate(torch.tensor([-3.0, 3.0]))
+    torch.testing.assert_close(k3, torch.tensor([math.expm1(1) - 1, math.expm1(-3) + 3]))
+    corrected = KLPenalty("loss", "k1", is_correct=True, max_log_ratio=1.0)
+    torch.testing.assert_close(corrected.term(policy, policy - 2, old), torch.full((2,), 2 * math.e))
 
 
 @pytest.mark.parametrize(("kl", "expected"), [(3.0, 0.148464), (6.0, 0.15), (7.2, 0.151536), (60.0, 0.151536)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -35,6 +37,25 @@ def test_k1_and_k3_are_unbiased_over_a_whole_distribution() -> None:
     exact = (p * (p / q).log()).sum()
     for estimator in ("k1", "k3"):
         torch.testing.assert_close((p * kl(p.log(), q.log(), estimator)).sum(), exact)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "value", "gradient"),
+    [
+        # Bounded at 20 nats, k1 were 20, k2 200 and every gradient 0.
+        ("k1", [-30.0, 30.0], [1.0, 1.0]),
+        ("abs", [30.0, 30.0], [-1.0, 1.0]),
+        ("k2", [450.0, 450.0], [-30.0, 30.0]),
+        ("k3", [math.expm1(20) - 20, 29.0], [0.0, 1.0]),  # exponential below, linear above
+        ("k3_straight_through", [math.expm1(20) - 20, 29.0], [-30.0, 30.0]),
+    ],
+)
+def test_only_exponents_are_bounded(estimator: str, value: list[float], gradient: list[float]) -> None:
+    log_ratio = torch.tensor([-30.0, 30.0], dtype=torch.float64, requires_grad=True)
+    estimate = kl(log_ratio, torch.zeros(2, dtype=torch.float64), estimator)
+    torch.testing.assert_close(estimate.detach(), torch.tensor(value, dtype=torch.float64))
+    (found,) = torch.autograd.grad(estimate.sum(), log_ratio)
+    torch.testing.assert_close(found, torch.tensor(gradient, dtype=torch.float64), atol=1e-8, rtol=1e-8)
 
 
 def test_unknown_estimator() -> None:
