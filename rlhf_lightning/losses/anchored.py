@@ -44,14 +44,15 @@ def nca(policy: Pair, reference: Pair, *, beta: Positive = 0.01) -> PreferenceLo
 def sppo(policy: Pair, reference: Pair, *, beta: Positive = 1e-3) -> PreferenceLoss:
     r"""Self-play preference optimisation, hard labels: regress each log-ratio on its own target.
 
-    .. math:: \Big(\rho_w - \frac{1}{2\beta}\Big)^2 + \Big(\rho_l + \frac{1}{2\beta}\Big)^2
+    .. math:: \tfrac12\Big[\Big(\rho_w - \frac{1}{2\beta}\Big)^2 + \Big(\rho_l + \frac{1}{2\beta}\Big)^2\Big]
 
     Source: "Self-Play Preference Optimization for Language Model Alignment", arXiv:2405.00675, algorithm 1 with win
-    probabilities 1 and 0.
+    probabilities 1 and 0; the half as in the authors' code (uclaml/SPPO).
     Defaults: beta 1e-3 (eta = 1000): the targets are 500 nats away, so gradients are large; clip them.
     Differences: the paper regresses on :math:`(P_i - 1/2)/\beta`, with a win probability :math:`P_i` against the
     current policy from a preference model over several samples, and repeats this with the last policy as reference.
-    Pairs carry no such probability; this is the hard form of TRL 1.16 (``sppo_hard``).
+    Pairs carry no such probability; this is the authors' loss with probabilities 1 and 0, and half of TRL 1.16's
+    (``sppo_hard``), which adds the two squares where the authors average them.
 
     Args:
         policy: log-probs of the policy, summed here over each response.
@@ -65,7 +66,7 @@ def sppo(policy: Pair, reference: Pair, *, beta: Positive = 1e-3) -> PreferenceL
         ValueError: an option is outside its range.
     """
     chosen, rejected = log_ratios(policy, reference)
-    loss = (chosen - 0.5 / beta).square() + (rejected + 0.5 / beta).square()
+    loss = ((chosen - 0.5 / beta).square() + (rejected + 0.5 / beta).square()) / 2
     return PreferenceLoss(loss, (beta * chosen).detach(), (beta * rejected).detach())
 
 
@@ -132,10 +133,11 @@ def kto_pair(policy: Pair, reference: Pair, *, beta: Positive = 0.1, detach_kl: 
     .. math:: \tfrac12\big[1 - \sigma(\beta(\rho_w - K_l))\big] + \tfrac12\big[1 - \sigma(\beta(K_w - \rho_l))\big],
               \quad K = \max(0, \mathrm{mean}\,\rho)
 
-    The means run over the pairs of this micro-batch, so the loss depends on how a batch is cut.
+    At the first step, where policy and reference are equal and K is 0, gradients still pass through K, as through the
+    published code's ``clamp``. The means run over the pairs of this micro-batch, so the loss depends on how a batch is cut.
 
     Source: "KTO: Model Alignment as Prospect Theoretic Optimization", arXiv:2402.01306, in the paired form that TRL had
-    from December 2023 and has since removed. It is the "KTO" of Hugging Face's 2024 comparison of DPO, IPO and KTO.
+    from December 2023 on and has since removed; SPPO and alpha-DPO carry copies of it. It is the "KTO" of Hugging Face's 2024 comparison of DPO, IPO and KTO.
     Defaults: beta 0.1, as in HALOs and TRL.
     Differences: KTO proper takes unpaired responses, estimates one reference point from mismatched pairs of prompt and
     response, and detaches it. The paired form let gradients through; ``detach_kl=True`` does not. TRL concatenated both
@@ -154,7 +156,7 @@ def kto_pair(policy: Pair, reference: Pair, *, beta: Positive = 0.1, detach_kl: 
         ValueError: an option is outside its range.
     """
     chosen, rejected = log_ratios(policy, reference)
-    chosen_kl, rejected_kl = (F.relu(ratio.mean()) for ratio in (chosen, rejected))
+    chosen_kl, rejected_kl = (ratio.mean().clamp(min=0) for ratio in (chosen, rejected))
     if detach_kl:
         chosen_kl, rejected_kl = chosen_kl.detach(), rejected_kl.detach()
     gain = (beta * (chosen - rejected_kl)).sigmoid() + (beta * (chosen_kl - rejected)).sigmoid()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-#: Bound of a log-ratio before it is exponentiated, nats; verl's. e^20 is about 5e8, and no band that is of use is as wide.
+#: Bound of a log-ratio before it is exponentiated, nats; verl's. e^20 is about 5e8: no band that is of use is as wide.
 MAX_LOG_RATIO = 20.0
 
 

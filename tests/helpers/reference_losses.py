@@ -151,7 +151,7 @@ def nca(b: Numbers, beta: float) -> list[float]:
 
 
 def sppo(b: Numbers, beta: float) -> list[float]:
-    return [(r.rho_w - 1 / (2 * beta)) ** 2 + (r.rho_l + 1 / (2 * beta)) ** 2 for r in rows(b)]
+    return [((r.rho_w - 1 / (2 * beta)) ** 2 + (r.rho_l + 1 / (2 * beta)) ** 2) / 2 for r in rows(b)]
 
 
 def apo_zero(b: Numbers, beta: float) -> list[float]:

@@ -129,8 +129,14 @@ ROWS = [
         "S(-1) + S(1)/2 + S(-1)/2; S(1.5) + S(-1.5)/2 + S(0.5)/2",
         "weight 1 for 1/2; the chosen response's second term missing",
     ),
-    Golden("sppo", {"beta": 0.5}, [2.0, 20.0], "(2 - 1)^2 + (-2 + 1)^2; (-3 - 1)^2 + (1 + 1)^2", "target signs"),
-    Golden("sppo", {"beta": 0.25}, [0.0, 34.0], "targets +-2: 0 + 0; 25 + 9", "target 1/beta"),
+    Golden(
+        "sppo",
+        {"beta": 0.5},
+        [1.0, 10.0],
+        "((2 - 1)^2 + (-2 + 1)^2) / 2; ((-3 - 1)^2 + (1 + 1)^2) / 2",
+        "target signs; the sum of TRL, which the authors halve",
+    ),
+    Golden("sppo", {"beta": 0.25}, [0.0, 17.0], "targets +-2: (0 + 0) / 2; (25 + 9) / 2", "target 1/beta"),
     Golden(
         "apo_zero", {"beta": 0.5}, [0.537883, 1.440034], "2 (1 - s(1)); s(1.5) + s(0.5)", "either sign; no reference"
     ),

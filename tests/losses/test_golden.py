@@ -44,7 +44,7 @@ STEP_0: dict[str, tuple[dict[str, Any], float]] = {
     "hinge": ({}, 1.0),
     "ipo": ({"beta": 0.1}, 25.0),
     "exo": ({"label_smoothing": 1e-3}, 2.7612),
-    "sppo": ({"beta": 1e-3}, 5e5),
+    "sppo": ({"beta": 1e-3}, 2.5e5),
     "kto_pair": ({}, 0.5),
     "bco_pair": ({"delta": "running"}, 2 * LN2),
     "nca": ({}, 2 * LN2),
@@ -65,6 +65,16 @@ def test_value_at_step_0(name: str) -> None:
     if name != "apo_down":  # its two terms cancel for the chosen response
         assert gradients(name, start, **options)[0].abs().max() > 0
     assert gradients(name, start, **options)[1].abs().max() > 0
+
+
+@pytest.mark.parametrize(("detach_kl", "expected"), [(False, 0.0125), (True, 0.00625)])
+def test_kto_pair_at_step_0_pulls_through_its_reference_points(detach_kl: bool, expected: float) -> None:
+    # beta/8 for each of 2 pairs from its own term, and as much again through the mean that is exactly 0: the published
+    # code's clamp has a gradient there, a relu has none.
+    start = Numbers(AB.policy_chosen, AB.policy_rejected, AB.policy_chosen, AB.policy_rejected)
+    chosen, rejected = gradients("kto_pair", start, beta=0.1, detach_kl=detach_kl)
+    assert chosen.tolist() == pytest.approx([-expected] * 3)
+    assert rejected.tolist() == pytest.approx([expected] * 5)
 
 
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js", "alpha"])
