@@ -21,13 +21,14 @@ from rlhf_lightning.types import GroupLoss, JudgedPair, Pair, PreferenceLoss
 def cut(policy: JudgedPair, *, threshold: Positive = 1.1, unlikelihood_weight: NonNegative = 1.0) -> GroupLoss:
     r"""CUT as released: unlikelihood on the tokens that the criticism points at, likelihood on all others.
 
-    .. math:: \tfrac12\Big[-\frac1{N_A}\sum_t\log p^A_t
-              - \frac1{N_B}\Big(\sum_{t\notin U}\log p^B_t + w\sum_{t\in U}\log(1 - p^B_t)\Big)\Big],
-              \quad U = \{t: p^A_t > \theta\,p^B_t\}
+    .. math:: \tfrac12\Big[-\frac1N\Big(\sum_{t\in J}\log p^A_t + \sum_{t\notin J}\log p^B_t\Big)
+              - \frac1{N_J}\Big(\sum_{t\in J\setminus U}\log p^B_t + w\sum_{t\in U}\log(1 - p^B_t)\Big)\Big],
+              \quad U = \{t\in J: p^A_t > \theta\,p^B_t\}
 
-    A row without a criticism is an ordinary demonstration: it has the likelihood in context B alone. The ratios are
-    constants for the gradient. N counts the tokens of each context over the whole optimiser step; a step without any
-    criticism is plain fine-tuning, without the 1/2.
+    with J the tokens of criticised responses. A row without a criticism is an ordinary demonstration: its prompt has
+    nothing but itself before the response, and it is averaged with the criticised responses' likelihoods in context A.
+    The ratios are constants for the gradient. N counts all tokens of the optimiser step, N_J those of criticised
+    responses; a step without any criticism is plain fine-tuning, without the 1/2.
 
     Source: "Reasons to Reject? Aligning Language Models with Judgments", arXiv:2312.14591, in the form of the authors'
     code (wwxu21/CUT), which differs from the paper's; the latter is ``cut_paper``.
@@ -48,11 +49,13 @@ def cut(policy: JudgedPair, *, threshold: Positive = 1.1, unlikelihood_weight: N
         ValueError: an option is outside its range.
     """
     found = detected(policy, threshold)
-    behind_judgment = _per_step(-policy.judged.sum(), policy.judged.step_length)
-    plain = policy.plain.with_token(_likelihood_or_not(policy, found, unlikelihood_weight))
-    alone = negative_log_likelihood(plain)
-    half = torch.where(policy.judged.step_length > 0, 0.5, 1.0)
-    return _result(policy, found, half * (behind_judgment + alone), alone)
+    judged, every = policy.judged.step_length, policy.plain.step_length
+    terms = _likelihood_or_not(policy, found, unlikelihood_weight)
+    behind_judgment = _per_step(-policy.judged.sum(), every)
+    demonstrated = _per_step(_negative_sums(policy, ~policy.criticised, terms), every)
+    alone = _per_step(_negative_sums(policy, policy.criticised, terms), judged)
+    half = torch.where(judged > 0, 0.5, 1.0)
+    return _result(policy, found, half * (behind_judgment + demonstrated + alone), demonstrated + alone)
 
 
 @loss_function
@@ -157,6 +160,13 @@ def _likelihood_or_not(
 ) -> Float[Tensor, " plain_tokens"]:
     """What to maximise at each token: log p, and at detected ones the weighted log(1 - p)."""
     return torch.where(found, weight * log1mexp(policy.plain.token), policy.plain.token)
+
+
+def _negative_sums(
+    policy: JudgedPair, chosen: Bool[Tensor, " plain_tokens"], terms: Float[Tensor, " plain_tokens"]
+) -> Float[Tensor, " groups"]:
+    """Sums over the chosen tokens of each response in context B, negative."""
+    return -policy.plain.with_token(torch.where(chosen, terms, 0.0)).sum()
 
 
 def _per_step(sums: Float[Tensor, " groups"], mean_length: Float[Tensor, ""]) -> Float[Tensor, " groups"]:

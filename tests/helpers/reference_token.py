@@ -83,12 +83,14 @@ def plain_terms(row: Row, threshold: float, weight: float, gamma: float) -> list
 
 
 def cut(rows: list[Row], threshold: float, unlikelihood_weight: float) -> list[float]:
-    behind_tokens = sum(len(behind) for behind, _ in rows) / len(rows)
-    alone_tokens = sum(len(alone) for _, alone in rows) / len(rows)
+    """The authors average demonstrations with context A, and context B over criticised rows alone."""
+    judged = sum(len(alone) for behind, alone in rows if behind) / len(rows)
+    every = sum(len(alone) for _, alone in rows) / len(rows)
     out = []
-    for row in rows:
-        alone = -sum(plain_terms(row, threshold, unlikelihood_weight, 0.0)) / alone_tokens
-        out.append((alone - sum(row[0]) / behind_tokens) / 2 if behind_tokens else alone)
+    for behind, alone in rows:
+        likelihood = -sum(behind or alone) / every
+        terms = plain_terms((behind, alone), threshold, unlikelihood_weight, 0.0) if behind else []
+        out.append((likelihood - sum(terms) / judged) / 2 if judged else likelihood)
     return out
 
 
