@@ -5,7 +5,6 @@ from rlhf_lightning.callbacks.gold import GoldReward
 from rlhf_lightning.callbacks.hf_export import HFExport
 from rlhf_lightning.callbacks.implicit_rewards import ImplicitRewards
 from rlhf_lightning.callbacks.last_checkpoint import LastCheckpoint
-from rlhf_lightning.callbacks.length_debias import LengthDebias
 from rlhf_lightning.callbacks.nonfinite import NonFiniteError, NonFiniteStop
 from rlhf_lightning.callbacks.phases import PhaseTimes
 from rlhf_lightning.callbacks.reference_kl import ReferenceKL
@@ -17,6 +16,7 @@ from rlhf_lightning.callbacks.samples import PolicySamples
 from rlhf_lightning.callbacks.score_normalizer import ScoreNormalizer
 from rlhf_lightning.callbacks.step_seed import StepSeed
 from rlhf_lightning.callbacks.throughput import Throughput
+from rlhf_lightning.callbacks.verbosity_debias import VerbosityDebias
 
 __all__ = [
     "AlignmentProgressBar",
@@ -25,7 +25,6 @@ __all__ = [
     "HFExport",
     "ImplicitRewards",
     "LastCheckpoint",
-    "LengthDebias",
     "NonFiniteError",
     "NonFiniteStop",
     "PhaseTimes",
@@ -37,4 +36,5 @@ __all__ = [
     "ScoreNormalizer",
     "StepSeed",
     "Throughput",
+    "VerbosityDebias",
 ]

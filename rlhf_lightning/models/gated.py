@@ -22,8 +22,11 @@ class GatedScorer(Scorer):
     r"""One reward out of several ratings: :math:`R(x, y) = \sum_k g_k(x)\,(r_k(x, y) - \lambda_k r_v(x, y))`.
 
     Trunk and rating heads are those of the first stage and are frozen; only the gate learns. It is an MLP on the hidden
-    state of the prompt's last token, with a softmax over attributes. Source: "Interpretable Preferences via
-    Multi-Objective Reward Modeling and Mixture-of-Experts", arXiv:2406.12845; defaults are the authors' code's.
+    state of the prompt's last token, with a softmax over attributes and one factor for all of them, which is trained
+    too. Source: "Interpretable Preferences via Multi-Objective Reward Modeling and Mixture-of-Experts",
+    arXiv:2406.12845; defaults are those of the authors' code (RLHFlow/RLHF-Reward-Modeling). That code measures the
+    penalties and yet trains its gate on ratings without them; their released model applies them, as is done here from
+    the first step.
 
     Args:
         model: a model that brings a head of several outputs: the export of ``method=attribute_regression``.
@@ -31,6 +34,7 @@ class GatedScorer(Scorer):
         layers: widths of the gate's hidden layers.
         dropout: behind each of them.
         temperature: divides the gate's logits.
+        scale: what the gate's weights add up to at the start; it is trained.
         seed: of the gate's weights.
         head: further options of ``Scorer``; ``outputs`` must be that of the first stage.
 
@@ -50,6 +54,7 @@ class GatedScorer(Scorer):
         layers: Sequence[int] = (1024, 1024, 1024),
         dropout: float = 0.2,
         temperature: float = 10.0,
+        scale: float = 1.0,
         seed: int | None = None,
         **head: Any,
     ) -> None:
@@ -67,6 +72,7 @@ class GatedScorer(Scorer):
                 torch.manual_seed(seed)
             self.gate = _mlp([size, *layers, super().outputs], dropout)
         self.temperature = temperature
+        self.scale = nn.Parameter(torch.full((1,), float(scale)))
         self.register_buffer("verbosity", torch.tensor(-1))
         self.register_buffer("penalty", torch.zeros(super().outputs))
 
@@ -76,11 +82,11 @@ class GatedScorer(Scorer):
         return 1
 
     def set_verbosity(self, attribute: int, penalty: Float[Tensor, " attributes"]) -> None:
-        """Take a share of one rating off the others, so that they no longer follow the response's length.
+        """Take a share of one rating off all of them, so that the reward no longer follows verbosity.
 
         Args:
             attribute: index of the rating that stands for verbosity.
-            penalty: lambda of every attribute; its own is not used.
+            penalty: lambda of every attribute; of its own, which the authors set to 1, nothing then remains.
         """
         self.verbosity.fill_(attribute)
         self.penalty.copy_(penalty)
@@ -96,8 +102,8 @@ class GatedScorer(Scorer):
             return self.head(hidden[:count]), hidden[count:].float()
 
     def gates(self, prompt: Float[Tensor, "responses d"]) -> Float[Tensor, "responses attributes"]:
-        """Weight of each attribute, summing to 1."""
-        return torch.softmax(self.gate(prompt) / self.temperature, dim=-1)
+        """Weight of each attribute, summing to ``scale``."""
+        return torch.softmax(self.gate(prompt) / self.temperature, dim=-1) * self.scale
 
     def forward(  # type: ignore[override]
         self, batch: PackedBatch, at: Place = "last", *, adapter: bool = True, log_probs: bool = False

@@ -1,4 +1,4 @@
-"""Ratings that no longer follow a response's length."""
+"""Ratings that no longer follow the rating of verbosity."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-#: Steps of the bisection; the penalty is then exact to 2**-30 of its range.
-_STEPS = 30
-#: Penalties above it were never needed and would drown the rating.
-_LARGEST = 16.0
+#: Shares of the verbosity rating that are tried, in this order.
+SHARES = (0.0, 0.01, 0.025, *(step / 40 for step in range(2, 7)), *(step / 20 for step in range(4, 20)))
 
 
 def ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -26,43 +24,39 @@ def spearman(first: Float[Tensor, " n"], second: Float[Tensor, " n"]) -> float:
     return float(a @ b / scale) if scale > 0 else 0.0
 
 
-def length_penalties(
-    ratings: Float[Tensor, "n attributes"], verbosity: int, lengths: Float[Tensor, " n"], *, bound: float = 0.03
+def verbosity_penalties(
+    ratings: Float[Tensor, "n attributes"], verbosity: int, *, bound: float = 0.03
 ) -> Float[Tensor, " attributes"]:
-    r"""The least share of the verbosity rating to take off each rating until it no longer follows the length.
+    r"""The least share of the verbosity rating to take off each rating until it no longer follows that rating.
 
-    .. math:: \lambda_k = \min\{\lambda \ge 0 : |\mathrm{Spearman}(r_k - \lambda r_v, \text{length})| \le b\}
+    .. math:: \lambda_k = \min\{\lambda \in \Lambda : \mathrm{Spearman}(r_k - \lambda r_v, r_v) \le b\}
 
-    Source: ArmoRM, arXiv:2406.12845, with b = 0.03 from the authors' code. The correlation falls as the
-    penalty grows, since the verbosity rating itself follows the length, so bisection finds it.
+    and 1 where no :math:`\lambda` of the grid :math:`\Lambda` does, as for the verbosity rating itself, of which
+    nothing remains.
+
+    Source: "Interpretable Preferences via Multi-Objective Reward Modeling and Mixture-of-Experts", arXiv:2406.12845
+    (ArmoRM); the grid ``SHARES`` and b = 0.03 from the authors' code (RLHFlow/RLHF-Reward-Modeling).
 
     Args:
         ratings: of n responses by every attribute.
         verbosity: index of the rating that stands for verbosity.
-        lengths: of the responses, in tokens.
         bound: b.
 
     Returns:
-        One penalty an attribute; 0 where nothing has to be taken off, and for verbosity itself.
+        One penalty an attribute; 0 where nothing has to be taken off.
 
     Raises:
-        ValueError: the rating that stands for verbosity does not grow with the length.
+        ValueError: the rating that stands for verbosity is the same for all responses.
     """
-    penalties = torch.zeros(ratings.shape[1], dtype=torch.float32)
     nuisance = ratings[:, verbosity]
-    if (found := spearman(nuisance, lengths)) <= bound:
+    if bool((nuisance == nuisance[0]).all()):
         raise ValueError(
-            f"rating {verbosity} cannot stand for verbosity: its rank correlation with the length is {found:.2f}"
+            f"rating {verbosity} cannot stand for verbosity: it is the same for all {len(nuisance)} responses"
         )
+    penalties = torch.ones(ratings.shape[1], dtype=torch.float32)
     for attribute in range(ratings.shape[1]):
-        if attribute == verbosity or spearman(ratings[:, attribute], lengths) <= bound:
-            continue
-        low, high = 0.0, _LARGEST
-        for _ in range(_STEPS):
-            middle = (low + high) / 2
-            if spearman(ratings[:, attribute] - middle * nuisance, lengths) > bound:
-                low = middle
-            else:
-                high = middle
-        penalties[attribute] = high
+        if attribute != verbosity:
+            rating = ratings[:, attribute]
+            enough = (share for share in SHARES if spearman(rating - share * nuisance, nuisance) <= bound)
+            penalties[attribute] = next(enough, 1.0)
     return penalties

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.optim import AdamW
 
+from rlhf_lightning.callbacks import VerbosityDebias
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.losses.preference import dpo
 from rlhf_lightning.losses.rating import attribute_regression, binary_discrimination, process_reward
@@ -18,6 +19,7 @@ from rlhf_lightning.models.gated import GatedScorer
 from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.scorer import SavedHead, Scorer
 from rlhf_lightning.models.sources import TinyRandom
+from rlhf_lightning.ops.debias import verbosity_penalties
 from rlhf_lightning.types import Example, PackedBatch, StepTotals
 
 NAN = float("nan")
@@ -160,16 +162,46 @@ def test_the_gate_weighs_ratings_by_prompt() -> None:
 
 
 def test_only_the_gate_learns_and_verbosity_is_taken_off() -> None:
+    """Of the verbosity rating itself, whose penalty is 1, nothing remains."""
     scorer = gated()
-    assert {name.split(".")[0] for name, p in scorer.named_parameters() if p.requires_grad} == {"gate"}
+    assert {name.split(".")[0] for name, p in scorer.named_parameters() if p.requires_grad} == {"gate", "scale"}
     batch = pack([Example([1, 2], [[5, 6], [7]])])
-    plain = scorer(batch)
-    scorer.set_verbosity(2, torch.tensor([0.5, 0.0, 0.0]))
+    scorer.set_verbosity(2, torch.tensor([0.5, 0.0, 1.0]))
     ratings, prompt = scorer.ratings(batch)
-    expected = plain - scorer.gates(prompt)[:, 0] * 0.5 * ratings[:, 2]
+    gates = scorer.gates(prompt)
+    expected = gates[:, 0] * (ratings[:, 0] - 0.5 * ratings[:, 2]) + gates[:, 1] * ratings[:, 1]
     torch.testing.assert_close(scorer(batch), expected)
+
+
+def test_the_gate_has_a_trained_scale() -> None:
+    """The reward is proportional to it, so its gradient is the reward over the scale."""
+    scorer = gated(scale=2.0)
+    batch = pack([Example([1, 2], [[5, 6], [7]])])
+    torch.testing.assert_close(scorer.gates(scorer.ratings(batch)[1]).sum(-1), torch.full((2,), 2.0))
+    reward = scorer(batch)
+    torch.testing.assert_close(reward, 2 * gated()(batch))
+    (gradient,) = torch.autograd.grad(reward[0], scorer.scale)
+    torch.testing.assert_close(gradient, reward[:1].detach() / 2)
 
 
 def test_a_gate_needs_the_first_stage() -> None:
     with pytest.raises(ValueError, match="attribute_regression"):
         GatedScorer(TinyRandom().load())
+
+
+def test_verbosity_is_measured_on_the_ratings_of_training_batches() -> None:
+    scorer, batches = gated(), [pack([Example([1, 2], [[5, 6], [7]]), Example([i], [[8], []])]) for i in (3, 4, 9)]
+    module, trainer = Mock(policy=scorer, device="cpu"), Mock()
+    trainer.datamodule.train_dataloader.return_value = batches
+    trainer.strategy.broadcast = lambda value: value
+    VerbosityDebias(1, batches=2).on_fit_start(trainer, module)
+    table = torch.cat([scorer.ratings(batch)[0][batch.present] for batch in batches[:2]])
+    assert len(table) == 6  # an empty slot has no rating
+    expected = verbosity_penalties(table, 1)
+    assert expected[1] == 1
+    assert torch.equal(scorer.penalty, expected)
+    assert scorer.verbosity == 1
+    VerbosityDebias(0).on_fit_start(trainer, module)  # a resumed run has its penalties
+    assert torch.equal(scorer.penalty, expected)
+    with pytest.raises(ValueError, match=r"verbosity_debias needs a gated reward model"):
+        VerbosityDebias(1).on_fit_start(trainer, Mock(policy=TinyRandom().load()))

@@ -1,4 +1,4 @@
-"""Rank correlation, and the penalties that remove a rating's liking for length."""
+"""Rank correlation, and the penalties that free ratings from the rating of verbosity."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_lightning.ops.debias import length_penalties, ranks, spearman
+from rlhf_lightning.ops.debias import SHARES, ranks, spearman, verbosity_penalties
 
 
 def test_ranks_share_places() -> None:
@@ -27,22 +27,43 @@ def test_spearman_sees_only_the_order(values: list[int]) -> None:
     assert spearman(x, -(x**3)) == pytest.approx(-1.0)
 
 
+def test_penalties_golden() -> None:
+    """Ratings of six responses; the shares are what find_proper_verbosity_penalties of the authors' code returns.
+
+    Catches a correlation with anything but the rating itself, two-sided bounds, and a verbosity rating that is kept.
+    """
+    verbosity = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    ratings = torch.tensor(
+        [
+            [0.52, 0.2, 0.9, 0.4, 0.8, 0.63],
+            [2.0, 1.0, 4.0, 3.0, 6.0, 5.0],
+            verbosity,
+            [6.0, 5.0, 4.0, 3.0, 2.0, 1.0],
+            [3.0, 6.0, 9.0, 12.0, 15.0, 18.0],
+        ]
+    ).T
+    assert verbosity_penalties(ratings, verbosity=2).tolist() == pytest.approx([0.075, 1.0, 1.0, 0.0, 1.0])
+
+
+def test_the_grid_is_that_of_the_authors() -> None:
+    assert SHARES[:10] == pytest.approx((0, 0.01, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.2, 0.25))
+    assert SHARES[-1] == pytest.approx(0.95)
+    assert len(SHARES) == 24
+
+
 def test_penalties_are_the_least_that_suffice() -> None:
     generator = torch.Generator().manual_seed(0)
-    lengths = torch.rand(400, generator=generator) * 100
+    verbosity = torch.rand(400, generator=generator)
     quality = torch.randn(400, generator=generator)
-    ratings = torch.stack([quality + 0.03 * lengths, quality, lengths / 100], dim=1)
-    penalties = length_penalties(ratings, verbosity=2, lengths=lengths)
-    debiased = ratings[:, 0] - penalties[0] * ratings[:, 2]
-    assert spearman(ratings[:, 0], lengths) > 0.4
-    assert abs(spearman(debiased, lengths)) <= 0.03
-    assert spearman(ratings[:, 0] - 0.95 * penalties[0] * ratings[:, 2], lengths) > 0.03  # less would not do
-    assert penalties[0] == pytest.approx(3.0, abs=0.5)  # 0.03 per token, the rating is length / 100
-    assert penalties[1] < 0.3
-    assert penalties[2] == 0
+    ratings = torch.stack([quality + 0.4 * verbosity, -verbosity, verbosity], dim=1)
+    penalties = verbosity_penalties(ratings, verbosity=2)
+    least = SHARES.index(pytest.approx(penalties[0].item()))
+    assert spearman(ratings[:, 0] - SHARES[least] * verbosity, verbosity) <= 0.03
+    assert spearman(ratings[:, 0] - SHARES[least - 1] * verbosity, verbosity) > 0.03
+    assert penalties[1:].tolist() == [0.0, 1.0]  # what falls with verbosity is left alone
 
 
-def test_a_rating_of_brevity_is_no_verbosity() -> None:
-    lengths = torch.arange(10.0)
-    with pytest.raises(ValueError, match=r"rating 1 cannot stand for verbosity.*-1\.00"):
-        length_penalties(torch.stack([lengths, -lengths], dim=1), verbosity=1, lengths=lengths)
+def test_a_constant_rating_is_no_verbosity() -> None:
+    ratings = torch.stack([torch.arange(10.0), torch.ones(10)], dim=1)
+    with pytest.raises(ValueError, match=r"rating 1 cannot stand for verbosity: it is the same for all 10 responses"):
+        verbosity_penalties(ratings, verbosity=1)

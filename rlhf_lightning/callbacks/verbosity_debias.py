@@ -9,50 +9,52 @@ from typing import Any
 import lightning as L
 import torch
 
-from rlhf_lightning.ops.debias import length_penalties
+from rlhf_lightning.ops.debias import verbosity_penalties
 
 log = logging.getLogger(__name__)
 
 
-class LengthDebias(L.Callback):
-    """Measures, once, the least share of one rating whose removal frees every other rating from the response's length.
+class VerbosityDebias(L.Callback):
+    """Measures, once, the least share of the verbosity rating whose removal frees every other rating from it.
 
-    Source: ArmoRM, arXiv:2406.12845; see ``ops.debias.length_penalties``. A resumed run keeps what was measured.
+    Source: ArmoRM, arXiv:2406.12845; see ``ops.debias.verbosity_penalties``. A resumed run keeps what was measured.
+    The authors measure on the whole of a reference data set, which is the preference data by default.
 
     Args:
         attribute: index of the rating that stands for verbosity, in the order of the first stage's heads.
-        bound: rank correlation with the length that is left over; 0.03 in the authors' code.
+        bound: rank correlation with the verbosity rating that is left over; 0.03 in the authors' code.
         batches: training batches to measure on.
     """
 
     def __init__(self, attribute: int, bound: float = 0.03, batches: int = 64) -> None:
         if not 0 < bound < 1 or batches < 1:
-            raise ValueError(f"callbacks.length_debias: bound={bound} must lie in (0, 1), and batches={batches} be > 0")
+            raise ValueError(
+                f"callbacks.verbosity_debias: bound={bound} must lie in (0, 1), and batches={batches} be > 0"
+            )
         self.attribute, self.bound, self.batches = attribute, bound, batches
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure on this process's first batches; every process takes the first one's result."""
         policy: Any = pl_module.policy
         if not hasattr(policy, "set_verbosity"):
-            raise ValueError("callbacks.length_debias needs a gated reward model: method=armorm")
+            raise ValueError("callbacks.verbosity_debias needs a gated reward model: method=armorm")
         if int(policy.verbosity) >= 0:
             return
-        ratings, lengths = [], []
+        ratings = []
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         for batch in islice(datamodule.train_dataloader(), self.batches):
             moved = batch.to(pl_module.device)
-            present = moved.present
-            ratings.append(policy.ratings(moved)[0][present].cpu())
-            spans = moved.response_span[present]
-            lengths.append((spans[:, 1] - spans[:, 0]).float().cpu())
+            ratings.append(policy.ratings(moved)[0][moved.present].cpu())
         table = torch.cat(ratings)
         if not 0 <= self.attribute < table.shape[1]:
-            raise ValueError(f"callbacks.length_debias.attribute={self.attribute}: there are {table.shape[1]} ratings")
-        penalties = length_penalties(table, self.attribute, torch.cat(lengths), bound=self.bound)
+            raise ValueError(
+                f"callbacks.verbosity_debias.attribute={self.attribute}: there are {table.shape[1]} ratings"
+            )
+        penalties = verbosity_penalties(table, self.attribute, bound=self.bound)
         penalties = trainer.strategy.broadcast(penalties)
         policy.set_verbosity(self.attribute, penalties)
         log.info(
             "taken off for verbosity (rating %d): %s",
             self.attribute,
-            ", ".join(f"{value:.2f}" for value in penalties.tolist()),
+            ", ".join(f"{value:.3g}" for value in penalties.tolist()),
         )
