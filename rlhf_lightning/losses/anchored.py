@@ -134,10 +134,12 @@ def kto_pair(policy: Pair, reference: Pair, *, beta: Positive = 0.1, detach_kl: 
               \quad K = \max(0, \mathrm{mean}\,\rho)
 
     At the first step, where policy and reference are equal and K is 0, gradients still pass through K, as through the
-    published code's ``clamp``. The means run over the pairs of this micro-batch, so the loss depends on how a batch is cut.
+    published code's ``clamp``. The means run over the pairs of this micro-batch, so the loss depends on how a batch is
+    cut.
 
     Source: "KTO: Model Alignment as Prospect Theoretic Optimization", arXiv:2402.01306, in the paired form that TRL had
-    from December 2023 on and has since removed; SPPO and alpha-DPO carry copies of it. It is the "KTO" of Hugging Face's 2024 comparison of DPO, IPO and KTO.
+    from December 2023 and has since removed; copies of it are in the code of SPPO and alpha-DPO. It is the "KTO" of
+    Hugging Face's 2024 comparison of DPO, IPO and KTO.
     Defaults: beta 0.1, as in HALOs and TRL.
     Differences: KTO proper takes unpaired responses, estimates one reference point from mismatched pairs of prompt and
     response, and detaches it. The paired form let gradients through; ``detach_kl=True`` does not. TRL concatenated both

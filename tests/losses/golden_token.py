@@ -106,7 +106,7 @@ CUT = [
         {"threshold": 1.1, "unlikelihood_weight": 1.0},
         [1.734517, 0.125],
         "A 4/2, the demonstration's token counts too; B (1.9 + 0.303552)/1.5, those of criticised rows only; half of "
-        "2 + 1.469035; half of 0.5/2. The authors' code for both rows: ((4 + 0.5)/4 + 2.203552/3)/2 = 0.929759, the mean",
+        "2 + 1.469035; half of 0.5/2. The mean is the authors' ((4 + 0.5)/4 + 2.203552/3)/2 = 0.929759",
         "contexts swapped; U on the other side; no half; response means; the demonstration averaged with context B",
         [JUDGED, PLAIN],
         {
