@@ -15,16 +15,22 @@ from rlhf_lightning.types import Moments
 class RunningMoments(nn.Module):
     r"""Mean and standard deviation of everything observed so far, equal on every process, kept in the checkpoint.
 
-    A step's observations are one weighted sample that is merged into the state,
+    A step's observations are one weighted sample that is merged into the state, with :math:`a` the weight of the past
+    and :math:`b` that of the step:
 
     .. math::
-        \mu' = \frac{a\mu + b\hat\mu}{a + b},\qquad
-        v' = \frac{a v + b\hat v}{a + b} + \frac{ab}{(a + b)^2}(\mu - \hat\mu)^2,
+        \mu' = \frac{a\mu + b\hat\mu}{a + b}
 
-    with :math:`a` the weight of the past and :math:`b` that of the step. Cumulative moments weigh by counts:
-    :math:`a = N,\ b = n`. An exponential moving average has :math:`a = d\,A,\ b = 1 - d`, where :math:`A` is the
-    weight of the past before it decayed. As the weights are normalised, the average is unbiased from the first step
-    on; an average that starts at zero is not, and its standard deviation is 0 at step 0.
+    Cumulative moments weigh by counts, :math:`a = N,\ b = n`, and their standard deviation is that of all numbers:
+
+    .. math::
+        v' = \frac{a v + b\hat v}{a + b} + \frac{ab}{(a + b)^2}(\mu - \hat\mu)^2
+
+    An exponential moving average has :math:`a = d\,A,\ b = 1 - d`, where :math:`A` is the weight of the past before it
+    decayed. Its standard deviation is the average of the steps' own (unbiased) ones, as alpha-DPO's authors have it:
+    how far numbers of one step lie apart, whatever their mean does from step to step. As the weights are normalised,
+    the averages are unbiased from the first step on; published ones start at zero and are :math:`1 - d^k` times these
+    after k steps.
 
     Args:
         decay: of the past, per optimiser step, in (0, 1); alpha-DPO uses 0.9. None: cumulative moments, as the
@@ -79,7 +85,11 @@ class RunningMoments(nn.Module):
         past, new = (self.count, number) if self.decay is None else (self.decay * self.weight, 1 - self.decay)
         total = past + new
         shift = mean - self.mean
-        self.variance.copy_((past * self.variance + new * variance) / total + past * new / total**2 * shift**2)
+        if self.decay is None:
+            self.variance.copy_((past * self.variance + new * variance) / total + past * new / total**2 * shift**2)
+        else:
+            deviation = (variance * number / (number - 1).clamp(min=1)).sqrt()
+            self.variance.copy_(((past * self.variance.sqrt() + new * deviation) / total).square())
         self.mean.add_(shift * new / total)
         self.weight.copy_(total)
         self.count.add_(number)

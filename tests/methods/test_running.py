@@ -24,17 +24,36 @@ def test_cumulative_moments_are_those_of_all_numbers():
 
 
 def test_average_by_hand():
-    """Steps [1, 3] and [10] with decay 0.9: weights 0.09 and 0.1 of 0.19; fails without the division by 0.19."""
+    """Steps [1, 3] and [10, 14, 18] with decay 0.9: weights 0.09 and 0.1 of 0.19; fails without the division by 0.19.
+
+    The deviations of the steps are sqrt(2) and 4; fails when the distance of their means, 2 and 14, enters.
+    """
     running = RunningMoments(decay=0.9)
     running.update(torch.tensor([1.0, 3.0]))
     first = running.moments()
-    assert (first.mean, first.std, first.count) == (2.0, 1.0, 2.0)  # unbiased at once: nothing is pulled to zero
-    running.update(torch.tensor([10.0]))
-    mean = (0.09 * 2 + 0.1 * 10) / 0.19
-    square = (0.09 * (1 + 9) / 2 + 0.1 * 100) / 0.19
+    assert float(first.std) == pytest.approx(2**0.5)  # unbiased at once: nothing is pulled to zero
+    assert (first.mean, first.count) == (2.0, 2.0)
+    running.update(torch.tensor([10.0, 14.0, 18.0]))
     moments = running.moments()
-    assert float(moments.mean) == pytest.approx(mean, rel=1e-5)
-    assert float(moments.std) == pytest.approx((square - mean**2) ** 0.5, rel=1e-5)
+    assert float(moments.mean) == pytest.approx((0.09 * 2 + 0.1 * 14) / 0.19, rel=1e-5)
+    assert float(moments.std) == pytest.approx((0.09 * 2**0.5 + 0.1 * 4) / 0.19, rel=1e-5)
+
+
+def test_averages_are_those_of_alpha_dpo_but_for_their_start():
+    """The authors' constants, c = 0.9 c + 0.1 (mean or torch.std of a batch) from 0, divided by 1 - 0.9^k."""
+    running, mean, std = RunningMoments(decay=0.9), 0.0, 0.0
+    for step, batch in enumerate(torch.randn(5, 8, generator=torch.Generator().manual_seed(0)).cumsum(0), start=1):
+        running.update(batch)
+        mean, std = 0.9 * mean + 0.1 * batch.mean().item(), 0.9 * std + 0.1 * batch.std().item()
+        moments, share = running.moments(), 1 - 0.9**step
+        assert float(moments.mean) == pytest.approx(mean / share, rel=1e-5)
+        assert float(moments.std) == pytest.approx(std / share, rel=1e-5)
+
+
+def test_a_step_of_one_number_has_no_spread():
+    running = RunningMoments(decay=0.5)
+    running.update(torch.tensor([4.0]))
+    assert (running.moments().mean, running.moments().std) == (4.0, 0.0)
 
 
 def test_no_observations_change_nothing():
