@@ -59,7 +59,7 @@ INPUTS: Mapping[str, str] = {
     "present": "whether each slot of a list holds a response",
     "reward": "scores of a scalar head: one a response, or one row a group where groups have several responses",
     "token_reward": "scores of a scalar head at every scored token",
-    "length": "scored tokens of each response",
+    "length": "tokens of each response and its prompt together",
     "overlap": "absolute cosine between the rows of a head with several outputs, a scalar",
     "prefix": "scored tokens at the beginning that both responses of a pair share",
     "safe": "label of each response, 1 safe and 0 unsafe",

@@ -112,20 +112,25 @@ def odin(
     r"""ODIN: one head takes up what length explains, the other is the reward and does not correlate with length.
 
     .. math::
-        -\log\sigma(d_Q + d_L) + \lambda_L\,\bigl(|\rho(r_Q, n)| - \rho(r_L, n)\bigr) + \lambda_O\,|\cos(w_Q, w_L)|
+        -\log\sigma(d_Q + d_L) + \lambda_L\,\bigl(|\rho(r_Q, n)| + |\rho(r_Q + r_L, n)| + 1 - \rho(r_L, n)\bigr)
+        + \lambda_O\,|\cos(w_Q, w_L)|
 
     with the quality head Q and the length head L, Pearson's correlation :math:`\rho` over the responses of the batch,
-    their lengths n in tokens, and the rows w of the two heads. Only Q is used once the model is trained.
+    the number n of tokens of a prompt and its response, and the rows w of the two heads. Only Q is used once the model
+    is trained.
 
-    Source: "ODIN: Disentangled Reward Mitigates Hacking in RLHF", arXiv:2402.07319; the sum of heads and the
-    orthogonality term as in the authors' code (Lichang-Chen/ODIN).
-    Defaults: both weights 1, as in the paper.
-    Differences: correlations are those of a micro-batch, so the loss depends on how a batch is cut; use micro-batches
-    of several pairs. Rows are made centred and of norm 1, as in the authors' code, by ``method.head.unit_rows=true``.
+    Source: "ODIN: Disentangled Reward Mitigates Hacking in RLHF", arXiv:2402.07319, in the form of the authors' code
+    (Lichang-Chen/ODIN).
+    Defaults: both weights 1, as in the paper and the authors' script.
+    Differences: the paper has neither the correlation of the sum of heads nor the constant, and counts the tokens of
+    the response. The authors' correlations run over the micro-batches of all processes, of which each has gradients of
+    its own part; here they are those of one micro-batch, so the loss depends on how a batch is cut; use micro-batches
+    of several pairs. Where all lengths are equal a correlation is 0, in their code nan. Rows are made centred and of
+    norm 1, as in the authors' code, by ``method.head.unit_rows=true``.
 
     Args:
         reward: of the chosen and the rejected response by the heads: quality first, then length.
-        length: scored tokens of each response.
+        length: tokens of each response and its prompt together.
         overlap: absolute cosine between the rows of the two heads.
         length_weight: lambda_L.
         orthogonality_weight: lambda_O.
@@ -141,11 +146,13 @@ def odin(
     quality = _correlation(reward[..., 0].flatten(), length.flatten())
     longer = _correlation(reward[..., 1].flatten(), length.flatten())
     whole = reward.sum(-1)
-    shared = length_weight * (quality.abs() - longer) + orthogonality_weight * overlap
+    ranking = _correlation(whole.flatten(), length.flatten())
+    shared = length_weight * (quality.abs() + ranking.abs() + 1 - longer) + orthogonality_weight * overlap
     loss = logistic(whole[:, 0] - whole[:, 1]) + shared
     diagnostics = {
         "reward/quality_length_correlation": quality.detach(),
         "reward/length_head_correlation": longer.detach(),
+        "reward/sum_length_correlation": ranking.detach(),
         "reward/head_overlap": overlap.detach(),
     }
     chosen, rejected = reward[..., 0].detach().unbind(1)

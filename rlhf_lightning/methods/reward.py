@@ -55,7 +55,7 @@ class RewardModel(ScoringModule[PreferenceBatch]):
             "reward": lambda: by_group(scores, batch),
             "margin": lambda: batch.margin,
             "policy": lambda: None if log_probs is None else batch.pair(log_probs),
-            "length": lambda: by_group(lengths(batch), batch),
+            "length": lambda: by_group(whole_lengths(batch), batch),
             "overlap": lambda: self.policy.overlap(),
             "token_reward": lambda: batch.pair(batch.ragged(scores)),
             "prefix": lambda: shared_prefix(batch),
@@ -132,6 +132,12 @@ def by_group(values: Tensor, batch: PackedBatch) -> Tensor:
 def lengths(batch: PackedBatch) -> Tensor:
     """Scored tokens of each response, float32."""
     return torch.bincount(batch.sequence, minlength=len(batch.response_span)).float()
+
+
+def whole_lengths(batch: PackedBatch) -> Tensor:
+    """Tokens of each response and its prompt together, float32."""
+    prompt, response = (span[:, 1] - span[:, 0] for span in (batch.prompt_span, batch.response_span))
+    return (prompt[batch.parent] + response).float()
 
 
 def shared_prefix(batch: PackedBatch) -> Tensor:

@@ -79,21 +79,23 @@ ROWS = [
         "odin",
         # Quality 1 0 / 0 2 against lengths 2 4 / 4 6: deviations .25 -.75 / -.75 1.25 and -2 0 / 0 2,
         # products -.5 + 2.5 = 2, squares 2.75 and 8: rho = 2 / sqrt(22) = .426401. Length head = -lengths: rho = -1.
+        # Sums -1 -4 / -4 -4: deviations 2.25 -.75 / -.75 -.75, products -4.5 - 1.5, squares 6.75: rho = -.816497.
         {
             "reward": [[[1.0, -2.0], [0.0, -4.0]], [[0.0, -4.0], [2.0, -6.0]]],
             "length": [[2.0, 4.0], [4.0, 6.0]],
             "overlap": 0.25,
         },
-        [0.048587 + 0.5 * 1.426401 + 0.5, 0.693147 + 0.5 * 1.426401 + 0.5],
-        "sums of heads -1 -4 / -4 -4: S(-3), S(0) = ln 2; + .5 * (.426401 + 1) + 2 * .25",
-        "quality alone in the preference term; |rho| of the length head; lengths of one slot; weights swapped",
+        [0.048587 + 0.5 * 3.242898 + 0.5, 0.693147 + 0.5 * 3.242898 + 0.5],
+        "sums of heads -1 -4 / -4 -4: S(-3), S(0) = ln 2; + .5 * (.426401 + .816497 + 1 + 1) + 2 * .25",
+        "quality alone in the preference term; |rho| of the length head; lengths of one slot; weights swapped; "
+        "no correlation of the sum, or its sign kept",
         {"length_weight": 0.5, "orthogonality_weight": 2.0},
     ),
     Golden(
         "odin",
         {"reward": [[[1.0, -2.0], [0.0, -4.0]]], "length": [[3.0, 3.0]], "overlap": 0.0},
-        [0.048587],
-        "equal lengths: no correlation",
+        [1.048587],
+        "equal lengths: no correlation, 1 - 0 for the length head",
         "division by 0",
     ),
     Golden(

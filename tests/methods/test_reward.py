@@ -129,6 +129,17 @@ def test_statistics_of_scores_by_hand():
     assert "length_correlation" not in statistics.pop(lambda values, _: values)
 
 
+def test_the_length_of_a_response_counts_its_prompt():
+    """As ODIN's authors count; tokens of the response alone would be 2 1 / 1 3."""
+    batch = pack([Example([1, 2, 3], [[5, 6], [7]]), Example([4], [[5], [7, 8, 9]])])
+    module = built(RewardModel, partial(losses.odin, orthogonality_weight=0.0), head=partial(Scorer, outputs=2, seed=1))
+    scores, _ = module.scores(batch)
+    length = module.inputs(batch, scores, None)["length"]()
+    assert length.tolist() == [[5.0, 4.0], [2.0, 4.0]]
+    expected = losses.odin(by_group(scores, batch), length, torch.tensor(0.0), orthogonality_weight=0.0)
+    torch.testing.assert_close(module(batch).loss, expected.loss.mean())
+
+
 def test_odin_decorrelates_from_length():
     """Fifty steps on pairs whose longer response always wins: the length head takes it up, quality does not."""
     generator = torch.Generator().manual_seed(0)
