@@ -168,7 +168,7 @@ def hinge(policy: Pair, reference: Pair, *, beta: Positive = 0.05) -> Preference
 
 @loss_function
 def exo(
-    policy: Pair, reference: Pair, *, beta: Positive = 0.1, label_smoothing: PositiveFlipRate = 1e-3
+    policy: Pair, reference: Pair, *, beta: Positive = 0.5, label_smoothing: PositiveFlipRate = 1e-3
 ) -> PreferenceLoss:
     r"""Efficient exact optimisation for pairs: *reverse* KL from the policy's preference to the smoothed label.
 
@@ -176,9 +176,12 @@ def exo(
               \quad z = \beta h
 
     Source: "Towards Efficient Exact Optimization of Language Model Alignment", arXiv:2402.00856, eq. 16.
-    Defaults: label_smoothing 1e-3, the paper's value for preference data; beta 0.1, the paper's (section B).
+    Defaults: label_smoothing 1e-3, the paper's value for preference data; beta 0.5, that of the authors' scripts
+    (haozheji/exact-optimization) but the one for IMDb, which has the 0.1 of the paper's section B.
     Differences: the authors' code has the general form for K responses and encodes a preference as target logits 0 and
-    -10, which is ``label_smoothing = 4.54e-5``. TRL 1.16 (``exo_pair``) is this function.
+    -10, which is ``label_smoothing = 4.54e-5``. All of their scripts divide the logits of policy and reference by 0.8,
+    the temperature that they sample with; here log-probs are those of temperature 1, which any reference store holds.
+    TRL 1.16 (``exo_pair``) is this function.
 
     Args:
         policy: log-probs of the policy, summed here over each response.

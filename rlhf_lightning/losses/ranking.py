@@ -172,8 +172,8 @@ def exo_k(
     score: Float[Tensor, "groups slots"],
     present: Bool[Tensor, "groups slots"],
     *,
-    beta: Positive = 0.1,
-    score_beta: Positive = 0.1,
+    beta: Positive = 0.5,
+    score_beta: Positive = 0.5,
 ) -> GroupLoss:
     r"""EXO on lists: reverse KL from the policy's distribution over the list to that of the scores.
 
@@ -183,9 +183,11 @@ def exo_k(
 
     Source: "Towards Efficient Exact Optimization of Language Model Alignment", arXiv:2402.00856, section 4, and its
     code (haozheji/exact-optimization).
-    Defaults: beta and score_beta 0.1, as in that code for sentiment; choose score_beta by the scale of the scores.
-    Differences: none to the authors' code, whose lists all have the same length. TRL 1.16 has no such loss; its
-    ``exo_pair`` is the form for pairs.
+    Defaults: beta and score_beta 0.5, as in that code's scripts but the one for IMDb, which has 0.1; choose score_beta
+    by the scale of the scores.
+    Differences: the authors' lists all have the same length, and their scripts divide the logits of policy and
+    reference by 0.8, the temperature that they sample with; here log-probs are those of temperature 1. TRL 1.16 has no
+    such loss; its ``exo_pair`` is the form for pairs.
 
     Args:
         policy: log-probs of the policy, summed here over each response.

@@ -74,7 +74,7 @@ def plackett_luce(b: Lists, beta: float = 0.1) -> list[float]:
     return out
 
 
-def exo_k(b: Lists, beta: float = 0.1, score_beta: float = 0.1) -> list[float]:
+def exo_k(b: Lists, beta: float = 0.5, score_beta: float = 0.5) -> list[float]:
     out = []
     for items in b.lists:
         p, q = [math.exp(beta * log_ratio(i)) for i in items], [math.exp(i.score / score_beta) for i in items]

@@ -226,7 +226,7 @@ def test_gradient_is_the_derivative_of_the_value(name: str, data: st.DataObject)
 def test_rewards_and_diagnostics() -> None:
     rewards = {
         "plackett_luce": [0.2, -0.3, 0.1, -0.2, 0.1],
-        "exo_k": [0.2, -0.3, 0.1, -0.2, 0.1],
+        "exo_k": [1.0, -1.5, 0.5, -1.0, 0.5],
         **{key: [-1.5, -4.0, -1.0, -2.0, -0.5] for key in ["pro", "rrhf", "best_of_n", "reward_weighted"]},
     }
     for name, expected in rewards.items():
