@@ -2,8 +2,8 @@
 
     /tmp/trl/bin/python benchmarks/trl_policy_values.py tests/losses/trl_policy.json
 
-``GRPOTrainer._compute_loss`` and ``RLOOTrainer._compute_loss`` run on trainer objects that hold the settings and return
-the given log-probs in place of a model's; see ``benchmarks/trl_loss_values.py``, whose arrangement this is.
+``_compute_loss`` of ``GRPOTrainer``, ``GMPOTrainer`` and ``RLOOTrainer`` runs on trainer objects that hold the settings
+and return the given log-probs in place of a model's; see ``benchmarks/trl_loss_values.py``, whose arrangement this is.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 import trl
 from torch import Tensor
 from trl import GRPOTrainer, RLOOTrainer
+from trl.experimental.gmpo import GMPOTrainer
 from trl_loss_values import Rows, finite
 
 LENGTHS = [1, 4, 6, 3, 5, 2]
@@ -143,6 +144,9 @@ def main() -> None:
     results = {
         name: {batch: value(GRPOTrainer, rows, **settings) for batch, rows in inputs.items()}
         for name, settings in GRPO_SETTINGS.items()
+    }
+    results["gmpo"] = {
+        batch: value(GMPOTrainer, rows, epsilon_low=0.4, epsilon_high=0.4) for batch, rows in inputs.items()
     }
     results["rloo"] = {batch: value(RLOOTrainer, rows) for batch, rows in inputs.items()}
     fixture = {"trl": trl.__version__, "max_length": MAX_LENGTH, "batches": inputs, "results": results}

@@ -242,6 +242,10 @@ are equal, and an independent plain-loop twin that it must equal on generated ba
 are compared with finite differences, and values and gradients stay finite at margins of 10,000 nats. "TRL" means that
 loss and gradient are also compared, to 1e-5, with what the code of TRL 1.16 computed on the same log-probs
 (`benchmarks/trl_loss_values.py`), or that the documented difference is asserted.
+
+TRL drops methods from release to release. By the files of its wheels PPO was in 1.12 and not in 1.13; BCO, process
+reward models, Nash-MD, XPO, token-level GSPO and GRPO with a replay buffer were in 1.13 and not in 1.14; MiniLLM was in
+1.14 and not in 1.15.
 """
 
 

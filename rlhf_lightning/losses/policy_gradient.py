@@ -51,7 +51,7 @@ def ppo(
 
     Source: "Proximal Policy Optimization Algorithms", arXiv:1707.06347, eq. 7; dual clip: arXiv:1912.09729;
     clip-higher: "DAPO", arXiv:2503.14476.
-    Defaults: the clip is the paper's; verl has dual_clip 3.
+    Defaults: the clip is the paper's; verl has dual_clip 3, and 10 in its recipe for DAPO, which ``method=dapo`` takes.
     Differences: TRL 1.16 (``loss_type`` grpo, bnpo, dr_grpo, dapo, which differ by aggregation; RLOO: ratio sequence)
     clips the ratio itself at ``delta`` for either sign of the advantage, which for A < 0 is the dual clip with
     c = delta. The log-ratio is bounded at 20 nats as in verl.
@@ -124,7 +124,7 @@ def gspo_token(
 
     Source: "Group Sequence Policy Optimization", arXiv:2507.18071.
     Defaults: GSPO's.
-    Differences: TRL 1.16 has no such loss.
+    Differences: TRL had this loss until 1.13 (``experimental.gspo_token``); 1.14 dropped it.
 
     Args:
         policy: log-probs of the policy.
@@ -159,7 +159,8 @@ def gmpo(
     Source: "Geometric-Mean Policy Optimization", arXiv:2507.20673; equation and clip as in the authors' code
     (callsys/GMPO); verl's ``geo_mean`` is the same function.
     Defaults: 0.4 nats, those of the authors' script, whose rollouts give eight steps.
-    Differences: TRL 1.16 has no such loss. The mean advantage of a response takes the place of A if tokens differ.
+    Differences: none to TRL 1.16 (``experimental.gmpo``). The mean advantage of a response takes the place of A if
+    tokens differ.
 
     Args:
         policy: log-probs of the policy.

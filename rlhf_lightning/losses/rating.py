@@ -55,7 +55,8 @@ def process_reward(
 
     Source: "Let's Verify Step by Step", arXiv:2305.20050; soft labels as in "Math-Shepherd", arXiv:2312.08935.
     Defaults: the mean over steps, as a token classifier has it.
-    Differences: one logit a step, where a token classifier of two classes has two; their difference is the logit.
+    Differences: one logit a step, where a token classifier of two classes has two; their difference is the logit. TRL
+    had such a classifier until 1.13 (``experimental.prm``); 1.14 dropped it.
 
     Args:
         step_reward: logit at the last token of each step, solution by solution.

@@ -91,8 +91,8 @@ def bco(
 
     Source: "Binary Classifier Optimization for Large Language Model Alignment", arXiv:2404.04656, section 3.
     Defaults: beta 0.01, the paper's (section C).
-    Differences: TRL had this loss until 2025, with beta 0.1 and statistics that a batch enters before it is compared
-    with them; here a step sees the steps before it. TRL 1.16 has no such loss.
+    Differences: TRL had this loss until 1.13 (``experimental.bco``; 1.14 dropped it), with beta 0.1 and statistics that
+    a batch enters before it is compared with them; here a step sees the steps before it.
 
     Args:
         policy: log-probs of the policy, summed here over each response.

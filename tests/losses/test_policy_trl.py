@@ -36,6 +36,7 @@ OURS: dict[str, dict[str, Any]] = {
     "dapo_kl_corrected": {"loss": "ppo", "how": "token_mean", "kl": KLPenalty("loss", "k3", 0.04, is_correct=True)},
     "dr_grpo_kl": {"loss": "ppo", "how": "seq_mean_token_sum_norm", "kl": KLPenalty("loss", "k3", 0.1)},
     "grpo_entropy": {"loss": "ppo", "how": "local_token_mean", "entropy": 0.01},
+    "gmpo": {"loss": "gmpo"},
     "rloo": {"loss": "ppo", "options": {"ratio": "sequence"}},
 }
 
