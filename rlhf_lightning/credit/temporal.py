@@ -76,7 +76,7 @@ def lagrangian(
 ) -> dict[str, Ragged]:
     r"""Advantages in reward less their price in cost, each by :func:`gae` with a critic of its own.
 
-    .. math:: A = rac{A^R - \lambda A^C}{1 + \lambda}
+    .. math:: A = \frac{A^R - \lambda A^C}{1 + \lambda}
 
     Source: "Safe RLHF", arXiv:2310.12773, and its code (PKU-Alignment/safe-rlhf).
     Defaults: that code's.

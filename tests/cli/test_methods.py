@@ -40,6 +40,19 @@ def test_methods_md_is_up_to_date() -> None:
     assert page.read_text(encoding="utf-8") == render_markdown(catalogue()), "run: rlhf methods --write METHODS.md"
 
 
+def test_no_control_characters() -> None:
+    r"""A ``\\frac`` that was read as a form feed and "rac" leaves no trace but this on the page."""
+    root = Path(__file__).parents[2]
+    files = [root / "METHODS.md", *(root / "rlhf_lightning").rglob("*.py"), *conf_dir().rglob("*.yaml")]
+    assert len(files) > 100
+    control = re.compile(r"[^\n -~\u00a0-\uffff]")
+    assert [f"{path}: {found!r}" for path in files for found in control.findall(path.read_text(encoding="utf-8"))] == []
+    docstrings = [
+        inspect.getdoc(member) or "" for package in (losses, credit) for _, member in inspect.getmembers(package)
+    ]
+    assert not [text for text in docstrings if control.search(text)]
+
+
 def test_one_yaml_a_loss_and_one_entry_a_yaml() -> None:
     files = {path.stem for path in (conf_dir() / "method").glob("*.yaml")}
     assert files == ENTRIES.keys()
