@@ -46,7 +46,11 @@ def remax(token_reward: Ragged, baseline: Float[Tensor, " responses"]) -> Ragged
     Source: "ReMax: A Simple, Effective, and Efficient Reinforcement Learning Method for Aligning Large Language
     Models", arXiv:2310.10505.
     Defaults: there is nothing to choose; no discount.
-    Differences: none to verl's ``remax``, whose greedy reward has no KL penalty either. TRL 1.16 has no such estimator.
+    Differences: none to verl's ``remax``, whose greedy reward has no KL penalty either. The authors' code
+    (liziniu/ReMax) gives a token its own KL penalty only, not those of the tokens behind it, and discounts the
+    difference of rewards, clipped at 5, once for every token from there to the end, the last one included:
+    :math:`A_t = -\beta\,\mathrm{kl}_t + \gamma^{T - t + 1}(R - R_\mathrm{greedy})` with gamma 0.99. TRL 1.16 has no
+    such estimator.
 
     Args:
         token_reward: of each token.

@@ -85,8 +85,8 @@ def beta_dpo(
     so that a batch d nats above the mean counts as 0.9 d above it; then draw 80 % of the batch at random, preferring
     pairs whose gap is near M_0; then take the mean gap of those for beta, and train on them only. Here M_0 is that of
     the steps before, so that all parts of a step see the same one, and all pairs count: the draw drops data and is not
-    offered. They average over all processes; here ``batch`` is the micro-batch of one process, so it depends on how a batch is cut.
-    ``level="pair"`` gives each pair a beta of its own and does not.
+    offered. They average over all processes; here ``batch`` is the micro-batch of one process, so it depends on how a
+    batch is cut. ``level="pair"`` gives each pair a beta of its own and does not.
 
     Args:
         policy: log-probs of the policy, summed here over each response.
@@ -144,10 +144,10 @@ def alpha_dpo(
     Defaults: the authors' Llama-3-8B-Instruct setting (beta 2.5, gamma 0.6, alpha 0.2). Mistral-7B: 2.5, 0.15, 0.05;
     Gemma-2-9B: 10, 0.4, 0.05. Their statistics are a moving average with decay 0.9.
     Differences: they fold a batch into their averages before they use them; here a step sees those of the steps before,
-    so that it does not depend on how it is cut. Their averages start at 0 without bias correction, and at the very first step, where policy
-    and reference are equal, z is 0/0. Here the averages are corrected by the method, and z is 0 as long as sigma is at
-    most ``eps``. gamma stands inside the bracket that beta multiplies (their ``gamma_beta_ratio``); ``simpo`` counts it
-    outside. TRL 1.16 has no such loss.
+    so that it does not depend on how it is cut. Their averages start at 0 without bias correction, and at the very
+    first step, where policy and reference are equal, z is 0/0. Here the averages are corrected by the method, and z is
+    0 as long as sigma is at most ``eps``. gamma stands inside the bracket that beta multiplies (their
+    ``gamma_beta_ratio``); ``simpo`` counts it outside. TRL 1.16 has no such loss.
 
     Args:
         policy: log-probs of the policy, averaged here over each response.
