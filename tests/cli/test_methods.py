@@ -99,6 +99,21 @@ def test_yaml_header(name: str) -> None:
             assert value != str(default), f"{override} changes nothing"
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("exo", "loss.beta", 0.5),  # train_exo.sh for HH, TL;DR and one's own data
+        ("exo_k", "loss.score_beta", 0.5),
+        ("dapo", "loss.dual_clip", 10.0),  # clip_ratio_c of verl's recipe
+        ("dapo", "rollout.minibatches", 16),  # 512 prompts, 32 of them a step
+        ("dr_grpo", "rollout.minibatches", 8),  # 128 prompts of 8 responses, 128 responses a step
+        ("armorm", "head.scale", 1.0),
+    ],
+)
+def test_defaults_of_the_authors_scripts(name: str, option: str, value: float) -> None:
+    assert ENTRIES[name].options[option] == value
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_yaml_lists_every_option_with_the_default(name: str) -> None:
     """One truth: what a yaml says is what the function does without it."""
