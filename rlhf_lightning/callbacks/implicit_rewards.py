@@ -14,6 +14,8 @@ from lightning.pytorch import Callback, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlhf_lightning.ops.comparisons import outcomes
+
 #: In the run's folder; what ``rlhf report`` draws its histograms from.
 FILE = "implicit_rewards.npz"
 
@@ -21,8 +23,8 @@ FILE = "implicit_rewards.npz"
 class ImplicitRewards(Callback):
     """Logs ``reward/chosen``, ``reward/rejected``, ``reward/margin`` and ``reward/accuracy``, in validation too.
 
-    Accuracy is the share of pairs whose chosen response has the strictly larger implicit reward, so it is 0 while
-    policy and reference are equal. ``reward/length_bias`` in [-1, 1] is the mean of sign(margin) times the sign of the
+    Accuracy is the share of pairs whose chosen response has the larger implicit reward, ties counting half, so it is 1/2
+    while policy and reference are equal. ``reward/length_bias`` in [-1, 1] is the mean of sign(margin) times the sign of the
     length difference: 1 says that the longer response always wins.
 
     The rewards of every pair of the last validation pass are kept as ``<folder>/implicit_rewards.npz``: ``index`` (row
@@ -79,7 +81,7 @@ def _track(module: Any, prefix: str, outputs: Mapping[str, Tensor]) -> None:
         "chosen": chosen,
         "rejected": rejected,
         "margin": margin,
-        "accuracy": (margin > 0).float(),
+        "accuracy": outcomes(chosen, rejected),
         "length_bias": margin.sign() * longer.sign(),
     }.items():
         module.track(f"{prefix}reward/{name}", values)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 
 from rlhf_lightning.callbacks.tables import log_table
+from rlhf_lightning.ops.comparisons import outcomes
 from rlhf_lightning.ops.kl import k1, k3
 from rlhf_lightning.types import Example, PackedBatch, Ragged, RolloutBatch, SampleGroup, sample_groups
 
@@ -210,8 +211,7 @@ class PolicySamples(Callback):
             rows = torch.tensor([[math.nan if s is None else s for s in row[: self.each]] for row in scores])
             last = torch.tensor([math.nan if row[-1] is None else row[-1] for row in scores])
             there = torch.tensor([bool(p.data) for p in firsts], dtype=torch.bool)
-            margin = (rows.view(len(firsts), -1) - last[:, None])[there] if len(firsts) else rows
-            win = torch.where(margin.isfinite(), (1 + margin.sign()) / 2, torch.nan)  # the sign of nan is 0
+            win = outcomes(rows, last[:, None].expand_as(rows))[there] if len(firsts) else rows
             for name, values in {"reward": rows, "data_reward": last[there], "win_rate": win}.items():
                 module.track(f"val/sample/{name}", values[values.isfinite()].to(module.device))
         return [score for row in scores for score in row[: self.each]]

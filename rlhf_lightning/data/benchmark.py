@@ -24,7 +24,7 @@ class RewardBench:
         id: str = "allenai/reward-bench",  # noqa: A002
         split: str = "filtered",
         subset: str = "subset",
-        ties: Literal["wrong", "half"] = "wrong",
+        ties: Literal["half", "wrong"] = "half",
     ) -> None:
         """Find the source; nothing is read.
 
@@ -33,13 +33,13 @@ class RewardBench:
             id: of the data set on the hub.
             split: of that data set; ``filtered`` is the one that the published scores use.
             subset: column that names a row's subset.
-            ties: a pair of equal rewards is ``wrong``, the published rule, or counts ``half``.
+            ties: a pair of equal rewards counts ``half``, or is ``wrong``, the published rule.
 
         Raises:
             DataError: nothing is at ``path``, or an unknown ``ties``.
         """
-        if ties not in ("wrong", "half"):
-            raise DataError(f"data.validation.ties={ties!r} is neither wrong nor half")
+        if ties not in ("half", "wrong"):
+            raise DataError(f"data.validation.ties={ties!r} is neither half nor wrong")
         self.source: Source = Hub(id, split=split) if path is None else Files(path)
         self.subset, self.ties = subset, ties
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_lightning.losses.options import loss_function
+from rlhf_lightning.ops.comparisons import outcomes
 from rlhf_lightning.types import GroupLoss, Ragged
 
 
@@ -112,7 +113,7 @@ def attribute_regression(
 def _by_label(reward: Float[Tensor, " n"], label: Float[Tensor, " n"]) -> dict[str, Tensor]:
     reward, good = reward.detach(), label >= 0.5
     return {
-        "accuracy": ((reward > 0) == good).float(),
+        "accuracy": outcomes(reward.where(good, -reward), 0.0),
         "reward/chosen": reward[good],
         "reward/rejected": reward[~good],
     }

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rlhf_lightning.losses.options import NonNegative, loss_function
 from rlhf_lightning.losses.terms import Reduction, logistic, negative_log_likelihood
+from rlhf_lightning.ops.comparisons import outcomes
 from rlhf_lightning.types import GroupLoss, Pair, PreferenceLoss, Ragged
 
 T = TypeVar("T")
@@ -185,7 +186,7 @@ def k_wise(reward: Float[Tensor, "groups slots"], score: Float[Tensor, "groups s
     losses = F.softplus(-difference).where(better, 0.0)
     pairs = better.sum((1, 2))
     diagnostics = {
-        "reward/accuracy": (difference[better] > 0).float().detach(),
+        "reward/accuracy": outcomes(difference[better].detach(), 0.0),
         "reward/margin": difference[better].detach(),
     }
     return GroupLoss(losses.sum((1, 2)) / pairs.clamp(min=1), reward.detach().flatten(), diagnostics=diagnostics)
@@ -212,9 +213,10 @@ def best_of_k(reward: Float[Tensor, "groups slots"], score: Float[Tensor, "group
     top = score.where(present, -torch.inf).amax(1, keepdim=True)
     best = (score == top).float()
     log_share = reward.masked_fill(~present, -torch.inf).log_softmax(1).masked_fill(~present, 0.0)
-    hit = best.gather(1, reward.masked_fill(~present, -torch.inf).argmax(1, keepdim=True))
+    chosen = (reward == reward.masked_fill(~present, -torch.inf).amax(1, keepdim=True)) & present
+    hit = (best * chosen).sum(1) / chosen.sum(1)  # of several that are chosen alike each has its share
     loss = -(best * log_share).sum(1) / best.sum(1)
-    return GroupLoss(loss, reward.detach().flatten(), diagnostics={"reward/accuracy": hit[:, 0].detach()})
+    return GroupLoss(loss, reward.detach().flatten(), diagnostics={"reward/accuracy": hit.detach()})
 
 
 @loss_function
@@ -289,7 +291,7 @@ def cost(
     sign = 1 - 2 * safe.to(reward.dtype)
     loss = logistic(worse - safer) + sign_weight * F.softplus(-sign * reward).sum(1)
     loss = loss + regularization * reward.square().mean(1)
-    diagnostics = {"reward/accuracy_sign": (sign * reward > 0).float().flatten().detach()}
+    diagnostics = {"reward/accuracy_sign": outcomes((sign * reward).flatten().detach(), 0.0)}
     return PreferenceLoss(loss, -safer.detach(), -worse.detach(), diagnostics=diagnostics)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlhf_lightning.losses.options import NonNegative, Positive, loss_function
 from rlhf_lightning.losses.terms import Reduction, log1mexp, negative_log_likelihood
+from rlhf_lightning.ops.comparisons import outcomes
 from rlhf_lightning.types import GroupLoss, Moments, Ragged
 
 
@@ -58,7 +59,7 @@ def kto(
 
     Returns:
         One loss a response, between 0 and its weight; implicit rewards beta * rho; diagnostics ``reward/accuracy``
-        (is the log-ratio on its label's side of z_0?), ``loss/desirable`` and ``loss/undesirable``.
+        (is the log-ratio on its label's side of z_0? 1/2 at it), ``loss/desirable`` and ``loss/undesirable``.
 
     Raises:
         ValueError: an option is outside its range.
@@ -214,5 +215,5 @@ def _labelled(
     constant, chosen = loss.detach(), desirable > 0.5
     diagnostics = {"loss/desirable": constant[chosen], "loss/undesirable": constant[~chosen]}
     if gain is not None:
-        diagnostics["reward/accuracy"] = (gain.detach() > 0).float()
+        diagnostics["reward/accuracy"] = outcomes(gain.detach(), 0.0)
     return GroupLoss(loss, reward.detach(), diagnostics=diagnostics)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from rlhf_lightning.ops.comparisons import outcomes
 from rlhf_lightning.ops.segments import segment_mean
 from rlhf_lightning.types import Example, PackedBatch, UnpairedBatch
 
@@ -79,7 +80,7 @@ class DensityRatio:
         coefficients, self.intercept = _logistic_regression(features, label, self.penalty)
         self.token_score = (embedding.double() @ coefficients).float()
         logit = features @ coefficients + self.intercept
-        return float(((logit > 0) == (label > 0.5)).double().mean())
+        return float(outcomes(logit.where(label > 0.5, -logit), 0.0).mean())
 
     def __call__(self, batch: UnpairedBatch) -> Float[Tensor, " responses"]:
         """The weight of each response of a batch.

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from rlhf_lightning.losses.judge import stated_preference
 from rlhf_lightning.methods.base import DIAGNOSTIC, AlignmentModule
+from rlhf_lightning.ops.comparisons import outcomes
 from rlhf_lightning.types import ComparisonBatch, Pair, StepOutput
 
 
 class Judge(AlignmentModule[ComparisonBatch]):
     """One number a pair of responses from a loss of ``rlhf_lightning.losses.judge``.
 
-    Logged: ``accuracy`` (the chosen response is preferred over both orders together, ties wrong), ``preference`` (the
+    Logged: ``accuracy`` (the chosen response is preferred over both orders together, ties half), ``preference`` (the
     probability stated for it), ``consistency`` (both orders name the same response) and ``share/first`` (how often the
     response in the first place is preferred: 1/2 without a liking for a place).
     """
@@ -38,10 +39,10 @@ class Judge(AlignmentModule[ComparisonBatch]):
 def _metrics(verdict: Pair, swapped: Pair) -> dict[str, Tensor]:
     preference = stated_preference(verdict, swapped)
     # Whether each order finds the chosen response; in the first order that is the response in the first place.
-    right, right_swapped = (order.chosen.sum() > order.rejected.sum() for order in (verdict, swapped))
+    right, right_swapped = (outcomes(order.chosen.sum(), order.rejected.sum()) for order in (verdict, swapped))
     return {
         "preference": preference,
-        "accuracy": (preference > 0.5).float(),
+        "accuracy": outcomes(preference, 0.5),
         "consistency": (right == right_swapped).float(),
-        "share/first": torch.cat([right, ~right_swapped]).float(),
+        "share/first": torch.cat([right, 1 - right_swapped]),
     }

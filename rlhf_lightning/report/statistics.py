@@ -123,6 +123,11 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
+def accuracy(chosen: NDArray[np.float32], rejected: NDArray[np.float32]) -> float:
+    """Share of pairs whose chosen response has the larger reward, ties counting half, as training logs it."""
+    return float(((chosen > rejected) + 0.5 * (chosen == rejected)).mean())
+
+
 def edges(chosen: NDArray[np.float32], rejected: NDArray[np.float32], bins: int = 30) -> Floats:
     """Edges of bins that both histograms share: the inner 98 % of all values, with a little air.
 

@@ -1,7 +1,8 @@
 """RewardBench's score: accuracy by subset, weighted into four sections, and their mean (arXiv:2403.13787, section 4).
 
 A row is a prompt with a chosen and a rejected response and the ``subset`` it belongs to. A row counts as right when the
-chosen response has the strictly higher reward. A section is the mean over its subsets, weighted by the number of
+chosen response has the higher reward, and half when both are equal; the published rule takes equal rewards for wrong,
+which ``ties`` can ask for. A section is the mean over its subsets, weighted by the number of
 examples that the benchmark fixes for each; the one subset whose weight is not its size is ``math-prm``, which counts as
 much as the coding subsets together.
 """
@@ -11,6 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import torch
+
+from rlhf_lightning.ops.comparisons import outcomes
 
 #: Examples of each subset by section: the weights of the published score.
 SECTIONS: dict[str, dict[str, int]] = {
@@ -57,6 +62,7 @@ class BenchmarkScore:
     sections: dict[str, float]
     score: float
     counts: dict[str, int]  #: rows of each subset
+    tied: int = 0  #: rows with equal rewards
 
     @property
     def complete(self) -> bool:
@@ -69,7 +75,7 @@ def rewardbench_score(
     chosen: Sequence[float],
     rejected: Sequence[float],
     *,
-    ties: Literal["wrong", "half"] = "wrong",
+    ties: Literal["half", "wrong"] = "half",
 ) -> BenchmarkScore:
     """Score rewards of a file in RewardBench's format.
 
@@ -77,7 +83,7 @@ def rewardbench_score(
         subsets: of each row.
         chosen: reward of each row's chosen response.
         rejected: reward of each row's rejected response.
-        ties: an equal pair is ``wrong`` (the published rule) or counts ``half``.
+        ties: an equal pair counts ``half``, as in every other accuracy, or is ``wrong``, the published rule.
 
     Returns:
         Accuracies in [0, 1]. A subset that the benchmark does not know stands among the subsets and in no section.
@@ -89,14 +95,15 @@ def rewardbench_score(
         raise ValueError(f"{len(subsets)} subsets, {len(chosen)} chosen and {len(rejected)} rejected rewards")
     if not subsets:
         raise ValueError("no rows to score")
-    tie = {"wrong": 0.0, "half": 0.5}[ties]
+    right = outcomes(*(torch.tensor(column, dtype=torch.float64) for column in (chosen, rejected)))
+    tied = int((right == 0.5).sum())
     points: dict[str, list[float]] = {}
-    for subset, better, worse in zip(subsets, chosen, rejected, strict=True):
-        points.setdefault(subset, []).append(1.0 if better > worse else tie if better == worse else 0.0)
+    for subset, point in zip(subsets, (right if ties == "half" else right.floor()).tolist(), strict=True):
+        points.setdefault(subset, []).append(point)
     accuracy = {subset: sum(values) / len(values) for subset, values in points.items()}
     sections = _sections(accuracy)
     score = sum(sections.values()) / len(sections) if sections else sum(accuracy.values()) / len(accuracy)
-    return BenchmarkScore(accuracy, sections, score, {subset: len(values) for subset, values in points.items()})
+    return BenchmarkScore(accuracy, sections, score, {name: len(values) for name, values in points.items()}, tied)
 
 
 def _sections(accuracy: Mapping[str, float]) -> dict[str, float]:

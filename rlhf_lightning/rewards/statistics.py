@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlhf_lightning.ops.comparisons import outcomes
+
 #: Bins of the calibration error, as in "On Calibration of Modern Neural Networks", arXiv:1706.04599.
 BINS = 15
 
@@ -17,27 +19,34 @@ def preference_statistics(chosen: Tensor, rejected: Tensor) -> dict[str, float]:
         rejected: of the other one.
 
     Returns:
-        ``accuracy`` (ties are wrong), ``ties`` (share), ``margin`` (mean), ``margin_std``, ``log_loss`` (nats, of
+        ``accuracy`` (ties count half), ``ties`` (share), ``margin`` (mean), ``margin_std``, ``log_loss`` (nats, of
         sigma(margin)) and ``calibration_error``: the expected difference between confidence, the larger of sigma and
         1 - sigma, and accuracy.
     """
     margin = (chosen - rejected).double()
-    probability = margin.sigmoid()
+    probability, right = margin.sigmoid(), outcomes(chosen, rejected).double()
     return {
-        "accuracy": float((margin > 0).double().mean()),
+        "accuracy": float(right.mean()),
         "ties": float((margin == 0).double().mean()),
         "margin": float(margin.mean()),
         "margin_std": float(margin.std(correction=0)),
         "log_loss": float(-torch.nn.functional.logsigmoid(margin).mean()),
-        "calibration_error": calibration_error(torch.maximum(probability, 1 - probability), margin > 0),
+        "calibration_error": calibration_error(torch.maximum(probability, 1 - probability), right),
     }
 
 
 def calibration_error(confidence: Tensor, right: Tensor, bins: int = BINS) -> float:
-    """Expected calibration error over bins of equal width: mean of |confidence - accuracy|, weighted by bin size."""
-    from torchmetrics.functional.classification import binary_calibration_error
+    """Expected calibration error over bins of equal width: mean of |confidence - accuracy|, weighted by bin size.
 
-    return float(binary_calibration_error(confidence.float(), right.long(), n_bins=bins, norm="l1"))
+    Args:
+        confidence: in [0, 1].
+        right: 1, 0, or 1/2 for a tie.
+        bins: in [0, 1]; each holds its lower edge, the last one also 1.
+    """
+    edges = torch.linspace(0, 1, bins + 1)
+    place = (torch.bucketize(confidence.float().cpu(), edges, right=True) - 1).clamp(max=bins - 1)
+    excess = torch.bincount(place, weights=(confidence - right).double().cpu(), minlength=bins)
+    return float(excess.abs().sum() / len(confidence))
 
 
 def length_statistics(reward: Tensor, length: Tensor) -> dict[str, float]:

@@ -138,6 +138,8 @@ def test_missing_ratings_have_no_gradient() -> None:
 def test_rewards_and_diagnostics() -> None:
     result = binary_discrimination(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0]))
     assert result.diagnostics["accuracy"].tolist() == [1.0, 0.0]
+    undecided = binary_discrimination(torch.zeros(2), torch.tensor([1.0, 0.0]))
+    assert undecided.diagnostics["accuracy"].tolist() == [0.5, 0.5]
     steps = process_reward(ragged([[1.0, 0.5], [2.0]]), torch.tensor([1.0, 0.0, 1.0]))
     assert steps.reward.tolist() == pytest.approx([0.75, 2.0])
 

@@ -178,6 +178,15 @@ def test_signs_of_costs_are_counted() -> None:
     assert result.chosen_reward.tolist() == [0.5, -1.0], "a reward is a negative cost"
 
 
+def test_ties_count_half_in_lists_and_signs() -> None:
+    """Fails where a tie is wrong, or right for the response that stands first."""
+    tied, score = torch.tensor([[2.0, 2.0]]), torch.tensor([[1.0, 0.0]])
+    for loss in (k_wise, best_of_k):
+        assert [loss(tied, s).diagnostics["reward/accuracy"].tolist() for s in (score, score.flip(1))] == [[0.5], [0.5]]
+    result = cost(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]]))
+    assert result.diagnostics["reward/accuracy_sign"].tolist() == [0.5, 1.0]
+
+
 def test_accuracy_of_lists() -> None:
     reward, score = torch.tensor([[2.0, 1.0, 3.0]]), torch.tensor([[3.0, 2.0, 1.0]])
     assert k_wise(reward, score).diagnostics["reward/accuracy"].tolist() == [1.0, 0.0, 0.0]

@@ -191,8 +191,8 @@ def test_rewards_and_diagnostics() -> None:
         torch.testing.assert_close(output.diagnostics["loss/desirable"], output.loss.detach()[[0, 2]])
         torch.testing.assert_close(output.diagnostics["loss/undesirable"], output.loss.detach()[[1, 3]])
         assert not any(value.requires_grad for value in (output.reward, *output.diagnostics.values()))
-    # log-ratios 2, -3, -2, 1 against 1: right, right, wrong, not above its own point
-    assert run("kto", batch).diagnostics["reward/accuracy"].tolist() == [1.0, 1.0, 0.0, 0.0]
+    # log-ratios 2, -3, -2, 1 against 1: right, right, wrong, on the point itself
+    assert run("kto", batch).diagnostics["reward/accuracy"].tolist() == [1.0, 1.0, 0.0, 0.5]
     # rewards 1, -1.5, -1, 0.5 against 0.25
     assert run("bco", batch, beta=0.5).diagnostics["reward/accuracy"].tolist() == [1.0, 1.0, 0.0, 0.0]
     assert run("bco", batch, beta=0.5).diagnostics["delta"].item() == 0.25
