@@ -23,9 +23,9 @@ FILE = "implicit_rewards.npz"
 class ImplicitRewards(Callback):
     """Logs ``reward/chosen``, ``reward/rejected``, ``reward/margin`` and ``reward/accuracy``, in validation too.
 
-    Accuracy is the share of pairs whose chosen response has the larger implicit reward, ties counting half, so it is 1/2
-    while policy and reference are equal. ``reward/length_bias`` in [-1, 1] is the mean of sign(margin) times the sign of the
-    length difference: 1 says that the longer response always wins.
+    Accuracy is the share of pairs whose chosen response has the larger implicit reward, ties counting half, so it is
+    1/2 while policy and reference are equal. ``reward/length_bias`` in [-1, 1] is the mean of sign(margin) times the
+    sign of the length difference: 1 says that the longer response always wins.
 
     The rewards of every pair of the last validation pass are kept as ``<folder>/implicit_rewards.npz``: ``index`` (row
     of the data set), ``chosen``, ``rejected`` (float32, one number a pair) and ``step``.

@@ -39,9 +39,7 @@ def benchmark(
     for line in table(score, left_out):
         say(line)
     if score.tied and source.ties == "half":
-        say(
-            f"{score.tied} pairs of equal rewards count half; published scores count them as wrong: data.validation.ties=wrong"
-        )
+        say(f"{score.tied} pairs of equal rewards count half; the published rule is data.validation.ties=wrong")
     found = asdict(score) | {"left_out": dict(left_out), "ties": source.ties, "complete": score.complete}
     (folder / FILE).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     sections = {name.lower().replace(" ", "_"): value for name, value in score.sections.items()}
