@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +51,7 @@ class HFExport(Callback):
             raise ValueError(f"callbacks.export.monitor={self.monitor} was not logged; validation logged: {known}")
         value = float(trainer.callback_metrics[self.monitor])
         better = self._best is None or (value < self._best if self.mode == "min" else value > self._best)
-        if better:
+        if better and math.isfinite(value):  # nan: this pass has no value, so it beats nothing
             self._best = value
             folder = pl_module.export(self._path(trainer) / "best", self.form)
             if trainer.is_global_zero:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from rlhf_lightning.losses.options import needs, option_values, validate
 from rlhf_lightning.methods.optimizers import decay_groups, make_scheduler
 from rlhf_lightning.methods.state import REFERENCE, check_state, reference_weights, restore_reference, without_frozen
-from rlhf_lightning.methods.tracking import Means
+from rlhf_lightning.methods.tracking import Means, StepLog
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.backbone import Backbone
 from rlhf_lightning.models.export import Form, export
@@ -90,6 +90,8 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         self.evaluation_weights: Callable[[], AbstractContextManager[None]] = nullcontext
         self._build, self._optimizer, self._scheduler = models, optimizer, scheduler
         self._step_means, self._validation_means = Means(), Means()
+        self._step_log = StepLog()
+        self._validated: set[str] = set()  # metrics of the validation passes so far
         self._logged_step = 0
         self._loader_states: list[dict[str, Any]] = []
 
@@ -276,14 +278,19 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
             self._logged_step = self.trainer.global_step
             means = self._step_means.pop(self._sum)
             means |= self.derived("train/", means)
+            self._step_log(self.trainer, means)
             if "train/loss" in means:  # a method may skip a step
-                self.log("train/loss", means.pop("train/loss"), prog_bar=True)
-            self.log_dict(means)
+                self.log("train/loss", means.pop("train/loss"), prog_bar=True, logger=False)
+            self.log_dict(means, logger=False)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means over the validation data."""
+        """Log the means over the validation data; what an earlier pass had and this one lacks is nan to callbacks."""
         means = self._validation_means.pop(self._sum)
-        self.log_dict(means | self.derived("val/", means))
+        means |= self.derived("val/", means)
+        self.log_dict(means)
+        self._validated |= means.keys()
+        absent = torch.tensor(torch.nan)
+        self.trainer.callback_metrics.update(dict.fromkeys(self._validated - means.keys(), absent))
 
     def derived(self, prefix: str, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """Further metrics, made of the means of a step or of a validation pass.
