@@ -5,9 +5,9 @@ from rlhf_lightning.callbacks.gold import GoldReward
 from rlhf_lightning.callbacks.hf_export import HFExport
 from rlhf_lightning.callbacks.implicit_rewards import ImplicitRewards
 from rlhf_lightning.callbacks.last_checkpoint import LastCheckpoint
+from rlhf_lightning.callbacks.log_ratios import LogRatios
 from rlhf_lightning.callbacks.nonfinite import NonFiniteError, NonFiniteStop
 from rlhf_lightning.callbacks.phases import PhaseTimes
-from rlhf_lightning.callbacks.reference_kl import ReferenceKL
 from rlhf_lightning.callbacks.reference_sync import ReferenceSync
 from rlhf_lightning.callbacks.responses import ResponseStatistics
 from rlhf_lightning.callbacks.rich_progress import AlignmentProgressBar
@@ -25,11 +25,11 @@ __all__ = [
     "HFExport",
     "ImplicitRewards",
     "LastCheckpoint",
+    "LogRatios",
     "NonFiniteError",
     "NonFiniteStop",
     "PhaseTimes",
     "PolicySamples",
-    "ReferenceKL",
     "ReferenceSync",
     "ResponseStatistics",
     "RolloutFiles",

@@ -41,7 +41,8 @@ class Unpaired(ObservingModule[UnpairedBatch]):
 
     Logged as for pairs: ``reward/chosen`` is the mean reward of the desirable responses, ``reward/rejected`` that of
     the undesirable ones, ``reward/margin`` the difference of these two means; a step without one of the labels logs
-    none of what it would need. ``share/desirable`` is the share of desirable responses.
+    none of what it would need. ``share/desirable`` is the share of desirable responses, ``log_ratio/mismatched`` KTO's
+    reference point: the mean log-ratio of mismatched rows, at least 0.
 
     Args: see ``ObservingModule``, and
 
@@ -205,7 +206,7 @@ class Unpaired(ObservingModule[UnpairedBatch]):
             "reward/rejected": result.reward[~chosen],
         }
         if "kl" in self.needs:
-            named["kl/mismatched"] = self._kl()
+            named["log_ratio/mismatched"] = self._kl()
         values |= {DIAGNOSTIC + name: value for name, value in named.items()}
         return {name: value.detach() for name, value in values.items() if value is not None}
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_lightning.callbacks import ImplicitRewards, ReferenceKL, ResponseStatistics, Throughput
+from rlhf_lightning.callbacks import ImplicitRewards, LogRatios, ResponseStatistics, Throughput
 from rlhf_lightning.losses import dpo
 from rlhf_lightning.types import SequenceLogProbs
 from tests.helpers.jobs import Memory
@@ -40,7 +40,7 @@ def test_rewards_by_hand(tmp_path):
         "chosen": rewards[:, 0].mean(),
         "rejected": rewards[:, 1].mean(),
         "margin": margin.mean(),
-        "accuracy": (margin > 0).float().mean(),
+        "accuracy": (1 + margin.sign()).mean() / 2,
         "length_bias": (margin.sign() * longer).mean(),
     }
     for name, value in expected.items():
@@ -48,26 +48,27 @@ def test_rewards_by_hand(tmp_path):
     assert 0 < expected["accuracy"] < 1
 
 
-def test_accuracy_is_0_where_policy_and_reference_are_equal(tmp_path):
+def test_accuracy_is_one_half_where_policy_and_reference_are_equal(tmp_path):
     logger = run(tmp_path, preference(), ImplicitRewards(), max_steps=1)
-    assert logger.series("train/reward/accuracy") == [0.0]
+    assert logger.series("train/reward/accuracy") == [0.5]
 
 
-def test_kl_of_the_training_data(tmp_path):
-    """k1 sums log-ratios over a response; k3 is never negative."""
+def test_log_ratios_of_the_training_data(tmp_path):
+    """Summed over a response, of all, of chosen and of rejected ones; they are no KL, and nothing is called so."""
     module = preference(lr=0.3)
-    logger = run(tmp_path, module, ReferenceKL())
-    assert logger.series("train/kl/reference")[0] == pytest.approx(0.0, abs=1e-6)
+    logger = run(tmp_path, module, LogRatios())
+    assert logger.series("train/log_ratio/mean")[0] == pytest.approx(0.0, abs=1e-6)
+    assert not any("kl" in name for row in logger.rows for name in row)
     module = preference(lr=0.3)
     trainer(tmp_path, max_steps=1).fit(module, loader(2))
     batch = micro_batches(examples(8)[4:], 1)[0]
     with torch.no_grad():
         ratio = module.policy(batch).token - module.reference(batch).token
     summed = torch.zeros(8).index_add(0, batch.sequence, ratio)
-    assert logger.series("train/kl/reference")[1] == pytest.approx(float(summed.mean()), abs=1e-5)
-    k3 = torch.zeros(8).index_add(0, batch.sequence, torch.exp(-ratio) - 1 + ratio)
-    assert logger.series("train/kl/k3")[1] == pytest.approx(float(k3.mean()), abs=1e-5)
-    assert float(k3.mean()) > 0.01
+    expected = {"mean": summed, "chosen": summed[::2], "rejected": summed[1::2]}
+    for name, values in expected.items():
+        assert logger.series(f"train/log_ratio/{name}")[1] == pytest.approx(float(values.mean()), abs=1e-5), name
+    assert abs(float(summed[::2].mean() - summed[1::2].mean())) > 0.01
 
 
 def test_response_statistics(tmp_path):
@@ -81,7 +82,7 @@ def test_response_statistics(tmp_path):
 
 def test_callbacks_of_pairs_leave_other_methods_alone(tmp_path):
     logger = Memory()
-    callbacks = [ImplicitRewards(), ReferenceKL(), ResponseStatistics()]
+    callbacks = [ImplicitRewards(), LogRatios(), ResponseStatistics()]
     trainer(tmp_path, callbacks, logger=logger).fit(supervised(), loader(2, responses=1))
     names = {name for row in logger.rows for name in row}
     assert "train/length/response" in names

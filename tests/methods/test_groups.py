@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from rlhf_lightning import losses
-from rlhf_lightning.callbacks import ImplicitRewards, NonFiniteStop, ReferenceKL, ResponseStatistics
+from rlhf_lightning.callbacks import ImplicitRewards, LogRatios, NonFiniteStop, ResponseStatistics
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.methods import Ranked, Unpaired
 from rlhf_lightning.types import Example, PackedBatch
@@ -20,7 +20,7 @@ from tests.helpers.kinds import EXAMPLES, mismatched, step
 from tests.helpers.training import Bigram, Builder, trainer
 
 SGD = partial(torch.optim.SGD, lr=0.1)
-KL = "diagnostic/kl/mismatched"
+KL = "diagnostic/log_ratio/mismatched"
 
 
 def built(method: type, loss: Any, reference: str = "frozen") -> Any:
@@ -40,7 +40,7 @@ def log_ratios(module: Any, batch: PackedBatch) -> torch.Tensor:
 def logged(module: Any, batches: list[PackedBatch], folder: Any, **options: Any) -> Memory:
     """Train on given micro-batches and keep what is logged."""
     logger = Memory()
-    callbacks = [ImplicitRewards(), ResponseStatistics(), ReferenceKL(), NonFiniteStop()]
+    callbacks = [ImplicitRewards(), ResponseStatistics(), LogRatios(), NonFiniteStop()]
     loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
     trainer(folder, callbacks, logger=logger, **options).fit(module, loader)
     return logger
@@ -142,9 +142,9 @@ def test_lists_of_two_train_like_pairs(tmp_path: Any) -> None:
     assert logger.series("train/loss/rank_1")
 
 
-def test_the_reference_kl_counts_responses_not_slots(tmp_path: Any) -> None:
+def test_log_ratios_count_responses_not_slots(tmp_path: Any) -> None:
     """Fails when the empty slots of shorter lists dilute the mean."""
     module = built(Ranked, losses.plackett_luce)
     batch = lists([1.0, 0.0, 2.0], [1.0])
     expected = log_ratios(module, batch)[batch.present].mean().item()
-    assert logged(module, [batch], tmp_path).series("train/kl/reference") == [pytest.approx(expected, rel=1e-4)]
+    assert logged(module, [batch], tmp_path).series("train/log_ratio/mean") == [pytest.approx(expected, rel=1e-4)]

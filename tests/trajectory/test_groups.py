@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rlhf_lightning import losses
-from rlhf_lightning.callbacks import ImplicitRewards, NonFiniteStop, ReferenceKL, ResponseStatistics
+from rlhf_lightning.callbacks import ImplicitRewards, LogRatios, NonFiniteStop, ResponseStatistics
 from rlhf_lightning.cli.reference import fill_reference_cache
 from rlhf_lightning.methods import Ranked, Unpaired
 from rlhf_lightning.models.adapters import Lora
@@ -36,7 +36,7 @@ METHODS: dict[str, Callable[[], L.LightningModule]] = {
 
 
 def metrics() -> tuple[L.Callback, ...]:
-    return ImplicitRewards(), ResponseStatistics(), ReferenceKL(), NonFiniteStop()
+    return ImplicitRewards(), ResponseStatistics(), LogRatios(), NonFiniteStop()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -69,8 +69,8 @@ def test_kto_with_every_reference(tmp_path, monkeypatch):
     lora = Lora(r=2, alpha=16, seed=5)
     frozen = settled(trajectory(lambda: tiny("frozen", lora), tmp_path / "frozen", metrics()))
     assert frozen["metrics"]["train/loss"][0] == pytest.approx(0.5, abs=1e-6)
-    assert frozen["metrics"]["train/kl/mismatched"][0] == pytest.approx(0.0, abs=1e-6)
-    assert torch.tensor(frozen["metrics"]["train/kl/mismatched"]).max() > 1e-4, "the clamp hides the estimate"
+    assert frozen["metrics"]["train/log_ratio/mismatched"][0] == pytest.approx(0.0, abs=1e-6)
+    assert torch.tensor(frozen["metrics"]["train/log_ratio/mismatched"]).max() > 1e-4, "the clamp hides the estimate"
     off = trajectory(lambda: tiny("adapter_off", lora), tmp_path / "off", metrics())
     assert_same(frozen, settled(off))
     cached = trajectory(lambda: tiny("cached", lora), tmp_path / "cached", metrics(), before=fill_reference_cache)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rlhf_lightning import losses
-from rlhf_lightning.callbacks import ImplicitRewards, NonFiniteStop, ReferenceKL, ResponseStatistics
+from rlhf_lightning.callbacks import ImplicitRewards, LogRatios, NonFiniteStop, ResponseStatistics
 from rlhf_lightning.cli.reference import fill_reference_cache
 from rlhf_lightning.methods import Preference, Supervised
 from rlhf_lightning.models.adapters import Lora
@@ -41,7 +41,7 @@ def tiny(reference: str = "frozen", adapter: Lora | None = None) -> Preference:
 
 
 def metrics() -> tuple[L.Callback, ...]:
-    return ImplicitRewards(), ResponseStatistics(), ReferenceKL(), NonFiniteStop()
+    return ImplicitRewards(), ResponseStatistics(), LogRatios(), NonFiniteStop()
 
 
 def assert_same(one: dict[str, Any], other: dict[str, Any], tolerance: float = 2e-5) -> None:

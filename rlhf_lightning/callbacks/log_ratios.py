@@ -1,0 +1,62 @@
+"""Log-ratios of policy and reference on the responses of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from rlhf_lightning.types import PackedBatch, PreferenceBatch, UnpairedBatch
+
+
+class LogRatios(Callback):
+    r"""Logs summed log-ratios, nats a response, of the data's responses, in validation too.
+
+    .. math:: \delta(y) = \log\pi_\theta(y \mid x) - \log\pi_{ref}(y \mid x)
+
+    * ``train/log_ratio/mean``: over all responses;
+    * ``train/log_ratio/chosen`` and ``rejected``: over those of pairs, or the desirable and the undesirable ones.
+
+    None of these is a KL: the responses were written by whoever wrote the data, so the mean may have either sign and
+    says where probability goes, not how far the policy has moved. (Only where the reference itself wrote them, its
+    negative estimates KL(reference || policy).) KL(policy || reference) takes samples of the policy:
+    ``val/kl/reference`` of ``PolicySamples``, and ``train/kl/*`` of methods that learn from their own samples.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: PackedBatch, batch_idx: int
+    ) -> None:
+        """Take a micro-batch into the step's means."""
+        _track(pl_module, "train/", outputs, batch)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: PackedBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take a batch into the means over the validation data."""
+        _track(pl_module, "val/", outputs, batch)
+
+
+def _track(module: Any, prefix: str, outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:
+    if "log_ratio" in outputs:
+        for name, values in _by_name(outputs["log_ratio"], batch):
+            module.track(f"{prefix}log_ratio/{name}", values)
+
+
+def _by_name(log_ratio: Tensor, batch: PackedBatch) -> Iterator[tuple[str, Tensor]]:
+    ratios = batch.ragged(log_ratio)
+    summed = ratios.sum()
+    yield "mean", summed[batch.present]
+    if isinstance(batch, PreferenceBatch):
+        pair = batch.pair(ratios)
+        yield from (("chosen", pair.chosen.sum()), ("rejected", pair.rejected.sum()))
+    elif isinstance(batch, UnpairedBatch):
+        desirable = batch.desirable > 0.5
+        yield from (("chosen", summed[desirable]), ("rejected", summed[~desirable]))
