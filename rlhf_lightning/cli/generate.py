@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from rlhf_lightning import clock
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.console import ERR, OUT, setup_logging
 from rlhf_lightning.cli.errors import ConfigError
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     cfg, overrides = composed(arguments)
     if cfg.run:
         cfg = _from_run(cfg, overrides)
+        clock.take_over(Path(cfg.run).expanduser())
     check_config(cfg, "generate")
     setup_logging()
     generate(cfg)

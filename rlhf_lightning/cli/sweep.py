@@ -15,6 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
+from rlhf_lightning import clock
 from rlhf_lightning.cli.console import ERR, OUT, say
 from rlhf_lightning.cli.jobs import digest
 from rlhf_lightning.cli.results import FILE, Result, duration
@@ -51,6 +52,7 @@ class SweepSummary(Callback):
         for path in folder.iterdir():
             if path.is_symlink() and not path.exists():  # led to a job that was deleted since
                 path.unlink()
+        os.environ[clock.VARIABLE] = clock.begin(folder).isoformat()  # one date for all jobs that begin here
         (folder / FILE_OF_SWEEP).write_text(json.dumps({"key": type(self).key}) + "\n")
         if type(self).going_on is not None:
             say(f"this sweep was begun in {short(folder)} and goes on there (rerun=true starts anew)")

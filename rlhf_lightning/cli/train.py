@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 from omegaconf import DictConfig, OmegaConf
 
+from rlhf_lightning import clock
 from rlhf_lightning.cli.announce import ModelLine, describe_run
 from rlhf_lightning.cli.build import Run, callbacks_of, checkpoint_to_resume, make_run
 from rlhf_lightning.cli.errors import ConfigError, suggestion
@@ -60,11 +61,15 @@ def train(cfg: DictConfig) -> float | None:
 
 
 def prepare(cfg: DictConfig, command: str) -> Path:
-    """Give the run its folder and write the resolved configuration into it."""
+    """Give the run its folder and its date, and write the resolved configuration into the folder."""
     if cfg.paths.output_dir is None:
         cfg.paths.output_dir = str(_new_folder(Path(cfg.paths.runs) / command))
     folder = Path(cfg.paths.output_dir).expanduser().absolute()
     cfg.paths.output_dir = str(folder)
+    if cfg.get("run"):  # what an evaluated run was shown is what its model knows
+        clock.take_over(Path(cfg.run).expanduser())
+    else:
+        clock.begin(folder)
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     return folder
@@ -128,8 +133,13 @@ def unfinished(cfg: DictConfig, run: Run, before: Result | None) -> None:
 
 
 def metrics_of(run: Run, before: Result | None) -> dict[str, float]:
-    """The last of everything that was logged, by this part of a run or the one that it went on from."""
-    metrics = dict(before.metrics) if before is not None else {}
+    """The last of everything that was logged, by this part of a run or the one that it went on from.
+
+    What a sanity check of the untrained policy left behind is no result.
+    """
+    metrics = {name: value for name, value in before.metrics.items() if value is not None} if before else {}
+    if not run.trainer.global_step:
+        return metrics
     return metrics | {name: float(value) for name, value in run.trainer.callback_metrics.items()}
 
 

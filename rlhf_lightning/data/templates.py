@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lightning import clock
 from rlhf_lightning.data.checks import DataError, Kind, RowError
 from rlhf_lightning.data.fields import Turns
 from rlhf_lightning.data.records import Record
@@ -42,6 +44,24 @@ CHATML = (
 NAMED = {"plain": PLAIN, "chatml": CHATML}
 
 _QUESTION, _ANSWER = "qqprobequestionqq", "qqprobeanswerqq"
+#: What transformers calls the function that templates get today's date from.
+_CLOCK = "strftime_now"
+_DIRECTIVES = "date_directives"
+#: The same function for the date of the run, in front of a template: transformers takes no functions as arguments. Its
+#: last line break is swallowed, so that the template begins as it does alone.
+_RUN_CLOCK = (
+    f"{{%- macro {_CLOCK}(form) -%}}"
+    "{%- set at = namespace(code='') -%}"
+    "{%- for letter in form -%}"
+    "{%- if not at.code and letter != '%' -%}{{- letter -}}"
+    "{%- elif not at.code or letter in '-_0^' -%}{%- set at.code = at.code + letter -%}"
+    f"{{%- else -%}}{{{{- {_DIRECTIVES}[at.code + letter] -}}}}{{%- set at.code = '' -%}}"
+    "{%- endif -%}{%- endfor -%}{%- endmacro %}\n"
+)
+#: Two days that differ in every directive of a date.
+_DAYS = (date(2001, 2, 3), date(2013, 12, 31))
+#: Jinja's own sources of chance.
+_CHANCE = re.compile(r"\|\s*random\b|\blipsum\s*\(")
 
 Segment = tuple[str, bool]  #: text, and whether it is scored
 
@@ -77,10 +97,27 @@ class ChatTemplate:
         # Only a template that speaks no special tokens leaves the BOS to the tokenizer's habit.
         self.brings_bos = name != "plain"
         self._header = ""
+        _refuse_chance(name, self.text)
         try:
             self._probe()
+            #: The date may be in what is rendered: unless ``template_arguments`` take its place.
+            self.reads_clock = _CLOCK in self.text and (self._asks_clock(self.arguments) or not self._asks_clock({}))
         except RowError as error:
             raise DataError(f"the template {name!r} cannot render a question and an answer: {error.message}") from error
+
+    @property
+    def text(self) -> str:
+        """Jinja source."""
+        return self.source if self.source is not None else str(self.tokenizer.chat_template)
+
+    def _asks_clock(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether a question is rendered with the date; False where it cannot be rendered with these arguments."""
+        question = [{"role": "user", "content": _QUESTION}]
+        try:
+            texts = {chat_text(self.tokenizer, question, source=self.source, day=day, **arguments) for day in _DAYS}
+        except (TemplateError, TypeError, ValueError):
+            return False
+        return len(texts) > 1
 
     def _probe(self) -> None:
         question = [{"role": "user", "content": _QUESTION}]
@@ -113,16 +150,7 @@ class ChatTemplate:
             RowError: the template refuses them.
         """
         try:
-            return cast(
-                "str",
-                self.tokenizer.apply_chat_template(
-                    turns,
-                    chat_template=self.source,
-                    tokenize=False,
-                    add_generation_prompt=generation,
-                    **self.arguments,
-                ),
-            )
+            return chat_text(self.tokenizer, turns, generation=generation, source=self.source, **self.arguments)
         except (TemplateError, TypeError, ValueError) as error:
             raise RowError(Kind.TEMPLATE, f"{type(error).__name__}: {error}") from error
 
@@ -171,9 +199,47 @@ class ChatTemplate:
         return spans, unscored
 
     def digest(self) -> str:
-        """Digest of everything that decides the rendered text."""
-        source = self.source if self.source is not None else str(self.tokenizer.chat_template)
-        return hashlib.sha256(repr((self.name, source, sorted(self.arguments.items()))).encode()).hexdigest()
+        """Digest of everything that decides the rendered text, the date of a template that reads the clock too."""
+        date = (clock.today().isoformat(),) if self.reads_clock else ()
+        parts = (self.name, self.text, sorted(self.arguments.items()), *date)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def chat_text(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Turns,
+    *,
+    generation: bool = False,
+    source: str | None = None,
+    day: date | None = None,
+    **arguments: Any,
+) -> str:
+    """Turns as a chat template writes them, with the run's date where it asks for today's.
+
+    Args:
+        tokenizer: with the template.
+        turns: of the conversation.
+        generation: end with the beginning of an assistant's turn.
+        source: jinja source of another template; None: the tokenizer's own.
+        day: that the template's clock shows; None: the run's.
+        arguments: for the template.
+    """
+    text = source if source is not None else str(tokenizer.get_chat_template())
+    if _CLOCK in text:
+        text, arguments = _RUN_CLOCK + text, {_DIRECTIVES: clock.directives(day or clock.today()), **arguments}
+    found = tokenizer.apply_chat_template(
+        turns, chat_template=text, tokenize=False, add_generation_prompt=generation, **arguments
+    )
+    return str(found)
+
+
+def _refuse_chance(name: str, source: str) -> None:
+    """Raise DataError for a template that says something else every time: its tokens could never be cached."""
+    if found := _CHANCE.search(source):
+        raise DataError(
+            f"the template {name!r} draws at random ({found.group().strip()}), so the same row would have other tokens "
+            "every time; pass another data.spec.template or model.chat_template"
+        )
 
 
 def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:

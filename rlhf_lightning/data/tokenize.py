@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lightning import clock
 from rlhf_lightning.data import boundaries, cache
 from rlhf_lightning.data.checks import DataError, Kind, Problem, Report, RowError, check_ids
 from rlhf_lightning.data.converters import Converter
@@ -327,6 +328,12 @@ class _Pipeline:
             report.note(
                 f"in {report.mismatch_rate:.1%} of {report.boundary_checked} rows tokens would merge across the "
                 f"boundary of prompt and response (data.spec.boundary={self.spec.boundary})"
+            )
+        if self.templated and template is not None and template.reads_clock:
+            report.note(
+                f"the template reads the clock: it is given {clock.today()}, the date of this run, of its resumes and "
+                "of what evaluates it; another one with RLHF_DATE=2026-01-31 in the environment, or with "
+                "data.spec.template_arguments where the template takes a date"
             )
         if report.cut_prompts:
             report.note(

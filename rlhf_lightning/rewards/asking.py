@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from rlhf_lightning.data.fields import Turns
+from rlhf_lightning.data.templates import chat_text
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -51,9 +54,9 @@ class AskPolicy:
         return [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in answers]
 
     def _ids(self, conversation: Conversation) -> list[int]:
-        messages = [dict(message) for message in conversation]
+        messages: Turns = [dict(message) for message in conversation]
         if self.tokenizer.chat_template:
-            text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            text = chat_text(self.tokenizer, messages, generation=True)
         else:
             text = "\n\n".join(message["content"] for message in messages) + "\n"
         found: Any = self.tokenizer(text, add_special_tokens=not self.tokenizer.chat_template)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from rlhf_lightning.data.templates import chat_text
 from rlhf_lightning.types import Example, SampleGroup
 
 if TYPE_CHECKING:
@@ -125,4 +126,4 @@ def _with_template(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     if not tokenizer.chat_template:
         return (tokenizer.bos_token or "") + text
     turn = [{"role": "user", "content": text}]
-    return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+    return chat_text(tokenizer, turn, generation=True)

@@ -45,7 +45,7 @@ def rlhf(tmp_path, monkeypatch, capsys):
     """Call the command in a folder of its own: ``code, out, err = rlhf("train", ...)``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["rlhf"])
-    for name in ("HYDRA_FULL_ERROR", "RLHF_SWEEP", "RLHF_DEBUG"):
+    for name in ("HYDRA_FULL_ERROR", "RLHF_SWEEP", "RLHF_DEBUG", "RLHF_DATE"):
         monkeypatch.setenv(name, "0")
         monkeypatch.delenv(name)
 
