@@ -19,7 +19,8 @@ class Result:
     status: Literal["done", "failed", "stopped"]
     optimized_metric: str | None = None
     value: float | None = None  #: of the optimised metric
-    metrics: dict[str, float] = field(default_factory=dict)  #: the last of everything that was logged
+    #: The last of everything that was logged; null: not finite, or the last validation had none.
+    metrics: dict[str, float] = field(default_factory=dict)
     steps: int = 0  #: optimiser steps taken
     seconds: float = 0.0
     error: str | None = None

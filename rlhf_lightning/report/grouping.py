@@ -17,10 +17,11 @@ _OBSERVERS = (
     "gold",
     "implicit_rewards",
     "last",
+    "log_ratios",
     "nonfinite",
     "phases",
     "progress",
-    "reference_kl",
+    "reference_kl",  # of older runs
     "responses",
     "rollout_files",
     "samples",

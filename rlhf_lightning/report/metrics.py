@@ -31,6 +31,7 @@ REWARDS = (
     "val/reward/margin",
     "train/reward/accuracy",
 )
+#: KL of the policy's own samples; log-ratios on the data's responses are none.
 DIVERGENCES = ("val/gold/kl", "val/kl/reference", "train/kl/reference")
 #: Panels of the curves, and columns of the table, in this order; others follow by name while there is room.
 SHOWN = (
@@ -52,10 +53,19 @@ SHOWN = (
     "val/sample/length",
     "train/grad_norm",
     "val/token/entropy",
-    "train/kl/mismatched",
+    "train/log_ratio/mean",
+    "train/log_ratio/mismatched",
 )
 #: Never drawn unless asked for: they say how fast a run was or what was asked for, not how good it is.
-_PLAIN = ("train/throughput/", "train/memory/", "train/lr", "train/length/", "val/length/", "train/kl/k3", "val/kl/k3")
+_PLAIN = (
+    "train/throughput/",
+    "train/memory/",
+    "train/lr",
+    "train/length/",
+    "val/length/",
+    "train/log_ratio/k3",  # of older runs
+    "val/kl/k3",
+)
 _UP = re.compile(r"(^|/)(accuracy|margin|reward|score|win_rate|top1|finished|auc|reward/.*)$")
 _DOWN = re.compile(r"(^|/)(loss|ece|perplexity|error|brier)$")
 

@@ -12,18 +12,28 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  #: steps, values
+T = TypeVar("T")
 
 #: Files that make a folder that of a run; a job that failed while it was composed has the last one only.
 CONFIG, RESULT = "config.yaml", "result.json"
 #: Never searched for runs.
 _SKIPPED = frozenset({".hydra", "checkpoints", "export", "samples", "report", ".git", ".venv", "node_modules"})
+#: Names of log-ratios on the data's responses in older runs, which called them KL, and what they are called now.
+_RENAMED = {
+    "train/kl/reference": "train/log_ratio/mean",
+    "train/kl/k3": "train/log_ratio/k3",
+    "train/kl/mismatched": "train/log_ratio/mismatched",
+    "val/kl/mismatched": "val/log_ratio/mismatched",
+}
+#: Only methods that learn from their own samples log it, and theirs is a KL under the old name and the new one.
+_SAMPLED = "train/kl/token"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -85,11 +95,20 @@ class Run:
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """The last finite value of everything that was logged; of a run without a result, from its curves."""
-        found = {name: float(values[-1]) for name, (_, values) in self.curves.items()}
+        """What the run came to: the last value of everything that was logged once training had begun.
+
+        What was measured before the first step is no result, and neither is an older value of a metric that is null in
+        ``result.json``: its last value was not finite, or the last validation had none. Of a run without a result the
+        numbers come from its curves.
+        """
         given = self.result.get("metrics")
-        given = given if isinstance(given, Mapping) else {}
-        return found | {name: float(v) for name, v in given.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+        given = renamed(given) if isinstance(given, Mapping) else {}
+        last = {
+            name: float(values[-1])
+            for name, (steps, values) in self.curves.items()
+            if name not in given and not (name.startswith("val/") and steps[-1] == 0)
+        }
+        return last | {name: float(v) for name, v in given.items() if isinstance(v, (int, float)) and math.isfinite(v)}
 
     @cached_property
     def curves(self) -> dict[str, Curve]:
@@ -205,7 +224,15 @@ def read_curves(file: Path) -> dict[str, Curve]:
         kept = np.isfinite(values) & np.isfinite(steps)
         if name not in ("step", "epoch") and kept.any():
             curves[name] = (steps[kept], values[kept])
-    return curves
+    return renamed(curves)
+
+
+def renamed(metrics: Mapping[str, T]) -> dict[str, T]:
+    """Metrics of a run under their present names; a run that went on under a newer version keeps the newer values."""
+    if _SAMPLED in metrics:
+        return dict(metrics)
+    older = {_RENAMED[name]: value for name, value in metrics.items() if name in _RENAMED}
+    return older | {name: value for name, value in metrics.items() if name not in _RENAMED}
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:

@@ -50,8 +50,8 @@ class SampleTable:
 def compare(groups: Sequence[Group], *, columns: int = 6, prompts: int = 8, characters: int = 1500) -> SampleTable:
     """The last samples of the best groups for the prompts that most of them answered.
 
-    Of a group the first seed with samples is shown. The untrained policy comes from the first group that sampled
-    before training.
+    Of a group the first seed with samples of a trained policy is shown. The untrained policy is a column of its own and
+    comes from the first group that sampled before training.
 
     Args:
         groups: best first.
@@ -60,12 +60,12 @@ def compare(groups: Sequence[Group], *, columns: int = 6, prompts: int = 8, char
         characters: longer texts are cut, and say so.
     """
     found = [(group, run) for group in groups if (run := _sampled(group)) is not None][:columns]
-    if not found:
-        return SampleTable((), ())
     tables = [(_column(group, run), _by_prompt(run.samples[max(run.samples)])) for group, run in found]
-    before = next((run.samples[0] for _, run in found if 0 in run.samples and len(run.samples) > 1), None)
+    before = next((run.samples[0] for group in groups for run in _finished(group) if run.samples.get(0)), None)
     if before is not None:
         tables.insert(0, ("before training", _by_prompt(before)))
+    if not tables:
+        return SampleTable((), ())
     counts: dict[tuple[str, str], int] = {}
     for _, table in tables:
         for key in table:
@@ -88,7 +88,11 @@ def _column(group: Group, run: Run) -> str:
 
 
 def _sampled(group: Group) -> Run | None:
-    return next((run for run in group.done or group.runs if any(run.samples.values())), None)
+    return next((run for run in _finished(group) if any(rows for step, rows in run.samples.items() if step)), None)
+
+
+def _finished(group: Group) -> tuple[Run, ...]:
+    return group.done or group.runs
 
 
 def _by_prompt(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:

@@ -31,7 +31,7 @@ def dated(tiny, tmp_path):
 
 
 def test_a_run_keeps_its_date(rlhf, dated, tmp_path, monkeypatch):
-    """Fails where a resume or an evaluation takes the date of its own day, or each job of a sweep one of its own."""
+    """Fails where a resume or an evaluation takes the date of its own day, or a job of a sweep another date."""
     monkeypatch.setenv("RLHF_DATE", "2026-02-28")
     code, _, err = rlhf("train", *dated, "paths.output_dir=run")
     assert code == 0, err

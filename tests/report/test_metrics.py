@@ -46,6 +46,7 @@ def test_axes_of_the_frontier():
     assert frontier_axes(gold) == ("val/gold/kl", "val/gold/reward")
     assert frontier_axes(gold - {"val/gold/reward", "val/gold/kl"}) == ("val/kl/reference", "val/reward/accuracy")
     assert frontier_axes({"train/kl/reference", "val/reward/margin"}) == ("train/kl/reference", "val/reward/margin")
+    assert frontier_axes({"train/log_ratio/mean", "val/reward/margin"}) is None, "no KL of samples"
     sampled = {"val/kl/reference", "val/sample/reward", "val/reward/mean", "val/reward/accuracy"}
     assert frontier_axes(sampled) == ("val/kl/reference", "val/sample/reward")
     assert frontier_axes({"val/reward/accuracy"}) is None

@@ -285,3 +285,10 @@ def test_two_hundred_runs(tmp_path):
     report = Runs.read(tmp_path / "sweep").write(tmp_path / "report")
     assert time.process_time() - started < 20
     assert report.page.stat().st_size < 15e6
+
+
+def test_samples_before_training_are_no_answers_of_a_run(tmp_path):
+    """A run that was never sampled from again has the column of the untrained policy alone."""
+    folder = write_run(tmp_path / "a")
+    (folder / "samples" / "step_00000200.jsonl").unlink()
+    assert Runs.read(folder).samples().columns == ("in the data", "before training")

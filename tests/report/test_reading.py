@@ -80,14 +80,44 @@ def test_curves(tmp_path):
     assert read_curves(tmp_path / "none.csv") == {}
 
 
-def test_result_metrics_win_unless_they_are_not_finite(tmp_path):
-    folder = write_run(tmp_path / "a")
-    result = json.loads((folder / "result.json").read_text())
-    result["metrics"] |= {"val/loss": 0.25, "train/loss": None}
-    (folder / "result.json").write_text(json.dumps(result))
-    run = read_run(folder, "a")
-    assert run.metrics["val/loss"] == 0.25
-    assert run.metrics["train/loss"] == run.curves["train/loss"][1][-1]
+def logged(folder, csv, metrics=None):
+    """A run with these metrics in its two files."""
+    write_run(folder, status=None if metrics is None else "done")
+    (folder / "metrics.csv").write_text(csv)
+    if metrics is not None:
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps(result | {"metrics": metrics}))
+    return read_run(folder, folder.name)
+
+
+def test_result_metrics_win_and_null_is_no_result(tmp_path):
+    """Fails where an older value stands for a metric whose last one is not finite or was not measured."""
+    csv = "step,train/loss,val/loss,val/sample/win_rate\n9,0.5,0.75,0.9\n19,0.4,0.5,\n"
+    run = logged(tmp_path / "a", csv, {"val/loss": 0.25, "train/loss": None, "val/sample/win_rate": None})
+    assert run.metrics == {"val/loss": 0.25}
+
+
+def test_the_value_before_training_is_no_result(tmp_path):
+    """Step 0 of a sample table or of a world's gold reward: a curve's first point, never what a run came to."""
+    csv = "step,train/loss,val/gold/reward,val/kl/reference,val/loss\n0,0.7,1.5,0.0,\n1,0.6,,,0.5\n"
+    assert logged(tmp_path / "killed", csv).metrics == {"train/loss": 0.6, "val/loss": 0.5}
+    done = logged(tmp_path / "done", csv, {"train/loss": 0.6, "val/loss": 0.5})
+    assert done.metrics == {"train/loss": 0.6, "val/loss": 0.5}
+    assert done.curves["val/gold/reward"][1].tolist() == [1.5]
+    measured = logged(tmp_path / "one_step", csv, {"val/gold/reward": 2.5})
+    assert measured.metrics["val/gold/reward"] == 2.5, "validated after its only step, whose row is that of step 0"
+
+
+def test_older_runs_called_log_ratios_kl(tmp_path):
+    """On the data's responses it was none; of a method that samples it was, and stays so."""
+    csv = "step,train/kl/reference,train/kl/k3,train/kl/mismatched,val/kl/reference\n0,0,0,0,0\n1,-3,4,0.5,2\n"
+    run = logged(tmp_path / "offline", csv, {"train/kl/reference": -3.0, "val/kl/reference": 2.0})
+    ratios = {"train/log_ratio/mean": -3.0, "train/log_ratio/k3": 4.0, "train/log_ratio/mismatched": 0.5}
+    assert run.metrics == ratios | {"val/kl/reference": 2.0}
+    assert run.curves["train/log_ratio/mean"][1].tolist() == [0.0, -3.0]
+    csv = "step,train/kl/reference,train/kl/token\n0,0,0\n1,3,0.1\n"
+    sampled = logged(tmp_path / "online", csv, {"train/kl/reference": 3.0, "train/kl/token": 0.1})
+    assert sampled.metrics == {"train/kl/reference": 3.0, "train/kl/token": 0.1}
 
 
 def test_rewards_without_what_is_not_finite(tmp_path):
