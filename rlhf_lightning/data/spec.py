@@ -113,8 +113,8 @@ class DataSpec:
         step_tag: Math-Shepherd's mark behind a step.
         template: ``auto`` (the tokenizer's own chat template for conversations, ``plain`` where it has none; text stays
             text), ``tokenizer``, ``plain``, ``chatml``, ``none``, or the path of a jinja file.
-        template_arguments: passed to the template, e.g. ``{enable_thinking: false}``. A template that reads the clock gets
-            the date that the run began on (:mod:`rlhf_lightning.clock`), unless it takes one here (``date_string``).
+        template_arguments: passed to the template, e.g. ``{enable_thinking: false}``. A template that reads the clock
+            gets the date that the run began on (:mod:`rlhf_lightning.clock`), unless it takes one (``date_string``).
         mask: which turns of a multi-turn demonstration are scored: every ``assistant`` turn, or the final ``response``.
             What stands in a prompt column is never scored.
         boundary: ``ids`` concatenates prompt ids and response ids, as at inference; ``prefix`` tokenises both together
