@@ -135,12 +135,16 @@ def unfinished(cfg: DictConfig, run: Run, before: Result | None) -> None:
 def metrics_of(run: Run, before: Result | None) -> dict[str, float]:
     """The last of everything that was logged, by this part of a run or the one that it went on from.
 
-    What a sanity check of the untrained policy left behind is no result.
+    What a sanity check of the untrained policy left behind is no result, and an earlier part's validation says nothing
+    of what this part's lacks.
     """
     metrics = {name: value for name, value in before.metrics.items() if value is not None} if before else {}
     if not run.trainer.global_step:
         return metrics
-    return metrics | {name: float(value) for name, value in run.trainer.callback_metrics.items()}
+    latest = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
+    if any(name.startswith("val/") for name in latest):
+        metrics |= {name: math.nan for name in metrics if name.startswith("val/")}
+    return metrics | latest
 
 
 def optimized(metrics: dict[str, float], name: str | None) -> float | None:
