@@ -16,13 +16,19 @@ class HFExport(Callback):
     ``<folder>/last`` and ``<folder>/best`` hold weights (or the adapter), tokenizer, chat template and generation
     config; ``<folder>/best/metric.json`` says which step and value. With an EMA of the weights the average is exported.
 
+    What cannot be exported is refused before training. Checkpoints are written before an export, so one that fails (a
+    full disk) loses nothing: :class:`~rlhf_lightning.callbacks.LastCheckpoint` sees to the order.
+
     Args:
         folder: None: ``export`` in the trainer's ``default_root_dir``.
-        form: ``adapter``, ``merged`` or ``auto``: the adapter where there is one, else the full weights.
+        form: ``adapter``, ``merged`` or ``auto``: the adapter where there is one and its base loads by its name, else
+            full or merged weights.
         last: export at the end.
         monitor: metric of the best export, such as ``val/loss``; None: no best export.
         mode: whether a small or a large value is good.
     """
+
+    after_checkpoints = True  #: read by ``LastCheckpoint``
 
     def __init__(
         self,
@@ -41,6 +47,11 @@ class HFExport(Callback):
 
     def _path(self, trainer: Trainer) -> Path:
         return Path(self.folder or Path(trainer.default_root_dir) / "export")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Refuse what cannot be exported, before anything is trained."""
+        if not trainer.fast_dev_run and (self.last or self.monitor is not None):  # type: ignore[attr-defined]
+            pl_module.check_export(self.form)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Export when the metric is the best so far."""

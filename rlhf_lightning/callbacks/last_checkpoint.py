@@ -63,16 +63,16 @@ class LastCheckpoint(Callback):
     # Set-up
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Run after the callbacks whose state a checkpoint holds, and before those that rank checkpoints."""
+        """Run after the callbacks whose state a checkpoint holds, before those that rank checkpoints, then exports.
+
+        An export that fails has its checkpoint then, and a validation that SIGTERM ended early is not exported.
+        """
         self.dirpath = str(trainer.strategy.broadcast(self.dirpath or Path(trainer.default_root_dir) / "checkpoints"))
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        others = [callback for callback in callbacks if callback is not self]
-        ranking = [callback for callback in others if isinstance(callback, Checkpoint)]
-        trainer.callbacks = [  # type: ignore[attr-defined]
-            *(c for c in others if c not in ranking),
-            self,
-            *ranking,
-        ]
+        ranking = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
+        exports = [callback for callback in callbacks if getattr(callback, "after_checkpoints", False)]
+        others = [callback for callback in callbacks if callback not in (self, *ranking, *exports)]
+        trainer.callbacks = [*others, self, *ranking, *exports]  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Take the signal over from Lightning's handler, and count from the step that training goes on from."""

@@ -19,7 +19,7 @@ from rlhf_lightning.methods.state import REFERENCE, check_state, reference_weigh
 from rlhf_lightning.methods.tracking import Means, StepLog
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.backbone import Backbone
-from rlhf_lightning.models.export import Form, export
+from rlhf_lightning.models.export import Form, check_export, export
 from rlhf_lightning.models.generation import generate
 from rlhf_lightning.models.roles import Models, evaluating, shard
 from rlhf_lightning.models.sharding import unsharded
@@ -350,6 +350,10 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
     def _log_ratio(self, batch: PackedBatch) -> Ragged:
         policy: SequenceLogProbs = self.policy(batch)
         return policy.log_ratio(self._live_reference(batch))
+
+    def check_export(self, form: Form = "auto") -> None:
+        """Raise a ValueError where :meth:`export` could not write this form; a collective call."""
+        check_export(self.policy, self.tokenizer, form)
 
     def export(self, folder: str | Path, form: Form = "auto") -> Path:
         """Write the policy as a folder that transformers or PEFT loads; a collective call."""

@@ -16,7 +16,7 @@ from rlhf_lightning.methods.base import DIAGNOSTIC, AlignmentModule, BatchT
 from rlhf_lightning.methods.running import all_reduced
 from rlhf_lightning.methods.tracking import ScoreStatistics
 from rlhf_lightning.models.backbone import Backbone
-from rlhf_lightning.models.classification import check_padding, export_scorer
+from rlhf_lightning.models.classification import check_padding, check_scorer_export, export_scorer
 from rlhf_lightning.models.export import Form
 from rlhf_lightning.models.roles import evaluating
 from rlhf_lightning.models.scorer import Scorer
@@ -181,6 +181,10 @@ class ScoringModule(AlignmentModule[BatchT]):
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get(NORMALIZATION, {"mean": 0.0, "std": 1.0})
         self.policy.mean, self.policy.std = saved["mean"], saved["std"]
+
+    def check_export(self, form: Form = "auto") -> None:
+        """As in the base class, of a sequence-classification folder."""
+        check_scorer_export(self.policy, self.tokenizer, form)
 
     def export(self, folder: str | Path, form: Form = "auto") -> Path:
         """Write a sequence-classification folder, or an adapter for one; a collective call."""

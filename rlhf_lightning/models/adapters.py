@@ -128,7 +128,9 @@ class Lora:
         with _seeded(self.seed), warnings.catch_warnings():
             # PEFT 0.21 reads a property that transformers 5.23 has renamed.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            return self._fresh(model) if self.path is None else self._saved(model, self.path)
+            adapted = self._fresh(model) if self.path is None else self._saved(model, self.path)
+        _forget_views(adapted)
+        return adapted
 
     def _saved(self, model: PreTrainedModel, path: str) -> PeftModel:
         from peft import PeftModel
@@ -163,6 +165,13 @@ def keep_differentiable(model: nn.Module) -> None:
     for module in cast("Iterable[Any]", model.modules()):
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def _forget_views(model: nn.Module) -> None:
+    """Drop views that PEFT 0.21 keeps of tied adapters (``ensure_weight_tying``), with which no copy can be made."""
+    for layer in cast("Iterable[Any]", model.modules()):
+        if isinstance(kept := getattr(layer, "kwargs", None), dict):
+            kept.pop("tied_adapter", None)
 
 
 def is_quantized(model: nn.Module) -> bool:

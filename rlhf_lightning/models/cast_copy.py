@@ -10,7 +10,7 @@ from transformers.initialization import no_init_weights
 from rlhf_lightning.models import attention
 from rlhf_lightning.models.adapters import is_quantized
 from rlhf_lightning.models.buffers import keep_float32_buffers
-from rlhf_lightning.models.export import iterate_merged
+from rlhf_lightning.models.merging import iterate_merged, merged_config
 from rlhf_lightning.models.naming import transformers_model
 from rlhf_lightning.models.sharding import unsharded
 
@@ -38,7 +38,7 @@ class CastCopy:
             )
         own: Any = transformers_model(policy)
         with no_init_weights():
-            model = type(own)._from_config(own.config, dtype=dtype)
+            model = type(own)._from_config(merged_config(own), dtype=dtype)
         keep_float32_buffers(model)
         if getattr(policy, "backend", None) == "packed":
             attention.install(model)  # for its way of decoding

@@ -20,8 +20,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rlhf_lightning.models.adapter_folders import note_merged
 from rlhf_lightning.models.adapters import is_adapted
-from rlhf_lightning.models.export import Form, check_form, gathered, is_writer, merged_weights
+from rlhf_lightning.models.export import (
+    Form,
+    adapter_state,
+    check_export,
+    gathered,
+    is_writer,
+    save_adapter,
+    written_form,
+)
+from rlhf_lightning.models.merging import merged_weights
 from rlhf_lightning.models.naming import plain_name, transformers_model
 from rlhf_lightning.models.scorer import SavedHead, ScalarHead, Scorer
 from rlhf_lightning.models.sharding import unsharded
@@ -70,7 +80,7 @@ def load_whole(folder: str, options: dict[str, Any]) -> PreTrainedModel:
     loaded: Any = _quietly(lambda: AutoModelForSequenceClassification.from_pretrained(base, **options))
     merged: Any = PeftModel.from_pretrained(loaded, folder).merge_and_unload().eval()
     setattr(merged.config, NORMALIZATION, getattr(config, NORMALIZATION, None))
-    return merged  # type: ignore[no-any-return]
+    return note_merged(merged, folder, base)
 
 
 def without_head(model: PreTrainedModel) -> PreTrainedModel:
@@ -111,7 +121,7 @@ def export_scorer(
         tokenizer: saved beside the weights.
         folder: made when missing; files of the same names in it are replaced.
         form: ``adapter``: only the adapter and the head; ``merged``: ordinary weights with the adapter's update added;
-            ``auto``: ``adapter`` where there is one, else the full weights.
+            ``auto``: see :func:`~rlhf_lightning.models.export.written_form`.
         outputs: how many of the head's outputs, from the first; None: all.
         adapter: name of the adapter.
 
@@ -119,20 +129,12 @@ def export_scorer(
         The folder.
 
     Raises:
-        ValueError: see :func:`~rlhf_lightning.models.export.export`; or the scorer is gated, the tokenizer pads with
-            EOS, or transformers has no sequence-classification model of this family.
+        ValueError: see :func:`check_scorer_export`.
     """
-    if not policy.linear:
-        raise ValueError(
-            "a gated reward model has no sequence-classification form: use its run (rlhf evaluate run=...), and set "
-            "callbacks.export=null"
-        )
+    _check_scorer(policy, tokenizer)
     folder = Path(folder)
-    adapted = is_adapted(policy.model)
-    check_form(policy, form, adapted=adapted)
-    check_padding(tokenizer)
     config, kind = _target(policy, tokenizer, outputs or policy.outputs)
-    if adapted and form != "merged":
+    if written_form(policy, tokenizer, form) == "adapter":
         _write_adapter(policy, folder, config, adapter)
     else:
         _write_full(policy, folder, config, kind, adapter)
@@ -144,6 +146,27 @@ def export_scorer(
     if dist.is_initialized():
         dist.barrier()
     return folder
+
+
+def check_scorer_export(policy: Scorer, tokenizer: PreTrainedTokenizerBase, form: Form = "auto") -> None:
+    """Refuse, before anything is trained, a scorer that could not be exported afterwards; a collective call.
+
+    Raises:
+        ValueError: see :func:`~rlhf_lightning.models.export.check_export`; or the scorer is gated, the tokenizer pads
+            with EOS, or transformers has no sequence-classification model of this family.
+    """
+    _check_scorer(policy, tokenizer)
+    check_export(policy, tokenizer, form)
+
+
+def _check_scorer(policy: Scorer, tokenizer: PreTrainedTokenizerBase) -> None:
+    if not policy.linear:
+        raise ValueError(
+            "a gated reward model has no sequence-classification form: use its run (rlhf evaluate run=...), and set "
+            "callbacks.export=null"
+        )
+    check_padding(tokenizer)
+    _target(policy, tokenizer, policy.outputs)
 
 
 def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -198,22 +221,20 @@ def _write_full(policy: Scorer, folder: Path, config: Any, kind: Any, adapter: s
         return
     score = _head_state(policy, state, config)
     with torch.device("meta"):
-        shell = kind(config)
+        shell = kind(config).to(policy.base.dtype)
     wanted = shell.state_dict().keys()
     plain = {name: value for key, value in state.items() if (name := plain_name(key)) in wanted}
     shell.save_pretrained(folder, state_dict=plain | {"score.weight": score})
 
 
 def _write_adapter(policy: Scorer, folder: Path, config: Any, adapter: str) -> None:
-    state = gathered(policy, trained_only=True)
+    state, own = gathered(policy, trained_only=True), adapter_state(policy, adapter)
     if not is_writer():
         return
     from safetensors.torch import load_file, save_file
 
     score = _head_state(policy, state, config)
-    model: Any = policy.model
-    own = {name: value for name, value in state.items() if not name.startswith("head.")}
-    model.save_pretrained(folder, state_dict=own, selected_adapters=[adapter])
+    save_adapter(policy, folder, own, adapter)
     weights = folder / "adapter_model.safetensors"
     save_file(load_file(weights) | {"base_model.model.score.weight": score}, weights, metadata={"format": "pt"})
     path = folder / "adapter_config.json"

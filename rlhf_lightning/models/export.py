@@ -1,26 +1,26 @@
 """The policy as a folder that plain transformers or PEFT loads.
 
-``full``: ``AutoModelForCausalLM.from_pretrained(folder)`` after full fine-tuning, or of a LoRA policy with the update
-merged into the weights. ``adapter``: ``PeftModel.from_pretrained(base, folder)``. Tokenizer, chat template and
-generation config are in the folder either way.
+Full or merged weights: ``AutoModelForCausalLM.from_pretrained(folder)`` after full fine-tuning, or of a policy with an
+adapter whose update is merged into the weights. An adapter: ``PeftModel.from_pretrained(base, folder)``. Tokenizer,
+chat template and generation config are in the folder either way.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from rlhf_lightning.models.adapters import is_adapted, is_quantized
-from rlhf_lightning.models.naming import of_adapter, plain_name, transformers_model
-from rlhf_lightning.models.sharding import reshard, unsharded
+from rlhf_lightning.models.adapters import is_adapted, is_quantized, without_adapter
+from rlhf_lightning.models.merging import check_mergeable, merged_config, merged_weights, tied_names
+from rlhf_lightning.models.naming import ADDED_ROWS, BASE_NOTE, plain_name, transformers_model
+from rlhf_lightning.models.sharding import reshard, unsharded, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,26 +50,27 @@ def export(
         policy: sharded or not.
         tokenizer: saved beside the weights.
         folder: made when missing; files of the same names in it are replaced.
-        form: ``adapter``: only the adapter; ``merged``: ordinary weights with the adapter's update added; ``auto``:
-            ``adapter`` where there is one, else the full weights.
+        form: ``adapter``: only the adapter; ``merged``: ordinary weights with the adapter's update added; ``auto``: see
+            :func:`written_form`.
         adapter: name of the adapter.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: ``adapter`` was asked for and there is none, or quantised weights were to be merged or saved.
+        ValueError: see :func:`check_export`.
     """
     folder = Path(folder)
-    adapted = is_adapted(policy.model)
-    check_form(policy, form, adapted=adapted)
-    if not adapted:
-        _save_full(policy, folder)
-    elif form == "merged":
+    written = written_form(policy, tokenizer, form)
+    if written == "adapter":
+        save_adapter(policy, folder, adapter_state(policy, adapter), adapter)
+        _note_base(folder, missing_base(policy, tokenizer))
+    elif written == "merged":
         _save_merged(policy, folder, adapter)
     else:
-        _save_adapter(policy, folder, adapter)
+        _save_full(policy, folder)
     if is_writer():
+        _remove_other_form(folder, written)
         tokenizer.save_pretrained(folder)
         transformers_model(policy).generation_config.save_pretrained(folder)
         log.info("exported the policy to %s", folder)
@@ -78,107 +79,118 @@ def export(
     return folder
 
 
-def check_form(policy: Backbone, form: str, *, adapted: bool) -> None:
-    """Refuse a form that cannot be written.
+def check_export(policy: Backbone, tokenizer: PreTrainedTokenizerBase, form: Form, *, adapter: str = "default") -> None:
+    """Refuse, before anything is trained, what could not be exported afterwards; a collective call.
 
     Raises:
-        ValueError: see :func:`export`.
+        ValueError: an unknown form; ``adapter`` was asked for and there is none; quantised weights were to be merged;
+            or PEFT cannot merge this kind of adapter.
+    """
+    if written_form(policy, tokenizer, form) == "merged":
+        with unsharded(policy):
+            check_mergeable(transformers_model(policy), adapter)
+
+
+def written_form(
+    policy: Backbone, tokenizer: PreTrainedTokenizerBase, form: Form
+) -> Literal["full", "adapter", "merged"]:
+    """The form that an export takes.
+
+    ``auto`` is the adapter where there is one and its base can be had by name. Where it cannot (see
+    :func:`missing_base`) the merged weights are the form that loads anywhere.
+
+    Raises:
+        ValueError: a form that cannot be written; see :func:`check_export`.
     """
     if form not in ("auto", "adapter", "merged"):
         raise ValueError(f"export form {form!r} is not auto, adapter or merged")
-    if form == "adapter" and not adapted:
-        raise ValueError("there is no adapter to export: choose form=auto for the full weights")
+    if not is_adapted(policy.model):
+        if form == "adapter":
+            raise ValueError("there is no adapter to export: choose form=auto for the full weights")
+        return "full"
     if form == "merged" and is_quantized(policy.model):
         raise ValueError(
             "a quantised base cannot take the update without losing it to rounding: export form=adapter, and merge it "
             "into the full-precision base with PEFT's merge_and_unload"
         )
+    if form != "auto":
+        return form
+    return "adapter" if is_quantized(policy.model) or missing_base(policy, tokenizer) is None else "merged"
 
 
-def _save_full(policy: Actor, folder: Path) -> None:
+def missing_base(policy: Backbone, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What somebody with the adapter alone would lack, as a sentence; None: its base is a model that loads by its name.
+
+    Args:
+        policy: with an adapter.
+        tokenizer: whose padding token, if it was added to the base, changes nothing that is read.
+    """
+    model: Any = transformers_model(policy)
+    if (note := getattr(model, BASE_NOTE, None)) is not None:
+        return f"The base of this adapter is {note}."
+    added = set(getattr(model, ADDED_ROWS, ()))
+    vocabulary = [part for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part is not None]
+    if added and (added != {tokenizer.pad_token_id} or any(without_adapter(part) is not part for part in vocabulary)):
+        return (
+            f"The base of this adapter has {len(added)} tokens more than {model.name_or_path} "
+            f"(model.resize_token_embeddings({max(added) + 1})), with embeddings of their own."
+        )
+    return None
+
+
+def _save_full(policy: Backbone, folder: Path) -> None:
+    tied = tied_names(transformers_model(policy))
     state = _without_heads(policy, gathered(policy))
     if is_writer():
         model = transformers_model(policy)
-        model.save_pretrained(folder, state_dict={plain_name(key): value for key, value in state.items()})
+        plain = {name: value for key, value in state.items() if (name := plain_name(key)) not in tied}
+        model.save_pretrained(folder, state_dict=plain)
 
 
-def _save_adapter(policy: Actor, folder: Path, adapter: str) -> None:
-    state = _without_heads(policy, gathered(policy, trained_only=True))
-    if is_writer():
-        model: Any = policy.model
-        model.save_pretrained(folder, state_dict=state, selected_adapters=[adapter])
-        _name_base(folder, getattr(transformers_model(policy), "source_name", None))
-
-
-def _name_base(folder: Path, name: str | None) -> None:
-    """Name the base of an exported adapter as the user named it, where it was loaded out of a cache of ours.
-
-    A folder of this machine's cache would tell another machine nothing.
-    """
-    for file in folder.rglob("adapter_config.json") if name is not None else ():
-        config = json.loads(file.read_text())
-        cached, config["base_model_name_or_path"] = config.get("base_model_name_or_path"), name
-        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        card = file.with_name("README.md")
-        if card.is_file() and cached:
-            card.write_text(card.read_text().replace(str(cached), str(name)))
-
-
-def _save_merged(policy: Actor, folder: Path, adapter: str) -> None:
-    model = transformers_model(policy)
+def _save_merged(policy: Backbone, folder: Path, adapter: str) -> None:
+    model: Any = transformers_model(policy)
     with unsharded(policy):
         if is_writer():
             state = merged_weights(model, adapter)
+            config = merged_config(model)
             with torch.device("meta"):
-                shell = type(model)(model.config)
+                shell = type(model)(config).to(model.dtype)
             shell.generation_config = model.generation_config
             shell.save_pretrained(folder, state_dict=state)
 
 
-@torch.no_grad()
-def merged_weights(model: nn.Module, adapter: str = "default") -> dict[str, Tensor]:
-    """Weights of a transformers model with LoRA layers, the update of each added, by plain name, on the CPU.
+def adapter_state(policy: Backbone, adapter: str = "default") -> dict[str, Tensor]:
+    """What PEFT saves of an adapter, by the names of ``policy.model``, on the CPU of process 0; a collective call.
 
-    Layer by layer: merge, copy, and put the kept original back, so the model ends bit for bit as it was.
+    Trained weights, and frozen ones that belong to some kinds of adapters (VeRA's projections). Never a frozen
+    embedding of the base, which PEFT would add where the vocabulary was resized.
     """
-    return {name: value.detach().to("cpu", copy=True) for name, value in iterate_merged(model, adapter)}
+    from peft import get_peft_model_state_dict
+
+    trained = gathered(policy, trained_only=True)
+    state: dict[str, Any] = policy.model.state_dict()
+    selected = get_peft_model_state_dict(
+        policy.model, state_dict=state, adapter_name=adapter, save_embedding_layers=False
+    )
+    wanted = {id(value) for value in selected.values()}
+    names = [name for name, value in state.items() if id(value) in wanted]
+    frozen = {name: whole(state[name]) for name in names if name not in trained}
+    return {name: trained.get(name, frozen.get(name)) for name in names if is_writer()}
 
 
-@torch.no_grad()
-def iterate_merged(model: nn.Module, adapter: str = "default") -> Iterator[tuple[str, Tensor]]:
-    """Name and value of each weight as :func:`merged_weights` has them, one at a time, on the model's device.
+def save_adapter(policy: Backbone, folder: Path, state: Mapping[str, Tensor], adapter: str = "default") -> None:
+    """Write an adapter as PEFT does; only process 0 writes.
 
-    A value is right until the next one is asked for. A layer that is adapted comes twice; its second value counts.
+    Args:
+        policy: whose adapter it is.
+        folder: made when missing.
+        state: see :func:`adapter_state`.
+        adapter: name of the adapter.
     """
-    # Not state_dict(): FSDP2's hooks would shard the weights again.
-    for name, value in _named_weights(model):
-        if not of_adapter(name):
-            yield plain_name(name), value
-    for name, layer in model.named_modules():
-        if hasattr(layer, "merge") and hasattr(layer, "get_base_layer"):
-            yield from _merged_layer(name, layer, adapter)
-        elif hasattr(layer, "modules_to_save") and adapter in layer.modules_to_save:
-            trained = layer.modules_to_save[adapter].state_dict()
-            yield from ((plain_name(f"{name}.{key}"), value) for key, value in trained.items())
-
-
-def _named_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    for name, module in model.named_modules():
-        for key, buffer in module._buffers.items():
-            if buffer is not None and key not in module._non_persistent_buffers_set:
-                yield f"{name}.{key}".removeprefix("."), buffer
-
-
-def _merged_layer(name: str, layer: Any, adapter: str) -> Iterator[tuple[str, Tensor]]:
-    weights = dict(_named_weights(layer.get_base_layer()))
-    kept = {key: value.detach().clone() for key, value in weights.items()}
-    layer.merge(adapter_names=[adapter])
-    merged = {plain_name(f"{name}.{key}"): value.detach().clone() for key, value in weights.items()}
-    layer.merged_adapters.clear()
-    for key, value in weights.items():
-        value.copy_(kept[key])
-    yield from merged.items()
+    if not is_writer():
+        return
+    model: Any = policy.model
+    model.save_pretrained(folder, state_dict=dict(state), selected_adapters=[adapter], save_embedding_layers=False)
 
 
 def gathered(policy: Backbone, *, trained_only: bool = False) -> dict[str, Tensor]:
@@ -193,6 +205,30 @@ def _without_heads(policy: Backbone, state: dict[str, Tensor]) -> dict[str, Tens
     """What transformers knows: the weights of the model, not those of value heads that stand beside it."""
     beside = {name for name, _ in policy.named_children() if name != "model"}
     return {name: value for name, value in state.items() if name.partition(".")[0] not in beside}
+
+
+def _note_base(folder: Path, note: str | None) -> None:
+    """Say in an adapter's README, and in the log, what it needs that does not load by a name."""
+    if note is None or not is_writer():
+        return
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(folder / "README.md")
+    if note not in card.text:
+        card.text = f"\n{note}\n{card.text}"
+        card.save(folder / "README.md")
+    log.warning("%s: %s (callbacks.export.form=merged needs no base)", folder, note)
+
+
+def _remove_other_form(folder: Path, written: str) -> None:
+    """Remove what an earlier export of another form left: transformers would read that."""
+    stale = ["config.json", "model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
+    if written != "adapter":
+        # The README is PEFT's.
+        stale = ["adapter_config.json", "adapter_model.safetensors"]
+        stale += ["README.md"] if (folder / "adapter_config.json").is_file() else []
+    for file in [file for pattern in stale for file in folder.glob(pattern)]:
+        file.unlink()
 
 
 def is_writer() -> bool:

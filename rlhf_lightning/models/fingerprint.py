@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.models.naming import of_adapter, plain_name, transformers_model
+from rlhf_lightning.models.sharding import whole
 from rlhf_lightning.ops.log_probs import LOG_PROB_VERSION
 
 #: Config fields that say where a model came from or how it is run, not what it computes.
@@ -74,7 +75,7 @@ def _heads(model: nn.Module, plain: nn.Module) -> Iterator[tuple[str, Tensor]]:
         return
     for name, part in model.named_children():
         if name != "model":
-            yield from ((f"{name}.{key}", _whole(value)) for key, value in part.state_dict().items())
+            yield from ((f"{name}.{key}", whole(value)) for key, value in part.state_dict().items())
 
 
 def _named_tensors(model: nn.Module, *, adapter: bool) -> Iterator[tuple[str, Tensor]]:
@@ -87,7 +88,7 @@ def _named_tensors(model: nn.Module, *, adapter: bool) -> Iterator[tuple[str, Te
             continue
         if of_lora and layer in silent and not rest.startswith("magnitude"):
             continue
-        yield plain_name(name), _whole(value)
+        yield plain_name(name), whole(value)
 
 
 def _silent_layers(state: dict[str, Tensor]) -> set[str]:
@@ -96,13 +97,8 @@ def _silent_layers(state: dict[str, Tensor]) -> set[str]:
     for name, value in state.items():
         layer, of_lora, rest = name.partition(".lora_")
         if of_lora and rest.startswith(("B.", "embedding_A.")):  # an embedding's A is the factor that starts at zero
-            zero[layer] = zero.get(layer, True) and not bool(_whole(value).any())
+            zero[layer] = zero.get(layer, True) and not bool(whole(value).any())
     return {layer for layer, is_zero in zero.items() if is_zero}
-
-
-def _whole(value: Tensor) -> Tensor:
-    value = value.detach()
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def _digest(value: Tensor) -> str:

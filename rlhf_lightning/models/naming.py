@@ -20,6 +20,11 @@ _WRAPPERS = re.compile(
 #: Parts of a name that belong to an adapter: LoRA and DoRA matrices, copies of modules trained in full, token deltas.
 _ADAPTER = re.compile(r"(?:^|\.)(?:lora_\w+|modules_to_save|token_adapter\.trainable_\w+)\.")
 
+#: Attribute of a loaded model whose weights nobody gets by its name: a phrase that says what they are.
+BASE_NOTE = "base_note"
+#: Attribute of a model with more token embeddings than its checkpoint: their rows.
+ADDED_ROWS = "added_rows"
+
 
 def transformers_model(module: nn.Module) -> PreTrainedModel:
     """The transformers model in an actor or a PEFT model (its layers still hold the adapter), or the module itself."""

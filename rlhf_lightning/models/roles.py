@@ -23,6 +23,7 @@ from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Adapter, is_adapted
 from rlhf_lightning.models.backbone import Backbone
 from rlhf_lightning.models.buffers import keep_float32_buffers
+from rlhf_lightning.models.naming import ADDED_ROWS
 from rlhf_lightning.models.sharding import decoder_layers, reshard, shard_actor
 from rlhf_lightning.models.sources import Execution, ModelSource
 from rlhf_lightning.types import PackedBatch, SequenceLogProbs
@@ -339,6 +340,7 @@ def align_with_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     rows = cast("nn.Embedding", model.get_input_embeddings()).num_embeddings
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        setattr(model, ADDED_ROWS, range(rows, len(tokenizer)))
     generation = cast("Any", getattr(model, "generation_config", None))
     model.config.pad_token_id = tokenizer.pad_token_id
     if generation is None:  # a reward model

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from rlhf_lightning.models.adapters import is_quantized
@@ -76,6 +76,12 @@ def reshard(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
+
+
+def whole(value: Tensor) -> Tensor:
+    """A weight without its gradient, gathered where it is sharded; then a collective call."""
+    value = value.detach()
+    return cast("Tensor", value.full_tensor()) if hasattr(value, "full_tensor") else value
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args, runtim
 import torch
 
 from rlhf_lightning.models import gguf
+from rlhf_lightning.models.naming import BASE_NOTE
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer, resolve_chat_template
 
 if TYPE_CHECKING:
@@ -126,17 +127,20 @@ class Pretrained(Execution):
         """The model, in evaluation mode: a causal language model, or a reward model without its head.
 
         A folder with a sequence-classification model (or an adapter for one) gives its trunk; the head is left at
-        ``saved_head`` for the :class:`~rlhf_lightning.models.scorer.Scorer` that takes the model.
+        ``saved_head`` for the :class:`~rlhf_lightning.models.scorer.Scorer` that takes the model. A folder with an
+        adapter gives the base that the adapter names, the adapter merged into it.
 
         Args:
             quantization: bitsandbytes settings; the weights are then quantised while they load.
 
         Raises:
             OSError: nothing is at ``name``, or it could not be read.
-            ValueError: the model needs code that comes with it.
+            ValueError: the model needs code that comes with it; or it is an adapter whose base is quantised, does not
+                load by its name, or is on the hub.
         """
         from transformers import AutoModelForCausalLM
 
+        from rlhf_lightning.models.adapter_folders import holds_adapter, load_merged, refuse_injected
         from rlhf_lightning.models.classification import is_classifier, load_whole, without_head
 
         options: dict[str, Any] = {"trust_remote_code": False, "weights_only": True}
@@ -146,14 +150,24 @@ class Pretrained(Execution):
             options["quantization_config"] = quantization
         with _clear_errors(self.name):
             if path := self._gguf_path():
-                model = self._load_gguf(path, options)
-                model.source_name = self.name  # type: ignore[assignment]  # for exports; it came out of our cache
-                return model
+                return self._named(self._load_gguf(path, options), path)
             options["dtype"] = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
             options["revision"] = self.revision or "main"
             if is_classifier(self._location(), self.revision):
                 return without_head(load_whole(self._location(), options))
-            return AutoModelForCausalLM.from_pretrained(self._location(), **options)
+            if holds_adapter(self._location()):
+                return load_merged(self._location(), options)
+            return refuse_injected(AutoModelForCausalLM.from_pretrained(self._location(), **options), self.name)
+
+    def _named(self, model: PreTrainedModel, path: Path) -> PreTrainedModel:
+        """Name a model out of a GGUF file, not out of our cache's folder, and note for exports what its weights are."""
+        local = Path(self._location()).exists() and not self.package
+        model.name_or_path = model.config._name_or_path = path.name if local else self.name
+        origin = f" of the Python package {self.package}" if self.package else "" if local else f" of {self.name}"
+        repository = "FOLDER" if local or self.package else self.name
+        load = f"AutoModelForCausalLM.from_pretrained({repository!r}, gguf_file={path.name!r})"
+        setattr(model, BASE_NOTE, f"the GGUF file {path.name}{origin}, dequantised by transformers: {load}")
+        return model
 
     def _location(self) -> str:
         """``name``, with ~ expanded. Raises FileNotFoundError when it is clearly a path and nothing is there."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from rlhf_lightning.models.adapter_folders import adapter_base
 from rlhf_lightning.models.sources import Dtype
 from rlhf_lightning.rewards.base import Scores
-from rlhf_lightning.rewards.log_prob import LogProbReward, adapter_base
+from rlhf_lightning.rewards.log_prob import LogProbReward
 from rlhf_lightning.types import SampleGroup
 
 if TYPE_CHECKING:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -12,7 +10,6 @@ import torch
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.buffers import keep_float32_buffers
-from rlhf_lightning.models.classification import is_classifier
 from rlhf_lightning.models.roles import align_with_tokenizer
 from rlhf_lightning.models.sources import Dtype, Pretrained
 from rlhf_lightning.rewards.base import Scores
@@ -101,20 +98,8 @@ def language_model(path: str, dtype: Dtype, device: torch.device) -> tuple[PreTr
     Raises:
         ValueError: the folder holds a reward model.
     """
-    base = adapter_base(path)
-    if base is not None and is_classifier(Path(path).expanduser()):
-        base = None  # a reward model, which is refused below
-    tokenizer, model = Pretrained(path).tokenizer(), Pretrained(base or path, dtype=dtype).load()
-    if base is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(Path(path).expanduser())).merge_and_unload()
+    source = Pretrained(path, dtype=dtype)
+    tokenizer, model = source.tokenizer(), source.load()
     align_with_tokenizer(model, tokenizer)
     keep_float32_buffers(model)
     return tokenizer, Actor(model).to(device).eval().requires_grad_(False)
-
-
-def adapter_base(path: str) -> str | None:
-    """What the adapter in a folder was trained on; None where the folder holds no adapter, or one that does not say."""
-    file = Path(path).expanduser() / "adapter_config.json"
-    return json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") if file.is_file() else None

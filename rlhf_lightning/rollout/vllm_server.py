@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlhf_lightning.models.adapters import is_adapted
-from rlhf_lightning.models.export import gathered
+from rlhf_lightning.models.export import adapter_state, save_adapter
 from rlhf_lightning.rollout.completions import choices, sampling_fields, token_sample
 from rlhf_lightning.rollout.endpoint import Endpoint, ServerError, in_threads
 from rlhf_lightning.rollout.openai import only_model
@@ -176,7 +176,7 @@ class VLLMServerEngine:
         """Start a server with these weights and wait for it; its address."""
         home, port = self._folder / "model", self._port or free_port()
         home.mkdir(exist_ok=True)
-        write_config(policy, home)
+        write_config(policy, home, merged=not self.lora)
         write_weights(weights, home, dtype_name(policy))
         self.tokenizer.save_pretrained(home)
         command = [
@@ -211,11 +211,11 @@ class VLLMServerEngine:
         agreed(send)
 
     def _send_adapter(self, policy: Actor, version: int) -> None:
-        weights = gathered(policy, trained_only=True)  # collective
+        weights = adapter_state(policy)  # collective
 
         def send() -> None:
             folder = self._version_folder("adapter", version)
-            policy.model.save_pretrained(folder, state_dict=weights, selected_adapters=["default"])
+            save_adapter(policy, folder, weights)
             body = {"lora_name": ADAPTER, "lora_path": str(folder), "load_inplace": True}
             with self._paused():
                 self._ask("/v1/load_lora_adapter", body)

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
 
 from rlhf_lightning.models.adapters import is_quantized
-from rlhf_lightning.models.export import merged_weights
-from rlhf_lightning.models.naming import of_adapter, plain_name, transformers_model
+from rlhf_lightning.models.merging import iterate_base, merged_config, merged_weights
+from rlhf_lightning.models.naming import transformers_model
 from rlhf_lightning.models.sharding import unsharded
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from rlhf_lightning.models.actor import Actor
 
 
@@ -35,7 +38,7 @@ def policy_weights(policy: Actor) -> dict[str, Tensor]:
         )
     model = transformers_model(policy)
     with unsharded(policy):
-        return without_tied_head(model, merged_weights(model))
+        return _in_checkpoint(model, merged_weights(model))
 
 
 def ends(policy: Actor) -> list[int]:
@@ -44,10 +47,16 @@ def ends(policy: Actor) -> list[int]:
     return [] if own is None else [int(end) for end in (own if isinstance(own, list) else [own])]
 
 
-def write_config(policy: Actor, folder: Path) -> None:
-    """The policy's ``config.json``, with the architecture and dtype that the weights have."""
+def write_config(policy: Actor, folder: Path, *, merged: bool = True) -> None:
+    """The policy's ``config.json``, with the architecture and dtype that the weights have.
+
+    Args:
+        policy: whose configuration it is.
+        folder: that exists.
+        merged: whether the adapter is merged into the weights; False: the folder holds the base.
+    """
     model = transformers_model(policy)
-    config = copy.deepcopy(model.config)
+    config = merged_config(model) if merged else copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = dtype_name(policy)
     config.save_pretrained(folder)
@@ -77,16 +86,9 @@ def base_weights(policy: Actor) -> dict[str, Tensor]:
     """The weights beneath the policy's adapter by plain name, on the CPU, without a tied head; collective."""
     model = transformers_model(policy)
     with unsharded(policy):
-        weights = {
-            plain_name(name): value.detach().to("cpu", copy=True)
-            for name, value in model.named_parameters(remove_duplicate=False)
-            if not of_adapter(name)
-        }
-    return without_tied_head(model, weights)
+        return _in_checkpoint(model, {name: value.to("cpu", copy=True) for name, value in iterate_base(model)})
 
 
-def without_tied_head(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights without a head that is the embedding."""
-    if getattr(model.config, "tie_word_embeddings", False):
-        weights.pop("lm_head.weight", None)
-    return weights
+def _in_checkpoint(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by the names of the architecture's checkpoints, where a mixture's experts are one by one."""
+    return revert_weight_conversion(model, weights)

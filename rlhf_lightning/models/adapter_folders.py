@@ -1,0 +1,78 @@
+"""Folders that hold an adapter, where a model is asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf_lightning.models.naming import BASE_NOTE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def holds_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter of PEFT's."""
+    return _config(folder).is_file()
+
+
+def adapter_base(folder: str | Path) -> str | None:
+    """What the adapter in a folder was trained on; None where the folder holds no adapter, or one that does not say."""
+    file = _config(folder)
+    return json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") if file.is_file() else None
+
+
+def load_merged(folder: str, options: dict[str, Any]) -> PreTrainedModel:
+    """The base of an adapter with the adapter merged into it, a plain model.
+
+    Args:
+        folder: of the adapter.
+        options: of ``from_pretrained``; of a ``revision`` only the adapter is, so it does not count.
+
+    Raises:
+        ValueError: the base would be quantised, or does not load by its name.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = adapter_base(folder)
+    options = {name: value for name, value in options.items() if name != "revision"}
+    if "quantization_config" in options:
+        raise ValueError(_both(folder, base, "a quantised base cannot take it"))
+    try:
+        if base is None:
+            raise ValueError("the adapter does not say")
+        model: Any = AutoModelForCausalLM.from_pretrained(base, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(_both(folder, base, "that base does not load by its name")) from error
+    merged: PreTrainedModel = PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
+    return note_merged(merged, folder, base)
+
+
+def note_merged(model: PreTrainedModel, folder: str | Path, base: str | None) -> PreTrainedModel:
+    """Note for exports that the weights are a base's with an adapter in them: nobody gets them by the base's name."""
+    setattr(model, BASE_NOTE, f"{base} with the adapter {Path(folder).name} merged into it")
+    return model
+
+
+def refuse_injected(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """The model, unless transformers has put an adapter of the hub into it.
+
+    Raises:
+        ValueError: it has.
+    """
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(_both(name, model.name_or_path, "an adapter on the hub is not merged by itself"))
+    return model
+
+
+def _config(folder: str | Path) -> Path:
+    return Path(folder).expanduser() / "adapter_config.json"
+
+
+def _both(folder: str, base: str | None, reason: str) -> str:
+    return (
+        f"model.name={folder!r} is an adapter for {base!r}, and {reason}: give the base and the adapter, "
+        f"model.name=BASE adapter=lora adapter.path={folder}"
+    )
