@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_lightning.models.merging import merge_and_unload
 from rlhf_lightning.models.naming import BASE_NOTE
 
 if TYPE_CHECKING:
@@ -46,8 +47,7 @@ def load_merged(folder: str, options: dict[str, Any]) -> PreTrainedModel:
         model: Any = AutoModelForCausalLM.from_pretrained(base, **options)
     except (OSError, ValueError) as error:
         raise ValueError(_both(folder, base, "that base does not load by its name")) from error
-    merged: PreTrainedModel = PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
-    return note_merged(merged, folder, base)
+    return note_merged(merge_and_unload(PeftModel.from_pretrained(model, folder)), folder, base)
 
 
 def note_merged(model: PreTrainedModel, folder: str | Path, base: str | None) -> PreTrainedModel:

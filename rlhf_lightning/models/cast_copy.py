@@ -39,6 +39,7 @@ class CastCopy:
         own: Any = transformers_model(policy)
         with no_init_weights():
             model = type(own)._from_config(merged_config(own), dtype=dtype)
+        model.tie_weights()  # left out where weights are not drawn
         keep_float32_buffers(model)
         if getattr(policy, "backend", None) == "packed":
             attention.install(model)  # for its way of decoding

@@ -31,7 +31,7 @@ from rlhf_lightning.models.export import (
     save_adapter,
     written_form,
 )
-from rlhf_lightning.models.merging import merged_weights
+from rlhf_lightning.models.merging import merge_and_unload, merged_weights
 from rlhf_lightning.models.naming import plain_name, transformers_model
 from rlhf_lightning.models.scorer import SavedHead, ScalarHead, Scorer
 from rlhf_lightning.models.sharding import unsharded
@@ -78,7 +78,7 @@ def load_whole(folder: str, options: dict[str, Any]) -> PreTrainedModel:
     options = {name: value for name, value in options.items() if name != "revision"}
     options |= {"num_labels": config.num_labels, "pad_token_id": config.pad_token_id}
     loaded: Any = _quietly(lambda: AutoModelForSequenceClassification.from_pretrained(base, **options))
-    merged: Any = PeftModel.from_pretrained(loaded, folder).merge_and_unload().eval()
+    merged: Any = merge_and_unload(PeftModel.from_pretrained(loaded, folder))
     setattr(merged.config, NORMALIZATION, getattr(config, NORMALIZATION, None))
     return note_merged(merged, folder, base)
 

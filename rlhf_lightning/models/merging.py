@@ -73,6 +73,20 @@ def merged_config(model: Any) -> Any:
 
 
 @torch.no_grad()
+def merge_and_unload(model: Any) -> Any:
+    """PEFT's ``merge_and_unload`` of a PEFT model, in place, with a tied head that the adapter trained apart kept so.
+
+    Returns:
+        The plain model, all of whose weights can be trained again.
+    """
+    base = model.get_base_model()
+    for name in _declared(base).keys() - tied_names(base):
+        owner: Any = without_adapter(base.get_submodule(name.rpartition(".")[0]))
+        owner.weight = nn.Parameter(owner.weight.detach().clone())
+    return model.merge_and_unload().eval().requires_grad_(True)
+
+
+@torch.no_grad()
 def check_mergeable(model: Any, adapter: str = "default") -> None:
     """Try the merge on one layer of each kind.
 
