@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,6 +21,7 @@ from rlhf_lightning.callbacks import (
     EMAWeights,
     HFExport,
     ImplicitRewards,
+    LastCheckpoint,
     PolicySamples,
     Throughput,
 )
@@ -265,6 +267,32 @@ def test_best_export_is_the_best(tmp_path):
     run.fit(module, datamodule=data("preference", groups=8))
     assert json.loads((tmp_path / "export" / "best" / "metric.json").read_text())["step"] == 2
     assert not (tmp_path / "export" / "last").exists()
+
+
+@pytest.mark.parametrize(
+    ("adapter", "form", "words"),
+    [(None, "adapter", "no adapter to export"), (Lora(r=2, options={"lora_bias": True}), "merged", "cannot merge")],
+    ids=["no adapter", "not mergeable"],
+)
+def test_what_cannot_be_exported_is_refused_before_training(tmp_path, adapter, form, words):
+    fit = trainer(tmp_path, [HFExport(form=form)])
+    with pytest.raises(ValueError, match=words):
+        fit.fit(tiny(adapter=adapter), datamodule=data("preference", groups=8))
+    assert fit.global_step == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"monitor": "val/loss", "last": False}], ids=["last", "best"])
+def test_a_failing_export_comes_after_the_checkpoints(tmp_path, options):
+    """Whatever the order in which they are given."""
+    (tmp_path / "full").write_text("a file where the export's folder would be")
+    best = ModelCheckpoint(tmp_path / "best", monitor="val/loss")
+    callbacks = [HFExport(str(tmp_path / "full"), **options), LastCheckpoint(every_n_steps=None), best]
+    with pytest.raises(OSError, match="full"):
+        trainer(tmp_path, callbacks).fit(tiny(), datamodule=data("preference", groups=8))
+    assert list((tmp_path / "best").glob("*.ckpt"))
+    if not options:
+        saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+        assert saved["global_step"] == 2
 
 
 def test_export_of_an_unknown_metric_names_the_known_ones(tmp_path):

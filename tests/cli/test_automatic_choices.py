@@ -91,18 +91,3 @@ def test_a_run_names_the_method_that_was_chosen(tmp_path):
     assert _method(OmegaConf.create({"paths": plain}), loss).startswith("ppo(ratio=token, ")
     dpo = make(compose("train", [*TINY, "method=dpo"]).method).keywords["loss"]
     assert _method(OmegaConf.create({"paths": {"output_dir": evaluating[0]}}), dpo).startswith("dpo(beta=0.1")
-
-
-def test_an_exported_adapter_names_its_base_as_the_user_did(tmp_path):
-    """Fails when the folder of this machine's GGUF cache is written into the adapter."""
-    from rlhf_lightning.models.export import _name_base
-
-    cache = "/home/me/.cache/rlhf-lightning/gguf/ab12"
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 16, "base_model_name_or_path": cache}))
-    (tmp_path / "README.md").write_text(f"base_model: {cache}\n")
-    _name_base(tmp_path, None)
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == cache
-    _name_base(tmp_path, "SmolLM2-135M-Instruct")
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config == {"r": 16, "base_model_name_or_path": "SmolLM2-135M-Instruct"}
-    assert (tmp_path / "README.md").read_text() == "base_model: SmolLM2-135M-Instruct\n"

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.classification import export_scorer, is_classifier
+from rlhf_lightning.models.classification import check_scorer_export, export_scorer, is_classifier
 from rlhf_lightning.models.roles import ModelBuilder, Models
 from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import ARCHITECTURES, Pretrained, TinyRandom
@@ -139,6 +139,7 @@ def test_an_adapter_and_its_head(form: str, tmp_path: Path) -> None:
     again = ModelBuilder(Pretrained(str(folder)), None, "none")(Scorer)
     torch.testing.assert_close(ours(again, groups(again.tokenizer)), expected, atol=1e-4, rtol=1e-4)
     assert again.policy.mean == 0.25
+    assert all(parameter.requires_grad for parameter in again.policy.parameters())  # not the head alone
 
 
 def test_a_reward_model_goes_on_training_with_lora(tmp_path: Path) -> None:
@@ -176,3 +177,5 @@ def test_a_family_without_a_classifier_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"granite.*callbacks\.export=null"):
         export_scorer(Scorer(tiny_model("granite")), prepare_tokenizer(byte_tokenizer()), tmp_path)
+    with pytest.raises(ValueError, match="granite"):
+        check_scorer_export(Scorer(tiny_model("granite")), prepare_tokenizer(byte_tokenizer()))
