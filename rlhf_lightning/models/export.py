@@ -168,14 +168,17 @@ def adapter_state(policy: Backbone, adapter: str = "default") -> dict[str, Tenso
     from peft import get_peft_model_state_dict
 
     trained = gathered(policy, trained_only=True)
-    state: dict[str, Any] = policy.model.state_dict()
+    held: dict[str, Any] = policy.model.state_dict()
     selected = get_peft_model_state_dict(
-        policy.model, state_dict=state, adapter_name=adapter, save_embedding_layers=False
+        policy.model, state_dict=held, adapter_name=adapter, save_embedding_layers=False
     )
     wanted = {id(value) for value in selected.values()}
-    names = [name for name, value in state.items() if id(value) in wanted]
-    frozen = {name: whole(state[name]) for name in names if name not in trained}
-    return {name: trained.get(name, frozen.get(name)) for name in names if is_writer()}
+    names = [name for name, value in held.items() if id(value) in wanted]
+    parameters = policy.model.named_parameters(remove_duplicate=False)
+    training = {name for name, parameter in parameters if parameter.requires_grad}
+    # Process 0 alone has the trained ones; which are frozen, and gathered here, every process must agree on.
+    frozen = {name: whole(held[name]).cpu() for name in names if name not in training}
+    return {name: (trained if name in training else frozen)[name] for name in names} if is_writer() else {}
 
 
 def save_adapter(policy: Backbone, folder: Path, state: Mapping[str, Tensor], adapter: str = "default") -> None:

@@ -91,4 +91,5 @@ def base_weights(policy: Actor) -> dict[str, Tensor]:
 
 def _in_checkpoint(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights by the names of the architecture's checkpoints, where a mixture's experts are one by one."""
-    return revert_weight_conversion(model, weights)
+    reverted: dict[str, Tensor] = revert_weight_conversion(model, weights)
+    return reverted

@@ -288,7 +288,7 @@ def test_a_failing_export_comes_after_the_checkpoints(tmp_path, options):
     best = ModelCheckpoint(tmp_path / "best", monitor="val/loss")
     callbacks = [HFExport(str(tmp_path / "full"), **options), LastCheckpoint(every_n_steps=None), best]
     with pytest.raises(OSError, match="full"):
-        trainer(tmp_path, callbacks).fit(tiny(), datamodule=data("preference", groups=8))
+        trainer(tmp_path, callbacks, enable_checkpointing=True).fit(tiny(), datamodule=data("preference", groups=8))
     assert list((tmp_path / "best").glob("*.ckpt"))
     if not options:
         saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
