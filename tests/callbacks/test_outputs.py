@@ -285,7 +285,7 @@ def test_what_cannot_be_exported_is_refused_before_training(tmp_path, adapter, f
 def test_a_failing_export_comes_after_the_checkpoints(tmp_path, options):
     """Whatever the order in which they are given."""
     (tmp_path / "full").write_text("a file where the export's folder would be")
-    best = ModelCheckpoint(tmp_path / "best", monitor="val/loss")
+    best = ModelCheckpoint(tmp_path / "best", monitor="val/loss", save_on_train_epoch_end=False)
     callbacks = [HFExport(str(tmp_path / "full"), **options), LastCheckpoint(every_n_steps=None), best]
     with pytest.raises(OSError, match="full"):
         trainer(tmp_path, callbacks, enable_checkpointing=True).fit(tiny(), datamodule=data("preference", groups=8))
