@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,15 @@ KINDS: dict[str, Callable[[], peft.PeftConfig]] = {
     "road": lambda: peft.RoadConfig(target_modules=["q_proj"], group_size=4),
     "trainable_tokens": lambda: peft.TrainableTokensConfig(token_indices=[5, 7]),
 }
+
+#: What runs by default; the rest is slow.
+QUICK = {"plain", "dora", "all_biases", "head", "lora_embedding", "lora_both_tied", "tokens", "ia3", "vera", "vblora"}
+
+
+def some(kinds: Iterable[str], quick: set[str] = QUICK) -> list[Any]:
+    """Parameters of a test, slow but for a few."""
+    return [kind if kind in quick else pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
+
 
 #: Settings that train a tied head apart of its embedding.
 APART = {"head", "embedding", "both", "lora_embedding", "lora_both"}
@@ -134,7 +143,7 @@ def stored(folder: Path) -> set[str]:
         return set(file.keys())
 
 
-@pytest.mark.parametrize("kind", LORAS)
+@pytest.mark.parametrize("kind", some(LORAS))
 def test_lora_on_a_tied_model(kind: str, tmp_path: Path) -> None:
     base = folder_of("llama", tmp_path)
     policy = adapted(base, Lora(r=4, seed=0, **LORAS[kind]))
@@ -147,14 +156,16 @@ def test_lora_on_a_tied_model(kind: str, tmp_path: Path) -> None:
     assert bool(tied_names(policy.base)) is (kind not in APART)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some(KINDS))
 def test_other_kinds_of_adapters(kind: str, tmp_path: Path) -> None:
     base = folder_of("llama", tmp_path)
     check_all(other_kind(kind, base, tmp_path), base, tmp_path)
     assert "lm_head.weight" not in stored(tmp_path / "merged")
 
 
-@pytest.mark.parametrize("kind", ["plain", "dora", "all_biases", "both_tied", "lora_both", "tokens"])
+@pytest.mark.parametrize(
+    "kind", some(["plain", "dora", "all_biases", "both_tied", "lora_both", "tokens"], {"all_biases", "lora_both"})
+)
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
 def test_lora_on_other_families(family: str, kind: str, tmp_path: Path) -> None:
     """Biases; and gpt2's transposed weights, with a tied head."""
@@ -162,7 +173,7 @@ def test_lora_on_other_families(family: str, kind: str, tmp_path: Path) -> None:
     check_all(adapted(base, Lora(r=4, seed=0, **LORAS[kind])), base, tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["plain", "all_biases", "head"])
+@pytest.mark.parametrize("kind", some(["plain", "all_biases", "head"], {"plain"}))
 @pytest.mark.parametrize("family", MIXTURES)
 def test_experts(family: str, kind: str, tmp_path: Path) -> None:
     """Experts have a wrapper for each of their parameters, one in the other."""
