@@ -89,8 +89,8 @@ def numbers_kept(optimizer: Optimizer) -> float:
 def _lines(cfg: DictConfig, run: Run, checkpoint: str | None) -> Iterator[tuple[str, str]]:
     reference = f"reference: {run.models.reference}"
     chosen = str(cfg.reference.kind)
-    if chosen == "auto" and run.models.reference == "adapter_off":
-        reference += " (the policy without its adapter; reference=frozen makes a copy)"
+    if run.models.reference == "auto":
+        reference += " (the policy without its adapter where that is the initial policy, else a frozen copy)"
     elif chosen == "cached" and run.module.kind == "prompt" and run.models.reference != "none":
         reference += " (reference=cached has no numbers of responses that are not drawn yet)"
     elif chosen not in ("auto", run.models.reference):

@@ -135,18 +135,14 @@ def reference_kind(cfg: DictConfig, method: functools.partial[Any]) -> Reference
     """The reference that is loaded: the chosen one, or none where nothing would read it.
 
     A method without a reference gets none, unless one was asked for by name (``frozen``, ``adapter_off``): then the KL
-    of its samples is logged, as for the methods that it is compared with. ``auto`` is the
-    policy without its adapter where a new adapter is trained, and a frozen copy otherwise: an adapter that training
-    goes on from (``adapter.path``) is part of the initial policy, so switching it off would not give that policy back.
+    of its samples is logged, as for the methods that it is compared with.
     """
     module: Any = method.func
     needed = "reference" in module.requires(method.keywords)
     # Nothing can be cached of responses that are not drawn yet.
     unknown = cfg.reference.kind == ReferenceKind.CACHED and module.kind == "prompt"
     if cfg.reference.kind == "auto" or unknown:
-        new_adapter = bool(cfg.adapter) and cfg.adapter.get("path") is None
-        automatic = ReferenceKind.ADAPTER_OFF if new_adapter else ReferenceKind.FROZEN
-        return automatic if needed else ReferenceKind.NONE
+        return ReferenceKind.AUTO if needed else ReferenceKind.NONE
     chosen = ReferenceKind(cfg.reference.kind)
     asked_for = chosen in (ReferenceKind.FROZEN, ReferenceKind.ADAPTER_OFF)
     return chosen if needed or asked_for else ReferenceKind.NONE

@@ -46,6 +46,8 @@ def fill_reference_cache(run: Run) -> None:
         assert source.store is not None
         source.store.refresh()
         run.data.reference_store = source.store  # waits until every process has written its share
+        if run.module.reference is not None:
+            run.module.reference.fingerprint = source.store.fingerprint
     finally:
         source.release()
         callbacks_of(run.trainer).remove(writer)

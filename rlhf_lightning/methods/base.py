@@ -15,9 +15,10 @@ from torch.optim import Optimizer
 
 from rlhf_lightning.losses.options import needs, option_values, validate
 from rlhf_lightning.methods.optimizers import decay_groups, make_scheduler
-from rlhf_lightning.methods.state import REFERENCE, check_state, reference_weights, restore_reference, without_frozen
+from rlhf_lightning.methods.state import check_state, reference_state, restore_reference, without_frozen
 from rlhf_lightning.methods.tracking import Means, StepLog
 from rlhf_lightning.models.actor import Actor
+from rlhf_lightning.models.adapter_start import AdapterStart
 from rlhf_lightning.models.backbone import Backbone
 from rlhf_lightning.models.export import Form, check_export, export
 from rlhf_lightning.models.generation import generate
@@ -42,7 +43,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
 
     ``forward(batch)`` computes a scalar and detached diagnostics and touches neither logger, trainer nor optimiser, so
     the same object serves ``Trainer`` and ``Fabric``. ``training_step`` is forward plus logging. The reference is no
-    submodule: it is neither among the parameters nor in the checkpoint, unless it was refreshed.
+    submodule: it is not among the parameters, and of a checkpoint only what cannot be loaded again.
 
     Args:
         models: builds policy, reference and tokenizer; called once, by ``configure_model``.
@@ -86,6 +87,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         self.policy = None
         self.tokenizer: Any = None
         self.reference = None
+        self.adapter_start: AdapterStart | None = None
         self.strict_loading = False  # frozen weights are not in checkpoints; check_state is strict about the others
         self.evaluation_weights: Callable[[], AbstractContextManager[None]] = nullcontext
         self._build, self._optimizer, self._scheduler = models, optimizer, scheduler
@@ -139,7 +141,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
             offload = getattr(self.trainer.strategy, "cpu_offload", False)
             shard(models, self.device_mesh["data_parallel"], cpu_offload=offload)
         self.policy = models.policy.train()  # transformers hands models out in evaluation mode
-        self.reference, self.tokenizer = models.reference, models.tokenizer
+        self.reference, self.tokenizer, self.adapter_start = models.reference, models.tokenizer, models.start
 
     def setup(self, stage: str) -> None:
         """Hand batches to the model as they are.
@@ -307,20 +309,18 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what was trained; a reference is state only once it was refreshed."""
+        """Keep what was trained, and of the reference what cannot be loaded again."""
         checkpoint["state_dict"] = without_frozen(self, checkpoint["state_dict"])
-        if self.reference is not None and self.reference.refreshed:
-            checkpoint[REFERENCE] = reference_weights(self.reference, self.policy)
+        checkpoint.update(reference_state(self))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check the weights before Lightning loads them and put a refreshed reference back."""
+        """Check the weights before Lightning loads them and put the reference back."""
         self.configure_model()
         if self.trainer.state.fn == "fit":
             self._loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
         if "state_dict" in checkpoint:  # FSDP2Strategy has loaded them by now
             check_state(self, checkpoint["state_dict"])
-        if REFERENCE in checkpoint:
-            restore_reference(self.reference, checkpoint[REFERENCE])
+        restore_reference(self, checkpoint)
 
     # What callbacks ask for
 

@@ -84,7 +84,7 @@ class KnowledgeDistillation(Distillation[SupervisedBatch]):
 
     def _check(self, models: Callable[..., Any]) -> None:
         super()._check(models)
-        if (kind := getattr(models, "reference", None)) in ("frozen", "adapter_off"):
+        if (kind := getattr(models, "reference", None)) in ("auto", "frozen", "adapter_off"):
             raise ValueError(
                 f"with reference={kind} the policy would be its own teacher and have nothing to learn: name another "
                 "model with reference=teacher model@reference.source=..."

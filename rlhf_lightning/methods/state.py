@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
-#: Key of a refreshed reference in a checkpoint.
-REFERENCE = "reference"
+#: Keys of a checkpoint: a refreshed reference; the start of an adapter that a frozen reference has; what the adapter's
+#: base computes; the fingerprint of the model behind a cached reference.
+REFERENCE, REFERENCE_START, BASE, FINGERPRINT = "reference", "reference_start", "adapter_base", "reference_fingerprint"
 
 
 def without_frozen(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,13 +52,58 @@ def reference_weights(reference: Any, policy: nn.Module) -> dict[str, Any]:
     return {name: weight.clone() for name, weight in weights.items() if name in trained}
 
 
-def restore_reference(reference: Any, weights: Mapping[str, Tensor]) -> None:
-    """Put a refreshed reference's weights back, sharded or not.
+def reference_state(module: Any) -> dict[str, Any]:
+    """What a checkpoint keeps so that a resumed run has the reference that it began with; a collective call.
+
+    Args:
+        module: an ``AlignmentModule``.
+    """
+    reference, state = module.reference, {}
+    if module.adapter_start is not None:
+        state[BASE] = module.adapter_start.state()
+    if reference is not None and reference.refreshed:
+        state[REFERENCE] = reference_weights(reference, module.policy)
+    elif start := getattr(reference, "start", None):
+        state[REFERENCE_START] = start
+    if (fingerprint := getattr(reference, "fingerprint", None)) is not None:
+        state[FINGERPRINT] = fingerprint
+    return state
+
+
+def restore_reference(module: Any, checkpoint: Mapping[str, Any]) -> None:
+    """Put back what :func:`reference_state` kept, sharded or not, and compare what cannot be put back.
+
+    Args:
+        module: an ``AlignmentModule`` as it is before training.
+        checkpoint: a whole one; an older one lacks what it did not keep.
 
     Raises:
-        ValueError: the run has no reference of its own to put them into.
+        ValueError: the checkpoint has a refreshed reference and the module has no copy to put it into, or the module's
+            base or cached reference is that of another model.
     """
-    if not hasattr(reference, "refresh"):
+    reference = module.reference
+    if BASE in checkpoint and module.adapter_start is not None:
+        module.adapter_start.check(checkpoint[BASE])
+    if module.trainer.state.fn == "fit":  # an evaluation may run in another precision
+        _check_cached(reference, checkpoint.get(FINGERPRINT))
+    copy = hasattr(reference, "refresh")
+    if REFERENCE in checkpoint and not copy:
         raise ValueError("the checkpoint holds a refreshed reference: resume with reference=frozen, as it was trained")
-    set_model_state_dict(reference.actor, dict(weights), options=StateDictOptions(full_state_dict=True, strict=False))
-    reference.refreshed = True
+    for key in (REFERENCE, REFERENCE_START):
+        if key in checkpoint and copy:
+            options = StateDictOptions(full_state_dict=True, strict=False)
+            set_model_state_dict(reference.actor, dict(checkpoint[key]), options=options)
+    if REFERENCE in checkpoint:
+        reference.refreshed = True
+    elif REFERENCE_START in checkpoint and copy:
+        reference.start = dict(checkpoint[REFERENCE_START])
+
+
+def _check_cached(reference: Any, saved: str | None) -> None:
+    computed = getattr(reference, "fingerprint", None)
+    if saved is not None and computed is not None and saved != computed:
+        raise ValueError(
+            "reference=cached: the initial policy is not the one that this run began with, so its log-probs would be "
+            "others from here on: resume with the model, adapter (also the contents of adapter.path, and adapter.seed) "
+            "and trainer.precision that wrote the checkpoint, or set ckpt_path=null"
+        )

@@ -158,7 +158,9 @@ def add_critic_adapter(model: Any, name: str, adapter: Adapter | None, seed: int
     for option, attribute in (("r", "r"), ("alpha", "lora_alpha"), ("dropout", "lora_dropout")):
         if adapter is not None:
             setattr(config, attribute, getattr(adapter, option))
-    config.modules_to_save = None
+    # Nothing of the policy may change: some ways to start an adapter rewrite the base that both stand on.
+    config.init_lora_weights, config.bias = True, "none"
+    config.modules_to_save = config.trainable_token_indices = None
     trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,179 +1,33 @@
 """Who is who in a run: the policy that is trained and the reference it is held against.
 
-A reference is named, never guessed. ``frozen`` is a second copy of the weights, ``adapter_off`` the policy itself
-without its adapter (no second copy), ``cached`` numbers that were computed before training (no model at all), ``none``
-no reference. On the same weights the first three give the same numbers.
+A reference is named, never guessed; :mod:`rlhf_lightning.models.reference` has the kinds.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import nn
-from transformers import AttentionInterface
 
-from rlhf_lightning.models import attention
 from rlhf_lightning.models.actor import Actor
-from rlhf_lightning.models.adapters import Adapter, is_adapted
+from rlhf_lightning.models.adapter_start import AdapterStart, adapter_start
+from rlhf_lightning.models.adapters import Adapter
 from rlhf_lightning.models.backbone import Backbone
 from rlhf_lightning.models.buffers import keep_float32_buffers
+from rlhf_lightning.models.modes import compile_layers, disable_dropout, set_gradient_checkpointing
+from rlhf_lightning.models.modes import evaluating as evaluating
 from rlhf_lightning.models.naming import ADDED_ROWS
-from rlhf_lightning.models.sharding import decoder_layers, reshard, shard_actor
+from rlhf_lightning.models.reference import AdapterDisabled as AdapterDisabled
+from rlhf_lightning.models.reference import Cached, FrozenCopy, Reference, ReferenceKind, Teacher, initial_policy
+from rlhf_lightning.models.sharding import shard_actor
 from rlhf_lightning.models.sources import Execution, ModelSource
-from rlhf_lightning.types import PackedBatch, SequenceLogProbs
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-log = logging.getLogger(__name__)
-
-
-class ReferenceKind(StrEnum):
-    """What the policy's log-probs are compared with."""
-
-    FROZEN = "frozen"
-    ADAPTER_OFF = "adapter_off"
-    CACHED = "cached"
-    TEACHER = "teacher"
-    NONE = "none"
-
-
-class Reference(Protocol):
-    """Log-probs of what the policy is compared with; never has gradients."""
-
-    kind: ReferenceKind
-    refreshed: bool  #: whether its weights changed after loading, so that they belong into checkpoints
-
-    def __call__(self, batch: PackedBatch, **options: Any) -> Any:
-        """Log-probability of every scored token; or what the options of the actor's ``forward`` ask for."""
-        ...
-
-
-class FrozenCopy(nn.Module):
-    """The policy's weights as they were, or as they were last refreshed.
-
-    Always in evaluation mode, whatever its owner is set to.
-
-    Args:
-        actor: the copy; see :meth:`of`.
-    """
-
-    kind = ReferenceKind.FROZEN
-
-    def __init__(self, actor: Backbone) -> None:
-        super().__init__()
-        # Read before freezing: what training never touches never needs refreshing.
-        self._trained = [name for name, parameter in actor.named_parameters() if parameter.requires_grad]
-        self.actor = actor.requires_grad_(False).eval()
-        self.refreshed = False
-
-    @classmethod
-    def of(cls, policy: Backbone) -> FrozenCopy:
-        """A frozen copy of the policy as it is now, adapter included."""
-        return cls(policy.policy_copy())
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(self, batch: PackedBatch, **options: Any) -> Any:
-        """Log-probability of every scored token under the copy, or what the options of its ``forward`` ask for."""
-        return self.actor(batch, **options)
-
-    @torch.no_grad()
-    def refresh(self, policy: nn.Module, weight: float = 1.0) -> None:
-        r"""Move the reference towards the policy: :math:`\theta_{ref} \leftarrow w\,\theta + (1 - w)\,\theta_{ref}`.
-
-        TR-DPO (arXiv:2404.09656) eq. 1-2; an exponential moving average is this after every step with a small weight.
-        The mix is computed in float32 and rounded to the weights' dtype. Works on shards, without communication.
-
-        Args:
-            policy: the actor that this reference was copied from.
-            weight: w in (0, 1]; 1 is a hard update, that is, a copy.
-
-        Raises:
-            ValueError: ``weight`` is out of range.
-        """
-        if not 0 < weight <= 1:
-            raise ValueError(f"the weight of a reference update is {weight}; it must be in (0, 1]")
-        reshard(policy)
-        reshard(self.actor)
-        source, target = dict(policy.named_parameters()), dict(self.actor.named_parameters())
-        for name in self._trained:
-            mine, theirs = target[name], source[name].to(dtype=target[name].dtype)
-            mine.copy_(theirs if weight == 1 else torch.lerp(mine.float(), source[name].float(), weight))
-        self.refreshed = True
-
-
-class Teacher(FrozenCopy):
-    """Another model of the same vocabulary, which never changes.
-
-    Args:
-        actor: around the other model's weights.
-    """
-
-    kind = ReferenceKind.TEACHER
-
-    def refresh(self, policy: nn.Module, weight: float = 1.0) -> None:
-        """Refuse: the policy's weights are not the teacher's.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("reference=teacher is another model and cannot follow the policy: choose reference=frozen")
-
-
-class AdapterDisabled:
-    """The policy without its adapter: a reference that costs no memory and can never change.
-
-    Args:
-        policy: an actor whose model has an adapter.
-    """
-
-    kind = ReferenceKind.ADAPTER_OFF
-    refreshed = False
-
-    def __init__(self, policy: Backbone) -> None:
-        if not is_adapted(policy.model):
-            raise ValueError("reference=adapter_off needs an adapter: adapter=lora, or choose reference=frozen")
-        self.policy = policy
-
-    @torch.no_grad()
-    def __call__(self, batch: PackedBatch, **options: Any) -> Any:
-        """Log-probability of every scored token under the base model, without dropout; or what the options ask for."""
-        with evaluating(self.policy):
-            return self.policy(batch, adapter=False, **options)
-
-
-class Cached:
-    """Log-probs that came with the batch, computed before training and stored by content."""
-
-    kind = ReferenceKind.CACHED
-    refreshed = False
-
-    def __call__(self, batch: PackedBatch, **options: Any) -> SequenceLogProbs:
-        """The batch's own reference log-probs.
-
-        Raises:
-            ValueError: the batch has none, or something else was asked for.
-        """
-        if options:
-            raise ValueError(f"reference=cached holds log-probs only, not {sorted(options)}: choose reference=frozen")
-        if batch.reference_log_probs is None:
-            raise ValueError(
-                "reference=cached, but this batch carries no reference log-probs: fill the cache before training "
-                "(rlhf train does so) and give the data module its reference_store, or choose reference=frozen"
-            )
-        ragged = batch.ragged(batch.reference_log_probs)
-        return SequenceLogProbs(ragged.token, ragged.sequence, ragged.count, ragged.mean_length)
 
 
 @dataclass
@@ -183,6 +37,7 @@ class Models:
     policy: Any  #: what is trained: an Actor, or another Backbone that a method asks for
     reference: Reference | None
     tokenizer: PreTrainedTokenizerBase
+    start: AdapterStart | None = None  #: what the policy's adapter does before training; None: there is none
 
 
 @dataclass
@@ -192,7 +47,8 @@ class ModelBuilder:
     Args:
         source: where the weights come from.
         adapter: what makes few parameters trainable; None trains all of them.
-        reference: what the policy is compared with.
+        reference: what the policy is compared with; ``auto`` is ``adapter_off`` where switching the adapter off gives
+            the initial policy, which is found out once the weights are loaded, else ``frozen``.
         backend: how a batch is run. This and the following are options of the source
             (:class:`~rlhf_lightning.models.sources.Execution`); what is given here wins.
         dropout: keep the model's own dropout.
@@ -226,8 +82,8 @@ class ModelBuilder:
             raise ValueError("reference=adapter_off needs an adapter: adapter=lora, or choose reference=frozen")
         if (self.reference is ReferenceKind.TEACHER) != (self.teacher is not None):
             raise ValueError("reference=teacher goes with the teacher's model: model@reference.source=...")
-        if self.reference is ReferenceKind.FROZEN and self.adapter is not None:
-            log.info("reference=frozen holds the weights twice; with an adapter reference=adapter_off does not")
+        if self.reference is ReferenceKind.AUTO and self.adapter is None:
+            self.reference = ReferenceKind.FROZEN
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -242,11 +98,15 @@ class ModelBuilder:
         Args:
             actor: what stands around the transformers model and is trained, called with the model (or the PEFT model
                 around it) and ``backend``: an ``Actor``, or a ``Scorer`` for a reward model.
+
+        Raises:
+            ValueError: ``reference=adapter_off``, and the policy without its adapter is not the initial policy.
         """
         tokenizer = self.tokenizer()
         self.check_teacher()
         policy = self._policy(tokenizer, actor)
-        reference = self._reference(policy)
+        start = None if self.adapter is None else adapter_start(policy)
+        reference = self._reference(policy, start)
         if self.gradient_checkpointing:
             for part in [part for part in policy.modules() if isinstance(part, Backbone)]:  # a critic is one as well
                 set_gradient_checkpointing(part.base, True)
@@ -254,7 +114,7 @@ class ModelBuilder:
             compile_layers(policy)
             if isinstance(reference, FrozenCopy):
                 compile_layers(reference.actor)
-        return Models(policy, reference, tokenizer)
+        return Models(policy, reference, tokenizer, start)
 
     def _policy(self, tokenizer: PreTrainedTokenizerBase, actor: Callable[..., Backbone]) -> Backbone:
         quantization = None
@@ -266,7 +126,10 @@ class ModelBuilder:
         if not self.dropout:
             disable_dropout(model)
         adapted = model if self.adapter is None else self.adapter.apply(model)
-        return actor(adapted, backend=self.backend or "auto")
+        policy = actor(adapted, backend=self.backend or "auto")
+        # Lightning's true half precision casts what is loaded here once all is loaded; the start is what comes of it.
+        dtype = torch.get_default_dtype()
+        return policy if dtype == torch.float32 else policy.to(dtype)
 
     def check_teacher(self) -> None:
         """Compare the vocabularies of teacher and policy; reads tokenizers, no weights.
@@ -293,15 +156,15 @@ class ModelBuilder:
         disable_dropout(model)
         return Teacher(actor(model, backend=getattr(self.teacher, "backend", "auto")))
 
-    def _reference(self, policy: Backbone) -> Reference | None:
-        makers: dict[str, Callable[[], Reference | None]] = {
-            ReferenceKind.FROZEN: lambda: FrozenCopy.of(policy),
-            ReferenceKind.ADAPTER_OFF: lambda: AdapterDisabled(policy),
-            ReferenceKind.CACHED: Cached,
-            ReferenceKind.TEACHER: lambda: self._teacher(type(policy)),
-            ReferenceKind.NONE: lambda: None,
-        }
-        return makers[self.reference]()
+    def _reference(self, policy: Backbone, start: AdapterStart | None) -> Reference | None:
+        kind = ReferenceKind(self.reference)
+        if kind is ReferenceKind.NONE:
+            return None
+        if kind is ReferenceKind.CACHED:
+            return Cached()
+        if kind is ReferenceKind.TEACHER:
+            return self._teacher(type(policy))
+        return initial_policy(policy, start, kind)
 
 
 def shard(models: Models, mesh: DeviceMesh, *, cpu_offload: bool = False) -> None:
@@ -318,18 +181,6 @@ def shard(models: Models, mesh: DeviceMesh, *, cpu_offload: bool = False) -> Non
     shard_actor(models.policy, mesh, cpu_offload=cpu_offload)
     if isinstance(models.reference, FrozenCopy):
         shard_actor(models.reference.actor, mesh, cpu_offload=cpu_offload)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every part has the mode it had."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def align_with_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -349,47 +200,6 @@ def align_with_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     ends = [tokenizer.eos_token_id, *(end for end in ends if end not in (None, tokenizer.eos_token_id))]
     generation.eos_token_id = ends if len(ends) > 1 else ends[0]
     generation.pad_token_id = tokenizer.pad_token_id
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Switch off everything in a model that is random in training mode.
-
-    Dropout modules, the probabilities that models hand to functional dropout as plain numbers (attention dropout, all
-    of OPT's), layer drop and router jitter.
-    """
-    for part in model.modules():
-        if isinstance(part, nn.modules.dropout._DropoutNd):
-            part.p = 0.0
-        for name, value in vars(part).items():
-            if isinstance(value, float) and ("drop" in name or "jitter" in name):
-                setattr(part, name, 0.0)
-
-
-def set_gradient_checkpointing(model: Any, active: bool) -> None:
-    """Switch a transformers model's activation checkpointing, non-reentrant: FSDP2 and packed rows need that kind.
-
-    Raises:
-        ValueError: the architecture has none.
-    """
-    if not model.supports_gradient_checkpointing:
-        raise ValueError(f"model.gradient_checkpointing=true, but {type(model).__name__} has no such thing")
-    word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"  # renamed in 5.x
-    if active:
-        getattr(model, f"{word}_checkpointing_enable")({"use_reentrant": False})
-    else:
-        getattr(model, f"{word}_checkpointing_disable")()
-
-
-def compile_layers(actor: nn.Module) -> None:
-    """Compile each decoder layer in place; they share one graph, and names in state dicts stay as they are.
-
-    Shared-prefix attention walks over the spans of the batch at hand, so it stays outside the graphs: traced, every
-    batch would be a new program.
-    """
-    untraced = torch.compiler.disable(attention.attention_forward)  # type: ignore[no-untyped-call]
-    AttentionInterface.register(attention.NAME, untraced)
-    for layer in decoder_layers(actor):
-        layer.compile(dynamic=True)
 
 
 def _named_dtype(name: str) -> torch.dtype:

@@ -16,7 +16,7 @@ from rlhf_lightning.models.export import export
 from rlhf_lightning.models.fingerprint import reference_fingerprint
 from rlhf_lightning.models.generation import generate
 from rlhf_lightning.models.memory import describe
-from rlhf_lightning.models.roles import FrozenCopy, ModelBuilder, Models, shard
+from rlhf_lightning.models.roles import AdapterDisabled, FrozenCopy, ModelBuilder, Models, shard
 from rlhf_lightning.models.sharding import reshard
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.types import PackedBatch
@@ -46,7 +46,12 @@ def step(models: Models, batch: PackedBatch) -> dict[str, torch.Tensor]:
 def check(name: str, folder: Path) -> None:
     source, adapter, kind = CASES[name]
     rank, mesh = dist.get_rank(), init_device_mesh("cpu", (dist.get_world_size(),))
-    builder = ModelBuilder(source, adapter, kind)
+
+    def builder() -> Models:
+        models = ModelBuilder(source, adapter, "frozen" if kind == "frozen" else "none")()
+        models.reference = models.reference or AdapterDisabled(models.policy)
+        return models
+
     whole, models = builder(), builder()
     batch = pairs(3)
     expected = whole.policy.eval()(batch).token.detach(), whole.reference(batch).token, step(whole, batch)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
 from torch import nn
@@ -89,13 +87,13 @@ def test_frozen_copy_stays_in_evaluation_mode_and_out_of_training():
 
 def test_adapter_off_leaves_the_policy_as_it_was():
     source = TinyRandom(architecture="gpt2", dropout=True, backend="padded")  # GPT-2's config has dropout 0.1
-    models = ModelBuilder(source, Lora(r=4, seed=0, dropout=0.5, init=False), "adapter_off")()
-    policy, batch = models.policy.train(), pairs()
+    policy, batch = ModelBuilder(source, Lora(r=4, seed=0, dropout=0.5, init=False), "none")().policy.train(), pairs()
+    reference = AdapterDisabled(policy)
     next(part for part in policy.modules() if type(part).__name__ == "GPT2Block").eval()
     modes = [part.training for part in policy.modules()]
     required = [p.requires_grad for p in policy.parameters()]
-    first = models.reference(batch).token
-    assert torch.equal(first, models.reference(batch).token)  # no dropout of the base either
+    first = reference(batch).token
+    assert torch.equal(first, reference(batch).token)  # no dropout of the base either
     assert [part.training for part in policy.modules()] == modes
     assert [p.requires_grad for p in policy.parameters()] == required
     with evaluating(policy):
@@ -181,12 +179,6 @@ def test_impossible_combinations_are_refused_before_anything_loads():
         AdapterDisabled(Actor(TinyRandom().load()))
 
 
-def test_a_frozen_reference_beside_an_adapter_is_remarked_upon(caplog):
-    with caplog.at_level(logging.INFO):
-        ModelBuilder(RecordingSource(), LORA, "frozen")
-    assert "adapter_off" in caplog.text
-
-
 def test_an_empty_adapter_is_none():
     assert ModelBuilder(TinyRandom(), {}, "none").adapter is None  # what adapter=none composes to
     assert ModelBuilder(TinyRandom(), None, "cached").reference is ReferenceKind.CACHED
@@ -247,11 +239,11 @@ def test_gradient_checkpointing_recomputes_the_adapter_that_was_on():
     gradients = []
     for checkpointing in (False, True):
         lora = Lora(r=4, seed=0, init=False)
-        models = ModelBuilder(TinyRandom(), lora, "adapter_off", gradient_checkpointing=checkpointing)()
-        out = models.policy.train()(pairs())
-        models.reference(pairs())
+        policy = ModelBuilder(TinyRandom(), lora, "none", gradient_checkpointing=checkpointing)().policy
+        out = policy.train()(pairs())
+        AdapterDisabled(policy)(pairs())
         out.sum().sum().backward()
-        gradients.append([p.grad for p in models.policy.parameters() if p.requires_grad])
+        gradients.append([p.grad for p in policy.parameters() if p.requires_grad])
     for first, second in zip(*gradients, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
 

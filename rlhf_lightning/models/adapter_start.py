@@ -1,0 +1,160 @@
+"""What an adapter does at the start of training, by the numbers: is the model beneath it the initial policy?
+
+LoRA's update starts at zero, so switching the adapter off gives the initial policy, for no memory. It does not where
+the update starts elsewhere (a trained adapter; ``pissa``, ``olora`` and the like, which also rewrite the base), and it
+does not stay where weights beneath the adapter are trained (biases, norms). Names of options cannot tell these apart
+for good: the two models are compared.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_lightning.models.adapters import is_quantized, without_adapter
+from rlhf_lightning.models.backbone import Backbone
+from rlhf_lightning.models.modes import evaluating
+
+#: Tokens of the row that both models read, spread over the vocabulary.
+_TOKENS = 16
+#: Logits of the base that a checkpoint keeps.
+_KEPT = 64
+#: Rows of an adapted embedding that are compared at once.
+_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class AdapterStart:
+    """The policy at the start of training, held against the policy without its adapter.
+
+    Args:
+        difference: largest difference of a logit or of an entry of an adapted embedding, beyond what a repeated pass
+            differs by (nothing, but on devices that add in any order).
+        moving: names of the weights that are trained and are used with the adapter switched off, too.
+        base: some logits of the policy without its adapter.
+        tolerance: difference of logits, relative to the largest one, that rounding on another machine explains.
+    """
+
+    difference: float
+    moving: tuple[str, ...]
+    base: tuple[float, ...]
+    tolerance: float
+
+    @property
+    def is_base(self) -> bool:
+        """Whether the policy without its adapter is the initial policy and stays it."""
+        return self.difference == 0 and not self.moving
+
+    def reason(self) -> str:
+        """Why it is not, for people."""
+        reasons = []
+        if self.difference != 0:  # nan as well
+            reasons.append(
+                f"the adapter does not start at zero (with it numbers differ by up to {self.difference:.3g}: a trained "
+                "adapter in adapter.path, or adapter.init)"
+            )
+        if self.moving:
+            reasons.append(
+                f"{len(self.moving)} of the trained weights are used without the adapter, too, for example "
+                f"{self.moving[0]} (adapter.options.bias)"
+            )
+        return ", and ".join(reasons)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as plain containers: it has the adapter, and not the base beneath it."""
+        return {"base": list(self.base), "tolerance": self.tolerance}
+
+    def check(self, saved: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint that was trained on another base.
+
+        Args:
+            saved: :meth:`state` of the run that wrote it.
+
+        Raises:
+            ValueError: the bases' logits differ by more than rounding.
+        """
+        ours, theirs = torch.tensor(self.base), torch.tensor(saved["base"])
+        close = max(self.tolerance, saved["tolerance"])
+        if ours.shape == theirs.shape and _difference(ours, theirs) <= close * float(theirs.abs().max()):
+            return
+        raise ValueError(
+            "the checkpoint's adapter was trained on another base than this one, and the checkpoint holds the adapter "
+            "only: resume with the model that it was trained on (model.name, adapter.quantize) and, if adapter.init "
+            "draws what it takes from the base (pissa_niter_4), with its adapter.seed; or set ckpt_path=null"
+        )
+
+
+@torch.no_grad()
+def adapter_start(policy: Backbone) -> AdapterStart:
+    """Compare a policy at its start with itself without its adapter: two passes over a short row, without dropout.
+
+    Every process computes the same on whole weights, without communication: call it before they are sharded.
+
+    Args:
+        policy: with an adapter, untrained.
+    """
+    with evaluating(policy), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT warns of trained biases, which are looked for here
+        first = _outputs(policy)
+        with policy.adapter_switched(False), torch.enable_grad():
+            second = _outputs(policy)
+            moving = _reached(policy, second)
+        second = second.detach()
+        difference = _difference(first, second)
+        if difference != 0:
+            with policy.adapter_switched(False):
+                repeated = _difference(second, _outputs(policy))
+            difference = 0.0 if difference <= 4 * repeated else difference  # atomic additions on a GPU
+        difference = max(difference, *_embedding_differences(policy), key=abs)
+    kept = second[0, -1].float().cpu()
+    kept = kept[torch.linspace(0, len(kept) - 1, _KEPT).long()]
+    rounding = torch.bfloat16 if is_quantized(policy) else second.dtype
+    return AdapterStart(difference, moving, tuple(kept.tolist()), torch.finfo(rounding).eps ** 0.5)
+
+
+def _outputs(policy: Backbone) -> Tensor:
+    """Logits of the row, ``[1, tokens, vocabulary]``; hidden states of a model that has no vocabulary."""
+    base = policy.base
+    table: Any = base.get_input_embeddings()
+    last = without_adapter(table).num_embeddings - 1
+    ids = torch.linspace(0, last, _TOKENS, device=base.device).long()[None]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if policy.needs_vocabulary:
+        logits: Tensor = base(**inputs).logits
+        return logits
+    states: Tensor = policy.trunk(**inputs).last_hidden_state
+    return states
+
+
+def _reached(policy: Backbone, outputs: Tensor) -> tuple[str, ...]:
+    """Names of the trained weights that outputs were computed with."""
+    if not outputs.requires_grad:
+        return ()
+    trained = {name: value for name, value in policy.named_parameters() if value.requires_grad}
+    gradients = torch.autograd.grad(outputs.float().sum(), list(trained.values()), allow_unused=True)
+    return tuple(name for name, gradient in zip(trained, gradients, strict=True) if gradient is not None)
+
+
+def _embedding_differences(policy: Backbone) -> list[float]:
+    """Largest difference of every adapted embedding: the row reads few of its tokens, an adapter may know others."""
+    largest = [0.0]
+    for module in policy.base.modules():
+        table = without_adapter(module)
+        if module is table or not isinstance(table, nn.Embedding):
+            continue
+        for ids in torch.arange(table.num_embeddings, device=table.weight.device).split(_ROWS):
+            first = module(ids)
+            with policy.adapter_switched(False):
+                largest.append(_difference(first, module(ids)))
+    return largest
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    """Largest absolute difference; entries that are equal count as 0, infinite ones too."""
+    apart = torch.where(one == other, torch.zeros_like(one), (one - other).abs())
+    return float(apart.max())
