@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from rlhf_lightning.models.roles import Models
+
+log = logging.getLogger(__name__)
 
 #: What is done to scores once a model is trained; see :class:`ScoringModule`.
 Normalize = Literal["none", "standard", "demonstrations", "scale"]
@@ -85,9 +88,13 @@ class ScoringModule(AlignmentModule[BatchT]):
 
     def configure_model(self) -> None:
         """Load the models; refuse a tokenizer whose padding would hide where scores are read."""
+        if self.policy is not None:
+            return
         super().configure_model()
         if self.tokenizer is not None:
             check_padding(self.tokenizer)
+        origin = getattr(self.policy, "head_origin", None)
+        log.info("%-9s %s", "head", "new: its weights are drawn" if origin is None else f"that of {origin}")
 
     # Computing
 

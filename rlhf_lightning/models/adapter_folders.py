@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf_lightning.models.loading import load_adapter, load_model
 from rlhf_lightning.models.merging import merge_and_unload
 from rlhf_lightning.models.naming import BASE_NOTE
 
@@ -32,9 +33,8 @@ def load_merged(folder: str, options: dict[str, Any]) -> PreTrainedModel:
         options: of ``from_pretrained``; of a ``revision`` only the adapter is, so it does not count.
 
     Raises:
-        ValueError: the base would be quantised, or does not load by its name.
+        ValueError: the base would be quantised, does not load by its name, or the adapter is not the whole of one for it.
     """
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     base = adapter_base(folder)
@@ -44,10 +44,10 @@ def load_merged(folder: str, options: dict[str, Any]) -> PreTrainedModel:
     try:
         if base is None:
             raise ValueError("the adapter does not say")
-        model: Any = AutoModelForCausalLM.from_pretrained(base, **options)
+        model = load_model(AutoModelForCausalLM, base, **options)
     except (OSError, ValueError) as error:
         raise ValueError(_both(folder, base, "that base does not load by its name")) from error
-    return note_merged(merge_and_unload(PeftModel.from_pretrained(model, folder)), folder, base)
+    return note_merged(merge_and_unload(load_adapter(model, folder, trainable=False)), folder, base)
 
 
 def note_merged(model: PreTrainedModel, folder: str | Path, base: str | None) -> PreTrainedModel:

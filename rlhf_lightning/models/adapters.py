@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 import torch
 from torch import nn
 
+from rlhf_lightning.models.loading import load_adapter
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -121,7 +123,8 @@ class Lora:
         """Put the adapter on the model. The adapter's weights are float32 even if the base's are half precision.
 
         Raises:
-            ValueError: PEFT knows no such target module.
+            ValueError: PEFT knows no such target module, or the adapter in ``path`` is not the whole of one for this
+                model.
         """
         _quieten_bitsandbytes()
         keep_differentiable(model)
@@ -133,9 +136,7 @@ class Lora:
         return adapted
 
     def _saved(self, model: PreTrainedModel, path: str) -> PeftModel:
-        from peft import PeftModel
-
-        return PeftModel.from_pretrained(model, path, is_trainable=True)
+        return load_adapter(model, path, trainable=True)
 
     def _fresh(self, model: PreTrainedModel) -> PeftModel:
         from peft import LoraConfig, get_peft_model

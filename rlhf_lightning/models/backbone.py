@@ -49,9 +49,10 @@ class Backbone(nn.Module):
                 "prompt-learning adapters are not supported; use an adapter inside the layers, such as LoRA"
             )
         if self.needs_vocabulary and hasattr(self.base, "saved_head"):
+            origin = self.base.saved_head.origin or self.base.name_or_path
             raise ValueError(
-                f"{self.base.name_or_path} holds a reward model, which has no head over the vocabulary: start from a "
-                "language model, or choose a method that trains rewards, such as method=bradley_terry"
+                f"{origin} holds a reward model, which has no head over the vocabulary: start from a language model, "
+                "or choose a method that trains rewards, such as method=bradley_terry"
             )
         self.backend = choose_backend(self.base, backend, vocabulary=self.needs_vocabulary)
         if self.backend == "packed":

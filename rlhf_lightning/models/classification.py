@@ -31,20 +31,17 @@ from rlhf_lightning.models.export import (
     save_adapter,
     written_form,
 )
+from rlhf_lightning.models.heads import HEAD, NORMALIZATION, SavedHead
+from rlhf_lightning.models.loading import check_classifier, load_adapter, load_model
 from rlhf_lightning.models.merging import merge_and_unload, merged_weights
 from rlhf_lightning.models.naming import plain_name, transformers_model
-from rlhf_lightning.models.scorer import SavedHead, ScalarHead, Scorer
+from rlhf_lightning.models.scorer import ScalarHead, Scorer
 from rlhf_lightning.models.sharding import unsharded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-
-#: Field of an exported configuration: {"mean": ..., "std": ...}.
-NORMALIZATION = "score_normalization"
-#: Where transformers keeps the head of its decoders.
-HEAD = "score"
 
 
 def is_classifier(folder: str | Path, revision: str | None = None) -> bool:
@@ -64,21 +61,24 @@ def load_whole(folder: str, options: dict[str, Any]) -> PreTrainedModel:
     Args:
         folder: or hub id.
         options: of ``from_pretrained``.
+
+    Raises:
+        ValueError: it is another kind of model, or its files lack weights, such as the head.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     adapter = Path(folder) / "adapter_config.json"
     if not adapter.is_file():
-        whole: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(folder, **options)
-        return whole
-    from peft import PeftModel
-
+        config = AutoConfig.from_pretrained(folder, revision=options.get("revision", "main"), trust_remote_code=False)
+        check_classifier(folder, config.architectures)
+        return load_model(AutoModelForSequenceClassification, folder, **options)
     base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     options = {name: value for name, value in options.items() if name != "revision"}
     options |= {"num_labels": config.num_labels, "pad_token_id": config.pad_token_id}
-    loaded: Any = _quietly(lambda: AutoModelForSequenceClassification.from_pretrained(base, **options))
-    merged: Any = merge_and_unload(PeftModel.from_pretrained(loaded, folder))
+    heads = json.loads(adapter.read_text(encoding="utf-8")).get("modules_to_save") or [HEAD]
+    loaded = load_model(AutoModelForSequenceClassification, base, new=heads, other_heads=True, **options)
+    merged: Any = merge_and_unload(load_adapter(loaded, folder, trainable=False, whole=True))
     setattr(merged.config, NORMALIZATION, getattr(config, NORMALIZATION, None))
     return note_merged(merged, folder, base)
 
@@ -95,12 +95,10 @@ def without_head(model: PreTrainedModel) -> PreTrainedModel:
             f"{model.name_or_path}: {type(model).__name__} has no linear head named {HEAD!r}, so it is no decoder that "
             "could be trained here; rewards.ModelReward can use it as it is"
         )
-    measured = getattr(model.config, NORMALIZATION, None) or {}
     bias = None if head.bias is None else head.bias.detach().clone()
     changed: Any = model
-    changed.saved_head = SavedHead(
-        head.weight.detach().clone(), bias, float(measured.get("mean", 0.0)), float(measured.get("std", 1.0))
-    )
+    measured = getattr(model.config, NORMALIZATION, None)
+    changed.saved_head = SavedHead.of(head.weight.detach().clone(), bias, measured, model.name_or_path)
     changed.score = nn.Identity()
     return model
 
@@ -243,15 +241,3 @@ def _write_adapter(policy: Scorer, folder: Path, config: Any, adapter: str) -> N
     described |= {"task_type": "SEQ_CLS", "modules_to_save": kept}
     path.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     config.save_pretrained(folder)
-
-
-def _quietly(load: Any) -> Any:
-    """Load without transformers' report that the head is new; the adapter's file brings it."""
-    from transformers.utils import logging as transformers_logging
-
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)
-    try:
-        return load()
-    finally:
-        transformers_logging.set_verbosity(level)

@@ -42,13 +42,13 @@ def separate_critic(
         ValueError: the source has another vocabulary, or no head where one is to be kept.
     """
     model: Any = copy.deepcopy(policy.model) if source is None else _loaded(source, policy)
+    if adapter is not None and source is not None:
+        model = adapter.apply(model)  # a reward model's adapter brings a head
     if head == "keep" and not hasattr(model, "saved_head"):
         raise ValueError(
             f"method.critic.head=keep, but {'a copy of the policy' if source is None else source.name} has no head: "
             "choose head=zeros, or give a reward model as method.critic.source"
         )
-    if adapter is not None and source is not None:
-        model = adapter.apply(model)
     init = head_init(head)
     scorer = Scorer(model, backend=policy.backend, init=init, seed=seed)  # takes a head that came with the weights
     if head not in ("auto", "keep"):

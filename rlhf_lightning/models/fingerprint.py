@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
@@ -36,6 +36,26 @@ _IRRELEVANT = frozenset(
         "transformers_version",
         "unk_token_id",
         "use_cache",
+    }
+)
+#: Fields of an adapter's config that say where it came from, how it began or how it is trained: what it computes is in
+#: its weights, whose names say which layers have it, and in the other fields (``lora_alpha``, ``use_rslora``, ...).
+_NO_PART_OF_ADAPTER = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "bias",
+        "corda_config",
+        "eva_config",
+        "inference_mode",
+        "init_lora_weights",
+        "loftq_config",
+        "lora_dropout",
+        "peft_version",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "task_type",
     }
 )
 
@@ -63,6 +83,7 @@ def reference_fingerprint(model: nn.Module, *, adapter: bool = True, precision: 
         f"log_probs {LOG_PROB_VERSION}",
         f"precision {precision}",
         json.dumps(config, sort_keys=True, default=str),
+        *(_adapter_settings(model, tensors) if adapter else ()),
         *(f"{name} {digest}" for name, digest in sorted(zip(tensors, digests, strict=True))),
     ):
         whole.update(part.encode() + b"\0")
@@ -76,6 +97,21 @@ def _heads(model: nn.Module, plain: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, part in model.named_children():
         if name != "model":
             yield from ((f"{name}.{key}", whole(value)) for key, value in part.state_dict().items())
+
+
+def _adapter_settings(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """What an adapter computes beside its weights, such as LoRA's scale; nothing while its update is zero."""
+    adapted: Any = model if hasattr(model, "peft_config") else getattr(model, "model", None)
+    updated = any(".lora_" in name and ".lora_magnitude" not in name for name in tensors)
+    for name in getattr(adapted, "active_adapters", ()) if hasattr(adapted, "peft_config") else ():
+        fields = adapted.peft_config[name].to_dict()
+        if updated or fields["peft_type"] != "LORA":
+            kept = {key: value for key, value in fields.items() if key not in _NO_PART_OF_ADAPTER}
+            yield json.dumps(kept, sort_keys=True, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
 
 
 def _named_tensors(model: nn.Module, *, adapter: bool) -> Iterator[tuple[str, Tensor]]:

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from rlhf_lightning.models.loading import load_model
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,7 +75,7 @@ def read_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     require_reader()
-    model: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=dtype)
+    model: Any = load_model(AutoModelForCausalLM, path.parent, gguf_file=path.name, dtype=dtype)
     model.hf_quantizer = None
     for owner, name in ((model, "quantization_method"), (model.config, "quantization_config")):
         if hasattr(owner, name):

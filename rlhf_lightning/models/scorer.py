@@ -8,7 +8,6 @@ they differ by less than 0.03.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, cast, get_args, overload
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.backbone import Backbone
+from rlhf_lightning.models.heads import SavedHead
 from rlhf_lightning.types import PackedBatch, SequenceLogProbs
 
 if TYPE_CHECKING:
@@ -27,16 +27,6 @@ if TYPE_CHECKING:
 #: Where a score is read: at each response's last token, at the scored tokens, or at the tokens that predict those.
 Place = Literal["last", "scored", "source"]
 HeadInit = Literal["rsqrt", "inverse", "zeros"]
-
-
-@dataclass(frozen=True)
-class SavedHead:
-    """A head that came with weights: the loader leaves it at ``model.saved_head``, a scorer takes it from there."""
-
-    weight: Tensor  #: [outputs, d]
-    bias: Tensor | None = None  #: [outputs]
-    mean: float = 0.0  #: normalisation that was fitted when it was trained
-    std: float = 1.0
 
 
 class ScalarHead(nn.Module):
@@ -148,6 +138,7 @@ class Scorer(Backbone):
         #: Of the scores on reference samples, once measured; see :meth:`normalized`. Plain numbers, since a cast of the
         #: module to half precision would round a buffer.
         self.mean, self.std = 0.0, 1.0
+        self.head_origin = None if saved is None else saved.origin  #: where the head came from; None: it is new
         if saved is not None:
             self._take(saved)
         self.language_model = language_model

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args, runtim
 import torch
 
 from rlhf_lightning.models import gguf
+from rlhf_lightning.models.loading import load_model
 from rlhf_lightning.models.naming import BASE_NOTE
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer, resolve_chat_template
 
@@ -135,8 +136,8 @@ class Pretrained(Execution):
 
         Raises:
             OSError: nothing is at ``name``, or it could not be read.
-            ValueError: the model needs code that comes with it; or it is an adapter whose base is quantised, does not
-                load by its name, or is on the hub.
+            ValueError: the model needs code that comes with it, or its files do not hold the whole of it; or it is an
+                adapter whose base is quantised, does not load by its name, or is on the hub.
         """
         from transformers import AutoModelForCausalLM
 
@@ -157,7 +158,7 @@ class Pretrained(Execution):
                 return without_head(load_whole(self._location(), options))
             if holds_adapter(self._location()):
                 return load_merged(self._location(), options)
-            return refuse_injected(AutoModelForCausalLM.from_pretrained(self._location(), **options), self.name)
+            return refuse_injected(load_model(AutoModelForCausalLM, self._location(), **options), self.name)
 
     def _named(self, model: PreTrainedModel, path: Path) -> PreTrainedModel:
         """Name a model out of a GGUF file, not out of our cache's folder, and note for exports what its weights are."""
@@ -210,7 +211,7 @@ class Pretrained(Execution):
         dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
         if self.cache:
             try:
-                return AutoModelForCausalLM.from_pretrained(gguf.model_folder(path, dtype), dtype=dtype, **options)
+                return load_model(AutoModelForCausalLM, gguf.model_folder(path, dtype), dtype=dtype, **options)
             except OSError as error:
                 _log_uncached(error)
         return _reload(gguf.read_model(path, dtype), dtype, options)
@@ -335,7 +336,7 @@ def _reload(model: PreTrainedModel, dtype: torch.dtype, options: dict[str, Any])
 
     with tempfile.TemporaryDirectory() as folder:
         gguf.save_model(model, Path(folder))
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+        loaded: Any = load_model(AutoModelForCausalLM, folder, dtype=dtype, **options)
     loaded.name_or_path = loaded.config._name_or_path = model.name_or_path  # not the folder that is gone
     return cast("PreTrainedModel", loaded)
 

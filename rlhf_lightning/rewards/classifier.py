@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from rlhf_lightning.models.loading import check_classifier
 from rlhf_lightning.rewards.model import ModelReward
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def _position(path: str, label: str | int | None) -> int:
 
     folder = Path(path).expanduser()
     config = AutoConfig.from_pretrained(str(folder) if folder.exists() else path, trust_remote_code=False)
+    check_classifier(path, config.architectures)
     names = {int(number): str(name) for number, name in config.id2label.items()}
     if label is None:
         if len(names) > 1:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.models.buffers import keep_float32_buffers
-from rlhf_lightning.models.classification import HEAD, load_whole, without_head
+from rlhf_lightning.models.classification import load_whole, without_head
+from rlhf_lightning.models.heads import HEAD
 from rlhf_lightning.models.roles import align_with_tokenizer
 from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import Pretrained

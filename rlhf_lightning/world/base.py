@@ -23,6 +23,7 @@ import torch
 from filelock import FileLock
 
 from rlhf_lightning.data.cache import default_folder
+from rlhf_lightning.models.loading import load_model
 from rlhf_lightning.models.sources import Dtype, Execution
 from rlhf_lightning.models.tokenizers import prepare_tokenizer
 from rlhf_lightning.world import grammar
@@ -89,9 +90,8 @@ class TinyWorld(Execution):
         from transformers import LlamaForCausalLM
 
         options: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
-        loader: Any = LlamaForCausalLM
-        model = loader.from_pretrained(self.folder() / "model", dtype=getattr(torch, self.dtype), **options)
-        return cast("PreTrainedModel", model.eval())
+        model = load_model(LlamaForCausalLM, self.folder() / "model", dtype=getattr(torch, self.dtype), **options)
+        return model.eval()
 
     def folder(self) -> Path:
         """The cached base: ``model``, ``base.json`` with what is known about it; made now if it is not there."""

@@ -16,8 +16,9 @@ from rlhf_lightning.losses.preference import dpo
 from rlhf_lightning.losses.rating import attribute_regression, binary_discrimination, process_reward
 from rlhf_lightning.methods.rating import Rating
 from rlhf_lightning.models.gated import GatedScorer
+from rlhf_lightning.models.heads import SavedHead
 from rlhf_lightning.models.roles import ModelBuilder
-from rlhf_lightning.models.scorer import SavedHead, Scorer
+from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.ops.debias import verbosity_penalties
 from rlhf_lightning.types import Example, PackedBatch, StepTotals

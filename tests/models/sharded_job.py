@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,15 +44,17 @@ def step(models: Models, batch: PackedBatch) -> dict[str, torch.Tensor]:
     return {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in gradients.items()}
 
 
+def build(source: TinyRandom, adapter: Lora | None, kind: str) -> Models:
+    """The models of a case; an adapter that does not start at zero is held against its base, which no run would do."""
+    models = ModelBuilder(source, adapter, "frozen" if kind == "frozen" else "none")()
+    models.reference = models.reference or AdapterDisabled(models.policy)
+    return models
+
+
 def check(name: str, folder: Path) -> None:
     source, adapter, kind = CASES[name]
     rank, mesh = dist.get_rank(), init_device_mesh("cpu", (dist.get_world_size(),))
-
-    def builder() -> Models:
-        models = ModelBuilder(source, adapter, "frozen" if kind == "frozen" else "none")()
-        models.reference = models.reference or AdapterDisabled(models.policy)
-        return models
-
+    builder = partial(build, source, adapter, kind)
     whole, models = builder(), builder()
     batch = pairs(3)
     expected = whole.policy.eval()(batch).token.detach(), whole.reference(batch).token, step(whole, batch)

@@ -13,8 +13,9 @@ from rlhf_lightning.data.packing import pack
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.fingerprint import reference_fingerprint
+from rlhf_lightning.models.heads import SavedHead
 from rlhf_lightning.models.roles import ModelBuilder
-from rlhf_lightning.models.scorer import SavedHead, ScalarHead, Scorer
+from rlhf_lightning.models.scorer import ScalarHead, Scorer
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.types import Example
 from tests.helpers.tiny_models import CONFIGS, UNPACKABLE, tiny_model

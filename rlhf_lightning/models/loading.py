@@ -1,0 +1,146 @@
+"""Weights of a folder or of the hub, loaded whole or refused.
+
+What a file lacks transformers draws at random, and what a model has no room for it leaves out, both with a remark in
+the log; PEFT does the same without one. A run on such a model has numbers that mean nothing and differ by the seed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf_lightning.models.heads import HEAD, saved_head
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+#: What PEFT puts before the name of a weight.
+_PREFIX = "base_model.model."
+
+
+def load_model(
+    loader: Any, location: str | Path, *, new: Collection[str] = (), other_heads: bool = False, **options: Any
+) -> PreTrainedModel:
+    """A transformers model all of whose weights came from its files.
+
+    Args:
+        loader: a class of transformers with ``from_pretrained``.
+        location: folder or hub id.
+        new: modules that the files may lack, since somebody else brings them.
+        other_heads: whether the files may have weights that stand outside the transformer: another model's head.
+        options: of ``from_pretrained``.
+
+    Raises:
+        ValueError: weights are missing, are of another shape than the configuration says, or have no place.
+    """
+    with _without_report():
+        model, info = loader.from_pretrained(
+            location, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    trunk = f"{model.base_model_prefix}."
+    missing = [name for name in info["missing_keys"] if not name.startswith(tuple(f"{module}." for module in new))]
+    unknown = [name for name in info["unexpected_keys"] if not other_heads or name.startswith(trunk)]
+    reshaped = [f"{name} {[*saved]} instead of {[*own]}" for name, saved, own in info["mismatched_keys"]]
+    _refuse(f"{location} does not hold a whole {type(model).__name__}", missing, unknown, reshaped, _advice(missing))
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def load_adapter(model: PreTrainedModel, path: str, *, trainable: bool, whole: bool = False) -> PeftModel:
+    """A PEFT model around a model, with an adapter that was saved.
+
+    The head that a reward model's adapter comes with is left at ``saved_head``, where the
+    :class:`~rlhf_lightning.models.scorer.Scorer` looks for it.
+
+    Args:
+        model: that the adapter was trained on.
+        path: folder or hub id of the adapter.
+        trainable: whether it is trained further.
+        whole: the model is a sequence-classification model with a head of its own, which takes the saved one's place.
+
+    Raises:
+        ValueError: the file lacks weights of the adapter, has others, or the model has other layers.
+    """
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
+
+    folder = str(Path(path).expanduser()) if Path(path).expanduser().exists() else path
+    config: Any = PeftConfig.from_pretrained(folder)
+    weights = load_peft_weights(folder, device="cpu")
+    detached = config.task_type == "SEQ_CLS" and not whole
+    if detached:
+        config.task_type = None
+        config.modules_to_save = [name for name in config.modules_to_save or () if name != HEAD] or None
+    problem = f"the adapter {path} does not fit {model.name_or_path or type(model).__name__}"
+    advice = "give the model that it was trained on, and its whole file"
+    try:
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable, config=config)
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise ValueError(f"{problem}: {str(error).splitlines()[-1].strip()}: {advice}") from error
+    own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    head = {name for name in weights if detached and name.startswith(f"{_PREFIX}{HEAD}.")}
+    beneath = adapted.state_dict().keys()  # an adapter's file may bring whole weights of the base
+    _refuse(problem, own.keys() - weights.keys(), weights.keys() - own.keys() - head - beneath, (), advice)
+    if detached:
+        base: Any = adapted.get_base_model()
+        base.saved_head = saved_head(weights, f"{_PREFIX}{HEAD}", folder)
+    return adapted
+
+
+def check_classifier(location: str | Path, architectures: Sequence[str] | None, option: str = "reward.path") -> None:
+    """Refuse what says of itself that it is no sequence-classification model; reads no weights.
+
+    Args:
+        location: folder or hub id.
+        architectures: of its configuration; None where it does not say.
+        option: that names it.
+
+    Raises:
+        ValueError: it is another kind of model, such as a language model.
+    """
+    if architectures and not any(name.endswith("ForSequenceClassification") for name in architectures):
+        raise ValueError(
+            f"{option}={location} holds a {architectures[0]}, which has no head for rewards, and one drawn at random "
+            "would say nothing: name the export of a reward model (rlhf train method=bradley_terry)"
+        )
+
+
+def _refuse(
+    problem: str, missing: Collection[str], unknown: Collection[str], reshaped: Collection[str], advice: str
+) -> None:
+    told = [
+        f"{len(names)} {what} ({', '.join(sorted(names)[:2])}{', ...' if len(names) > 2 else ''})"
+        for names, what in (
+            (missing, "weights are missing and would be random"),
+            (unknown, "weights have no place in it"),
+            (reshaped, "weights have another shape than its configuration says"),
+        )
+        if names
+    ]
+    if told:
+        raise ValueError(f"{problem}: {'; '.join(told)}: {advice}")
+
+
+def _advice(missing: Collection[str]) -> str:
+    heads = {name.rpartition(".")[0] for name in missing} & {HEAD, "classifier"}
+    if heads:
+        return "name a model that was trained to give scores, such as the export of method=bradley_terry"
+    return "give the folder of a whole model, whose config.json is that of its weights (sizes, layers, num_labels)"
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep transformers' table of missing and unexpected weights from the terminal: an error has them."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
