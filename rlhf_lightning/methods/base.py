@@ -358,7 +358,10 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
     def export(self, folder: str | Path, form: Form = "auto") -> Path:
         """Write the policy as a folder that transformers or PEFT loads; a collective call."""
         with self.evaluation_weights():
-            return export(self.policy, self.tokenizer, folder, form=form)
+            path = export(self.policy, self.tokenizer, folder, form=form)
+        if self.adapter_start is not None and form != "merged" and self.global_rank == 0:
+            self.adapter_start.note(path)
+        return path
 
 
 def _as_it_is(data: Any) -> Any:

@@ -33,7 +33,7 @@ def load_merged(folder: str, options: dict[str, Any]) -> PreTrainedModel:
         options: of ``from_pretrained``; of a ``revision`` only the adapter is, so it does not count.
 
     Raises:
-        ValueError: the base would be quantised, does not load by its name, or the adapter is not the whole of one for it.
+        ValueError: the base would be quantised or does not load by its name, or the adapter is not whole or not for it.
     """
     from transformers import AutoModelForCausalLM
 

@@ -8,9 +8,11 @@ for good: the two models are compared.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +28,8 @@ _TOKENS = 16
 _KEPT = 64
 #: Rows of an adapted embedding that are compared at once.
 _ROWS = 8192
+#: Beside an exported adapter that did not start at zero.
+_NOTE = "adapter_start.json"
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,12 @@ class AdapterStart:
                 f"{self.moving[0]} (adapter.options.bias)"
             )
         return ", and ".join(reasons)
+
+    def note(self, folder: Path) -> None:
+        """Note beside an exported adapter that its base is not what it was trained from; nothing where it is."""
+        if self.difference != 0:
+            note = {"is_base": False, "difference": self.difference}
+            (folder / _NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, as plain containers: it has the adapter, and not the base beneath it."""
@@ -112,9 +122,14 @@ def adapter_start(policy: Backbone) -> AdapterStart:
             difference = 0.0 if difference <= 4 * repeated else difference  # atomic additions on a GPU
         difference = max(difference, *_embedding_differences(policy), key=abs)
     kept = second[0, -1].float().cpu()
-    kept = kept[torch.linspace(0, len(kept) - 1, _KEPT).long()]
+    kept = kept[_spread(len(kept) - 1, _KEPT)]
     rounding = torch.bfloat16 if is_quantized(policy) else second.dtype
     return AdapterStart(difference, moving, tuple(kept.tolist()), torch.finfo(rounding).eps ** 0.5)
+
+
+def starts_as_base(folder: str | Path) -> bool:
+    """Whether the adapter in a folder was trained from its base, as far as the folder says; see ``note``."""
+    return not (Path(folder).expanduser() / _NOTE).is_file()
 
 
 def _outputs(policy: Backbone) -> Tensor:
@@ -122,13 +137,18 @@ def _outputs(policy: Backbone) -> Tensor:
     base = policy.base
     table: Any = base.get_input_embeddings()
     last = without_adapter(table).num_embeddings - 1
-    ids = torch.linspace(0, last, _TOKENS, device=base.device).long()[None]
+    ids = _spread(last, _TOKENS).to(base.device)[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if policy.needs_vocabulary:
         logits: Tensor = base(**inputs).logits
         return logits
     states: Tensor = policy.trunk(**inputs).last_hidden_state
     return states
+
+
+def _spread(last: int, count: int) -> Tensor:
+    """Whole numbers from 0 to ``last``, evenly spaced."""
+    return torch.arange(count) * last // (count - 1)
 
 
 def _reached(policy: Backbone, outputs: Tensor) -> tuple[str, ...]:

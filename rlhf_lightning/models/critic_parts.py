@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from rlhf_lightning.models.adapters import Adapter
     from rlhf_lightning.models.backbone import Backbone
     from rlhf_lightning.models.sources import ModelSource
+
+log = logging.getLogger(__name__)
 
 #: How a critic's head starts. ``auto`` keeps a head that comes with the weights and starts at zero otherwise.
 CriticHead = Literal["auto", "keep", "zeros", "rsqrt", "inverse"]
@@ -49,6 +52,8 @@ def separate_critic(
             f"method.critic.head=keep, but {'a copy of the policy' if source is None else source.name} has no head: "
             "choose head=zeros, or give a reward model as method.critic.source"
         )
+    if source is not None and head == "auto" and not hasattr(model, "saved_head"):
+        log.info("%-9s %s brings no head: every value starts at 0", "critic", source.name)
     init = head_init(head)
     scorer = Scorer(model, backend=policy.backend, init=init, seed=seed)  # takes a head that came with the weights
     if head not in ("auto", "keep"):

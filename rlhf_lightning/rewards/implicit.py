@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from rlhf_lightning.models.adapter_folders import adapter_base
+from rlhf_lightning.models.adapter_start import starts_as_base
 from rlhf_lightning.models.sources import Dtype
 from rlhf_lightning.rewards.base import Scores
 from rlhf_lightning.rewards.log_prob import LogProbReward
@@ -28,7 +29,8 @@ class ImplicitReward:
     Args:
         tokenizer: of whoever made the token ids; None: the model's own.
         path: folder (a run's ``export/last``) or hub id of the trained language model, or of its adapter.
-        reference: folder or hub id of what it was trained from; None: the base that an adapter's folder names.
+        reference: folder or hub id of what it was trained from; None: the base that an adapter's folder names, unless
+            the run that wrote it noted that its adapter started elsewhere.
         beta: that of the training.
         reduction: of each log-probability over the response's tokens: ``sum``, or ``mean`` for models of losses that
             average.
@@ -39,7 +41,7 @@ class ImplicitReward:
         max_length: longest prompt with a response, in tokens; of a longer prompt the beginning is left out.
 
     Raises:
-        ValueError: no reference, and ``path`` is no folder of an adapter.
+        ValueError: no reference, and ``path`` is no folder of an adapter, or of one that did not start as its base.
     """
 
     def __init__(
@@ -56,6 +58,12 @@ class ImplicitReward:
         max_tokens: int = 16_384,
         max_length: int | None = None,
     ) -> None:
+        if reference is None and not starts_as_base(path):
+            raise ValueError(
+                f"reward=implicit: the adapter in {path} did not start at zero, so the base that it names is not what "
+                "it was trained from: say what was, such as the adapter that its run began with (adapter.path): "
+                "reward.reference=..."
+            )
         reference = reference if reference is not None else adapter_base(path)
         if reference is None:
             raise ValueError(
