@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import lightning as L
 import pytest
 import torch
 
@@ -13,7 +14,9 @@ from rlhf_lightning.losses import dpo
 from rlhf_lightning.methods import Preference
 from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.roles import ModelBuilder
-from rlhf_lightning.models.sources import TinyRandom
+from rlhf_lightning.models.sources import Pretrained, TinyRandom
+from rlhf_lightning.models.tokenizers import byte_tokenizer
+from rlhf_lightning.rewards import ImplicitReward
 from tests.helpers.training import Builder, loader, preference, trainer
 
 
@@ -67,6 +70,46 @@ def test_refreshed_reference_needs_a_place(tmp_path):
     module = preference(builder=Builder("cached"))
     with pytest.raises(ValueError, match="reference=frozen"):
         trainer(tmp_path).fit(module, loader(2), ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+
+
+def cached(fingerprint: str) -> Preference:
+    module = preference(builder=Builder("cached"))
+    module.configure_model()
+    module.reference.fingerprint = fingerprint
+    return module
+
+
+class Scored(L.Callback):
+    """Gives every batch log-probs of a reference."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        batch.reference_log_probs = torch.zeros(len(batch.target))
+
+
+def test_a_cached_reference_of_another_model_is_refused(tmp_path):
+    """The numbers would be those of another initial policy from the resume on."""
+    assert saved(tmp_path, cached("one"), Scored())["reference_fingerprint"] == "one"
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    trainer(tmp_path, [Scored()]).fit(cached("one"), loader(2), ckpt_path=path)
+    with pytest.raises(ValueError, match=r"reference=cached.*not the one that this run began with.*adapter\.path"):
+        trainer(tmp_path, [Scored()]).fit(cached("other"), loader(2), ckpt_path=path)
+
+
+@pytest.mark.parametrize("init", [True, False])
+def test_an_export_notes_an_adapter_that_did_not_start_as_its_base(tmp_path, init):
+    """What was trained from another start has another reference than the base that its folder names."""
+    TinyRandom(hidden_size=16, intermediate_size=32).load().save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    builder = ModelBuilder(Pretrained(str(tmp_path / "base")), Lora(r=2, seed=0, init=init), "auto")
+    module = Preference(builder, partial(dpo, beta=0.1))
+    module.configure_model()
+    folder = str(module.export(tmp_path / "export"))
+    if init:
+        ImplicitReward(path=folder)
+        return
+    with pytest.raises(ValueError, match=r"did not start at zero.*adapter\.path.*reward\.reference="):
+        ImplicitReward(path=folder)
+    ImplicitReward(path=folder, reference=str(tmp_path / "base"))
 
 
 def test_validation_of_a_checkpoint_uses_its_weights(tmp_path):

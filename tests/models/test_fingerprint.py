@@ -121,6 +121,19 @@ def test_a_trained_adapter():
     assert of(adapter=trained) != of(adapter=Lora(r=2, seed=1, init=False))
 
 
+@pytest.mark.parametrize("options", [{"alpha": 8}, {"rslora": True}, {"options": {"alpha_pattern": {"q_proj": 1}}}])
+def test_the_scale_of_an_adapter_that_adds_something(options):
+    """Two adapters with the same matrices; one of them fresh, it adds nothing whatever its scale."""
+    assert of(adapter=Lora(r=2, seed=0, init=False, **options)) != of(adapter=Lora(r=2, seed=0, init=False))
+    assert of(adapter=Lora(r=2, **options)) == of()
+
+
+def test_an_adapter_that_rewrites_its_base():
+    digests = {of(adapter=Lora(r=2, seed=0, init=init)) for init in ("pissa", "olora", False, True)}
+    assert len(digests) == 4
+    assert of(adapter=Lora(r=2, init="pissa", dropout=0.3)) == of(adapter=Lora(r=2, init="pissa"))
+
+
 def test_configuration_that_changes_the_numbers():
     assert of(TinyRandom(config={"rope_parameters": {"rope_type": "default", "rope_theta": 5e4}})) != of()
     assert of(TinyRandom(config={"rms_norm_eps": 1e-3})) != of()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from rlhf_lightning.models.roles import ModelBuilder, Models
 from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer
-from rlhf_lightning.rewards import LengthReward, ModelReward, Reward
+from rlhf_lightning.rewards import ClassifierReward, LengthReward, ModelReward, ProcessReward, Reward
 from rlhf_lightning.types import Example, sample_groups
 
 QUESTIONS = ["Why?", "Say nothing.", "Name three colours, and give a reason for each."]
@@ -139,3 +139,22 @@ def test_length() -> None:
     assert LengthReward(per_token=0.5)(sample_groups([[1]], [[[1, 2], [3]]])) == [[1.0, 0.5]]
     groups = sample_groups([[1]], [[[1, 2], [3], [1, 2, 3, 4]]])
     assert LengthReward(target=2, per_token=1.0)(groups) == [[0.0, -1.0, -2.0]]
+
+
+@pytest.mark.parametrize("maker", [ModelReward, ClassifierReward, ProcessReward])
+def test_a_language_model_is_no_reward_model(maker: Callable[..., Reward], tmp_path: Path) -> None:
+    TinyRandom().load().save_pretrained(tmp_path)
+    TinyRandom().tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"reward\.path=.*(no head for rewards|export a run)"):
+        maker(path=str(tmp_path))
+
+
+def test_an_encoder_without_its_classifier_is_refused(tmp_path: Path) -> None:
+    """A pretrained encoder beside a configuration that calls it a classifier."""
+    config = BertConfig(vocab_size=260, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=1)
+    model = BertForSequenceClassification(config)
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("classifier")}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    prepare_tokenizer(byte_tokenizer()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"2 weights are missing and would be random \(classifier\.bias"):
+        ModelReward(path=str(tmp_path))

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from functools import partial
+from pathlib import Path
 
 import pytest
+import torch
 
-from rlhf_lightning.callbacks import ImplicitRewards
-from tests.helpers.jobs import Memory, differences, final_state, fit, forked
+from rlhf_lightning.callbacks import ImplicitRewards, LastCheckpoint, StepSeed
+from rlhf_lightning.checkpointing import AtomicCheckpointIO
+from rlhf_lightning.losses import dpo
+from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.roles import ModelBuilder
+from rlhf_lightning.models.sources import TinyRandom
+from tests.helpers.jobs import KillAt, Memory, data, differences, final_state, fit, forked
+from tests.helpers.training import preference, trainer
+
+SMALL = TinyRandom(hidden_size=16, intermediate_size=32)
 
 
 @pytest.mark.parametrize("kind", ["preference", "supervised"])
@@ -48,3 +60,40 @@ def test_resumed_run_logs_what_the_whole_one_did(tmp_path):
     assert first == 6  # the step after the last save
     assert logs["cut"].rows == [row for row in logs["whole"].rows if row["step"] >= first]
     assert logs["cut"].series("train/reward/margin")
+
+
+def fit_adapter(folder: Path, adapter: Lora, kill_at: int | None = None) -> None:
+    """DPO against the start of an adapter; where the folder holds a checkpoint, go on from it."""
+    callbacks = [StepSeed(seed=7), LastCheckpoint(every_n_steps=2), *([] if kill_at is None else [KillAt(kill_at)])]
+    run = trainer(folder, callbacks, max_epochs=2, plugins=[AtomicCheckpointIO()])
+    module = preference(partial(dpo, beta=0.5), ModelBuilder(SMALL, adapter, "auto"))
+    last = folder / "checkpoints" / "last.ckpt"
+    torch.manual_seed(int.from_bytes(os.urandom(4), "little"))
+    run.fit(module, datamodule=data("preference"), ckpt_path=last if last.exists() else None)
+    assert module.reference.kind == "frozen"
+    torch.save(torch.get_rng_state(), folder / "rng.pt")
+
+
+def save_adapter(folder: Path, seed: int) -> None:
+    Lora(r=2, seed=seed, init=False).apply(SMALL.load()).save_pretrained(folder)
+
+
+def test_the_reference_is_the_start_of_the_run_that_is_resumed(tmp_path):
+    """The adapter that training began with lies in a folder that another run has written since."""
+    start, whole, cut = tmp_path / "start", tmp_path / "whole", tmp_path / "cut"
+    save_adapter(start, 0)
+    fit_adapter(whole, Lora(path=str(start)))
+    assert forked(fit_adapter, cut, Lora(path=str(start)), 5) == -signal.SIGKILL
+    save_adapter(start, 1)
+    fit_adapter(cut, Lora(path=str(start)))
+    assert differences(final_state(whole), final_state(cut)) == []
+
+
+def test_a_start_that_no_seed_repeats_is_kept(tmp_path):
+    """``adapter.seed=null``: every process draws another one."""
+    adapter = Lora(r=2, init=False)
+    assert forked(fit_adapter, tmp_path, adapter, 5) == -signal.SIGKILL
+    before = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["reference_start"]
+    fit_adapter(tmp_path, adapter)
+    assert before
+    assert differences(before, final_state(tmp_path)["reference_start"]) == []
