@@ -7,6 +7,7 @@ the log; PEFT does the same without one. A run on such a model has numbers that 
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,11 +66,10 @@ def load_adapter(model: PreTrainedModel, path: str, *, trainable: bool, whole: b
     Raises:
         ValueError: the file lacks weights of the adapter, has others, or the model has other layers.
     """
-    from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights
+    from peft import PeftConfig, load_peft_weights
 
     folder = str(Path(path).expanduser()) if Path(path).expanduser().exists() else path
     config: Any = PeftConfig.from_pretrained(folder)
-    weights = load_peft_weights(folder, device="cpu")
     detached = config.task_type == "SEQ_CLS" and not whole
     if detached:
         config.task_type = None
@@ -77,19 +77,34 @@ def load_adapter(model: PreTrainedModel, path: str, *, trainable: bool, whole: b
     problem = f"the adapter {path} does not fit {model.name_or_path or type(model).__name__}"
     advice = "give the model that it was trained on, and its whole file"
     try:
-        adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable, config=config)
+        adapted, outcome = _adapted(model, folder, config, trainable)
+    except KeyError as error:  # of a module that the adapter has a whole copy of
+        _refuse(problem, [str(error.args[0])], (), (), advice)
+        raise
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise
         raise ValueError(f"{problem}: {str(error).splitlines()[-1].strip()}: {advice}") from error
-    own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    head = {name for name in weights if detached and name.startswith(f"{_PREFIX}{HEAD}.")}
-    beneath = adapted.state_dict().keys()  # an adapter's file may bring whole weights of the base
-    _refuse(problem, own.keys() - weights.keys(), weights.keys() - own.keys() - head - beneath, (), advice)
+    head = f"{_PREFIX}{HEAD}"
+    unknown = [name for name in outcome.unexpected_keys if not (detached and name.startswith(f"{head}."))]
+    _refuse(problem, outcome.missing_keys, unknown, (), advice)
     if detached:
         base: Any = adapted.get_base_model()
-        base.saved_head = saved_head(weights, f"{_PREFIX}{HEAD}", folder)
+        base.saved_head = saved_head(load_peft_weights(folder, device="cpu"), head, folder)
     return adapted
+
+
+def _adapted(model: PreTrainedModel, folder: str, config: Any, trainable: bool) -> tuple[PeftModel, Any]:
+    """The model with its adapter, and PEFT's account of the names that were missing or had no place.
+
+    Only ``load_adapter`` gives that account, so the file is read a second time.
+    """
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable, config=config)
+    return adapted, adapted.load_adapter(folder, "default", is_trainable=trainable)
 
 
 def check_classifier(location: str | Path, architectures: Sequence[str] | None, option: str = "reward.path") -> None:
