@@ -21,7 +21,9 @@ from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapter_start import AdapterStart
 from rlhf_lightning.models.backbone import Backbone
 from rlhf_lightning.models.export import Form, check_export, export
+from rlhf_lightning.models.forwarding import report_router_loss
 from rlhf_lightning.models.generation import generate
+from rlhf_lightning.models.naming import transformers_model
 from rlhf_lightning.models.roles import Models, evaluating, shard
 from rlhf_lightning.models.sharding import unsharded
 from rlhf_lightning.types import PackedBatch, Ragged, SequenceLogProbs, StepOutput
@@ -156,6 +158,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         if self._optimizer is None:
             raise ValueError("training needs an optimizer: pass one, for example partial(torch.optim.AdamW, lr=1e-6)")
         self.configure_model()
+        report_router_loss(transformers_model(self.policy))
         optimizer = self._optimizer(self.parameter_groups())
         # A fused step can unscale gradients itself, so Lightning refuses to clip before it under any mixed precision.
         # Told that it cannot, a gradient scaler (if there is one) unscales first, and clipping works.

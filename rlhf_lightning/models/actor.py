@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from rlhf_lightning.models.adapters import without_adapter
 from rlhf_lightning.models.architectures import is_known, is_plain_head, logit_transform
 from rlhf_lightning.models.backbone import Backbone, padded
+from rlhf_lightning.models.forwarding import plain_options, report_every_position, takes
 from rlhf_lightning.ops.divergence import Predictions, divergence
 from rlhf_lightning.ops.log_probs import (
     LogitTransform,
@@ -174,13 +174,13 @@ class Actor(Backbone):
         """Any causal language model: its own ``forward`` makes the logits, at the scored positions where it can."""
         ids, mask = padded(batch)
         row, column = batch.sequence, batch.positions[batch.source]
-        parameters = inspect.signature(self.base.forward).parameters
-        options: dict[str, Any] = {"use_cache": False} if "use_cache" in parameters else {}
-        if "logits_to_keep" in parameters:
+        options = plain_options(self.base)
+        if takes(self.base, "logits_to_keep"):
             keep = torch.zeros_like(ids, dtype=torch.bool)
             keep[row, column] = True  # row by row and then by column, the order of the scored tokens
             logits: Tensor = self.base(input_ids=ids, attention_mask=mask, logits_to_keep=keep, **options).logits
             return logits.flatten(0, -2)
+        report_every_position(self.base)
         logits = self.base(input_ids=ids, attention_mask=mask, **options).logits
         return logits[row, column]
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface, PreTrainedModel
@@ -41,6 +42,7 @@ class SharedPrefix:
 
     batch: PackedBatch
     masks: dict[int | None, BlockMask] = field(default_factory=dict)
+    used: bool = False  #: whether an attention layer was given it
 
     @cached_property
     def segments(self) -> Segments:
@@ -79,6 +81,18 @@ class SharedPrefix:
                 self.visible(window), None, None, tokens, tokens, device=self.batch.ids.device
             )
         return self.masks[window]
+
+    def check_used(self, trunk: nn.Module) -> None:
+        """Refuse a forward pass whose attention never saw the layout: its tokens attended to other responses.
+
+        Raises:
+            RuntimeError: the model's ``forward`` did not hand its keyword arguments on to its layers.
+        """
+        if not self.used:
+            raise RuntimeError(
+                f"{type(trunk).__name__} does not hand the layout of a packed row on to its attention layers under "
+                f"transformers {transformers.__version__}; set model.backend=padded"
+            )
 
 
 def install(model: PreTrainedModel) -> None:
@@ -136,6 +150,7 @@ def attention_forward(
             return _grouped(query, key, value, attention_mask, options.get("scaling")), None
         result: tuple[Tensor, Tensor | None] = _standard(module)(module, query, key, value, attention_mask, **options)
         return result
+    shared_prefix.used = True
     asked = [name for name in UNSUPPORTED if options.get(name) is not None]
     if asked or options.get("is_causal") is False:
         raise ValueError(f"{type(module).__name__} uses {asked or 'bidirectional attention'}; use backend=padded")

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from rlhf_lightning.models import attention
 from rlhf_lightning.models.architectures import FAMILIES, choose_backend
+from rlhf_lightning.models.forwarding import plain_options
 from rlhf_lightning.types import PackedBatch
 
 if TYPE_CHECKING:
@@ -80,17 +81,20 @@ class Backbone(nn.Module):
         Returns:
             ``[n, d]``, in the dtype of the trunk.
         """
+        trunk = self.trunk
         if self.backend == "packed":
-            states: Tensor = self.trunk(
+            layout = attention.SharedPrefix(batch)
+            states: Tensor = trunk(
                 input_ids=batch.ids[None],
                 position_ids=batch.positions[None],
                 attention_mask=_placeholder(batch.ids.device),
-                use_cache=False,
-                shared_prefix=attention.SharedPrefix(batch),
+                shared_prefix=layout,
+                **plain_options(trunk),
             ).last_hidden_state
+            layout.check_used(trunk)
         else:
             ids, mask = padded(batch)
-            states = self.trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            states = trunk(input_ids=ids, attention_mask=mask, **plain_options(trunk)).last_hidden_state
         return self.at(states, batch, source, sequence)
 
     def at(self, states: Tensor, batch: PackedBatch, source: Tensor, sequence: Tensor) -> Tensor:

@@ -6,14 +6,23 @@ on the left. Rows whose response has ended are taken out of the batch once enoug
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import transformers
 from torch import Tensor
 
+from rlhf_lightning.models.forwarding import (
+    CACHE_NAMES,
+    cache_name,
+    plain_options,
+    report_every_position,
+    report_once,
+    takes,
+    without_router_loss,
+)
 from rlhf_lightning.models.growing_cache import growing_cache
 from rlhf_lightning.ops.draw import draw
 from rlhf_lightning.types import Sampling
@@ -138,21 +147,27 @@ def _collected(ids: Tensor, log_probs: Tensor, length: Tensor, ended: Tensor) ->
     )
 
 
-def has_cache(model: Any) -> bool:
-    """Whether a model keeps keys and values that can be repeated, selected and padded on the left.
+def why_uncached(model: Any) -> str | None:
+    """The reason why a model keeps no keys and values that can be repeated, selected and padded on the left.
 
-    State-space models and hybrids keep a state that padding runs through; they are computed without a cache.
+    State-space models and hybrids keep a state that padding runs through; they are computed without a cache. None: the
+    model is computed with one.
     """
-    parameters = inspect.signature(model.forward).parameters
-    if "past_key_values" not in parameters or getattr(model, "_is_stateful", False):
-        return False
-    return growing_cache(model.config) is not None
+    if getattr(model, "_is_stateful", False) or growing_cache(model.config) is None:
+        return "keeps a state that is not keys and values alone"
+    if cache_name(model) is None:
+        return f"takes no cache under a name that is known here ({', '.join(CACHE_NAMES)})"
+    return None
 
 
 def _state(model: Any, prompts: Sequence[Sequence[int]], room: int) -> _State:
     ids, lengths = _padded_left(prompts, model.device)
-    if has_cache(model):
+    if not takes(model, "logits_to_keep"):
+        report_every_position(model)
+    reason = why_uncached(model)
+    if reason is None:
         return _Cached(model, ids, lengths, room)
+    report_once(model, reason, "each token of a response computes its prompt and the response so far once more")
     return _Whole(model, ids, lengths)
 
 
@@ -169,8 +184,9 @@ class _Cached:
 
     def __init__(self, model: Any, ids: Tensor, lengths: Tensor, room: int) -> None:
         self.model, self.ids, self.next = model, ids, lengths
-        self.parameters = inspect.signature(model.forward).parameters
         self.cache: Any = growing_cache(model.config)
+        self.options = {str(cache_name(model)): self.cache, "use_cache": True} | without_router_loss(model)
+        self.takes_positions, self.keeps_logits = takes(model, "position_ids"), takes(model, "logits_to_keep")
         prompt = torch.arange(ids.shape[1], device=ids.device) >= (ids.shape[1] - lengths)[:, None]
         self.mask: Tensor | None = None  # without padding every row sees everything before it
         if not bool(prompt.all()):
@@ -179,7 +195,13 @@ class _Cached:
     def start(self) -> Tensor:
         first = self.ids.shape[1] - self.next[:, None]
         positions = (torch.arange(self.ids.shape[1], device=self.ids.device) - first).clamp_min(0)
-        return self._forward(self.ids, positions)
+        logits = self._forward(self.ids, positions)
+        if self.cache.get_seq_length() != self.ids.shape[1]:
+            raise RuntimeError(
+                f"{type(self.model).__name__} left the cache that it was given empty under transformers "
+                f"{transformers.__version__}, so the tokens of a response would not see what is before them"
+            )
+        return logits
 
     def expand(self, repeats: Tensor) -> None:
         self.keep(torch.arange(len(repeats), device=repeats.device).repeat_interleave(repeats))
@@ -196,14 +218,14 @@ class _Cached:
         self.mask = None if self.mask is None else self.mask[rows]
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        options: dict[str, Any] = {}
-        if "position_ids" in self.parameters:
+        options = dict(self.options)
+        if self.takes_positions:
             options["position_ids"] = positions
-        if "logits_to_keep" in self.parameters:
+        if self.keeps_logits:
             # An index and not 1: a slice of the states is not contiguous, and the head would be copied for every row.
             options["logits_to_keep"] = torch.tensor([ids.shape[1] - 1], device=ids.device)
         mask = None if self.mask is None else self.mask[:, : self.ids.shape[1]]
-        out = self.model(input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **options)
+        out = self.model(input_ids=ids, attention_mask=mask, **options)
         logits: Tensor = out.logits[:, -1]
         return logits
 
@@ -213,7 +235,7 @@ class _Whole:
 
     def __init__(self, model: Any, ids: Tensor, lengths: Tensor) -> None:
         self.model, self.ids, self.lengths = model, ids, lengths
-        self.parameters = inspect.signature(model.forward).parameters
+        self.options, self.keeps_logits = plain_options(model), takes(model, "logits_to_keep")
 
     def start(self) -> Tensor:
         return self._forward()
@@ -235,12 +257,11 @@ class _Whole:
         mask = column < self.lengths[:, None]
         shift = (width - self.lengths)[:, None]
         ids = self.ids.gather(1, (column + shift).clamp_max(width - 1)).where(mask, 0)
-        options: dict[str, Any] = {"use_cache": False} if "use_cache" in self.parameters else {}
         last = (self.lengths - 1)[:, None]
-        if "logits_to_keep" in self.parameters:
+        if self.keeps_logits:
             logits: Tensor = self.model(
-                input_ids=ids, attention_mask=mask.long(), logits_to_keep=last, **options
+                input_ids=ids, attention_mask=mask.long(), logits_to_keep=last, **self.options
             ).logits
             return logits[:, -1]
-        logits = self.model(input_ids=ids, attention_mask=mask.long(), **options).logits
+        logits = self.model(input_ids=ids, attention_mask=mask.long(), **self.options).logits
         return logits.gather(1, last[..., None].expand(-1, -1, logits.shape[-1]))[:, 0]

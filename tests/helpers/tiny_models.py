@@ -70,6 +70,22 @@ UNPACKABLE: dict[str, tuple[str, dict[str, Any]]] = {
         "GptOss",
         _GROUPED | {"head_dim": 8, "sliding_window": 4, "num_local_experts": 2, "num_experts_per_tok": 1},
     ),
+    "mixtral": (  # experts, whose configuration asks for the router's auxiliary loss
+        "Mixtral",
+        _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True},
+    ),
+    "qwen2_moe": (  # experts with a shared one; the second layer is dense
+        "Qwen2Moe",
+        _GROUPED
+        | {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 24,
+            "mlp_only_layers": [1],
+            "output_router_logits": True,
+        },
+    ),
 }
 
 #: Mixtures whose experts lie in stacked parameters; PEFT wraps each of them, one wrapper around the other.

@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.models import decoding
-from rlhf_lightning.models.decoding import has_cache
+from rlhf_lightning.models.decoding import why_uncached
 from rlhf_lightning.models.generation import sample
 from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
@@ -118,10 +118,21 @@ def test_what_is_drawn_does_not_depend_on_the_batch(actor):
     assert [drawn.ids for drawn in some] == [together[i].ids for i in order]
 
 
-def test_only_models_with_keys_and_values_are_cached():
-    assert has_cache(_actor().base)
-    assert has_cache(_actor("gemma2", config=WINDOW).base)
-    assert not has_cache(_actor("mamba").base)
+def test_only_models_with_keys_and_values_are_cached(actor):
+    assert (why_uncached(actor.base) is not None) == (actor.base.config.model_type == "mamba")
+
+
+def test_each_token_goes_through_the_model_once(actor):
+    """Whatever the installed release calls the cache; a model without one computes the whole row for each token."""
+    computed = []
+    actor.base.register_forward_pre_hook(
+        lambda _module, _args, options: computed.append(options["input_ids"].shape), with_kwargs=True
+    )
+    prompts = [PROMPTS[0], PROMPTS[2]] * 3
+    sample(actor, prompts, Sampling(max_new_tokens=5, ignore_eos=True), streams=_streams(6))
+    once = [(2, 9), (6, 1), (6, 1), (6, 1), (6, 1)]
+    whole = [(2, 9), (6, 10), (6, 11), (6, 12), (6, 13)]
+    assert computed == (whole if actor.base.config.model_type == "mamba" else once)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "mamba"])
