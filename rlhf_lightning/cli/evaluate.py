@@ -25,7 +25,7 @@ from rlhf_lightning.cli.train import optimized, prepare
 from rlhf_lightning.cli.versions import versions
 from rlhf_lightning.data import AlignmentDataModule, RewardBench
 from rlhf_lightning.methods import ScoringModule
-from rlhf_lightning.rewards import Reward, metrics_of, scored
+from rlhf_lightning.rewards import Reward, metrics_of, scored, why_unscored
 from rlhf_lightning.rewards.base import Scores, reads_columns
 from rlhf_lightning.rewards.statistics import length_statistics, preference_statistics, reward_statistics
 from rlhf_lightning.types import PackedBatch, RankedBatch, SampleGroup, sample_groups
@@ -122,6 +122,9 @@ def evaluate_reward(cfg: DictConfig, folder: Path) -> dict[str, float]:
             worse += [group[second] for _, second in preferred]
         values += [score for group in scores for score in group]
         tokens += (batch.response_span[:, 1] - batch.response_span[:, 0])[batch.present].tolist()
+    if values and all(math.isnan(score) for score in values):
+        reason = why_unscored(metrics_of(reward))
+        raise ConfigError(f"reward {reward.name!r} scored none of the {len(values)} responses{reason}")
     if not better:
         raise ConfigError("the validation data has no two responses of which one is preferred: choose other data")
     found = preference_statistics(torch.tensor(better), torch.tensor(worse))

@@ -78,6 +78,10 @@ def main(arguments: Sequence[str]) -> int:
         run(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise to_config_error(error) from error
+    except ValueError as error:  # of a sweeper that asks for the best of no values
+        if (reason := SweepSummary.why_no_value()) is None:
+            raise
+        raise ConfigError(reason) from error
     return SweepSummary.exit_code
 
 

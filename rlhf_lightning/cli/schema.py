@@ -144,6 +144,8 @@ def check_config(cfg: DictConfig, command: str) -> None:
         problems += _check_target(cfg, key, node, allowed)
     if "trainer" in tree and isinstance(tree["trainer"], dict):
         problems += _check_trainer(cfg, tree)
+    if command == "train":
+        problems += _check_optimized(tree)
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -242,6 +244,25 @@ def _check_trainer(cfg: DictConfig, tree: dict[str, Any]) -> Iterator[str]:
             yield from _check_call(cfg, key, Trainer, options, "lightning.Trainer", partial=True, hidden=_TRAINER_OURS)
     for option in sorted(set(strategy) & set(tree["trainer"])):
         yield f"trainer.{option} is set by the strategy group: use strategy.{option}=..."
+
+
+def _check_optimized(tree: dict[str, Any]) -> Iterator[str]:
+    """A metric of validations in a run without any: a sweep would train all its jobs before it finds no value."""
+    metric = str(tree.get("optimized_metric") or "")
+    if not metric.startswith("val/"):
+        return
+    switches = (
+        ("data", "validation", (None, 0), "a share of the prompts (0.05) or a source"),
+        ("trainer", "limit_val_batches", (0,), "1.0"),
+    )
+    for section, option, off, fix in switches:
+        part = tree.get(section)
+        if isinstance(part, dict) and option in part and part[option] in off:
+            value = "null" if part[option] is None else part[option]
+            yield (
+                f"optimized_metric={metric} is logged in validations, and {section}.{option}={value} leaves none: set "
+                f"it to {fix}, or optimise a metric of training, such as optimized_metric=train/loss"
+            )
 
 
 def _check_target(cfg: DictConfig, key: str, node: dict[str, Any], allowed: Sequence[str]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from rlhf_lightning import clock
 from rlhf_lightning.cli.console import ERR, OUT, say
+from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.jobs import digest
 from rlhf_lightning.cli.results import FILE, Result, duration
 
@@ -40,6 +41,7 @@ class SweepSummary(Callback):
     exit_code: ClassVar[int] = 0  #: of this process; a sweep with a failed job ends with 1
     key: ClassVar[str | None] = None  #: what the sweep computes, see :func:`prepare_sweep`
     going_on: ClassVar[Path | None] = None  #: the folder of an earlier sweep of the same key
+    folder: ClassVar[Path | None] = None  #: of the sweep that this process launched
 
     def __init__(self) -> None:
         self._started = 0.0
@@ -49,6 +51,7 @@ class SweepSummary(Callback):
         self._started = time.time()
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
+        type(self).folder = folder
         for path in folder.iterdir():
             if path.is_symlink() and not path.exists():  # led to a job that was deleted since
                 path.unlink()
@@ -72,6 +75,18 @@ class SweepSummary(Callback):
         if failed:
             ERR.print(f"[bold red]{len(failed)} of {len(jobs)} jobs failed:[/] {', '.join(failed)}")
         type(self).exit_code = 1 if failed else 0
+
+    @classmethod
+    def why_no_value(cls) -> str | None:
+        """Why an optimising sweep ended without a value of any job; None where one has a value, or none was run."""
+        jobs = {} if cls.folder is None else gather(cls.folder)
+        metrics = {result.optimized_metric for result in jobs.values()} - {None}
+        if not jobs or any(result.value is not None for result in jobs.values()):
+            return None
+        name, first = next(iter(jobs.items()))
+        what = ", ".join(sorted(str(metric) for metric in metrics)) or "the metric"
+        reason = first.error or f"it was not finite (status {first.status})"
+        return f"none of the {len(jobs)} jobs gave a value of {what} to optimise; job {name}: {reason}"
 
     def _notes(self, folder: Path, jobs: dict[str, Result]) -> Iterator[str]:
         """What was not computed again."""
@@ -102,7 +117,18 @@ def prepare_sweep(cfg: DictConfig, command: str, overrides: Sequence[str]) -> No
     named = cfg.paths.output_dir is not None or any(line.startswith("hydra.sweep.dir=") for line in overrides)
     if command == "train" and not named and not cfg.rerun:
         SweepSummary.going_on = _earlier(Path(cfg.paths.sweeps), SweepSummary.key)
+    _check_optimizer(cfg)
     share_cores(int(OmegaConf.select(cfg, "hydra.launcher.n_jobs") or 1))
+
+
+def _check_optimizer(cfg: DictConfig) -> None:
+    """Refuse an optimising sweep of jobs that return nothing to optimise."""
+    sweeper = str(OmegaConf.select(cfg, "hydra.sweeper._target_") or "")
+    if cfg.optimized_metric is None and "optuna" in sweeper:
+        raise ConfigError(
+            "Optuna optimises optimized_metric, which is null: set it to what a run logs, such as "
+            "optimized_metric=val/reward/accuracy"
+        )
 
 
 def share_cores(jobs: int) -> None:

@@ -156,6 +156,11 @@ def optimized(metrics: dict[str, float], name: str | None) -> float | None:
     if name is None:
         return None
     if name not in metrics:
+        if name.startswith("val/") and not any(metric.startswith("val/") for metric in metrics):
+            raise ConfigError(
+                f"optimized_metric={name} was not logged, since the run ended before its first validation: set "
+                "trainer.val_check_interval or trainer.check_val_every_n_epoch so that one takes place"
+            )
         raise ConfigError(f"optimized_metric={name} was not logged.{suggestion(name, metrics)}")
     return metrics[name] if math.isfinite(metrics[name]) else math.nan
 

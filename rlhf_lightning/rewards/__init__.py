@@ -1,6 +1,6 @@
 """What gives responses a number: the protocol, models, verifiers, rules; and how well a reward agrees with pairs."""
 
-from rlhf_lightning.rewards.base import Reward, Scores, metrics_of, scored
+from rlhf_lightning.rewards.base import Reward, Scores, metrics_of, scored, why_unscored
 from rlhf_lightning.rewards.classifier import ClassifierReward
 from rlhf_lightning.rewards.composite import Composite
 from rlhf_lightning.rewards.confidence import SelfConfidence
@@ -48,4 +48,5 @@ __all__ = [
     "as_reward",
     "metrics_of",
     "scored",
+    "why_unscored",
 ]

@@ -115,5 +115,23 @@ def metrics_of(reward: Any) -> dict[str, float]:
     return dict(found)
 
 
+def why_unscored(counts: Mapping[str, float]) -> str:
+    """What to change where a judge gave no score at all; empty where its counts do not say.
+
+    Args:
+        counts: of :func:`metrics_of`; those of a term carry its name before a slash.
+    """
+    shares = {name.rpartition("/")[2]: value for name, value in counts.items() if value}
+    if "parse_failures" in shares:
+        return (
+            f"; no verdict could be read in {shares['parse_failures']:.0%} of what the judge wrote: raise "
+            "reward.max_tokens if it was cut off, ask for a plainer verdict in reward.question, or say in "
+            "reward.pattern how to find it"
+        )
+    if "unanswered" in shares:
+        return f"; {shares['unanswered']:.0%} of the judge's questions got no answer: look at the server's log"
+    return ""
+
+
 def _place(group: SampleGroup) -> str:
     return f"the prompt at {group.row or group.index}"

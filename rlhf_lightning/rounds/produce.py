@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlhf_lightning.models.roles import evaluating
+from rlhf_lightning.rewards import why_unscored
 from rlhf_lightning.rollout.probe import check
 from rlhf_lightning.rounds.collect import Collector
 from rlhf_lightning.rounds.experience import Experience, IntArray, Scored, exact_totals, numbers
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from rlhf_lightning.rounds.online import OnlineData
 
 log = logging.getLogger(__name__)
+
+
+class EmptyRolloutError(RuntimeError):
+    """A rollout without a response to learn from; the weights are those before it."""
 
 
 class Producer:
@@ -108,11 +113,11 @@ class Producer:
             return
         unscored = bool(experience.score.isnan().all())
         why = (
-            f"the reward {self.data.reward_name!r} scored no response"
+            f"the reward {self.data.reward_name!r} scored no response{why_unscored(self.collector.metrics())}"
             if unscored
             else "every response was cut off, and method.rollout.mask_truncated=true: raise rollout.max_new_tokens"
         )
-        raise RuntimeError(f"rollout {experience.number} has nothing to learn from: {why}")
+        raise EmptyRolloutError(f"rollout {experience.number} has nothing to learn from: {why}")
 
     # What the module says of it
 
