@@ -66,6 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     command, given = arguments[0], split(arguments[1:])
     register()
+    SweepSummary.folder = None
     overrides = given.overrides if given.prints else check(command, given)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting; we print
     named = [] if given.prints else [f"hydra.job.name={command}"]

@@ -70,7 +70,9 @@ def plain_options(model: Any) -> dict[str, bool]:
 
 def report_every_position(model: Any) -> None:
     """Report a model whose ``forward`` cannot be told which positions' logits are wanted; see :func:`report_once`."""
-    report_once(model, "has no argument logits_to_keep", "the logits of every position are computed, and kept in training")
+    report_once(
+        model, "has no argument logits_to_keep", "the logits of every position are computed, and kept in training"
+    )
 
 
 def report_once(model: Any, reason: str, cost: str) -> None:

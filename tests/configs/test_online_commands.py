@@ -13,6 +13,7 @@ from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.launch import per_job
 from rlhf_lightning.cli.online_checks import without_effect
 from rlhf_lightning.cli.results import Result
+from tests.helpers.fake_server import fake_server
 
 REWARD = ["reward=function", "reward.target=tests.helpers.online.letters", "allow_targets=[tests]"]
 SMALL = ["rollout.max_new_tokens=4", "method.rollout.group_size=2"]
@@ -228,3 +229,31 @@ def test_samples_of_a_share_of_the_rows_have_their_own_columns(rlhf, tmp_path, m
     found = [json.loads(line)["reward"] for table in tables for line in table.read_text().splitlines()]
     assert len(found) >= 6
     assert set(found) == {1.0}
+
+
+@pytest.fixture
+def babbling():
+    """A judge whose verdicts cannot be read."""
+    with fake_server() as server:
+        server.answers["/v1/chat/completions"] = lambda _: {"choices": [{"message": {"content": "Well, it depends."}}]}
+        yield ["reward=llm_judge", f"reward.judge.url={server.url}"]
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        (
+            ["train", "method=grpo", *SMALL],
+            1,
+            "rollout 0 has nothing to learn from: the reward 'rating' scored no response",
+        ),
+        (["evaluate", "method=bradley_terry"], 2, "reward 'rating' scored none of the"),
+    ],
+)
+def test_a_judge_that_cannot_be_read_is_no_bug_of_ours(command, code, message, babbling, rlhf, tiny):
+    found, _, err = rlhf(*command, *tiny, *babbling, "trainer.limit_val_batches=0", "paths.output_dir=run")
+    text = " ".join(err.split())
+    assert message in text
+    assert "no verdict could be read in 100% of what the judge wrote: raise reward.max_tokens" in text
+    assert "looks like a bug" not in text
+    assert found == code

@@ -171,3 +171,33 @@ def test_a_failed_trial_does_not_end_an_optimisation(rlhf, tiny, tmp_path):
     states = [row["status"] for row in rows(tmp_path / "sweep")]
     assert len(states) == 5
     assert set(states) == {"failed", "done"}
+
+
+def test_an_optimisation_needs_a_metric(rlhf, tiny):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    code, _, err = rlhf("train", *OPTUNA, "optimized_metric=null", *tiny)
+    assert code == 2
+    assert "Optuna optimises optimized_metric, which is null: set it to" in err
+
+
+@pytest.mark.parametrize("off", ["data.validation=null", "data.validation=0", "trainer.limit_val_batches=0"])
+def test_a_metric_of_validations_needs_one(off, rlhf, tiny, tmp_path):
+    """Every job would train to its end and then have no value; Optuna asks for the best of none."""
+    code, _, err = rlhf("train", "optimized_metric=val/loss", *tiny, off, "paths.output_dir=run")
+    assert code == 2
+    assert f"optimized_metric=val/loss is logged in validations, and {off} leaves none: set it to" in " ".join(
+        err.split()
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_optimisation_without_any_value_says_why(rlhf, tiny, tmp_path):
+    """A validation that the length of the run never reaches."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    late = ["trainer.check_val_every_n_epoch=9", "trainer.limit_val_batches=1.0", "hydra.sweeper.n_trials=2"]
+    code, _, err = rlhf("train", *OPTUNA, *late, *tiny, "paths.output_dir=sweep")
+    assert code == 2
+    text = " ".join(err.split())
+    assert "none of the 2 jobs gave a value of val/loss to optimise; job 0: optimized_metric=val/loss was not" in text
+    assert "trainer.check_val_every_n_epoch so that one takes place" in text
+    assert "looks like a bug" not in text

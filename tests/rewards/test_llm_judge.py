@@ -11,7 +11,7 @@ import pytest
 from rlhf_lightning import compose
 from rlhf_lightning.cli.build import make
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer
-from rlhf_lightning.rewards import ComparisonJudge, RatingJudge, Reward, metrics_of
+from rlhf_lightning.rewards import ComparisonJudge, RatingJudge, Reward, metrics_of, why_unscored
 from rlhf_lightning.rewards.verdicts import choice, rating
 from rlhf_lightning.types import SampleGroup, sample_groups
 from tests.helpers.fake_server import fake_server
@@ -228,3 +228,18 @@ def test_a_server_as_the_judge(choice_of: str):
         assert found == ([[None, 0.5]] if choice_of == "llm_judge" else [[None, None]])
         body = fake.bodies("/v1/chat/completions")[0]
         assert (body["temperature"], body["max_tokens"], body["seed"]) == (0.0, 512, 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"), [("No idea.", r"no verdict .* 100% .*reward\.pattern"), (None, "got no answer")]
+)
+@pytest.mark.parametrize("kind", [RatingJudge, ComparisonJudge])
+def test_a_judge_without_any_verdict_names_the_fix(kind: type, answer: str | None, reason: str):
+    reward = kind(TOKENIZER, judge=Judge(lambda _: answer))
+    assert reward(groups(["good", "bad"])) == [[None, None]]
+    assert re.search(reason, why_unscored(metrics_of(reward)))
+
+
+def test_the_counts_of_a_term_name_the_fix_too():
+    assert "reward.pattern" in why_unscored({"rating/parse_failures": 1.0, "rating/unscored": 1.0})
+    assert why_unscored({"unscored": 1.0}) == ""
