@@ -53,6 +53,11 @@ class HFExport(Callback):
         if not trainer.fast_dev_run and (self.last or self.monitor is not None):  # type: ignore[attr-defined]
             pl_module.check_export(self.form)
 
+    def _export(self, trainer: Trainer, module: Any, name: str) -> Path:
+        template = getattr(trainer.datamodule, "trained_template", None)  # type: ignore[attr-defined]
+        path: Path = module.export(self._path(trainer) / name, self.form, template and template())
+        return path
+
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Export when the metric is the best so far."""
         if self.monitor is None or trainer.state.fn != "fit" or trainer.sanity_checking:
@@ -64,7 +69,7 @@ class HFExport(Callback):
         better = self._best is None or (value < self._best if self.mode == "min" else value > self._best)
         if better and math.isfinite(value):  # nan: this pass has no value, so it beats nothing
             self._best = value
-            folder = pl_module.export(self._path(trainer) / "best", self.form)
+            folder = self._export(trainer, pl_module, "best")
             if trainer.is_global_zero:
                 record = {"step": trainer.global_step, "metric": self.monitor, "value": value}
                 (folder / "metric.json").write_text(json.dumps(record) + "\n")
@@ -72,7 +77,7 @@ class HFExport(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Export what was trained."""
         if self.last and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            pl_module.export(self._path(trainer) / "last", self.form)
+            self._export(trainer, pl_module, "last")
 
     def state_dict(self) -> dict[str, Any]:
         """The value to beat."""

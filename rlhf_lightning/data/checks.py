@@ -184,6 +184,7 @@ class Report:
     unknown_tokens: int = 0  #: response tokens that are the tokenizer's unknown token
     cut_prompts: int = 0  #: prompts cut as ``data.spec.prompt_start`` and ``prompt_end`` ask
     cut_characters: int = 0  #: that they lost
+    conversations: int = 0  #: rows kept that went through the chat template
     unscored_turns: int = 0  #: assistant turns not scored because the template shows them differently later on
     boundary_checked: int = 0  #: rows whose prompt was also tokenised together with its responses
     boundary_mismatched: int = 0  #: of those, rows where that gave other tokens

@@ -15,9 +15,10 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lightning.chat_templates import TrainedTemplate
 from rlhf_lightning.data.checks import DataError, Kind, RowError, SpecialIds
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.templates import ChatTemplate, Rendered, Segment
+from rlhf_lightning.data.templates import ChatTemplate, Rendered, Segment, resolve
 
 Ids = list[int]
 #: Characters put before a response, one after the other, to tokenise it as a continuation.
@@ -119,20 +120,37 @@ class Encoder:
         """Tokens of a prompt of plain text, the BOS that it will get included."""
         return len(self.encode([Rendered(text, [], [], templated=False)])[0].prompt)
 
+    def adds_bos(self, templated: bool) -> bool:
+        """Whether prompts without a BOS get one.
+
+        Args:
+            templated: rendered by a chat template that speaks special tokens.
+        """
+        return self.spec.bos if self.spec.bos is not None else (self._adds_bos and not templated)
+
     def _finish(self, item: Rendered, made: Encoded) -> None:
         """EOS behind responses that have none, BOS before the prompt, a predictor for a response without a prompt."""
         for closed, ids, mask in zip(item.closed, made.responses, made.scored, strict=True):
             if not closed and ids[-1:] != [self.eos]:
                 ids.append(self.eos)
                 mask.append(True)
-        wanted = self.spec.bos if self.spec.bos is not None else (self._adds_bos and not item.templated)
         bos = self.special.bos
-        if wanted and bos is not None and made.prompt[:1] != [bos]:
+        if self.adds_bos(item.templated) and bos is not None and made.prompt[:1] != [bos]:
             made.prompt = [bos, *made.prompt]
         if not item.prompt and not made.prompt and made.responses and len(made.responses[0]) > 1:
             # plain text and no BOS: its first token has no predictor, so it is what the rest answers
             made.prompt = [made.responses[0].pop(0)]
             made.scored[0].pop(0)
+
+
+def trained_template(tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> TrainedTemplate | None:
+    """Describe how conversations become ids, to whoever exports weights that were trained on them; None: they do not.
+
+    Raises:
+        DataError: as ``templates.resolve``.
+    """
+    template = resolve(tokenizer, spec)
+    return template and template.trained(Encoder(tokenizer, spec, template).adds_bos(template.brings_bos))
 
 
 def _cumulative(item: Rendered, spans: Sequence[Segment]) -> list[str]:

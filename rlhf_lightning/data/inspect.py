@@ -20,12 +20,12 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lightning.chat_templates import special_pattern
 from rlhf_lightning.data.checks import ADVICE, Kind, Report
 from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.data.kinds import LAYOUTS, RANKED_SLOT, slot_names
 from rlhf_lightning.data.measures import PROMPT, lengths_of, remarks, together
 from rlhf_lightning.data.packing import ATTRIBUTE
-from rlhf_lightning.data.templates import special_pattern
 from rlhf_lightning.types import Example
 
 _BINS = 10

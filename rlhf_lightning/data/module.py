@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from numpy.typing import NDArray
 
 from rlhf_lightning.data.checks import DataError, Report
+from rlhf_lightning.data.encode import trained_template
 from rlhf_lightning.data.examples import Examples, Groups
 from rlhf_lightning.data.kinds import LAYOUTS, DataKind
 from rlhf_lightning.data.loader import EpochLoader, ListLoader, evaluation_batches, reference_batches
@@ -29,6 +30,7 @@ from rlhf_lightning.types import Example
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from rlhf_lightning.chat_templates import TrainedTemplate
     from rlhf_lightning.data.reference_store import ReferenceStore
 
 log = logging.getLogger(__name__)
@@ -170,6 +172,11 @@ class AlignmentDataModule(L.LightningDataModule):
             self.reports[role] = tokenized.report
             examples = tokenized.examples
         return _fitting(examples, self.kind, role)
+
+    def trained_template(self) -> TrainedTemplate | None:
+        """Chat template of the training rows; None where no row was a conversation, or before they were read."""
+        templated = (report := self.reports.get("train")) is not None and report.conversations
+        return trained_template(self.tokenizer, self.spec) if templated and self.tokenizer is not None else None
 
     def _read_columns(self) -> None:
         """Columns of the validation rows, where a reward reads some."""

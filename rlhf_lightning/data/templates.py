@@ -24,6 +24,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning import clock
+from rlhf_lightning.chat_templates import QUESTION, RESPONSE, TrainedTemplate, closing
 from rlhf_lightning.data.checks import DataError, Kind, RowError
 from rlhf_lightning.data.fields import Turns
 from rlhf_lightning.data.records import Record
@@ -43,7 +44,6 @@ CHATML = (
 )
 NAMED = {"plain": PLAIN, "chatml": CHATML}
 
-_QUESTION, _ANSWER = "qqprobequestionqq", "qqprobeanswerqq"
 #: What transformers calls the function that templates get today's date from.
 _CLOCK = "strftime_now"
 _DIRECTIVES = "date_directives"
@@ -73,8 +73,9 @@ class Rendered:
     prompt: str
     responses: list[list[Segment]]
     closed: list[bool]  #: of each response: it ends with the template's end-of-turn token already
-    templated: bool  #: rendered by a chat template, not plain text
+    templated: bool  #: rendered by a chat template that speaks special tokens, not plain text
     unscored_turns: int = 0  #: assistant turns the template shows differently once others follow
+    conversation: bool = False  #: rendered by a chat template
 
 
 class ChatTemplate:
@@ -112,7 +113,7 @@ class ChatTemplate:
 
     def _asks_clock(self, arguments: Mapping[str, Any]) -> bool:
         """Whether a question is rendered with the date; False where it cannot be rendered with these arguments."""
-        question = [{"role": "user", "content": _QUESTION}]
+        question = [{"role": "user", "content": QUESTION}]
         try:
             texts = {chat_text(self.tokenizer, question, source=self.source, day=day, **arguments) for day in _DAYS}
         except (TemplateError, TypeError, ValueError):
@@ -120,10 +121,10 @@ class ChatTemplate:
         return len(texts) > 1
 
     def _probe(self) -> None:
-        question = [{"role": "user", "content": _QUESTION}]
-        exchange = [*question, {"role": "assistant", "content": _ANSWER}]
+        question = [{"role": "user", "content": QUESTION}]
+        exchange = [*question, {"role": "assistant", "content": RESPONSE}]
         bare, asked, full = self.render(question), self.render(question, generation=True), self.render(exchange)
-        before, found, after = full.rpartition(_ANSWER)
+        before, found, after = full.rpartition(RESPONSE)
         if not found:
             raise RowError(Kind.TEMPLATE, "the answer does not appear in what it renders")
         if not before.startswith(asked):
@@ -134,10 +135,7 @@ class ChatTemplate:
             )
         if bare == asked:  # no generation prompt: what precedes an answer is given to the model all the same
             self._header = before[len(asked) :] if before[len(asked) :].strip() else ""
-        special = special_pattern(self.tokenizer).search(after)
-        cut = special.end() if special else len(after.rstrip())
-        self.ending, self.tail = after[:cut], after[cut:]
-        self.end_token = special.group() if special else None
+        self.ending, self.tail, self.end_token = closing(after, self.tokenizer)
         followed = self.render([*exchange, *question], generation=True)
         bos = self.tokenizer.bos_token
         #: The BOS token opens every turn (SmolLM2) or every exchange (Llama-2): then more than one is right.
@@ -172,7 +170,7 @@ class ChatTemplate:
             segments.append(spans)
             closed.append(self.end_token is not None and spans[-1][0].endswith(self.ending))
             unscored += lost
-        return Rendered(prompt, segments, closed, self.brings_bos, unscored)
+        return Rendered(prompt, segments, closed, self.brings_bos, unscored, conversation=True)
 
     def _response(self, prompt: str, context: Turns, turns: Turns) -> tuple[list[Segment], int]:
         """Segments of the text that follows ``prompt``, and how many assistant turns could not be scored."""
@@ -197,6 +195,16 @@ class ChatTemplate:
             spans.append((body, True))
             text += body
         return spans, unscored
+
+    def trained(self, adds_bos: bool) -> TrainedTemplate:
+        """Describe the template to whoever exports weights that were trained on it.
+
+        Args:
+            adds_bos: whether a BOS token is put before prompts that have none.
+        """
+        shown = self.render([{"role": "user", "content": QUESTION}], generation=True)
+        bos = adds_bos and not shown.startswith(str(self.tokenizer.bos_token))
+        return TrainedTemplate(self.source, self.arguments, bos)
 
     def digest(self) -> str:
         """Digest of everything that decides the rendered text, the date of a template that reads the clock too."""
@@ -240,13 +248,6 @@ def _refuse_chance(name: str, source: str) -> None:
             f"the template {name!r} draws at random ({found.group().strip()}), so the same row would have other tokens "
             "every time; pass another data.spec.template or model.chat_template"
         )
-
-
-def special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Matches any added token of a tokenizer."""
-    added = {str(token.content) for token in tokenizer.added_tokens_decoder.values()}
-    names = sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
 
 def resolve(tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> ChatTemplate | None:
@@ -298,4 +299,5 @@ def _stepwise(record: Record, template: ChatTemplate | None) -> Rendered:
     templated = template is not None and record.conversation
     prompt = cast("ChatTemplate", template).prompt(cast("Turns", record.prompt)) if templated else record.prompt
     steps: list[Segment] = [(text, True) for text, _ in record.steps]
-    return Rendered(cast("str", prompt), [steps], [True], templated and cast("ChatTemplate", template).brings_bos)
+    brings_bos = templated and cast("ChatTemplate", template).brings_bos
+    return Rendered(cast("str", prompt), [steps], [True], brings_bos, conversation=templated)

@@ -288,6 +288,7 @@ class _Pipeline:
         report = self.report
         report.kept += 1
         report.cut_prompts += record.cut > 0
+        report.conversations += any(text is not None and text.conversation for text in parts)
         report.cut_characters += record.cut
         for text in parts:
             if text is not None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rlhf_lightning.chat_templates import TrainedTemplate, exported_tokenizer
 from rlhf_lightning.losses.options import needs, option_values, validate
 from rlhf_lightning.methods.optimizers import decay_groups, make_scheduler
 from rlhf_lightning.methods.state import check_state, reference_state, restore_reference, without_frozen
@@ -358,10 +359,16 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         """Raise a ValueError where :meth:`export` could not write this form; a collective call."""
         check_export(self.policy, self.tokenizer, form)
 
-    def export(self, folder: str | Path, form: Form = "auto") -> Path:
-        """Write the policy as a folder that transformers or PEFT loads; a collective call."""
+    def export(self, folder: str | Path, form: Form = "auto", template: TrainedTemplate | None = None) -> Path:
+        """Write the policy as a folder that transformers or PEFT loads; a collective call.
+
+        Args:
+            folder: made when missing.
+            form: see :func:`~rlhf_lightning.models.export.export`.
+            template: of the training rows, for the tokenizer beside the weights; None: the tokenizer's own.
+        """
         with self.evaluation_weights():
-            path = export(self.policy, self.tokenizer, folder, form=form)
+            path = export(self.policy, exported_tokenizer(self.tokenizer, template), folder, form=form)
         if self.adapter_start is not None and form != "merged" and self.global_rank == 0:
             self.adapter_start.note(path)
         return path

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from rlhf_lightning.chat_templates import TrainedTemplate, exported_tokenizer
 from rlhf_lightning.losses.options import takes
 from rlhf_lightning.methods.base import DIAGNOSTIC, AlignmentModule, BatchT
 from rlhf_lightning.methods.running import all_reduced
@@ -193,7 +194,12 @@ class ScoringModule(AlignmentModule[BatchT]):
         """As in the base class, of a sequence-classification folder."""
         check_scorer_export(self.policy, self.tokenizer, form)
 
-    def export(self, folder: str | Path, form: Form = "auto") -> Path:
-        """Write a sequence-classification folder, or an adapter for one; a collective call."""
+    def export(self, folder: str | Path, form: Form = "auto", template: TrainedTemplate | None = None) -> Path:
+        """Write a sequence-classification folder, or an adapter for one; a collective call.
+
+        The chat template beside the weights ends conversations where the score is read; steps have no such end.
+        """
+        at_end = "step_reward" not in self.takes
+        tokenizer = exported_tokenizer(self.tokenizer, template, scored_at_end=at_end)
         with self.evaluation_weights():
-            return export_scorer(self.policy, self.tokenizer, folder, form=form, outputs=self.exported)
+            return export_scorer(self.policy, tokenizer, folder, form=form, outputs=self.exported)

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rlhf_lightning.models.adapter_folders import note_merged
-from rlhf_lightning.models.adapters import is_adapted
+from rlhf_lightning.models.adapters import is_adapted, is_quantized
 from rlhf_lightning.models.export import (
     Form,
     adapter_state,
@@ -42,6 +42,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+
+_LOADING = "\n\n## Loading\n"
+_LOADING_TEXT = """
+The base does not know this head's outputs, nor the token that its tokenizer pads with, so both are given:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+base = AutoModelForSequenceClassification.from_pretrained({base!r}, {options})
+model = PeftModel.from_pretrained(base, folder)
+```
+
+Scores are read at the last token of a conversation as the tokenizer's chat template renders it.
+"""
 
 
 def is_classifier(folder: str | Path, revision: str | None = None) -> bool:
@@ -119,7 +134,8 @@ def export_scorer(
         tokenizer: saved beside the weights.
         folder: made when missing; files of the same names in it are replaced.
         form: ``adapter``: only the adapter and the head; ``merged``: ordinary weights with the adapter's update added;
-            ``auto``: see :func:`~rlhf_lightning.models.export.written_form`.
+            ``auto``: ``merged``, or ``adapter`` on a quantised base. An adapter alone does not say how many outputs its
+            head has and which token is padding, and loaders that take both from the base fail or read another score.
         outputs: how many of the head's outputs, from the first; None: all.
         adapter: name of the adapter.
 
@@ -132,7 +148,7 @@ def export_scorer(
     _check_scorer(policy, tokenizer)
     folder = Path(folder)
     config, kind = _target(policy, tokenizer, outputs or policy.outputs)
-    if written_form(policy, tokenizer, form) == "adapter":
+    if written_form(policy, tokenizer, _explicit(policy, form)) == "adapter":
         _write_adapter(policy, folder, config, adapter)
     else:
         _write_full(policy, folder, config, kind, adapter)
@@ -154,7 +170,13 @@ def check_scorer_export(policy: Scorer, tokenizer: PreTrainedTokenizerBase, form
             with EOS, or transformers has no sequence-classification model of this family.
     """
     _check_scorer(policy, tokenizer)
-    check_export(policy, tokenizer, form)
+    check_export(policy, tokenizer, _explicit(policy, form))
+
+
+def _explicit(policy: Scorer, form: Form) -> Form:
+    """What ``auto`` means for a scorer."""
+    mergeable = is_adapted(policy.model) and not is_quantized(policy.model)
+    return "merged" if form == "auto" and mergeable else form
 
 
 def _check_scorer(policy: Scorer, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -241,3 +263,14 @@ def _write_adapter(policy: Scorer, folder: Path, config: Any, adapter: str) -> N
     described |= {"task_type": "SEQ_CLS", "modules_to_save": kept}
     path.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     config.save_pretrained(folder)
+    _explain_loading(folder, config, described["base_model_name_or_path"])
+
+
+def _explain_loading(folder: Path, config: Any, base: str) -> None:
+    """Write into an adapter's README the call that loads it with the scores that were trained."""
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(folder / "README.md")
+    options = f"num_labels={config.num_labels}, pad_token_id={config.pad_token_id}"
+    card.text = card.text.split(_LOADING, 1)[0].rstrip() + _LOADING + _LOADING_TEXT.format(base=base, options=options)
+    card.save(folder / "README.md")

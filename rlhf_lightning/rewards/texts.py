@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
+from jinja2 import TemplateError
 
 from rlhf_lightning.data.templates import chat_text
 from rlhf_lightning.types import Example, SampleGroup
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 Prompts = list[list[int]]
 Responses = list[list[list[int]]]
 _SENTINEL = "\x01content\x01"
+_EXCHANGE = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
+#: Prompts by which templates are compared: an exported one differs where a conversation ends with a response.
+_PROBES = ([*_EXCHANGE[:1]], [*_EXCHANGE, *_EXCHANGE[:1]], [{"role": "system", "content": "Be brief."}, *_EXCHANGE[:1]])
 
 
 class Texts:
@@ -118,7 +122,17 @@ def _equal(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool
     if one is other:
         return True
     same = one.get_vocab() == other.get_vocab() and one.eos_token_id == other.eos_token_id
-    return same and (one.chat_template or "") == (other.chat_template or "")
+    return same and all(_prompt(one, turns) == _prompt(other, turns) for turns in _PROBES)
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str | None:
+    """What a model is given before it responds; None without a template, or where it refuses such turns."""
+    if not tokenizer.chat_template:
+        return None
+    try:
+        return chat_text(tokenizer, turns, generation=True)
+    except (TemplateError, ValueError):
+        return None
 
 
 def _with_template(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

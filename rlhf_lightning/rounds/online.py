@@ -25,6 +25,7 @@ from rlhf_lightning.rounds.validation import ValidationLoader
 from rlhf_lightning.types import RolloutOptions
 
 if TYPE_CHECKING:
+    from rlhf_lightning.chat_templates import TrainedTemplate
     from rlhf_lightning.data.checks import Report
     from rlhf_lightning.data.examples import Examples
     from rlhf_lightning.rollout.base import RolloutEngine
@@ -92,6 +93,10 @@ class OnlineData(L.LightningDataModule):
         self.prompts.trainer = trainer
         if self._demonstrations is not None:
             self._demonstrations.trainer = trainer
+
+    def trained_template(self) -> TrainedTemplate | None:
+        """Chat template of the prompts; see :class:`~rlhf_lightning.data.AlignmentDataModule`."""
+        return self.prompts.trained_template()
 
     @property
     def reports(self) -> dict[str, Report]:

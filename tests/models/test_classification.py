@@ -6,12 +6,15 @@ import copy
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase, pipeline
 
+from rlhf_lightning.chat_templates import exported_tokenizer
+from rlhf_lightning.data import AlignmentDataModule, DataSpec
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Lora
@@ -21,6 +24,7 @@ from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import ARCHITECTURES, Pretrained, TinyRandom
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer
 from rlhf_lightning.types import Example
+from tests.helpers.rows import Rows
 
 PROMPTS = ["Why?", "Say nothing at all, please."]
 ANSWERS = [["Because.", "I do not know why it is so."], ["", "All right"]]
@@ -97,6 +101,44 @@ def test_reading_one_token_early_is_another_score(tmp_path: Path) -> None:
     assert (by_transformers(tmp_path) - right).abs().max() > 1e-2
 
 
+def conversations() -> list[list[dict[str, str]]]:
+    """The groups as messages, one list a response."""
+    return [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer or "No."}]
+        for prompt, answers in zip(PROMPTS, ANSWERS, strict=True)
+        for answer in answers
+    ]
+
+
+def test_clients_that_know_nothing_of_us_read_our_score(tmp_path: Path) -> None:
+    """Fails with a template that renders a line break behind the end of a turn: the score is then read there.
+
+    Three ways of other software: transformers' pipeline on rendered text, ids from ``apply_chat_template``, and the way
+    of TRL's trainers with a reward model (text, then ids without special tokens, padded on the right, first logit).
+    """
+    models = built(TinyRandom())
+    exported = exported_tokenizer(models.tokenizer, scored_at_end=True)
+    export_scorer(models.policy, exported, tmp_path)
+    rows = Rows(*({"chosen": a, "rejected": b} for a, b in zip(*[iter(conversations())] * 2, strict=True)))
+    data = AlignmentDataModule(rows, models.tokenizer, spec=DataSpec(cache=False, on_bad_row="exclude"))
+    data.setup("fit")
+    expected = ours(models, list(data.train_examples))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    texts = [tokenizer.apply_chat_template(turns, tokenize=False) for turns in conversations()]
+    with torch.no_grad():
+        one_by_one = [
+            model(torch.tensor([tokenizer.apply_chat_template(turns, return_dict=False)])).logits[0, 0]
+            for turns in conversations()
+        ]
+        padded = tokenizer(texts, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt")
+        like_trl = model(**padded).logits[:, 0]
+    piped = pipeline("text-classification", model=str(tmp_path), function_to_apply="none")
+    by_pipeline = [entry["score"] for entry in piped(texts, batch_size=3, add_special_tokens=False)]
+    for found in (torch.stack(one_by_one), like_trl, torch.tensor(by_pipeline)):
+        torch.testing.assert_close(found, expected.flatten(), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("options", [{}, {"bias": True}, {"unit_rows": True}, {"language_model": True}], ids=str)
 def test_what_is_loaded_scores_as_what_was_exported(options: dict, tmp_path: Path) -> None:
     models = built(TinyRandom(), **options)
@@ -114,10 +156,20 @@ def test_what_is_loaded_scores_as_what_was_exported(options: dict, tmp_path: Pat
     assert again.policy.backend == "packed"
 
 
-@pytest.mark.parametrize("form", ["adapter", "merged"])
+def loaded_as_documented(folder: Path) -> torch.nn.Module:
+    """The model that the code in an adapter's README loads."""
+    code = (folder / "README.md").read_text().rpartition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {"folder": folder}
+    exec(code, names)
+    return names["model"]
+
+
+@pytest.mark.parametrize("form", ["auto", "adapter", "merged"])
 def test_an_adapter_and_its_head(form: str, tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    TinyRandom().load().save_pretrained(base)
+    """The base pads with EOS: a loader that took that from it would read a score one token early."""
+    base, model = tmp_path / "base", TinyRandom().load()
+    model.config.pad_token_id = model.config.eos_token_id
+    model.save_pretrained(base)
     TinyRandom().tokenizer().save_pretrained(base)
     models = ModelBuilder(Pretrained(str(base)), Lora(r=4, seed=0, init=False), "none")(partial(Scorer, seed=1))
     models.policy.mean = 0.25
@@ -126,12 +178,7 @@ def test_an_adapter_and_its_head(form: str, tmp_path: Path) -> None:
     folder = export_scorer(models.policy, models.tokenizer, tmp_path / form, form=form)
     assert all(torch.equal(value, before[name]) for name, value in models.policy.state_dict().items())
     if form == "adapter":
-        from peft import PeftModel
-
-        plain = AutoModelForSequenceClassification.from_pretrained(
-            base, num_labels=1, pad_token_id=models.tokenizer.pad_token_id
-        )
-        scores = by_transformers(folder, PeftModel.from_pretrained(plain, folder))
+        scores = by_transformers(folder, loaded_as_documented(folder))
         assert not (folder / "model.safetensors").exists()
     else:
         scores = by_transformers(folder)
