@@ -12,10 +12,11 @@ from lightning.pytorch import Callback, Trainer
 
 
 class StepSeed(Callback):
-    """Seeds every generator before each micro-batch from the run's seed, the micro-batch's number and the process.
+    """Seeds every generator before each micro-batch from the run's seed, the step and the micro-batch's number in it.
 
     Dropout and sampling after a resume are then those of the run that was not interrupted, on any device, without a
-    generator state in the checkpoint (where Lightning would keep process 0's only).
+    generator state in the checkpoint (where Lightning would keep process 0's only). Steps of equally many micro-batches
+    have the same random numbers, whether they are accumulated or dealt to processes.
 
     Args:
         seed: of the run.
@@ -26,8 +27,8 @@ class StepSeed(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Seed Python, NumPy and torch (every device)."""
-        number = trainer.fit_loop.epoch_loop.total_batch_idx
-        seed = derived_seed(self.seed, number, trainer.global_rank)
+        part = batch_idx % trainer.accumulate_grad_batches * trainer.world_size + trainer.global_rank
+        seed = derived_seed(self.seed, trainer.global_step, part)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 (others' code draws from the global generator)
         torch.manual_seed(seed)

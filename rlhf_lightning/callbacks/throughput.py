@@ -68,7 +68,7 @@ class Throughput(Callback):
         metrics = {
             "throughput/tokens_per_second": rate * trainer.world_size,
             "throughput/groups_per_second": self._groups / seconds * trainer.world_size,
-            "throughput/padding": 1 - self._real / self._positions,
+            "throughput/padding": 1 - self._real / max(self._positions, 1),
             "memory/peak_gib": _peak_gib(pl_module.device),
         }
         if self.peak_tflops is not None:
@@ -81,7 +81,7 @@ class Throughput(Callback):
 
 def _positions(batch: PackedBatch, backend: str) -> tuple[int, int]:
     """Real tokens and positions that the model computes for a batch."""
-    if backend != "padded":
+    if backend != "padded" or not len(batch):
         return len(batch.ids), len(batch.ids)
     prompts, responses = (span[:, 1] - span[:, 0] for span in (batch.prompt_span, batch.response_span))
     rows = prompts[batch.parent] + responses

@@ -43,8 +43,9 @@ class VerbosityDebias(L.Callback):
         ratings = []
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         for batch in islice(datamodule.train_dataloader(), self.batches):
-            moved = batch.to(pl_module.device)
-            ratings.append(policy.ratings(moved)[0][moved.present].cpu())
+            moved = (batch.stand_in or batch).to(pl_module.device)
+            present = moved.present if len(batch) else torch.zeros_like(moved.present)
+            ratings.append(policy.ratings(moved)[0][present].cpu())
         table = torch.cat(ratings)
         if not 0 <= self.attribute < table.shape[1]:
             raise ValueError(

@@ -26,12 +26,12 @@ NOISE = (0.5, 0.25, 0.1, 0.0)
 def target(lengths: IntArray, capacity: int, parts: int, *, padded: bool) -> int:
     """Bins of every epoch: the fewest found without randomness, plus slack, rounded up to a multiple of ``parts``.
 
-    Never more than there are groups; where every bin holds a single group that may be less than the fewest.
+    There may be fewer groups than that, by less than ``parts``: then the last bins are empty.
 
     Args:
         lengths: tokens of each group.
         capacity: tokens of a bin.
-        parts: micro-batches of a step; at most ``len(lengths)``.
+        parts: micro-batches of a step.
         padded: bins are rectangles, groups times the longest one.
     """
     longest_first = np.argsort(-lengths, kind="stable")
@@ -40,14 +40,13 @@ def target(lengths: IntArray, capacity: int, parts: int, *, padded: bool) -> int
     else:
         _, fewest = best_fit(longest_first, lengths, capacity)
     slack = math.ceil(fewest * SLACK) if fewest >= FEW else 0
-    wanted = math.ceil((fewest + slack) / parts) * parts
-    return min(wanted, len(lengths) // parts * parts)
+    return math.ceil(min(fewest + slack, len(lengths)) / parts) * parts
 
 
 def fill(
     lengths: IntArray, capacity: int, most: int, *, padded: bool, window: int, rng: np.random.Generator | None
 ) -> list[IntArray]:
-    """Bins of at most ``capacity`` tokens, at most ``most`` of them where that is possible.
+    """Bins of at most ``capacity`` tokens, at most ``most`` of them.
 
     Args:
         lengths: tokens of each group.
@@ -132,7 +131,7 @@ def next_fit(order: IntArray, lengths: IntArray, capacity: int, *, padded: bool 
 
 
 def resize(bins: list[IntArray], lengths: IntArray, count: int) -> list[IntArray]:
-    """Exactly ``count`` bins: split those with the most groups, or join the lightest where there are too many."""
+    """Exactly ``count`` bins, of which there are at most as many: those with the most groups are split."""
     heap = [(-len(groups), number) for number, groups in enumerate(bins)]
     heapq.heapify(heap)
     bins = list(bins)
@@ -143,9 +142,4 @@ def resize(bins: list[IntArray], lengths: IntArray, count: int) -> list[IntArray
         bins.append(groups[1::2])
         heapq.heappush(heap, (-len(bins[number]), number))
         heapq.heappush(heap, (-len(bins[-1]), len(bins) - 1))
-    surplus = len(bins) - count
-    if surplus > 0:
-        bins.sort(key=lambda groups: int(lengths[groups].sum()))
-        joined = [np.concatenate(pair) for pair in zip(bins[:surplus], bins[surplus : 2 * surplus], strict=True)]
-        bins = joined + bins[2 * surplus :]
     return bins

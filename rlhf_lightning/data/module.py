@@ -21,6 +21,7 @@ from rlhf_lightning.data.kinds import LAYOUTS, DataKind
 from rlhf_lightning.data.loader import EpochLoader, ListLoader, evaluation_batches, reference_batches
 from rlhf_lightning.data.mismatch import Mismatches
 from rlhf_lightning.data.plan import Batching, check_budget
+from rlhf_lightning.data.position import check_limit, steps_taken
 from rlhf_lightning.data.row_columns import columns_of_rows
 from rlhf_lightning.data.sources import Source
 from rlhf_lightning.data.spec import DataSpec
@@ -260,8 +261,9 @@ class AlignmentDataModule(L.LightningDataModule):
             store=self._store,
             kind=self.kind,
             mismatches=self._mismatches_of(examples),
+            taken=steps_taken(trainer),
         )
-        len(loader)  # plans the first epoch: what cannot be planned is an error now
+        check_limit(trainer, len(loader))  # plans the first epoch: what cannot be planned is an error now
         return loader
 
     def val_dataloader(self) -> ListLoader | list[ListLoader]:

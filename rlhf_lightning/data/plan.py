@@ -8,15 +8,15 @@ many processes or accumulated micro-batches share it. ``M`` below is ``accumulat
 * Mode B, ``max_tokens``: a micro-batch is a bin of at most that many tokens and a step is M bins. How many bins an
   epoch has is the same in every epoch, so loaders have one length and schedules one total.
 
-Nothing is dropped. Mode A: a last step with fewer than ``batch_size`` groups is kept, with its own exact totals, when
-it has a group for each of the M micro-batches; else its groups (fewer than M) join the last full steps, one each.
-Mode B: bins are split until M divides their number; only where every bin already holds a single group, the left-over
-groups join the lightest bins, which then exceed the budget, and that is logged.
+Nothing is dropped. Mode A: a last step with fewer than ``batch_size`` groups is kept, with its own exact totals, so the
+number of steps and what each of them holds are the same for every M. Mode B: a step *is* M bins, so an epoch has other
+steps for another M, and the same ones however M is made of processes and accumulation; bins are split until M divides
+their number. Where the last step has fewer groups than M, its other micro-batches are empty: every process takes part in
+them and they count for nothing (``PackedBatch.emptied``).
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,8 +26,6 @@ from numpy.typing import NDArray
 from rlhf_lightning.data import bins
 from rlhf_lightning.data.checks import DataError
 from rlhf_lightning.types import StepTotals
-
-log = logging.getLogger(__name__)
 
 IntArray = NDArray[np.int64]
 
@@ -70,7 +68,7 @@ class Plan:
     """An epoch: step ``s`` consists of the micro-batches ``s * M`` .. ``s * M + M - 1``."""
 
     order: IntArray  #: (groups,) micro-batch after micro-batch
-    cuts: IntArray  #: (steps * M + 1,) micro-batch m is order[cuts[m] : cuts[m + 1]]
+    cuts: IntArray  #: (steps * M + 1,) micro-batch m is order[cuts[m] : cuts[m + 1]]; it may be empty in the last step
     micro_batches: int  #: M
     tokens: IntArray  #: (steps * M,) tokens of each micro-batch, padding included when padded
     slot_tokens: IntArray  #: (steps, slots) scored tokens of each step
@@ -81,7 +79,7 @@ class Plan:
         return len(self.tokens) // self.micro_batches
 
     def micro_batch(self, number: int) -> IntArray:
-        """The groups of a micro-batch."""
+        """The groups of a micro-batch; none in a micro-batch of the last step that there was no group left for."""
         return self.order[self.cuts[number] : self.cuts[number + 1]]
 
     def groups(self, step: int) -> IntArray:
@@ -142,14 +140,11 @@ def plan_epoch(
         name: "file:row" of a group, for errors.
 
     Raises:
-        DataError: fewer groups than M, or a group longer than ``max_tokens``.
+        DataError: no groups, or a group longer than ``max_tokens``.
         ValueError: ``batch_size`` below M.
     """
-    if len(lengths) < micro_batches:
-        raise DataError(
-            f"{len(lengths)} groups cannot give each of {micro_batches} micro-batches (accumulate_grad_batches x "
-            "devices) one; use fewer, or more data"
-        )
+    if not len(lengths):
+        raise DataError("there are no groups to make steps of")
     rng = np.random.default_rng(np.random.SeedSequence([batching.seed, epoch]))
     if batching.batch_size is not None:
         order, sizes = _plan_groups(lengths, batching, micro_batches, rng)
@@ -157,15 +152,10 @@ def plan_epoch(
         check_budget(lengths, batching, name)
         order, sizes = _plan_tokens(lengths, batching, micro_batches, rng)
     cuts = np.concatenate([[0], np.cumsum(sizes)])
-    ordered = lengths[order]
-    tokens = np.maximum.reduceat(ordered, cuts[:-1]) * sizes if batching.padded else np.add.reduceat(ordered, cuts[:-1])
-    if batching.max_tokens is not None and tokens.max() > batching.max_tokens:
-        log.warning(
-            "data.max_tokens=%d leaves one row a micro-batch, so left-over rows joined others: the largest micro-batch "
-            "has %d tokens; raise data.max_tokens to at least twice the longest row, or lower the number of devices",
-            batching.max_tokens,
-            tokens.max(),
-        )
+    filled, tokens = sizes > 0, np.zeros_like(sizes)
+    largest_or_sum = np.maximum if batching.padded else np.add
+    tokens[filled] = largest_or_sum.reduceat(lengths[order], cuts[:-1][filled])
+    tokens = tokens * sizes if batching.padded else tokens
     step_slots = np.add.reduceat(slot_tokens[order], cuts[:-1:micro_batches], axis=0, dtype=np.int64)
     return Plan(order, cuts, micro_batches, tokens, step_slots, batching.max_tokens)
 
@@ -188,16 +178,10 @@ def _plan_groups(
     if batching.bucket > 1:
         steps = _bucketed(steps, lengths, batching, rng)
     pieces: list[tuple[IntArray, IntArray]] = []
-    ragged: list[IntArray] = []
-    if full and 0 < len(rest) < parts:
-        extended = min(len(rest), full)
-        ragged = [np.concatenate([step, rest[i::extended]]) for i, step in enumerate(steps[full - extended :])]
-        steps = steps[: full - extended]
-    elif len(rest):
-        ragged = [rest]
     if len(steps):
         pieces.append(_split(steps, lengths, parts))
-    pieces += [_split(step[None, :], lengths, parts) for step in ragged]
+    if len(rest):
+        pieces.append(_split(rest[None, :], lengths, parts))
     return np.concatenate([piece[0] for piece in pieces]), np.concatenate([piece[1] for piece in pieces])
 
 
@@ -213,13 +197,13 @@ def _bucketed(steps: IntArray, lengths: IntArray, batching: Batching, rng: np.ra
 
 
 def _split(steps: IntArray, lengths: IntArray, parts: int) -> tuple[IntArray, IntArray]:
-    """Cut equally large steps into ``parts`` micro-batches of about equally many tokens, never an empty one.
+    """Cut equally large steps into ``parts`` micro-batches of about equally many tokens, none empty if that is possible.
 
     Longest processing time first, for all steps at once: the j-th longest group of every step goes to that step's
     lightest micro-batch.
 
     Args:
-        steps: groups of each step, (steps, size), size >= parts.
+        steps: groups of each step, (steps, size).
         lengths: tokens of every group of the data set.
         parts: micro-batches a step.
 
@@ -250,10 +234,12 @@ def _plan_tokens(
     """Mode B: the order of the groups and the size of each micro-batch."""
     capacity = batching.max_tokens or 0
     count = bins.target(lengths, capacity, parts, padded=batching.padded)
+    empty = max(count - len(lengths), 0)
+    count -= empty
     window = max(batching.bucket * parts * len(lengths) // count, 1)
     rng_or_none = rng if batching.shuffle else None
     micro = bins.fill(lengths, capacity, count, padded=batching.padded, window=window, rng=rng_or_none)
     micro = bins.resize(micro, lengths, count)
     if batching.shuffle:
         micro = [micro[i] for i in rng.permutation(len(micro))]
-    return np.concatenate(micro), np.array([len(groups) for groups in micro])
+    return np.concatenate(micro), np.array([len(groups) for groups in micro] + [0] * empty)

@@ -224,7 +224,7 @@ class PPO(PolicyGradient):
 
     # A step
 
-    def forward(self, batch: RolloutBatch) -> StepOutput:
+    def compute(self, batch: RolloutBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of a rollout."""
         compared = self.compared(batch, self.kl.in_loss)
         policy, values = self.policy(
@@ -263,8 +263,8 @@ class PPO(PolicyGradient):
                 f"method.ptx_coef={self.ptx_coef} mixes pretraining text in, and the batch brings none: give the data "
                 "as data.ptx, or set method.ptx_coef=0"
             )
-        log_probs: SequenceLogProbs = self.policy(text)
-        losses = -log_probs.sum() / log_probs.step_length
+        log_probs: SequenceLogProbs = self.policy(text.stand_in or text)
+        losses = (-log_probs.sum() / log_probs.step_length)[: len(text)]
         output.diagnostics["diagnostic/loss/ptx"] = losses.detach()
         output.loss = output.loss + self.ptx_coef * self.scaled(losses, text)
         return output

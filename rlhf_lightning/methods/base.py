@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from rlhf_lightning.chat_templates import TrainedTemplate, exported_tokenizer
 from rlhf_lightning.losses.options import needs, option_values, validate
 from rlhf_lightning.methods.optimizers import decay_groups, make_scheduler
+from rlhf_lightning.methods.progress import recount, settle
 from rlhf_lightning.methods.state import check_state, reference_state, restore_reference, without_frozen
 from rlhf_lightning.methods.tracking import Means, StepLog
 from rlhf_lightning.models.actor import Actor
@@ -182,9 +183,16 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
 
     # Computing
 
-    @abstractmethod
     def forward(self, batch: BatchT) -> StepOutput:
-        """The loss of a micro-batch, scaled so that the mean over the step's micro-batches is the step's loss."""
+        """The loss of a micro-batch, scaled so that the mean over the step's micro-batches is the step's loss.
+
+        A micro-batch without groups has the loss zero, and gradients of zero for everything that is trained.
+        """
+        return self.compute(batch) if batch.stand_in is None else self.compute(batch.stand_in).emptied()
+
+    @abstractmethod
+    def compute(self, batch: BatchT) -> StepOutput:
+        """Loss and diagnostics of a micro-batch that has groups."""
 
     def policy_log_probs(self, batch: BatchT) -> SequenceLogProbs:
         """Log-probs of the policy with the statistics that the loss and this mode ask for."""
@@ -270,8 +278,12 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         """
         self._logged_step = self.trainer.global_step
         loader: Any = self.trainer.train_dataloader
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
         for state in self._loader_states:
             loader.load_state_dict(state)
+            if "accumulate" in state:
+                cut = self.trainer.accumulate_grad_batches, int(self.trainer.num_training_batches)
+                progress.load_state_dict(recount(progress.state_dict(), state["accumulate"], *cut))
         self._loader_states = []
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -313,7 +325,8 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what was trained, and of the reference what cannot be loaded again."""
+        """Keep what was trained, at the end of a step, and of the reference what cannot be loaded again."""
+        settle(checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches)
         checkpoint["state_dict"] = without_frozen(self, checkpoint["state_dict"])
         checkpoint.update(reference_state(self))
 

@@ -55,7 +55,7 @@ class Contrastive(AlignmentModule[ParaphraseBatch]):
         super().__init__(models, loss, optimizer, scheduler, statistics=statistics)
         self.pooling: Pooling = pooling
 
-    def forward(self, batch: ParaphraseBatch) -> StepOutput:
+    def compute(self, batch: ParaphraseBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of instructions."""
         statistics = self.statistics if self.training else STATISTICS
         policy, embedding = self.policy(batch, pooling=self.pooling, statistics=statistics)

@@ -46,7 +46,7 @@ class Distillation(AlignmentModule[BatchT]):
         """The batch as the teacher and as the student sees it; both score the same tokens."""
         return batch, batch
 
-    def forward(self, batch: BatchT) -> StepOutput:
+    def compute(self, batch: BatchT) -> StepOutput:
         """Loss and diagnostics of a micro-batch."""
         for_teacher, for_student = self.views(batch)
         teacher = self.teacher_predictions(for_teacher)

@@ -24,7 +24,7 @@ class Judge(AlignmentModule[ComparisonBatch]):
     kind: ClassVar[str] = "comparison"
     legal: ClassVar[frozenset[str]] = frozenset({"verdict", "verdict_swapped"})
 
-    def forward(self, batch: ComparisonBatch) -> StepOutput:
+    def compute(self, batch: ComparisonBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of comparisons."""
         policy = self.policy_log_probs(batch)
         verdict, swapped = batch.verdicts(policy)

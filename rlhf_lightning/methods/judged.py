@@ -20,7 +20,7 @@ class Judged(AlignmentModule[JudgedBatch]):
     kind: ClassVar[str] = "judged"
     legal: ClassVar[frozenset[str]] = frozenset({"policy"})
 
-    def forward(self, batch: JudgedBatch) -> StepOutput:
+    def compute(self, batch: JudgedBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of judged responses."""
         policy = self.policy_log_probs(batch)
         reference = self.reference_log_probs(batch)

@@ -216,7 +216,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
 
     # A step
 
-    def forward(self, batch: RolloutBatch) -> StepOutput:
+    def compute(self, batch: RolloutBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of a rollout."""
         policy = self.policy_log_probs(batch, **self.compared(batch, self.kl.in_loss))
         losses, named = self.objective(batch, policy)

@@ -33,7 +33,7 @@ class Preference(ObservingModule[PreferenceBatch]):
         if "margin" in self.needs and stage != "predict" and not has_margin:
             raise ValueError(_NO_MARGIN)
 
-    def forward(self, batch: PreferenceBatch) -> StepOutput:
+    def compute(self, batch: PreferenceBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of pairs."""
         policy = self.policy_log_probs(batch)
         reference = self.reference_log_probs(batch)

@@ -30,7 +30,7 @@ class Ranked(ObservingModule[RankedBatch]):
     kind: ClassVar[str] = "ranked"
     legal: ClassVar[frozenset[str]] = frozenset({"policy", "reference", "score", "present", "running"})
 
-    def forward(self, batch: RankedBatch) -> StepOutput:
+    def compute(self, batch: RankedBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of lists."""
         policy = self.policy_log_probs(batch)
         reference = self.reference_log_probs(batch)

@@ -75,10 +75,10 @@ class Rating(ScoringModule[PackedBatch]):
         if self.freeze_trunk:
             policy.model.requires_grad_(False)
 
-    def forward(self, batch: PackedBatch) -> StepOutput:
+    def compute(self, batch: PackedBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch; the errors of every attribute are measured here."""
         if not isinstance(batch, AttributesBatch):
-            return super().forward(batch)
+            return super().compute(batch)
         scores, _ = self.scores(batch)
         ratings = _by_attribute(batch, scores)
         result: GroupLoss = self.loss(rating=ratings, attributes=batch.attributes)

@@ -99,7 +99,7 @@ class ScoringModule(AlignmentModule[BatchT]):
 
     # Computing
 
-    def forward(self, batch: BatchT) -> StepOutput:
+    def compute(self, batch: BatchT) -> StepOutput:
         """Loss and diagnostics of a micro-batch."""
         scores, log_probs = self.scores(batch)
         inputs = self.inputs(batch, scores, log_probs)
@@ -164,8 +164,8 @@ class ScoringModule(AlignmentModule[BatchT]):
         sums = torch.zeros(3, dtype=torch.float64)
         with evaluating(self.policy):
             for batch in batches:
-                scores = self.policy(batch.to(self.device)).reshape(len(batch.response_span), -1)[:, 0]
-                chosen = batch.present
+                scores = self.policy((batch.stand_in or batch).to(self.device))
+                scores, chosen = scores.reshape(len(scores), -1)[: len(batch.response_span), 0], batch.present
                 if self.normalize == "demonstrations":
                     chosen = chosen & (torch.arange(len(chosen), device=chosen.device) % batch.slots == 0)
                 kept = scores[chosen].double().cpu()

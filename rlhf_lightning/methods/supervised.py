@@ -17,7 +17,7 @@ class Supervised(AlignmentModule[SupervisedBatch]):
     kind: ClassVar[str] = "supervised"
     legal: ClassVar[frozenset[str]] = frozenset({"policy"})
 
-    def forward(self, batch: SupervisedBatch) -> StepOutput:
+    def compute(self, batch: SupervisedBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of responses."""
         policy = self.policy_log_probs(batch)
         reference = self.reference_log_probs(batch)

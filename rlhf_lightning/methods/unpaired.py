@@ -76,7 +76,7 @@ class Unpaired(ObservingModule[UnpairedBatch]):
         self._reference_point: dict[bool, Tensor] = {}
         self._whole_validation = False  # whether that of evaluation is known before its first batch
 
-    def forward(self, batch: UnpairedBatch) -> StepOutput:
+    def compute(self, batch: UnpairedBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of labelled responses."""
         if "kl" in self.needs and batch.mismatched and (self.training or not self._whole_validation):
             self._reference_point[self.training] = self.mismatched_kl(batch.mismatched)
@@ -121,7 +121,7 @@ class Unpaired(ObservingModule[UnpairedBatch]):
         sums = torch.zeros(2, dtype=torch.float64, device="cpu" if self.device.type == "mps" else self.device)
         with evaluating(self.policy):
             for batch in batches:
-                log_ratio = self._log_ratio(batch).sum().to(sums)
+                log_ratio = self._log_ratio(batch.stand_in or batch).sum()[: len(batch)].to(sums)
                 sums += torch.stack([log_ratio.sum(), torch.ones_like(log_ratio).sum()])
         total, count = all_reduced(sums)
         point: Tensor = total / count.clamp(min=1)

@@ -102,7 +102,7 @@ class ValueBased(AlignmentModule[RankedBatch]):
         if not self.returns.variance > 0:
             raise ValueError("every response of the training data has the same score: values have nothing to learn")
 
-    def forward(self, batch: RankedBatch) -> StepOutput:
+    def compute(self, batch: RankedBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of scored responses."""
         statistics = self.statistics if self.training else STATISTICS
         policy, values = self.policy(batch, values=True, statistics=statistics)

@@ -13,6 +13,7 @@ from typing import Any
 
 from rlhf_lightning.data.module import Place
 from rlhf_lightning.data.plan import Batching, Plan, plan_epoch
+from rlhf_lightning.data.position import StepPosition
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.rounds.experience import Experience, exact_totals
 from rlhf_lightning.rounds.ptx import Demonstrations
@@ -37,6 +38,7 @@ class RolloutLoader:
         padded: micro-batches are balanced by rows times the longest row.
         group_tokens: most tokens of a prompt with its responses.
         demonstrations: what every micro-batch brings beside its rollout (``RolloutBatch.ptx``).
+        taken: optimiser steps that were taken, see ``StepPosition``.
 
     Raises:
         ValueError: a rollout has more prompts than the data, or a step fewer than it has micro-batches.
@@ -54,6 +56,7 @@ class RolloutLoader:
         padded: bool = False,
         group_tokens: int = 1024,
         demonstrations: Demonstrations | None = None,
+        taken: Callable[[], int] | None = None,
     ) -> None:
         self.collect, self.options, self.place = collect, options, place or Place()
         self.demonstrations = demonstrations
@@ -73,10 +76,11 @@ class RolloutLoader:
         self.most_tokens = -(-batch_size // self.place.micro_batches) * group_tokens
         self.rollouts = prompts // self.size  #: of an epoch
         self.epoch = 0
-        self.position = 0  #: micro-batches of this epoch handed out
+        self.position = StepPosition(self.place.accumulate, taken)
         self.number = 0  #: rollouts that were begun
         self.cursor = 0  #: prompts that were taken from the stream
         self.experience: Experience | None = None
+        self._used_up = 0
         self._fresh = True  # the next iteration belongs to the epoch and position at hand
 
     @property
@@ -85,37 +89,44 @@ class RolloutLoader:
         return _EpochHook(self)
 
     @property
-    def per_rollout(self) -> int:
-        """Micro-batches of this process that a rollout gives."""
-        return self.options.inner_epochs * self.options.minibatches * self.place.accumulate
+    def rollout_steps(self) -> int:
+        """Optimiser steps that a rollout gives."""
+        return self.options.inner_epochs * self.options.minibatches
 
     def __len__(self) -> int:
         """Micro-batches of this process in an epoch."""
-        return self.rollouts * self.per_rollout
+        return self.rollouts * self.rollout_steps * self.place.accumulate
 
     def __iter__(self) -> Iterator[RolloutBatch]:
         # As a generator this runs when the first batch is asked for, after Lightning's set_epoch.
         if not self._fresh:
             self._begin(self.epoch + 1)
         self._fresh = False
-        while self.position < len(self):
+        while self.position.handed_out < len(self):
             yield from self._rollout()
 
     def _rollout(self) -> Iterator[RolloutBatch]:
         """The rest of the rollout at hand, or a new one."""
-        first = self.position % self.per_rollout
-        if first == 0 or self.experience is None:
-            self.experience = None  # makes room before the next one is drawn
+        first = self.position.handed_out % (self.rollout_steps * self.place.accumulate)
+        if self.experience is None:
             found = self.collect(self)
-            self.experience, self.cursor, self.number = found, found.cursor, self.number + 1
+            self._hold(found)
+            self.cursor, self.number = found.cursor, self.number + 1
         experience = self.experience
         each = self.options.minibatches * self.place.accumulate
         for inner in range(first // each, self.options.inner_epochs):
             plan = self.plan_of(experience, inner)
             start = first % each if inner == first // each else 0
             for number in range(start, each):
-                self.position += 1  # before the batch is used: a state taken while it is trained on counts it
+                self.position.advance()  # before the batch is used: a state taken while it is trained on counts it
                 yield self._with_demonstrations(self.micro_batch(experience, plan, number), inner * each + number)
+        self.experience = None  # makes room before the next one is drawn
+
+    def _hold(self, experience: Experience | None) -> None:
+        """Keep a rollout until its last step is taken; its first one is the next."""
+        step = self.position.handed_out // self.place.accumulate
+        self.experience = experience
+        self._used_up = (step // self.rollout_steps + 1) * self.rollout_steps  # in steps of the epoch
 
     def plan_of(self, experience: Experience, inner: int) -> Plan:
         """How an inner epoch deals the groups out; the same on every process."""
@@ -148,38 +159,40 @@ class RolloutLoader:
         return replace(batch, ptx=self.demonstrations.batch(before + step, part))
 
     def _begin(self, epoch: int) -> None:
-        self.epoch, self.position, self.experience = epoch, 0, None
+        self.epoch, self.experience = epoch, None
+        self.position.restart()
 
     def set_epoch(self, epoch: int) -> None:
         """Begin this epoch, or go on with it where it has been begun."""
-        if epoch != self.epoch or self.position >= len(self):
+        if epoch != self.epoch or self.position.handed_out >= len(self):
             self._begin(epoch)
         self._fresh = True
 
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch, position, and the rollout at hand while it is needed; the same on every process."""
-        finished = self.position >= len(self)
-        needed = not finished and self.position % self.per_rollout > 0 and self.experience is not None
+        """Epoch, finished steps, and the rollout at hand while it is needed; the same on every process."""
+        step = self.position.steps
+        finished = step >= self.rollouts * self.rollout_steps
+        held = self.experience if step < self._used_up else None
         return {
             "epoch": self.epoch + finished,
-            "position": 0 if finished else self.position,
+            "step": 0 if finished else step,
             "number": self.number,
             "cursor": self.cursor,
             "seed": self.batching.seed,
-            "experience": self.experience.state_dict() if needed and self.experience is not None else None,
+            "experience": None if held is None else held.state_dict(),
+            "accumulate": self.place.accumulate,
             "units": self._units(),
         }
 
     def _units(self) -> dict[str, Any]:
-        """The options that give a position its meaning, under the names that users know."""
+        """The options that give a number of steps its meaning, under the names that users know."""
         return {
             "data.batch_size": self.batching.batch_size,
             "data.padded": self.batching.padded,
             "method.rollout.minibatches": self.options.minibatches,
             "method.rollout.inner_epochs": self.options.inner_epochs,
-            "trainer.accumulate_grad_batches": self.place.accumulate,
             "rollouts of an epoch": self.rollouts,
         }
 
@@ -187,14 +200,14 @@ class RolloutLoader:
         """Go on where the state was taken. The seed is the state's, so a changed option does not change the order.
 
         Raises:
-            ValueError: the state is from the middle of an epoch, and an option that decides what a position means has
+            ValueError: the state is from the middle of an epoch, and an option that decides what a step holds has
                 changed since.
         """
         units, before = self._units(), state["units"]
         changed = [
             f"{name} was {before.get(name)} and is {now}" for name, now in units.items() if before.get(name) != now
         ]
-        if changed and state["position"]:
+        if changed and state["step"]:
             raise ValueError(
                 f"cannot go on in the middle of epoch {state['epoch']}: {'; '.join(changed)}. Restore these, or "
                 "start anew with ckpt_path=null"
@@ -205,10 +218,11 @@ class RolloutLoader:
             )
         if state["seed"] != self.batching.seed:
             self.batching = Batching(self.batching.batch_size, seed=state["seed"], padded=self.batching.padded)
-        self.epoch, self.position, self._fresh = state["epoch"], state["position"], True
+        self.epoch, self._fresh = state["epoch"], True
+        self.position.restart(state["step"])
         self.number, self.cursor = state["number"], state["cursor"]
         held = state["experience"]
-        self.experience = None if held is None else Experience.from_state_dict(held)
+        self._hold(None if held is None else Experience.from_state_dict(held))
 
 
 class _EpochHook:

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from rlhf_lightning.data.loader import ListLoader
 from rlhf_lightning.data.module import AlignmentDataModule, Place
+from rlhf_lightning.data.position import check_limit, steps_taken
 from rlhf_lightning.rewards.base import Reward
 from rlhf_lightning.rounds.collect import Collector
 from rlhf_lightning.rounds.experience import Experience
@@ -247,7 +248,7 @@ class OnlineData(L.LightningDataModule):
         self._check_trainer()
         batching, others = self.prompts.batching, self._demonstrations
         assert batching.batch_size is not None
-        return RolloutLoader(
+        loader = RolloutLoader(
             self.rollout,
             prompts=len(self.examples),
             batch_size=batching.batch_size,
@@ -257,13 +258,25 @@ class OnlineData(L.LightningDataModule):
             padded=batching.padded,
             group_tokens=int(self.examples.lengths.max()) + self.options.kept * self.engine.max_new_tokens,
             demonstrations=None if others is None else Demonstrations(others, self.place),
+            taken=steps_taken(self.trainer),
         )
+        check_limit(self.trainer, len(loader))
+        return loader
 
     def val_dataloader(self) -> ValidationLoader | list[ValidationLoader]:
-        """This process's validation batches, drawn when they are asked for; an empty list without validation data."""
+        """This process's validation batches, drawn when they are asked for; an empty list without validation data.
+
+        Raises:
+            ValueError: a process has no prompt, so that it cannot know what the reward reports.
+        """
         listed = self.validation_prompts()
         if not isinstance(listed, ListLoader):
             return []
+        if self.val_examples is not None and len(self.val_examples) < self.place.world_size:
+            raise ValueError(
+                f"{len(self.val_examples)} validation prompts cannot give each of {self.place.world_size} processes "
+                "one to answer: use more of them (data.validation), fewer devices, or data.validation=null"
+            )
         return ValidationLoader(listed.batches.listed, self.collector(True), self.sync, lambda: self.module)
 
     def validation_prompts(self) -> ListLoader | list[ListLoader]:

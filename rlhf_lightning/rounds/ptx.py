@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches import Share
 from rlhf_lightning.data.plan import Plan, plan_epoch
 from rlhf_lightning.types import PackedBatch
 
@@ -63,5 +63,5 @@ class Demonstrations:
         plan, at = self._plan(step // self.steps), step % self.steps
         place = self.place
         number = (at * place.accumulate + part) * place.world_size + place.rank
-        groups = self.examples.select(plan.micro_batch(number))
-        return pack(groups, kind="supervised", totals=plan.totals(at))
+        share = Share(self.examples, plan.micro_batch(number), plan.groups(at), plan.totals(at))
+        return share.packed("supervised")

@@ -42,6 +42,8 @@ class PackedBatch:
     totals: StepTotals
     rows: list[str] = field(default_factory=list)  #: "file:row" of each group, for error reports
     reference_log_probs: Float[Tensor, " response_tokens"] | None = None  #: from the reference cache
+    #: Of a micro-batch without groups: what a model runs on in its place, see :meth:`emptied`.
+    stand_in: PackedBatch | None = None
 
     def __len__(self) -> int:
         """Groups."""
@@ -69,6 +71,15 @@ class PackedBatch:
     def slot(self, values: Ragged, slot: int) -> Ragged:
         """The responses of one slot, with that slot's mean length over the optimiser step."""
         return values.slot(slot, self.slots, self.totals.mean_length(slot))
+
+    def emptied(self: BatchT) -> BatchT:
+        """A micro-batch without groups, for a process that a step has no group left for.
+
+        It keeps this batch as its ``stand_in``. A model still runs on that one, since all processes gather sharded
+        weights and reduce gradients together, but the result counts for nothing.
+        """
+        empty = {each.name: value[:0] for each in fields(self) if isinstance(value := getattr(self, each.name), Tensor)}
+        return replace(self, **empty, rows=[], stand_in=self)
 
     def to(self: BatchT, device: torch.device | str, non_blocking: bool = False) -> BatchT:
         """The same batch on a device."""

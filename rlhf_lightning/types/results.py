@@ -70,3 +70,7 @@ class StepOutput:
 
     loss: Float[Tensor, ""]
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
+
+    def emptied(self) -> StepOutput:
+        """The output of a micro-batch without groups: a loss of zero, whose gradients are zeros, and no numbers."""
+        return StepOutput(0 * self.loss, {name: value.reshape(-1)[:0] for name, value in self.diagnostics.items()})

@@ -58,7 +58,7 @@ def test_each_iteration_is_another_epoch_with_every_group_once(batching: Batchin
 @pytest.mark.parametrize("batching", BATCHINGS)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_loader_hands_out_the_rest(batching: Batching, workers: int) -> None:
-    # fails if the position is advanced after the yield, or counts what workers have packed ahead
+    # fails if the position is advanced after the yield, counts what workers have packed ahead, or splits a step of two
     whole = EpochLoader(pairs(), batching, accumulate=2)
     expected = indices(whole) + indices(whole)
     for stop in range(1, len(expected)) if workers == 0 else (1, len(whole), len(whole) + 2):
@@ -67,6 +67,7 @@ def test_a_resumed_loader_hands_out_the_rest(batching: Batching, workers: int) -
         taken += indices(islice(first, stop - len(taken))) if stop > len(taken) else []
         second = EpochLoader(pairs(), Batching(**{**vars(batching), "seed": 99}), accumulate=2, workers=workers)
         second.load_state_dict(first.state_dict())
+        taken = taken[: stop // 2 * 2]
         rest = indices(second)
         while len(taken) + len(rest) < len(expected):
             rest += indices(second)
@@ -100,8 +101,10 @@ def test_the_state_is_plain_and_refuses_what_it_was_not_taken_for(caplog: pytest
     assert all(isinstance(value, int | str | None) for value in state.values())
     with pytest.raises(ValueError, match=r"middle of epoch 0: data\.batch_size was 6 and is 8"):
         EpochLoader(pairs(), Batching(batch_size=8), accumulate=2).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"trainer\.accumulate_grad_batches was 2 and is 1"):
-        EpochLoader(pairs(), BATCHINGS[0]).load_state_dict(state)
+    tokens = EpochLoader(pairs(), BATCHINGS[1], accumulate=2)
+    indices(islice(tokens, 2))
+    with pytest.raises(ValueError, match=r"micro-batches of a step .* was 2 and is 4"):
+        EpochLoader(pairs(), BATCHINGS[1], accumulate=2, world_size=2).load_state_dict(tokens.state_dict())
     with pytest.raises(ValueError, match="the data is another"):
         EpochLoader(pairs(seed=5), BATCHINGS[0], accumulate=2).load_state_dict(state)
     EpochLoader(pairs(), BATCHINGS[0], accumulate=2, rank=1, world_size=2).load_state_dict(state)  # same groups a step

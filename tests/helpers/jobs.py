@@ -156,6 +156,7 @@ def trajectory(
     folder: Path,
     callbacks: tuple[L.Callback, ...] = (),
     before: Callable[[Any], None] | None = None,
+    groups: int = 22,
     **options: Any,
 ) -> dict[str, Any]:
     """Train for two epochs and return every logged metric by name, and the final weights, whole."""
@@ -164,8 +165,8 @@ def trajectory(
     if callable(options.get("strategy")):
         options["strategy"] = options["strategy"]()
     run = trainer(folder, callbacks, logger=logger, **{"max_epochs": 2, "use_distributed_sampler": False} | options)
-    # The last step of an epoch has 6 groups, which four micro-batches cannot share evenly.
-    source = data(built.kind, groups=22, batch_size=8, mismatched="kl" in built.needs)
+    # By default the last step of an epoch has 6 groups, which four micro-batches cannot share evenly.
+    source = data(built.kind, groups=groups, batch_size=8, mismatched="kl" in built.needs)
     if before is not None:
         source.setup("fit")
         before(SimpleNamespace(trainer=run, module=built, data=source))

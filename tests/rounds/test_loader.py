@@ -110,7 +110,7 @@ def test_an_epoch_cut_short_is_an_epoch():
     next(iterator)
     loader.set_epoch(1)
     batch = next(iter(loader))
-    assert (batch.rollout, loader.epoch, loader.position) == (1, 1, 1)
+    assert (batch.rollout, loader.epoch, loader.position.steps) == (1, 1, 1)
 
 
 @pytest.mark.parametrize(

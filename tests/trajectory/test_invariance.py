@@ -44,10 +44,10 @@ def metrics() -> tuple[L.Callback, ...]:
     return ImplicitRewards(), ResponseStatistics(), LogRatios(), NonFiniteStop()
 
 
-def assert_same(one: dict[str, Any], other: dict[str, Any], tolerance: float = 2e-5) -> None:
+def assert_same(one: dict[str, Any], other: dict[str, Any], tolerance: float = 2e-5, steps: int = 6) -> None:
     """Every logged metric at every step, and every weight."""
     assert one["metrics"].keys() == other["metrics"].keys()
-    assert len(one["metrics"]["train/loss"]) == 6
+    assert len(one["metrics"]["train/loss"]) == steps
     for name, values in one["metrics"].items():
         found = torch.tensor(other["metrics"][name])
         limits = {"atol": tolerance, "rtol": tolerance}
