@@ -37,6 +37,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise TypeError("AtomicCheckpointIO writes local files and takes no storage_options")
         write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
 
+    def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
+        """Load a checkpoint file.
+
+        Args:
+            path: a local path.
+            args: see ``TorchCheckpointIO``.
+            options: see ``TorchCheckpointIO``.
+
+        Raises:
+            ValueError: the checkpoint is a folder of shards.
+        """
+        if Path(path).is_dir():
+            raise ValueError(
+                f"{path} is a sharded checkpoint, which this strategy cannot read: resume with trainer.strategy=fsdp2, "
+                "on any number of devices; its next checkpoint is one file, which every strategy reads"
+            )
+        return super().load_checkpoint(path, *args, **options)
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary path in the same folder, then give it its name.

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, Trainer
 from rlhf_lightning.callbacks.tables import log_table
 from rlhf_lightning.ops.comparisons import outcomes
 from rlhf_lightning.ops.kl import k1, k3
+from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.types import Example, PackedBatch, Ragged, RolloutBatch, SampleGroup, sample_groups
 
 
@@ -48,8 +49,9 @@ class _Prompt:
 class PolicySamples(Callback):
     """Samples from the policy at each validation: tables of prompts and responses, and the KL to the reference.
 
-    The first different prompts of the validation data are answered, whatever ``limit_val_batches`` is, always the same
-    ones with the same seeds, so that tables of different steps are comparable. Every pass writes
+    The first different prompts of the validation data are answered, whatever ``limit_val_batches`` is. Samples of a prompt
+    draw from streams of its own, so that tables of different steps and of other numbers of processes are
+    comparable. Every pass writes
     ``<folder>/step_<step>.jsonl`` with one row a sample, and a table to the loggers that have tables. Logged:
 
     * ``val/kl/reference``: mean over responses of the summed log-ratio (k1): estimates KL(policy || reference) in nats
@@ -128,8 +130,9 @@ class PolicySamples(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take the prompts of the first batches."""
-        self._collect(trainer, batch)
+        """Take the prompts of the first batches, where there is no data module to ask."""
+        if _data(trainer) is None:
+            self._collect(trainer, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Sample, score, log and write."""
@@ -141,16 +144,23 @@ class PolicySamples(Callback):
         return math.ceil(self.prompts / trainer.world_size)
 
     def _complete(self, trainer: Trainer) -> None:
-        """Take prompts of batches that were not validated on, until there are enough: rows may share a few prompts."""
-        data, wanted = _data(trainer), self._share(trainer) * self.each
-        if data is None or len(self._prompts) >= wanted:
+        """Take this process's share of the data module's first different prompts."""
+        examples = getattr(_data(trainer), "val_examples", None)
+        if examples is None:
             return
-        # Not the batches of a validation on policy: they are drawn by all processes together, and the processes stop
-        # at different ones.
-        for batch in getattr(data, "validation_prompts", data.val_dataloader)() or ():
-            self._collect(trainer, batch)
-            if len(self._prompts) >= wanted:
-                return
+        alone = not examples.slot_tokens.any()  # prompts that the policy answers
+        chosen: dict[tuple[int, ...], _Prompt] = {}
+        for group in range(len(examples)):
+            example = examples[group]
+            ids = tuple(example.prompt)
+            if ids not in chosen:
+                data = [] if alone else example.responses[0]
+                index, row = int(examples.number[group]), example.row
+                chosen[ids] = _Prompt(example.prompt, data, row, index, _columns(trainer, row))
+            if len(chosen) == self.prompts:
+                break
+        share = list(chosen.values())[trainer.global_rank :: trainer.world_size]
+        self._prompts = [prompt for prompt in share for _ in range(self.each)]
 
     def _collect(self, trainer: Trainer, batch: PackedBatch) -> None:
         wanted = self._share(trainer) * self.each
@@ -170,8 +180,10 @@ class PolicySamples(Callback):
 
     def _sample(self, trainer: Trainer, module: Any) -> list[Sample]:
         """Rows of this process; a collective call."""
-        seed = self.seed * 65_537 + trainer.global_rank
-        responses = module.sample([prompt.ids for prompt in self._prompts], seed=seed, **self.options)
+        prompts = [prompt.ids for prompt in self._prompts]
+        seeds = [stream_seed("samples", self.seed, *prompt) for prompt in prompts]
+        streams = [(seed, number % self.each) for number, seed in enumerate(seeds)]
+        responses = module.sample(prompts, streams=streams, **self.options)
         ratios = self._log_ratios(module, responses) or [None] * len(responses)
         rewards = self._rewards(module, responses)
         text = module.tokenizer.decode

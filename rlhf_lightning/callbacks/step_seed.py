@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import random
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
+from torch import nn
+
+log = logging.getLogger(__name__)
 
 
 class StepSeed(Callback):
@@ -16,7 +20,8 @@ class StepSeed(Callback):
 
     Dropout and sampling after a resume are then those of the run that was not interrupted, on any device, without a
     generator state in the checkpoint (where Lightning would keep process 0's only). Steps of equally many micro-batches
-    have the same random numbers, whether they are accumulated or dealt to processes.
+    have the same random numbers, whether they are accumulated or dealt to processes. Of another number they have others:
+    torch draws one dropout mask for all tokens of a micro-batch. A run with dropout that cuts its steps reports that.
 
     Args:
         seed: of the run.
@@ -25,6 +30,16 @@ class StepSeed(Callback):
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Report dropout whose masks depend on the cut."""
+        count = trainer.accumulate_grad_batches * trainer.world_size
+        if count > 1 and trainer.is_global_zero and any(_drops(module) for module in pl_module.modules()):
+            log.info(
+                "the model has dropout: its masks are those of steps of %d micro-batches (trainer.accumulate_grad_batches "
+                "x devices); with another number a run differs from this one by more than rounding",
+                count,
+            )
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Seed Python, NumPy and torch (every device)."""
         part = batch_idx % trainer.accumulate_grad_batches * trainer.world_size + trainer.global_rank
@@ -32,6 +47,10 @@ class StepSeed(Callback):
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 (others' code draws from the global generator)
         torch.manual_seed(seed)
+
+
+def _drops(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
 
 
 def derived_seed(*parts: int | str) -> int:

@@ -68,13 +68,15 @@ class Throughput(Callback):
         metrics = {
             "throughput/tokens_per_second": rate * trainer.world_size,
             "throughput/groups_per_second": self._groups / seconds * trainer.world_size,
-            "throughput/padding": 1 - self._real / max(self._positions, 1),
             "memory/peak_gib": _peak_gib(pl_module.device),
         }
         if self.peak_tflops is not None:
             metrics["throughput/mfu"] = rate * _operations(pl_module) / (self.peak_tflops * 1e12)
         for name, value in metrics.items():
             pl_module.track(f"train/{name}", torch.tensor(value, device=pl_module.device))
+        # A process that the step had no groups left for has no share to average.
+        padding = [1 - self._real / self._positions] if self._positions else []
+        pl_module.track("train/throughput/padding", torch.tensor(padding, device=pl_module.device))
         self._restart()
         self._step = trainer.global_step
 

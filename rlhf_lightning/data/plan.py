@@ -11,8 +11,8 @@ many processes or accumulated micro-batches share it. ``M`` below is ``accumulat
 Nothing is dropped. Mode A: a last step with fewer than ``batch_size`` groups is kept, with its own exact totals, so the
 number of steps and what each of them holds are the same for every M. Mode B: a step *is* M bins, so an epoch has other
 steps for another M, and the same ones however M is made of processes and accumulation; bins are split until M divides
-their number. Where the last step has fewer groups than M, its other micro-batches are empty: every process takes part in
-them and they count for nothing (``PackedBatch.emptied``).
+their number. Where the last step has fewer groups than M, its other micro-batches are empty: every process takes part
+in them and they count for nothing (``PackedBatch.emptied``).
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def _bucketed(steps: IntArray, lengths: IntArray, batching: Batching, rng: np.ra
 
 
 def _split(steps: IntArray, lengths: IntArray, parts: int) -> tuple[IntArray, IntArray]:
-    """Cut equally large steps into ``parts`` micro-batches of about equally many tokens, none empty if that is possible.
+    """Cut equally large steps into ``parts`` micro-batches of about equally many tokens, none empty where it can be.
 
     Longest processing time first, for all steps at once: the j-th longest group of every step goes to that step's
     lightest micro-batch.

@@ -14,8 +14,8 @@ class StepPosition:
 
     Args:
         accumulate: micro-batches that a process accumulates for one optimiser step.
-        taken: optimiser steps that were taken in all, such as a trainer's ``global_step``: a step whose last micro-batch
-            was handed out may yet fail. None: such a step counts as taken.
+        taken: optimiser steps that were taken in all, such as a trainer's ``global_step``: a step whose last
+            micro-batch was handed out may yet fail. None: such a step counts as taken.
     """
 
     def __init__(self, accumulate: int, taken: Callable[[], int] | None = None) -> None:
@@ -64,6 +64,6 @@ def check_limit(trainer: Any, length: int) -> None:
     if count % accumulate:
         name = "overfit_batches" if trainer.overfit_batches else "limit_train_batches"
         raise ValueError(
-            f"trainer.{name}={limit} ends an epoch after {count} micro-batches of a process, in the middle of a step of "
+            f"trainer.{name}={limit} ends an epoch after {count} micro-batches of a process, within a step of "
             f"trainer.accumulate_grad_batches={accumulate}: set it to a multiple, such as {count + -count % accumulate}"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
-from rlhf_lightning.losses.options import Positive, loss_function
+from rlhf_lightning.losses.options import Positive, compares_groups, loss_function
 from rlhf_lightning.losses.terms import log_ratios
 from rlhf_lightning.types import Pair, PreferenceLoss
 
@@ -126,6 +126,7 @@ def apo_down(policy: Pair, reference: Pair, *, beta: Positive = 0.1) -> Preferen
     return PreferenceLoss(chosen.sigmoid() + (rejected - chosen).sigmoid(), chosen.detach(), rejected.detach())
 
 
+@compares_groups("takes the means of a micro-batch for its reference points")
 @loss_function
 def kto_pair(policy: Pair, reference: Pair, *, beta: Positive = 0.1, detach_kl: bool = False) -> PreferenceLoss:
     r"""KTO on pairs: each half of the batch estimates the other half's reference point.
@@ -134,8 +135,8 @@ def kto_pair(policy: Pair, reference: Pair, *, beta: Positive = 0.1, detach_kl: 
               \quad K = \max(0, \mathrm{mean}\,\rho)
 
     At the first step, where policy and reference are equal and K is 0, gradients still pass through K, as through the
-    published code's ``clamp``. The means run over the pairs of this micro-batch, so the loss depends on how a batch is
-    cut.
+    published code's ``clamp``. The means run over the pairs of the whole optimiser step: a run that cuts a step into
+    micro-batches or deals it to processes is refused.
 
     Source: "KTO: Model Alignment as Prospect Theoretic Optimization", arXiv:2402.01306, in the paired form that TRL had
     from December 2023 and has since removed; copies of it are in the code of SPPO and alpha-DPO. It is the "KTO" of

@@ -10,11 +10,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rlhf_lightning.losses.options import NonNegative, Positive, loss_function
+from rlhf_lightning.losses.options import NonNegative, Positive, compares_groups, loss_function
 from rlhf_lightning.losses.terms import negative_log_likelihood
 from rlhf_lightning.types import MeasuredLoss, Paraphrases
 
 
+@compares_groups(
+    "contrasts an instruction with all others of its micro-batch",
+    option="in_batch",
+    instead="method.loss.in_batch=false",
+)
 @loss_function
 def coin(
     policy: Paraphrases,
@@ -41,8 +46,9 @@ def coin(
     Source: "Contrastive Instruction Tuning", arXiv:2402.11138.
     Defaults: weight 1000 and temperature 0.05, of the authors' code (luka-group/CoIN).
     Differences: the authors' code runs micro-batches of one instruction and its hard negative, in the order of the
-    file: that is ``in_batch=false`` here, with any batch and any order. By default all other instructions of the
-    micro-batch are negatives too, as in the paper. TRL 1.16 has no such loss.
+    file: that is ``in_batch=false`` here, with any batch and any order, where each group has a bound of its own. By
+    default all other instructions of the step are negatives too, as in the paper, and a run that cuts a step into
+    micro-batches or deals it to processes is refused. TRL 1.16 has no such loss.
 
     Args:
         policy: log-probs of the policy.
@@ -64,8 +70,10 @@ def coin(
     unit = F.normalize(embedding.float() if embedding.dtype != torch.float64 else embedding, dim=-1)
     cosine = unit[0::2] @ unit[1::2].T
     contrastive = _contrastive(cosine / temperature, present[0::2], in_batch)
-    bound = generation.detach().mean() / contrastive.detach().mean().clamp(min=torch.finfo(cosine.dtype).tiny)
-    scaled = contrastive * bound.clamp(max=weight)
+    worth, raw = generation.detach(), contrastive.detach()
+    if in_batch:
+        worth, raw = worth.mean(), raw.mean()
+    scaled = contrastive * (worth / raw.clamp(min=torch.finfo(cosine.dtype).tiny)).clamp(max=weight)
     return MeasuredLoss(
         generation + scaled,
         {
@@ -84,7 +92,7 @@ def _by_group(responses: Tensor) -> Tensor:
 
 
 def _contrastive(similarity: Tensor, present: Tensor, in_batch: bool) -> Tensor:
-    """Symmetric cross-entropy of each group, so that the mean over groups is the mean over all instructions."""
+    """Symmetric cross-entropy of each group: with ``in_batch`` the mean over groups is that over all instructions."""
     group = torch.arange(len(present), device=present.device) // 2
     allowed = present[:, None] & present[None]
     if not in_batch:
@@ -92,8 +100,9 @@ def _contrastive(similarity: Tensor, present: Tensor, in_batch: bool) -> Tensor:
     masked = similarity.masked_fill(~allowed, torch.finfo(similarity.dtype).min)
     rows, columns = masked.log_softmax(1).diagonal(), masked.log_softmax(0).diagonal()
     each = (-(rows + columns) / 2).where(present, torch.zeros_like(rows))
-    groups = len(present) // 2
-    return each.view(-1, 2).sum(1) * (groups / present.sum().clamp(min=1))
+    count = present.view(-1, 2).sum(1)
+    instructions = count.float().mean() if in_batch else count
+    return each.view(-1, 2).sum(1) / instructions.clamp(min=1)
 
 
 def _cosines(cosine: Tensor, present: Tensor) -> dict[str, Tensor]:

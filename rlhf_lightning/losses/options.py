@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from rlhf_lightning.options import (
     Count,
@@ -22,6 +23,7 @@ from rlhf_lightning.options import (
     Share,
     WholeNumber,
     option_values,
+    unwrap,
 )
 
 __all__ = [
@@ -37,6 +39,8 @@ __all__ = [
     "Real",
     "Share",
     "WholeNumber",
+    "check_cut",
+    "compares_groups",
     "loss_function",
     "needs",
     "option_values",
@@ -74,6 +78,54 @@ INPUTS: Mapping[str, str] = {
     "old": "log-probs of the policy that the responses were drawn from, detached",
     "advantage": "advantage of each response token, from credit assignment",
 }
+
+LossT = TypeVar("LossT", bound=Callable[..., Any])
+
+
+def compares_groups(
+    what: str, *, option: str | None = None, when: Callable[[Any], bool] = bool, instead: str = ""
+) -> Callable[[LossT], LossT]:
+    """Mark a loss whose number for a group depends on the other groups that share its micro-batch.
+
+    Args:
+        what: the loss does with them, for errors.
+        option: that decides whether it does; None: it always does.
+        when: of the option's value, whether it does.
+        instead: the setting under which it does not; empty: there is none.
+    """
+
+    def mark(loss: LossT) -> LossT:
+        loss.__dict__["comparison"] = (what, option, when, instead)
+        return loss
+
+    return mark
+
+
+def check_cut(loss: Callable[..., Any], micro_batches: int) -> None:
+    """Refuse to cut the steps of a loss that would then be another one.
+
+    Args:
+        loss: a loss, a partial of one, or a sum of several.
+        micro_batches: of an optimiser step, over all processes.
+
+    Raises:
+        ValueError: the loss compares the groups of a micro-batch, and a step has several micro-batches.
+    """
+    for term in getattr(loss, "losses", {}).values():
+        check_cut(term, micro_batches)
+    plain, _ = unwrap(loss)
+    comparison = getattr(plain, "comparison", None)
+    if comparison is None or micro_batches == 1:
+        return
+    what, option, when, instead = comparison
+    if option is None or any(map(when, option_values(loss, option))):
+        other = f", or {instead}" if instead else ""
+        raise ValueError(
+            f"loss {plain.__name__} {what}, and trainer.accumulate_grad_batches x devices cut every step into "
+            f"{micro_batches} micro-batches, which would make it another loss: set trainer.accumulate_grad_batches=1 "
+            f"and trainer.devices=1{other}"
+        )
+
 
 _LOSS = Declared("loss", "method.loss", INPUTS)
 loss_function, needs, takes, validate = _LOSS.function, _LOSS.needs, _LOSS.takes, _LOSS.validate

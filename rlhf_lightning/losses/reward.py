@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rlhf_lightning.losses.options import NonNegative, loss_function
+from rlhf_lightning.losses.options import NonNegative, compares_groups, loss_function
 from rlhf_lightning.losses.terms import Reduction, logistic, negative_log_likelihood
 from rlhf_lightning.ops.comparisons import outcomes
 from rlhf_lightning.types import GroupLoss, Pair, PreferenceLoss, Ragged
@@ -101,6 +101,7 @@ def log_exp(reward: Float[Tensor, "pairs 2"]) -> PreferenceLoss:
     return PreferenceLoss(F.softplus(rejected - chosen), chosen.detach(), rejected.detach())
 
 
+@compares_groups("correlates the rewards of a micro-batch with lengths", option="length_weight")
 @loss_function
 def odin(
     reward: Float[Tensor, "pairs 2 heads"],

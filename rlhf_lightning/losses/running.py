@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from rlhf_lightning.losses.options import FlipRate, NonNegative, Positive, loss_function
+from rlhf_lightning.losses.options import FlipRate, NonNegative, Positive, compares_groups, loss_function
 from rlhf_lightning.losses.terms import log_ratios, logistic, mean_log_ratios
 from rlhf_lightning.types import Moments, Pair, PreferenceLoss
 
@@ -59,6 +59,12 @@ def bco_pair(
     return PreferenceLoss(loss, *rewards, observed=torch.cat(rewards), diagnostics={"delta": centre})
 
 
+@compares_groups(
+    "sets beta by the mean gap of a micro-batch",
+    option="level",
+    when=lambda level: level == "batch",
+    instead="method.loss.level=pair",
+)
 @loss_function
 def beta_dpo(
     policy: Pair,
@@ -84,9 +90,9 @@ def beta_dpo(
     Differences: the authors' order is another one. They first fold the batch's own gaps into M_0 (which starts at 0),
     so that a batch d nats above the mean counts as 0.9 d above it; then draw 80 % of the batch at random, preferring
     pairs whose gap is near M_0; then take the mean gap of those for beta, and train on them only. Here M_0 is that of
-    the steps before, so that all parts of a step see the same one, and all pairs count: the draw drops data and is not
-    offered. They average over all processes; here ``batch`` is the micro-batch of one process, so it depends on how a
-    batch is cut. ``level="pair"`` gives each pair a beta of its own and does not.
+    the steps before, and all pairs count: the draw drops data and is not offered. They average over all processes; here
+    ``batch`` is the whole optimiser step, and a run that cuts a step is refused. ``level="pair"`` gives each pair a
+    beta of its own and takes any cut.
 
     Args:
         policy: log-probs of the policy, summed here over each response.

@@ -1,18 +1,19 @@
 """Losses that compare distributions over the batch: alignment via optimal transport.
 
 In one dimension optimal transport is sorting, so pair i of the loss is the i-th quantile of the batch, not the i-th
-row. The quantiles are those of the micro-batch that the loss is called with, on one process: give it many pairs
-(``data.batch_size`` with ``trainer.accumulate_grad_batches=1``); at one pair a micro-batch both losses are DPO.
+row. The quantiles are those of the pairs that the loss is called with, which must be a whole optimiser step: a run that
+cuts a step into micro-batches or deals it to processes is refused. At one pair a step both losses are DPO.
 Notation: ``losses/terms.py``. Every loss raises ValueError when an option is outside its range.
 """
 
 from __future__ import annotations
 
-from rlhf_lightning.losses.options import FlipRate, Positive, loss_function
+from rlhf_lightning.losses.options import FlipRate, Positive, compares_groups, loss_function
 from rlhf_lightning.losses.terms import log_ratios, logistic, summed_margin
 from rlhf_lightning.types import Pair, PreferenceLoss
 
 
+@compares_groups("sorts the pairs of a micro-batch")
 @loss_function
 def aot(policy: Pair, reference: Pair, *, beta: Positive = 0.01, label_smoothing: FlipRate = 0.0) -> PreferenceLoss:
     r"""Alignment via optimal transport, paired: the policy's margins dominate the reference's, quantile by quantile.
@@ -43,6 +44,7 @@ def aot(policy: Pair, reference: Pair, *, beta: Positive = 0.01, label_smoothing
     return PreferenceLoss(loss, chosen.detach(), rejected.detach())
 
 
+@compares_groups("sorts the responses of a micro-batch")
 @loss_function
 def aot_unpaired(
     policy: Pair, reference: Pair, *, beta: Positive = 0.01, label_smoothing: FlipRate = 0.0

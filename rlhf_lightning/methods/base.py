@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rlhf_lightning.chat_templates import TrainedTemplate, exported_tokenizer
-from rlhf_lightning.losses.options import needs, option_values, validate
+from rlhf_lightning.losses.options import check_cut, needs, option_values, validate
 from rlhf_lightning.methods.optimizers import decay_groups, make_scheduler
 from rlhf_lightning.methods.progress import recount, settle
 from rlhf_lightning.methods.state import check_state, reference_state, restore_reference, without_frozen
@@ -152,7 +152,12 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
 
         With ``precision=bf16-true`` Lightning would also round what a batch carries beside token ids: margins, and
         cached reference log-probs, whose sums over a response need more than eight bits.
+
+        Raises:
+            ValueError: the loss looks at a whole step at once, and the trainer cuts it.
         """
+        if stage == "fit":
+            check_cut(self.loss, self.trainer.accumulate_grad_batches * self.trainer.world_size)
         self.trainer.precision_plugin.convert_input = _as_it_is  # type: ignore[method-assign]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -1,9 +1,9 @@
 """Lightning's counters of micro-batches, kept to whole optimiser steps.
 
-A loader's position is a number of steps (``data.position``), and weights and optimiser change at the end of a step only.
-Lightning counts the micro-batches of a process beside them. In a checkpoint these counters are set to the end of the last
-whole step, so that no state is saved while gradients are accumulated, and a run that resumes with other micro-batches
-counts the same steps in its own.
+A loader's position is a number of steps (``data.position``), and weights and optimiser change at the end of a step
+only. Lightning counts the micro-batches of a process beside them. In a checkpoint these counters are set to the end of
+the last whole step, so that no state is saved while gradients are accumulated; a run that resumes with other
+micro-batches counts the same steps in its own.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _VALIDATION = "epoch_loop.val_loop.batch_progress"
 def settle(fit_loop: dict[str, Any], accumulate: int) -> None:
     """Set the counters of a checkpoint that was taken within a step to the end of the step before, in place.
 
-    Whatever saves then, a resume begins with the whole step: a signal or an error in one of its micro-batches, a clock, a
-    validation between two of them. That validation runs again when its micro-batch comes.
+    Whatever saves then, a resume begins with the whole step: a signal or an error in one of its micro-batches, a clock,
+    a validation between two of them. That validation runs again when its micro-batch comes.
 
     Args:
         fit_loop: the state of Lightning's fit loop.

@@ -40,11 +40,12 @@ def generate(
     batch_size: int = 16,
     adapter: bool = True,
     processor: Processor | None = None,
+    streams: Sequence[tuple[int, int]] | None = None,
 ) -> list[list[int]]:
     """Sample one response for each prompt; see :func:`sample`.
 
-    Response ``i`` draws from the stream ``(seed, i)``, so the same arguments give the same responses and the global
-    generators are left as they were.
+    Response ``i`` draws from the stream ``(seed, i)`` or from its own of ``streams``, so the same arguments give the
+    same responses and the global generators are left as they were.
 
     Args:
         actor: the policy.
@@ -57,6 +58,7 @@ def generate(
         adapter: False samples from the model beneath the adapter.
         processor: changes the logits of the next token, before the temperature divides them: called with the ids so
             far and the logits, ``[rows, length]`` and ``[rows, vocabulary]``.
+        streams: of random numbers, one a prompt: a seed and a number under it; None: see above.
 
     Returns:
         The response of each prompt in the order of ``prompts``, with its EOS token; without one it was cut off.
@@ -68,7 +70,7 @@ def generate(
         actor,
         prompts,
         Sampling(max_new_tokens, float(temperature), float(top_p)),
-        streams=[(seed, row) for row in range(len(prompts))],
+        streams=streams or [(seed, row) for row in range(len(prompts))],
         batch_size=batch_size,
         adapter=adapter,
         processor=processor,

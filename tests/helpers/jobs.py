@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,9 +72,10 @@ def fit(
     kind: str = "preference",
     kill_at: int | None = None,
     callbacks: tuple[L.Callback, ...] = (),
+    rows: Mapping[str, int] | None = None,
     **options: Any,
 ) -> tuple[L.LightningModule, L.Trainer]:
-    """Train in ``folder``; where that holds a checkpoint, go on from it."""
+    """Train in ``folder``; where that holds a checkpoint, go on from it. ``rows`` are options of ``data``."""
     own = [StepSeed(seed=7), NonFiniteStop(), EMAWeights(decay=0.9), LastCheckpoint(every_n_steps=2)]
     if kind != "supervised":
         own.append(ReferenceSync(every_n_steps=3, alpha=0.6))
@@ -96,7 +97,7 @@ def fit(
     module = module_of(kind)
     last = recovered(folder / "checkpoints" / "last.ckpt")
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))  # nothing may hang on the global generator's start
-    run.fit(module, datamodule=data(module.kind), ckpt_path=last if last.exists() else None)
+    run.fit(module, datamodule=data(module.kind, **(rows or {})), ckpt_path=last if last.exists() else None)
     if run.is_global_zero:
         torch.save(torch.get_rng_state(), folder / "rng.pt")
     return module, run

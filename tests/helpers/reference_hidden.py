@@ -98,10 +98,16 @@ def coin(groups: list[tuple[Instruction, Instruction]], *, weight: float, temper
         down = sum(math.exp(cosine(mine.state, i.other_state)) for i in others)
         across = sum(math.exp(cosine(i.state, mine.other_state)) for i in others)
         own = cosine(mine.state, mine.other_state)
-        contrastive[g] += (math.log(down) - own + math.log(across) - own) / 2 * len(groups) / len(present)
-    raw = sum(contrastive) / len(groups)
-    factor = weight if raw < 1e-12 else min(weight, sum(generation_loss) / len(groups) / raw)
-    return [a + factor * b for a, b in zip(generation_loss, contrastive, strict=True)]
+        share = len(groups) / len(present) if in_batch else 1 / len(others)
+        contrastive[g] += (math.log(down) - own + math.log(across) - own) / 2 * share
+
+    def bounded(generation: float, raw: float) -> float:
+        return weight if raw < 1e-12 else min(weight, generation / raw)
+
+    if in_batch:
+        factor = bounded(sum(generation_loss) / len(groups), sum(contrastive) / len(groups))
+        return [a + factor * b for a, b in zip(generation_loss, contrastive, strict=True)]
+    return [a + bounded(a, b) * b for a, b in zip(generation_loss, contrastive, strict=True)]
 
 
 @dataclass

@@ -132,11 +132,14 @@ def test_a_constant_added_to_logits_changes_nothing(numbers: Any, shift: float) 
 @given(numbers=instructions(), data=st.data())
 def test_the_contrastive_part_is_never_worth_more_than_the_likelihood(numbers: Any, data: st.DataObject) -> None:
     options = data.draw(st.fixed_dictionaries(OPTIONS["coin"]))
-    found = {name: x.mean().item() for name, x in run("coin", numbers, **options).diagnostics.items()}
+    found = run("coin", numbers, **options).diagnostics
+    if options["in_batch"]:  # else each group has a bound of its own, whatever is batched with it
+        found = {name: values.mean() for name, values in found.items()}
     likelihood = found["nll/original"] + found["nll/paraphrase"]
     scaled = found["contrastive/scaled"]
-    assert scaled <= likelihood * (1 + 1e-6) + 1e-9
-    assert scaled == pytest.approx(min(options["weight"] * found["contrastive/raw"], likelihood), rel=1e-5, abs=1e-7)
+    assert (scaled <= likelihood * (1 + 1e-6) + 1e-9).all()
+    bounded = torch.minimum(options["weight"] * found["contrastive/raw"], likelihood)
+    torch.testing.assert_close(scaled, bounded, rtol=1e-5, atol=1e-7)
 
 
 def test_the_bound_is_a_constant_for_the_gradient() -> None:

@@ -26,7 +26,7 @@ from rlhf_lightning.losses import (
     wpo,
 )
 from rlhf_lightning.losses import alpha_dpo as alpha_dpo_loss
-from rlhf_lightning.losses.options import INPUTS, Range, loss_function, option_values, validate
+from rlhf_lightning.losses.options import INPUTS, Range, check_cut, loss_function, option_values, validate
 from rlhf_lightning.types import Pair, PreferenceLoss
 from tests.helpers.loss_inputs import PREFERENCE, SUPERVISED, Numbers, run
 
@@ -239,3 +239,34 @@ def test_validate_looks_into_weighted_sums() -> None:
     combined.weights["b"] = float("nan")
     with pytest.raises(ValueError, match="term 'b'"):
         validate(combined)
+
+
+@pytest.mark.parametrize(
+    ("loss", "way_out"),
+    [
+        (losses.aot, "devices=1$"),
+        (losses.aot_unpaired, "devices=1$"),
+        (partial(losses.kto_pair, beta=0.2), "devices=1$"),
+        (losses.beta_dpo, r"or method\.loss\.level=pair"),
+        (losses.odin, "devices=1$"),
+        (losses.coin, r"or method\.loss\.in_batch=false"),
+        (losses.WeightedSum({name: {"loss": getattr(losses, name), "weight": 1.0} for name in ("dpo", "aot")}), "="),
+    ],
+)
+def test_losses_that_compare_groups_refuse_to_be_cut(loss, way_out) -> None:
+    check_cut(loss, 1)
+    with pytest.raises(ValueError, match=rf"cut every step into 2 micro-batches.*accumulate_grad_batches=1.*{way_out}"):
+        check_cut(loss, 2)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.dpo,
+        partial(losses.beta_dpo, level="pair"),
+        partial(losses.odin, length_weight=0.0),
+        partial(losses.coin, in_batch=False),
+    ],
+)
+def test_other_losses_can_be_cut(loss) -> None:
+    check_cut(loss, 2)

@@ -19,14 +19,22 @@ from rlhf_lightning.callbacks import (
     ScoreNormalizer,
     Throughput,
 )
-from rlhf_lightning.methods import Preference, RewardModel, Supervised, Unpaired
+from rlhf_lightning.methods import Contrastive, Preference, RewardModel, Supervised, Unpaired
+from rlhf_lightning.models.roles import ModelBuilder
+from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.strategies import FSDP2Strategy
-from tests.helpers.jobs import in_processes, trajectory
+from tests.helpers.jobs import in_processes, ranks, trajectory
 from tests.helpers.training import Builder
 from tests.trajectory.test_invariance import SGD, assert_same, tiny
 from tests.trajectory.test_reward import reward
 
 ROWS, STEPS = 41, 12
+
+
+def coin(in_batch: bool) -> L.LightningModule:
+    builder = ModelBuilder(TinyRandom(hidden_size=16, intermediate_size=32), None, "none")
+    return Contrastive(builder, partial(losses.coin, weight=0.5, temperature=0.5, in_batch=in_batch), SGD)
+
 
 METHODS: dict[str, Callable[[], L.LightningModule]] = {
     "dpo": lambda: Preference(Builder(), partial(losses.dpo, beta=0.3), SGD),
@@ -35,6 +43,8 @@ METHODS: dict[str, Callable[[], L.LightningModule]] = {
     "bco_pair": lambda: Preference(Builder(), partial(losses.bco_pair, beta=0.3), SGD),
     # mismatched rows of the whole step come with a first micro-batch that may be empty
     "kto": lambda: Unpaired(Builder(), partial(losses.kto, beta=0.3, undesirable_weight=2.0), SGD),
+    # with negatives of its own group only; else it looks at the whole step at once, which a run may not cut then
+    "coin": lambda: coin(in_batch=False),
     "sft": lambda: Supervised(Builder("none"), losses.sft, SGD),
     "reward model": lambda: reward(RewardModel, partial(losses.bradley_terry, centering=0.1)),
 }
@@ -62,6 +72,15 @@ def test_8x1_is_4x2_is_two_processes(tmp_path, method):
     assert_same(whole, parallel(make, tmp_path / "2x2", strategy="ddp", accumulate_grad_batches=2), steps=STEPS)
 
 
+def test_coin_with_all_negatives_refuses_to_be_cut(tmp_path):
+    """Before any weight loads, under any way to cut a step; else its negatives would be those of a micro-batch."""
+    make = partial(coin, True)
+    assert len(run(make, tmp_path / "8x1")["metrics"]["train/loss"]) == STEPS
+    with pytest.raises(ValueError, match=r"loss coin contrasts .* into 2 micro-batches.*in_batch=false"):
+        run(make, tmp_path / "4x2", accumulate_grad_batches=2)
+    assert ranks(2, run, make, tmp_path / "2", devices=2, strategy="ddp") == [1, 1]
+
+
 @pytest.mark.slow
 def test_single_is_fsdp(tmp_path):
     """Sharded weights are gathered for a micro-batch without rows as for any other."""
@@ -77,15 +96,12 @@ def test_fewer_rows_than_micro_batches(tmp_path):
     options = {"groups": 3, "devices": 2, "strategy": "ddp", "accumulate_grad_batches": 2}
     two = in_processes(2, tmp_path / "2", trajectory, METHODS["dpo"], tmp_path / "2", metrics(), **options)
     assert_same(single, two, steps=2)
-    one = trajectory(METHODS["dpo"], tmp_path / "one", metrics(), groups=1)
+
+
+def test_a_process_without_rows_reports_its_throughput(tmp_path):
+    """One row in two processes, one of which computes no token that counts."""
+    callbacks = (*metrics(), Throughput())
     two = in_processes(
-        2,
-        tmp_path / "1x2",
-        trajectory,
-        METHODS["dpo"],
-        tmp_path / "1x2",
-        (*metrics(), Throughput()),
-        **options | {"groups": 1},
+        2, tmp_path, trajectory, METHODS["dpo"], tmp_path, callbacks, groups=1, devices=2, strategy="ddp"
     )
-    two["metrics"] = {name: values for name, values in two["metrics"].items() if name in one["metrics"]}
-    assert_same(one, two, steps=2)
+    assert two["metrics"]["train/throughput/padding"] == [0.0, 0.0]

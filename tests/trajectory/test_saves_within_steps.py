@@ -94,5 +94,7 @@ def test_resume_begins_with_the_whole_step(tmp_path, unbroken, case):
     assert (tmp_path / "checkpoints" / "last.ckpt").exists()
     run(tmp_path, accumulate)
     expected, found = unbroken(accumulate), final_state(tmp_path)
+    for state in (expected, found):  # how many validation batches of the epoch Lightning has counted
+        state["loops"]["fit_loop"].pop("epoch_loop.val_loop.batch_progress", None)
     assert expected["global_step"] == 10
     assert differences(expected, found) == []
