@@ -49,10 +49,10 @@ class _Prompt:
 class PolicySamples(Callback):
     """Samples from the policy at each validation: tables of prompts and responses, and the KL to the reference.
 
-    The first different prompts of the validation data are answered, whatever ``limit_val_batches`` is. Samples of a prompt
-    draw from streams of its own, so that tables of different steps and of other numbers of processes are
-    comparable. Every pass writes
-    ``<folder>/step_<step>.jsonl`` with one row a sample, and a table to the loggers that have tables. Logged:
+    The first different prompts of the validation data are answered, whatever ``limit_val_batches`` is. Samples of a
+    prompt draw from streams of its own, so that tables of different steps and of other numbers of processes are
+    comparable. Every pass writes ``<folder>/step_<step>.jsonl`` with one row a sample, and a table to the loggers that
+    have tables. Logged:
 
     * ``val/kl/reference``: mean over responses of the summed log-ratio (k1): estimates KL(policy || reference) in nats
       a response; ``val/kl/k3``: the same by the estimator that is never negative;

@@ -20,8 +20,9 @@ class StepSeed(Callback):
 
     Dropout and sampling after a resume are then those of the run that was not interrupted, on any device, without a
     generator state in the checkpoint (where Lightning would keep process 0's only). Steps of equally many micro-batches
-    have the same random numbers, whether they are accumulated or dealt to processes. Of another number they have others:
-    torch draws one dropout mask for all tokens of a micro-batch. A run with dropout that cuts its steps reports that.
+    have the same random numbers, whether these are accumulated or dealt to processes. Steps of another number have
+    others: torch draws one dropout mask for all tokens of a micro-batch. A run with dropout that cuts its steps reports
+    that.
 
     Args:
         seed: of the run.
@@ -35,8 +36,8 @@ class StepSeed(Callback):
         count = trainer.accumulate_grad_batches * trainer.world_size
         if count > 1 and trainer.is_global_zero and any(_drops(module) for module in pl_module.modules()):
             log.info(
-                "the model has dropout: its masks are those of steps of %d micro-batches (trainer.accumulate_grad_batches "
-                "x devices); with another number a run differs from this one by more than rounding",
+                "the model has dropout: its masks are those of steps of %d micro-batches "
+                "(trainer.accumulate_grad_batches x devices); with another number a run differs by more than rounding",
                 count,
             )
 

@@ -46,9 +46,9 @@ def coin(
     Source: "Contrastive Instruction Tuning", arXiv:2402.11138.
     Defaults: weight 1000 and temperature 0.05, of the authors' code (luka-group/CoIN).
     Differences: the authors' code runs micro-batches of one instruction and its hard negative, in the order of the
-    file: that is ``in_batch=false`` here, with any batch and any order, where each group has a bound of its own. By
-    default all other instructions of the step are negatives too, as in the paper, and a run that cuts a step into
-    micro-batches or deals it to processes is refused. TRL 1.16 has no such loss.
+    file: that is ``in_batch=false`` here, with any batch and any order and a bound for each group. By default
+    all other instructions of the step are negatives too, as in the paper, and a run that cuts a step is refused. TRL
+    1.16 has no such loss.
 
     Args:
         policy: log-probs of the policy.
@@ -70,10 +70,7 @@ def coin(
     unit = F.normalize(embedding.float() if embedding.dtype != torch.float64 else embedding, dim=-1)
     cosine = unit[0::2] @ unit[1::2].T
     contrastive = _contrastive(cosine / temperature, present[0::2], in_batch)
-    worth, raw = generation.detach(), contrastive.detach()
-    if in_batch:
-        worth, raw = worth.mean(), raw.mean()
-    scaled = contrastive * (worth / raw.clamp(min=torch.finfo(cosine.dtype).tiny)).clamp(max=weight)
+    scaled = contrastive * _bound(generation.detach(), contrastive.detach(), in_batch).clamp(max=weight)
     return MeasuredLoss(
         generation + scaled,
         {
@@ -84,6 +81,13 @@ def coin(
             **_cosines(cosine.detach(), present[0::2]),
         },
     )
+
+
+def _bound(generation: Tensor, contrastive: Tensor, in_batch: bool) -> Tensor:
+    """What makes the contrastive part as large as the likelihood part: of all groups together, or of each."""
+    if in_batch:
+        generation, contrastive = generation.mean(), contrastive.mean()
+    return generation / contrastive.clamp(min=torch.finfo(contrastive.dtype).tiny)
 
 
 def _by_group(responses: Tensor) -> Tensor:

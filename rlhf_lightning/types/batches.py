@@ -78,7 +78,8 @@ class PackedBatch:
         It keeps this batch as its ``stand_in``. A model still runs on that one, since all processes gather sharded
         weights and reduce gradients together, but the result counts for nothing.
         """
-        empty = {each.name: value[:0] for each in fields(self) if isinstance(value := getattr(self, each.name), Tensor)}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        empty: dict[str, Any] = {name: value[:0] for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **empty, rows=[], stand_in=self)
 
     def to(self: BatchT, device: torch.device | str, non_blocking: bool = False) -> BatchT:
