@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -65,8 +65,9 @@ class Batches(Dataset[PackedBatch], ABC):
         if not isinstance(batch, UnpairedBatch) or self.mismatches is None:
             return batch
         mismatched = tuple(share.packed(None, self.store) for share in self.mismatched(number))
-        stand_in = None if batch.stand_in is None else replace(batch.stand_in, mismatched=mismatched)
-        return replace(batch, mismatched=mismatched, stand_in=stand_in)
+        stand_in: Any = batch.stand_in  # of the batch's own class
+        with_mismatched = None if stand_in is None else replace(stand_in, mismatched=mismatched)
+        return replace(batch, mismatched=mismatched, stand_in=with_mismatched)
 
     @abstractmethod
     def share(self, number: int) -> Share:

@@ -193,7 +193,8 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
 
         A micro-batch without groups has the loss zero, and gradients of zero for everything that is trained.
         """
-        return self.compute(batch) if batch.stand_in is None else self.compute(batch.stand_in).emptied()
+        stand_in: Any = batch.stand_in  # of the batch's own class
+        return self.compute(batch) if stand_in is None else self.compute(stand_in).emptied()
 
     @abstractmethod
     def compute(self, batch: BatchT) -> StepOutput:

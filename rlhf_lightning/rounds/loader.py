@@ -108,11 +108,11 @@ class RolloutLoader:
     def _rollout(self) -> Iterator[RolloutBatch]:
         """The rest of the rollout at hand, or a new one."""
         first = self.position.handed_out % (self.rollout_steps * self.place.accumulate)
-        if self.experience is None:
-            found = self.collect(self)
-            self._hold(found)
-            self.cursor, self.number = found.cursor, self.number + 1
         experience = self.experience
+        if experience is None:
+            experience = self.collect(self)
+            self._hold(experience)
+            self.cursor, self.number = experience.cursor, self.number + 1
         each = self.options.minibatches * self.place.accumulate
         for inner in range(first // each, self.options.inner_epochs):
             plan = self.plan_of(experience, inner)
@@ -120,7 +120,7 @@ class RolloutLoader:
             for number in range(start, each):
                 self.position.advance()  # before the batch is used: a state taken while it is trained on counts it
                 yield self._with_demonstrations(self.micro_batch(experience, plan, number), inner * each + number)
-        self.experience = None  # makes room before the next one is drawn
+        self.experience = experience = None  # makes room before the next one is drawn
 
     def _hold(self, experience: Experience | None) -> None:
         """Keep a rollout until its last step is taken; its first one is the next."""

@@ -13,8 +13,8 @@ import pytest
 from rlhf_lightning import losses
 from rlhf_lightning.callbacks import (
     ImplicitRewards,
+    LogRatios,
     NonFiniteStop,
-    ReferenceKL,
     ResponseStatistics,
     ScoreNormalizer,
     Throughput,
@@ -51,7 +51,7 @@ METHODS: dict[str, Callable[[], L.LightningModule]] = {
 
 
 def metrics() -> tuple[L.Callback, ...]:
-    return ImplicitRewards(), ResponseStatistics(), ReferenceKL(), NonFiniteStop(), ScoreNormalizer()
+    return ImplicitRewards(), ResponseStatistics(), LogRatios(), NonFiniteStop(), ScoreNormalizer()
 
 
 def run(make: Callable[[], L.LightningModule], folder: Path, **options: Any) -> dict[str, Any]:
