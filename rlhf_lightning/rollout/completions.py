@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from rlhf_lightning.ops.streams import stream_seed
@@ -16,6 +17,19 @@ SEEDS = (1 << 31) - (1 << 16)
 def server_seed(seed: int) -> int:
     """A seed as servers take it, for a seed of any size."""
     return stream_seed(seed) % SEEDS
+
+
+def draws(sampling: Sampling, n: int) -> int:
+    """Samples to ask for: one where decoding is greedy, since all are the same and vLLM refuses more."""
+    return n if sampling.temperature > 0 else 1
+
+
+def copies(samples: Sequence[Sample], n: int) -> list[Sample]:
+    """``n`` samples of those that :func:`draws` asked for: themselves, or copies of the only one."""
+    if len(samples) == n:
+        return list(samples)
+    (only,) = samples
+    return [replace(only, ids=list(only.ids), log_probs=list(only.log_probs)) for _ in range(n)]
 
 
 def sampling_fields(sampling: Sampling, n: int, seed: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lightning.rollout.completions import choices, finish, sampling_fields
+from rlhf_lightning.rollout.completions import choices, copies, draws, finish, sampling_fields
 from rlhf_lightning.rollout.endpoint import Endpoint, ServerError, in_threads
 from rlhf_lightning.types import Sample, Sampling
 
@@ -185,7 +185,8 @@ class OpenAIEngine:
     ) -> list[list[Sample]]:
         """Draw ``n`` responses to each prompt, several prompts at once.
 
-        Sample ``j`` of a prompt draws as the server makes of a request's seed; many servers ignore it.
+        Sample ``j`` of a prompt draws as the server makes of a request's seed; many servers ignore it. At temperature 0
+        a prompt's samples are copies of one.
 
         Raises:
             ValueError: ``n`` is out of range.
@@ -197,13 +198,14 @@ class OpenAIEngine:
             return []
         if self._model is None:
             self._model = only_model(self.endpoint)
+        drawn = draws(sampling, n)
 
         def one(asked: tuple[Sequence[int], int]) -> list[Sample]:
             prompt, seed = asked
             text = self.tokenizer.decode(list(prompt), skip_special_tokens=False)
-            body = {"model": self._model, "prompt": text, **sampling_fields(sampling, n, seed), **self._options}
+            body = {"model": self._model, "prompt": text, **sampling_fields(sampling, drawn, seed), **self._options}
             answer = self.endpoint.post("/v1/completions", body)
-            return [self._sample(choice, sampling) for choice in choices(answer, n, self.endpoint.url)]
+            return copies([self._sample(choice, sampling) for choice in choices(answer, drawn, self.endpoint.url)], n)
 
         return in_threads(one, list(zip(prompts, seeds, strict=True)), self.concurrency)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.distributed as dist
 
-from rlhf_lightning.rollout.completions import server_seed
+from rlhf_lightning.rollout.completions import copies, draws, server_seed
 from rlhf_lightning.rollout.vllm_options import (
     INSTALL,
     RestrictedSampling,
@@ -123,10 +123,15 @@ class VLLMEngine:
             }
         )
         from vllm import LLM
+        from vllm.platforms import current_platform
 
         self.max_model_len = fitting(self.max_model_len, policy)
         self._had_group = dist.is_initialized()
         distributed = torch.cuda.is_available() and self._had_group and dist.get_world_size() > 1
+        arguments: dict[str, Any] = {"distributed_executor_backend": "external_launcher"} if distributed else {}
+        if current_platform.is_cpu():
+            # A request with a seed whose prompt is cut into chunks raises there: a CPU's generator has no offset.
+            arguments["enable_chunked_prefill"] = False
         set_num_threads = torch.set_num_threads
         with tempfile.TemporaryDirectory(prefix="rlhf-vllm-") as folder:
             write_config(policy, Path(folder))
@@ -138,8 +143,7 @@ class VLLMEngine:
                     dtype=dtype_name(policy) if self.dtype == "auto" else self.dtype,
                     max_model_len=self.max_model_len,
                     logprobs_mode="processed_logprobs",
-                    **({"distributed_executor_backend": "external_launcher"} if distributed else {}),
-                    **self._arguments,
+                    **(arguments | self._arguments),
                 )
             finally:
                 torch.set_num_threads = set_num_threads  # on a CPU vLLM puts a no-op in its place
@@ -147,7 +151,7 @@ class VLLMEngine:
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, n: int, seeds: Sequence[int]
     ) -> list[list[Sample]]:
-        """Draw ``n`` responses to each prompt.
+        """Draw ``n`` responses to each prompt; at temperature 0 they are copies of one.
 
         Raises:
             ValueError: no policy was given yet, ``n`` is out of range, or a prompt is too long.
@@ -159,11 +163,11 @@ class VLLMEngine:
         check_lengths(prompts, sampling, self.max_model_len)
         if not prompts:
             return []
-        parameters = [self._parameters(sampling, n, seed) for seed in seeds]
+        parameters = [self._parameters(sampling, draws(sampling, n), seed) for seed in seeds]
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         restricted = self._restricted(sampling)
         answers = self._llm.generate(inputs, parameters, use_tqdm=False)
-        return [[self._sample(output, restricted) for output in answer.outputs] for answer in answers]
+        return [copies([self._sample(output, restricted) for output in answer.outputs], n) for answer in answers]
 
     def _parameters(self, sampling: Sampling, n: int, seed: int) -> Any:
         from vllm import SamplingParams

@@ -30,9 +30,23 @@ ENVIRONMENT_OF_SERVERS: Mapping[str, str] = {
 _PATIENCE = 10.0  # seconds between asking a server to end and making it
 
 
-def free_port() -> int:
-    """A port of this machine that nothing listens on."""
+def free_port(port: int | None = None) -> int:
+    """A port of this machine that nothing listens on.
+
+    Args:
+        port: that it must be; None: any.
+
+    Raises:
+        ServerError: something listens on it already, which would be taken for the server that is started.
+    """
     with socket.socket() as probe:
+        if port is not None:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                raise ServerError(
+                    f"rollout.port={port}: another server listens there; choose another one, null for a free one, or "
+                    f"rollout.url=http://127.0.0.1:{port} if it is the one to use"
+                )
+            return port
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
@@ -74,12 +88,12 @@ class ServerProcess:
         """Wait until the server answers.
 
         Raises:
-            ServerError: it ended, or does not answer in time; the message has the end of what it said.
+            ServerError: it ended, or does not answer in time; the message has the end of its log.
         """
         endpoint, until = Endpoint(self.url, timeout=5, retries=0), time.monotonic() + seconds
         while True:
-            if (code := self._process.poll()) is not None:
-                raise ServerError(f"the vLLM server ended with code {code} while it started. {self._last_words()}")
+            if ended := self.ended():
+                raise ServerError(f"{ended} while it started. {end_of_log(self.log_file)}")
             try:
                 endpoint.get("/health")
                 return
@@ -88,13 +102,38 @@ class ServerProcess:
                     self.stop()
                     raise ServerError(
                         f"the vLLM server did not answer within rollout.start_timeout={seconds:g} s. "
-                        f"{self._last_words()}"
+                        f"{end_of_log(self.log_file)}"
                     ) from None
                 time.sleep(0.25)
 
-    def _last_words(self) -> str:
-        lines = self.log_file.read_text(errors="replace").strip().splitlines()
-        return f"Its log is {self.log_file}; it ends with:\n" + "\n".join(lines[-15:])
+    def ended(self, patience: float = 0.0) -> str | None:
+        """How the server ended, in words; what it started is ended with it. None: it runs.
+
+        Args:
+            patience: seconds to wait for its end.
+        """
+        try:
+            code = self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            return None
+        self.stop()
+        return f"the vLLM server ended with code {code}{_signal(code)}"
+
+
+def _signal(code: int) -> str:
+    """The signal behind a negative exit code, for a message."""
+    if code >= 0:
+        return ""
+    hint = ": is the machine out of memory?" if -code == signal.SIGKILL else ""
+    return f" ({signal.strsignal(-code)}{hint})"
+
+
+def end_of_log(log_file: Path, lines: int = 15) -> str:
+    """The name of a server's log and its last lines, for a message."""
+    if not log_file.exists():
+        return f"Its log was {log_file}, and is gone"
+    last = log_file.read_text(errors="replace").strip().splitlines()[-lines:]
+    return f"Its log is {log_file}; it ends with:\n" + "\n".join(last)
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import tempfile
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +14,13 @@ from torch import Tensor
 
 from rlhf_lightning.models.adapters import is_adapted
 from rlhf_lightning.models.export import adapter_state, save_adapter
-from rlhf_lightning.rollout.completions import choices, sampling_fields, token_sample
+from rlhf_lightning.rollout.completions import choices, copies, draws, sampling_fields, token_sample
 from rlhf_lightning.rollout.endpoint import Endpoint, ServerError, in_threads
 from rlhf_lightning.rollout.openai import only_model
+from rlhf_lightning.rollout.temporary import TemporaryFolder
 from rlhf_lightning.rollout.vllm import Dtype, check_options
 from rlhf_lightning.rollout.vllm_options import INSTALL, RestrictedSampling, check_lengths, fitting, installed
-from rlhf_lightning.rollout.vllm_process import ServerProcess, free_port
+from rlhf_lightning.rollout.vllm_process import ServerProcess, end_of_log, free_port
 from rlhf_lightning.rollout.vllm_worker import EXTENSION
 from rlhf_lightning.rollout.weights import base_weights, dtype_name, ends, policy_weights, write_config, write_weights
 from rlhf_lightning.types import Sample, Sampling
@@ -32,6 +32,9 @@ T = TypeVar("T")
 
 #: What the server calls the policy, and its adapter.
 POLICY, ADAPTER = "policy", "policy-adapter"
+LOG_FILE = "server.log"
+#: Seconds that a server which failed a request is given to end, since its engine does so before it.
+DYING = 5.0
 #: Ranks that vLLM has kernels for.
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 RUNNING = (
@@ -128,8 +131,9 @@ class VLLMServerEngine:
         ]
         self._endpoint: Endpoint | None = None
         self._folder = Path()
-        self._remove: weakref.finalize[Any, Any] | None = None  # of process 0: removes a temporary folder, once
+        self._temporary: TemporaryFolder | None = None  # of process 0, where no folder was given
         self._process: ServerProcess | None = None  # of process 0, where it started one
+        self._log_file: Path | None = None  # of a server that process 0 started, on every process
         self._ends: list[int] = []
         self._restricted = RestrictedSampling()
 
@@ -160,27 +164,28 @@ class VLLMServerEngine:
         if address is None:
             weights = base_weights(policy) if self.lora else policy_weights(policy)
             address, self._model = agreed(lambda: self._start(policy, weights)), POLICY
+            self._log_file = self._folder / LOG_FILE
         self._endpoint = Endpoint(address, **self._patience)
         if self._model is None:
             self._model = agreed(lambda: only_model(self._reached))
 
     def _new_folder(self) -> str:
         if self._given_folder is None:
-            folder = tempfile.mkdtemp(prefix="rlhf-vllm-")
-            self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            return folder
+            self._temporary = TemporaryFolder("rlhf-vllm-")
+            return str(self._temporary.path)
         Path(self._given_folder).mkdir(parents=True, exist_ok=True)
         return str(Path(self._given_folder).resolve())
 
     def _start(self, policy: Actor, weights: Mapping[str, Tensor]) -> str:
         """Start a server with these weights and wait for it; its address."""
-        home, port = self._folder / "model", self._port or free_port()
+        home, port = self._folder / "model", free_port(self._port)
         home.mkdir(exist_ok=True)
         write_config(policy, home, merged=not self.lora)
         write_weights(weights, home, dtype_name(policy))
         self.tokenizer.save_pretrained(home)
         command = [
-            *("-m", "rlhf_lightning.rollout.vllm_serve", "--model", str(home), "--served-model-name", POLICY),
+            *("-m", "rlhf_lightning.rollout.vllm_serve", "--end-with", str(os.getpid())),
+            *("--model", str(home), "--served-model-name", POLICY),
             *("--host", "127.0.0.1", "--port", str(port), "--generation-config", "vllm"),
             *("--dtype", dtype_name(policy) if self.dtype == "auto" else self.dtype),
             *("--max-model-len", str(self.max_model_len), "--logprobs-mode", "processed_logprobs"),
@@ -189,12 +194,11 @@ class VLLMServerEngine:
         if self.lora:
             rank = max(config.r for config in policy.model.peft_config.values())
             command += ["--enable-lora", "--max-lora-rank", str(next(r for r in LORA_RANKS if r >= rank))]
-        self._process = ServerProcess(command, port, self._folder / "server.log", self._environment)
+        self._process = ServerProcess(command, port, self._folder / LOG_FILE, self._environment)
         try:
             self._process.wait(self.start_timeout)
         except ServerError:
-            if self._remove is not None:
-                self._remove.detach()  # the log stays, since the error names it
+            self._keep_log()
             raise
         return self._process.url
 
@@ -248,8 +252,11 @@ class VLLMServerEngine:
 
     def _ask(self, route: str, body: Mapping[str, Any] | None = None) -> None:
         try:
-            self._reached.send(route, body)
+            with self._explained():
+                self._reached.send(route, body)
         except ServerError as error:
+            if error.status is None:  # it did not answer: nothing is known of what it takes
+                raise
             raise ServerError(f"the server does not take weights: {error}. To serve a policy, {RUNNING}") from error
 
     @property
@@ -258,12 +265,38 @@ class VLLMServerEngine:
             raise ValueError("the engine has no policy yet: call sync(policy, version) before generate")
         return self._endpoint
 
+    # Failures
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Add to an error why a server that was started here ended, and the end of its log.
+
+        Processes other than 0 did not start it, and know the log only.
+        """
+        try:
+            yield
+        except ServerError as error:
+            refused = error.status is not None and error.status < 500
+            if refused or self._log_file is None:
+                raise
+            ended = None if self._process is None else self._process.ended(DYING)
+            self._keep_log()
+            reason = str(error) if ended is None else f"{ended} while it was in use ({error})"
+            raise ServerError(f"{reason}. {end_of_log(self._log_file)}", None if ended else error.status) from error
+
+    def _keep_log(self) -> None:
+        """Leave the log where it is when the run ends, since an error names it."""
+        if self._temporary is not None:
+            self._temporary.keep(self._folder / LOG_FILE)
+
     # Samples
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, n: int, seeds: Sequence[int]
     ) -> list[list[Sample]]:
         """Draw ``n`` responses to each prompt; all prompts are asked for at once, up to ``concurrency``.
+
+        At temperature 0 a prompt's responses are copies of one.
 
         Raises:
             ValueError: no policy was given yet, ``n`` is out of range, or a prompt is too long.
@@ -273,14 +306,15 @@ class VLLMServerEngine:
         if n < 1:
             raise ValueError(f"n={n} samples a prompt must be at least 1")
         check_lengths(prompts, sampling, self.max_model_len)
-        restricted = self._restricted(sampling)
+        restricted, drawn = self._restricted(sampling), draws(sampling, n)
 
         def one(asked: tuple[Sequence[int], int]) -> list[Sample]:
-            body = self._request(asked[0], sampling, n, asked[1], log_probs=not restricted)
-            found = choices(endpoint.post("/v1/completions", body), n, endpoint.url)
-            return [token_sample(choice, self.version, endpoint.url) for choice in found]
+            body = self._request(asked[0], sampling, drawn, asked[1], log_probs=not restricted)
+            found = choices(endpoint.post("/v1/completions", body), drawn, endpoint.url)
+            return copies([token_sample(choice, self.version, endpoint.url) for choice in found], n)
 
-        return in_threads(one, list(zip(prompts, seeds, strict=True)), self.concurrency)
+        with self._explained():
+            return in_threads(one, list(zip(prompts, seeds, strict=True)), self.concurrency)
 
     def _request(
         self, prompt: Sequence[int], sampling: Sampling, n: int, seed: int, *, log_probs: bool
@@ -304,10 +338,10 @@ class VLLMServerEngine:
         if self._process is not None:
             self._process.stop()
             self._process = None
-        if self._remove is not None:
-            self._remove()
-            self._remove = None
-        self._endpoint, self._folder = None, Path()
+        if self._temporary is not None:
+            self._temporary.remove()
+            self._temporary = None
+        self._endpoint, self._log_file, self._folder = None, None, Path()
 
 
 def is_first() -> bool:

@@ -187,6 +187,13 @@ def test_engine_draws_n_samples_a_prompt(server: FakeServer) -> None:
     assert bodies[0].keys() == {"model", "prompt", "n", "max_tokens", "temperature", "top_p", "seed"}
 
 
+def test_engine_asks_once_for_a_greedy_response(server: FakeServer) -> None:
+    engine = OpenAIEngine(Letters(), url=server.url, **FAST)
+    groups = engine.generate([[1, 2]], Sampling(max_new_tokens=8, temperature=0.0), n=3, seeds=[5])
+    assert [sample.ids for sample in groups[0]] == [[1, 2, 1, 0]] * 3
+    assert server.bodies("/v1/completions")[0]["n"] == 1  # vLLM refuses more
+
+
 def test_engine_sends_extensions_where_they_are_asked_for(server: FakeServer) -> None:
     engine = OpenAIEngine(Letters(), url=server.url, model="m", options={"return_token_ids": True}, **FAST)
     sampling = Sampling(max_new_tokens=8, top_k=3, min_new_tokens=2, ignore_eos=True, stop=(4,))

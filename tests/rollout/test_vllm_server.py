@@ -1,12 +1,7 @@
-"""The engine of a vLLM server against a fake one that keeps what it is sent, and the process of a real one."""
+"""The engine of a vLLM server against a fake one that keeps what it is sent; its process: test_vllm_process.py."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +16,6 @@ from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rollout import RolloutEngine, VLLMServerEngine
 from rlhf_lightning.rollout.completions import server_seed
 from rlhf_lightning.rollout.endpoint import ServerError
-from rlhf_lightning.rollout.vllm_process import ServerProcess, free_port
 from rlhf_lightning.rollout.weights import policy_weights
 from rlhf_lightning.types import Sampling
 from tests.helpers.fake_server import FakeServer, fake_server
@@ -151,6 +145,19 @@ def test_ignore_eos_and_restricted_sampling(server: FakeServer, vllm: FakeVLLM) 
         engine.generate([[1] * 2000], Sampling(), n=1, seeds=[0])
 
 
+def test_a_greedy_response_is_asked_for_once(server: FakeServer, vllm: FakeVLLM) -> None:
+    models = make()
+    engine = engine_of(server, models)
+    engine.sync(models.policy, 2)
+    groups = engine.generate([[1], [2]], Sampling(temperature=0.0), n=3, seeds=[0, 1])
+    # vLLM refuses n > 1 at temperature 0: all of them would be the same.
+    assert [body["n"] for body in server.bodies("/v1/completions")] == [1, 1]
+    assert [[(s.ids, s.log_probs, s.version) for s in group] for group in groups] == [[([5], [-0.5], 2)] * 3] * 2
+    assert groups[0][0].ids is not groups[0][1].ids
+    assert len(engine.generate([[1]], Sampling(temperature=0.01), n=3, seeds=[0])[0]) == 3
+    assert server.bodies("/v1/completions")[-1]["n"] == 3
+
+
 def test_an_adapter_is_sent_alone(server: FakeServer, vllm: FakeVLLM) -> None:
     models = make(lora=True)
     engine = engine_of(server, models, lora=True)
@@ -225,84 +232,3 @@ def test_two_processes_share_a_server(server: FakeServer, vllm: FakeVLLM, tmp_pa
     assert sorted(len(body["prompt"]) for body in server.bodies("/v1/completions")) == [1, 2]
     del server.answers["/collective_rpc"]
     assert ranks(2, one_of_two, server.url, tmp_path, True) == [0, 0]  # process 1 would wait for ever
-
-
-# The process of a server that is started here
-
-SERVE = """
-import http.server, sys
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self): self.send_response(200); self.end_headers()
-    def log_message(self, *args): pass
-http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
-"""
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-def gone(pid: int, seconds: float = 10.0) -> bool:
-    until = time.monotonic() + seconds
-    while alive(pid):
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def test_start_and_stop(tmp_path: Path) -> None:
-    port = free_port()
-    child = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)'])\n{SERVE}"
-    process = ServerProcess(["-c", child, str(port)], port, tmp_path / "log", {})
-    process.wait(30)
-    pid = process._process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    process.stop()
-    process.stop()  # nothing further happens
-    assert gone(pid)
-    assert len(children) == 1
-    assert gone(int(children[0]))  # what it started has ended with it
-
-
-def test_a_server_that_fails_says_why(tmp_path: Path) -> None:
-    process = ServerProcess(["-c", "raise SystemExit('no such model')"], free_port(), tmp_path / "log", {})
-    with pytest.raises(ServerError, match=r"(?s)ended with code 1 while it started.*log.*no such model"):
-        process.wait(30)
-
-
-def test_a_server_that_never_answers(tmp_path: Path) -> None:
-    process = ServerProcess(["-c", "import time; time.sleep(99)"], free_port(), tmp_path / "log", {})
-    with pytest.raises(ServerError, match=r"rollout.start_timeout=0.1"):
-        process.wait(0.1)
-    assert gone(process._process.pid)
-
-
-def test_environment_of_a_server(tmp_path: Path) -> None:
-    code = "import os, rlhf_lightning; print({k: os.environ.get(k) for k in ('VLLM_SERVER_DEV_MODE', 'MINE')})"
-    process = ServerProcess(["-c", code], free_port(), tmp_path / "log", {"MINE": "1"})
-    process._process.wait(30)
-    assert (tmp_path / "log").read_text().strip() == "{'VLLM_SERVER_DEV_MODE': '1', 'MINE': '1'}"
-
-
-def test_a_server_ends_with_a_parent_that_was_killed(tmp_path: Path) -> None:
-    # The parent starts the launcher's watch in a child of another session and is killed with SIGKILL.
-    child = (
-        "import os, time; from rlhf_lightning.rollout.vllm_serve import end_with; end_with(os.getppid()); "
-        "print(os.getpid(), flush=True); time.sleep(99)"
-    )
-    parent = (
-        "import subprocess, sys, time; "
-        f"subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True); time.sleep(99)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    pid = int(process.stdout.readline())
-    assert alive(pid)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert gone(pid, 5.0)

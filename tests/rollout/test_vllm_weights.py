@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -157,6 +159,45 @@ def test_vllm_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refused_options(engine: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         engine(**options)
+
+
+class FakeLLM:
+    """Keeps what it is built with and asked for; refuses what vLLM refuses."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self.arguments = arguments
+
+    def generate(self, inputs: list[Any], parameters: list[Any], use_tqdm: bool) -> list[Any]:
+        assert all(asked.n == 1 or asked.temperature > 0 for asked in parameters), "n must be 1 when greedy"
+        drawn = SimpleNamespace(token_ids=[5], logprobs=[{5: SimpleNamespace(logprob=-0.5)}], finish_reason="stop")
+        return [SimpleNamespace(outputs=[drawn] * asked.n) for asked in parameters]
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """In place of the module ``vllm``, on a CPU."""
+    platform = SimpleNamespace(is_cpu=lambda: True)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=FakeLLM, SamplingParams=SimpleNamespace))
+    monkeypatch.setitem(sys.modules, "vllm.platforms", SimpleNamespace(current_platform=platform))
+    monkeypatch.setattr(in_process, "installed", lambda: True)
+    monkeypatch.setattr(in_process, "set_environment", lambda values: None)
+    return platform
+
+
+def test_a_cpu_cuts_no_prompt_into_chunks(module: SimpleNamespace) -> None:
+    policy = make()
+    assert VLLMEngine()._build(policy).arguments["enable_chunked_prefill"] is False
+    assert VLLMEngine(options={"enable_chunked_prefill": True})._build(policy).arguments["enable_chunked_prefill"]
+    module.is_cpu = lambda: False
+    assert "enable_chunked_prefill" not in VLLMEngine()._build(policy).arguments
+
+
+def test_a_greedy_response_is_drawn_once(module: SimpleNamespace) -> None:
+    engine = VLLMEngine()
+    engine._llm = FakeLLM()
+    for temperature in (0.0, 1.0):
+        groups = engine.generate([[1], [2]], Sampling(temperature=temperature), n=3, seeds=[0, 1])
+        assert [[(s.ids, s.log_probs) for s in group] for group in groups] == [[([5], [-0.5])] * 3] * 2
 
 
 def test_generate_needs_a_policy(monkeypatch: pytest.MonkeyPatch) -> None:
