@@ -91,7 +91,7 @@ def directives(day: date) -> dict[str, str]:
     texts |= {"%": "%", "n": "\n", "t": "\t", "z": "", "Z": "", "k": " 0", "l": "12", "e": f"{day.day:2}"}
     texts |= {"D": f"{day:%m/%d/%y}", "F": f"{day:%Y-%m-%d}", "R": "00:00", "T": "00:00:00", "r": "12:00:00 AM"}
     texts |= {"x": texts["D"], "X": texts["T"], "c": f"{texts['a']} {texts['b']} {texts['e']} {texts['T']} {day:%Y}"}
-    flagged = {}
+    flagged: dict[str, str] = {}
     for letter, text in texts.items():
         bare = text.lstrip("0 ") or "0" if text.strip().isdigit() else text
         forms = {"": text, "-": bare, "_": bare.rjust(len(text)), "0": bare.rjust(len(text), "0"), "^": text.upper()}
