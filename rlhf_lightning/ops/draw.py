@@ -55,8 +55,7 @@ def draw(
     weights = _weights(scaled)  # in place of the logits
     sums = _block_sums(weights)
     total = sums.double().sum(-1)
-    weight = weights if top_p == 1.0 and not 0 < top_k < weights.shape[-1] else weights.clone()
-    ids = _inverse_cdf(*_restricted(weight, sums, top_p, top_k), uniform)
+    ids = _inverse_cdf(*_restricted(weights, sums, top_p, top_k), uniform)
     return ids, (weights.gather(1, ids[:, None])[:, 0].double().log() - total.log()).float()
 
 

@@ -31,6 +31,13 @@ def test_golden(options: dict[str, object], expected: list[float]) -> None:
     torch.testing.assert_close(got.token, torch.tensor(expected), atol=1e-6, rtol=1e-5)
 
 
+def test_responses_of_unequal_length_weigh_as_responses() -> None:
+    """Two tokens of 1/4 together and one of 1/2: their mean is 3/8; by tokens it would be 1/3."""
+    rows = ragged([[math.log(0.5), math.log(0.5)], [math.log(0.5)]], torch.float32)
+    got = self_confidence(rows, GROUP, alpha=0.0, normalize=True).token
+    torch.testing.assert_close(got, torch.tensor([2 / 3, 2 / 3, 4 / 3]))
+
+
 def test_estimates_half_the_gradient_of_the_sum_of_squares() -> None:
     """p = (.5, .3, .2): F = .38, dF/dlogit = (.12, -.048, -.072); the mean over samples must be half of it."""
     logits = torch.tensor([0.5, 0.3, 0.2]).log().requires_grad_(True)

@@ -70,6 +70,24 @@ def test_unknown_rewards_belong_to_no_statistic() -> None:
     assert zero_spread(reward, group).tolist() == [False, True]
 
 
+def test_a_group_without_known_rewards_has_moments_of_0() -> None:
+    moments = credit.groups.group_moments(tensor(math.nan, math.nan, 4), torch.tensor([0, 0, 1]))
+    assert [x.tolist() for x in moments] == [[0, 0, 4], [0, 0, 0], [0, 0, 1]]
+
+
+def test_spread_of_two_rewards_of_the_batch() -> None:
+    """Deviation of [1, 3] is the root of 2, whatever their groups; a single reward has none."""
+    reward, group = tensor(1, 3, math.nan), torch.tensor([0, 0, 0])
+    got = credit.grpo(reward, group, scale="batch", eps=0.0)
+    torch.testing.assert_close(got[:2], tensor(-(0.5**0.5), 0.5**0.5))
+    assert credit.grpo(tensor(3, math.nan), torch.tensor([0, 0]), scale="batch")[0] == 0
+
+
+def test_the_tolerance_of_equal_rewards_is_still_equal() -> None:
+    assert zero_spread(tensor(2, 2), torch.tensor([0, 0]), tolerance=0.0).tolist() == [True]
+    assert zero_spread(tensor(), torch.zeros(0, dtype=torch.long)).tolist() == []
+
+
 def loop(reward: list[float], group: list[int], kind: str, scale: str = "group", eps: float = 1e-4) -> list[float]:
     """One response at a time."""
     out = []
@@ -143,7 +161,7 @@ def moments(mean: float, count: float) -> Moments:
     [
         ("none", 5.0, [1.0, 4.0]),
         ("batch", 5.0, [-1.5, 1.5]),
-        ("moving_average", 5.0, [0.5, 3.5]),
+        ("moving_average", 1.0, [0.5, 3.5]),
         ("moving_average", 0.0, [-1.5, 1.5]),  # nothing was seen yet: the rollout's own mean
     ],
 )

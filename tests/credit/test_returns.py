@@ -98,4 +98,6 @@ def test_responses_without_tokens_do_not_disturb() -> None:
     reward, group = torch.tensor([1.0, math.nan, 0.0]), torch.zeros(3, dtype=torch.long)
     got = credit.reinforce_pp_baseline(reward, group, torch.tensor([2, 0, 2]))
     torch.testing.assert_close(got[[0, 2]], torch.tensor([1.0, -1.0]), atol=1e-6, rtol=1e-6)
+    last = credit.reinforce_pp_baseline(torch.tensor([1.0, 0.0, math.nan]), group, torch.tensor([2, 2, 0]))
+    torch.testing.assert_close(last[:2], torch.tensor([1.0, -1.0]), atol=1e-6, rtol=1e-6)
     assert credit.reinforce_pp_baseline(reward, group, torch.zeros(3, dtype=torch.long)).tolist() == [0.5, 0.0, -0.5]

@@ -35,6 +35,11 @@ def test_without_kl_only_the_last_token_has_a_reward() -> None:
     assert found.tolist() == [0.0, 0.0, 3.0]
 
 
+def test_a_kl_without_a_coefficient_costs_nothing() -> None:
+    kl = ragged([9.0, 9.0])
+    assert token_rewards(torch.tensor([3.0]), kl, kl=kl).token.tolist() == [0.0, 3.0]
+
+
 def test_rewards_of_steps_are_added() -> None:
     layout = ragged([0.0, 0.0, 0.0])
     found = token_rewards(torch.tensor([1.0]), layout, step_reward=ragged([0.5, float("nan"), 0.25])).token

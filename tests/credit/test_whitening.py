@@ -32,6 +32,11 @@ def test_statistics_are_of_what_counts() -> None:
     torch.testing.assert_close(found[:2], whiten(X[:2]))
 
 
+def test_two_numbers_have_an_unbiased_variance() -> None:
+    """Of [1, 3] it is 2; the biased one is 1."""
+    torch.testing.assert_close(whiten(torch.tensor([1.0, 3.0])), torch.tensor([-(0.5**0.5), 0.5**0.5]))
+
+
 def test_equal_or_no_numbers_are_finite() -> None:
     assert whiten(torch.full((4,), 2.0)).abs().max() < 1e-3
     assert whiten(torch.tensor([3.0])).tolist() == [0.0]

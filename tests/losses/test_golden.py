@@ -27,6 +27,12 @@ def test_every_preference_loss_has_a_golden_row() -> None:
     assert {row.loss for row in ROWS} == set(PREFERENCE)
 
 
+def test_length_regularised_dpo_counts_tokens() -> None:
+    """Three tokens against one and a gap of 0: alpha times 2 and not a half of it, log(1 + e^-0.2)."""
+    batch = Numbers([[-1.0, -1.0, -1.0]], [[-3.0]], [[-1.0, -1.0, -1.0]], [[-3.0]])
+    assert run("r_dpo", batch, alpha=0.1).loss.item() == pytest.approx(math.log(1 + math.exp(-0.2)))
+
+
 # What a loss is worth when the policy still equals the reference. A different number at step 0 is the cheapest sign of
 # dropout, a wrong dtype, other positions, or an adapter that is still on.
 LN2 = math.log(2)

@@ -109,6 +109,13 @@ def test_top_k_and_top_p_leave_what_transformers_leaves(top_k, top_p):
     assert float(((counts - expected)[kept] ** 2 / expected[kept]).sum()) < CHI2[9]
 
 
+def test_top_p_stops_where_it_is_reached():
+    """Probabilities 1/2, 1/4, 1/4: the first token alone reaches a half."""
+    logits = torch.tensor([[4.0, 2.0, 2.0]]).log()
+    ids, _ = draw(logits, torch.tensor([0.999], dtype=torch.float64), top_p=0.5)
+    assert ids.tolist() == [0]
+
+
 def test_forbidden_tokens_are_not_drawn_even_when_all_else_is_improbable():
     logits = torch.tensor([[200.0, 0.0, 1.0, -5.0]])
     counts = _counts(logits, 4000, forbidden=torch.tensor([0]))

@@ -20,10 +20,19 @@ POLICY, REFERENCE = torch.tensor([-1.0, -2.0, -0.5]), torch.tensor([-1.2, -1.5, 
         ("k1", [0.2, -0.5, 0.0]),  # reference - policy would flip the signs
         ("k2", [0.02, 0.125, 0.0]),
         ("k3", [0.018731, 0.148721, 0.0]),  # exp(+delta) would give 0.0214, 0.1065
+        ("k3_straight_through", [0.018731, 0.148721, 0.0]),
+        ("abs", [0.2, 0.5, 0.0]),
     ],
 )
 def test_golden(estimator: str, expected: list[float]) -> None:
     torch.testing.assert_close(kl(POLICY, REFERENCE, estimator), torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+def test_k3_straight_through_has_the_gradient_of_k2() -> None:
+    """That of k3 would be 1 - exp(-delta): 0.18, -0.65, 0."""
+    policy = POLICY.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(kl(policy, REFERENCE, "k3_straight_through").sum(), policy)
+    torch.testing.assert_close(gradient, POLICY - REFERENCE)
 
 
 @given(st.floats(-5, 5))

@@ -42,5 +42,6 @@ def test_the_seed_of_a_name_is_the_same_in_every_process():
     code = "from rlhf_lightning.ops.streams import stream_seed; print(stream_seed('rollout', 3, 7))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(other) == stream_seed("rollout", 3, 7)
+    assert stream_seed(1, "a") == 4207620368297011618  # runs that resume draw on
     assert 0 <= stream_seed("rollout", 3, 7) < 1 << 63
     assert len({stream_seed("a", i) for i in range(100)} | {stream_seed("b", i) for i in range(100)}) == 200
