@@ -103,7 +103,7 @@ def mutations(source: str) -> Iterator[Mutation]:
     """Every change of every node."""
     tree = ast.parse(source)
     seen, count = {ast.unparse(tree)}, defaultdict[str, int](int)
-    statements = dict(_statements(tree, "", tree))
+    statements = dict(_statements(tree, "", None))
     for position, node in enumerate(ast.walk(tree)):
         for description, change in changes(node):
             mutated = ast.parse(source)  # a tenth of the time of a deep copy
@@ -116,7 +116,7 @@ def mutations(source: str) -> Iterator[Mutation]:
                 count[key] += 1
                 if count[key] > 1:
                     key += f" #{count[key]}"
-                first, last = (statement.lineno, statement.end_lineno) if function and statement else (0, 0)
+                first, last = (statement.lineno, statement.end_lineno) if statement else (0, 0)
                 yield Mutation(getattr(node, "lineno", 0), first, last or first, key, code)
 
 
@@ -126,7 +126,11 @@ def _statements(node: ast.AST, function: str, statement: Any) -> Iterator[tuple[
         name = function
         if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
             name = f"{function}.{child.name}".lstrip(".")
-        inner = child if isinstance(child, ast.stmt) else None if isinstance(child, ast.arguments) else statement
+        inner = statement
+        if isinstance(child, (ast.ClassDef, ast.arguments)):
+            inner = None  # what stands in a class or a signature is no statement of a function
+        elif isinstance(child, ast.FunctionDef) or (isinstance(child, ast.stmt) and statement is not None):
+            inner = child
         yield child, (name, inner)
         yield from _statements(child, name, inner)
 
