@@ -39,6 +39,8 @@ OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast
 COMPARISONS = {ast.Gt: ast.LtE, ast.Lt: ast.GtE, ast.GtE: ast.Gt, ast.LtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
 NAMES = {"sum": "mean", "mean": "sum", "chosen": "rejected", "rejected": "chosen", "std": "mean", "minimum": "maximum"}
 DROPPED_METHODS = {"detach", "clamp", "exp", "log", "square"}
+#: Their dimension -1 of a table is its dimension 1.
+ALONG = set("all amax any argmax cat cumsum gather log_softmax logsumexp max mean softmax sort sum topk".split())
 REASONS = Path(__file__).with_name("mutate_reasons.toml")
 
 
@@ -104,7 +106,10 @@ def mutations(source: str) -> Iterator[Mutation]:
     tree = ast.parse(source)
     seen, count = {ast.unparse(tree)}, defaultdict[str, int](int)
     statements = dict(_statements(tree, "", None))
+    dimensions = {id(argument) for node in ast.walk(tree) for argument in _dimensions(node)}
     for position, node in enumerate(ast.walk(tree)):
+        if id(node) in dimensions:
+            continue
         for description, change in changes(node):
             mutated = ast.parse(source)  # a tenth of the time of a deep copy
             change(list(ast.walk(mutated))[position])
@@ -118,6 +123,14 @@ def mutations(source: str) -> Iterator[Mutation]:
                     key += f" #{count[key]}"
                 first, last = (statement.lineno, statement.end_lineno) if statement else (0, 0)
                 yield Mutation(getattr(node, "lineno", 0), first, last or first, key, code)
+
+
+def _dimensions(node: ast.AST) -> list[ast.expr]:
+    """The argument -1 of a call that works along a dimension."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr not in ALONG:
+        return []
+    named = [keyword.value for keyword in node.keywords if keyword.arg == "dim"]
+    return [argument for argument in (*node.args, *named) if ast.unparse(argument) == "-1"]
 
 
 def _statements(node: ast.AST, function: str, statement: Any) -> Iterator[tuple[ast.AST, tuple[str, Any]]]:

@@ -260,6 +260,11 @@ def test_module_head_equals_the_twin(rows: int) -> None:
     torch.testing.assert_close(head.bias.grad, bias.grad)
 
 
+def test_transforms_of_small_and_large_numbers() -> None:
+    assert LogitTransform(scale=3.0)(torch.tensor([2.0])).item() == 6.0
+    assert LogitTransform(softcap=0.5)(torch.tensor([100.0])).item() == 0.5
+
+
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"softcap": -1.0}])
 def test_bad_transform(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="must be > 0"):
