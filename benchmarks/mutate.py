@@ -40,7 +40,23 @@ COMPARISONS = {ast.Gt: ast.LtE, ast.Lt: ast.GtE, ast.GtE: ast.Gt, ast.LtE: ast.L
 NAMES = {"sum": "mean", "mean": "sum", "chosen": "rejected", "rejected": "chosen", "std": "mean", "minimum": "maximum"}
 DROPPED_METHODS = {"detach", "clamp", "exp", "log", "square"}
 #: Their dimension -1 of a table is its dimension 1.
-ALONG = set("all amax any argmax cat cumsum gather log_softmax logsumexp max mean softmax sort sum topk".split())
+ALONG = {
+    "all",
+    "amax",
+    "any",
+    "argmax",
+    "cat",
+    "cumsum",
+    "gather",
+    "log_softmax",
+    "logsumexp",
+    "max",
+    "mean",
+    "softmax",
+    "sort",
+    "sum",
+    "topk",
+}
 REASONS = Path(__file__).with_name("mutate_reasons.toml")
 
 

@@ -273,7 +273,7 @@ def _kl(first: _Side, second: _Side, call: _Call) -> tuple[Tensor, Tensor, Tenso
         difference = a - b
         largest, weights = shifted(a)
         total = weights.exp_().sum(-1)
-        gaps.append(expected(weights, difference) / total.clamp(min=torch.finfo(total.dtype).tiny))
+        gaps.append(expected(weights, difference) / total)  # nan where the whole block is masked: its share is 0
         firsts.append(largest + total.log())
         seconds.append(b.logsumexp(-1))
     blocks = torch.stack(firsts, 1)
@@ -327,7 +327,7 @@ class _Slope(LogitGradient):
             result = log_q.exp() - log_p.exp()
         else:
             jsd = self.call.kind == "jsd"
-            other = _log_mixture(log_p, log_q.clamp(min=NEVER), self.call.mixture) if jsd else log_p
+            other = _log_mixture(log_p, log_q, self.call.mixture) if jsd else log_p
             weight = 1 - self.call.mixture if jsd else 1.0
             share = log_q.exp()
             result = share * (weight * (log_q - other) - self.center[:, None]).masked_fill_(share == 0, 0.0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlhf_lightning.ops.divergence import Predictions, divergence
+from rlhf_lightning.ops.divergence import Predictions, dense_divergence, divergence
 from rlhf_lightning.ops.log_probs import LogitTransform
 from rlhf_lightning.ops.remainder import TopK, log_probs_at, remainder_kl, top_k
 
@@ -101,6 +101,11 @@ def test_by_hand(kind: str) -> None:
     student = Predictions(torch.ones(1, 1), torch.zeros(2, 1))
     teacher = Predictions(torch.ones(1, 1), torch.tensor([[math.log(3.0)], [0.0]]))
     torch.testing.assert_close(divergence(student, teacher, kind), torch.tensor([by_hand[kind]]), atol=1e-6, rtol=0)
+
+
+def test_dense_divergence_mixes_by_halves_unless_told() -> None:
+    student, teacher = torch.zeros(1, 2), torch.tensor([[math.log(3.0), 0.0]])
+    torch.testing.assert_close(dense_divergence(student, teacher, "jsd"), torch.tensor([0.033822]), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
