@@ -249,3 +249,9 @@ def test_rewards_and_diagnostics() -> None:
         [0.665241, 0.090031, 0.244728, 0.622459, 0.377541], abs=1e-6
     )
     assert weighted.diagnostics["score/selected"].tolist() == pytest.approx([1.575210, 0.811230], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", RANKED)
+def test_rewards_of_empty_slots_are_finite(name: str) -> None:
+    batch = Lists([[Item([-1.0], [-1.5], 2.0), Item([-2.0], [-1.0], 1.0)], [Item([-1.0], [-2.0], 1.0)]])
+    assert run(name, batch).reward.isfinite().all()

@@ -86,3 +86,4 @@ def test_errors_name_the_options() -> None:
     for length in (None, 0.0):
         with pytest.raises(ValueError, match=r"method\.aggregation_length=(None|0\.0) must be positive"):
             check_aggregation("seq_mean_token_sum_norm", length)
+    check_aggregation("seq_mean_token_sum_norm", 0.5)  # any positive number will do
