@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -255,3 +256,18 @@ def test_rewards_and_diagnostics() -> None:
 def test_rewards_of_empty_slots_are_finite(name: str) -> None:
     batch = Lists([[Item([-1.0], [-1.5], 2.0), Item([-2.0], [-1.0], 1.0)], [Item([-1.0], [-2.0], 1.0)]])
     assert run(name, batch).reward.isfinite().all()
+
+
+@pytest.mark.parametrize("name", sorted(set(RANKED) - {"exo_k"}))  # whose distributions need a response
+def test_a_list_without_responses_costs_nothing(name: str) -> None:
+    batch = Lists([[Item([-1.0], [-1.5], 2.0), Item([-2.0], [-1.0], 1.0)], []], running=(1.0, 1.0, 5.0))
+    options = {"normalise": "running"} if name == "reward_weighted" else {}
+    assert run(name, batch, **options).loss[1] == 0
+
+
+def test_score_of_what_the_weights_select() -> None:
+    """Scores 1 and 3 against a mean of 2 weigh 1/e and e; the empty slot weighs nothing."""
+    items = [Item([-1.0], [-1.0], 1.0), Item([-1.0], [-1.0], 3.0)]
+    batch = Lists([items], running=(2.0, 1.0, 5.0), slots=3)
+    found = run("reward_weighted", batch, normalise="running").diagnostics["score/selected"]
+    assert found.item() == pytest.approx((1 / math.e + 3 * math.e) / (1 / math.e + math.e))
