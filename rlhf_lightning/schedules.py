@@ -2,6 +2,10 @@
 
 All of them rise linearly from ``1 / warmup steps`` and differ in what follows. ``warmup`` is a share of the run below
 1, a number of steps from 1 on, so that one yaml suits a short and a long run. alignment-handbook's recipes use 0.1.
+
+``total_steps`` is the length of the run unless a yaml gives another. A run that is made longer follows the rates of
+its new length from there on; given its final length from the beginning (``scheduler.total_steps=3000``), it takes
+every step with the rates of the unbroken run.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import logging
 import signal
 import threading
 import time
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
@@ -26,6 +27,30 @@ class _Due(IntEnum):
     NOTHING = 0
     SAVE = 1
     STOP = 2
+
+
+@dataclass(frozen=True)
+class _Counters:
+    """Where in its epochs a run is at the end of an optimiser step, so that a longer run can go on from there.
+
+    Lightning counts the epoch as done when training ends, wherever in it the last step was: a run that is extended
+    would begin the next epoch and never see the rest. And it forgets to count an epoch that begins with a resume.
+    """
+
+    epoch: int  #: from 0, of the last step
+    step: int  #: steps taken
+    ended: bool  #: the step, its validation and its metrics are counted as done, not as under way
+
+    def write(self, fit: dict[str, Any]) -> None:
+        """Change the fit loop's part of a checkpoint."""
+        done, begun = self.epoch, self.epoch + 1
+        for part in ("total", "current"):
+            fit["epoch_progress"][part] = {"ready": begun, "started": begun, "processed": done, "completed": done}
+            if self.ended:
+                batches = fit["epoch_loop.batch_progress"][part]
+                batches["completed"] = batches["processed"] - 1
+        if self.ended:
+            fit["epoch_loop.state_dict"]["_batches_that_stepped"] = self.step - 1
 
 
 class LastCheckpoint(Callback):
@@ -51,6 +76,8 @@ class LastCheckpoint(Callback):
         self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
         self._sigterm = False
         self._validation_open = False
+        self._saved_open = False  # whether the last save left a validation to come
+        self._counters: _Counters | None = None  # while this callback saves
         self._seen = self._saved = 0
         self._saved_at = time.monotonic()
         self._before: Any = None
@@ -76,7 +103,7 @@ class LastCheckpoint(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Take the signal over from Lightning's handler, and count from the step that training goes on from."""
-        self._sigterm = self._validation_open = False
+        self._sigterm = self._validation_open = self._saved_open = False
         self._seen = self._saved = trainer.global_step
         self._saved_at = time.monotonic()
         if threading.current_thread() is threading.main_thread():
@@ -130,8 +157,9 @@ class LastCheckpoint(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save the end, unless it has been; a module may have learned something since (``unsaved``)."""
-        if self._saved != trainer.global_step or getattr(pl_module, "unsaved", False):
-            self._save(trainer)
+        if self._saved != trainer.global_step or self._saved_open or getattr(pl_module, "unsaved", False):
+            # Lightning has counted the epoch as done by now, wherever in it the last step was.
+            self._save(trainer, epoch=trainer.current_epoch - 1, ended=True)
 
     def _due(self, trainer: Trainer) -> _Due:
         """What all processes do now; a collective call."""
@@ -147,25 +175,30 @@ class LastCheckpoint(Callback):
         agreed = trainer.strategy.reduce(torch.tensor(int(due), device=trainer.strategy.root_device), reduce_op="max")
         return _Due(int(agreed))
 
-    def _save(self, trainer: Trainer) -> None:
+    def _save(self, trainer: Trainer, epoch: int | None = None, ended: bool = False) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        self._counters = _Counters(trainer.current_epoch if epoch is None else epoch, trainer.global_step, ended)
         trainer.save_checkpoint(Path(self.dirpath or "") / "last.ckpt")
+        self._counters = None
         self._saved, self._saved_at = trainer.global_step, time.monotonic()
+        self._saved_open = self._validation_open
 
     def _stop(self, trainer: Trainer) -> None:
         log.info("SIGTERM: saved %s/last.ckpt after step %d", self.dirpath, trainer.global_step)
         raise SIGTERMException
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Let a checkpoint with a validation still to come say so.
+        """Write the counters of the end of an optimiser step, and of a validation that is still to come.
 
         Lightning skips a validation that was due when a checkpoint was written, and goes on in the middle of one that
         was under way. The counters written here are those of a validation whose first batch has started.
         """
+        fit = checkpoint["loops"]["fit_loop"]
+        if self._counters is not None:
+            self._counters.write(fit)
         if not self._validation_open:
             return
-        fit = checkpoint["loops"]["fit_loop"]
         for counters in (fit["epoch_loop.batch_progress"][part] for part in ("total", "current")):
             counters["completed"] = counters["processed"]
         started = {"ready": 1, "started": 1, "processed": 0, "completed": 0}

@@ -17,8 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.checkpointing import AtomicCheckpointIO
 from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.folder import start_of
 from rlhf_lightning.models.architectures import FAMILIES
 from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
+from rlhf_lightning.models.trained import load_trained
 from rlhf_lightning.rewards.base import reads_columns
 
 if TYPE_CHECKING:
@@ -95,9 +97,22 @@ def make_models(cfg: DictConfig, reference: ReferenceKind) -> ModelBuilder:
         ValueError: the vocabulary of a teacher is another one.
     """
     teacher = make(cfg.reference.get("source")) if reference is ReferenceKind.TEACHER else None
-    models = ModelBuilder(make(cfg.model), make(cfg.adapter), reference, teacher=teacher)
+    checkpoint = initial_weights(cfg)
+    start = None if checkpoint is None else functools.partial(load_trained, checkpoint=checkpoint)
+    models = ModelBuilder(make(cfg.model), make(cfg.adapter), reference, teacher=teacher, start=start)
     models.check_teacher()
     return models
+
+
+def initial_weights(cfg: DictConfig) -> Path | None:
+    """The checkpoint whose weights a run starts from, and its reference with it; of an evaluation: those of its run."""
+    if "rerun" in cfg:
+        return start_of(cfg, cfg.paths.output_dir)
+    if cfg.get("run") is None:
+        return None
+    from rlhf_lightning.cli.runs import read_config
+
+    return start_of(read_config(cfg.run), cfg.run)
 
 
 def make_data(cfg: DictConfig, models: ModelBuilder, kind: str, *, mismatched: bool = False) -> AlignmentDataModule:
@@ -144,6 +159,11 @@ def reference_kind(cfg: DictConfig, method: functools.partial[Any]) -> Reference
     if cfg.reference.kind == "auto" or unknown:
         return ReferenceKind.AUTO if needed else ReferenceKind.NONE
     chosen = ReferenceKind(cfg.reference.kind)
+    if chosen is ReferenceKind.ADAPTER_OFF and (start := initial_weights(cfg)) is not None:
+        raise ConfigError(
+            f"reference=adapter_off is the model without the adapter, and this run starts from that of {start}: choose "
+            "reference=frozen, or reference=auto"
+        )
     asked_for = chosen in (ReferenceKind.FROZEN, ReferenceKind.ADAPTER_OFF)
     return chosen if needed or asked_for else ReferenceKind.NONE
 
@@ -173,11 +193,12 @@ def make_trainer(cfg: DictConfig, monitor: tuple[str, str] = ("val/loss", "min")
 
 
 def checkpoint_to_resume(trainer: Trainer, wanted: str | None, folder: Path) -> str | None:
-    """The checkpoint that ``ckpt_path`` means.
+    """The checkpoint that a run resumes from, with its optimiser, schedule and place in the data.
 
     Args:
         trainer: whose checkpoint callbacks say where a run keeps them.
-        wanted: ``auto``, ``last``, None or a path.
+        wanted: ``ckpt_path``: ``auto``, ``last``, a checkpoint in the folder, or one elsewhere, whose weights the run
+            starts from and which is never resumed itself; None: from scratch.
         folder: of the run.
 
     Raises:
@@ -185,15 +206,16 @@ def checkpoint_to_resume(trainer: Trainer, wanted: str | None, folder: Path) -> 
     """
     if wanted is None:
         return None
-    if wanted not in ("auto", "last"):
-        if not Path(wanted).expanduser().exists():
-            raise ConfigError(f"ckpt_path={wanted}: there is no such checkpoint")
-        return str(Path(wanted).expanduser())
+    path = Path(wanted).expanduser()
+    if wanted not in ("auto", "last") and not path.exists():
+        raise ConfigError(f"ckpt_path={wanted}: there is no such checkpoint")
+    if wanted not in ("auto", "last") and path.resolve().is_relative_to(folder.resolve()):
+        return str(path)
     # Not every callback that saves is a Checkpoint to Lightning: LastCheckpoint is none.
     folders = [name for callback in callbacks_of(trainer) if (name := getattr(callback, "dirpath", None))]
     found = last_checkpoint([Path(name) for name in dict.fromkeys([*folders, str(folder / "checkpoints")])])
     if found is None and wanted == "last":
-        raise ConfigError(f"ckpt_path=last: {folder} holds no last.ckpt. Set paths.output_dir to the run to go on with")
+        raise ConfigError(f"ckpt_path=last: {folder} holds no last.ckpt. Set paths.output_dir to the run to resume")
     return None if found is None else str(found)
 
 

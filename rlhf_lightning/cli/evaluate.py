@@ -20,9 +20,11 @@ from rlhf_lightning.cli.benchmark import benchmark
 from rlhf_lightning.cli.build import make, make_run
 from rlhf_lightning.cli.console import say
 from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.folder import check_command, held, note, write_config
 from rlhf_lightning.cli.results import Result
 from rlhf_lightning.cli.train import optimized, prepare
 from rlhf_lightning.cli.versions import versions
+from rlhf_lightning.cli.worker import is_first_process
 from rlhf_lightning.data import AlignmentDataModule, RewardBench
 from rlhf_lightning.methods import ScoringModule
 from rlhf_lightning.rewards import Reward, metrics_of, scored, why_unscored
@@ -51,6 +53,15 @@ def evaluate(cfg: DictConfig) -> float | None:
     """
     started = time.perf_counter()
     folder = prepare(cfg, "evaluate")
+    with held(folder):
+        check_command(folder, "evaluate")
+        if is_first_process():
+            note(folder, command="evaluate")
+        write_config(cfg, folder)
+        return _evaluate(cfg, folder, started)
+
+
+def _evaluate(cfg: DictConfig, folder: Path, started: float) -> float | None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if cfg.get("reward") and issubclass(make(cfg.method).func, ScoringModule):
         return _finish(cfg, folder, evaluate_reward(cfg, folder), started)

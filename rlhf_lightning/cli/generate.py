@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from rlhf_lightning.data.fields import Turns
     from rlhf_lightning.models.actor import Actor
-    from rlhf_lightning.models.adapter_start import AdapterStart
     from rlhf_lightning.rewards.base import Scores
 
 #: What a run decides unless the user does.
@@ -112,6 +111,7 @@ class Answerer:
         from rlhf_lightning.data.encode import Encoder
         from rlhf_lightning.data.templates import resolve
         from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
+        from rlhf_lightning.models.trained import load_trained
 
         spec = make(cfg.spec)
         builder = ModelBuilder(make(cfg.model), make(cfg.adapter), ReferenceKind.NONE)
@@ -120,7 +120,7 @@ class Answerer:
         models = builder()
         actor = models.policy
         if cfg.run:
-            load_policy(actor, weights_of(cfg.run, cfg.ckpt_path), models.start)
+            load_trained(actor, weights_of(cfg.run, cfg.ckpt_path), models.start)
         encoder = Encoder(builder.tokenizer(), spec, template)
         return cls(actor.to(_device(cfg.device)), encoder, template, cfg, reward)
 
@@ -276,38 +276,6 @@ def chat(answerer: Answerer) -> None:
             answer = answerer.answer([turns])[0][0]
             turns.append({"role": "assistant", "content": answer})
             OUT.print(answer, markup=False)
-
-
-def load_policy(actor: Actor, checkpoint: Path, start: AdapterStart | None = None) -> None:
-    """Put the weights that a run trained into a freshly loaded policy.
-
-    Value heads beside it stay in the checkpoint: decoding by value is :meth:`rlhf_lightning.methods.ValueBased.sample`.
-
-    Raises:
-        ConfigError: the checkpoint is a sharded one, or belongs to another model.
-        ValueError: its adapter was trained on another base.
-    """
-    import torch
-
-    from rlhf_lightning.methods.state import BASE
-
-    if checkpoint.is_dir():
-        raise ConfigError(
-            f"{checkpoint} is a sharded checkpoint, which only training reads: use the run's export "
-            "(model=hub model.name=<export folder>)"
-        )
-    whole = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    saved = whole["state_dict"]
-    if start is not None and BASE in whole:
-        start.check(whole[BASE])
-    model = "policy.model."
-    state = {name.removeprefix("policy."): value for name, value in saved.items() if name.startswith(model)}
-    outcome = actor.load_state_dict(state, strict=False)
-    trained = {name for name, parameter in actor.named_parameters() if parameter.requires_grad}
-    absent = sorted(trained & set(outcome.missing_keys))
-    if outcome.unexpected_keys or absent:
-        name = (outcome.unexpected_keys or absent)[0]
-        raise ConfigError(f"{checkpoint} does not belong to this model and adapter, for example {name}")
 
 
 def _turns(system: str | None, *users: str) -> Turns:

@@ -19,14 +19,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from rlhf_lightning.cli.console import say
+from rlhf_lightning.cli.folder import JOB, held, method_name, note, read_job
 from rlhf_lightning.cli.results import Result
 
-FILE = "job.json"
 #: Top-level keys that do not change what a job computes.
 _NOT_COMPUTED = ("paths", "rerun")
 #: Callbacks that decide what is kept of a job, not what it computes.
@@ -63,7 +61,7 @@ def digest(cfg: DictConfig) -> str:
     assert isinstance(tree, dict)
     kept = {name: value for name, value in tree.items() if name not in _NOT_COMPUTED}
     if HydraConfig.initialized():
-        kept["method"] = {"name": HydraConfig.get().runtime.choices.get("method"), "options": kept.get("method")}
+        kept["method"] = {"name": method_name(), "options": kept.get("method")}
     return hashlib.blake2b(json.dumps(kept, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
@@ -101,25 +99,16 @@ def claimed(place: Place, cfg: DictConfig, overrides: list[str]) -> Iterator[Pla
     if place.result is not None:
         yield place
         return
-    place.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place.folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        say(f"       another process is running it in {place.folder}; waiting")
-        lock.acquire()
-    try:
+    with held(place.folder, wait=True):
         result = None if cfg.rerun else _done(place.folder)
         if result is None:
-            _write(place.folder / FILE, {"digest": digest(cfg), "overrides": overrides})
+            note(place.folder, command="train", digest=digest(cfg), overrides=overrides, method=method_name())
         yield Place(place.folder, result)
-    finally:
-        lock.release()
 
 
 def link(own: Path, place: Path) -> None:
     """Let the folder of a job's number lead to where the job is, so that the sweep's folder shows all its jobs."""
-    if own == place or own.is_symlink() or (own / FILE).exists():
+    if own == place or own.is_symlink() or (own / JOB).exists():
         return
     if own.is_dir():  # Hydra has made it, with nothing but its own record of the configuration
         shutil.rmtree(own)
@@ -136,7 +125,7 @@ def _known(sweeps: Path, sweep: Path) -> dict[str, list[Path]]:
     """Folders of all jobs below ``paths.sweeps`` and in this sweep, by digest; looked for once a process."""
     key = sweep.absolute()
     if key not in _KNOWN:
-        files = {*sweeps.absolute().glob(f"*/*/{FILE}"), *key.glob(f"*/{FILE}")}
+        files = {*sweeps.absolute().glob(f"*/*/{JOB}"), *key.glob(f"*/{JOB}")}
         found: dict[str, list[Path]] = {}
         for folder in sorted({file.parent.resolve() for file in files}):
             if (identity := _digest_of(folder)) is not None:
@@ -153,14 +142,12 @@ def _free(own: Path, identity: str) -> Path:
 def _unused(own: Path) -> Path:
     """The job's own folder, or the first numbered one beside it that no job has used."""
     candidates = (own.with_name(f"{own.name}_{number}") for number in itertools.count(1))
-    return own if not (own / FILE).exists() else next(folder for folder in candidates if not folder.exists())
+    return own if not (own / JOB).exists() else next(folder for folder in candidates if not folder.exists())
 
 
 def _digest_of(folder: Path) -> str | None:
-    try:
-        return str(json.loads((folder / FILE).read_text())["digest"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    found = read_job(folder).get("digest")
+    return None if found is None else str(found)
 
 
 def _done(folder: Path) -> Result | None:
@@ -170,9 +157,3 @@ def _done(folder: Path) -> Result | None:
 
 def _age(path: Path) -> float:
     return path.stat().st_mtime if path.exists() else 0.0
-
-
-def _write(path: Path, content: dict[str, object]) -> None:
-    temporary = path.with_name(f".{path.name}.unfinished")
-    temporary.write_text(json.dumps(content) + "\n")
-    os.replace(temporary, path)

@@ -23,6 +23,7 @@ from rich.markup import escape
 from rlhf_lightning.cli.compose import compose_with_overrides, parse, register, sweep_points, to_config_error
 from rlhf_lightning.cli.console import ERR, report, say
 from rlhf_lightning.cli.errors import ConfigError, describe, suggestion
+from rlhf_lightning.cli.folder import RunFolder, check_command, held, occupied, offer, write_record
 from rlhf_lightning.cli.results import Result, duration
 from rlhf_lightning.cli.schema import check_config
 from rlhf_lightning.cli.sweep import SweepSummary, prepare_sweep, quoted, short
@@ -202,16 +203,36 @@ def _job(command: str, cfg: DictConfig) -> float | None:
     except Exception as error:  # a value that only the sweeper knew: the other jobs still run
         folder = Path(cfg.paths.output_dir)
         SweepSummary.exit_code = report(error)
-        Result("failed", error=describe(error), exit_code=SweepSummary.exit_code, overrides=overrides).write(folder)
+        if not occupied(folder):
+            Result("failed", error=describe(error), exit_code=SweepSummary.exit_code, overrides=overrides).write(folder)
         return None
     if sweeping and command == "train" and not launched():
         result = _job_of_sweep(cfg, overrides, Path(context.sweep.dir).absolute())
     else:
-        result = _run(command, cfg, overrides)
+        try:
+            result = _job_alone(command, cfg, overrides)
+        except ConfigError as error:  # the folder is not this job's to write to
+            SweepSummary.exit_code = report(error)
+            return None
     if not sweeping:
         SweepSummary.exit_code = result.exit_code
     good = result.status == "done" and result.value is not None and math.isfinite(result.value)
     return result.value if good else None
+
+
+def _job_alone(command: str, cfg: DictConfig, overrides: list[str]) -> Result:
+    """A job in the folder that it was given, unless that is another job's or another process's."""
+    path = Path(cfg.paths.output_dir)
+    with held(path):
+        check_command(path, command)
+        if command == "train":
+            folder = RunFolder(cfg)
+            folder.check()
+            if is_first_process():
+                offer(folder, overrides)
+        if is_first_process():
+            write_record(path)
+        return _run(command, cfg, overrides)
 
 
 def _job_of_sweep(cfg: DictConfig, overrides: list[str], sweep: Path) -> Result:
@@ -220,18 +241,19 @@ def _job_of_sweep(cfg: DictConfig, overrides: list[str], sweep: Path) -> Result:
 
     own = Path(cfg.paths.output_dir)
     place = jobs.find(cfg, own, sweep)
-    with jobs.claimed(place, cfg, overrides) as held:
-        jobs.link(own, held.folder)
-        if held.result is not None:
-            where = "" if held.folder == own else f" in {short(held.folder)}"
-            saved = duration(held.result.seconds)
+    with jobs.claimed(place, cfg, overrides) as claim:
+        jobs.link(own, claim.folder)
+        if claim.result is not None:
+            where = "" if claim.folder == own else f" in {short(claim.folder)}"
+            saved = duration(claim.result.seconds)
             say(f"       [dim]was done before{where}, {saved} saved (rerun=true runs it anew)[/]")
-            return held.result
-        if held.folder != own:
-            say(f"       [dim]goes on in {short(held.folder)}[/]")
-        cfg.paths.output_dir = str(held.folder)
+            return claim.result
+        if claim.folder != own:
+            say(f"       [dim]goes on in {short(claim.folder)}[/]")
+        cfg.paths.output_dir = str(claim.folder)
+        write_record(claim.folder)
         result = _run("train", cfg, overrides)
-        jobs.remember(cfg, sweep, held.folder)
+        jobs.remember(cfg, sweep, claim.folder)
     return result
 
 

@@ -6,17 +6,20 @@ import json
 import logging
 import math
 import time
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from rlhf_lightning import clock
 from rlhf_lightning.cli.announce import ModelLine, describe_run
 from rlhf_lightning.cli.build import Run, callbacks_of, checkpoint_to_resume, make_run
 from rlhf_lightning.cli.errors import ConfigError, suggestion
+from rlhf_lightning.cli.folder import RunFolder, digest_of, held, write_config
+from rlhf_lightning.cli.progress import Progress
 from rlhf_lightning.cli.results import FILE, Result, duration
 from rlhf_lightning.cli.versions import versions
 
@@ -39,13 +42,34 @@ def train(cfg: DictConfig) -> float | None:
         ConfigError, ValueError: options or data that cannot be used; nothing large was loaded by then.
     """
     started = time.perf_counter()
-    folder = prepare(cfg, "train")
-    before = previous_result(folder)
+    path = prepare(cfg, "train")
+    with held(path):
+        folder = RunFolder(cfg)
+        folder.check()
+        if not folder.occupied:
+            write_config(cfg, path)
+        return _train(cfg, folder, started)
+
+
+def _train(cfg: DictConfig, folder: RunFolder, started: float) -> float | None:
+    """Train in a folder that is this process's, as far as small files can say."""
+    before = Result.read(folder.path)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     run = make_run(cfg)
     callbacks_of(run.trainer).append(ModelLine(run))
-    checkpoint = checkpoint_to_resume(run.trainer, cfg.ckpt_path, folder)
+    wanted = None if folder.from_scratch else cfg.ckpt_path
+    checkpoint = checkpoint_to_resume(run.trainer, wanted, folder.path)
+    progress = None if checkpoint is None else Progress.read(Path(checkpoint))
+    if progress is not None:
+        progress.check(run.trainer)
+        if before is not None and before.status == "done" and progress.finished(run.trainer):
+            return nothing_left(cfg, run, before)
     run.data.setup("fit")
+    content = run.data.content() | ({} if folder.start is None else {"ckpt_path": digest_of(folder.start)})
+    folder.check_content(content)
+    if run.trainer.is_global_zero:
+        folder.accept(content, None if progress is None else progress.steps)
+        (folder.path / FILE).unlink(missing_ok=True)  # so that it never outlives a run that is killed
     write_reports(run)
     describe_run(cfg, run, checkpoint)
     if run.models.reference == "cached":
@@ -61,7 +85,7 @@ def train(cfg: DictConfig) -> float | None:
 
 
 def prepare(cfg: DictConfig, command: str) -> Path:
-    """Give the run its folder and its date, and write the resolved configuration into the folder."""
+    """Give the run its folder, which is made where it has no name, and its date."""
     if cfg.paths.output_dir is None:
         cfg.paths.output_dir = str(_new_folder(Path(cfg.paths.runs) / command))
     folder = Path(cfg.paths.output_dir).expanduser().absolute()
@@ -71,15 +95,24 @@ def prepare(cfg: DictConfig, command: str) -> Path:
     else:
         clock.begin(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     return folder
 
 
-def previous_result(folder: Path) -> Result | None:
-    """What an earlier part of this run left; the file is taken away, so that it never outlives a run that is killed."""
-    result = Result.read(folder)
-    (folder / FILE).unlink(missing_ok=True)
-    return result
+def nothing_left(cfg: DictConfig, run: Run, before: Result) -> float | None:
+    """Leave a finished run as it is.
+
+    Returns:
+        The metric that is optimised now, as the run logged it last.
+    """
+    value = optimized(before.metrics, cfg.optimized_metric)
+    if run.trainer.is_global_zero:
+        replace(before, optimized_metric=cfg.optimized_metric, value=value).write(run.folder)
+        log.warning(
+            "nothing was left to do after step %d: raise trainer.max_epochs or trainer.max_steps to train longer, "
+            "or run it from scratch with rerun=true",
+            before.steps,
+        )
+    return value
 
 
 def write_reports(run: Run) -> None:
@@ -113,12 +146,6 @@ def finish(cfg: DictConfig, run: Run, seconds: float, before: Result | None) -> 
     )
     if run.trainer.is_global_zero:
         result.write(run.folder)
-        if before is not None and before.steps == run.trainer.global_step:
-            log.warning(
-                "nothing was left to do after step %d: raise trainer.max_epochs or trainer.max_steps to train longer, "
-                "or start anew with ckpt_path=null",
-                before.steps,
-            )
         log.info("done in %s, results in %s", duration(seconds), _short(run.folder))
     return value
 

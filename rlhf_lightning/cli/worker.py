@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.cli.console import report, setup_logging
 from rlhf_lightning.cli.errors import describe, exit_code
+from rlhf_lightning.cli.folder import held_by_command, untouched
 from rlhf_lightning.cli.heap import release
 from rlhf_lightning.cli.results import FILE, Result
 from rlhf_lightning.signals import SIGTERM_EXIT, run_with_sigterm_exit
@@ -64,7 +65,7 @@ def run_job(command: str, cfg: DictConfig, overrides: list[str]) -> Result:
     result = run_here(command, cfg) if launched() or not several_processes(cfg) else _run_apart(command, cfg, folder)
     release()
     result.overrides = overrides
-    if is_first_process():
+    if is_first_process() and not untouched(folder):
         result.write(folder)
     return result
 
@@ -129,7 +130,7 @@ def _quieten_transformers() -> None:
 def _run_apart(command: str, cfg: DictConfig, folder: Path) -> Result:
     """Run a job in a fresh process and wait for it; SIGTERM and Ctrl-C are passed on."""
     started = time.perf_counter()
-    file = folder / "config.yaml"
+    file = folder / ".job.yaml"
     OmegaConf.save(cfg, file, resolve=True)
     environment = {key: value for key, value in os.environ.items() if key not in DISTRIBUTED}
     environment[PARENT] = str(os.getpid())
@@ -137,6 +138,7 @@ def _run_apart(command: str, cfg: DictConfig, folder: Path) -> Result:
     process = subprocess.Popen(arguments, env=environment)
     with _passed_on(process):
         code = process.wait()
+    file.unlink(missing_ok=True)
     code = code if code >= 0 else 128 - code
     status = "done" if code == 0 else "stopped" if code in (SIGTERM_EXIT, 128 + signal.SIGINT) else "failed"
     result = Result.read(folder)
@@ -201,7 +203,7 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m rlhf_lightning.cli.worker <command> <config.yaml>``."""
+    """``python -m rlhf_lightning.cli.worker <command> <file of the configuration>``."""
     # Lightning starts the other processes of the job with the environment of this one.
     parent = os.environ.pop(PARENT, None)
     die_with_parent(int(parent) if parent is not None else None)
@@ -211,9 +213,11 @@ def main(arguments: list[str]) -> int:
     command, file = arguments
     cfg = OmegaConf.load(file)
     assert isinstance(cfg, DictConfig)
+    folder = Path(cfg.paths.output_dir)
+    held_by_command(folder)
     result = run_here(command, cfg)
-    if is_first_process():
-        result.write(Path(cfg.paths.output_dir))
+    if is_first_process() and not untouched(folder):
+        result.write(folder)
     return result.exit_code
 
 

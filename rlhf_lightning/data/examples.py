@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 
 from rlhf_lightning.data.columns import Columns
 from rlhf_lightning.types import Example
+
+#: Rows whose columns are digested at a time.
+_CHUNK = 4096
 
 
 class Groups(Protocol):
@@ -68,6 +72,19 @@ class Examples(Sequence[Example]):
             return 0
         spans = np.diff(self.bounds, axis=1).reshape(len(self), self.prompts, -1)
         return int((spans[..., 0] + spans[..., 1:].max(axis=-1)).max())
+
+    def content(self) -> str:
+        """Digest of everything that is trained on or read by rewards; not of where the rows are from."""
+        whole = hashlib.blake2b(f"{self.prompts}".encode(), digest_size=16)
+        arrays = {"tokens": self.tokens, "scored": self.scored, "bounds": self.bounds, "margin": self.margin}
+        for name, values in sorted({**arrays, "steps": self.step_labels, **self.numbers}.items()):
+            if values is not None:
+                whole.update(f"{name} {values.dtype} {values.shape}".encode())
+                whole.update(np.ascontiguousarray(values).data)
+        for start in range(0, len(self) if self.columns is not None else 0, _CHUNK):
+            assert self.columns is not None
+            whole.update(repr(self.columns[start : start + _CHUNK].to_pylist()).encode())
+        return whole.hexdigest()
 
     @classmethod
     def build(cls, examples: Iterable[Example]) -> Examples:

@@ -212,6 +212,11 @@ class AlignmentDataModule(L.LightningDataModule):
         """Whether every group has a margin; True while nothing has been read."""
         return all(part.margin is not None for part in self._parts())
 
+    def content(self) -> dict[str, str]:
+        """Digests of what was read, by what it is."""
+        parts = {"the training data": self.train_examples, "the validation data": self.val_examples}
+        return {name: part.content() for name, part in parts.items() if part is not None}
+
     def summaries(self) -> list[str]:
         """What was read, and how it is cut into steps: a few lines for people."""
         lines = [

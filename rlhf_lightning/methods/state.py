@@ -8,9 +8,11 @@ from typing import Any
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
-#: Keys of a checkpoint: a refreshed reference; the start of an adapter that a frozen reference has; what the adapter's
-#: base computes; the fingerprint of the model behind a cached reference.
-REFERENCE, REFERENCE_START, BASE, FINGERPRINT = "reference", "reference_start", "adapter_base", "reference_fingerprint"
+from rlhf_lightning.models.adapter_start import BASE
+
+#: Keys of a checkpoint: a refreshed reference; the start of an adapter that a frozen reference has; the fingerprint of
+#: the model behind a cached reference.
+REFERENCE, REFERENCE_START, FINGERPRINT = "reference", "reference_start", "reference_fingerprint"
 
 
 def without_frozen(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:

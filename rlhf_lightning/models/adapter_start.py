@@ -30,6 +30,8 @@ _KEPT = 64
 _ROWS = 8192
 #: Beside an exported adapter that did not start at zero.
 _NOTE = "adapter_start.json"
+#: Key of :meth:`AdapterStart.state` in a checkpoint.
+BASE = "adapter_base"
 
 
 @dataclass(frozen=True)

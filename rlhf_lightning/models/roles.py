@@ -55,6 +55,7 @@ class ModelBuilder:
         gradient_checkpointing: recompute activations in the backward pass.
         compile: torch.compile the decoder layers.
         teacher: where the weights of ``reference=teacher`` come from.
+        start: puts the weights of another run into the new policy, before the reference is made of it.
 
     Raises:
         ValueError: a combination that cannot work, naming the options to change.
@@ -68,6 +69,7 @@ class ModelBuilder:
     gradient_checkpointing: bool | None = None
     compile: bool | None = None
     teacher: ModelSource | None = None
+    start: Callable[[Backbone, AdapterStart | None], None] | None = None
 
     def __post_init__(self) -> None:
         kinds = [kind.value for kind in ReferenceKind]
@@ -105,6 +107,8 @@ class ModelBuilder:
         tokenizer = self.tokenizer()
         self.check_teacher()
         policy = self._policy(tokenizer, actor)
+        if self.start is not None:
+            self.start(policy, None if self.adapter is None else adapter_start(policy))
         start = None if self.adapter is None else adapter_start(policy)
         reference = self._reference(policy, start)
         if self.gradient_checkpointing:

@@ -32,7 +32,7 @@ _OBSERVERS = (
 BOOKKEEPING = (
     "paths",
     "logger",
-    "ckpt_path",
+    "rerun",
     "allow_targets",
     "hydra",
     "optimized_metric",
@@ -110,6 +110,9 @@ def signature(run: Run, copies: Collection[str] = ()) -> Options:
         copied = key in copies and value == run.seed
         if key != "seed" and not copied and not _is_bookkeeping(key):
             kept[key] = _without_folder(value, folders)
+    # The weights that a run starts from count; which checkpoint of its own it was resumed from does not.
+    if (start := kept.get("ckpt_path")) in (None, "auto", "last") or str(start).startswith(_RUN):
+        kept.pop("ckpt_path", None)
     return kept
 
 

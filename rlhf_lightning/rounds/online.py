@@ -168,6 +168,11 @@ class OnlineData(L.LightningDataModule):
             for names in {frozenset(examples.columns_of(row)) for row in rows if examples is not None}:
                 check(names)
 
+    def content(self) -> dict[str, str]:
+        """Digests of what was read, by what it is."""
+        others = {} if self._demonstrations is None else self._demonstrations.content()
+        return self.prompts.content() | {f"{name} of data.ptx": digest for name, digest in others.items()}
+
     def summaries(self) -> list[str]:
         """What was read, and what a rollout is: a few lines for people."""
         others = self._demonstrations

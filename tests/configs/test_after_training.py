@@ -138,13 +138,13 @@ def test_inspect_shows_data_and_problems(rlhf, tmp_path):
 
 def test_adapter_weights_are_what_generate_loads(run):
     from rlhf_lightning.cli.build import make
-    from rlhf_lightning.cli.generate import load_policy
     from rlhf_lightning.cli.runs import read_config, weights_of
     from rlhf_lightning.models.roles import ModelBuilder
+    from rlhf_lightning.models.trained import load_trained
 
     cfg = read_config(run)
     actor = ModelBuilder(make(cfg.model), make(cfg.adapter), "none")().policy
-    load_policy(actor, weights_of(run))
+    load_trained(actor, weights_of(run))
     saved = torch.load(weights_of(run), weights_only=True)["state_dict"]
     state = actor.state_dict()
     assert saved

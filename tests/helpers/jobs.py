@@ -51,9 +51,9 @@ class KillAt(L.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def module_of(kind: str) -> L.LightningModule:
+def module_of(kind: str, schedule: Callable[..., Any] | None = None) -> L.LightningModule:
     """A method with dropout, and for pairs a loss with running statistics."""
-    schedule = partial(cosine, warmup=0.2)
+    schedule = schedule or partial(cosine, warmup=0.2)
     if kind.startswith("tiny"):
         lora = {
             "tiny": None,
@@ -73,6 +73,7 @@ def fit(
     kill_at: int | None = None,
     callbacks: tuple[L.Callback, ...] = (),
     rows: Mapping[str, int] | None = None,
+    schedule: Callable[..., Any] | None = None,
     **options: Any,
 ) -> tuple[L.LightningModule, L.Trainer]:
     """Train in ``folder``; where that holds a checkpoint, go on from it. ``rows`` are options of ``data``."""
@@ -94,7 +95,7 @@ def fit(
         }
         | options,
     )
-    module = module_of(kind)
+    module = module_of(kind, schedule)
     last = recovered(folder / "checkpoints" / "last.ckpt")
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))  # nothing may hang on the global generator's start
     run.fit(module, datamodule=data(module.kind, **(rows or {})), ckpt_path=last if last.exists() else None)

@@ -51,6 +51,19 @@ def test_a_copied_seed_is_left_out_only_where_it_equals_the_seed(tmp_path):
     assert not any(key.startswith("paths") for key in kept)
 
 
+@pytest.mark.parametrize(
+    ("ckpt_path", "kept"),
+    [("auto", False), ("last", False), (None, False), ("run/checkpoints/best.ckpt", False), ("sft/last.ckpt", True)],
+)
+def test_weights_that_a_run_starts_from_tell_it_from_others(tmp_path, ckpt_path, kept):
+    """Averaging it with runs from the model itself would be wrong; where it was resumed is its own matter."""
+    path = f"{tmp_path}/{ckpt_path}" if ckpt_path and "/" in ckpt_path else ckpt_path
+    given = config("dpo", 7, tmp_path / "run") | {"ckpt_path": path, "rerun": True}
+    options = signature(Run(tmp_path / "run", "r", given, {}))
+    assert ("ckpt_path" in options) == kept
+    assert "rerun" not in options
+
+
 def test_a_seed_that_stands_still_is_no_copy(tmp_path):
     """The model's seed 0 equals that of one run. Dropping it there would tear that run from its group."""
     for seed in (0, 1, 2):

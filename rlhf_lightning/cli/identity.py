@@ -1,0 +1,182 @@
+"""What makes a run the run that it is, and what of its configuration may change when it is resumed.
+
+A key that stands in none of the two tables is part of the run: resuming under another value of it would continue one
+computation as another.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+Tree = Mapping[str, Any]
+
+_LENGTH = "how long it trains: the longer run has the same batches, and the rates that its schedule gives that length"
+_VALIDATION = "when and on how much it validates: training does not see it"
+_SHOWN = "what is shown and logged"
+_PROCESSES = "how a step is cut, on which it does not depend; the loader refuses what it cannot resume"
+_CONTENT = "where the file lies: its content is compared"
+_SPEED = "speed and memory, not numbers"
+_SERVER = "where and how patiently a server is asked, not what it answers"
+
+#: Keys, each with everything below it, that may change, and why.
+MAY_CHANGE: Mapping[str, str] = {
+    "paths": "where results go",
+    "logger": _SHOWN,
+    "rerun": "asks for a run from scratch",
+    "allow_targets": "what a yaml may name, which is checked by itself",
+    "optimized_metric": "what is returned when all is done",
+    "trainer.max_steps": _LENGTH,
+    "trainer.max_epochs": _LENGTH,
+    "trainer.min_steps": _LENGTH,
+    "trainer.min_epochs": _LENGTH,
+    "trainer.max_time": _LENGTH,
+    "trainer.limit_val_batches": _VALIDATION,
+    "trainer.val_check_interval": _VALIDATION,
+    "trainer.check_val_every_n_epoch": _VALIDATION,
+    "trainer.num_sanity_val_steps": _VALIDATION,
+    "trainer.log_every_n_steps": _SHOWN,
+    "trainer.enable_progress_bar": _SHOWN,
+    "trainer.enable_model_summary": _SHOWN,
+    "trainer.enable_checkpointing": "what is kept",
+    "trainer.profiler": _SHOWN,
+    "trainer.accumulate_grad_batches": _PROCESSES,
+    "strategy": _PROCESSES,
+    "data.source.path": _CONTENT,
+    "data.validation.path": _CONTENT,
+    "data.eval_batch_size": _SPEED,
+    "data.num_workers": _SPEED,
+    "data.spec.cache": _SPEED,
+    "data.spec.cache_dir": _SPEED,
+    "model.gradient_checkpointing": _SPEED,
+    "rollout.url": _SERVER,
+    "rollout.port": _SERVER,
+    "rollout.folder": _SERVER,
+    "rollout.environment": _SERVER,
+    "rollout.timeout": _SERVER,
+    "rollout.start_timeout": _SERVER,
+    "rollout.retries": _SERVER,
+    "rollout.concurrency": _SERVER,
+}
+#: Callbacks that may come, go and change: what they are -> why.
+OBSERVERS: Mapping[str, str] = {
+    "rlhf_lightning.callbacks.AlignmentProgressBar": _SHOWN,
+    "rlhf_lightning.callbacks.GoldReward": "measures",
+    "rlhf_lightning.callbacks.HFExport": "what is kept",
+    "rlhf_lightning.callbacks.ImplicitRewards": "measures",
+    "rlhf_lightning.callbacks.LastCheckpoint": "what is kept",
+    "rlhf_lightning.callbacks.LogRatios": "measures",
+    "rlhf_lightning.callbacks.NonFiniteStop": "stops a run, or leaves it as it is",
+    "rlhf_lightning.callbacks.PhaseTimes": "measures",
+    "rlhf_lightning.callbacks.PolicySamples": "measures",
+    "rlhf_lightning.callbacks.ResponseStatistics": "measures",
+    "rlhf_lightning.callbacks.RolloutFiles": "what is kept",
+    "rlhf_lightning.callbacks.Throughput": "measures",
+    "lightning.pytorch.callbacks.DeviceStatsMonitor": "measures",
+    "lightning.pytorch.callbacks.EarlyStopping": "how long it trains",
+    "lightning.pytorch.callbacks.LearningRateMonitor": "measures",
+    "lightning.pytorch.callbacks.ModelCheckpoint": "what is kept",
+    "lightning.pytorch.callbacks.RichProgressBar": _SHOWN,
+    "lightning.pytorch.callbacks.TQDMProgressBar": _SHOWN,
+    "lightning.pytorch.callbacks.Timer": "how long it trains",
+}
+#: With a budget of tokens a step is as many micro-batches as there are: these are then part of the run.
+_CUT_BY_TOKENS = ("trainer.accumulate_grad_batches", "strategy")
+#: Stands for the run's own folder, which may have been moved.
+_FOLDER = "<folder of the run>"
+#: Differences that a message names.
+_NAMED = 8
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One key of which a folder's run and a command have different values; None: no such key."""
+
+    key: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {_text(self.before)} -> {_text(self.now)}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run's configuration beside that of the command that would resume it."""
+
+    refused: list[Difference]
+    allowed: list[Difference]  #: those of ``MAY_CHANGE`` and ``OBSERVERS``
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A configuration as containers, resolved, with a name in the place of its own folder."""
+    tree = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    assert isinstance(tree, dict)
+    text = json.dumps(tree, default=str)
+    folder = (tree.get("paths") or {}).get("output_dir")
+    if folder:
+        text = re.sub(re.escape(json.dumps(str(folder))[1:-1]) + '(?=[/"])', _FOLDER, text)
+    plain_tree: dict[str, Any] = json.loads(text)
+    return plain_tree
+
+
+def compare(before: Tree, now: Tree) -> Comparison:
+    """Sort the differences of two configurations into those that a run may have and those that make it another.
+
+    Args:
+        before: of the run, as :func:`plain` gives it.
+        now: of the command.
+    """
+    found = list(_differences(before, now))
+    allowed = [difference for difference in found if _may_change(difference.key, before, now)]
+    return Comparison([difference for difference in found if difference not in allowed], allowed)
+
+
+def listed(differences: Iterable[Difference]) -> str:
+    """Differences as the part of a sentence."""
+    every = [str(difference) for difference in differences]
+    more = f", and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
+    return ", ".join(every[:_NAMED]) + more
+
+
+def _differences(before: Tree, now: Tree) -> Iterator[Difference]:
+    one, other = dict(_leaves(before)), dict(_leaves(now))
+    for key in dict.fromkeys([*one, *other]):
+        if one.get(key) != other.get(key):
+            yield Difference(key, one.get(key), other.get(key))
+
+
+def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(node, Mapping):
+        yield key, node
+        return
+    for name, inner in node.items():
+        yield from _leaves(inner, f"{key}.{name}" if key else str(name))
+
+
+def _may_change(key: str, before: Tree, now: Tree) -> bool:
+    if key.startswith("callbacks."):
+        name = key.split(".")[1]
+        kinds = {kind for tree in (before, now) if (kind := _callback(tree, name)) is not None}
+        return all(kind in OBSERVERS for kind in kinds)
+    if _within(key, _CUT_BY_TOKENS) and any((tree.get("data") or {}).get("max_tokens") for tree in (before, now)):
+        return False
+    return _within(key, MAY_CHANGE)
+
+
+def _within(key: str, keys: Iterable[str]) -> bool:
+    return any(key == one or key.startswith(f"{one}.") for one in keys)
+
+
+def _callback(tree: Tree, name: str) -> str | None:
+    node = (tree.get("callbacks") or {}).get(name)
+    return str(node.get("_target_")) if isinstance(node, Mapping) else None
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None else json.dumps(value) if isinstance(value, list) else str(value)

@@ -1,0 +1,53 @@
+"""The weights that a run trained, in a policy that was freshly loaded."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rlhf_lightning.models.adapter_start import BASE, AdapterStart
+
+log = logging.getLogger(__name__)
+
+#: How a checkpoint names a policy's weights, and those of its transformers model.
+_POLICY, _MODEL = "policy.", "model."
+
+
+def load_trained(policy: nn.Module, checkpoint: Path, start: AdapterStart | None = None) -> None:
+    """Put the trained weights of a checkpoint into a policy of the same model and adapter.
+
+    Heads beside the model (values, scores) are taken where both have them. One that only the checkpoint has stays
+    there; one that only the policy has keeps its own start, and both are logged.
+
+    Args:
+        policy: an actor, or another backbone.
+        checkpoint: a file that training wrote.
+        start: of the policy's adapter, which must have been trained on the same base; None: not compared.
+
+    Raises:
+        ValueError: the checkpoint is a sharded one, belongs to another model or adapter, or its adapter to another base.
+    """
+    if checkpoint.is_dir():
+        raise ValueError(
+            f"{checkpoint} is a sharded checkpoint, which only the run that wrote it reads: use the run's export "
+            "(model=hub model.name=<export folder>)"
+        )
+    whole = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    if start is not None and BASE in whole:
+        start.check(whole[BASE])
+    saved = whole["state_dict"]
+    given = {name.removeprefix(_POLICY): value for name, value in saved.items() if name.startswith(_POLICY)}
+    own = policy.state_dict()
+    trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    fitting = {name for name in given if name in own and own[name].shape == given[name].shape}
+    if other := sorted(name for name in (given.keys() | trained) - fitting if name.startswith(_MODEL)):
+        raise ValueError(f"{checkpoint} does not belong to this model and adapter, for example {other[0]}")
+    policy.load_state_dict({name: given[name] for name in fitting}, strict=False)
+    for text, names in (("are left out", given.keys() - fitting), ("keep their own start", trained - fitting)):
+        if names:
+            log.info(
+                "%-9s %s: %d weights of heads %s, for example %s", "start", checkpoint, len(names), text, min(names)
+            )
