@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 
 from rlhf_lightning.chat_templates import TrainedTemplate, exported_tokenizer
 from rlhf_lightning.losses.options import check_cut, needs, option_values, validate
-from rlhf_lightning.methods.optimizers import decay_groups, make_scheduler
+from rlhf_lightning.methods.optimizers import decay_groups
 from rlhf_lightning.methods.progress import recount, settle
-from rlhf_lightning.methods.resume import check_options, lengthen, options_of, report_early_end, report_length
+from rlhf_lightning.methods.run_schedule import RunSchedule
 from rlhf_lightning.methods.state import check_state, reference_state, restore_reference, without_frozen
 from rlhf_lightning.methods.tracking import Means, StepLog
 from rlhf_lightning.models.actor import Actor
@@ -39,8 +39,6 @@ BatchT = TypeVar("BatchT", bound=PackedBatch)
 
 #: Diagnostics under this prefix are scalars or per-group numbers that a loss reports; they are logged by name.
 DIAGNOSTIC = "diagnostic/"
-#: Key of a checkpoint: optimiser steps of the run, where its schedule depends on them.
-SCHEDULE_STEPS = "schedule_steps"
 #: Statistics of the policy's head that cost little and are always worth seeing in validation.
 STATISTICS = frozenset({"entropy", "top1"})
 
@@ -97,15 +95,12 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         self.adapter_start: AdapterStart | None = None
         self.strict_loading = False  # frozen weights are not in checkpoints; check_state is strict about the others
         self.evaluation_weights: Callable[[], AbstractContextManager[None]] = nullcontext
-        self._build, self._optimizer, self._scheduler = models, optimizer, scheduler
+        self._build, self._optimizer, self._schedule = models, optimizer, RunSchedule(scheduler)
         self._step_means, self._validation_means = Means(), Means()
         self._step_log = StepLog()
         self._validated: set[str] = set()  # metrics of the validation passes so far
         self._logged_step = 0
         self._loader_states: list[dict[str, Any]] = []
-        self._configured: list[dict[str, Any]] = []  # options of the parameter groups, before a checkpoint is loaded
-        self._schedule_steps: int | None = None  # the run's length, where the schedule depends on it
-        self._resumed: dict[str, Any] | None = None  # what the checkpoint says of the run that wrote it
 
     @classmethod
     def requires(cls, options: Mapping[str, Any]) -> frozenset[str]:
@@ -176,9 +171,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         # A fused step can unscale gradients itself, so Lightning refuses to clip before it under any mixed precision.
         # Told that it cannot, a gradient scaler (if there is one) unscales first, and clipping works.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        self._schedule_steps = None
-        scheduler = self._scheduler and make_scheduler(self._scheduler, optimizer, self._total_steps)
-        self._configured = options_of(optimizer)
+        scheduler = self._schedule.of(optimizer, lambda: self.trainer.estimated_stepping_batches)
         if scheduler is None:
             return optimizer
         schedule: Any = {"scheduler": scheduler, "interval": "step"}
@@ -187,13 +180,6 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimiser trains: matrices, and vectors without weight decay."""
         return decay_groups(self.policy.parameters())
-
-    def _total_steps(self) -> int:
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise ValueError("the schedule needs the run's length: set trainer.max_steps or trainer.max_epochs")
-        self._schedule_steps = int(steps)
-        return self._schedule_steps
 
     # Computing
 
@@ -300,24 +286,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
                 cut = self.trainer.accumulate_grad_batches, int(self.trainer.num_training_batches)
                 progress.load_state_dict(recount(progress.state_dict(), state["accumulate"], *cut))
         self._loader_states = []
-        self._resume_schedule()
-        if self._scheduler is not None and self.trainer.is_global_zero:
-            report_early_end(self._scheduler, self.trainer.estimated_stepping_batches)
-
-    def _resume_schedule(self) -> None:
-        """Hold the checkpoint's optimiser against the options, and follow the learning rates of the run's length."""
-        before, self._resumed = self._resumed, None
-        if before is None:
-            return
-        check_options(self._configured, self.trainer.optimizers[0])
-        steps, now = before.get(SCHEDULE_STEPS), self._schedule_steps
-        if now is None or steps == now:
-            return
-        assert self._scheduler is not None
-        done, scheduler = self.trainer.global_step, self.trainer.lr_scheduler_configs[0].scheduler
-        differing = lengthen(self._scheduler, scheduler, before=steps, now=now, done=done)
-        if self.trainer.is_global_zero:
-            report_length(differing, before=steps, now=now, done=done)
+        self._schedule.resume(self.trainer)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Note the learning rate that the step is taken with."""
@@ -361,15 +330,14 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         """Keep what was trained, at the end of a step, and of the reference what cannot be loaded again."""
         settle(checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches)
         checkpoint["state_dict"] = without_frozen(self, checkpoint["state_dict"])
-        checkpoint[SCHEDULE_STEPS] = self._schedule_steps
-        checkpoint.update(reference_state(self))
+        checkpoint.update(self._schedule.state() | reference_state(self))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check the weights before Lightning loads them and put the reference back."""
         self.configure_model()
         if self.trainer.state.fn == "fit":
             self._loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
-            self._resumed = {SCHEDULE_STEPS: checkpoint.get(SCHEDULE_STEPS)}
+            self._schedule.load(checkpoint)
         if "state_dict" in checkpoint:  # FSDP2Strategy has loaded them by now
             check_state(self, checkpoint["state_dict"])
         restore_reference(self, checkpoint)

@@ -28,7 +28,7 @@ def load_trained(policy: nn.Module, checkpoint: Path, start: AdapterStart | None
         start: of the policy's adapter, which must have been trained on the same base; None: not compared.
 
     Raises:
-        ValueError: the checkpoint is a sharded one, belongs to another model or adapter, or its adapter to another base.
+        ValueError: the checkpoint is sharded, belongs to another model or adapter, or its adapter to another base.
     """
     if checkpoint.is_dir():
         raise ValueError(
