@@ -25,6 +25,7 @@ from rlhf_lightning.data.position import check_limit, steps_taken
 from rlhf_lightning.data.row_columns import columns_of_rows
 from rlhf_lightning.data.sources import Source
 from rlhf_lightning.data.spec import DataSpec
+from rlhf_lightning.data.summary import summary_of
 from rlhf_lightning.data.tokenize import split, tokenize
 from rlhf_lightning.types import Example
 
@@ -220,7 +221,7 @@ class AlignmentDataModule(L.LightningDataModule):
     def summaries(self) -> list[str]:
         """What was read, and how it is cut into steps: a few lines for people."""
         lines = [
-            f"{role}: {_summary(examples, self.kind, self.reports.get(role))}"
+            f"{role}: {summary_of(examples, self.kind, self.reports.get(role))}"
             for role, examples in (("train", self.train_examples), ("validation", self.val_examples))
             if examples is not None
         ]
@@ -383,25 +384,3 @@ def _fitting(examples: Examples, kind: str, role: str) -> Examples:
     if slots and examples.prompts == 1 and (empty := np.flatnonzero((examples.slot_tokens == 0).any(axis=1))).size:
         raise DataError(f"{examples.row(int(empty[0]))}: a response is missing; {kind} data needs all {slots} of a row")
     return examples
-
-
-def _summary(examples: Examples, kind: str, report: Report | None) -> str:
-    lengths = examples.lengths
-    scored = int(examples.slot_tokens.sum())
-    what = LAYOUTS[kind].noun + _contents(examples, kind)
-    counts = f"{len(examples)} {what} of {lengths.mean():.0f} tokens on average (longest {lengths.max()})"
-    if kind != "prompt":
-        counts += f", {scored / lengths.sum():.0%} of them scored"
-    return counts if report is None else f"{counts}; {report.summary()}"
-
-
-def _contents(examples: Examples, kind: str) -> str:
-    """What a kind's own numbers say, in a few words."""
-    words = {"desirable": "desirable", "safe": "safe"}
-    for name, word in words.items():
-        if name in examples.numbers:
-            return f" ({np.nanmean(examples.numbers[name]):.0%} {word})"
-    filled = (examples.slot_tokens > 0).sum(axis=1)
-    if LAYOUTS[kind].slots or not len(filled):
-        return ""
-    return f" of {filled.min()}" + (f" to {filled.max()}" if filled.min() < filled.max() else "") + " responses"
