@@ -16,52 +16,47 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 import rows as rows_file
-from vs_trl import HERE, WARM_UP, run
+from vs_trl import TRL, WARM_UP, common_arguments, ratios, report, require_trl, run
 
 #: Weight of the KL term: 0 needs no reference model.
 REFERENCE = {"none": 0.0, "live": 0.04}
-MEASURED = ("step", "train", "generate")
+PARTS = {"step": "whole step, tokens / CPU s", "train": "training half", "generate": "generation"}
+MEASURED = {f"{part}_cpu": (head, 1) for part, head in PARTS.items()} | {"peak_mib": ("peak MiB", 0)}
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--trl-python", type=Path, default=HERE.parent / ".venv-trl/bin/python")
-    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared/data", help="folder of real pairs")
-    parser.add_argument("--work", type=Path, default=HERE / "out", help="folder for rows, model and results")
-    parser.add_argument("--prompts", type=int, default=4, help="of a step")
+    common_arguments(parser)
+    parser.add_argument("--prompts", type=int, nargs="+", default=[2, 4], help="of a step")
     parser.add_argument("--group", type=int, default=8, help="responses a prompt")
     parser.add_argument("--prompt-tokens", type=int, default=128, help="longest prompt; longer ones keep their end")
     parser.add_argument("--response-tokens", type=int, default=64, help="of every response")
     parser.add_argument("--accumulate", type=int, default=2, help="micro-batches of a step")
     parser.add_argument("--steps", type=int, default=2, help="counted steps of a round")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--precision", nargs="+", default=["bf16"], choices=["bf16", "fp32"])
     parser.add_argument("--reference", nargs="+", default=["none", "live"], choices=list(REFERENCE))
     return parser.parse_args()
 
 
-def prompts_of(options: argparse.Namespace) -> list[list[int]]:
+def prompts_of(options: argparse.Namespace, per_step: int) -> list[list[int]]:
     """The prompts of every step, warm-up included."""
-    count = options.prompts * (options.steps + WARM_UP)
+    count = per_step * (options.steps + WARM_UP)
     rows_file.write(options.work, options.data, count)
     rows = json.loads((options.work / "pairs.json").read_text())
     return [prompt[-options.prompt_tokens :] for prompt, *_ in rows[:count]]
 
 
-def settings_of(options: argparse.Namespace, precision: str, reference: str) -> dict[str, Any]:
+def settings_of(options: argparse.Namespace, precision: str, reference: str, per_step: int) -> dict[str, Any]:
     """What a worker is told."""
     return {
         "rows": str(options.work / "prompts.json"),
-        "prompts": options.prompts,
+        "prompts": per_step,
         "group": options.group,
         "response_tokens": options.response_tokens,
         "accumulate": options.accumulate,
@@ -70,6 +65,7 @@ def settings_of(options: argparse.Namespace, precision: str, reference: str) -> 
         "threads": options.threads,
         "precision": precision,
         "kl": REFERENCE[reference],
+        "compact_head": False,
     }
 
 
@@ -93,65 +89,53 @@ def rates(result: dict[str, Any], useful: float) -> dict[str, float]:
         generate = sum(step[f"generate_{clock}"] for step in counted)
         whole = sum(step[clock] for step in counted)
         seconds = {"step": whole, "train": whole - generate, "generate": generate}
-        found |= {f"{part}_{clock}": useful * len(counted) / seconds[part] for part in MEASURED}
+        found |= {f"{part}_{clock}": useful * len(counted) / seconds[part] for part in PARTS}
     return found
 
 
-def measure(options: argparse.Namespace, prompts: list[list[int]], precision: str, reference: str) -> dict[str, Any]:
-    """Both sides in turn, ``rounds`` times."""
-    settings = settings_of(options, precision, reference)
-    counted = prompts[WARM_UP * options.prompts :]
-    useful = (sum(map(len, counted)) / options.steps) + options.prompts * options.group * options.response_tokens
-    rounds: dict[str, list[dict[str, float]]] = {"ours": [], "trl": []}
+def measure(
+    options: argparse.Namespace, prompts: list[list[int]], precision: str, reference: str, per_step: int
+) -> dict[str, Any]:
+    """All sides in turn, ``rounds`` times."""
+    settings = settings_of(options, precision, reference, per_step)
+    counted = prompts[WARM_UP * per_step :]
+    useful = (sum(map(len, counted)) / options.steps) + per_step * options.group * options.response_tokens
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ("ours", *TRL)}
     gap = 0.0
     for _ in range(options.rounds):
         ours = run("ours_grpo", Path(sys.executable), settings, options.work)
-        trl = run("trl_grpo", options.trl_python, settings, options.work)
-        gap = max(gap, check(ours, trl))
         rounds["ours"].append(rates(ours, useful))
-        rounds["trl"].append(rates(trl, useful))
-    ratio = {
-        name: statistics.median(o[name] / t[name] for o, t in zip(rounds["ours"], rounds["trl"], strict=True))
-        for name in rounds["ours"][0]
-    }
-    return {"precision": precision, "reference": reference, "rounds": rounds, "ratio": ratio, "log_prob_gap": gap}
-
-
-def report(results: list[dict[str, Any]]) -> None:
-    """The table."""
-    columns = [f"{part}_cpu" for part in MEASURED] + ["peak_mib"]
-    heads = ["whole step, tokens / CPU s", "training half", "generation", "peak MiB"]
-    print(f"{'':22}" + "".join(f"{head:>28}" for head in heads))
-    print(f"{'':22}" + f"{'ours':>12}{'TRL':>8}{'ratio':>8}" * len(columns))
-    for entry in results:
-        cells = []
-        for name in columns:
-            ours, trl = (statistics.median(r[name] for r in entry["rounds"][side]) for side in ("ours", "trl"))
-            cells.append(f"{ours:12.1f}{trl:8.1f}{entry['ratio'][name]:8.2f}")
-        print(f"grpo {entry['precision']} {entry['reference']:12}" + "".join(cells))
+        for name, changes in TRL.items():
+            peer = run("trl_grpo", options.trl_python, settings | changes, options.work)
+            gap = max(gap, check(ours, peer))
+            rounds[name].append(rates(peer, useful))
+    case = {"precision": precision, "reference": reference, "prompts": per_step}
+    return {**case, "rounds": rounds, "ratio": {name: ratios(rounds, name) for name in TRL}, "log_prob_gap": gap}
 
 
 def main() -> None:
     """Measure every combination asked for and write ``grpo_vs_trl.json``."""
     options = arguments()
-    if not options.trl_python.exists():
-        raise SystemExit(f"no TRL at {options.trl_python}: run benchmarks/setup_trl.sh, or pass --trl-python")
-    prompts = prompts_of(options)
-    (options.work / "prompts.json").write_text(json.dumps(prompts))
-    longest, mean = max(map(len, prompts)), sum(map(len, prompts)) / len(prompts)
-    print(
-        f"{options.prompts} prompts a step of {mean:.0f} tokens in the mean (longest {longest}), {options.group} "
-        f"responses of {options.response_tokens} tokens each, {options.accumulate} micro-batches, "
-        f"{options.threads} threads"
-    )
-    results = [
-        measure(options, prompts, precision, reference)
-        for precision in options.precision
-        for reference in options.reference
-    ]
+    require_trl(options.trl_python)
+    results = []
+    for per_step in options.prompts:
+        prompts = prompts_of(options, per_step)
+        (options.work / "prompts.json").write_text(json.dumps(prompts))
+        longest, mean = max(map(len, prompts)), sum(map(len, prompts)) / len(prompts)
+        print(
+            f"{per_step} prompts a step of {mean:.0f} tokens in the mean (longest {longest}), {options.group} "
+            f"responses of {options.response_tokens} tokens each, {options.accumulate} micro-batches, "
+            f"{options.threads} threads",
+            flush=True,
+        )
+        results += [
+            measure(options, prompts, precision, reference, per_step)
+            for precision in options.precision
+            for reference in options.reference
+        ]
     path = options.work / "grpo_vs_trl.json"
     path.write_text(json.dumps({"options": vars(options), "results": results}, indent=2, default=str))
-    report(results)
+    report(results, lambda entry: f"grpo {entry['precision']} {entry['reference']} {entry['prompts']}", MEASURED)
     print(f"log-probs differ by at most {max(r['log_prob_gap'] for r in results):.1e}; written to {path}")
 
 

@@ -17,12 +17,12 @@ from rlhf_lightning.models.sources import SmolLM2
 REAL = ("sharegpt_pairs_200.json", "hh_dialogues_300.jsonl")
 LIMIT = 256  #: tokens of a prompt, and of a response
 #: The rows that each method trains on, and how many of them come from a pair.
-KIND = {"dpo": "pairs", "kto": "unpaired", "bradley_terry": "pairs"}
-ROWS_A_PAIR = {"dpo": 1, "kto": 2, "bradley_terry": 1}
+KIND = {"dpo": "pairs", "kto": "unpaired", "bradley_terry": "pairs", "sft": "supervised"}
+ROWS_A_PAIR = {"dpo": 1, "kto": 2, "bradley_terry": 1, "sft": 2}
 
 
 def write(folder: Path, data: Path, pairs: int, seed: int = 0) -> str:
-    """Write ``pairs.json`` and ``unpaired.json`` (shuffled rows of ids) and ``model/``; return where they came from."""
+    """Write shuffled rows of ids of every kind and ``model/``; return where the rows came from."""
     source = SmolLM2()
     tokenizer = source.tokenizer()
     spec = DataSpec(
@@ -44,7 +44,9 @@ def write(folder: Path, data: Path, pairs: int, seed: int = 0) -> str:
         raise SystemExit(f"{len(rows)} pairs are too few for {pairs}: take fewer or smaller batches")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pairs.json").write_text(json.dumps(rows[:pairs]))
-    (folder / "unpaired.json").write_text(json.dumps(unpaired(rows[:pairs])))
+    single = unpaired(rows[:pairs])
+    (folder / "unpaired.json").write_text(json.dumps(single))
+    (folder / "supervised.json").write_text(json.dumps([row[:2] for row in single]))
     if not (folder / "model" / "config.json").is_file():
         source.load().save_pretrained(folder / "model")
         tokenizer.pad_token_id = 0  # not EOS: transformers reads a reward at the last token that is not padding

@@ -13,8 +13,8 @@ from torch import Tensor
 from worker import BETA, CLIP, RATE, Clock, Row
 
 from rlhf_lightning.data.packing import pack
-from rlhf_lightning.losses import bradley_terry, dpo, kto
-from rlhf_lightning.methods import AlignmentModule, Preference, RewardModel, Unpaired
+from rlhf_lightning.losses import bradley_terry, dpo, kto, sft
+from rlhf_lightning.methods import AlignmentModule, Preference, RewardModel, Supervised, Unpaired
 from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.sources import Pretrained
 from rlhf_lightning.types import Example, PackedBatch
@@ -80,9 +80,18 @@ def _reward(settings: dict[str, Any]) -> Any:
     return _module(settings, RewardModel, bradley_terry)
 
 
+def _sft(settings: dict[str, Any]) -> Any:
+    return _module(settings, Supervised, sft, statistics=settings["statistics"])
+
+
 def _pairs(rows: list[Row], size: int) -> list[PackedBatch]:
     examples = [Example(prompt, [chosen, rejected]) for prompt, chosen, rejected in rows]
     return [pack(examples[i : i + size]) for i in range(0, len(examples), size)]
+
+
+def _supervised(rows: list[Row], size: int) -> list[PackedBatch]:
+    examples = [Example(prompt, [response]) for prompt, response in rows]
+    return [pack(examples[i : i + size], kind="supervised") for i in range(0, len(examples), size)]
 
 
 def _unpaired(rows: list[Row], size: int) -> list[PackedBatch]:
@@ -100,6 +109,7 @@ METHODS: dict[str, tuple[Callable[[dict[str, Any]], Any], Callable[[list[Row], i
     "dpo": (_dpo, _pairs),
     "kto": (_kto, _unpaired),
     "bradley_terry": (_reward, _pairs),
+    "sft": (_sft, _supervised),
 }
 
 

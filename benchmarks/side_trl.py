@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl_compact_head import install
 from worker import BETA, CLIP, RATE, Clock, Row
 
 HEAD = 1e-2  #: every weight of a reward head, as on the other side
@@ -15,7 +16,9 @@ HEAD = 1e-2  #: every weight of a reward head, as on the other side
 
 def run(settings: dict[str, Any], rows: list[Row], clock: Clock) -> list[float]:
     """Train over the rows; return log-prob sums (or rewards) of the first batch before the first step."""
-    trainer = {"dpo": _dpo, "kto": _kto, "bradley_terry": _reward}[settings["method"]](settings, rows)
+    if settings["compact_head"]:
+        install()
+    trainer = MAKERS[settings["method"]](settings, rows)
     trainer.add_callback(_Timed(trainer, clock))
     scores = _scores(trainer, settings["rows_a_step"])
     trainer.train()
@@ -101,6 +104,18 @@ def _kto(settings: dict[str, Any], rows: list[Row]) -> Any:
     )
 
 
+def _sft(settings: dict[str, Any], rows: list[Row]) -> Any:
+    trainer = type("Trainer", (_Tokenised, SFTTrainer), {})
+    models = _language_models(settings)
+    del models["ref_model"]
+    columns = {
+        "input_ids": [prompt + response for prompt, response in rows],
+        "labels": [[-100] * len(prompt) + response for prompt, response in rows],
+    }
+    options = _options(settings, rows) | {"padding_free": settings["padding_free"], "shuffle_dataset": False}
+    return trainer(**models, args=SFTConfig(**options), train_dataset=Dataset.from_dict(columns))
+
+
 def _reward(settings: dict[str, Any], rows: list[Row]) -> Any:
     trainer = type("Trainer", (_Tokenised, RewardTrainer), {})
     tokenizer = AutoTokenizer.from_pretrained(settings["model"])
@@ -120,14 +135,30 @@ def _reward(settings: dict[str, Any], rows: list[Row]) -> Any:
     )
 
 
+#: By method: its trainer, made of settings and rows.
+MAKERS = {"dpo": _dpo, "kto": _kto, "bradley_terry": _reward, "sft": _sft}
+
+
 @torch.no_grad()
 def _scores(trainer: Any, size: int) -> list[float]:
     """Log-prob sums or rewards of the first batch in float32, row by row, from TRL's own collator and head."""
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(size)])
     if isinstance(trainer, RewardTrainer):
         return trainer.model(**batch, use_cache=False).logits.view(2, -1).T.flatten().tolist()
+    if isinstance(trainer, SFTTrainer):
+        return _response_sums(trainer, batch, size)
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     token = trainer.model(**inputs, labels=labels, use_cache=False, fused_lm_head=True).log_probs
     sums = token.sum(1)
     return (sums.view(2, -1).T.flatten() if isinstance(trainer, DPOTrainer) else sums).tolist()
+
+
+def _response_sums(trainer: Any, batch: dict[str, Any], size: int) -> list[float]:
+    """Log-prob sums of responses, of padded rows or of one row of all of them."""
+    token = trainer.model(**batch, use_cache=False, fused_lm_head=True).log_probs
+    if not trainer.padding_free:
+        return token.sum(1).tolist()
+    row = (batch["position_ids"][0] == 0).long().cumsum(0) - 1
+    # A token's log-prob stands at the position before it.
+    return token.new_zeros(size).index_add(0, row[1:], token[0]).tolist()

@@ -9,11 +9,14 @@ from datasets import Dataset
 from fixed_rows import advantages, responses, reward
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl_compact_head import install
 from worker import CLIP, RATE, Clock
 
 
 def run(settings: dict[str, Any], prompts: list[list[int]], clock: Clock) -> list[float]:
     """Train over the prompts; return log-prob sums of fixed rows and their loss, before the first step."""
+    if settings["compact_head"]:
+        install()
     trainer = _Tokenised(
         model=AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.float32),
         reward_funcs=lambda completion_ids, **_: [reward(ids) for ids in completion_ids],

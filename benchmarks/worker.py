@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 BETA, RATE, CLIP = 0.1, 1e-6, 1.0
-Row = list[list[int]]  #: prompt, chosen, rejected; for kto prompt, response, response of another row, [label]
+#: Prompt, chosen, rejected; of KTO prompt, response, another row's response, [label]; of SFT prompt, response.
+Row = list[list[int]]
 
 
 class Clock:
