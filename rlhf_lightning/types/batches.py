@@ -51,8 +51,9 @@ class PackedBatch:
 
     @property
     def slots(self) -> int:
-        """Responses of a group, K."""
-        return len(self.response_span) // max(len(self), 1)
+        """Responses of a group, K; of a micro-batch without groups as many as its stand-in has."""
+        batch = self.stand_in or self
+        return len(batch.response_span) // max(len(batch), 1)
 
     @property
     def present(self) -> Bool[Tensor, " responses"]:

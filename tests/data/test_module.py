@@ -120,15 +120,27 @@ def test_bad_rows_stop_the_run_before_weights(rows: Path) -> None:
         data.setup("fit")
 
 
-def test_a_row_over_the_budget_and_too_little_data_stop_the_run() -> None:
+def test_three_rows_for_four_micro_batches() -> None:
+    """One of them is empty: it has no rows, those of the step are known, and a row stands in."""
+    shares = [AlignmentDataModule(pairs(3), place=Place(2, rank, world_size=2)) for rank in range(2)]
+    for share in shares:
+        share.setup("fit")
+    batches = [batch for share in shares for batch in share.train_dataloader()]
+    assert sorted(len(batch) for batch in batches) == [0, 1, 1, 1]
+    assert {batch.totals.groups for batch in batches} == {3}
+    (empty,) = [batch for batch in batches if not len(batch)]
+    assert (empty.rows, len(empty.ids), empty.slots) == ([], 0, 2)
+    assert len(empty.stand_in.ids) == min(len(batch.ids) for batch in batches if len(batch))
+    assert len(empty.to("meta").stand_in) == 1
+
+
+def test_a_row_over_the_budget_and_data_of_another_kind_stop_the_run() -> None:
     with pytest.raises(DataError, match=r"pairs\.jsonl:\d+ \(\d+ tokens\)"):
         AlignmentDataModule(pairs(), max_tokens=12).setup()
     with pytest.raises(DataError, match=r"pairs\.jsonl:1 \(20 tokens\)"):
         AlignmentDataModule(
             pairs(), validation=[Example([1] * 8, [[1], [2] * 11], row="pairs.jsonl:1")], max_tokens=19
         ).setup()
-    with pytest.raises(DataError, match="3 groups cannot give each of 4"):
-        AlignmentDataModule(pairs(3), place=Place(accumulate=2, world_size=2)).setup("fit")
     with pytest.raises(DataError, match="preference data needs pairs"):
         AlignmentDataModule(Examples.build(pairs()).first_response(), kind="preference").setup()
     with pytest.raises(RuntimeError, match=r"call setup\(\) first"):
