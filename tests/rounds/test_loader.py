@@ -92,6 +92,29 @@ def test_state_goes_on_anywhere(taken):
     assert len(engine.calls) == (16 - taken) // 4, "a rollout that the state holds is not drawn again"
 
 
+@pytest.mark.parametrize(("then", "taken"), [(2, 0), (2, 1), (1, 1), (4, 1)])
+def test_a_rollout_that_was_drawn_is_trained_on_whole(then, taken):
+    """A state from within its first step holds the rollout, and serves any cut. Nothing is drawn or charged twice."""
+    options, count = RolloutOptions(group_size=2, minibatches=2), [0]
+    before, _ = looped(options, count=8, place=Place(accumulate=2))
+    loader = before.train_dataloader()
+    loader.position.taken = lambda: count[0]
+    iterator = iter(loader)
+    for _ in range(1 + taken):  # the last micro-batch of the step fails where the step is not taken
+        next(iterator)
+    state = loader.state_dict()
+    assert (state["step"], state["number"]) == (0, 1)
+    engine = FakeEngine()
+    after, _ = looped(options, engine, count=8, place=Place(accumulate=then))
+    resumed = after.train_dataloader()
+    resumed.load_state_dict(state)
+    assert resumed.state_dict()["experience"] is not None
+    batches = list(resumed)
+    assert sorted(int(row) for batch in batches for row in batch.index) == list(range(8))
+    assert {batch.rollout for batch in batches} == {0}
+    assert engine.calls == []
+
+
 def test_another_meaning_of_the_position_is_refused():
     data, _ = looped(TWICE)
     loader = data.train_dataloader()
