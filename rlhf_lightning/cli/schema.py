@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -197,7 +198,9 @@ def locate(path: str) -> Any:
                 raise ImportError(f"{owner} has no {part!r}" + (f"; did you mean {close}?" if close else ""))
             found = getattr(found, part)
         return found
-    raise ImportError(f"no package {parts[0]!r} is installed")
+    here = any(Path(name).exists() for name in (f"{parts[0]}.py", f"{parts[0]}/__init__.py"))
+    hint = f"; the current folder has one: set PYTHONPATH={Path.cwd()}" if here else ""
+    raise ImportError(f"no package {parts[0]!r} is installed{hint}")
 
 
 def _without_values(keys: Sequence[str]) -> str:

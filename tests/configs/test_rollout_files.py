@@ -1,0 +1,53 @@
+"""The commands of conf/rollout and of docs/vllm.md compose as they are written, and code of the user's own is found."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from rlhf_lightning.cli.compose import compose
+from rlhf_lightning.cli.schema import locate
+from rlhf_lightning.conf_dir import conf_dir
+
+PAGE = (conf_dir().parent / "docs" / "vllm.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```\n(.*?)```", PAGE, re.DOTALL)
+LINES = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+COMMANDS = [line for line in LINES if "rlhf train" in line]
+HEADINGS = [
+    line[line.index(". rlhf train") + 2 :]
+    for file in sorted((conf_dir() / "rollout").glob("vllm*.yaml"))
+    for line in file.read_text().splitlines()[:1]
+]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *HEADINGS])
+def test_a_command_has_what_an_on_policy_run_needs(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_rewards.py").write_text("def polite(prompt, response): return 1.0\n")
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command, comments=True)
+    if words[0].startswith("PYTHONPATH="):
+        monkeypatch.syspath_prepend(words.pop(0).partition("=")[2])
+    cfg = compose("train", words[2:])
+    assert cfg.rollout._target_.rpartition(".")[2] in ("VLLMEngine", "VLLMServerEngine")
+    # Prompts and what scores the responses: neither is left to the reader.
+    assert cfg.reward
+    assert cfg.data.source
+
+
+def test_the_page_has_a_command_for_each_way() -> None:
+    assert {way for command in COMMANDS for way in re.findall(r"rollout=(\w+)", command)} == {"vllm", "vllm_server"}
+    assert len(COMMANDS) >= 5
+
+
+def test_a_module_of_the_current_folder_is_pointed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ImportError, match=r"no package 'a_module_of_mine' is installed\Z"):
+        locate("a_module_of_mine.polite")
+    (tmp_path / "a_module_of_mine.py").write_text("def polite(prompt, response): return 1.0\n")
+    with pytest.raises(ImportError, match=rf"current folder has one: set PYTHONPATH={re.escape(str(tmp_path))}"):
+        locate("a_module_of_mine.polite")
