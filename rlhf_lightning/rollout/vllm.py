@@ -16,7 +16,7 @@ from rlhf_lightning.rollout.completions import copies, draws, server_seed
 from rlhf_lightning.rollout.vllm_options import (
     INSTALL,
     RestrictedSampling,
-    check_lengths,
+    check_request,
     fitting,
     installed,
     set_environment,
@@ -154,13 +154,14 @@ class VLLMEngine:
         """Draw ``n`` responses to each prompt; at temperature 0 they are copies of one.
 
         Raises:
-            ValueError: no policy was given yet, ``n`` is out of range, or a prompt is too long.
+            ValueError: no policy was given yet, ``n`` is out of range, a prompt is too long, or the
+                temperature is above 0 and below 0.01.
         """
         if self._llm is None:
             raise ValueError("the engine has no policy yet: call sync(policy, version) before generate")
         if n < 1:
             raise ValueError(f"n={n} samples a prompt must be at least 1")
-        check_lengths(prompts, sampling, self.max_model_len)
+        check_request(prompts, sampling, self.max_model_len)
         if not prompts:
             return []
         parameters = [self._parameters(sampling, draws(sampling, n), seed) for seed in seeds]

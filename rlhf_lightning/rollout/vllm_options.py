@@ -40,12 +40,22 @@ def set_environment(further: Mapping[str, str]) -> None:
         os.environ.setdefault(name, value)
 
 
-def check_lengths(prompts: Sequence[Sequence[int]], sampling: Sampling, limit: int) -> None:
-    """Refuse what vLLM would cut short without a word.
+#: Lowest temperature above 0 that vLLM samples at; it raises lower ones to this one and only logs it.
+LOWEST_TEMPERATURE = 0.01
+
+
+def check_request(prompts: Sequence[Sequence[int]], sampling: Sampling, limit: int) -> None:
+    """Refuse what vLLM would change by itself: it cuts what is too long, and samples at another temperature.
 
     Raises:
-        ValueError: a prompt with its longest response is longer than the engine was built for.
+        ValueError: a prompt with its longest response is longer than the engine was built for, or the temperature is
+            above 0 and below what vLLM samples at.
     """
+    if 0 < sampling.temperature < LOWEST_TEMPERATURE:
+        raise ValueError(
+            f"vLLM samples at a temperature of {LOWEST_TEMPERATURE} or more, not at {sampling.temperature}: raise it, "
+            "or set 0 for the most likely tokens"
+        )
     longest = max((len(prompt) for prompt in prompts), default=0)
     if longest + sampling.max_new_tokens > limit:
         raise ValueError(

@@ -19,7 +19,7 @@ from rlhf_lightning.rollout.endpoint import Endpoint, ServerError, in_threads
 from rlhf_lightning.rollout.openai import only_model
 from rlhf_lightning.rollout.temporary import TemporaryFolder
 from rlhf_lightning.rollout.vllm import Dtype, check_options
-from rlhf_lightning.rollout.vllm_options import INSTALL, RestrictedSampling, check_lengths, fitting, installed
+from rlhf_lightning.rollout.vllm_options import INSTALL, RestrictedSampling, check_request, fitting, installed
 from rlhf_lightning.rollout.vllm_process import ServerProcess, end_of_log, free_port
 from rlhf_lightning.rollout.vllm_worker import EXTENSION
 from rlhf_lightning.rollout.weights import base_weights, dtype_name, ends, policy_weights, write_config, write_weights
@@ -299,13 +299,14 @@ class VLLMServerEngine:
         At temperature 0 a prompt's responses are copies of one.
 
         Raises:
-            ValueError: no policy was given yet, ``n`` is out of range, or a prompt is too long.
+            ValueError: no policy was given yet, ``n`` is out of range, a prompt is too long, or the
+                temperature is above 0 and below 0.01.
             ServerError: the server refused, could not be reached or answered in another form.
         """
         endpoint = self._reached
         if n < 1:
             raise ValueError(f"n={n} samples a prompt must be at least 1")
-        check_lengths(prompts, sampling, self.max_model_len)
+        check_request(prompts, sampling, self.max_model_len)
         restricted, drawn = self._restricted(sampling), draws(sampling, n)
 
         def one(asked: tuple[Sequence[int], int]) -> list[Sample]:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +25,7 @@ from rlhf_lightning.models.roles import ModelBuilder, Models, ReferenceKind
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rollout import TransformersEngine, VLLMEngine, VLLMServerEngine
 from rlhf_lightning.rollout import vllm as in_process
+from rlhf_lightning.rollout.endpoint import ServerError
 from rlhf_lightning.rollout.vllm_options import installed
 from rlhf_lightning.types import Example, Sample, Sampling
 
@@ -65,6 +72,12 @@ def gap(ours: list[list[Sample]], theirs: list[list[Sample]]) -> float:
 def greedy(engine: Any, policy: Actor, version: int) -> list[list[Sample]]:
     engine.sync(policy, version)
     return engine.generate(prompts(), GREEDY, n=1, seeds=range(len(LENGTHS)))
+
+
+def transformers_greedy(policy: Actor, n: int) -> list[list[Sample]]:
+    engine = TransformersEngine()
+    engine.sync(policy, 0)
+    return engine.generate(prompts(), GREEDY, n=n, seeds=range(len(LENGTHS)))
 
 
 def same_as_transformers(engine: Any, policy: Actor, version: int = 0) -> float:
@@ -143,6 +156,40 @@ def test_ends(engine: VLLMEngine) -> None:
     assert restricted.log_probs == []
 
 
+def beyond_a_step() -> list[list[int]]:
+    """Prompts of 5000 tokens in all: vLLM takes 4096 in a step by default in process, and 2048 in a server."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(10, 200, (500,), generator=generator).tolist() for _ in range(10)]
+
+
+def seeded(engine: Any, prompts: list[list[int]]) -> list[list[list[int]]]:
+    groups = engine.generate(prompts, Sampling(max_new_tokens=4), n=2, seeds=range(len(prompts)))
+    return [[sample.ids for sample in group] for group in groups]
+
+
+def test_prompts_beyond_a_step(engine: VLLMEngine) -> None:
+    engine.sync(make().policy, 0)
+    drawn = seeded(engine, beyond_a_step())
+    assert len(drawn) == 10
+    assert drawn[:2] == seeded(engine, beyond_a_step()[:2])
+
+
+def test_greedy_samples_are_copies(engine: VLLMEngine) -> None:
+    policy = make().policy
+    engine.sync(policy, 0)
+    groups = engine.generate(prompts(), GREEDY, n=3, seeds=range(len(LENGTHS)))
+    assert gap(groups, transformers_greedy(policy, 3)) < 1e-4
+
+
+@pytest.mark.slow
+def test_chunks_of_prompts_are_the_trap() -> None:
+    engine = VLLMEngine(max_model_len=512, max_num_seqs=16, options={"enable_chunked_prefill": True})
+    engine.sync(make().policy, 0)
+    with pytest.raises(RuntimeError, match="offset"):
+        seeded(engine, beyond_a_step())
+    engine.close()
+
+
 @pytest.mark.slow
 def test_untied_embeddings() -> None:
     policy = make(tied=False).policy
@@ -164,8 +211,70 @@ def test_a_server_follows_the_policy(lora: bool) -> None:
         step(models.policy)
         assert same_as_transformers(engine, models.policy) < 1e-4
         assert gap(before, greedy(engine, models.policy, 1)) > 0.01
+        drawn = seeded(engine, beyond_a_step())
+        assert drawn[:2] == seeded(engine, beyond_a_step()[:2])
+        copied = engine.generate(prompts(), GREEDY, n=3, seeds=range(len(LENGTHS)))
+        assert gap(copied, transformers_greedy(models.policy, 3)) < 1e-4
     finally:
         engine.close()
+
+
+def group_of(leader: int) -> list[int]:
+    """Processes of a group that are alive."""
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            number, rest = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
+            if rest[0] != "Z" and int(rest[2]) == leader:
+                members.append(number)
+    return members
+
+
+@pytest.mark.slow
+def test_a_server_whose_engine_is_killed_leaves_its_log() -> None:
+    models = make()
+    engine = VLLMServerEngine(models.tokenizer, max_model_len=512, max_num_seqs=16)
+    try:
+        engine.sync(models.policy, 0)
+        leader = engine._process._process.pid
+        workers = [pid for pid in group_of(leader) if b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert workers
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(ServerError, match=r"(?s)server ended with code \d+ while it was in use.*server.log"):
+            greedy(engine, models.policy, 1)
+        assert not group_of(leader)
+    finally:
+        folder = engine._folder
+        engine.close()
+    assert [file.name for file in folder.iterdir()] == ["server.log"]
+    shutil.rmtree(folder)
+
+
+def run_until_killed(connection: Connection) -> None:
+    models = make()
+    engine = VLLMServerEngine(models.tokenizer, max_model_len=512, max_num_seqs=16)
+    engine.sync(models.policy, 0)
+    connection.send((engine._folder, engine._process._process.pid))
+    time.sleep(999)
+
+
+@pytest.mark.slow
+def test_nothing_of_a_killed_run_stays() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=run_until_killed, args=(theirs,))
+    process.start()
+    assert ours.poll(600)
+    folder, leader = ours.recv()
+    assert folder.is_dir()
+    assert group_of(leader)
+    process.kill()
+    process.join()
+    until = time.monotonic() + 10
+    while (folder.exists() or group_of(leader)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not folder.exists()
+    assert not group_of(leader)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rollout import VLLMEngine, VLLMServerEngine
 from rlhf_lightning.rollout import vllm as in_process
 from rlhf_lightning.rollout import vllm_server as server
-from rlhf_lightning.rollout.vllm_options import RestrictedSampling, check_lengths, fitting, set_environment
+from rlhf_lightning.rollout.vllm_options import RestrictedSampling, check_request, fitting, set_environment
 from rlhf_lightning.rollout.vllm_worker import fix_tied
 from rlhf_lightning.rollout.weights import base_weights, ends, policy_weights, write_config, write_weights
 from rlhf_lightning.types import Sampling
@@ -95,13 +95,17 @@ def test_ends_are_those_of_the_policy() -> None:
         assert ends(policy) == expected
 
 
-def test_length_limits() -> None:
+def test_limits_of_a_request() -> None:
     policy = make()
     assert fitting(100, policy) == 100
     assert fitting(10**9, policy) == transformers_model(policy).config.max_position_embeddings
-    check_lengths([[1] * 4], Sampling(max_new_tokens=6), 10)
+    check_request([[1] * 4], Sampling(max_new_tokens=6), 10)
     with pytest.raises(ValueError, match=r"prompt of 5 tokens.*response of 6.*rollout.max_model_len=10"):
-        check_lengths([[1], [1] * 5], Sampling(max_new_tokens=6), 10)
+        check_request([[1], [1] * 5], Sampling(max_new_tokens=6), 10)
+    for temperature in (0.0, 0.01):
+        check_request([[1]], Sampling(max_new_tokens=1, temperature=temperature), 10)
+    with pytest.raises(ValueError, match=r"temperature of 0.01 or more, not at 0.001"):
+        check_request([[1]], Sampling(max_new_tokens=1, temperature=0.001), 10)
 
 
 @pytest.mark.parametrize("options", [{"top_p": 0.9}, {"top_k": 5}, {"min_new_tokens": 2}])
