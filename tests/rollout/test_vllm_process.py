@@ -167,6 +167,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 print(sys.argv[1:], flush=True)
 route, _, way = os.environ.get("FAKE_FAILURE", "").partition("=")
 
+if route == "start":
+    print("the engine is out of memory", flush=True)
+    sys.exit(int(way))
+
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -231,6 +235,7 @@ def test_a_run_starts_it_with_what_it_needs(package: Path) -> None:
 @pytest.mark.parametrize(
     ("failure", "words"),
     [
+        ("start=5", r"ended with code 5 while it started"),
         ("/v1/completions=3", r"ended with code 3 while it was in use"),
         (
             "/v1/completions=killed",
@@ -240,7 +245,7 @@ def test_a_run_starts_it_with_what_it_needs(package: Path) -> None:
         ("/v1/completions=500", r"answered 500"),
     ],
 )
-def test_one_that_dies_later_leaves_its_exit_code_and_its_log(
+def test_one_that_dies_leaves_its_exit_code_and_its_log(
     package: Path, monkeypatch: pytest.MonkeyPatch, failure: str, words: str
 ) -> None:
     monkeypatch.setattr(vllm_server, "DYING", 1.0 if failure.endswith("500") else 20.0)
