@@ -189,7 +189,8 @@ def optimized(metrics: dict[str, float], name: str | None) -> float | None:
                 "trainer.val_check_interval or trainer.check_val_every_n_epoch so that one takes place"
             )
         raise ConfigError(f"optimized_metric={name} was not logged.{suggestion(name, metrics)}")
-    return metrics[name] if math.isfinite(metrics[name]) else math.nan
+    value: float | None = metrics[name]  # null in a file says that it is not finite
+    return value if value is not None and math.isfinite(value) else math.nan
 
 
 def _new_folder(parent: Path) -> Path:

@@ -34,3 +34,4 @@ def test_an_earlier_part_stands_where_nothing_newer_was_measured(tmp_path):
     found = metrics_of(run(4, train_loss=0.25, val_loss=0.125), earlier)
     assert (found["val/loss"], found["train/loss"]) == (0.125, 0.25)
     assert math.isnan(found["val/win"]), "this part has validated, and had no such number"
+    assert all(math.isnan(optimized(metrics, "val/bad")) for metrics in (before.metrics, earlier.metrics))
