@@ -24,7 +24,7 @@ class Slow(L.Callback):
 
 
 def test_a_rollout_logs_the_steps_of_the_one_before(tmp_path):
-    """Four steps a rollout, the first of which logs; the first rollout has none before. Fails when validation counts."""
+    """Four steps a rollout, whose first one logs; the first rollout has none before. Fails when validation counts."""
     logger, module = Memory(), module_of()
     run = trainer(tmp_path, [PhaseTimes(), Slow()], logger=logger, max_epochs=1, val_check_interval=4)
     run.fit(module, datamodule=online(module, None))

@@ -238,6 +238,17 @@ def test_a_run_starts_from_the_weights_of_another(root):
         train(compose("train", [*new, "optimizer.lr=1e-3", "seed=5", "trainer.max_steps=3"]))
 
 
+def test_an_adapter_to_start_from_is_part_of_the_reference(root):
+    """With ``reference=auto``: switched off it would not be where the run starts."""
+    lora = ["adapter=lora", "callbacks.last.every_n_steps=1", "trainer.max_steps=1", "optimizer.lr=0.05"]
+    others = [o for o in command(root) if not o.startswith(("paths", "optimizer"))]
+    train(compose("train", [*others, *lora, f"paths.output_dir={root / 'first'}"]))
+    start = f"ckpt_path={root / 'first' / 'checkpoints' / 'last.ckpt'}"
+    train(compose("train", [*others, *lora, f"paths.output_dir={root / 'second'}", start]))
+    assert float(metrics(root / "second")[0]["train/loss"]) == pytest.approx(0.6931, abs=1e-4)
+    assert float(metrics(root / "second")[0]["val/loss"]) != pytest.approx(0.6931, abs=1e-4)
+
+
 def test_weights_to_start_from_that_changed_since(root):
     """A resume would take another reference."""
     checkpoint = shutil.copy(root / "run" / "checkpoints" / "last.ckpt", root / "start.ckpt")
