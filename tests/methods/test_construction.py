@@ -45,7 +45,8 @@ def test_missing_margin_is_refused_before_weights_load(tmp_path):
     module = preference(partial(losses.odpo, beta=0.1), builder)
     run = trainer(tmp_path)
     data = SimpleNamespace(has_margin=False)
-    module.trainer = SimpleNamespace(datamodule=data, precision_plugin=run.precision_plugin)
+    run.datamodule = data
+    module.trainer = run
     with pytest.raises(ValueError, match=r"margin.*data\."):
         module.setup("fit")
     assert builder.built == 0
