@@ -102,7 +102,7 @@ def test_validation_has_what_callbacks_read(name: str) -> None:
 def test_an_adapter_trains_and_so_do_the_heads(name: str) -> None:
     made = module(
         name,
-        adapter=Lora(r=2, alpha=4, seed=1, init=False),
+        adapter=Lora(r=2, alpha=4, seed=1),
         reference={"context_distillation": "adapter_off"}.get(name),
     )
     found = gradients(made, steps(METHODS[name][0].kind, 4))
