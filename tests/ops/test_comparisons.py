@@ -32,4 +32,4 @@ def test_the_report_counts_as_training_does() -> None:
     """The report computes without torch: the same function, written for numpy."""
     rng = np.random.default_rng(0)
     first, second = (rng.integers(0, 3, 200).astype(np.float32) for _ in range(2))
-    assert accuracy(first, second) == float(outcomes(torch.from_numpy(first), torch.from_numpy(second)).mean())
+    assert accuracy(first, second) == float(outcomes(torch.from_numpy(first), torch.from_numpy(second)).double().mean())
