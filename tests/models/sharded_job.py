@@ -26,7 +26,7 @@ from tests.models.pairs import pairs
 CASES = {
     "full": (TinyRandom(), None, "frozen"),
     "tied": (TinyRandom(tie_embeddings=True, gradient_checkpointing=True), None, "frozen"),
-    "lora": (TinyRandom(), Lora(r=4, seed=0, init=False), "adapter_off"),
+    "lora": (TinyRandom(), Lora(r=4, seed=0), "adapter_off"),
     "lora_frozen": (TinyRandom(gradient_checkpointing=True), Lora(r=4, seed=0, init=False), "frozen"),
 }
 PROMPTS = [[1, 50, 60], [1, 70], [1, 80, 90, 100, 110], [1, 40, 41]]
