@@ -13,7 +13,7 @@ from typing import Any, Literal
 from filelock import FileLock
 from lightning.pytorch import loggers
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers.logger import rank_zero_experiment  # type: ignore[attr-defined]
 from lightning.pytorch.utilities import rank_zero_only
 
 

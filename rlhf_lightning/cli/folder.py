@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
@@ -276,7 +276,7 @@ def write_record(folder: Path) -> None:
     assert context is not None
     record = folder / ".hydra"
     record.mkdir(parents=True, exist_ok=True)
-    cfg = context.copy()
+    cfg: Any = cast("Any", context).copy()
     with open_dict(cfg):
         own = cfg.pop("hydra")
     files = {"hydra": OmegaConf.create({"hydra": own}), "overrides": own.overrides.task, "config": cfg}

@@ -150,7 +150,9 @@ def trained_template(tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> Trai
         DataError: as ``templates.resolve``.
     """
     template = resolve(tokenizer, spec)
-    return template and template.trained(Encoder(tokenizer, spec, template).adds_bos(template.brings_bos))
+    if template is None:
+        return None
+    return template.trained(Encoder(tokenizer, spec, template).adds_bos(template.brings_bos))
 
 
 def _cumulative(item: Rendered, spans: Sequence[Segment]) -> list[str]:

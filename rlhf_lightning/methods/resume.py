@@ -55,7 +55,7 @@ class _Rates(Optimizer):
     def __init__(self, groups: Sequence[Mapping[str, Any]]) -> None:
         super().__init__([{**group, "params": [Tensor()]} for group in groups], dict(groups[0]))
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Do nothing; schedulers want a step before theirs."""
 
     def rates(self) -> list[float]:

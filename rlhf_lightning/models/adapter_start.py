@@ -138,7 +138,8 @@ def _outputs(policy: Backbone) -> Tensor:
     """Logits of the row, ``[1, tokens, vocabulary]``; hidden states of a model that has no vocabulary."""
     base = policy.base
     table: Any = base.get_input_embeddings()
-    last = without_adapter(table).num_embeddings - 1
+    embedding: Any = without_adapter(table)
+    last = int(embedding.num_embeddings) - 1
     ids = _spread(last, _TOKENS).to(base.device)[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if policy.needs_vocabulary:
@@ -169,7 +170,7 @@ def _embedding_differences(policy: Backbone) -> list[float]:
         table = without_adapter(module)
         if module is table or not isinstance(table, nn.Embedding):
             continue
-        for ids in torch.arange(table.num_embeddings, device=table.weight.device).split(_ROWS):
+        for ids in torch.split(torch.arange(table.num_embeddings, device=table.weight.device), _ROWS):
             first = module(ids)
             with policy.adapter_switched(False):
                 largest.append(_difference(first, module(ids)))

@@ -113,7 +113,7 @@ def without_head(model: PreTrainedModel) -> PreTrainedModel:
     bias = None if head.bias is None else head.bias.detach().clone()
     changed: Any = model
     measured = getattr(model.config, NORMALIZATION, None)
-    changed.saved_head = SavedHead.of(head.weight.detach().clone(), bias, measured, model.name_or_path)
+    changed.saved_head = SavedHead.of(head.weight.detach().clone(), bias, measured, str(model.name_or_path))
     changed.score = nn.Identity()
     return model
 

@@ -185,7 +185,8 @@ class _Cached:
     def __init__(self, model: Any, ids: Tensor, lengths: Tensor, room: int) -> None:
         self.model, self.ids, self.next = model, ids, lengths
         self.cache: Any = growing_cache(model.config)
-        self.options = {str(cache_name(model)): self.cache, "use_cache": True} | without_router_loss(model)
+        self.options: dict[str, Any] = {str(cache_name(model)): self.cache, "use_cache": True}
+        self.options |= without_router_loss(model)
         self.takes_positions, self.keeps_logits = takes(model, "position_ids"), takes(model, "logits_to_keep")
         prompt = torch.arange(ids.shape[1], device=ids.device) >= (ids.shape[1] - lengths)[:, None]
         self.mask: Tensor | None = None  # without padding every row sees everything before it

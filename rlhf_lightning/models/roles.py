@@ -17,11 +17,17 @@ from rlhf_lightning.models.adapter_start import AdapterStart, adapter_start
 from rlhf_lightning.models.adapters import Adapter
 from rlhf_lightning.models.backbone import Backbone
 from rlhf_lightning.models.buffers import keep_float32_buffers
-from rlhf_lightning.models.modes import compile_layers, disable_dropout, set_gradient_checkpointing
+from rlhf_lightning.models.modes import compile_layers
+from rlhf_lightning.models.modes import disable_dropout as disable_dropout
 from rlhf_lightning.models.modes import evaluating as evaluating
+from rlhf_lightning.models.modes import set_gradient_checkpointing as set_gradient_checkpointing
 from rlhf_lightning.models.naming import ADDED_ROWS
 from rlhf_lightning.models.reference import AdapterDisabled as AdapterDisabled
-from rlhf_lightning.models.reference import Cached, FrozenCopy, Reference, ReferenceKind, Teacher, initial_policy
+from rlhf_lightning.models.reference import Cached as Cached
+from rlhf_lightning.models.reference import FrozenCopy as FrozenCopy
+from rlhf_lightning.models.reference import Reference as Reference
+from rlhf_lightning.models.reference import ReferenceKind as ReferenceKind
+from rlhf_lightning.models.reference import Teacher, initial_policy
 from rlhf_lightning.models.sharding import shard_actor
 from rlhf_lightning.models.sources import Execution, ModelSource
 

@@ -90,8 +90,8 @@ class TinyWorld(Execution):
         from transformers import LlamaForCausalLM
 
         options: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
-        model = load_model(LlamaForCausalLM, self.folder() / "model", dtype=getattr(torch, self.dtype), **options)
-        return model.eval()
+        model: Any = load_model(LlamaForCausalLM, self.folder() / "model", dtype=getattr(torch, self.dtype), **options)
+        return cast("PreTrainedModel", model.eval())
 
     def folder(self) -> Path:
         """The cached base: ``model``, ``base.json`` with what is known about it; made now if it is not there."""
