@@ -33,8 +33,8 @@ T = TypeVar("T")
 #: What the server calls the policy, and its adapter.
 POLICY, ADAPTER = "policy", "policy-adapter"
 LOG_FILE = "server.log"
-#: Seconds that a server which failed a request is given to end, since its engine does so before it.
-DYING = 5.0
+#: Seconds that a server which failed a request is given to end: vLLM's looks every 5 s whether its engine lives.
+DYING = 15.0
 #: Ranks that vLLM has kernels for.
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 RUNNING = (
