@@ -98,7 +98,7 @@ def make_models(cfg: DictConfig, reference: ReferenceKind) -> ModelBuilder:
     """
     teacher = make(cfg.reference.get("source")) if reference is ReferenceKind.TEACHER else None
     checkpoint = initial_weights(cfg)
-    start = None if checkpoint is None else functools.partial(load_trained, checkpoint=checkpoint)
+    start = None if checkpoint is None else functools.partial(load_trained, checkpoint)
     models = ModelBuilder(make(cfg.model), make(cfg.adapter), reference, teacher=teacher, start=start)
     models.check_teacher()
     return models

@@ -120,7 +120,7 @@ class Answerer:
         models = builder()
         actor = models.policy
         if cfg.run:
-            load_trained(actor, weights_of(cfg.run, cfg.ckpt_path), models.start)
+            load_trained(weights_of(cfg.run, cfg.ckpt_path), actor, models.start)
         encoder = Encoder(builder.tokenizer(), spec, template)
         return cls(actor.to(_device(cfg.device)), encoder, template, cfg, reward)
 

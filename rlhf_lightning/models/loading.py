@@ -87,7 +87,7 @@ def load_adapter(model: PreTrainedModel, path: str, *, trainable: bool, whole: b
         raise ValueError(f"{problem}: {str(error).splitlines()[-1].strip()}: {advice}") from error
     head = f"{_PREFIX}{HEAD}"
     unknown = [name for name in outcome.unexpected_keys if not (detached and name.startswith(f"{head}."))]
-    _refuse(problem, outcome.missing_keys, unknown, (), advice)
+    _refuse(problem, _without_value(adapted, outcome.missing_keys), unknown, (), advice)
     if detached:
         base: Any = adapted.get_base_model()
         base.saved_head = saved_head(load_peft_weights(folder, device="cpu"), head, folder)
@@ -105,6 +105,13 @@ def _adapted(model: PreTrainedModel, folder: str, config: Any, trainable: bool) 
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable, config=config)
     return adapted, adapted.load_adapter(folder, "default", is_trainable=trainable)
+
+
+def _without_value(model: PeftModel, missing: Collection[str]) -> list[str]:
+    """The missing names but those of a tensor that another name has a value for, as VB-LoRA's layers share one bank."""
+    tensors = model.state_dict(keep_vars=True)
+    loaded = {id(tensor) for name, tensor in tensors.items() if name not in missing}
+    return [name for name in missing if name not in tensors or id(tensors[name]) not in loaded]
 
 
 def check_classifier(location: str | Path, architectures: Sequence[str] | None, option: str = "reward.path") -> None:

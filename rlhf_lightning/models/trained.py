@@ -16,15 +16,15 @@ log = logging.getLogger(__name__)
 _POLICY, _MODEL = "policy.", "model."
 
 
-def load_trained(policy: nn.Module, checkpoint: Path, start: AdapterStart | None = None) -> None:
+def load_trained(checkpoint: Path, policy: nn.Module, start: AdapterStart | None = None) -> None:
     """Put the trained weights of a checkpoint into a policy of the same model and adapter.
 
     Heads beside the model (values, scores) are taken where both have them. One that only the checkpoint has stays
     there; one that only the policy has keeps its own start, and both are logged.
 
     Args:
-        policy: an actor, or another backbone.
         checkpoint: a file that training wrote.
+        policy: an actor, or another backbone.
         start: of the policy's adapter, which must have been trained on the same base; None: not compared.
 
     Raises:

@@ -144,7 +144,7 @@ def test_adapter_weights_are_what_generate_loads(run):
 
     cfg = read_config(run)
     actor = ModelBuilder(make(cfg.model), make(cfg.adapter), "none")().policy
-    load_trained(actor, weights_of(run))
+    load_trained(weights_of(run), actor)
     saved = torch.load(weights_of(run), weights_only=True)["state_dict"]
     state = actor.state_dict()
     assert saved

@@ -109,7 +109,7 @@ def test_a_reward_models_adapter_goes_on_with_its_head(base: Path, reward: tuple
 
 def test_it_is_exported_as_what_it_goes_on_from(base: Path, reward: tuple[Path, Path, Models], tmp_path: Path) -> None:
     again = ModelBuilder(Pretrained(str(base)), Lora(path=str(reward[0])), "none")(Scorer)
-    export_scorer(again.policy, again.tokenizer, tmp_path)
+    export_scorer(again.policy, again.tokenizer, tmp_path, form="adapter")
     first, second = (load_file(folder / "adapter_model.safetensors") for folder in (reward[0], tmp_path))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
