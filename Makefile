@@ -53,6 +53,7 @@ notebook: $(STAMP) ## Execute the notebook that uses most of the API
 
 notebooks: $(STAMP) ## Execute all notebooks; KEEP=1 writes what they print into them
 	$(NBMAKE) notebooks
+	$(if $(KEEP),$(BIN)/python notebooks/tidy.py)
 
 lint: $(STAMP) ## ruff (rules and format) and spelling
 	$(BIN)/ruff check .
