@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rlhf_lightning.losses.lists import ListReduction, list_nll, shares, worse
+from rlhf_lightning.losses.lists import ListReduction, list_nll, log_shares, shares, worse
 from rlhf_lightning.losses.options import Positive, Share, loss_function
 from rlhf_lightning.types import GroupLoss, Moments, Ragged
 
@@ -108,7 +108,7 @@ def reward_weighted(
         ValueError: an option is outside its range.
     """
     if normalise == "group":
-        weight = (score / beta).masked_fill(~present, -torch.inf).softmax(-1)
+        weight = torch.where(present, log_shares(score / beta, present).exp(), 0.0)
     else:
         weight = _against(running, score, beta, max_weight).masked_fill(~present, 0.0)
         weight = weight / present.sum(-1, keepdim=True).clamp(min=1)

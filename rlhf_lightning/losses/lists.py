@@ -38,6 +38,15 @@ def shares(chosen: Bool[Tensor, "groups slots"]) -> Float[Tensor, "groups slots"
     return chosen.float() / chosen.sum(-1, keepdim=True).clamp(min=1)
 
 
+def log_shares(
+    logits: Float[Tensor, "groups slots"], present: Bool[Tensor, "groups slots"]
+) -> Float[Tensor, "groups slots"]:
+    """Log-softmax over the responses of each list; 0 in a slot without one, also where a list has none at all."""
+    empty = ~present.any(-1, keepdim=True)
+    filled = logits.masked_fill(~present, -torch.inf).masked_fill(empty, 0.0)
+    return filled.log_softmax(-1).masked_fill(~present, 0.0)
+
+
 def top_heavy(
     own: Float[Tensor, "groups slots"],
     others: Float[Tensor, "groups slots slots"],

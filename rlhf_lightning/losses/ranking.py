@@ -2,7 +2,7 @@ r"""Losses of ranked lists: several responses to a prompt, each with a score.
 
 They take log-probs of all responses, ``[groups, slots]`` scores (higher is better; a rank is a negative score) and
 which slots are filled, and return one number a list. Lists may differ in length and have ties; a list of one response
-has nothing to rank. Notation: ``losses/terms.py``; :math:`r_k` is the score of response k, :math:`i \prec k` says
+has nothing to rank, and the loss of one without any is 0. Notation: ``losses/terms.py``; :math:`r_k` is the score of response k, :math:`i \prec k` says
 :math:`r_i < r_k`. Every loss raises ValueError when an option is outside its range.
 """
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rlhf_lightning.losses.lists import ListReduction, best, list_nll, top_heavy, worse
+from rlhf_lightning.losses.lists import ListReduction, best, list_nll, log_shares, top_heavy, worse
 from rlhf_lightning.losses.options import NonNegative, Positive, loss_function
 from rlhf_lightning.types import GroupLoss, Ragged
 
@@ -204,10 +204,8 @@ def exo_k(
         ValueError: an option is outside its range.
     """
     reward = beta * policy.log_ratio(reference).sum()
-    ours = reward.view(score.shape).masked_fill(~present, -torch.inf).log_softmax(-1)
-    target = (score / score_beta).masked_fill(~present, -torch.inf).log_softmax(-1)
-    difference = torch.where(present, ours - target, 0.0)
-    return GroupLoss((ours.exp() * difference).sum(-1), reward.detach())
+    ours, target = log_shares(reward.view(score.shape), present), log_shares(score / score_beta, present)
+    return GroupLoss((ours.exp() * (ours - target)).sum(-1), reward.detach())
 
 
 def _squared_length(present: Bool[Tensor, "groups slots"]) -> Float[Tensor, " groups"]:

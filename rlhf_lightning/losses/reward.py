@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rlhf_lightning.losses.lists import log_shares
 from rlhf_lightning.losses.options import NonNegative, compares_groups, loss_function
 from rlhf_lightning.losses.terms import Reduction, logistic, negative_log_likelihood
 from rlhf_lightning.ops.comparisons import outcomes
@@ -201,7 +202,8 @@ def best_of_k(reward: Float[Tensor, "groups slots"], score: Float[Tensor, "group
 
     Source: "Fine-Tuning Language Models from Human Preferences", arXiv:1909.08593, equation 1 (K = 4).
     Defaults: there is nothing to choose.
-    Differences: several best responses share the label equally. For K = 2 this is the Bradley-Terry loss.
+    Differences: several best responses share the label equally. For K = 2 this is the Bradley-Terry loss. The loss of a
+    list without responses is 0.
 
     Args:
         reward: of every response.
@@ -213,11 +215,10 @@ def best_of_k(reward: Float[Tensor, "groups slots"], score: Float[Tensor, "group
     present = ~score.isnan()
     top = score.where(present, -torch.inf).amax(1, keepdim=True)
     best = (score == top).float()
-    log_share = reward.masked_fill(~present, -torch.inf).log_softmax(1).masked_fill(~present, 0.0)
     chosen = (reward == reward.masked_fill(~present, -torch.inf).amax(1, keepdim=True)) & present
     hit = (best * chosen).sum(1) / chosen.sum(1)  # of several that are chosen alike each has its share
-    loss = -(best * log_share).sum(1) / best.sum(1)
-    return GroupLoss(loss, reward.detach().flatten(), diagnostics={"reward/accuracy": hit.detach()})
+    loss = -(best * log_shares(reward, present)).sum(1) / best.sum(1).clamp(min=1)
+    return GroupLoss(loss, reward.detach().flatten(), diagnostics={"reward/accuracy": hit.detach()[present.any(1)]})
 
 
 @loss_function

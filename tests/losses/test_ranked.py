@@ -258,11 +258,27 @@ def test_rewards_of_empty_slots_are_finite(name: str) -> None:
     assert run(name, batch).reward.isfinite().all()
 
 
-@pytest.mark.parametrize("name", sorted(set(RANKED) - {"exo_k"}))  # whose distributions need a response
-def test_a_list_without_responses_costs_nothing(name: str) -> None:
-    batch = Lists([[Item([-1.0], [-1.5], 2.0), Item([-2.0], [-1.0], 1.0)], []], running=(1.0, 1.0, 5.0))
-    options = {"normalise": "running"} if name == "reward_weighted" else {}
-    assert run(name, batch, **options).loss[1] == 0
+#: Options beside the defaults under which a list must be looked at as a whole.
+OTHER_OPTIONS = {"reward_weighted": {"normalise": "running"}, "pro": {"nll_scale": "none", "aggregate": "sum"}}
+
+
+@pytest.mark.parametrize("options", [{}, OTHER_OPTIONS], ids=["defaults", "others"])
+@pytest.mark.parametrize("name", RANKED)
+def test_a_list_without_responses_costs_nothing(name: str, options: dict[str, dict[str, Any]]) -> None:
+    """Fails where a softmax or a mean over no response is nan, also if only its gradient is."""
+    filled = [Item([-1.0], [-1.5], 2.0), Item([-2.0], [-1.0], 1.0)]
+    batch, alone = (Lists(lists, running=(1.0, 1.0, 5.0)) for lists in ([filled, []], [filled]))
+    chosen = options.get(name, {})
+    assert run(name, batch, **chosen).loss.tolist() == [run(name, alone, **chosen).loss.item(), 0.0]
+    assert torch.equal(2 * gradient(name, batch, **chosen), gradient(name, alone, **chosen))
+    assert all(value.isfinite().all() for value in run(name, batch, **chosen).diagnostics.values())
+
+
+@pytest.mark.parametrize("name", sorted({*RANKED} - {"best_of_n", "reward_weighted", "pro", "rrhf"}))
+def test_a_list_of_one_response_has_nothing_to_rank(name: str) -> None:
+    batch = Lists([[Item([-1.0], [-1.5], 2.0)], [Item([-1.0, -3.0], [-1.5, -1.0], 0.0)]], slots=3)
+    assert run(name, batch).loss.tolist() == [0.0, 0.0]
+    assert gradient(name, batch).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_score_of_what_the_weights_select() -> None:

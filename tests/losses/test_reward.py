@@ -187,6 +187,17 @@ def test_ties_count_half_in_lists_and_signs() -> None:
     assert result.diagnostics["reward/accuracy_sign"].tolist() == [0.5, 1.0]
 
 
+@pytest.mark.parametrize("loss", [k_wise, best_of_k])
+def test_a_list_without_responses_costs_nothing(loss: Any) -> None:
+    reward = torch.tensor([[1.0, 0.5], [0.0, 0.0], [2.0, 0.0]], requires_grad=True)
+    score = torch.tensor([[1.0, 2.0], [math.nan, math.nan], [1.0, math.nan]])
+    result = loss(reward, score)
+    assert result.loss[1:].tolist() == [0.0, 0.0]
+    result.loss.sum().backward()
+    assert reward.grad is not None and reward.grad[1:].tolist() == [[0.0, 0.0]] * 2
+    assert result.diagnostics["reward/accuracy"].isfinite().all()
+
+
 def test_accuracy_of_lists() -> None:
     reward, score = torch.tensor([[2.0, 1.0, 3.0]]), torch.tensor([[3.0, 2.0, 1.0]])
     assert k_wise(reward, score).diagnostics["reward/accuracy"].tolist() == [1.0, 0.0, 0.0]
