@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,19 @@ from rlhf_lightning.models.adapters import is_quantized, without_adapter
 from rlhf_lightning.models.backbone import Backbone
 from rlhf_lightning.models.modes import evaluating
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 #: Tokens of the row that both models read, spread over the vocabulary.
 _TOKENS = 16
 #: Logits of the base that a checkpoint keeps.
 _KEPT = 64
 #: Rows of an adapted embedding that are compared at once.
 _ROWS = 8192
+#: Inputs and outputs of the layer that a start is tried on; LoftQ quantises blocks of 64.
+_TRIAL_SIZE = 64
+#: Fields of PEFT's configuration that a start reads.
+_START_SETTINGS = ("loftq_config", "corda_config", "eva_config")
 #: Beside an exported adapter that did not start at zero.
 _NOTE = "adapter_start.json"
 #: Key of :meth:`AdapterStart.state` in a checkpoint.
@@ -132,6 +139,32 @@ def adapter_start(policy: Backbone) -> AdapterStart:
 def starts_as_base(folder: str | Path) -> bool:
     """Whether the adapter in a folder was trained from its base, as far as the folder says; see ``note``."""
     return not (Path(folder).expanduser() / _NOTE).is_file()
+
+
+def rewrites_base(config: LoraConfig) -> bool:
+    """Whether a LoRA changes the layer that it is put on (``pissa``, ``olora``, ``loftq`` ...), tried on a small layer.
+
+    Args:
+        config: of the adapter; its start counts.
+
+    Raises:
+        ValueError: PEFT cannot make such an adapter as it is (``corda`` needs statistics of the layer's inputs).
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    settings = {name: value for name in _START_SETTINGS if (value := getattr(config, name, None))}
+    trial = LoraConfig(r=2, target_modules=["0"], init_lora_weights=config.init_lora_weights, **settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = nn.Linear(_TRIAL_SIZE, _TRIAL_SIZE, bias=False)
+        before = layer.weight.detach().clone()
+        try:
+            inject_adapter_in_model(trial, nn.Sequential(layer))
+        except (ValueError, KeyError, RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"PEFT cannot start a layer with adapter.init={config.init_lora_weights}: {error}"
+            ) from error
+    return not torch.equal(layer.weight, before)
 
 
 def _outputs(policy: Backbone) -> Tensor:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 import torch
 from torch import nn
 
-from rlhf_lightning.models.loading import load_adapter
+from rlhf_lightning.models.loading import adapter_config, load_adapter
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftConfig, PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
 Quantize = Literal["nf4", "int8"]
@@ -138,11 +138,19 @@ class Lora:
     def _saved(self, model: PreTrainedModel, path: str) -> PeftModel:
         return load_adapter(model, path, trainable=True)
 
-    def _fresh(self, model: PreTrainedModel) -> PeftModel:
-        from peft import LoraConfig, get_peft_model
+    def config(self) -> PeftConfig:
+        """PEFT's configuration of the adapter, that of ``path`` where one is given; reads no weights.
 
-        config = LoraConfig(
-            task_type=None if hasattr(model, "saved_head") else "CAUSAL_LM",  # None: a reward model's trunk
+        Raises:
+            ValueError: nothing is at ``path``.
+        """
+        return self._config() if self.path is None else cast("PeftConfig", adapter_config(self.path))
+
+    def _config(self) -> LoraConfig:
+        from peft import LoraConfig
+
+        return LoraConfig(
+            task_type="CAUSAL_LM",
             r=self.r,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
@@ -153,6 +161,13 @@ class Lora:
             modules_to_save=list(self.modules_to_save) if self.modules_to_save else None,
             **self.options,
         )
+
+    def _fresh(self, model: PreTrainedModel) -> PeftModel:
+        from peft import get_peft_model
+
+        config = self._config()
+        if hasattr(model, "saved_head"):  # a reward model's trunk
+            config.task_type = None
         return get_peft_model(model, config)
 
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from rlhf_lightning.models.naming import of_adapter, plain_name, transformers_model
+from rlhf_lightning.models.naming import adapter_parts, plain_name, transformers_model
 from rlhf_lightning.models.sharding import whole
 from rlhf_lightning.ops.log_probs import LOG_PROB_VERSION
 
@@ -117,10 +117,10 @@ def _plain(value: Any) -> Any:
 def _named_tensors(model: nn.Module, *, adapter: bool) -> Iterator[tuple[str, Tensor]]:
     """Weights (and what dequantises them) by plain name, less the adapter's where it is off or adds nothing."""
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    silent = _silent_layers(state)
+    silent, left_out = _silent_layers(state), () if adapter else adapter_parts(model)
     for name, value in state.items():
         layer, of_lora, rest = name.partition(".lora_")
-        if of_adapter(name) and not adapter:
+        if name.startswith(left_out):
             continue
         if of_lora and layer in silent and not rest.startswith("magnitude"):
             continue

@@ -66,10 +66,9 @@ def load_adapter(model: PreTrainedModel, path: str, *, trainable: bool, whole: b
     Raises:
         ValueError: the file lacks weights of the adapter, has others, or the model has other layers.
     """
-    from peft import PeftConfig, load_peft_weights
+    from peft import load_peft_weights
 
-    folder = str(Path(path).expanduser()) if Path(path).expanduser().exists() else path
-    config: Any = PeftConfig.from_pretrained(folder)
+    folder, config = _folder(path), adapter_config(path)
     detached = config.task_type == "SEQ_CLS" and not whole
     if detached:
         config.task_type = None
@@ -92,6 +91,26 @@ def load_adapter(model: PreTrainedModel, path: str, *, trainable: bool, whole: b
         base: Any = adapted.get_base_model()
         base.saved_head = saved_head(load_peft_weights(folder, device="cpu"), head, folder)
     return adapted
+
+
+def adapter_config(path: str) -> Any:
+    """PEFT's configuration of a saved adapter; reads no weights.
+
+    Args:
+        path: folder or hub id.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(_folder(path))
+
+
+def _folder(path: str) -> str:
+    """A folder with ~ expanded, or a hub id as it is."""
+    folder = Path(path).expanduser()
+    return str(folder) if folder.exists() else path
 
 
 def _adapted(model: PreTrainedModel, folder: str, config: Any, trainable: bool) -> tuple[PeftModel, Any]:

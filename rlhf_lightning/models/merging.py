@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.models.adapters import without_adapter
-from rlhf_lightning.models.naming import plain_name
+from rlhf_lightning.models.naming import is_wrapper, plain_name
 
 
 @torch.no_grad()
@@ -135,13 +135,8 @@ def _weights(
             yield plain_name(prefix + key), value.detach()
     for key, child in module._modules.items():
         if child is not None:
-            inner = beneath(child) if _is_wrapper(child) else child
+            inner = beneath(child) if is_wrapper(child) else child
             yield from _weights(inner, beneath, f"{prefix}{key}.")
-
-
-def _is_wrapper(module: nn.Module) -> bool:
-    """Whether PEFT put this around a module; the two methods are what its own unloading goes by."""
-    return hasattr(module, "get_base_layer") or hasattr(module, "unload_and_optionally_merge_module")
 
 
 def _merged(layer: nn.Module, adapter: str) -> nn.Module:

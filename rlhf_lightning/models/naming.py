@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|token_adapter|base_layer|original_module)\."
 )
-#: Parts of a name that belong to an adapter: LoRA and DoRA matrices, copies of modules trained in full, token deltas.
-_ADAPTER = re.compile(r"(?:^|\.)(?:lora_\w+|modules_to_save|token_adapter\.trainable_\w+)\.")
+#: Children of PEFT's wrappers through which the wrapped layer is reached; all else in a wrapper is the adapter's.
+_INNER = ("base_layer", "original_module", "token_adapter")
 
 #: Attribute of a loaded model whose weights nobody gets by its name: a phrase that says what they are.
 BASE_NOTE = "base_note"
@@ -36,9 +36,22 @@ def transformers_model(module: nn.Module) -> PreTrainedModel:
     return cast("PreTrainedModel", model)
 
 
-def of_adapter(name: str) -> bool:
-    """Whether a name in the state dict of :func:`transformers_model` belongs to an adapter."""
-    return _ADAPTER.search(name) is not None
+def is_wrapper(module: nn.Module) -> bool:
+    """Whether PEFT put this around a module; the two methods are what its own unloading goes by."""
+    return hasattr(module, "get_base_layer") or hasattr(module, "unload_and_optionally_merge_module")
+
+
+def adapter_parts(model: nn.Module) -> tuple[str, ...]:
+    """Beginnings of the names that belong to an adapter of any kind, in the state dict of :func:`transformers_model`.
+
+    Matrices and vectors of a layer, copies of modules that are trained in full, rows of embeddings.
+    """
+    beginnings = []
+    for prefix, wrapper in model.named_modules(remove_duplicate=False):
+        if is_wrapper(wrapper):
+            parts = (*wrapper._modules, *wrapper._parameters, *wrapper._buffers)
+            beginnings += [f"{prefix}.{part}" for part in parts if part not in _INNER]
+    return tuple(beginnings)
 
 
 def plain_name(name: str) -> str:

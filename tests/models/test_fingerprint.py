@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from rlhf_lightning.models.fingerprint import reference_fingerprint
 from rlhf_lightning.models.naming import plain_name
 from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.sources import Pretrained, TinyRandom
+from tests.models.test_merging import KINDS
 
 SOURCE = TinyRandom()
 
@@ -67,6 +69,22 @@ def test_an_adapter_that_is_off_does_not_count(options):
                 if parameter.requires_grad:
                     parameter.add_(1)
         assert reference_fingerprint(model, adapter=False) == of()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_of_any_kind(kind):
+    """Off, an adapter is its base, trained or not; on, each of its weights counts. Fails where names of LoRA decide."""
+    torch.manual_seed(0)
+    model = peft.get_peft_model(SOURCE.load(), KINDS[kind]())
+    digests = {of(), reference_fingerprint(model)}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for count, parameter in enumerate(trained[:2], start=3):
+        assert reference_fingerprint(model, adapter=False) == of()
+        with torch.no_grad():
+            parameter.add_(0.5)
+        digests.add(reference_fingerprint(model))
+        assert len(digests) == count
+    assert reference_fingerprint(model, adapter=False) == of()
 
 
 @pytest.mark.parametrize("options", [{}, {"dora": True}, {"target_modules": ["q_proj", "embed_tokens"]}])
