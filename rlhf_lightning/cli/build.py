@@ -68,7 +68,7 @@ def make_run(cfg: DictConfig) -> Run:
     if module.kind == "prompt":
         from rlhf_lightning.cli.rollouts import make_rollouts
 
-        data = make_rollouts(cfg, models.tokenizer(), module, data)
+        data = make_rollouts(cfg, models, module, data)
         score_samples(trainer, data.reward if cfg.get("reward") else None)
     elif cfg.get("reward"):
         reward = make(cfg.reward)(tokenizer=models.tokenizer())

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from rlhf_lightning.rollout.completions import copies, draws, server_seed
+from rlhf_lightning.rollout.vllm_adapters import check_adapter
 from rlhf_lightning.rollout.vllm_options import (
     INSTALL,
     RestrictedSampling,
@@ -27,6 +28,7 @@ from rlhf_lightning.types import Sample, Sampling
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor
+    from rlhf_lightning.models.adapters import Adapter
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +100,10 @@ class VLLMEngine:
         self._had_group = False  # whether the default process group was there before vLLM was
         self._ends: list[int] = []
         self._restricted = RestrictedSampling()
+
+    def check_adapter(self, adapter: Adapter | None) -> None:
+        """Refuse a run's adapter whose base cannot be copied, before weights load."""
+        check_adapter(adapter, lora=False, serves_base=False)
 
     def sync(self, policy: Actor, version: int) -> None:
         """Take the policy's weights; a collective call. The first one builds the engine.

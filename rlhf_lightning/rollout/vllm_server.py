@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
-from rlhf_lightning.models.adapters import is_adapted
+from rlhf_lightning.models.adapters import Adapter
 from rlhf_lightning.models.export import adapter_state, save_adapter
 from rlhf_lightning.rollout.completions import choices, copies, draws, sampling_fields, token_sample
 from rlhf_lightning.rollout.endpoint import Endpoint, ServerError, in_threads
 from rlhf_lightning.rollout.openai import only_model
 from rlhf_lightning.rollout.temporary import TemporaryFolder
 from rlhf_lightning.rollout.vllm import Dtype, check_options
+from rlhf_lightning.rollout.vllm_adapters import LORA_RANKS, check_adapter, check_policy, largest_rank
 from rlhf_lightning.rollout.vllm_options import INSTALL, RestrictedSampling, check_request, fitting, installed
 from rlhf_lightning.rollout.vllm_process import ServerProcess, end_of_log, free_port
 from rlhf_lightning.rollout.vllm_worker import EXTENSION
@@ -35,8 +36,6 @@ POLICY, ADAPTER = "policy", "policy-adapter"
 LOG_FILE = "server.log"
 #: Seconds that a server which failed a request is given to end: vLLM's looks every 5 s whether its engine lives.
 DYING = 15.0
-#: Ranks that vLLM has kernels for.
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 RUNNING = (
     "start a server of your own as docs/vllm.md says: VLLM_SERVER_DEV_MODE=1 and "
     f"--worker-extension-cls {EXTENSION}, or VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora for rollout.lora=true"
@@ -139,16 +138,21 @@ class VLLMServerEngine:
 
     # Weights
 
+    def check_adapter(self, adapter: Adapter | None) -> None:
+        """Refuse a run's adapter that the server could not follow, before weights load."""
+        check_adapter(adapter, lora=self.lora, serves_base=self.url is not None)
+
     def sync(self, policy: Actor, version: int) -> None:
         """Let the server take the policy's weights; a collective call. The first one starts the server.
 
         Raises:
-            ValueError: ``lora=true`` and the policy has no adapter, or its base is quantised and must be merged.
+            ValueError: ``lora=true`` and the policy is not its base with low-rank updates, or the weights to send are
+                quantised.
             ServerError: the server did not start, or cannot take weights.
         """
-        if self.lora and not is_adapted(policy.model):
-            raise ValueError("rollout.lora=true needs an adapter: set adapter=lora, or rollout.lora=false")
         if self._endpoint is None:
+            if self.lora:
+                check_policy(policy)
             self._connect(policy)
         if self.lora:
             self._send_adapter(policy, version)
@@ -192,7 +196,7 @@ class VLLMServerEngine:
             *("--worker-extension-cls", EXTENSION, *self._arguments),
         ]
         if self.lora:
-            rank = max(config.r for config in policy.model.peft_config.values())
+            rank = max(map(largest_rank, policy.model.peft_config.values()))
             command += ["--enable-lora", "--max-lora-rank", str(next(r for r in LORA_RANKS if r >= rank))]
         self._process = ServerProcess(command, port, self._folder / LOG_FILE, self._environment)
         try:

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor
 
 
+#: Why the weights of a quantised base are not sent.
+QUANTIZED = (
+    "a quantised base (adapter.quantize) cannot be given to vLLM: use rollout=transformers, or rollout=vllm_server "
+    "with rollout.lora=true and rollout.url of a server that holds the base"
+)
+
+
 def policy_weights(policy: Actor) -> dict[str, Tensor]:
     """The policy's weights by plain name, on the CPU, an adapter's update merged into them; a collective call.
 
@@ -32,10 +39,7 @@ def policy_weights(policy: Actor) -> dict[str, Tensor]:
         ValueError: the base is quantised, so that its update cannot be merged.
     """
     if is_quantized(policy.model):
-        raise ValueError(
-            "a quantised base cannot be given to vLLM with the adapter merged: use rollout=transformers, or "
-            "rollout=vllm_server with rollout.lora=true and rollout.url of a server that holds the base"
-        )
+        raise ValueError(QUANTIZED)
     model = transformers_model(policy)
     with unsharded(policy):
         return _in_checkpoint(model, merged_weights(model))
@@ -83,7 +87,13 @@ def write_weights(weights: Mapping[str, Tensor], folder: Path, dtype: str) -> No
 
 
 def base_weights(policy: Actor) -> dict[str, Tensor]:
-    """The weights beneath the policy's adapter by plain name, on the CPU, without a tied head; collective."""
+    """The weights beneath the policy's adapter by plain name, on the CPU, without a tied head; collective.
+
+    Raises:
+        ValueError: the base is quantised.
+    """
+    if is_quantized(policy.model):
+        raise ValueError(QUANTIZED)
     model = transformers_model(policy)
     with unsharded(policy):
         return _in_checkpoint(model, {name: value.to("cpu", copy=True) for name, value in iterate_base(model)})

@@ -19,6 +19,7 @@ REWARD = ["reward=function", "reward.target=tests.helpers.online.letters", "allo
 SMALL = ["rollout.max_new_tokens=4", "method.rollout.group_size=2"]
 COMPARED = ["reward=llm_compare", "reward.judge.url=http://127.0.0.1:9"]
 SERVER = ["rollout.url=http://127.0.0.1:9"]
+VLLM = ["rollout=vllm_server", *SERVER, "rollout.lora=true"]
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,12 @@ SERVER = ["rollout.url=http://127.0.0.1:9"]
             r"method.rollout.keep=9 must lie between 1 and group_size=8",
         ),
         (["method=grpo", *REWARD, "rollout=openai", *SERVER], r"rollout=openai cannot follow the policy"),
+        (["method=grpo", *REWARD, *VLLM], r"rollout.lora=true needs an adapter: set adapter=lora"),
+        (
+            ["method=grpo", *REWARD, *VLLM, "adapter=lora", "adapter.init=pissa"],
+            r"adapter.init=pissa changes the base's weights when training starts: set rollout.lora=false",
+        ),
+        (["method=grpo", *REWARD, *VLLM, "adapter=qlora", "rollout.lora=false"], r"a quantised base .adapter.quantize"),
         (["method=grpo", *REWARD, "rollout.max_new_tokens=0"], r"max_new_tokens=0 must be at least 1"),
         (
             ["method=ppo", *COMPARED],
