@@ -8,7 +8,6 @@ plan. Nothing is drawn from a global generator.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,10 +20,8 @@ from rlhf_lightning.data.batches import ListedBatches, LogProbStore, PlannedBatc
 from rlhf_lightning.data.examples import Examples, Groups
 from rlhf_lightning.data.mismatch import Mismatches
 from rlhf_lightning.data.plan import Batching, Plan, plan_epoch
-from rlhf_lightning.data.position import StepPosition
+from rlhf_lightning.data.position import StepPosition, check_changes, check_state
 from rlhf_lightning.types import PackedBatch
-
-log = logging.getLogger(__name__)
 
 IntArray = NDArray[np.int64]
 
@@ -164,9 +161,10 @@ class EpochLoader:
         """Go on where the state was taken. The seed is the state's, so a changed option does not change the order.
 
         Raises:
-            ValueError: the state is from the middle of an epoch, and the data or an option that decides what a step
-                holds has changed since.
+            ValueError: another version wrote the state; or it is from the middle of an epoch, and the data or an
+                option that decides what a step holds has changed since.
         """
+        check_state(state, ("epoch", "step", "seed", "data", "accumulate"))
         changed = [
             f"{name} was {state.get(name)} and is {value}"
             for name, value in self._units().items()
@@ -174,15 +172,7 @@ class EpochLoader:
         ]
         if state["data"] != self._digest:
             changed.append("the data is another")
-        if changed and state["step"]:
-            raise ValueError(
-                f"cannot go on in the middle of epoch {state['epoch']}: {'; '.join(changed)}. Restore these, or "
-                "start anew with ckpt_path=null"
-            )
-        if changed:
-            log.warning(
-                "resuming at the beginning of epoch %d with other batches: %s", state["epoch"], "; ".join(changed)
-            )
+        check_changes(state, changed)
         if state["seed"] != self.batching.seed:
             self.batching = replace(self.batching, seed=state["seed"])
         self.epoch, self._fresh = state["epoch"], True

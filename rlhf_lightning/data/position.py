@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 class StepPosition:
@@ -40,6 +43,43 @@ class StepPosition:
             return self.handed_out // self.accumulate
         begun = -(-self.handed_out // self.accumulate)
         return begun - (self.taken() == self._before)
+
+
+def check_state(state: Mapping[str, Any], needed: Collection[str]) -> None:
+    """Refuse a loader's state in another form, as other versions of this package wrote it.
+
+    Args:
+        state: out of a checkpoint.
+        needed: keys of it that a loader reads.
+
+    Raises:
+        ValueError: some are missing.
+    """
+    if missing := sorted(set(needed) - state.keys()):
+        raise ValueError(
+            f"the state of the training data lacks {', '.join(missing)} (it holds {', '.join(sorted(state))}), so "
+            "another version of rlhf-lightning wrote it, which counted otherwise: resume with that version, or start a "
+            "new run from these weights with ckpt_path=<this checkpoint> and another paths.output_dir"
+        )
+
+
+def check_changes(state: Mapping[str, Any], changed: Sequence[str]) -> None:
+    """Refuse to resume within an epoch whose steps hold something else by now; warn at the beginning of one.
+
+    Args:
+        state: of a loader, with its ``epoch`` and ``step``.
+        changed: since it was taken, a phrase each.
+
+    Raises:
+        ValueError: something has, and the state is from the middle of an epoch.
+    """
+    if changed and state["step"]:
+        raise ValueError(
+            f"cannot resume in the middle of epoch {state['epoch']}: {'; '.join(changed)}. Restore these, or start "
+            "from scratch with ckpt_path=null"
+        )
+    if changed:
+        log.warning("resuming at the beginning of epoch %d with other batches: %s", state["epoch"], "; ".join(changed))
 
 
 def steps_taken(trainer: Any) -> Callable[[], int] | None:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from rlhf_lightning.chat_templates import TrainedTemplate, exported_tokenizer
 from rlhf_lightning.losses.options import check_cut, needs, option_values, validate
 from rlhf_lightning.methods.optimizers import decay_groups
-from rlhf_lightning.methods.progress import recount, settle
+from rlhf_lightning.methods.progress import restore_loader, settle
 from rlhf_lightning.methods.run_schedule import RunSchedule
 from rlhf_lightning.methods.state import check_state, reference_state, restore_reference, without_frozen
 from rlhf_lightning.methods.tracking import Means, StepLog
@@ -276,15 +276,12 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
 
         Lightning restores a loader when it sets it up, but never when the loader was set up before the checkpoint's
         loops were restored, and asking for ``estimated_stepping_batches``, as every schedule does, sets it up.
+
+        Raises:
+            ValueError: the loader cannot take the checkpoint's state.
         """
         self._logged_step = self.trainer.global_step
-        loader: Any = self.trainer.train_dataloader
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        for state in self._loader_states:
-            loader.load_state_dict(state)
-            if "accumulate" in state:
-                cut = self.trainer.accumulate_grad_batches, int(self.trainer.num_training_batches)
-                progress.load_state_dict(recount(progress.state_dict(), state["accumulate"], *cut))
+        restore_loader(self.trainer, self._loader_states)
         self._loader_states = []
         self._schedule.resume(self.trainer)
 
@@ -337,7 +334,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         """Check the weights before Lightning loads them and put the reference back."""
         self.configure_model()
         if self.trainer.state.fn == "fit":
-            self._loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+            self._loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", [])
             self._schedule.load(checkpoint)
         if "state_dict" in checkpoint:  # FSDP2Strategy has loaded them by now
             check_state(self, checkpoint["state_dict"])

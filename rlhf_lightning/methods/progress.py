@@ -8,6 +8,7 @@ micro-batches counts the same steps in its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 _BATCHES = "epoch_loop.batch_progress"
@@ -45,6 +46,27 @@ def settle(fit_loop: dict[str, Any], accumulate: int) -> None:
     for part in ("total", "current"):
         validation[part].update(dict.fromkeys(validation[part], 0))
     validation["is_last_batch"] = False
+
+
+def restore_loader(trainer: Any, states: Sequence[dict[str, Any]]) -> None:
+    """Put the training loader where a checkpoint left it, and Lightning's counters of its micro-batches with it.
+
+    Args:
+        trainer: that resumes.
+        states: of the loader, out of the checkpoint; none: the run begins.
+
+    Raises:
+        ValueError: the loader cannot take such a state.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    for state in states:
+        try:
+            trainer.train_dataloader.load_state_dict(state)
+        except ValueError as error:
+            raise ValueError(f"{trainer.ckpt_path}: {error}") from error
+        if "accumulate" in state:
+            cut = trainer.accumulate_grad_batches, int(trainer.num_training_batches)
+            progress.load_state_dict(recount(progress.state_dict(), state["accumulate"], *cut))
 
 
 def recount(batches: dict[str, Any], before: int, now: int, epoch: int) -> dict[str, Any]:

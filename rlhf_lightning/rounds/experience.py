@@ -15,6 +15,7 @@ from torch import Tensor
 from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.data.plan import Plan
+from rlhf_lightning.data.position import check_state
 from rlhf_lightning.types import PackedBatch, Ragged, RolloutBatch, SampleGroup, StepTotals
 
 IntArray = NDArray[np.int64]
@@ -174,7 +175,12 @@ class Experience:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Experience:
-        """What :meth:`state_dict` described."""
+        """What :meth:`state_dict` described.
+
+        Raises:
+            ValueError: another version wrote it.
+        """
+        check_state(state, ("number", "cursor", "ids", "bounds", "rows", "index", "score", "truncated", "tokens"))
         return cls(
             state["number"],
             state["cursor"],

@@ -6,20 +6,17 @@ sees the fully updated policy. The state is the same on every process, as proces
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from rlhf_lightning.data.module import Place
 from rlhf_lightning.data.plan import Batching, Plan, plan_epoch
-from rlhf_lightning.data.position import StepPosition
+from rlhf_lightning.data.position import StepPosition, check_changes, check_state
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.rounds.experience import Experience, exact_totals
 from rlhf_lightning.rounds.ptx import Demonstrations
 from rlhf_lightning.types import RolloutBatch, RolloutOptions
-
-log = logging.getLogger(__name__)
 
 
 class RolloutLoader:
@@ -200,22 +197,15 @@ class RolloutLoader:
         """Go on where the state was taken. The seed is the state's, so a changed option does not change the order.
 
         Raises:
-            ValueError: the state is from the middle of an epoch, and an option that decides what a step holds has
-                changed since.
+            ValueError: another version wrote the state; or it is from the middle of an epoch, and an option that
+                decides what a step holds has changed since.
         """
+        check_state(state, ("epoch", "step", "number", "cursor", "seed", "experience", "accumulate", "units"))
         units, before = self._units(), state["units"]
         changed = [
             f"{name} was {before.get(name)} and is {now}" for name, now in units.items() if before.get(name) != now
         ]
-        if changed and state["step"]:
-            raise ValueError(
-                f"cannot go on in the middle of epoch {state['epoch']}: {'; '.join(changed)}. Restore these, or "
-                "start anew with ckpt_path=null"
-            )
-        if changed:
-            log.warning(
-                "resuming at the beginning of epoch %d with other batches: %s", state["epoch"], "; ".join(changed)
-            )
+        check_changes(state, changed)
         if state["seed"] != self.batching.seed:
             self.batching = Batching(self.batching.batch_size, seed=state["seed"], padded=self.batching.padded)
         self.epoch, self._fresh = state["epoch"], True

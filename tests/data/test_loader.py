@@ -114,6 +114,16 @@ def test_the_state_is_plain_and_refuses_what_it_was_not_taken_for(caplog: pytest
     assert "data.batch_size was 6 and is 8" in caplog.text
 
 
+def test_the_state_of_another_version_is_refused() -> None:
+    loader = EpochLoader(pairs(), BATCHINGS[0], accumulate=2)
+    state = loader.state_dict()
+    older = {name: value for name, value in state.items() if name != "step"} | {"position": 4}
+    with pytest.raises(ValueError, match=r"lacks step \(it holds .*position.*another version .* ckpt_path=<this"):
+        loader.load_state_dict(older)
+    with pytest.raises(ValueError, match=r"lacks accumulate, data \("):
+        loader.load_state_dict({name: value for name, value in state.items() if name not in ("accumulate", "data")})
+
+
 def test_the_global_generators_are_left_alone() -> None:
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002

@@ -125,6 +125,19 @@ def test_another_meaning_of_the_position_is_refused():
         other.train_dataloader().load_state_dict(state)
 
 
+@pytest.mark.parametrize("key", ["step", "units", "experience"])
+def test_the_state_of_another_version_is_refused(key):
+    loader = looped(TWICE)[0].train_dataloader()
+    next(iter(loader))
+    state = loader.state_dict()
+    older = {name: value for name, value in state.items() if name != key} | {"position": 1}
+    with pytest.raises(ValueError, match=rf"lacks {key} \(it holds .*position.*another version of rlhf-lightning"):
+        loader.load_state_dict(older)
+    del state["experience"]["truncated"]
+    with pytest.raises(ValueError, match=r"lacks truncated \("):
+        loader.load_state_dict(state)
+
+
 def test_an_epoch_cut_short_is_an_epoch():
     """As limit_train_batches does it: the next epoch begins with a rollout of its own."""
     data, _ = looped(TWICE)
