@@ -18,7 +18,8 @@ class ScoreNormalizer(Callback):
 
     Args:
         data: responses to measure on: ``train`` or ``validation`` (training data where there is none).
-        batches: batches of each process.
+        batches: batches to measure on, over all processes together: optimiser steps of the training data, however they
+            are cut.
     """
 
     def __init__(self, data: Literal["train", "validation"] = "train", batches: int = 64) -> None:
@@ -31,8 +32,10 @@ class ScoreNormalizer(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if getattr(pl_module, "normalize", "none") == "none" or data is None:
             return
-        loader = (data.val_dataloader() if self.data == "validation" else None) or data.train_dataloader()
+        loader, count = data.val_dataloader() if self.data == "validation" else None, self.batches
+        if loader is None:
+            loader, count = data.train_dataloader(), self.batches * trainer.accumulate_grad_batches
         with pl_module.evaluation_weights():
-            mean, std = pl_module.measure(itertools.islice(loader, self.batches))
+            mean, std = pl_module.measure(itertools.islice(loader, count))
         if trainer.is_global_zero:
             log.info("scores are normalised with mean %.4g and standard deviation %.4g", mean, std)

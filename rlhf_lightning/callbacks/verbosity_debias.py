@@ -8,6 +8,8 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from rlhf_lightning.ops.debias import verbosity_penalties
 
@@ -23,7 +25,7 @@ class VerbosityDebias(L.Callback):
     Args:
         attribute: index of the rating that stands for verbosity, in the order of the first stage's heads.
         bound: rank correlation with the verbosity rating that is left over; 0.03 in the authors' code.
-        batches: training batches to measure on.
+        batches: optimiser steps of training data to measure on, those of all processes, however they are cut.
     """
 
     def __init__(self, attribute: int, bound: float = 0.03, batches: int = 64) -> None:
@@ -34,7 +36,7 @@ class VerbosityDebias(L.Callback):
         self.attribute, self.bound, self.batches = attribute, bound, batches
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure on this process's first batches; every process takes the first one's result."""
+        """Measure on the first steps' responses; a collective call."""
         policy: Any = pl_module.policy
         if not hasattr(policy, "set_verbosity"):
             raise ValueError("callbacks.verbosity_debias needs a gated reward model: method=armorm")
@@ -42,20 +44,28 @@ class VerbosityDebias(L.Callback):
             return
         ratings = []
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        for batch in islice(datamodule.train_dataloader(), self.batches):
+        for batch in islice(datamodule.train_dataloader(), self.batches * trainer.accumulate_grad_batches):
             moved = (batch.stand_in or batch).to(pl_module.device)
             present = moved.present if len(batch) else torch.zeros_like(moved.present)
             ratings.append(policy.ratings(moved)[0][present].cpu())
-        table = torch.cat(ratings)
+        table = _gathered(torch.cat(ratings))
         if not 0 <= self.attribute < table.shape[1]:
             raise ValueError(
                 f"callbacks.verbosity_debias.attribute={self.attribute}: there are {table.shape[1]} ratings"
             )
         penalties = verbosity_penalties(table, self.attribute, bound=self.bound)
-        penalties = trainer.strategy.broadcast(penalties)
         policy.set_verbosity(self.attribute, penalties)
         log.info(
             "taken off for verbosity (rating %d): %s",
             self.attribute,
             ", ".join(f"{value:.3g}" for value in penalties.tolist()),
         )
+
+
+def _gathered(ratings: Tensor) -> Tensor:
+    """The ratings of all processes' responses, ``[responses, ratings]``; their order has no part in penalties."""
+    if dist.is_available() and dist.is_initialized():
+        shares: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(shares, ratings)
+        ratings = torch.cat(shares)
+    return ratings

@@ -115,16 +115,32 @@ def check_cut(loss: Callable[..., Any], micro_batches: int) -> None:
         check_cut(term, micro_batches)
     plain, _ = unwrap(loss)
     comparison = getattr(plain, "comparison", None)
-    if comparison is None or micro_batches == 1:
+    if comparison is None:
         return
     what, option, when, instead = comparison
     if option is None or any(map(when, option_values(loss, option))):
-        other = f", or {instead}" if instead else ""
-        raise ValueError(
-            f"loss {plain.__name__} {what}, and trainer.accumulate_grad_batches x devices cut every step into "
-            f"{micro_batches} micro-batches, which would make it another loss: set trainer.accumulate_grad_batches=1 "
-            f"and trainer.devices=1{other}"
-        )
+        refuse_cut(f"loss {plain.__name__} {what}", micro_batches, instead)
+
+
+def refuse_cut(what: str, micro_batches: int, instead: str = "") -> None:
+    """Refuse to cut the steps of something that looks at a whole one.
+
+    Args:
+        what: it is and does with the groups of a micro-batch, for the error.
+        micro_batches: of an optimiser step, over all processes; one is no cut.
+        instead: the setting under which it does not; empty: there is none.
+
+    Raises:
+        ValueError: a step has several micro-batches.
+    """
+    if micro_batches == 1:
+        return
+    other = f", or {instead}" if instead else ""
+    raise ValueError(
+        f"{what}, and trainer.accumulate_grad_batches x devices cut every step into {micro_batches} micro-batches, "
+        "which would make it another loss: set trainer.accumulate_grad_batches=1 and "
+        f"trainer.devices=1{other}"
+    )
 
 
 _LOSS = Declared("loss", "method.loss", INPUTS)

@@ -2,8 +2,8 @@ r"""Losses of ranked lists: several responses to a prompt, each with a score.
 
 They take log-probs of all responses, ``[groups, slots]`` scores (higher is better; a rank is a negative score) and
 which slots are filled, and return one number a list. Lists may differ in length and have ties; a list of one response
-has nothing to rank, and the loss of one without any is 0. Notation: ``losses/terms.py``; :math:`r_k` is the score of response k, :math:`i \prec k` says
-:math:`r_i < r_k`. Every loss raises ValueError when an option is outside its range.
+has nothing to rank, and the loss of one without any is 0. Notation: ``losses/terms.py``; :math:`r_k` is the score of
+response k, :math:`i \prec k` says :math:`r_i < r_k`. Every loss raises ValueError when an option is outside its range.
 """
 
 from __future__ import annotations

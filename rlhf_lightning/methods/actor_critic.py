@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from rlhf_lightning.credit.whitening import whiten
 from rlhf_lightning.losses.critic import value_error
+from rlhf_lightning.losses.options import refuse_cut
 from rlhf_lightning.methods.assignment import Assignment
 from rlhf_lightning.methods.kl import KLPenalty, scored_by_policy
 from rlhf_lightning.methods.lagrangian import CostAssignment, Multiplier
@@ -66,7 +67,8 @@ class PPO(PolicyGradient):
         whiten_advantages: over each optimiser step (``minibatch``), over the rollout, or not.
         whiten_unbiased: divide the squares by n - 1 instead of n.
         advantage_clip: bound of an absolute advantage, after whitening; None: none.
-        max_ratio: a micro-batch whose mean ratio exceeds this does not train the policy; None: none.
+        max_ratio: a step whose mean ratio exceeds this does not train the policy, and no step may be cut then; None:
+            none is left out.
         ptx_coef: weight of the likelihood of pretraining text that comes with each batch, as a mean over its tokens.
         multiplier: price of a cost, with a credit function that weighs one such as ``credit.lagrangian``; the critic
             then has two values a token, the second one of the cost (PPO-Lagrangian). None: there is no cost.
@@ -223,6 +225,18 @@ class PPO(PolicyGradient):
         return credit
 
     # A step
+
+    def setup(self, stage: str) -> None:
+        """See the base class.
+
+        Raises:
+            ValueError: ``max_ratio`` looks at a whole step, and the trainer cuts it.
+        """
+        super().setup(stage)
+        if stage == "fit" and self.max_ratio is not None:
+            micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
+            what = f"method.max_ratio={self.max_ratio} looks at the mean ratio of a micro-batch"
+            refuse_cut(what, micro_batches, "method.max_ratio=null")
 
     def compute(self, batch: RolloutBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of a rollout."""

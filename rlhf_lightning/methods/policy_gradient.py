@@ -52,7 +52,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         advantage: a credit function or a partial of one.
         rollout: how samples are drawn and used; a mapping of the options of ``RolloutOptions``.
         kl: the penalty for leaving the reference; None: none.
-        aggregation: how tokens are added up, one of ``ops.aggregation.AGGREGATIONS``.
+        aggregation: how tokens are added up, see ``ops.aggregation``; ``local_token_mean`` depends on a step's cut.
         aggregation_length: the constant of ``seq_mean_token_sum_norm``, tokens.
         shaping: what becomes of rewards before they are used; None: nothing.
         mismatch: weights of tokens whose engine computes other log-probs than the trainer; None: none.

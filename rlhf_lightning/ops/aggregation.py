@@ -3,7 +3,8 @@ r"""From one number a token to one number a response whose mean is the loss: the
 For the per-token numbers :math:`\ell_{i,t}` of B responses of :math:`T_i` tokens:
 
 * ``token_mean``: :math:`\sum_{i,t}\ell_{i,t} / \sum_i T_i` over the whole optimiser step (DAPO, verl)
-* ``local_token_mean``: the same over one micro-batch, micro-batches averaged (TRL's ``bnpo`` and PPO)
+* ``local_token_mean``: the same over one micro-batch, micro-batches averaged (TRL's ``bnpo`` and PPO); the only one
+  that depends on how a step is cut (trainer.accumulate_grad_batches x devices)
 * ``seq_mean_token_mean``: :math:`\frac1B\sum_i \frac1{T_i}\sum_t\ell_{i,t}` (GRPO, GSPO, safe-rlhf)
 * ``seq_mean_token_sum``: :math:`\frac1B\sum_{i,t}\ell_{i,t}` (REINFORCE, RLOO)
 * ``seq_mean_token_sum_norm``: :math:`\frac1B\sum_{i,t}\ell_{i,t} / L` with a constant L (Dr. GRPO)

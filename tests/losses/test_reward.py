@@ -194,7 +194,8 @@ def test_a_list_without_responses_costs_nothing(loss: Any) -> None:
     result = loss(reward, score)
     assert result.loss[1:].tolist() == [0.0, 0.0]
     result.loss.sum().backward()
-    assert reward.grad is not None and reward.grad[1:].tolist() == [[0.0, 0.0]] * 2
+    assert reward.grad is not None
+    assert reward.grad[1:].tolist() == [[0.0, 0.0]] * 2
     assert result.diagnostics["reward/accuracy"].isfinite().all()
 
 

@@ -186,6 +186,21 @@ def test_a_micro_batch_far_off_policy_trains_the_critic_alone() -> None:
     assert module(batch).diagnostics["diagnostic/ratio/skipped"] == 1.0
 
 
+def test_steps_whose_mean_ratio_counts_are_not_cut(tmp_path) -> None:
+    """A part of a step has another mean ratio than the step; without the option any cut is the same step."""
+    fit = trainer(tmp_path, max_steps=1, accumulate_grad_batches=2).fit
+    for options in ({"max_ratio": 5.0}, {}):
+        module = ready(**options)
+        data = online(module, None, reward=Costly(), count=8)
+        if options:
+            with pytest.raises(
+                ValueError, match=r"max_ratio=5.0 looks at .* into 2 micro-batches.* or method.max_ratio"
+            ):
+                fit(module, datamodule=data)
+        else:
+            fit(module, datamodule=data)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_kinds_train_policy_and_critic_and_leave_the_reference(tmp_path, kind: str) -> None:
     """Detail of platform notes: the reference's log-probs are bit for bit what they were; both parts have moved."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.optim import AdamW
 
 from rlhf_lightning.callbacks import VerbosityDebias
@@ -22,6 +24,7 @@ from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.ops.debias import verbosity_penalties
 from rlhf_lightning.types import Example, PackedBatch, StepTotals
+from tests.helpers.jobs import ranks
 
 NAN = float("nan")
 
@@ -192,9 +195,8 @@ def test_a_gate_needs_the_first_stage() -> None:
 
 def test_verbosity_is_measured_on_the_ratings_of_training_batches() -> None:
     scorer, batches = gated(), [pack([Example([1, 2], [[5, 6], [7]]), Example([i], [[8], []])]) for i in (3, 4, 9)]
-    module, trainer = Mock(policy=scorer, device="cpu"), Mock()
+    module, trainer = Mock(policy=scorer, device="cpu"), Mock(accumulate_grad_batches=1)
     trainer.datamodule.train_dataloader.return_value = batches
-    trainer.strategy.broadcast = lambda value: value
     VerbosityDebias(1, batches=2).on_fit_start(trainer, module)
     table = torch.cat([scorer.ratings(batch)[0][batch.present] for batch in batches[:2]])
     assert len(table) == 6  # an empty slot has no rating
@@ -206,3 +208,27 @@ def test_verbosity_is_measured_on_the_ratings_of_training_batches() -> None:
     assert torch.equal(scorer.penalty, expected)
     with pytest.raises(ValueError, match=r"verbosity_debias needs a gated reward model"):
         VerbosityDebias(1).on_fit_start(trainer, Mock(policy=TinyRandom().load()))
+
+
+def _measure(folder: Path, processes: int, accumulate: int) -> None:
+    """Save what one of some processes measures on the first of two steps of four rows."""
+    if processes > 1:
+        dist.init_process_group("gloo")
+    rank = dist.get_rank() if processes > 1 else 0
+    rows = [Example([1, 2 + row], [[5 + 7 * row, 6], [9 * row]]) for row in range(8)]
+    size = 4 // (processes * accumulate)
+    cut = [pack(rows[first : first + size]) for first in range(0, 8, size)]
+    scorer, trainer = gated(), Mock(accumulate_grad_batches=accumulate)
+    trainer.datamodule.train_dataloader.return_value = cut[rank::processes]
+    VerbosityDebias(1, batches=1).on_fit_start(trainer, Mock(policy=scorer, device="cpu"))
+    torch.save(scorer.penalty, folder / f"{processes}-{accumulate}-{rank}.pt")
+
+
+def test_verbosity_does_not_depend_on_how_a_step_is_cut(tmp_path: Path) -> None:
+    """Fails where micro-batches are counted in the place of steps, or a process keeps to its own rows."""
+    _measure(tmp_path, 1, 1)
+    _measure(tmp_path, 1, 2)
+    assert ranks(2, _measure, tmp_path, 2, 2) == [0, 0]
+    found = {file.stem: torch.load(file).tolist() for file in tmp_path.iterdir()}
+    assert len(found) == 4
+    assert all(penalties == found["1-1-0"] for penalties in found.values()), found
