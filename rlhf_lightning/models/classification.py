@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,8 @@ from rlhf_lightning.models.export import (
     save_adapter,
     written_form,
 )
-from rlhf_lightning.models.heads import HEAD, NORMALIZATION, SavedHead
-from rlhf_lightning.models.loading import check_classifier, load_adapter, load_model
+from rlhf_lightning.models.heads import HEAD, NORMALIZATION, SavedHead, saved_head
+from rlhf_lightning.models.loading import PEFT_PREFIX, check_classifier, load_adapter, load_model
 from rlhf_lightning.models.merging import merge_and_unload, merged_weights
 from rlhf_lightning.models.naming import plain_name, transformers_model
 from rlhf_lightning.models.scorer import ScalarHead, Scorer
@@ -87,15 +88,45 @@ def load_whole(folder: str, options: dict[str, Any]) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(folder, revision=options.get("revision", "main"), trust_remote_code=False)
         check_classifier(folder, config.architectures)
         return load_model(AutoModelForSequenceClassification, folder, **options)
-    base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    described = json.loads(adapter.read_text(encoding="utf-8"))
+    base, heads = described["base_model_name_or_path"], described.get("modules_to_save") or [HEAD]
+    config = _adapter_config(folder, base, heads)
     options = {name: value for name, value in options.items() if name != "revision"}
     options |= {"num_labels": config.num_labels, "pad_token_id": config.pad_token_id}
-    heads = json.loads(adapter.read_text(encoding="utf-8")).get("modules_to_save") or [HEAD]
     loaded = load_model(AutoModelForSequenceClassification, base, new=heads, other_heads=True, **options)
     merged: Any = merge_and_unload(load_adapter(loaded, folder, trainable=False, whole=True))
     setattr(merged.config, NORMALIZATION, getattr(config, NORMALIZATION, None))
     return note_merged(merged, folder, base)
+
+
+def _adapter_config(folder: str, base: str, heads: Sequence[str]) -> Any:
+    """The configuration of a reward model's adapter; other software writes none, so that its parts are looked for.
+
+    Args:
+        folder: of the adapter.
+        base: that it names.
+        heads: names of modules that may be the head.
+
+    Returns:
+        That of the folder; else the base's with as many outputs as the saved head has, and the padding token of the
+        folder's tokenizer where the base has none.
+
+    Raises:
+        ValueError: the adapter's file has no head.
+    """
+    from peft import load_peft_weights
+    from transformers import AutoConfig, AutoTokenizer
+
+    if (Path(folder) / "config.json").is_file():
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    weights = load_peft_weights(folder, device="cpu")
+    names = [f"{PEFT_PREFIX}{head}" for head in heads]
+    name = next((name for name in names if f"{name}.weight" in weights), names[0])
+    config.num_labels = len(saved_head(weights, name, folder).weight)
+    if config.pad_token_id is None and (Path(folder) / "tokenizer_config.json").is_file():
+        config.pad_token_id = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).pad_token_id
+    return config
 
 
 def without_head(model: PreTrainedModel) -> PreTrainedModel:

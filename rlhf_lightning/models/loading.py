@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 #: What PEFT puts before the name of a weight.
-_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 
 
 def load_model(
@@ -84,7 +84,7 @@ def load_adapter(model: PreTrainedModel, path: str, *, trainable: bool, whole: b
         if "size mismatch" not in str(error):
             raise
         raise ValueError(f"{problem}: {str(error).splitlines()[-1].strip()}: {advice}") from error
-    head = f"{_PREFIX}{HEAD}"
+    head = f"{PEFT_PREFIX}{HEAD}"
     unknown = [name for name in outcome.unexpected_keys if not (detached and name.startswith(f"{head}."))]
     _refuse(problem, _without_value(adapted, outcome.missing_keys), unknown, (), advice)
     if detached:

@@ -60,9 +60,10 @@ class ImplicitReward:
     ) -> None:
         if reference is None and not starts_as_base(path):
             raise ValueError(
-                f"reward=implicit: the adapter in {path} did not start at zero, so the base that it names is not what "
-                "it was trained from: say what was, such as the adapter that its run began with (adapter.path): "
-                "reward.reference=..."
+                f"reward=implicit: the adapter in {path} did not start at zero, so it need not have been trained from "
+                f"the base that it names: set reward.reference={adapter_base(path)} if its run had no adapter.path "
+                "(adapter.init=pissa and the like begin as that base), else reward.reference=<the adapter in that "
+                "adapter.path>"
             )
         reference = reference if reference is not None else adapter_base(path)
         if reference is None:

@@ -107,7 +107,7 @@ def test_an_export_notes_an_adapter_that_did_not_start_as_its_base(tmp_path, ini
     if init:
         ImplicitReward(path=folder)
         return
-    with pytest.raises(ValueError, match=r"did not start at zero.*adapter\.path.*reward\.reference="):
+    with pytest.raises(ValueError, match=rf"not start at zero.* set reward\.reference={tmp_path / 'base'} if .*\.path"):
         ImplicitReward(path=folder)
     ImplicitReward(path=folder, reference=str(tmp_path / "base"))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase, pipeline
 
@@ -18,7 +19,7 @@ from rlhf_lightning.data import AlignmentDataModule, DataSpec
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.classification import check_scorer_export, export_scorer, is_classifier
+from rlhf_lightning.models.classification import check_scorer_export, export_scorer, is_classifier, load_whole
 from rlhf_lightning.models.roles import ModelBuilder, Models
 from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import ARCHITECTURES, Pretrained, TinyRandom
@@ -187,6 +188,32 @@ def test_an_adapter_and_its_head(form: str, tmp_path: Path) -> None:
     torch.testing.assert_close(ours(again, groups(again.tokenizer)), expected, atol=1e-4, rtol=1e-4)
     assert again.policy.mean == 0.25
     assert all(parameter.requires_grad for parameter in again.policy.parameters())  # not the head alone
+
+
+@pytest.mark.parametrize(("outputs", "padded"), [(1, True), (3, True), (1, False)])
+def test_an_adapter_of_other_software(outputs: int, padded: bool, tmp_path: Path) -> None:
+    """PEFT writes no configuration beside an adapter: outputs are the head's, the padding token is the tokenizer's."""
+    base, model = tmp_path / "base", TinyRandom().load()
+    tokenizer = TinyRandom().tokenizer()
+    model.config.pad_token_id = tokenizer.pad_token_id if padded else None
+    model.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    torch.manual_seed(0)
+    options = {"num_labels": outputs, "pad_token_id": tokenizer.pad_token_id}
+    classifier = AutoModelForSequenceClassification.from_pretrained(base, **options)
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], r=4, init_lora_weights=False)
+    foreign = get_peft_model(classifier, config)
+    expected = by_transformers(base, foreign)
+    foreign.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter" / "config.json").exists()
+    source = Pretrained(str(tmp_path / "adapter"))
+    if outputs == 1:
+        again = ModelBuilder(source, None, "none")(Scorer)
+        torch.testing.assert_close(ours(again, groups(again.tokenizer)), expected[:, 0], atol=1e-4, rtol=1e-4)
+    loaded = load_whole(source.name, {"dtype": torch.float32})
+    assert (loaded.config.num_labels, loaded.config.pad_token_id) == (outputs, tokenizer.pad_token_id)
+    torch.testing.assert_close(by_transformers(base, loaded), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_reward_model_goes_on_training_with_lora(tmp_path: Path) -> None:
