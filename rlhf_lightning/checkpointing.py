@@ -1,4 +1,4 @@
-"""Checkpoint files that are whole or absent, whenever the process dies."""
+"""Checkpoint files that are whole or absent, whenever the process dies, and the validation that one interrupts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 
 #: How the names of unfinished files end.
 TEMPORARY = ".unfinished"
@@ -54,6 +56,40 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "on any number of devices; its next checkpoint is one file, which every strategy reads"
             )
         return super().load_checkpoint(path, *args, **options)
+
+
+def validation_pending(trainer: Trainer) -> bool:
+    """Whether a validation of ``fit`` is under way, or is due at the end of the step that is ending.
+
+    Args:
+        trainer: in any hook.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    if trainer.validating:
+        done = loop.val_loop.batch_progress.current.completed
+        return trainer.state.fn == TrainerFn.FITTING and done < sum(trainer.num_val_batches)
+    batches, fetcher = loop.batch_progress.current, trainer.fit_loop._data_fetcher
+    ending = batches.completed == batches.processed - 1
+    return ending and fetcher is not None and loop._should_check_val_fx(fetcher)
+
+
+def reopen_validation(fit_loop: dict[str, Any]) -> None:
+    """Set the counters of a checkpoint to those of a validation whose first batch has started, in place.
+
+    Lightning skips a validation that was due when a checkpoint was written, and goes on in the middle of one that was
+    under way, whose means then lack what was measured before. With these counters a resume runs it, whole.
+
+    Args:
+        fit_loop: the state of Lightning's fit loop at the end of an optimiser step.
+    """
+    for counters in (fit_loop["epoch_loop.batch_progress"][part] for part in ("total", "current")):
+        counters["completed"] = counters["processed"]
+    started = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    fit_loop["epoch_loop.val_loop.batch_progress"] = {
+        "total": started,
+        "current": dict.fromkeys(started, 0),
+        "is_last_batch": False,
+    }
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

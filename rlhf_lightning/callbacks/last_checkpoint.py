@@ -18,6 +18,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from rlhf_lightning.checkpointing import reopen_validation, validation_pending
+
 log = logging.getLogger(__name__)
 
 
@@ -127,9 +129,7 @@ class LastCheckpoint(Callback):
         self._seen = trainer.global_step
         due = self._due(trainer)
         if due is not _Due.NOTHING:
-            fetcher = trainer.fit_loop._data_fetcher
-            assert fetcher is not None
-            self._validation_open = trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+            self._validation_open = validation_pending(trainer)
             self._save(trainer)
             self._validation_open = False
         if due is _Due.STOP:
@@ -189,24 +189,12 @@ class LastCheckpoint(Callback):
         raise SIGTERMException
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Write the counters of the end of an optimiser step, and of a validation that is still to come.
-
-        Lightning skips a validation that was due when a checkpoint was written, and goes on in the middle of one that
-        was under way. The counters written here are those of a validation whose first batch has started.
-        """
+        """Write the counters of the end of an optimiser step, and of a validation that is still to come."""
         fit = checkpoint["loops"]["fit_loop"]
         if self._counters is not None:
             self._counters.write(fit)
-        if not self._validation_open:
-            return
-        for counters in (fit["epoch_loop.batch_progress"][part] for part in ("total", "current")):
-            counters["completed"] = counters["processed"]
-        started = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-        fit["epoch_loop.val_loop.batch_progress"] = {
-            "total": started,
-            "current": dict.fromkeys(started, 0),
-            "is_last_batch": False,
-        }
+        if self._validation_open:
+            reopen_validation(fit)
 
 
 def _fitting(trainer: Trainer) -> bool:

@@ -326,7 +326,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained, at the end of a step, and of the reference what cannot be loaded again."""
         if "loops" in checkpoint:  # not in one of weights alone
-            settle(checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches)
+            settle(checkpoint["loops"]["fit_loop"], self.trainer)
         checkpoint["state_dict"] = without_frozen(self, checkpoint["state_dict"])
         checkpoint.update(self._schedule.state() | reference_state(self))
 

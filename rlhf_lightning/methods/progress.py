@@ -11,26 +11,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lightning.pytorch import Trainer
+
+from rlhf_lightning.checkpointing import reopen_validation, validation_pending
+
 _BATCHES = "epoch_loop.batch_progress"
 _OPTIMIZER = "epoch_loop.automatic_optimization.optim_progress"
 _VALIDATION = "epoch_loop.val_loop.batch_progress"
 
 
-def settle(fit_loop: dict[str, Any], accumulate: int) -> None:
+def settle(fit_loop: dict[str, Any], trainer: Trainer) -> None:
     """Set the counters of a checkpoint that was taken within a step to the end of the step before, in place.
 
     Whatever saves then, a resume begins with the whole step: a signal or an error in one of its micro-batches, a clock,
-    a validation between two of them. That validation runs again when its micro-batch comes.
+    a validation between two of them. That validation runs again when its micro-batch comes; one that is due or under
+    way at the end of a step runs, whole, when the run resumes.
 
     Args:
         fit_loop: the state of Lightning's fit loop.
-        accumulate: micro-batches that a process accumulates for a step.
+        trainer: that saves.
     """
+    accumulate = trainer.accumulate_grad_batches
     batches, optimizer = fit_loop[_BATCHES], fit_loop[_OPTIMIZER]["optimizer"]
     current, total = batches["current"], batches["total"]
     done = optimizer["step"]["current"]["completed"] * accumulate
     begun = current["ready"] - done
     if begun < 0 or (begun == 0 and current["processed"] == done):
+        if validation_pending(trainer):
+            reopen_validation(fit_loop)
         return
     for counters, count in ((total, total["ready"] - begun), (current, done)):
         # As they are when a callback saves at the end of a step.

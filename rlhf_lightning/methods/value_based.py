@@ -29,7 +29,7 @@ class ValueBased(AlignmentModule[RankedBatch]):
     Returns are standardised over the training data, which the module reads from the trainer's data module when
     training starts; under Fabric call :meth:`standardize` with all scores. The moments and the slowly moving copies of
     the Q heads are in the checkpoint. Responses are decoded by value: :meth:`sample` adds ``beta`` times the advantage
-    of each token to its log-prob.
+    of each token to its log-prob. An export is the policy without its heads.
 
     A loss may ask for ``policy``, ``values`` (of the heads) and ``score`` (standardised).
 

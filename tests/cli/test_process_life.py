@@ -22,6 +22,15 @@ ENDLESS = [
     "callbacks.best=null", "callbacks.last.every_n_steps=5",
 ]  # fmt: skip
 
+#: The command line, which ends with the process of this test: nothing else would end an endless run.
+GUARDED = (
+    "import sys\n"
+    "from rlhf_lightning.cli.worker import die_with_parent\n"
+    "die_with_parent()\n"
+    "from rlhf_lightning.cli.main import main\n"
+    "sys.exit(main())\n"
+)
+
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
@@ -31,7 +40,7 @@ def folder(tmp_path) -> Path:
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "rlhf_lightning.cli.main", "train", *ENDLESS, *options]
+    command = [sys.executable, "-c", GUARDED, "train", *ENDLESS, *options]
     return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

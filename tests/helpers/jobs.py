@@ -74,10 +74,15 @@ def fit(
     callbacks: tuple[L.Callback, ...] = (),
     rows: Mapping[str, int] | None = None,
     schedule: Callable[..., Any] | None = None,
+    last: bool = True,
     **options: Any,
 ) -> tuple[L.LightningModule, L.Trainer]:
-    """Train in ``folder``; where that holds a checkpoint, go on from it. ``rows`` are options of ``data``."""
-    own = [StepSeed(seed=7), NonFiniteStop(), EMAWeights(decay=0.9), LastCheckpoint(every_n_steps=2)]
+    """Train in ``folder``; where that holds a checkpoint, resume from it.
+
+    ``rows`` are options of ``data``; ``last`` says whether ``last.ckpt`` is written at every second step.
+    """
+    own: list[L.Callback] = [StepSeed(seed=7), NonFiniteStop(), EMAWeights(decay=0.9)]
+    own += [LastCheckpoint(every_n_steps=2)] if last else []
     if kind != "supervised":
         own.append(ReferenceSync(every_n_steps=3, alpha=0.6))
     if kill_at is not None:

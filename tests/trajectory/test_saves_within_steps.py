@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pytest
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, OnExceptionCheckpoint
 
 from rlhf_lightning.signals import run_with_sigterm_exit
-from tests.helpers.jobs import differences, final_state, fit, forked
+from tests.helpers.jobs import Memory, differences, final_state, fit, forked
 from tests.trajectory.test_sigterm import Sigterm
 
 
@@ -98,3 +99,69 @@ def test_resume_begins_with_the_whole_step(tmp_path, unbroken, case):
         state["loops"]["fit_loop"].pop("epoch_loop.val_loop.batch_progress", None)
     assert expected["global_step"] == 10
     assert differences(expected, found) == []
+
+
+class FailsInValidation(L.Callback):
+    """An error in the second batch of the validation after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if trainer.global_step == self.step and batch_idx == 1:
+            raise RuntimeError("out of memory")
+
+
+def by_steps(folder: Path) -> L.Callback:
+    """Lightning's own checkpoint by steps, of which the fourth is followed by a validation."""
+    return ModelCheckpoint(folder / "checkpoints", "last", every_n_train_steps=4, enable_version_counter=False)
+
+
+def logged(folder: Path, *callbacks: L.Callback) -> None:
+    """Train without ``LastCheckpoint`` and keep what is logged, also of a run that fails."""
+    saves, logger = any(isinstance(callback, Checkpoint) for callback in callbacks), Memory()
+    try:
+        fit(
+            folder,
+            callbacks=callbacks,
+            last=False,
+            logger=logger,
+            enable_checkpointing=saves,
+            max_epochs=2,
+            val_check_interval=2,
+        )
+    finally:
+        (folder / "rows.json").write_text(json.dumps(logger.rows))
+
+
+def validations(folder: Path) -> dict[str, float]:
+    rows = json.loads((folder / "rows.json").read_text())
+    return {f"{row['step']} {name}": row[name] for row in rows for name in row if name.startswith("val/")}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """Validation metrics of the unbroken run, by step and name."""
+    folder = tmp_path_factory.mktemp("measured")
+    logged(folder)
+    return validations(folder)
+
+
+#: What saves, and the step, counted from 0, after which the resumed run validates first.
+DUE: dict[str, tuple[Callable[[Path], list[L.Callback]], int]] = {
+    "checkpoint by steps before a validation": (lambda folder: [by_steps(folder), Fails(5)], 3),
+    "error in a validation": (lambda folder: [on_error(folder), FailsInValidation(4)], 3),
+    "checkpoint of the last validation": (lambda folder: [in_validation(folder), Fails(5)], 6),
+}
+
+
+@pytest.mark.parametrize("case", DUE)
+def test_a_validation_that_a_checkpoint_interrupts_is_run_whole(tmp_path, measured, case):
+    """Fails where a resume skips a validation that was due, goes on in the middle of one, or repeats one."""
+    callbacks, first = DUE[case]
+    assert forked(logged, tmp_path, *callbacks(tmp_path)) == 1
+    before = validations(tmp_path)
+    logged(tmp_path)
+    after = validations(tmp_path)
+    assert min(int(name.split()[0]) for name in after) == first
+    assert {**before, **after} == measured
