@@ -1,10 +1,11 @@
-"""Keep of executed notebooks what a reader wants: no warnings, progress bars and times of the machine that ran them.
+"""Keep of executed notebooks what a reader wants: no warnings, progress bars, addresses and times of their execution.
 
 python notebooks/tidy.py [notebook ...]; without names all of this folder.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -12,12 +13,17 @@ import nbformat
 
 
 def tidy(path: Path) -> None:
-    """Drop what cells wrote to stderr, and when they ran."""
+    """Drop what cells wrote to stderr, a terminal's colours, where objects lay in memory, and when cells ran."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                if "text" in output:
+                    output.text = re.sub(r"\x1b\[[0-9;]*m", "", output.text)
+                if text := output.get("data", {}).get("text/plain"):
+                    output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", text)
     nbformat.write(notebook, path)
 
 
