@@ -13,7 +13,7 @@ import nbformat
 
 
 def tidy(path: Path) -> None:
-    """Drop what cells wrote to stderr, a terminal's colours, where objects lay in memory, and when cells ran."""
+    """Drop what cells wrote to stderr, colours, temporary folders, addresses of objects, and when cells ran."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
@@ -21,7 +21,7 @@ def tidy(path: Path) -> None:
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             for output in cell.outputs:
                 if "text" in output:
-                    output.text = re.sub(r"\x1b\[[0-9;]*m", "", output.text)
+                    output.text = re.sub(r"\x1b\[[0-9;]*m|/tmp/tmp\w+/", "", output.text)
                 if text := output.get("data", {}).get("text/plain"):
                     output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", text)
     nbformat.write(notebook, path)

@@ -106,6 +106,13 @@ class EMAWeights(Callback):
         """The whole average; a collective call where weights are sharded."""
         return {"weights": {name: _whole(self._average[name], weight) for name, weight in self._weights.items()}}
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Save the trained weights also where averaged ones are in: of a validation that an error ended."""
+        state = checkpoint.get("state_dict", {})
+        for name, weight in self._stash.items():
+            if f"policy.{name}" in state:
+                state[f"policy.{name}"] = _whole(weight, self._weights[name])
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the average until the weights are there."""
         self._saved = state_dict["weights"]

@@ -36,8 +36,7 @@ def ilql(
     slowly moving copies, V a scalar head and :math:`V'` its value at the response's next token (0 behind the last one).
     The reward r is the response's score at its last token and 0 elsewhere. At tau above 0.5 V leans to the best actions
     that the data holds. In decoding, :math:`\log\pi + \beta(\min_i \bar Q_i - V)` takes the place of
-    :math:`\log\pi`. An export holds the policy alone, so other software decodes without the values: the heads are in
-    the run's checkpoint, which ``rlhf evaluate run=...`` samples from.
+    :math:`\log\pi`; an export has no heads, so this is for the run's checkpoint (``rlhf evaluate run=...``) alone.
 
     Source: "Offline RL for Natural Language Generation with Implicit Language Q Learning", arXiv:2206.11871.
     Defaults: those of trlX: tau 0.7, gamma 0.99, cql_weight 0.1, awac_weight 1, awac_beta 0 (plain likelihood).
