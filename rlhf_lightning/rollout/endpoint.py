@@ -12,12 +12,13 @@ import os
 import random
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from rlhf_lightning.rollout.attempt import Attempt
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,9 @@ R = TypeVar("R")
 
 #: What a server may answer otherwise a moment later: time-outs, locks, too many requests, and its own failures.
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+
+#: Bytes of a refusal that are looked at.
+_QUOTED = 4096
 
 
 class ServerError(RuntimeError):
@@ -47,7 +51,7 @@ class Endpoint:
     Attributes:
         url: root of its routes, such as ``http://127.0.0.1:8000``; a trailing ``/v1`` is understood.
         api_key_env: name of the environment variable that holds the key; the variable may be unset.
-        timeout: seconds that one attempt may take.
+        timeout: seconds that one attempt may take, from the first byte that is sent to the last of the answer.
         retries: further attempts after the first.
         backoff: seconds before the first of them; doubled for each further one, with up to a quarter added at random.
 
@@ -105,40 +109,50 @@ class Endpoint:
                 time.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 
-    def _opener(self) -> urllib.request.OpenerDirector:
-        """Through the environment's proxy, but never to this machine's own servers."""
-        local = urllib.parse.urlsplit(self.url).hostname in {"localhost", "127.0.0.1", "::1"}
-        return urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
-
     def _once(self, route: str, data: bytes | None, method: str) -> str:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if key := os.environ.get(self.api_key_env):
             headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(self.path(route), data=data, headers=headers, method=method)
-        try:
-            with self._opener().open(request, timeout=self.timeout) as answer:
-                return str(answer.read().decode())
-        except urllib.error.HTTPError as error:
-            raise ServerError(_refusal(self.path(route), error), error.code) from None
-        except (TimeoutError, urllib.error.URLError, http.client.HTTPException, ConnectionError) as error:
-            reason = getattr(error, "reason", None) or error or type(error).__name__
-            raise ServerError(
-                f"no answer from {self.path(route)} within {self.timeout:g} s ({reason}): is the server running there? "
-                "A slow one needs a larger timeout"
-            ) from None
+        with Attempt(self.timeout) as attempt:
+            try:
+                request = urllib.request.Request(self.path(route), data=data, headers=headers, method=method)
+                return attempt.read(request)
+            except urllib.error.HTTPError as error:
+                raise ServerError(_refusal(self.path(route), error, key), error.code) from None
+            except (OSError, http.client.HTTPException, UnicodeError) as error:
+                reason = getattr(error, "reason", None) or error or type(error).__name__
+                told = "timed out" if attempt.expired else _shown(str(reason))
+                raise ServerError(
+                    f"no answer from {self.path(route)} within {self.timeout:g} s ({told}): is the server running "
+                    "there? A slow one needs a larger timeout"
+                ) from None
 
 
 def _encoded(body: Mapping[str, Any] | None) -> bytes:
     return b"" if body is None else json.dumps(body).encode()
 
 
-def _refusal(url: str, error: urllib.error.HTTPError) -> str:
-    text = error.read().decode(errors="replace").strip()
+def _refusal(url: str, error: urllib.error.HTTPError, key: str | None) -> str:
+    try:
+        text = error.read(_QUOTED).decode(errors="replace").strip()
+    except (OSError, http.client.HTTPException):
+        text = ""
     hint = {
         401: ": set the environment variable that api_key_env names",
+        403: ": the key that api_key_env names may not use this model",
         404: ": no such route or model on this server; its models are listed at /v1/models",
+        429: ": it is asked too much; lower concurrency, or raise retries and backoff",
     }.get(error.code, "")
-    return f"{url} answered {error.code} {error.reason}{hint}. It said: {text[:500]}"
+    if 300 <= error.code < 400:
+        hint = f": it points to {error.headers.get('Location')}; give that address as url, if you trust it"
+    if key:
+        text = text.replace(key, "***")
+    return f"{url} answered {error.code} {_shown(str(error.reason))}{_shown(hint)}. It said: {_shown(text)[:500]}"
+
+
+def _shown(text: str) -> str:
+    """Text of a server as a terminal may print it: control characters are replaced."""
+    return "".join(letter if letter.isprintable() or letter == " " else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def _parsed(text: str, url: str) -> Any:
@@ -146,9 +160,9 @@ def _parsed(text: str, url: str) -> Any:
         return None
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         raise ServerError(
-            f"{url} did not answer with JSON: {text[:200]!r}; is it an OpenAI-compatible server?"
+            f"{url} did not answer with JSON: {_shown(text[:200])!r}; is it an OpenAI-compatible server?"
         ) from None
 
 

@@ -91,7 +91,12 @@ class ChatClient:
         try:
             content = answer["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):
-            raise ServerError(f"the server's answer has no choices[0].message.content: {str(answer)[:300]}") from None
+            content = answer
+        if content is not None and not isinstance(content, str):
+            raise ServerError(
+                f"the answer of {self.endpoint.url} has no text at choices[0].message.content: {str(answer)[:300]!r}; "
+                "is it a chat model behind an OpenAI-compatible server?"
+            )
         return content or ""
 
     def ask_all(self, conversations: Sequence[Messages], **options: Any) -> list[str]:
@@ -122,7 +127,10 @@ def only_model(endpoint: Endpoint) -> str:
         ServerError: it cannot be reached, or serves several models or none.
     """
     listed = endpoint.get("/v1/models")
-    names = [str(row["id"]) for row in (listed or {}).get("data", [])]
+    try:
+        names = [str(row["id"]) for row in (listed or {}).get("data", [])]
+    except (AttributeError, KeyError, TypeError):
+        raise ServerError(f"{endpoint.url} does not list its models: set model= to one of them") from None
     if len(names) != 1:
         raise ServerError(f"{endpoint.url} serves {names or 'no model'}: set model= to one of them")
     return names[0]

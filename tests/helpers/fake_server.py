@@ -23,6 +23,9 @@ class FakeServer:
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.headers: list[dict[str, str]] = []
         self.failures: list[int | float] = []
+        self.refusal = b'{"error": "told to fail"}'
+        self.redirect: str | None = None  #: where every request is sent on to
+        self.trickle: str | None = None  #: ``headers`` or ``body``: sent byte by byte, without end
         self.under_way = self.most_under_way = 0
         self.answers: dict[str, Answer] = {
             "/v1/models": lambda _: {"data": [{"id": "fake"}]},
@@ -42,7 +45,9 @@ class FakeServer:
         if isinstance(failure, float):
             time.sleep(failure)
         elif failure is not None:
-            return failure, b'{"error": "told to fail"}'
+            return failure, self.refusal
+        if self.redirect is not None:
+            return 302, b""
         known = self.answers.get(path.partition("?")[0])
         if known is None:
             return 404, b'{"error": "no such route"}'
@@ -64,12 +69,22 @@ def fake_server() -> Iterator[FakeServer]:
             with fake.lock:
                 fake.under_way -= 1
             try:
+                if fake.trickle is not None:
+                    self._trickle(fake.trickle)
                 self.send_response(status)
+                if fake.redirect is not None:
+                    self.send_header("Location", fake.redirect)
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
                 self.wfile.write(text)
             except (BrokenPipeError, ConnectionResetError):
                 pass  # the client's patience was at an end
+
+        def _trickle(self, part: str) -> None:
+            self.wfile.write(b"HTTP/1.0 200 OK\r\nX: " if part == "headers" else b"HTTP/1.0 200 OK\r\n\r\n")
+            while True:  # until the client is gone
+                self.wfile.write(b" ")
+                time.sleep(0.02)
 
         do_GET = do_POST = _serve  # noqa: N815
 

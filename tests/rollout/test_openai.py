@@ -116,12 +116,60 @@ def test_a_silent_server_is_left_after_the_time_limit(server: FakeServer) -> Non
     assert time.monotonic() - begun < 0.9
 
 
+@pytest.mark.parametrize("part", ["headers", "body"])
+def test_a_server_that_sends_a_byte_now_and_then_is_left_too(server: FakeServer, part: str) -> None:
+    server.trickle = part
+    begun = time.monotonic()
+    with pytest.raises(ServerError, match=r"within 0.3 s \(timed out\).*larger timeout"):
+        ChatClient(server.url, "fake", timeout=0.3, retries=0).ask(QUESTION)
+    assert time.monotonic() - begun < 2
+
+
+def test_an_answer_within_the_limit_is_not_cut(server: FakeServer) -> None:
+    client = ChatClient(server.url, "fake", timeout=0.3, retries=0)
+    assert client.ask(QUESTION) == "echo 2 + 2?"
+    time.sleep(0.4)  # the first limit is over, which is nothing to the second question
+    assert client.ask(QUESTION) == "echo 2 + 2?"
+
+
+def test_a_redirection_does_not_take_the_key_along(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with fake_server() as elsewhere:
+        server.redirect = f"{elsewhere.url}/v1/models"
+        with pytest.raises(ServerError, match=rf"answered 302.*{elsewhere.url}/v1/models.*if you trust it"):
+            Endpoint(server.url, retries=0).get("/v1/models")
+        assert elsewhere.requests == []
+
+
+def test_what_a_server_says_is_shown_without_the_key_and_without_control_characters(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    server.refusal = b"\x1b[2J bad key secret"
+    server.failures = [401]
+    with pytest.raises(ServerError) as caught:
+        ChatClient(server.url, "fake", **FAST).ask(QUESTION)
+    assert "bad key ***" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
 def test_nobody_there() -> None:
     with pytest.raises(ServerError, match=r"no answer from http://127.0.0.1:9/v1/models.*is the server running"):
         ChatClient("http://127.0.0.1:9", retries=0).ask(QUESTION)
 
 
-@pytest.mark.parametrize("answer", [{"choices": []}, {"error": "x"}, b"<html>"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"choices": []},
+        {"error": "x"},
+        b"<html>",
+        b"\xff\x00",
+        [1, 2],
+        b"[" * 20_000,
+        {"choices": [{"message": {"content": [{"type": "text"}]}}]},
+    ],
+)
 def test_another_form_of_answer(server: FakeServer, answer: Any) -> None:
     server.answers["/v1/chat/completions"] = lambda _: answer
     with pytest.raises(ServerError, match=r"choices\[0\]|did not answer with JSON"):
