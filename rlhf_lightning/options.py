@@ -71,7 +71,7 @@ class Declared:
     inputs: Mapping[str, str]
 
     def function(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Mark a function: each call checks the given options against the ranges in their annotations.
+        """Mark a function (``declares``): each call checks the given options against the ranges in their annotations.
 
         A whole number given for a real one (``beta=1`` on the command line) becomes a float.
         """
@@ -83,6 +83,7 @@ class Declared:
                     kwargs[name] = self._allowed(function.__name__, name, kwargs[name], hint)
             return function(*args, **kwargs)
 
+        vars(checked)["declares"] = self.noun
         return checked
 
     def needs(self, function: Callable[..., Any]) -> frozenset[str]:

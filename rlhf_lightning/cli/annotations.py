@@ -1,21 +1,25 @@
 """Whether a yaml value fits a parameter's annotation.
 
 A yaml scalar can only ever match the plain members of an annotation (``float`` of ``float | Tensor``), so those are
-what it is held against. An annotation without any (a protocol, a callable) judges nothing.
+what it is held against. Where an annotation has none (a protocol, a callable), nothing but a ``_target_`` fits. An
+infinite number, and what is no number, is refused unless the annotation's range includes it.
 """
 
 from __future__ import annotations
 
+import ast
 import collections.abc
+import dataclasses
 import enum
 import functools
 import inspect
 import json
 import math
 import operator
+import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -45,14 +49,74 @@ _WORDS = {
 
 
 def annotations_of(target: Callable[..., Any]) -> dict[str, Any]:
-    """Annotation of each parameter, with its metadata; a parameter whose annotation cannot be evaluated is left out."""
+    """Annotation of each parameter, with its metadata; of one without any, the type of its default.
+
+    Names that a module imports for type checkers only are known here, too: as what they name if that is loaded already,
+    else as a class that no value of a yaml is.
+
+    Raises:
+        NameError: an annotation has a name that its module does not have.
+    """
     function = target.__init__ if inspect.isclass(target) else target
     function = inspect.unwrap(getattr(function, "__func__", function))
+    hints: dict[str, Any] = {}
+    if inspect.isclass(target) and dataclasses.is_dataclass(target) and "__init__" in vars(target):
+        for owner in reversed(target.__mro__):  # each field in the module that declares it
+            if own := vars(owner).get("__annotations__"):
+                hints |= _evaluated(own, owner.__module__)
+    else:
+        hints = _evaluated(getattr(function, "__annotations__", {}), getattr(function, "__module__", None))
+    return _by_default(function) | hints
+
+
+def _evaluated(annotations: Mapping[str, Any], module: str | None) -> dict[str, Any]:
+    """Annotations of one module, evaluated."""
+    names = {**_checkers_names(module), **(vars(sys.modules[module]) if module in sys.modules else {})}
+    carrier = types.SimpleNamespace(__annotations__=dict(annotations))
+    hints = typing.get_type_hints(carrier, globalns=names, include_extras=True)
+    return {name: hint for name, hint in hints.items() if name != "return"}
+
+
+@functools.cache
+def _checkers_names(module: str | None) -> dict[str, Any]:
+    """What a module imports under ``if TYPE_CHECKING:``."""
+    found = sys.modules.get(module or "")
     try:
-        return typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError, AttributeError):
-        found = getattr(function, "__annotations__", {})
-        return {name: hint for name, hint in found.items() if not isinstance(hint, str)}
+        tree = ast.parse(inspect.getsource(found)) if found is not None else ast.Module([], [])
+    except (OSError, TypeError, SyntaxError):  # no source to read
+        return {}
+    blocks = [node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+    imports = [line for block in blocks for line in block.body if isinstance(line, (ast.ImportFrom, ast.Import))]
+    names: dict[str, Any] = {}
+    for line in imports:
+        home = sys.modules.get(getattr(line, "module", None) or "")
+        for alias in line.names:
+            name = alias.asname or alias.name
+            names[name] = getattr(home, alias.name, None) or type(name, (_Unloaded,), {})
+    return names
+
+
+class _Unloaded:
+    """Stands for a class that is not imported: nothing that a yaml says is one."""
+
+    def __class_getitem__(cls, item: Any) -> Any:
+        return cls
+
+
+def _by_default(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of defaults, for functions that declare none: bitsandbytes' optimisers."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    return {p.name: kind for p in parameters if (kind := _kind(p.default)) is not None}
+
+
+def _kind(default: Any) -> Any | None:
+    if isinstance(default, tuple) and default:
+        kinds = [_kind(value) for value in default]
+        return None if None in kinds else tuple[tuple(kinds)]
+    return {bool: bool, int: float, float: float, str: str}.get(type(default))
 
 
 def check_value(value: Any, annotation: Any) -> tuple[Any, str | None]:
@@ -63,18 +127,35 @@ def check_value(value: Any, annotation: Any) -> tuple[Any, str | None]:
     """
     plain = _plain_part(annotation)
     if plain is None:
-        return value, None
-    if isinstance(value, float) and not math.isfinite(value):
-        return value, None if _accepts(1.5, plain) else f"expected {words(plain)}, got {value!r}"
+        made = value is not None and _is_made(annotation)
+        return value, f"expected an object, which a yaml makes with _target_, got {value!r}" if made else None
+    interval = _interval(annotation)
+    if not _finite(value) and not (isinstance(value, float) and interval is not None and value in interval):
+        return value, f"expected {words(plain)}, got {value!r}"
     if not _accepts(value, plain):
         if isinstance(value, float) and value.is_integer() and _accepts(int(value), plain):
             value = int(value)
         else:
             return value, f"expected {words(plain)}, got {value!r}"
-    interval = _interval(annotation)
     if interval is not None and isinstance(value, (int, float)) and float(value) not in interval:
         return value, f"{value!r} is not allowed, it must be a number in {interval}"
     return value, None
+
+
+def _is_made(annotation: Any) -> bool:
+    """Whether an annotation is of objects alone: classes that are no plain type, and callables."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return all(map(_is_made, get_args(annotation)))
+    return annotation not in (Any, object) and (inspect.isclass(annotation) or get_origin(annotation) is Callable)
+
+
+def _finite(value: Any) -> bool:
+    """Whether no number in a value is infinite or not a number."""
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def words(annotation: Any) -> str:

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
+from rlhf_lightning.cli.config_file import read_data
 from rlhf_lightning.cli.online_checks import without_effect
 from rlhf_lightning.models.memory import describe
 from rlhf_lightning.models.roles import Models
@@ -129,7 +130,7 @@ def _noted(folder: str | Path | None) -> tuple[str | None, list[str]]:
     file = Path(folder or "").expanduser() / ".hydra" / "hydra.yaml"
     if folder is None or not file.is_file():
         return None, []
-    noted = OmegaConf.load(file)
+    noted = read_data(file)
     name = OmegaConf.select(noted, "hydra.runtime.choices.method")
     return (
         None if name is None else str(name).rpartition("/")[2],

@@ -8,6 +8,7 @@ The command line, the tests and notebooks all use it::
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -26,8 +27,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlhf_lightning._hydra.searchpath import RlhfLightningSearchPath
 from rlhf_lightning.cli.errors import ConfigError, describe, suggestion
-from rlhf_lightning.cli.schema import check_config, check_hydra
+from rlhf_lightning.cli.hydra_targets import check_hydra
+from rlhf_lightning.cli.schema import check_config
 from rlhf_lightning.conf_dir import conf_dir
+from rlhf_lightning.yaml_text import OversizedYamlError, check_folder
 
 COMMANDS = ("train", "evaluate", "generate", "data")
 
@@ -62,22 +65,24 @@ def compose_with_overrides(
     config_dirs: Iterable[str | Path] = (),
     check: bool = True,
     with_hydra: bool = False,
+    config_name: str | None = None,
 ) -> tuple[DictConfig, list[str]]:
     """As :func:`compose`; also returns the overrides in the form that Hydra itself accepts (``++`` where needed).
 
-    With ``with_hydra`` the configuration keeps Hydra's own node.
+    With ``with_hydra`` the configuration keeps Hydra's own node; ``config_name`` is another file than the command's.
     """
     register()
     if command not in COMMANDS:
         raise ConfigError(f"no command {command!r}.{suggestion(command, COMMANDS)}")
-    folders = [f"file://{Path(folder).expanduser().resolve()}" for folder in config_dirs]
+    folders = [f"file://{folder}" for folder in _folders(config_dirs)]
     search = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
     accepted = list(overrides)
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3", job_name=command):
         # Each turn adds one override for a key that no yaml mentions; the schema judges it below.
         for _ in range(len(accepted) + 1):
             try:
-                cfg = hydra_compose(config_name=command, overrides=[*accepted, *search], return_hydra_config=True)
+                given = [*accepted, *search]
+                cfg = hydra_compose(config_name=config_name or command, overrides=given, return_hydra_config=True)
                 break
             except yaml.YAMLError as error:
                 raise ConfigError(f"a config file is not valid YAML: {error}") from error
@@ -86,10 +91,10 @@ def compose_with_overrides(
                 if position is None:
                     raise to_config_error(error) from error
                 accepted[position] = "++" + accepted[position]
+    check_hydra(cfg)
     own = _pop(cfg, "hydra")
-    check_hydra(own)
     if check:
-        check_config(cfg, command)
+        check_config(cfg, command, accepted)
     if with_hydra:
         with open_dict(cfg):
             cfg.hydra = own
@@ -108,13 +113,19 @@ def register() -> None:
         Plugins.instance().register(RlhfLightningSearchPath)
 
 
-def sweep_points(overrides: Sequence[str]) -> Iterator[list[str]]:
+def sweep_points(overrides: Sequence[str], folders: Iterable[str | Path] = ()) -> Iterator[list[str]]:
     """Overrides of single jobs that together show every value of a sweep once, the first one with all first values.
 
     A sweep over m x n values has m * n jobs; m + n - 1 of them are enough to meet every misspelt option before the
-    first job runs. Values that only a sweeper knows (``glob``, an interval) are left to it.
+    first job runs. Values that only a sweeper knows (an interval) are left to it.
+
+    Args:
+        overrides: in Hydra's grammar.
+        folders: with config groups of others: of a ``glob`` only what lies there is looked at before.
     """
-    values = [list(_values(override)) for override in parse(overrides)]
+    values = [
+        list(_values(override, [Path(folder).expanduser() for folder in folders])) for override in parse(overrides)
+    ]
     first = [choices[0] for choices in values if choices]
     yield first
     for position, choices in enumerate(values):
@@ -135,13 +146,17 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         raise to_config_error(error) from error
 
 
-def _values(override: Override) -> Iterator[str]:
+def _values(override: Override, folders: Sequence[Path]) -> Iterator[str]:
     if not override.is_sweep_override():
         yield str(override.input_line)
-    elif override.is_discrete_sweep() and not type(override.value()).__name__.startswith("Glob"):
-        prefix = str(override.input_line).split("=", 1)[0]
-        for value in override.sweep_string_iterator():
-            yield f"{prefix}={value}"
+    elif override.is_discrete_sweep():
+        prefix, value = str(override.input_line).split("=", 1)[0], override.value()
+        if isinstance(value, Glob):
+            group = str(override.key_or_group)
+            names = {file.stem for folder in folders for file in (folder / group).glob("*.yaml")}
+            yield from (f"{prefix}={name}" for name in value.filter(sorted(names)))
+        else:
+            yield from (f"{prefix}={value}" for value in override.sweep_string_iterator())
 
 
 def _first(*values: Any) -> Any:
@@ -167,6 +182,18 @@ def _target_of(path: Path) -> str:
     """The class that a yaml makes, without composing it: the line at its left margin."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("_target_:")), "")
+
+
+def _folders(config_dirs: Iterable[str | Path]) -> list[Path]:
+    """Folders with config groups, and those of ``RLHF_CONF`` looked at, before Hydra reads any file in them."""
+    folders = [Path(folder).expanduser().resolve() for folder in config_dirs]
+    environment = [Path(folder).expanduser() for folder in os.environ.get("RLHF_CONF", "").split(os.pathsep) if folder]
+    try:
+        for folder in [*folders, *environment]:
+            check_folder(folder)
+    except OversizedYamlError as error:
+        raise ConfigError(f"a config file cannot be read: {error}") from error
+    return folders
 
 
 def _pop(cfg: DictConfig, key: str) -> Any:

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from rlhf_lightning.cli.config_file import read_data
 from rlhf_lightning.cli.console import say
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.identity import Comparison, Difference, compare, listed, plain
@@ -156,8 +157,7 @@ class RunFolder:
         self.changed = comparison.allowed
 
     def _compare(self) -> Comparison:
-        before = OmegaConf.load(self.path / CONFIG)
-        assert isinstance(before, DictConfig)
+        before = read_data(self.path / CONFIG)
         trees = []
         for cfg in (before, self.cfg):
             start = start_of(cfg, self.path)
@@ -237,7 +237,7 @@ def command_of(folder: Path) -> str | None:
         return None
     if (noted := read_job(folder).get("command")) is not None:
         return str(noted)
-    cfg = OmegaConf.load(folder / CONFIG)
+    cfg = read_data(folder / CONFIG)
     return "evaluate" if "run" in cfg else "train"
 
 
@@ -262,7 +262,7 @@ def occupied(folder: Path) -> bool:
     result = Result.read(folder)
     if result is None or result.status != "done" or command_of(folder) != "train":
         return False
-    return not OmegaConf.select(OmegaConf.load(folder / CONFIG), "trainer.fast_dev_run")
+    return not OmegaConf.select(read_data(folder / CONFIG), "trainer.fast_dev_run")
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning import clock
 from rlhf_lightning.cli.compose import compose
+from rlhf_lightning.cli.config_file import escaped
 from rlhf_lightning.cli.console import ERR, OUT, setup_logging
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.runs import read_config, take_over, weights_of
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     if cfg.run:
         cfg = _from_run(cfg, overrides)
         clock.take_over(Path(cfg.run).expanduser())
-    check_config(cfg, "generate")
+    check_config(cfg, "generate", overrides)
     setup_logging()
     generate(cfg)
     return 0
@@ -53,8 +53,7 @@ def composed(arguments: Sequence[str]) -> tuple[DictConfig, list[str]]:
     overrides = [argument for argument in arguments if argument.partition("=")[0] not in texts]
     cfg = compose("generate", overrides, check=False)
     for key, text in texts.items():
-        # What would be an interpolation is text, too: its $ is escaped, and so are backslashes before it.
-        cfg[key] = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+        cfg[key] = escaped(text)
     return cfg, overrides
 
 

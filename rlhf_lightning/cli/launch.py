@@ -24,6 +24,7 @@ from rlhf_lightning.cli.compose import compose_with_overrides, parse, register, 
 from rlhf_lightning.cli.console import ERR, report, say
 from rlhf_lightning.cli.errors import ConfigError, describe, suggestion
 from rlhf_lightning.cli.folder import RunFolder, check_command, held, occupied, offer, write_record
+from rlhf_lightning.cli.hydra_targets import check_hydra
 from rlhf_lightning.cli.results import Result, duration
 from rlhf_lightning.cli.schema import check_config
 from rlhf_lightning.cli.sweep import SweepSummary, prepare_sweep, quoted, short
@@ -31,9 +32,7 @@ from rlhf_lightning.cli.worker import SWEEP, die_with_parent, is_first_process, 
 from rlhf_lightning.conf_dir import conf_dir
 
 #: Flags of Hydra with a value of their own.
-_VALUED = frozenset(
-    {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c"}
-)
+_VALUED = frozenset({"--config-dir", "-cd", "--config-name", "-cn", "--package", "-p", "--cfg", "-c"})
 _PLAIN = ("--multirun", "-m", "--run", "-r", "--resolve", "--hydra-help", "--shell-completion", "-sc")
 _OFFERED = ("--multirun", "--config-dir", "--cfg", "--resolve", "--full-error", "--help")
 #: With one of these Hydra prints something and no job runs.
@@ -47,11 +46,22 @@ class Arguments:
     flags: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
     config_dirs: list[str] = field(default_factory=list)
+    config_name: str | None = None
 
     @property
     def multirun(self) -> bool:
         """Whether the user asked for a sweep."""
         return bool({"-m", "--multirun"} & set(self.flags))
+
+    @property
+    def folders(self) -> list[str]:
+        """Folders with yaml files beside ours."""
+        return [*self.config_dirs, *filter(None, os.environ.get("RLHF_CONF", "").split(os.pathsep))]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a composition of these arguments is given; the options of what is composed are checked later."""
+        return {"config_dirs": self.config_dirs, "config_name": self.config_name, "check": False}
 
     @property
     def prints(self) -> bool:
@@ -68,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
     command, given = arguments[0], split(arguments[1:])
     register()
     SweepSummary.folder = None
-    overrides = given.overrides if given.prints else check(command, given)
+    overrides = printed(command, given) if given.prints else check(command, given)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting; we print
     named = [] if given.prints else [f"hydra.job.name={command}"]
     if SweepSummary.going_on is not None:
@@ -108,6 +118,8 @@ def split(arguments: Sequence[str]) -> Arguments:
             raise ConfigError(f"there is no flag {name}.{suggestion(name, _OFFERED)}")
         if name in ("--config-dir", "-cd"):
             result.config_dirs.append(value)
+        if name in ("--config-name", "-cn"):
+            result.config_name = value
         result.flags += [name, value] if name in _VALUED else [argument]
     return result
 
@@ -127,9 +139,8 @@ def check(command: str, given: Arguments) -> list[str]:
         if not Path(folder).expanduser().is_dir():
             raise ConfigError(f"--config-dir {folder}: there is no such folder")
     several = [override for override in parse(given.overrides) if override.is_sweep_override()]
-    for number, point in enumerate(sweep_points(given.overrides)):
-        options: dict[str, Any] = {"config_dirs": given.config_dirs, "check": False, "with_hydra": number == 0}
-        cfg, accepted = compose_with_overrides(command, point, **options)
+    for number, point in enumerate(sweep_points(given.overrides, given.folders)):
+        cfg, accepted = compose_with_overrides(command, point, **given.options, with_hydra=number == 0)
         _checked(command, cfg, point)
         if number == 0:
             first = cfg
@@ -144,11 +155,36 @@ def check(command: str, given: Arguments) -> list[str]:
         )
     if sweeping:
         assert first is not None  # a sweep has a first point
+        check_params(command, given)
         os.environ[SWEEP] = ",".join([*(str(override.key_or_group) for override in several), *params]) or "seed"
         prepare_sweep(first, command, given.overrides)
     keys = {override.removeprefix("++").split("=", 1)[0] for override in added}
     accepted = [f"++{override}" if override.split("=", 1)[0] in keys else override for override in given.overrides]
     return per_job(accepted, {str(override.key_or_group) for override in several})
+
+
+def check_params(command: str, given: Arguments) -> None:
+    """Check Hydra's part of every job that the parameters of a sweeper name, where files of others take part.
+
+    They are no overrides of the command line, and Hydra sets up a job's logging before the job can be checked.
+    """
+    if not given.folders:
+        return
+    plain = [override for override in parse(given.overrides) if not override.is_sweep_override()]
+    lines = [str(override.input_line) for override in plain]
+    base, _ = compose_with_overrides(command, lines, **given.options, with_hydra=True)
+    node = OmegaConf.select(base, "hydra.sweeper.params") or OmegaConf.create({})
+    params = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(params, dict)
+    for point in sweep_points([f"{key}={value}" for key, value in params.items()], given.folders):
+        compose_with_overrides(command, [*point, *lines], **given.options)
+
+
+def printed(command: str, given: Arguments) -> list[str]:
+    """The overrides of a command that only prints, after a check of what Hydra sets up to print it."""
+    if any(flag.partition("=")[0] in ("--info", "-i") for flag in given.flags):
+        compose_with_overrides(command, given.overrides, **given.options)
+    return given.overrides
 
 
 def per_job(overrides: Sequence[str], swept: Collection[str]) -> list[str]:
@@ -199,6 +235,7 @@ def _job(command: str, cfg: DictConfig) -> float | None:
 
     try:
         _refuse_torchrun_without_folder(overrides)
+        check_hydra(HydraConfig.instance().cfg)
         cfg = _checked(command, cfg, overrides)
     except Exception as error:  # a value that only the sweeper knew: the other jobs still run
         folder = Path(cfg.paths.output_dir)
@@ -284,7 +321,7 @@ def _checked(command: str, cfg: DictConfig, overrides: list[str]) -> DictConfig:
         from rlhf_lightning.cli.runs import from_run  # reads checkpoints: it imports torch
 
         cfg = from_run(cfg, overrides)
-    check_config(cfg, command)
+    check_config(cfg, command, overrides)
     return cfg
 
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from rlhf_lightning.checkpointing import recovered
 from rlhf_lightning.cli.compose import parse
+from rlhf_lightning.cli.config_file import read_data
 from rlhf_lightning.cli.errors import ConfigError
 
 #: What a run decides for ``rlhf evaluate``, unless the user does.
@@ -46,9 +47,7 @@ def read_config(folder: str | Path) -> DictConfig:
     if not file.is_file():
         hint = "" if Path(folder).expanduser().is_dir() else ": there is no such folder"
         raise ConfigError(f"run={folder} is not the folder of a run (no config.yaml){hint}")
-    cfg = OmegaConf.load(file)
-    assert isinstance(cfg, DictConfig)
-    return cfg
+    return read_data(file)
 
 
 def take_over(cfg: DictConfig, keys: Iterable[str], overrides: Sequence[str]) -> DictConfig:

@@ -7,35 +7,19 @@ is checked without anyone writing a schema for it.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from rlhf_lightning.cli.annotations import annotations_of, check_value
-from rlhf_lightning.cli.errors import EXTRAS, ConfigError, closest, describe, suggestion
+from rlhf_lightning.cli.errors import ConfigError, describe, suggestion
+from rlhf_lightning.cli.targets import TargetError, resolve, targets
+from rlhf_lightning.cli.trust import allowed_targets, uncommanded
 
-#: Packages (or parts of one) that a ``_target_`` may name without asking; ``allow_targets`` adds more.
-ALLOWED_TARGETS = (
-    "rlhf_lightning",
-    "torch.optim",
-    "lightning.pytorch",
-    "transformers",
-    "peft",
-    "torchmetrics",
-    "bitsandbytes.optim",
-)
-#: Of those, what starts processes and writes files by design.
-_NEVER = ("rlhf_lightning.cli",)
-#: What Hydra's own part of a configuration may name.
-_HYDRA_TARGETS = ("hydra._internal.core_plugins", "hydra.experimental.callbacks", "hydra_plugins", "optuna.samplers")
-_HYDRA_OURS = ("rlhf_lightning.cli.sweep.SweepSummary",)
 _HYDRA_KEYS = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
 #: Trainer arguments that ``train()`` itself gives.
 _TRAINER_OURS = frozenset({"self", "callbacks", "logger", "plugins", "default_root_dir"})
@@ -129,8 +113,13 @@ class Data:
 _TOP: Mapping[str, type] = {"train": Train, "evaluate": Evaluate, "generate": Generate, "data": Data}
 
 
-def check_config(cfg: DictConfig, command: str) -> None:
+def check_config(cfg: DictConfig, command: str, overrides: Sequence[str]) -> None:
     """Check a composed configuration; a float that stands for a whole number (``1e3``) becomes an int in place.
+
+    Args:
+        cfg: without Hydra's own part.
+        command: ``train``, ``evaluate``, ``generate`` or ``data``.
+        overrides: the user's: some keys count on the command line alone (``cli.trust``).
 
     Raises:
         ConfigError: one line for every problem found.
@@ -140,67 +129,14 @@ def check_config(cfg: DictConfig, command: str) -> None:
     if missing:
         raise ConfigError(_without_values(missing))
     problems = list(_check_top(cfg, tree, command))
-    allowed = (*ALLOWED_TARGETS, *(tree.get("allow_targets") or ()))
-    for key, node in _targets(tree):
-        problems += _check_target(cfg, key, node, allowed)
+    problems += uncommanded(tree, overrides)
+    problems += [] if problems else _check_targets(cfg, tree)
     if "trainer" in tree and isinstance(tree["trainer"], dict):
         problems += _check_trainer(cfg, tree)
     if command == "train":
         problems += _check_optimized(tree)
     if problems:
         raise ConfigError("\n".join(problems))
-
-
-def check_hydra(node: DictConfig | None) -> None:
-    """Check what Hydra's own part of the configuration instantiates: launchers, sweepers, callbacks.
-
-    Raises:
-        ConfigError: a target that belongs neither to Hydra and its plugins nor to us.
-    """
-    for section in ("callbacks", "launcher", "sweeper"):
-        part = OmegaConf.select(node, section) if node is not None else None
-        for key, inner in _targets(OmegaConf.to_container(part) if OmegaConf.is_config(part) else part):
-            path = str(inner["_target_"])
-            if path not in _HYDRA_OURS and not _within(path, _HYDRA_TARGETS):
-                raise ConfigError(f"hydra.{section}.{key}._target_: {path} does not belong to Hydra or its plugins")
-            _check_installed(path)
-
-
-def _check_installed(path: str) -> None:
-    """Raise ConfigError for a plugin of Hydra's that is not installed."""
-    root, _, rest = path.partition(".")
-    plugin = rest.partition(".")[0]
-    if root == "hydra_plugins" and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
-        name = next((extra for module, extra in EXTRAS.items() if module in plugin), None)
-        hint = f"pip install 'rlhf-lightning[{name}]'" if name else f"pip install {plugin}"
-        raise ConfigError(f"{plugin.replace('_', '-')} is not installed: {hint}")
-
-
-def locate(path: str) -> Any:
-    """The object that a dotted path names.
-
-    Raises:
-        ImportError: there is none.
-    """
-    parts = path.split(".")
-    for cut in range(len(parts), 0, -1):
-        name = ".".join(parts[:cut])
-        try:
-            found: Any = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-                continue
-            raise
-        for position, part in enumerate(parts[cut:], start=cut):
-            if not hasattr(found, part):
-                owner = ".".join(parts[:position])
-                close = closest(part, [name for name in dir(found) if not name.startswith("_")])
-                raise ImportError(f"{owner} has no {part!r}" + (f"; did you mean {close}?" if close else ""))
-            found = getattr(found, part)
-        return found
-    here = any(Path(name).exists() for name in (f"{parts[0]}.py", f"{parts[0]}/__init__.py"))
-    hint = f"; the current folder has one: set PYTHONPATH={Path.cwd()}" if here else ""
-    raise ImportError(f"no package {parts[0]!r} is installed{hint}")
 
 
 def _without_values(keys: Sequence[str]) -> str:
@@ -268,23 +204,28 @@ def _check_optimized(tree: dict[str, Any]) -> Iterator[str]:
             )
 
 
-def _check_target(cfg: DictConfig, key: str, node: dict[str, Any], allowed: Sequence[str]) -> Iterator[str]:
-    path = node["_target_"]
-    if not isinstance(path, str) or not _within(path, allowed):
-        yield _refused(key, path, str(path))
-        return
-    try:
-        target = locate(path)
-    except ImportError as error:
-        yield f"{key}._target_: {path} cannot be imported: {error}"
-        return
-    home = getattr(target, "__module__", None) or ""
-    if not callable(target) or not _within(home, allowed):
-        yield _refused(key, f"{path} (which comes from {home or type(target).__name__})", home)
-        return
+def _check_targets(cfg: DictConfig, tree: dict[str, Any]) -> Iterator[str]:
+    allowed = allowed_targets(tree)
+    users: list[str] = []  # keys of what the user's own code makes
+    for key, node in targets(tree):
+        path, within = node["_target_"], any(key.startswith((f"{outer}.", f"{outer}[")) for outer in users)
+        try:
+            target = resolve(key, path, allowed, within=within)
+        except TargetError as error:
+            yield f"{key}._target_: {error}"
+        except ImportError as error:
+            yield f"{key}._target_: {path} cannot be imported: {error}"
+        else:
+            users += [] if path.startswith("rlhf_lightning.") or within else [key]
+            yield from _check_made(cfg, key, node, target)
+
+
+def _check_made(cfg: DictConfig, key: str, node: dict[str, Any], target: Callable[..., Any]) -> Iterator[str]:
+    if node.get("_args_"):
+        yield f"{key}._args_: give options by their names, so that each is checked"
     options = {name: value for name, value in node.items() if name not in _HYDRA_KEYS}
-    partial = bool(node.get("_partial_")) or bool(node.get("_args_"))
-    yield from _check_call(cfg, key, target, options, path.rpartition(".")[2], partial=partial)
+    name = node["_target_"].rpartition(".")[2]
+    yield from _check_call(cfg, key, target, options, name, partial=bool(node.get("_partial_")))
 
 
 def _check_call(
@@ -325,36 +266,10 @@ def _given_later(parameter: inspect.Parameter) -> bool:
 
 
 def _check_option(cfg: DictConfig, full: str, value: Any, annotation: Any) -> Iterator[str]:
-    if any(True for _ in _targets(value)):
+    if any(True for _ in targets(value)):
         return  # the objects that these nodes become are judged by their own signatures
     accepted, problem = check_value(value, annotation)
     if problem is not None:
         yield f"{full}: {problem}"
     elif accepted is not value and type(accepted) is int:
         OmegaConf.update(cfg, full, accepted)
-
-
-def _targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every mapping with a ``_target_``, with its full key, outermost first."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield key, node
-        for name, inner in node.items():
-            yield from _targets(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, list):
-        for position, inner in enumerate(node):
-            yield from _targets(inner, f"{key}[{position}]")
-
-
-def _within(path: str, packages: Sequence[str]) -> bool:
-    def inside(roots: Sequence[str]) -> bool:
-        return any(path == root or path.startswith(root + ".") for root in roots)
-
-    return inside(packages) and not inside(_NEVER)
-
-
-def _refused(key: str, path: Any, home: str) -> str:
-    text = f"{key}._target_: {path} is not from a package that a yaml may use ({', '.join(ALLOWED_TARGETS)})."
-    if any(home.startswith(root) for root in _NEVER) or not home:
-        return text
-    return f"{text} If you trust it, allow its package: allow_targets=[{home.partition('.')[0]}]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,14 +82,15 @@ class Leaderboard(Sequence[Row]):
         with file.open("w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle)
             columns = [f"{metric} {part}" for metric in metrics for part in ("mean", "std", "n")]
-            writer.writerow(["rank", "label", "method", "family", *states, *keys, *columns])
+            writer.writerow(_cells(["rank", "label", "method", "family", *states, *keys, *columns]))
             for rank, row in enumerate(self.rows, 1):
                 group = row.group
                 values = [pooled([r.metrics[m] for r in group.done if m in r.metrics]) for m in metrics]
                 numbers = [_cell(part) for value in values for part in (value.mean, value.std, value.n)]
                 counts = [row.states.get(state, 0) for state in states]
                 options = [plain(group.options[key]) if key in group.options else "" for key in keys]
-                writer.writerow([rank, _safe(group.label), group.method, group.family, *counts, *options, *numbers])
+                line = [rank, group.label, group.method, group.family, *counts, *options, *numbers]
+                writer.writerow(_cells(line))
         return file
 
     def _repr_html_(self) -> str:
@@ -138,12 +139,13 @@ def write_runs(runs: Sequence[Run], groups: Sequence[Group], file: Path) -> Path
     home = {id(run): group for group in groups for run in group.runs}
     with file.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
-        writer.writerow(["run", "group", "seed", "state", "steps", "seconds", *keys, *metrics, "error", "folder"])
+        head = ["run", "group", "seed", "state", "steps", "seconds", *keys, *metrics, "error", "folder"]
+        writer.writerow(_cells(head))
         for run in runs:
             options = home[id(run)].options
             facts = [
                 run.name,
-                _safe(home[id(run)].label),
+                home[id(run)].label,
                 run.seed,
                 run.state,
                 steps_of(run),
@@ -151,7 +153,7 @@ def write_runs(runs: Sequence[Run], groups: Sequence[Group], file: Path) -> Path
             ]
             given = [plain(options[key]) if key in options else "" for key in keys]
             numbers = [_cell(run.metrics[name]) if name in run.metrics else "" for name in metrics]
-            writer.writerow([*facts, *given, *numbers, _safe(run.error), str(run.folder)])
+            writer.writerow(_cells([*facts, *given, *numbers, run.error, str(run.folder)]))
     return file
 
 
@@ -189,6 +191,19 @@ def _cell(value: float) -> str:
     return "" if isinstance(value, float) and not math.isfinite(value) else repr(value)
 
 
+def _cells(values: Iterable[Any]) -> list[Any]:
+    """The cells of a line, such that a spreadsheet takes none for a formula and a terminal none for a command."""
+    return [_safe(value) if isinstance(value, str) else value for value in values]
+
+
 def _safe(text: str) -> str:
-    """Text that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

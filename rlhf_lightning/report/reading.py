@@ -18,6 +18,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from rlhf_lightning.yaml_text import read_yaml
+
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  #: steps, values
 T = TypeVar("T")
 
@@ -34,7 +36,6 @@ _RENAMED = {
 }
 #: Only methods that learn from their own samples log it, and theirs is a KL under the old name and the new one.
 _SAMPLED = "train/kl/token"
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class ReportError(ValueError):
@@ -286,7 +287,7 @@ def _by_name(entry: tuple[Path, str]) -> list[tuple[int, str]]:
 
 def _yaml(file: Path) -> dict[str, Any] | None:
     try:
-        value = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)
+        value = read_yaml(file)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
     return value if isinstance(value, dict) else None

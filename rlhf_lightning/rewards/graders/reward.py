@@ -19,6 +19,7 @@ from rlhf_lightning.rewards.graders.sandbox import Limits
 from rlhf_lightning.rewards.graders.templates import Context
 from rlhf_lightning.rewards.text_reward import TextReward
 from rlhf_lightning.types import Sample, SampleGroup
+from rlhf_lightning.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -167,7 +168,7 @@ def read_spec(spec: Mapping[str, Any] | str) -> Mapping[str, Any]:
     if not file.is_file():
         raise ValueError(f"reward.spec={spec!r}: there is no such file")
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))  # which reads JSON too
+        found = read_yaml(file)  # which reads JSON too
     except yaml.YAMLError as error:
         raise ValueError(f"reward.spec={spec!r} is neither JSON nor YAML: {error}") from error
     if not isinstance(found, Mapping):

@@ -1,0 +1,165 @@
+"""Which ``_target_`` a configuration may name: the walk over its nodes and the search for what a name stands for.
+
+Nothing that a configuration names is run here, and no module is imported but our own, the public ones of a role
+(``cli.roles``), and those that the user has allowed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.cli.errors import closest
+from rlhf_lightning.cli.roles import PLACES, Role, role_of
+
+_OURS = "rlhf_lightning"
+#: Of ours, what starts processes and writes files by design.
+_NEVER = ("rlhf_lightning.cli", "rlhf_lightning.quickstart")
+_DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
+#: Packages that hold more than anybody means to allow.
+_TOO_MUCH = ("builtins", "hydra", "lightning", "omegaconf", "peft", "pytorch_lightning", "torch", "transformers")
+
+
+class TargetError(ValueError):
+    """A ``_target_`` that may not stand where it stands; the text follows ``<key>._target_: ``."""
+
+
+def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping with a ``_target_``, with its full key, outermost first; items of lists by number in brackets."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield key, node
+        for name, inner in node.items():
+            yield from targets(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, (list, tuple)):
+        for position, inner in enumerate(node):
+            yield from targets(inner, f"{key}[{position}]")
+
+
+def locate(path: str) -> Any:
+    """The object that a dotted path names.
+
+    Raises:
+        ImportError: there is none.
+    """
+    parts = path.split(".")
+    for cut in range(len(parts), 0, -1):
+        name = ".".join(parts[:cut])
+        try:
+            found: Any = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+                continue
+            raise
+        for position, part in enumerate(parts[cut:], start=cut):
+            found = _attribute(found, part, ".".join(parts[:position]))
+        return found
+    here = any(Path(name).exists() for name in (f"{parts[0]}.py", f"{parts[0]}/__init__.py"))
+    hint = f"; the current folder has one: set PYTHONPATH={Path.cwd()}" if here else ""
+    raise ImportError(f"no package {parts[0]!r} is installed{hint}")
+
+
+def resolve(key: str, path: Any, allowed: Sequence[str], *, within: bool = False) -> Any:
+    """What a ``_target_`` stands for, if it may stand at its key.
+
+    Args:
+        key: of the node.
+        path: the value of ``_target_``.
+        allowed: packages, or parts of one, that the user has allowed: what they define may stand at any place.
+        within: the node is an option of something that the user has allowed: anything of ours that has some role may
+            stand there.
+
+    Raises:
+        TargetError: it may not stand there.
+        ImportError: there is no such thing.
+    """
+    if not isinstance(path, str) or not _DOTTED.fullmatch(path) or _inside(path, _NEVER):
+        raise TargetError(_foreign(path, role_of(key)))
+    if _inside(path, allowed):
+        return _users(key, path, allowed)
+    role = role_of(key)
+    roles = [role] if role is not None else [role for _, role in PLACES] if within else []
+    if not roles:
+        raise TargetError(f"{path} would be made here, where only plain values belong")
+    for candidate in roles:
+        found = _of_ours(path, candidate) if _inside(path, (_OURS,)) else _public(path, candidate)
+        if found is not None:
+            return found
+    if not _inside(path, (_OURS,)):
+        raise TargetError(_foreign(path, role))
+    locate(path)  # a misspelt name of ours is told so
+    raise TargetError(f"{path} is not {role.noun if role else 'made by a yaml'}, which is what belongs here")
+
+
+def _users(key: str, path: str, allowed: Sequence[str]) -> Any:
+    found = locate(path)
+    home = getattr(found, "__module__", None) or ""
+    if not callable(found) or not _inside(home, allowed):
+        raise TargetError(_foreign(f"{path} (which comes from {home or type(found).__name__})", role_of(key), home))
+    return found
+
+
+def _of_ours(path: str, role: Role) -> Any | None:
+    """A public name of one of our modules that has a role; None where it has not."""
+    module, _, name = path.rpartition(".")
+    if not any(_inside(module, (root,)) or root.startswith(module + ".") for root in role.ours):
+        return None
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        if error.name is not None and _inside(error.name, (_OURS,)):
+            return None
+        raise
+    if found is None or not _inside(getattr(found, "__module__", None) or "", role.ours):
+        return None
+    return found if role.fits(found, {base: locate(base) for base in role.bases}) else None
+
+
+def _public(path: str, role: Role) -> Any | None:
+    """A class of a public module of a role; None for anything else, which is not imported."""
+    module, _, name = path.rpartition(".")
+    for public in role.public:
+        if not _inside(module, (public,)):
+            continue
+        try:
+            there = importlib.import_module(public)
+        except ModuleNotFoundError as error:
+            if error.name is not None and _inside(public, (error.name,)):
+                raise ImportError(f"no package {error.name!r} is installed") from None
+            raise
+        found = getattr(there, name, None)
+        if found is None and module == public:
+            _attribute(there, name, public)
+        home = getattr(found, "__module__", None)
+        named_so = inspect.isclass(found) and module in (public, home)
+        if named_so and role.fits(found, {base: locate(base) for base in role.bases}):
+            return found
+    return None
+
+
+def _attribute(owner: Any, name: str, path: str) -> Any:
+    if not hasattr(owner, name):
+        close = closest(name, [other for other in dir(owner) if not other.startswith("_")])
+        raise ImportError(f"{path} has no {name!r}" + (f"; did you mean {close}?" if close else ""))
+    return getattr(owner, name)
+
+
+def _inside(path: str, packages: Sequence[str]) -> bool:
+    return any(path == root or path.startswith(root + ".") for root in packages)
+
+
+def _foreign(path: Any, role: Role | None, home: str | None = None) -> str:
+    """Why a name that is not ours is refused, and how to allow it where that can be meant."""
+    places = [_OURS, *(role.public if role else ())]
+    text = f"{path} is not from a package that a yaml may use ({', '.join(places)})"
+    if role is not None:
+        text += f", or not {role.noun}"
+    package = str(path if home is None else home).partition(".")[0]
+    if not package.isidentifier() or package in (_OURS, *_TOO_MUCH) or package in sys.stdlib_module_names:
+        return f"{text}."
+    return f"{text}. If you trust it, allow its package on the command line: allow_targets=[{package}]"
