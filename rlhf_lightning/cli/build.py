@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.checkpointing import AtomicCheckpointIO
+from rlhf_lightning.cli.config_file import literal
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.folder import start_of
 from rlhf_lightning.models.architectures import FAMILIES
@@ -46,7 +47,12 @@ class Run:
 
 def make(node: Any) -> Any:
     """The object that a node describes; None for null and for the empty node of a ``none.yaml``."""
-    return instantiate(node, _convert_="all") if node else None
+    if not node:
+        return None
+    # Resolved once, as it was checked; Hydra's instantiate reads text twice, so what looks like an interpolation now
+    # would be followed as one.
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    return instantiate(literal(literal(plain)), _convert_="all")
 
 
 def make_all(nodes: DictConfig | Mapping[str, Any] | None) -> list[Any]:

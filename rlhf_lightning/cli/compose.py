@@ -65,11 +65,10 @@ def compose_with_overrides(
     config_dirs: Iterable[str | Path] = (),
     check: bool = True,
     with_hydra: bool = False,
-    config_name: str | None = None,
 ) -> tuple[DictConfig, list[str]]:
     """As :func:`compose`; also returns the overrides in the form that Hydra itself accepts (``++`` where needed).
 
-    With ``with_hydra`` the configuration keeps Hydra's own node; ``config_name`` is another file than the command's.
+    With ``with_hydra`` the configuration keeps Hydra's own node.
     """
     register()
     if command not in COMMANDS:
@@ -82,7 +81,7 @@ def compose_with_overrides(
         for _ in range(len(accepted) + 1):
             try:
                 given = [*accepted, *search]
-                cfg = hydra_compose(config_name=config_name or command, overrides=given, return_hydra_config=True)
+                cfg = hydra_compose(config_name=command, overrides=given, return_hydra_config=True)
                 break
             except yaml.YAMLError as error:
                 raise ConfigError(f"a config file is not valid YAML: {error}") from error

@@ -25,15 +25,15 @@ def read_data(file: Path) -> DictConfig:
         raise ConfigError(f"{file} cannot be read: {error}") from error
     if not isinstance(cfg, dict):
         raise ConfigError(f"{file} is not the configuration of a run: it holds no mapping")
-    return OmegaConf.create(_literal(cfg))
+    return OmegaConf.create(literal(cfg))
 
 
-def _literal(value: Any) -> Any:
-    """Plain containers whose text means itself: ``${`` is escaped, and so are backslashes before it."""
+def literal(value: Any) -> Any:
+    """Plain containers whose text means itself when it is read as a configuration."""
     if isinstance(value, dict):
-        return {key: _literal(inner) for key, inner in value.items()}
+        return {key: literal(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_literal(inner) for inner in value]
+        return [literal(inner) for inner in value]
     return value if value is None or isinstance(value, (bool, int, float)) else escaped(str(value))
 
 

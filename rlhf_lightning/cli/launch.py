@@ -32,7 +32,8 @@ from rlhf_lightning.cli.worker import SWEEP, die_with_parent, is_first_process, 
 from rlhf_lightning.conf_dir import conf_dir
 
 #: Flags of Hydra with a value of their own.
-_VALUED = frozenset({"--config-dir", "-cd", "--config-name", "-cn", "--package", "-p", "--cfg", "-c"})
+_VALUED = frozenset({"--config-dir", "-cd", "--package", "-p", "--cfg", "-c"})
+_REPLACING = ("--config-name", "-cn", "--config-path", "-cp")
 _PLAIN = ("--multirun", "-m", "--run", "-r", "--resolve", "--hydra-help", "--shell-completion", "-sc")
 _OFFERED = ("--multirun", "--config-dir", "--cfg", "--resolve", "--full-error", "--help")
 #: With one of these Hydra prints something and no job runs.
@@ -46,7 +47,6 @@ class Arguments:
     flags: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
     config_dirs: list[str] = field(default_factory=list)
-    config_name: str | None = None
 
     @property
     def multirun(self) -> bool:
@@ -61,7 +61,7 @@ class Arguments:
     @property
     def options(self) -> dict[str, Any]:
         """What a composition of these arguments is given; the options of what is composed are checked later."""
-        return {"config_dirs": self.config_dirs, "config_name": self.config_name, "check": False}
+        return {"config_dirs": self.config_dirs, "check": False}
 
     @property
     def prints(self) -> bool:
@@ -110,6 +110,10 @@ def split(arguments: Sequence[str]) -> Arguments:
         if not argument.startswith("-"):
             result.overrides.append(argument)
             continue
+        if name in _REPLACING:
+            raise ConfigError(
+                f"{name} replaces the file that a command is: choose an experiment in a --config-dir instead"
+            )
         if name in _VALUED and not equals:
             if not rest:
                 raise ConfigError(f"{argument} needs a value")
@@ -118,8 +122,6 @@ def split(arguments: Sequence[str]) -> Arguments:
             raise ConfigError(f"there is no flag {name}.{suggestion(name, _OFFERED)}")
         if name in ("--config-dir", "-cd"):
             result.config_dirs.append(value)
-        if name in ("--config-name", "-cn"):
-            result.config_name = value
         result.flags += [name, value] if name in _VALUED else [argument]
     return result
 
@@ -235,7 +237,7 @@ def _job(command: str, cfg: DictConfig) -> float | None:
 
     try:
         _refuse_torchrun_without_folder(overrides)
-        check_hydra(HydraConfig.instance().cfg)
+        check_hydra(_with_hydra(cfg))
         cfg = _checked(command, cfg, overrides)
     except Exception as error:  # a value that only the sweeper knew: the other jobs still run
         folder = Path(cfg.paths.output_dir)
@@ -323,6 +325,15 @@ def _checked(command: str, cfg: DictConfig, overrides: list[str]) -> DictConfig:
         cfg = from_run(cfg, overrides)
     check_config(cfg, command, overrides)
     return cfg
+
+
+def _with_hydra(cfg: DictConfig) -> DictConfig:
+    """The configuration of a job together with Hydra's own part of it, as both were composed."""
+    whole, context = cfg.copy(), HydraConfig.instance().cfg
+    assert context is not None  # within a job
+    with open_dict(whole):
+        whole.hydra = context.hydra
+    return whole
 
 
 def _refuse_torchrun_without_folder(overrides: Sequence[str]) -> None:

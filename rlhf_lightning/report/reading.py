@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from rlhf_lightning.yaml_text import read_yaml
+from rlhf_lightning.yaml_text import OversizedYamlError, read_yaml
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  #: steps, values
 T = TypeVar("T")
@@ -288,6 +288,8 @@ def _by_name(entry: tuple[Path, str]) -> list[tuple[int, str]]:
 def _yaml(file: Path) -> dict[str, Any] | None:
     try:
         value = read_yaml(file)
+    except OversizedYamlError as error:
+        raise ReportError(f"{file}: {error}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
     return value if isinstance(value, dict) else None

@@ -13,7 +13,7 @@ import yaml
 
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.results import Result
-from rlhf_lightning.cli.schema import locate
+from rlhf_lightning.cli.targets import locate
 from rlhf_lightning.cli.train import train
 from rlhf_lightning.conf_dir import conf_dir
 

@@ -16,7 +16,7 @@ from rlhf_lightning import compose
 from rlhf_lightning.cli.build import make
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.results import Result
-from rlhf_lightning.cli.schema import locate
+from rlhf_lightning.cli.targets import locate
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.models.classification import export_scorer
 from rlhf_lightning.models.roles import ModelBuilder

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_lightning.cli.compose import compose
-from rlhf_lightning.cli.schema import locate
+from rlhf_lightning.cli.targets import locate
 from rlhf_lightning.conf_dir import conf_dir
 
 PAGE = (conf_dir().parent / "docs" / "vllm.md").read_text(encoding="utf-8")
