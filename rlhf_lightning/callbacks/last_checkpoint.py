@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rlhf_lightning.checkpointing import reopen_validation, validation_pending
+from rlhf_lightning.options import Count, Positive
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class LastCheckpoint(Callback):
     """
 
     def __init__(
-        self, dirpath: str | None = None, every_n_steps: int | None = 100, every_n_minutes: float | None = 15.0
+        self, dirpath: str | None = None, every_n_steps: Count | None = 100, every_n_minutes: Positive | None = 15.0
     ) -> None:
         self.dirpath = dirpath
         self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes

@@ -17,6 +17,7 @@ from rich.table import Column
 from rich.text import Text
 from torch import Tensor
 
+from rlhf_lightning.options import Positive
 from rlhf_lightning.types import PackedBatch
 
 #: What the line shows of a step, where the metric exists: label, metric, format.
@@ -51,7 +52,7 @@ class AlignmentProgressBar(ProgressBar):
         console: where to draw; None: standard error.
     """
 
-    def __init__(self, refresh_per_second: float = 5.0, console: Console | None = None) -> None:
+    def __init__(self, refresh_per_second: Positive = 5.0, console: Console | None = None) -> None:
         super().__init__()
         self.refresh_per_second = refresh_per_second
         self.console = console or Console(file=sys.stderr)

@@ -18,6 +18,7 @@ from rlhf_lightning.callbacks.tables import log_table
 from rlhf_lightning.ops.comparisons import outcomes
 from rlhf_lightning.ops.kl import k1, k3
 from rlhf_lightning.ops.streams import stream_seed
+from rlhf_lightning.options import Count, NonNegative, PositiveShare
 from rlhf_lightning.types import Example, PackedBatch, Ragged, RolloutBatch, SampleGroup, sample_groups
 
 
@@ -81,15 +82,15 @@ class PolicySamples(Callback):
     def __init__(
         self,
         pack: Callable[[Sequence[Example]], PackedBatch],
-        prompts: int = 8,
-        max_new_tokens: int = 64,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        batch_size: int = 8,
+        prompts: Count = 8,
+        max_new_tokens: Count = 64,
+        temperature: NonNegative = 1.0,
+        top_p: PositiveShare = 1.0,
+        batch_size: Count = 8,
         seed: int = 0,
         before_training: bool = True,
         folder: str | None = None,
-        each: int = 1,
+        each: Count = 1,
     ) -> None:
         if prompts < 1 or each < 1:
             raise ValueError(f"callbacks.samples.prompts={prompts} and .each={each} must be at least 1")

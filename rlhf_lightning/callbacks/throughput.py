@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from rlhf_lightning.options import Positive
 from rlhf_lightning.types import PackedBatch
 
 
@@ -29,7 +30,7 @@ class Throughput(Callback):
             weight and token forward, two backward for activations and two for trained weights, attention not counted.
     """
 
-    def __init__(self, peak_tflops: float | None = None) -> None:
+    def __init__(self, peak_tflops: Positive | None = None) -> None:
         self.peak_tflops = peak_tflops
         self._restart()
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlhf_lightning.ops.debias import verbosity_penalties
+from rlhf_lightning.options import WholeNumber
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class VerbosityDebias(L.Callback):
         batches: optimiser steps of training data to measure on, those of all processes, however they are cut.
     """
 
-    def __init__(self, attribute: int, bound: float = 0.03, batches: int = 64) -> None:
+    def __init__(self, attribute: WholeNumber, bound: float = 0.03, batches: int = 64) -> None:
         if not 0 < bound < 1 or batches < 1:
             raise ValueError(
                 f"callbacks.verbosity_debias: bound={bound} must lie in (0, 1), and batches={batches} be > 0"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -68,7 +69,7 @@ def make_run(cfg: DictConfig) -> Run:
     """
     method = make(cfg.method)
     models = make_models(cfg, reference_kind(cfg, method))
-    module = method(models=models, optimizer=make(cfg.optimizer), scheduler=make(cfg.scheduler))
+    module = method(models=models, optimizer=make_optimizer(cfg), scheduler=make(cfg.scheduler))
     data: Any = make_data(cfg, models, module.kind, mismatched="kl" in module.needs)
     trainer = make_trainer(cfg, module.monitor)
     if module.kind == "prompt":
@@ -84,6 +85,20 @@ def make_run(cfg: DictConfig) -> Run:
             data.check_columns = reward.check_columns
     data.trainer = trainer  # it plans for the trainer's accumulation and processes, and fails before weights load
     return Run(module, data, trainer, models, Path(cfg.paths.output_dir))
+
+
+def make_optimizer(cfg: DictConfig) -> Any:
+    """The maker of the optimiser, after it was tried on one number: torch looks at ranges only when it is called.
+
+    Raises:
+        ConfigError: an option is out of its range.
+    """
+    maker = make(cfg.optimizer)
+    try:
+        maker([torch.nn.Parameter(torch.zeros(1))])
+    except ValueError as error:
+        raise ConfigError(f"optimizer: {error}") from error
+    return maker
 
 
 def score_samples(trainer: Trainer, reward: Any) -> bool:

@@ -23,6 +23,7 @@ from rlhf_lightning.methods.shaping import RewardShaping
 from rlhf_lightning.models.critic import ActorCritic
 from rlhf_lightning.models.roles import evaluating
 from rlhf_lightning.ops.exponent import bounded_exp
+from rlhf_lightning.options import NonNegative, Positive, WholeNumber
 from rlhf_lightning.types import (
     Credit,
     Episodes,
@@ -99,15 +100,15 @@ class PPO(PolicyGradient):
         *,
         advantage: Callable[..., Any],
         critic: Callable[..., ActorCritic] = ActorCritic,
-        value_coef: float = 0.1,
-        value_clip: float | None = 0.2,
-        critic_lr: float | None = None,
-        critic_warmup: int = 0,
+        value_coef: NonNegative = 0.1,
+        value_clip: Positive | None = 0.2,
+        critic_lr: Positive | None = None,
+        critic_warmup: WholeNumber = 0,
         whiten_advantages: Whitening = "minibatch",
         whiten_unbiased: bool = True,
-        advantage_clip: float | None = None,
-        max_ratio: float | None = None,
-        ptx_coef: float = 0.0,
+        advantage_clip: Positive | None = None,
+        max_ratio: Positive | None = None,
+        ptx_coef: NonNegative = 0.0,
         multiplier: Multiplier | None = None,
         rollout: RolloutOptions | Mapping[str, Any] | None = None,
         kl: KLPenalty | None = None,
@@ -116,8 +117,8 @@ class PPO(PolicyGradient):
         shaping: RewardShaping | None = None,
         mismatch: Mismatch | None = None,
         entropy_coef: float = 0.0,
-        target_kl: float | None = None,
-        score_temperature: float | None = None,
+        target_kl: Positive | None = None,
+        score_temperature: Positive | None = None,
         reward: Any = None,
         statistics: Sequence[str] = ("entropy",),
     ) -> None:

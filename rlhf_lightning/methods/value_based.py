@@ -15,6 +15,7 @@ from rlhf_lightning.methods.running import RunningMoments
 from rlhf_lightning.models.backbone import Backbone
 from rlhf_lightning.models.generation import generate
 from rlhf_lightning.models.value_actor import ValueActor
+from rlhf_lightning.options import Count, NonNegative, PositiveShare, WholeNumber
 from rlhf_lightning.types import ActionValues, MeasuredLoss, RankedBatch, SequenceLogProbs, StepOutput
 
 if TYPE_CHECKING:
@@ -62,10 +63,10 @@ class ValueBased(AlignmentModule[RankedBatch]):
         optimizer: Callable[..., Optimizer] | None = None,
         scheduler: Callable[..., LRScheduler] | None = None,
         *,
-        target_rate: float = 0.001,
-        target_every: int = 5,
-        decoding_beta: float = 1.0,
-        decoding_top_k: int = 20,
+        target_rate: PositiveShare = 0.001,
+        target_every: Count = 5,
+        decoding_beta: NonNegative = 1.0,
+        decoding_top_k: WholeNumber = 20,
         head: Callable[..., ValueActor] = ValueActor,
         statistics: Sequence[str] = (),
     ) -> None:

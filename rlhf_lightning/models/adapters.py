@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from rlhf_lightning.models.loading import adapter_config, load_adapter
+from rlhf_lightning.options import Count, Positive
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig, PeftModel
@@ -71,8 +72,8 @@ class Lora:
         ValueError: a number out of range or an unknown quantiser.
     """
 
-    r: int = 16
-    alpha: float = 32.0
+    r: Count = 16
+    alpha: Positive = 32.0
     dropout: float = 0.0
     target_modules: str | Sequence[str] = "all-linear"
     rslora: bool = False

@@ -20,6 +20,7 @@ from rlhf_lightning.models import gguf
 from rlhf_lightning.models.loading import load_model
 from rlhf_lightning.models.naming import BASE_NOTE
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer, resolve_chat_template
+from rlhf_lightning.options import Count
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -275,12 +276,12 @@ class TinyRandom(Execution):
 
     seed: int = 0
     architecture: str = "llama"
-    hidden_size: int = 64
-    layers: int = 2
-    heads: int = 4
-    kv_heads: int = 2
-    intermediate_size: int = 128
-    max_length: int = 4096
+    hidden_size: Count = 64
+    layers: Count = 2
+    heads: Count = 4
+    kv_heads: Count = 2
+    intermediate_size: Count = 128
+    max_length: Count = 4096
     initializer_range: float = 0.125
     tie_embeddings: bool = False
     dtype: Dtype = "float32"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from rlhf_lightning.models.loading import check_classifier
+from rlhf_lightning.options import Count
 from rlhf_lightning.rewards.model import ModelReward
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ class ClassifierReward(ModelReward):
         name: str = "classifier",
         dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32",
         device: str = "auto",
-        max_tokens: int = 16_384,
-        max_length: int | None = None,
+        max_tokens: Count = 16_384,
+        max_length: Count | None = None,
     ) -> None:
         position = _position(path, label)
         options: dict[str, Any] = {"dtype": dtype, "device": device, "max_tokens": max_tokens, "max_length": max_length}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from rlhf_lightning.models.adapter_folders import adapter_base
 from rlhf_lightning.models.adapter_start import starts_as_base
 from rlhf_lightning.models.sources import Dtype
+from rlhf_lightning.options import Count, Positive
 from rlhf_lightning.rewards.base import Scores
 from rlhf_lightning.rewards.log_prob import LogProbReward
 from rlhf_lightning.types import SampleGroup
@@ -50,13 +51,13 @@ class ImplicitReward:
         *,
         path: str,
         reference: str | None = None,
-        beta: float = 0.1,
+        beta: Positive = 0.1,
         reduction: Literal["sum", "mean"] = "sum",
         name: str = "implicit",
         dtype: Dtype = "float32",
         device: str = "auto",
-        max_tokens: int = 16_384,
-        max_length: int | None = None,
+        max_tokens: Count = 16_384,
+        max_length: Count | None = None,
     ) -> None:
         if reference is None and not starts_as_base(path):
             raise ValueError(

@@ -16,6 +16,7 @@ from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.templates import render, resolve
 from rlhf_lightning.losses.judge import stated_preference
 from rlhf_lightning.models.sources import Dtype
+from rlhf_lightning.options import Count
 from rlhf_lightning.rewards.base import Scores
 from rlhf_lightning.rewards.log_prob import language_model
 from rlhf_lightning.rewards.texts import Texts, batches, chosen_device
@@ -62,7 +63,7 @@ class JudgeReward:
         spec: DataSpec | None = None,
         dtype: Dtype = "float32",
         device: str = "auto",
-        max_tokens: int = 16_384,
+        max_tokens: Count = 16_384,
     ) -> None:
         self.name, self.max_tokens, self.spec = name, max_tokens, spec or DataSpec()
         self.device = chosen_device(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from rlhf_lightning.options import NonNegative, WholeNumber
 from rlhf_lightning.rewards.base import Scores, checked, reads_columns
 from rlhf_lightning.rewards.calling import missing_column
 from rlhf_lightning.rewards.function import as_reward
@@ -32,7 +33,7 @@ class LengthReward:
         self,
         tokenizer: Any = None,
         *,
-        target: int | None = None,
+        target: WholeNumber | None = None,
         column: str | None = None,
         per_token: float = 0.01,
         name: str = "length",
@@ -141,7 +142,7 @@ class OverlongPenalty:
         *,
         max_length: int = 20_480,
         buffer: int = 4096,
-        factor: float = 1.0,
+        factor: NonNegative = 1.0,
         beyond: Literal["clip", "linear"] = "clip",
         name: str = "overlong",
     ) -> None:

@@ -12,6 +12,7 @@ from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.buffers import keep_float32_buffers
 from rlhf_lightning.models.roles import align_with_tokenizer
 from rlhf_lightning.models.sources import Dtype, Pretrained
+from rlhf_lightning.options import Count
 from rlhf_lightning.rewards.base import Scores
 from rlhf_lightning.rewards.texts import Texts, batches, chosen_device
 from rlhf_lightning.types import Example, Ragged, SampleGroup
@@ -56,8 +57,8 @@ class LogProbReward:
         mutual_information: bool = False,
         dtype: Dtype = "float32",
         device: str = "auto",
-        max_tokens: int = 16_384,
-        max_length: int | None = None,
+        max_tokens: Count = 16_384,
+        max_length: Count | None = None,
     ) -> None:
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reward.reduction={reduction!r} is neither sum nor mean")

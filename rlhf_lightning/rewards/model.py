@@ -16,6 +16,7 @@ from rlhf_lightning.models.heads import HEAD
 from rlhf_lightning.models.roles import align_with_tokenizer
 from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import Pretrained
+from rlhf_lightning.options import Count, WholeNumber
 from rlhf_lightning.rewards.base import Scores
 from rlhf_lightning.rewards.texts import Texts, batches, chosen_device
 from rlhf_lightning.types import Example, SampleGroup
@@ -58,10 +59,10 @@ class ModelReward:
         name: str = "model",
         dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32",
         device: str = "auto",
-        max_tokens: int = 16_384,
-        max_length: int | None = None,
+        max_tokens: Count = 16_384,
+        max_length: Count | None = None,
         normalize: bool = True,
-        output: int = 0,
+        output: WholeNumber = 0,
         scale: float = 1.0,
     ) -> None:
         self.name, self.path = name, str(Path(path).expanduser()) if Path(path).expanduser().exists() else path

@@ -18,6 +18,7 @@ from rlhf_lightning.models.buffers import keep_float32_buffers
 from rlhf_lightning.models.roles import align_with_tokenizer
 from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import Dtype, Pretrained
+from rlhf_lightning.options import Count
 from rlhf_lightning.rewards.base import Scores
 from rlhf_lightning.rewards.texts import Texts, batches, chosen_device
 from rlhf_lightning.types import Example, SampleGroup
@@ -70,7 +71,7 @@ class ProcessReward:
         aggregate: Literal["mean", "min", "product", "last"] = "mean",
         dtype: Dtype = "float32",
         device: str = "auto",
-        max_tokens: int = 16_384,
+        max_tokens: Count = 16_384,
     ) -> None:
         if aggregate not in AGGREGATES:
             raise ValueError(f"reward.aggregate={aggregate!r} is none of {', '.join(AGGREGATES)}")

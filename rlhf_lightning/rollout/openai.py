@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rlhf_lightning.options import Count, NonNegative, Positive, WholeNumber
 from rlhf_lightning.rollout.completions import choices, copies, draws, finish, sampling_fields
 from rlhf_lightning.rollout.endpoint import Endpoint, ServerError, in_threads
 from rlhf_lightning.types import Sample, Sampling
@@ -43,14 +44,14 @@ class ChatClient:
         url: str,
         model: str | None = None,
         *,
-        temperature: float = 0.0,
-        max_tokens: int = 512,
+        temperature: NonNegative = 0.0,
+        max_tokens: Count = 512,
         seed: int | None = None,
         api_key_env: str = "OPENAI_API_KEY",
-        timeout: float = 120.0,
-        retries: int = 4,
-        backoff: float = 1.0,
-        concurrency: int = 8,
+        timeout: Positive = 120.0,
+        retries: WholeNumber = 4,
+        backoff: NonNegative = 1.0,
+        concurrency: Count = 8,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         if temperature < 0 or max_tokens < 1 or concurrency < 1:
@@ -171,13 +172,13 @@ class OpenAIEngine:
         *,
         url: str,
         model: str | None = None,
-        max_new_tokens: int = 256,
+        max_new_tokens: Count = 256,
         min_new_tokens: int = 0,
         api_key_env: str = "OPENAI_API_KEY",
-        timeout: float = 120.0,
-        retries: int = 4,
-        backoff: float = 1.0,
-        concurrency: int = 8,
+        timeout: Positive = 120.0,
+        retries: WholeNumber = 4,
+        backoff: NonNegative = 1.0,
+        concurrency: Count = 8,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         Sampling(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens)  # checks them

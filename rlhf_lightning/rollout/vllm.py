@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.distributed as dist
 
+from rlhf_lightning.options import Count, PositiveShare
 from rlhf_lightning.rollout.completions import copies, draws, server_seed
 from rlhf_lightning.rollout.vllm_adapters import check_adapter
 from rlhf_lightning.rollout.vllm_options import (
@@ -72,13 +73,13 @@ class VLLMEngine:
         self,
         tokenizer: Any = None,
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: Count = 256,
         min_new_tokens: int = 0,
         dtype: Dtype = "auto",
         max_model_len: int = 2048,
         max_num_seqs: int = 64,
-        memory: int = 1,
-        gpu_memory_utilization: float = 0.3,
+        memory: Count = 1,
+        gpu_memory_utilization: PositiveShare = 0.3,
         enforce_eager: bool = True,
         max_gap: float | None = 0.2,
         options: Mapping[str, Any] | None = None,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlhf_lightning.models.adapters import Adapter
 from rlhf_lightning.models.export import adapter_state, save_adapter
+from rlhf_lightning.options import Count, Positive, PositiveShare, WholeNumber
 from rlhf_lightning.rollout.completions import choices, copies, draws, sampling_fields, token_sample
 from rlhf_lightning.rollout.endpoint import Endpoint, ServerError, in_threads
 from rlhf_lightning.rollout.openai import only_model
@@ -92,20 +93,20 @@ class VLLMServerEngine:
         model: str | None = None,
         folder: str | None = None,
         lora: bool = False,
-        max_new_tokens: int = 256,
+        max_new_tokens: Count = 256,
         min_new_tokens: int = 0,
         dtype: Dtype = "auto",
         max_model_len: int = 2048,
         max_num_seqs: int = 64,
-        memory: int = 1,
-        gpu_memory_utilization: float = 0.5,
+        memory: Count = 1,
+        gpu_memory_utilization: PositiveShare = 0.5,
         enforce_eager: bool = True,
         max_gap: float | None = 0.2,
-        start_timeout: float = 600.0,
-        timeout: float = 600.0,
-        retries: int = 2,
-        concurrency: int = 64,
-        port: int | None = None,
+        start_timeout: Positive = 600.0,
+        timeout: Positive = 600.0,
+        retries: WholeNumber = 2,
+        concurrency: Count = 64,
+        port: Count | None = None,
         environment: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
     ) -> None:

@@ -26,6 +26,7 @@ from rlhf_lightning.data.cache import default_folder
 from rlhf_lightning.models.loading import load_model
 from rlhf_lightning.models.sources import Dtype, Execution
 from rlhf_lightning.models.tokenizers import prepare_tokenizer
+from rlhf_lightning.options import Count, Positive, WholeNumber
 from rlhf_lightning.world import grammar
 from rlhf_lightning.world.tokenizer import BOS, EOS, PAD, VOCABULARY, tiny_tokenizer
 
@@ -63,13 +64,13 @@ class TinyWorld(Execution):
     """
 
     seed: int = 0
-    hidden_size: int = 128
-    layers: int = 2
-    heads: int = 4
-    intermediate_size: int = 384
-    steps: int = 300
-    batch_size: int = 32
-    lr: float = 4.0e-3
+    hidden_size: Count = 128
+    layers: Count = 2
+    heads: Count = 4
+    intermediate_size: Count = 384
+    steps: WholeNumber = 300
+    batch_size: Count = 32
+    lr: Positive = 4.0e-3
     dtype: Dtype = "float32"
     name: str = "tiny"
 

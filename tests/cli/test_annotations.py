@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import pytest
 
 from rlhf_lightning.cli.annotations import annotations_of, check_value
+from rlhf_lightning.cli.build import make_optimizer
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.targets import locate
@@ -67,6 +68,38 @@ def test_relatives_in_other_groups(chosen: list[str], message: str):
     with pytest.raises(ConfigError) as caught:
         compose("train", chosen)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "interval"),
+    [
+        ("callbacks.last.every_n_minutes=-1", "(0, inf)"),
+        ("callbacks.samples.top_p=1.5", "(0, 1]"),
+        ("model.layers=0", "[1, inf)"),
+        ("reward.max_tokens=0", "[1, inf)"),
+        ("rollout.timeout=0", "(0, inf)"),
+        ("method.critic_warmup=-1", "[0, inf)"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused(override: str, interval: str):
+    chosen = [
+        "method=ppo",
+        "model=tiny_random",
+        "rollout=openai",
+        "rollout.url=http://x",
+        "reward=model",
+        "reward.path=x",
+    ]
+    with pytest.raises(ConfigError, match=re.escape(f"is not allowed, it must be a number in {interval}")):
+        compose("train", [*chosen, override])
+
+
+@pytest.mark.parametrize("optimizer", ["torch.optim.SGD", "torch.optim.AdamW"])
+def test_an_optimizer_out_of_its_range_is_refused_before_weights(optimizer: str):
+    cfg = compose("train", [], check=False)
+    cfg.optimizer = {"_target_": optimizer, "_partial_": True, "lr": -1.0}
+    with pytest.raises(ConfigError, match=r"optimizer: Invalid learning rate: -1\.0"):
+        make_optimizer(cfg)
 
 
 def test_infinity_fits_where_a_range_includes_it():
