@@ -68,7 +68,8 @@ def validation_pending(trainer: Trainer) -> bool:
     if trainer.validating:
         done = loop.val_loop.batch_progress.current.completed
         return trainer.state.fn == TrainerFn.FITTING and done < sum(trainer.num_val_batches)
-    batches, fetcher = loop.batch_progress.current, trainer.fit_loop._data_fetcher
+    batches: Any = loop.batch_progress.current
+    fetcher = trainer.fit_loop._data_fetcher
     ending = batches.completed == batches.processed - 1
     return ending and fetcher is not None and loop._should_check_val_fx(fetcher)
 

@@ -81,13 +81,13 @@ class _Sizes:
         elif isinstance(event, yaml.CollectionEndEvent):
             self._close(*self.unclosed.pop())
 
-    def _repeated(self, anchor: str) -> int:
+    def _repeated(self, anchor: str | None) -> int:
         if any(name == anchor for name, _ in self.unclosed):
             raise OversizedYamlError(f"*{anchor} contains itself")
-        self.repeated += self.by_anchor.get(anchor, 1)
+        self.repeated += self.by_anchor.get(str(anchor), 1)
         if self.repeated > MOST_REPEATED:
             raise OversizedYamlError(f"its aliases stand for more than {MOST_REPEATED:,} values")
-        return self.by_anchor.get(anchor, 1)
+        return self.by_anchor.get(str(anchor), 1)
 
     def _close(self, anchor: str | None, size: int) -> None:
         if anchor is not None:

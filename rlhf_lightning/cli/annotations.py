@@ -115,7 +115,7 @@ def _by_default(function: Callable[..., Any]) -> dict[str, Any]:
 def _kind(default: Any) -> Any | None:
     if isinstance(default, tuple) and default:
         kinds = [_kind(value) for value in default]
-        return None if None in kinds else tuple[tuple(kinds)]
+        return None if None in kinds else types.GenericAlias(tuple, tuple(kinds))
     return {bool: bool, int: float, float: float, str: str}.get(type(default))
 
 

@@ -25,7 +25,8 @@ def read_data(file: Path) -> DictConfig:
         raise ConfigError(f"{file} cannot be read: {error}") from error
     if not isinstance(cfg, dict):
         raise ConfigError(f"{file} is not the configuration of a run: it holds no mapping")
-    return OmegaConf.create(literal(cfg))
+    data: DictConfig = OmegaConf.create(literal(cfg))
+    return data
 
 
 def literal(value: Any) -> Any:

@@ -178,7 +178,7 @@ def check_params(command: str, given: Arguments) -> None:
     node = OmegaConf.select(base, "hydra.sweeper.params") or OmegaConf.create({})
     params = OmegaConf.to_container(node, resolve=True)
     assert isinstance(params, dict)
-    for point in sweep_points([f"{key}={value}" for key, value in params.items()], given.folders):
+    for point in sweep_points([f"{key!s}={value}" for key, value in params.items()], given.folders):
         compose_with_overrides(command, [*point, *lines], **given.options)
 
 
@@ -332,7 +332,7 @@ def _with_hydra(cfg: DictConfig) -> DictConfig:
     whole, context = cfg.copy(), HydraConfig.instance().cfg
     assert context is not None  # within a job
     with open_dict(whole):
-        whole.hydra = context.hydra
+        whole.hydra = context["hydra"]
     return whole
 
 

@@ -89,7 +89,7 @@ def check_plain(config: Any) -> None:
 
 def largest_rank(config: Any) -> int:
     """The largest rank of a LoRA's layers."""
-    return max([config.r, *config.rank_pattern.values()])
+    return max(int(rank) for rank in (config.r, *config.rank_pattern.values()))
 
 
 def _reasons(config: Any) -> Iterator[str]:
