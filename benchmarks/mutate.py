@@ -52,6 +52,7 @@ ALONG = {
     "logsumexp",
     "max",
     "mean",
+    "normalize",
     "softmax",
     "sort",
     "sum",

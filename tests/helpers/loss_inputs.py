@@ -15,7 +15,15 @@ from torch import Tensor
 from rlhf_lightning import losses
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.losses import needs
-from rlhf_lightning.types import Moments, Pair, PreferenceLoss, SequenceLogProbs
+from rlhf_lightning.types import (
+    GroupLoss,
+    MeasuredLoss,
+    Moments,
+    Pair,
+    PreferenceLoss,
+    SequenceLogProbs,
+    TokenLoss,
+)
 
 Rows = list[list[float]]  #: one list of per-token numbers a response
 
@@ -102,6 +110,15 @@ def gradients(
     function(**{need: given[need] for need in needs(function)}, **options).loss.mean().backward()
     leaves = given["policy"].chosen.token, given["policy"].rejected.token
     return tuple(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves)  # type: ignore[return-value]
+
+
+def assert_detached(output: PreferenceLoss | GroupLoss | MeasuredLoss | TokenLoss) -> None:
+    """Fail where anything but the loss itself carries a gradient."""
+    named = dict(vars(output))
+    loss = named.pop("token" if isinstance(output, TokenLoss) else "loss")
+    assert loss.requires_grad, "inputs without gradients show nothing"
+    named |= named.pop("diagnostics")
+    assert not [name for name, value in named.items() if value is not None and value.requires_grad]
 
 
 def method_yaml(name: str) -> dict[str, Any]:

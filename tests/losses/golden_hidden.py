@@ -40,6 +40,8 @@ NOTHING = Instruction([], [], [0.0, 0.0], [0.0, 0.0])
 GROUP = [(INSTRUCTION, NEGATIVE)]
 #: Another group, without a hard negative.
 GROUPS = [*GROUP, (Instruction([-3.0, -3.0], [-1.0], [1.0, 0.0], [0.0, 1.0]), NOTHING)]
+#: A hard negative whose states are near the instruction's.
+NEAR = [(INSTRUCTION, Instruction([-3.0], [-0.5, -0.5], [3.0, 4.0], [4.0, 3.0]))]
 
 STEPS = [
     [
@@ -148,6 +150,33 @@ ROWS = [
         [6 / 2.5 + 2.5 / 2 + 0.126928, 6 / 2.5 + 1 / 2],
         "originals 5 tokens and paraphrases 4 in 2 groups; 2 * 0.126928 over 2 instructions of the group; 0 alone",
         "negatives of other groups; an empty slot taken for an instruction; the mean over slots",
+    ),
+    Golden(
+        "coin",
+        {"weight": 0.5, "temperature": 0.5, "in_batch": True},
+        (GROUPS,),
+        [3.982723, 3.646515],
+        "2.4 + 1.25 and 2.4 + 0.5; the cosines' rows are (1 0 0), (0 1 1), (1 0 0): two instructions cost "
+        "(ln(1 + 2e^-2) + ln(2 + e^2) - 2) / 2 = 0.499085 and one ln(2 + e^2) = 2.239545, over 3/2 a group",
+        "the instructions of all groups in a group's place; a mean over slots",
+        {"contrastive/raw": [0.665446, 1.493030], "contrastive/scaled": [0.332723, 0.746515]},
+    ),
+    Golden(
+        "coin",
+        {"weight": 0.0},
+        (NEAR,),
+        [2.833333],
+        "the likelihoods alone; cosines (1, 0)(1, 0), (.6, .8)(.8, .6) and across (1, 0)(.8, .6), (.6, .8)(1, 0)",
+        "the gap turned round or a sum; the hard negative's own state in its paraphrase's place",
+        {"cosine/positive": [1.0, 0.96], "cosine/hard_negative": [0.8, 0.6], "cosine/gap": [0.2, 0.36]},
+    ),
+    Golden(
+        "coin",
+        {"in_batch": False},
+        ([(Instruction([0.0], [0.0], [1.0, 0.0], [1.0, 0.0]), NOTHING), (NOTHING, NOTHING)],),
+        [0.0, 0.0],
+        "certain responses and no hard negative; an empty slot of a step",
+        "0/0",
     ),
     Golden(
         "ilql",

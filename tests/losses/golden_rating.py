@@ -71,4 +71,15 @@ ROWS = [
         "a softmax over both orders together",
         {"over": "letters"},
     ),
+    Golden(
+        "pairwise_judge",
+        {
+            "verdict": ([[math.log(0.5), math.log(0.5)]], [[math.log(0.25), math.log(0.5)]]),
+            "verdict_swapped": VERDICTS["verdict_swapped"],
+        },
+        [0.549306],
+        "letters of two tokens: .25 against .125 is 2/3 again",
+        "a mean over a letter's tokens, .5 against .353553",
+        {"over": "letters"},
+    ),
 ]

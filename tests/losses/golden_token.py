@@ -135,6 +135,15 @@ CUT = [
         {"detected": [], "ratio": [], "loss/judged": []},
     ),
     Golden(
+        "cut",
+        {"threshold": 1.1, "unlikelihood_weight": 1.0},
+        [0.572707],
+        "one token, ratio e: (1 - log(1 - e^-2)) / 2 with log(1 - e^-2) = -0.145413",
+        "a response of one token taken for one without criticism",
+        [([-1.0], [-2.0])],
+        {"detected": [1.0], "ratio": [2.718282], "loss/judged": [1.0], "loss/plain": [0.145413]},
+    ),
+    Golden(
         "cut_paper",
         {"threshold": 1.1, "unlikelihood_weight": 0.5, "gamma": 1.0},
         [1.985278, 0.5],

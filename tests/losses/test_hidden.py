@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rlhf_lightning import losses
 from tests.helpers import reference_hidden
 from tests.helpers.hidden_inputs import inputs, run
+from tests.helpers.loss_inputs import assert_detached
 from tests.helpers.reference_hidden import Instruction, Step
 from tests.losses.golden_hidden import GROUPS, ROWS, STEPS, Golden
 
@@ -88,7 +89,7 @@ def test_golden(row: Golden, dtype: torch.dtype) -> None:
     assert result.loss.tolist() == pytest.approx(row.expected, abs=2e-5)
     for name, expected in row.diagnostics.items():
         assert result.diagnostics[name].flatten().tolist() == pytest.approx(expected, abs=2e-5), name
-        assert not result.diagnostics[name].requires_grad
+    assert_detached(result)
 
 
 def test_every_loss_has_a_golden_row_and_every_option_is_drawn() -> None:

@@ -14,6 +14,7 @@ from rlhf_lightning import losses
 from rlhf_lightning.losses.judge import pairwise_judge, stated_preference
 from rlhf_lightning.losses.rating import attribute_regression, binary_discrimination, process_reward
 from rlhf_lightning.types import Pair, Ragged
+from tests.helpers.loss_inputs import assert_detached
 from tests.losses.golden_rating import ROWS
 from tests.losses.golden_reward import NAN, Golden
 
@@ -25,13 +26,13 @@ def softplus(x: float) -> float:
 def ragged(rows: list[list[float]], mean_length: float | None = None) -> Ragged:
     tokens = [value for row in rows for value in row]
     sequence = [i for i, row in enumerate(rows) for _ in row]
-    return Ragged(torch.tensor(tokens), torch.tensor(sequence), len(rows), mean_length)
+    return Ragged(torch.tensor(tokens, requires_grad=True), torch.tensor(sequence), len(rows), mean_length)
 
 
 def tensors(name: str, value: Any) -> Any:
     if name in ("verdict", "verdict_swapped"):
         return Pair(*map(ragged, value))
-    return ragged(value) if name == "step_reward" else torch.tensor(value)
+    return ragged(value) if name == "step_reward" else torch.tensor(value, requires_grad=name in ("reward", "rating"))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
@@ -41,6 +42,8 @@ def test_golden_value(row: Golden) -> None:
     )
     loss = result if isinstance(result, torch.Tensor) else result.loss
     assert loss.tolist() == pytest.approx(row.expected, abs=2e-6)
+    if loss is not result:
+        assert_detached(result)
 
 
 LOGITS = st.lists(st.lists(st.floats(-30, 30), min_size=1, max_size=4), min_size=1, max_size=4)
@@ -140,6 +143,10 @@ def test_rewards_and_diagnostics() -> None:
     assert result.diagnostics["accuracy"].tolist() == [1.0, 0.0]
     undecided = binary_discrimination(torch.zeros(2), torch.tensor([1.0, 0.0]))
     assert undecided.diagnostics["accuracy"].tolist() == [0.5, 0.5]
+    soft = binary_discrimination(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.49])).diagnostics
+    assert soft["reward/chosen"].tolist() == [1.0], "a soft label counts as good from 1/2"
+    rated = attribute_regression(torch.tensor([[1.0, 9.0], [2.0, 0.0]]), torch.tensor([[3.0, NAN], [1.0, 2.0]]))
+    assert rated.reward.tolist() == [5.0, 1.0]
     steps = process_reward(ragged([[1.0, 0.5], [2.0]]), torch.tensor([1.0, 0.0, 1.0]))
     assert steps.reward.tolist() == pytest.approx([0.75, 2.0])
 
@@ -152,3 +159,8 @@ def test_a_liking_for_a_place_cancels_in_the_stated_preference() -> None:
     # Says "A" with probability .9 whatever stands there: right in one order, wrong in the other.
     assert stated_preference(letters(0.9, 0.1), letters(0.1, 0.9)).tolist() == pytest.approx([0.5])
     assert stated_preference(letters(0.9, 0.1), letters(0.9, 0.1)).tolist() == pytest.approx([0.9])
+
+
+def test_tokens_of_a_letter_add_up() -> None:
+    two_tokens = Pair(ragged([[math.log(0.5)] * 2]), ragged([[math.log(0.25)] * 2]))  # 1/4 against 1/16
+    assert stated_preference(two_tokens, two_tokens).tolist() == pytest.approx([0.8])

@@ -15,7 +15,7 @@ from rlhf_lightning.losses.judgment import detected
 from rlhf_lightning.losses.token_contrast import contrasted
 from rlhf_lightning.types import GroupLoss, Pair, PreferenceLoss
 from tests.helpers import reference_token as plain
-from tests.helpers.loss_inputs import run
+from tests.helpers.loss_inputs import assert_detached, run
 from tests.helpers.loss_strategies import batches, floats
 from tests.helpers.reference_token import Position, Response, Row
 from tests.helpers.token_inputs import Policy, judged
@@ -45,7 +45,7 @@ def check(row: Golden, output: GroupLoss | PreferenceLoss) -> None:
     close(output.loss, row.expected)
     for name, expected in row.diagnostics.items():
         close(output.diagnostics[name], expected)
-    assert not any(value.requires_grad for value in output.diagnostics.values())
+    assert_detached(output)
 
 
 @pytest.mark.parametrize("row", CRINGE, ids=str)
@@ -53,7 +53,6 @@ def test_golden_cringe(row: Golden) -> None:
     output = binary([GOOD, BAD], [1, 0], **row.options)
     check(row, output)
     close(output.reward, [-3.0, -2.815212])
-    assert not output.reward.requires_grad
 
 
 @pytest.mark.parametrize("row", PAIRWISE, ids=str)
@@ -145,21 +144,26 @@ def test_cut_equals_plain_loop(name: str, rows: list[Row], data: st.DataObject) 
 @settings(max_examples=30, deadline=None)
 @given(batch=batches(), weight=floats(0.0, 2.0), reduction=st.sampled_from(["token_mean", "response_mean", "sum"]))
 def test_odds_ratio_is_orpo(batch: Any, weight: float, reduction: str) -> None:
-    """It is named after its data, not after its formula."""
+    """It is named after its data, not after its formula; only the rewards of ORPO are scaled."""
     ours = run("odds_ratio_judgment", batch, weight=weight, nll_reduction=reduction)
     orpos = run("orpo", batch, beta=weight, nll_reduction=reduction)
     assert torch.equal(ours.loss, orpos.loss)
-    assert torch.equal(ours.diagnostics["log_odds"], orpos.diagnostics["log_odds"])
+    for name in ("nll", "log_odds"):
+        assert torch.equal(ours.diagnostics[name], orpos.diagnostics[name])
+    torch.testing.assert_close(weight * ours.chosen_reward, orpos.chosen_reward)
+    torch.testing.assert_close(weight * ours.rejected_reward, orpos.rejected_reward)
+    assert_detached(ours)
 
 
 # ---- sampling
 
 
 @settings(max_examples=60, deadline=None)
-@given(response=RESPONSES, k=K, seed=st.integers(0, 2**31))
-def test_the_negative_token_is_never_sampled(response: Response, k: int, seed: int) -> None:
+@given(response=RESPONSES, k=K, more=st.integers(0, 3), seed=st.integers(0, 2**31))
+def test_the_negative_token_is_never_sampled(response: Response, k: int, more: int, seed: int) -> None:
+    """Nor are the tokens ``more`` that it is given and did not ask for."""
     torch.manual_seed(seed)
-    contrast = contrasted(Policy([response]).top(k + 1), k)
+    contrast = contrasted(Policy([response]).top(k + 1 + more), k)
     for position, token, rank in zip(response, contrast.token.tolist(), contrast.rank.tolist(), strict=True):
         assert token in plain.candidates(position, k)
         assert sorted(position.logits, reverse=True)[rank - 1] == position.logits[token]

@@ -19,6 +19,7 @@ from rlhf_lightning.losses.critic import value_error
 from rlhf_lightning.methods import PPO, KLPenalty
 from rlhf_lightning.types import Episodes, Ragged, RolloutBatch, RolloutOptions
 from tests.helpers.critics import Costly, ppo_of
+from tests.helpers.loss_inputs import assert_detached
 from tests.helpers.online import online
 from tests.helpers.training import examples, step_totals, trainer
 
@@ -132,16 +133,17 @@ def test_the_whole_loss_is_that_of_a_plain_loop(changed: dict[str, Any], parts: 
 
 
 @pytest.mark.parametrize(
-    ("clip", "expected", "share"),
+    ("options", "expected", "share"),
     [
-        (None, [0.5 * 0.36, 0.5 * 0.16, 0.5 * 1.0], 0.0),
-        (0.2, [0.5 * 0.64, 0.5 * 0.16, 0.5 * 1.0], 1 / 3),  # V has come nearer to R than the clip believes
+        ({"clip": None}, [0.5 * 0.36, 0.5 * 0.16, 0.5 * 1.0], 0.0),
+        ({}, [0.5 * 0.64, 0.5 * 0.16, 0.5 * 1.0], 1 / 3),  # V has come nearer to R than the clip believes
     ],
 )
-def test_value_loss_by_hand(clip: float | None, expected: list[float], share: float) -> None:
-    """V [0.4, 0.4, 2], V_old [0, 0.4, 1], R [1, 0, 1]: a minimum in the maximum's place has 0.02 at the last."""
-    value = Ragged(torch.tensor([0.4, 0.4, 2.0]), torch.tensor([0, 0, 1]), 2)
-    found = value_error(value, torch.tensor([0.0, 0.4, 1.0]), torch.tensor([1.0, 0.0, 1.0]), clip=clip)
+def test_value_loss_by_hand(options: dict[str, Any], expected: list[float], share: float) -> None:
+    """V [0.4, 0.4, 2], V_old [0, 0.4, 1], R [1, 0, 1], epsilon 0.2 by default: a minimum has 0.02 at the last."""
+    value = Ragged(torch.tensor([0.4, 0.4, 2.0], requires_grad=True), torch.tensor([0, 0, 1]), 2)
+    found = value_error(value, torch.tensor([0.0, 0.4, 1.0]), torch.tensor([1.0, 0.0, 1.0]), **options)
+    assert_detached(found)
     torch.testing.assert_close(found.token, torch.tensor(expected))
     assert found.diagnostics["value/clip"].mean().item() == pytest.approx(share)
 
