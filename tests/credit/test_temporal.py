@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf_lightning.credit.temporal import estimated, gae
+from rlhf_lightning.credit.temporal import estimated, gae, lagrangian
 from rlhf_lightning.types import Ragged
 
 #: Spec: beta 0.1 on log-probs [-1, -2, -0.5] against [-1.2, -1.5, -0.5], score 1.
@@ -55,6 +55,20 @@ def test_whitened_rewards_keep_their_mean() -> None:
 def test_the_clip_of_a_token_holds_penalty_and_score_together(score: float, expected: float) -> None:
     found = gae(ragged([0.5, score]), ragged([0.0, 0.0]), token_clip=50.0)["returns"]
     assert found.token[1].item() == expected
+
+
+@pytest.mark.parametrize(
+    ("reward", "cost", "price", "expected"),
+    [
+        (0.8, 0.4, 0.5, [0.4, 0.8, 0.4]),  # (0.8 - 0.5 * 0.4) / 1.5; without the division 0.6
+        (80.0, -70.0, 1.0, [50.0, 50.0, -50.0]),  # both are held at safe-rlhf's 50
+    ],
+)
+def test_reward_less_the_price_of_its_cost(reward: float, cost: float, price: float, expected: list[float]) -> None:
+    nothing = ragged([0.0])
+    found = lagrangian(ragged([reward]), nothing, ragged([cost]), nothing, torch.tensor(price, dtype=torch.float64))
+    numbers = [found[name].token.item() for name in ("advantage", "returns", "cost_returns")]
+    assert numbers == pytest.approx(expected)
 
 
 def test_a_long_response() -> None:

@@ -124,6 +124,14 @@ ROWS = [
     ),
     Golden(
         "reward_weighted",
+        {"beta": 0.01, "normalise": "running"},
+        [31 / 3, 1.0],
+        "(20 * 1.5 + 0 * 4 + 1)/3; (2 + 0 * 0.5)/2: weights of at most 20",
+        "a mean that a single score makes is not taken",
+        (1.0, 0.0, 1.0),
+    ),
+    Golden(
+        "reward_weighted",
         {"beta": 0.5, "normalise": "running", "max_weight": 5.0},
         [6.5 / 3, 1.25],
         "plain fine-tuning before anything was seen",

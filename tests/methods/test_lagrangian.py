@@ -1,4 +1,4 @@
-"""PPO-Lagrangian: the multiplier's published steps, its window and bounds, and the combined advantage."""
+"""PPO-Lagrangian: the multiplier's published steps, its window and bounds, and the credit that a rollout gets."""
 
 from __future__ import annotations
 
@@ -13,14 +13,10 @@ import torch
 from rlhf_lightning import compose
 from rlhf_lightning.cli.build import make_run
 from rlhf_lightning.cli.errors import ConfigError
-from rlhf_lightning.credit import gae, lagrangian
+from rlhf_lightning.credit import gae
 from rlhf_lightning.methods import KLPenalty, Multiplier
 from rlhf_lightning.types import Episodes, Ragged
 from tests.helpers.critics import ppo_of
-
-
-def one_token(*numbers: float) -> Ragged:
-    return Ragged(torch.tensor(numbers), torch.arange(len(numbers)), len(numbers))
 
 
 def test_golden_steps_of_the_multiplier() -> None:
@@ -69,16 +65,6 @@ def test_state_survives_a_cast_and_a_checkpoint() -> None:
     for one in (multiplier, other):
         one.update(torch.tensor([0.4]))
     assert float(other.value) == float(multiplier.value) != 1.0
-
-
-def test_golden_combined_advantage() -> None:
-    """(0.8 - 0.5 * 0.4) / 1.5 = 0.4; without the division it is 0.6."""
-    found = lagrangian(
-        one_token(0.8), one_token(0.0), one_token(0.4), one_token(0.0), torch.tensor(0.5, dtype=torch.float64)
-    )
-    assert found["advantage"].token.item() == pytest.approx(0.4)
-    assert found["returns"].token.item() == pytest.approx(0.8)
-    assert found["cost_returns"].token.item() == pytest.approx(0.4)
 
 
 def episodes(**terms: list[float]) -> Episodes:

@@ -18,6 +18,7 @@ def test_spearman_by_hand() -> None:
     # Ranks 0 1 2 3 against 1 0 2 3: 1 - 6 * 2 / (4 * 15) = .8
     assert spearman(torch.tensor([1.0, 2.0, 3.0, 9.0]), torch.tensor([5.0, 4.0, 6.0, 7.0])) == pytest.approx(0.8)
     assert spearman(torch.ones(4), torch.arange(4.0)) == 0.0
+    assert spearman(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 7.0])) == pytest.approx(1.0)
 
 
 @given(st.lists(st.integers(-1000, 1000), min_size=3, max_size=20, unique=True))
@@ -63,7 +64,14 @@ def test_penalties_are_the_least_that_suffice() -> None:
     assert penalties[1:].tolist() == [0.0, 1.0]  # what falls with verbosity is left alone
 
 
-def test_a_constant_rating_is_no_verbosity() -> None:
-    ratings = torch.stack([torch.arange(10.0), torch.ones(10)], dim=1)
-    with pytest.raises(ValueError, match=r"rating 1 cannot stand for verbosity: it is the same for all 10 responses"):
+def test_a_correlation_at_the_bound_is_enough() -> None:
+    # Ranks 1 3 0 2 against 0 1 2 3: deviations -.5 1.5 -1.5 .5 and -1.5 -.5 .5 1.5, whose product is exactly 0.
+    ratings = torch.tensor([[2.0, 4.0, 1.0, 3.0], [1.0, 2.0, 3.0, 4.0]]).T
+    assert verbosity_penalties(ratings, verbosity=1, bound=0.0).tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("count", [1, 10])
+def test_a_constant_rating_is_no_verbosity(count: int) -> None:
+    ratings = torch.stack([torch.arange(count).float(), torch.ones(count)], dim=1)
+    with pytest.raises(ValueError, match=rf"rating 1 cannot stand for verbosity: .* for all {count} responses"):
         verbosity_penalties(ratings, verbosity=1)

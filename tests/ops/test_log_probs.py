@@ -89,6 +89,11 @@ MASKED = {
 }
 
 
+def test_logits_are_what_the_head_says_unless_asked_otherwise() -> None:
+    raw = torch.tensor([-3.0, 0.5, 40.0])
+    assert torch.equal(LogitTransform()(raw), raw)
+
+
 @pytest.mark.parametrize("value", [-math.inf, -1e9, torch.finfo(torch.float32).min])
 @pytest.mark.parametrize("columns", MASKED)
 @pytest.mark.parametrize("how", ["blocks", "one block", "module", "cool"])
