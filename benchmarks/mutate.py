@@ -260,7 +260,9 @@ class Mutator:
             os.dup2(quiet, 1)
             os.dup2(quiet, 2)
             for number, test in enumerate([None, *tests]):
-                signal.alarm(self.seconds)  # a mutation may never end
+                # A mutation may never end. CPU time, so that a busy machine is not taken for a test that notices.
+                signal.setitimer(signal.ITIMER_PROF, self.seconds)
+                signal.alarm(20 * self.seconds)
                 os.write(writer, b".")
                 try:
                     if test is None:
@@ -283,7 +285,7 @@ class Mutator:
 def main() -> int:
     """Mutate the given files; 1 if something went unnoticed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], usage="%(prog)s FILE... -- TEST...")
-    parser.add_argument("--seconds", type=int, default=30, help="time limit of one test of a mutation")
+    parser.add_argument("--seconds", type=int, default=30, help="CPU time limit of one test of a mutation")
     parser.add_argument("--slowest", type=float, default=3.0, help="leave out tests that take more CPU seconds")
     parser.add_argument("--again", type=Path, help="what another run printed; try what it left unnoticed, no more")
     options, names = parser.parse_known_args()

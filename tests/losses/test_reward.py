@@ -17,7 +17,7 @@ from rlhf_lightning import losses
 from rlhf_lightning.losses import best_of_k, bradley_terry, cost, k_wise, log_exp, needs, odin, token_wise, validate
 from rlhf_lightning.losses.options import takes
 from rlhf_lightning.types import Pair
-from tests.helpers.loss_inputs import ragged
+from tests.helpers.loss_inputs import assert_detached, ragged
 from tests.losses.golden_reward import NAN, ROWS, Golden
 
 REWARD_LOSSES = ["best_of_k", "bradley_terry", "cost", "k_wise", "log_exp", "odin", "token_wise"]
@@ -35,13 +35,16 @@ def made(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
             out[name] = Pair(*(ragged(rows, dtype) for rows in value))
         else:
             out[name] = torch.tensor(value, dtype=torch.long if name == "prefix" else dtype)
+            out[name].requires_grad_(name in ("reward", "overlap"))
     return out
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_golden_value(row: Golden) -> None:
     for dtype in (torch.float32, torch.float64):
-        loss = getattr(losses, row.loss)(**made(row.inputs, dtype), **row.options).loss
+        output = getattr(losses, row.loss)(**made(row.inputs, dtype), **row.options)
+        assert_detached(output)
+        loss = output.loss
         torch.testing.assert_close(loss.detach().double(), torch.tensor(row.expected).double(), atol=2e-6, rtol=2e-6)
 
 

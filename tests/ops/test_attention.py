@@ -89,6 +89,28 @@ def test_any_layout(groups: list[tuple[int, list[int]]], window: int | None, row
     torch.testing.assert_close(actual, twin(*leaves, mask, 1.0, None))
 
 
+@pytest.mark.parametrize("rows", [3, None])
+@pytest.mark.parametrize("window", [None, 1, 4, 8, 50])
+def test_a_block_holds_the_keys_that_its_rows_see_and_no_other(rows: int | None, window: int | None) -> None:
+    """It is given the window where that hides a key that one of its rows would otherwise see."""
+    segments = layout(LENGTHS)
+    without, within = dense_mask(segments, None), dense_mask(segments, window)
+    blocks = segments.blocks(window, rows)
+    assert rows is not None or len(blocks) == len(segments.prompts) + len(segments.responses)
+    for block in blocks:
+        seen = within[block.start : block.stop]
+        keys = [key for start, end in block.keys for key in range(start, end)]
+        assert keys == seen.any(0).nonzero().flatten().tolist()
+        hidden = without[block.start : block.stop] & ~seen
+        assert (block.window is not None) == bool(hidden[:, keys].any())
+
+
+def test_keys_that_lie_side_by_side_are_a_view() -> None:
+    block, values = layout([(4, [3])]).blocks()[1], torch.arange(7.0)[:, None]
+    assert block.keys == ((0, 7),)
+    assert block.take(values).data_ptr() == values.data_ptr()
+
+
 def test_bfloat16_keeps_float32_scores() -> None:
     # Scores of about 60: rounded to bfloat16 they would be off by up to 0.125 and the output by several per cent.
     segments = layout([(20, [30, 17])])
