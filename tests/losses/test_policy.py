@@ -16,9 +16,11 @@ import rlhf_lightning.losses as losses
 from rlhf_lightning.losses.options import validate
 from rlhf_lightning.losses.policy_gradient import is_sequence_level
 from tests.helpers import reference_policy
+from tests.helpers.loss_inputs import assert_detached
 from tests.helpers.policy_inputs import Responses, responses, run, value_and_gradient
 from tests.losses.golden_policy import AB, ROWS, Golden
 
+LN2 = math.log(2)
 NAMES = ["reinforce", "ppo", "gspo", "gspo_token", "gmpo", "cispo"]
 CLIPPED = ["ppo", "gspo", "gspo_token", "gmpo", "cispo"]
 WIDE: dict[str, dict[str, float]] = {
@@ -56,6 +58,7 @@ def test_golden_value(row: Golden) -> None:
         torch.testing.assert_close(
             result.token.detach().double(), torch.tensor(row.expected).double(), atol=2e-6, rtol=1e-6
         )
+        assert_detached(result)
         if row.clipped is not None:
             shares = [result.diagnostics[f"clip/{side}"].mean().item() for side in ("low", "high")]
             assert shares == pytest.approx(row.clipped), "share of clipped tokens"
@@ -134,6 +137,28 @@ def test_gmpo_without_a_clip_is_gspo_without_one(batch: Responses) -> None:
     expected, expected_gradient = value_and_gradient("gspo", batch, **WIDE["gspo"])
     assert value == pytest.approx(expected, rel=1e-9, abs=1e-12)
     torch.testing.assert_close(gradient, expected_gradient)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "low", "high"),
+    [
+        ("ppo", {"eps_low": 0.5, "eps_high": 1.0}, [0, 0, 0, 0], [0, 0, 0, 0]),
+        ("gmpo", {"clip_low": LN2, "clip_high": LN2}, [0, 0, 1, 0], [0, 0, 0, 0]),  # A = 0 is clipped as A < 0 is
+        ("cispo", {"eps_low": 0.5, "eps_high": 1.0, "eps_abs_high": None}, [0, 0, 1, 0], [0, 0, 0, 1]),
+    ],
+)
+def test_a_ratio_at_the_border_is_not_clipped(
+    name: str, options: dict[str, Any], low: list[int], high: list[int]
+) -> None:
+    """Ratios 1/2 and 2 exactly, on the side where they would gain, and e^-3 and e^3 with nothing to gain."""
+    batch = Responses(
+        policy=[[-LN2], [0.0], [-3.0], [0.0]],
+        old=[[0.0], [-LN2], [0.0], [-3.0]],
+        advantage=[[-1.0], [1.0], [0.0], [0.0]],
+    )
+    _, result = run(name, batch, **options)
+    assert result.diagnostics["clip/low"].tolist() == low
+    assert result.diagnostics["clip/high"].tolist() == high
 
 
 def test_a_clipped_token_has_no_gradient_but_in_cispo() -> None:

@@ -179,6 +179,7 @@ def test_signs_of_costs_are_counted() -> None:
     result = cost(torch.tensor([[-0.5, 1.5], [1.0, 2.0]]), torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
     assert result.diagnostics["reward/accuracy_sign"].tolist() == [1.0, 1.0, 0.0, 0.0]
     assert result.chosen_reward.tolist() == [0.5, -1.0], "a reward is a negative cost"
+    assert result.rejected_reward.tolist() == [-1.5, -2.0]
 
 
 def test_ties_count_half_in_lists_and_signs() -> None:
@@ -207,6 +208,8 @@ def test_accuracy_of_lists() -> None:
     assert k_wise(reward, score).diagnostics["reward/accuracy"].tolist() == [1.0, 0.0, 0.0]
     assert best_of_k(reward, score).diagnostics["reward/accuracy"].tolist() == [0.0]
     assert best_of_k(reward.flip(1), score.flip(1).neg()).diagnostics["reward/accuracy"].tolist() == [1.0]
+    empty = best_of_k(reward, torch.tensor([[3.0, 2.0, NAN]]))
+    assert empty.diagnostics["reward/accuracy"].tolist() == [1.0], "an empty slot is not chosen, whatever its reward"
 
 
 @pytest.mark.parametrize("gap", [1e4, -1e4])
@@ -234,7 +237,9 @@ def test_odin_is_bradley_terry_of_the_sum_without_its_terms() -> None:
     torch.testing.assert_close(result.loss, bradley_terry(reward.sum(-1)).loss)
     assert torch.equal(result.chosen_reward, reward[:, 0, 0])
     expected = torch.corrcoef(torch.stack([reward[..., 0].flatten(), length.flatten()]))[0, 1]
-    torch.testing.assert_close(result.diagnostics["reward/quality_length_correlation"], expected)
+    for scaled in (reward, 1e-3 * reward):  # a correlation has no scale
+        result = odin(scaled, length, torch.tensor(0.5))
+        torch.testing.assert_close(result.diagnostics["reward/quality_length_correlation"], expected)
 
 
 @settings(deadline=None, max_examples=10)
