@@ -142,23 +142,26 @@ def test_gmpo_without_a_clip_is_gspo_without_one(batch: Responses) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "low", "high"),
     [
-        ("ppo", {"eps_low": 0.5, "eps_high": 1.0}, [0, 0, 0, 0], [0, 0, 0, 0]),
-        ("gmpo", {"clip_low": LN2, "clip_high": LN2}, [0, 0, 1, 0], [0, 0, 0, 0]),  # A = 0 is clipped as A < 0 is
-        ("cispo", {"eps_low": 0.5, "eps_high": 1.0, "eps_abs_high": None}, [0, 0, 1, 0], [0, 0, 0, 1]),
+        ("ppo", {"eps_low": 0.5, "eps_high": 1.0}, [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]),
+        ("gmpo", {"clip_low": LN2, "clip_high": LN2}, [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]),  # A = 0 is clipped as A < 0 is
+        ("cispo", {"eps_low": 0.5, "eps_high": 1.0, "eps_abs_high": None}, [0, 0, 1, 0, 1], [0, 0, 0, 1, 0]),
     ],
 )
 def test_a_ratio_at_the_border_is_not_clipped(
     name: str, options: dict[str, Any], low: list[int], high: list[int]
 ) -> None:
-    """Ratios 1/2 and 2 exactly, on the side where they would gain, and e^-3 and e^3 with nothing to gain."""
+    """Ratios 1/2 and 2 exactly, on the side where they would gain, and e^-3 and e^3 where there is nothing to gain."""
     batch = Responses(
-        policy=[[-LN2], [0.0], [-3.0], [0.0]],
-        old=[[0.0], [-LN2], [0.0], [-3.0]],
-        advantage=[[-1.0], [1.0], [0.0], [0.0]],
+        policy=[[-LN2], [0.0], [-3.0], [0.0], [-3.0]],
+        old=[[0.0], [-LN2], [0.0], [-3.0], [0.0]],
+        advantage=[[-1.0], [1.0], [0.0], [0.0], [0.5]],
     )
     _, result = run(name, batch, **options)
     assert result.diagnostics["clip/low"].tolist() == low
     assert result.diagnostics["clip/high"].tolist() == high
+    # k3 of samples of the old policy: rho - 1 - log rho
+    k3 = [-0.5 + LN2, 1 - LN2, math.exp(-3) + 2, math.exp(3) - 4, math.exp(-3) + 2]
+    assert result.diagnostics["approx_kl"].tolist() == pytest.approx(k3)
 
 
 def test_a_clipped_token_has_no_gradient_but_in_cispo() -> None:
