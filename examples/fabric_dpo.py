@@ -4,6 +4,7 @@ python examples/fabric_dpo.py            # one process; a random model, so it ru
 fabric run --devices=2 --accelerator=cpu examples/fabric_dpo.py
 """
 
+import os
 from functools import partial
 
 import lightning as L
@@ -49,5 +50,6 @@ def main(fabric: L.Fabric, steps: int = 20, batch_size: int = 8) -> list[float]:
 
 if __name__ == "__main__":
     fabric = L.Fabric()
-    fabric.launch()
+    if "LT_CLI_USED" not in os.environ:  # `fabric run` has started the processes, and connects them
+        fabric.launch()
     main(fabric)

@@ -4,6 +4,7 @@ python examples/fabric_grpo.py            # one process, in the tiny world: the 
 fabric run --devices=2 --accelerator=cpu examples/fabric_grpo.py
 """
 
+import os
 from functools import partial
 
 import lightning as L
@@ -75,5 +76,6 @@ def main(fabric: L.Fabric, steps: int = 40, prompts: int = 16) -> list[float]:
 
 if __name__ == "__main__":
     fabric = L.Fabric()
-    fabric.launch()
+    if "LT_CLI_USED" not in os.environ:  # `fabric run` has started the processes, and connects them
+        fabric.launch()
     main(fabric)

@@ -51,10 +51,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ValueError: the checkpoint is a folder of shards.
         """
         if Path(path).is_dir():
-            raise ValueError(
-                f"{path} is a sharded checkpoint, which this strategy cannot read: resume with trainer.strategy=fsdp2, "
-                "on any number of devices; its next checkpoint is one file, which every strategy reads"
-            )
+            raise ValueError(sharded_error(path))
         return super().load_checkpoint(path, *args, **options)
 
 
@@ -91,6 +88,16 @@ def reopen_validation(fit_loop: dict[str, Any]) -> None:
         "current": dict.fromkeys(started, 0),
         "is_last_batch": False,
     }
+
+
+def sharded_error(path: str | Path) -> str:
+    """What to say where a folder of shards is read as a file, with the ways out."""
+    return (
+        f"{path} is a sharded checkpoint, a part of each process, and only strategy=fsdp reads it: add strategy=fsdp "
+        "strategy.devices=<n> to this command, with any number. Its run's next checkpoint is one file, which every "
+        "strategy reads, when it is resumed with strategy=fsdp strategy.strategy.save_distributed_checkpoint=false "
+        "(a run that has ended: with trainer.max_steps=<one more> too)"
+    )
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -26,6 +26,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from rlhf_lightning.checkpointing import recovered, remove, replace, sync, temporary_name, write_atomically
+from rlhf_lightning.sharded_state import gathered, put_back, room_for, taken_out
+
+#: Among the shards of a checkpoint: sharded tensors beside weights and optimiser, by their place in it.
+_FURTHER = "further"
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -111,8 +115,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         path = Path(self.broadcast(str(filepath)))
         if self._save_distributed_checkpoint:
             self._save_shards(checkpoint, path)
-        elif self.is_global_zero:
-            write_atomically(path, lambda temporary: torch.save(checkpoint, temporary))
+        else:
+            whole = gathered(checkpoint, keep=self.is_global_zero)
+            if self.is_global_zero:
+                write_atomically(path, lambda temporary: torch.save(whole, temporary))
         self.barrier()
 
     def _save_shards(self, checkpoint: dict[str, Any], path: Path) -> None:
@@ -123,9 +129,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.barrier()
         shards = {"state_dict": checkpoint.pop("state_dict")}
         shards |= {f"optimizer_{i}": state for i, state in enumerate(checkpoint.pop("optimizer_states", []))}
+        rest, shards[_FURTHER] = taken_out(checkpoint)
         save(shards, checkpoint_id=temporary)
         if self.is_global_zero:
-            torch.save(checkpoint, temporary / _METADATA_FILENAME)
+            torch.save(rest, temporary / _METADATA_FILENAME)
             sync(temporary)
             replace(temporary, path)
 
@@ -164,8 +171,11 @@ class FSDP2Strategy(ModelParallelStrategy):
             load(shards, checkpoint_id=path)
             set_optimizer_state_dict(self._sharded, _plain(optimizer), shards[f"optimizer_{i}"], options=options)
             _forget_others(_plain(optimizer), self._sharded, named.keys())
-        rest: dict[str, Any] = torch.load(path / _METADATA_FILENAME, weights_only=weights_only)
-        return rest
+        rest = torch.load(path / _METADATA_FILENAME, weights_only=weights_only)
+        if further := room_for(rest, self.device_mesh["data_parallel"]):
+            load({_FURTHER: further}, checkpoint_id=path)
+        whole: dict[str, Any] = put_back(rest, further)
+        return whole
 
 
 def _plain(optimizer: Optimizer | LightningOptimizer) -> Optimizer:

@@ -10,7 +10,9 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
+
+from rlhf_lightning.sharded_state import as_sharded, like, local
 
 
 class EMAWeights(Callback):
@@ -37,7 +39,7 @@ class EMAWeights(Callback):
         self.decay, self.every_n_steps = decay, every_n_steps
         self._weights: dict[str, nn.Parameter] = {}  # name -> the weight itself
         self._average: dict[str, Tensor] = {}  # name -> this process's shard of the average
-        self._saved: dict[str, Tensor] | None = None  # from a checkpoint, whole
+        self._saved: dict[str, Tensor] | None = None  # from a checkpoint
         self._stash: dict[str, Tensor] = {}  # the weights while the average is in their place
         self._done = 0
 
@@ -53,7 +55,7 @@ class EMAWeights(Callback):
         _reshard(module)
         self._weights = dict(module.trained_parameters())
         for name, weight in self._weights.items():
-            self._average[name] = _local(_like(self._saved[name], weight) if self._saved else weight).float().clone()
+            self._average[name] = local(like(self._saved[name], weight) if self._saved else weight).float().clone()
         self._saved = None
         module.evaluation_weights = lambda: self.swapped(module)
 
@@ -65,7 +67,7 @@ class EMAWeights(Callback):
         self._done = trainer.global_step
         if trainer.global_step % self.every_n_steps == 0:
             for name, weight in self._weights.items():
-                self._average[name].lerp_(_local(weight).float(), 1 - self.decay)
+                self._average[name].lerp_(local(weight).float(), 1 - self.decay)
 
     # Its use
 
@@ -95,16 +97,16 @@ class EMAWeights(Callback):
     def _swap(self, module: Any) -> None:
         _reshard(module)
         incoming = self._stash or self._average
-        outgoing = {} if self._stash else {name: _local(weight).clone() for name, weight in self._weights.items()}
+        outgoing = {} if self._stash else {name: local(weight).clone() for name, weight in self._weights.items()}
         for name, weight in self._weights.items():
-            _local(weight).copy_(incoming[name])
+            local(weight).copy_(incoming[name])
         self._stash = outgoing
 
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole average; a collective call where weights are sharded."""
-        return {"weights": {name: _whole(self._average[name], weight) for name, weight in self._weights.items()}}
+        """The average, sharded as the weights are."""
+        return {"weights": {name: _saved(self._average[name], weight) for name, weight in self._weights.items()}}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Save the trained weights also where averaged ones are in: of a validation that an error ended."""
@@ -114,8 +116,14 @@ class EMAWeights(Callback):
                 state[f"policy.{name}"] = _whole(weight, self._weights[name])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the average until the weights are there."""
+        """Keep the average, whole or sharded, until the weights are there."""
         self._saved = state_dict["weights"]
+
+
+def _saved(average: Tensor, weight: Tensor) -> Tensor:
+    """The average of one weight for a checkpoint: sharded where the weight is, else on the CPU."""
+    average = as_sharded(average, weight)
+    return average if isinstance(average, DTensor) else average.cpu().clone()
 
 
 def _reshard(module: Any) -> None:
@@ -123,22 +131,3 @@ def _reshard(module: Any) -> None:
     for part in module.policy.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
-
-
-def _local(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _like(whole: Tensor, weight: Tensor) -> Tensor:
-    """A whole tensor on the weight's device, sharded as the weight is."""
-    whole = whole.to(weight.device)
-    return distribute_tensor(whole, weight.device_mesh, weight.placements) if isinstance(weight, DTensor) else whole
-
-
-def _whole(shard: Tensor, weight: Tensor) -> Tensor:
-    if isinstance(weight, DTensor):
-        shard = DTensor.from_local(
-            shard, weight.device_mesh, weight.placements, shape=weight.shape, stride=weight.stride()
-        ).full_tensor()
-    return shard.cpu().clone()

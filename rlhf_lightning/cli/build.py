@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,11 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.checkpointing import AtomicCheckpointIO
+from rlhf_lightning.cli.cluster import cluster_environment
 from rlhf_lightning.cli.config_file import literal
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.folder import start_of
+from rlhf_lightning.cli.processes import processes
 from rlhf_lightning.models.architectures import FAMILIES
 from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
 from rlhf_lightning.models.trained import load_trained
@@ -43,6 +46,7 @@ class Run:
     trainer: Trainer
     models: ModelBuilder
     folder: Path
+    timeout: float = 1800.0  #: seconds that its processes wait for each other
     reference: dict[str, float] = field(default_factory=dict)  #: what ``reference=cached`` computed, found and saved
 
 
@@ -84,7 +88,8 @@ def make_run(cfg: DictConfig) -> Run:
         if reads_columns(reward):
             data.check_columns = reward.check_columns
     data.trainer = trainer  # it plans for the trainer's accumulation and processes, and fails before weights load
-    return Run(module, data, trainer, models, Path(cfg.paths.output_dir))
+    timeout = OmegaConf.select(cfg, "strategy.timeout") or Run.timeout
+    return Run(module, data, trainer, models, Path(cfg.paths.output_dir), float(timeout))
 
 
 def make_optimizer(cfg: DictConfig) -> Any:
@@ -203,14 +208,24 @@ def make_trainer(cfg: DictConfig, monitor: tuple[str, str] = ("val/loss", "min")
     if not any(isinstance(callback, Checkpoint) for callback in callbacks):
         options.setdefault("enable_checkpointing", False)
     off = tuple(kind for option, kind in _SWITCHES.items() if options.get(option) is False)
+    found = processes(cfg.get("strategy"))
     return Trainer(
         **options,
-        **_plain(cfg.strategy),
+        **make_strategy(cfg.get("strategy")) | {"devices": _value(found.devices), "num_nodes": found.nodes},
         callbacks=[callback for callback in callbacks if not isinstance(callback, off)],
         logger=loggers or False,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), cluster_environment(found.launch)],
         default_root_dir=cfg.paths.output_dir,
     )
+
+
+def make_strategy(node: DictConfig | None) -> dict[str, Any]:
+    """Arguments of the Trainer from the group ``strategy``; ``timeout`` is an option of the strategy itself."""
+    options = {} if node is None else {name: value for name, value in _items(node) if name != "timeout"}
+    made = {name: _value(value) for name, value in options.items()}
+    if node is not None and node.get("timeout") is not None:
+        made["strategy"] = instantiate(node.strategy, timeout=timedelta(seconds=float(node.timeout)), _convert_="all")
+    return made
 
 
 def checkpoint_to_resume(trainer: Trainer, wanted: str | None, folder: Path) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import textwrap
 import traceback
@@ -13,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from rlhf_lightning.cli.errors import describe, exit_code, is_message, root_cause, want_traceback
+from rlhf_lightning.cli.processes import rank
 
 #: Where results go; messages go to standard error, so that output can be piped.
 OUT = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -42,10 +42,10 @@ def setup_logging(folder: Path | None = None, name: str = "run", *, brief: bool 
         brief: only warnings and errors on the terminal, as in a sweep, where a job gets a line or two.
     """
     logger = logging.getLogger("rlhf_lightning")
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    process = rank()
     foreign = logging.getLogger("py.warnings")
     reset_logging()
-    if rank == 0:
+    if process == 0:
         terminal = logging.StreamHandler(sys.stderr)
         terminal.setFormatter(logging.Formatter("%(message)s"))
         terminal.addFilter(_Repeated())
@@ -56,7 +56,7 @@ def setup_logging(folder: Path | None = None, name: str = "run", *, brief: bool 
             foreign.addHandler(terminal)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(folder / (f"{name}.log" if rank == 0 else f"{name}.{rank}.log"))
+        file = logging.FileHandler(folder / (f"{name}.log" if process == 0 else f"{name}.{process}.log"))
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
         _HANDLERS.append(file)
         foreign.addHandler(file)
@@ -107,13 +107,26 @@ def report(error: Exception, traceback_file: Path | None = None) -> int:
     Returns:
         The exit code.
     """
-    say_error(describe(error))
-    if want_traceback():
-        traceback.print_exception(error)
-    elif not is_message(root_cause(error)):
-        where = f"The traceback is in {traceback_file}; RLHF_DEBUG=1 shows it here" if traceback_file else ""
-        say_error(f"this looks like a bug. {where or 'RLHF_DEBUG=1 shows where it happened'}")
+    trace = "".join(traceback.format_exception(error))
+    report_text(describe(error), trace, bug=not is_message(root_cause(error)), file=traceback_file)
     return exit_code(error)
+
+
+def report_text(text: str, trace: str, *, bug: bool, file: Path | None = None) -> None:
+    """Say what went wrong, in this process or in another one.
+
+    Args:
+        text: of the error.
+        trace: its traceback.
+        bug: the text was not written for people.
+        file: where the traceback was written; None: nowhere.
+    """
+    say_error(text)
+    if want_traceback():
+        ERR.print(trace, markup=False)
+    elif bug:
+        where = f"The traceback is in {file}; RLHF_DEBUG=1 shows it here" if file else ""
+        say_error(f"this looks like a bug. {where or 'RLHF_DEBUG=1 shows where it happened'}")
 
 
 def _escape(text: str) -> str:

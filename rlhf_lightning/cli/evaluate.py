@@ -15,16 +15,17 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.callbacks.implicit_rewards import FILE as REWARDS
+from rlhf_lightning.cli.agreement import check_found, check_readable, check_same, check_seen, meet
 from rlhf_lightning.cli.announce import describe_run
 from rlhf_lightning.cli.benchmark import benchmark
 from rlhf_lightning.cli.build import make, make_run
 from rlhf_lightning.cli.console import say
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.folder import check_command, held, note, write_config
+from rlhf_lightning.cli.processes import is_first_process
 from rlhf_lightning.cli.results import Result
 from rlhf_lightning.cli.train import optimized, prepare
 from rlhf_lightning.cli.versions import versions
-from rlhf_lightning.cli.worker import is_first_process
 from rlhf_lightning.data import AlignmentDataModule, RewardBench
 from rlhf_lightning.methods import ScoringModule
 from rlhf_lightning.rewards import Reward, metrics_of, scored, why_unscored
@@ -57,7 +58,7 @@ def evaluate(cfg: DictConfig) -> float | None:
         check_command(folder, "evaluate")
         if is_first_process():
             note(folder, command="evaluate")
-        write_config(cfg, folder)
+            write_config(cfg, folder)
         return _evaluate(cfg, folder, started)
 
 
@@ -67,8 +68,13 @@ def _evaluate(cfg: DictConfig, folder: Path, started: float) -> float | None:
         return _finish(cfg, folder, evaluate_reward(cfg, folder), started)
     (folder / REWARDS).unlink(missing_ok=True)
     run = make_run(cfg)
-    run.data.setup("validate")
     checkpoint = _checkpoint(cfg)
+    meet(run.trainer, run.module)
+    check_seen(run.trainer, folder, "paths.output_dir")
+    check_found(run.trainer, [] if checkpoint is None else [Path(checkpoint)])
+    check_readable(run.trainer, checkpoint)
+    run.data.setup("validate")
+    check_same(run.trainer, run.data.content())
     describe_run(cfg, run, checkpoint)
     if run.models.reference == "cached":
         from rlhf_lightning.cli.reference import fill_reference_cache
@@ -76,7 +82,7 @@ def _evaluate(cfg: DictConfig, folder: Path, started: float) -> float | None:
         fill_reference_cache(run)
     run.trainer.validate(run.module, datamodule=run.data, ckpt_path=checkpoint, verbose=False)
     metrics = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
-    if not run.trainer.is_global_zero:
+    if not run.trainer.is_global_zero:  # the files of the pairs' rewards may still be on their way
         return optimized(metrics, cfg.optimized_metric)
     return _finish(cfg, folder, metrics | calibration(folder) | _benchmark_of(run.data, folder), started)
 
@@ -186,8 +192,9 @@ def _finish(cfg: DictConfig, folder: Path, metrics: dict[str, float], started: f
     value = optimized(metrics, cfg.optimized_metric)
     result = Result("done", cfg.optimized_metric, value, metrics, 0, round(time.perf_counter() - started, 2))
     result.versions = versions()
-    result.write(folder)
-    show(metrics)
+    if is_first_process():
+        result.write(folder)
+        show(metrics)
     return value
 
 

@@ -27,6 +27,7 @@ from rlhf_lightning.cli.config_file import read_data
 from rlhf_lightning.cli.console import say
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.identity import Comparison, Difference, compare, listed, plain
+from rlhf_lightning.cli.processes import is_first_process
 from rlhf_lightning.cli.results import Result
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,6 @@ def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         ConfigError: another process works in the folder.
     """
-    from rlhf_lightning.cli.worker import is_first_process
-
     own = folder.resolve()
     if own in _HELD or not is_first_process():
         yield

@@ -164,6 +164,8 @@ def _may_change(key: str, before: Tree, now: Tree) -> bool:
         name = key.split(".")[1]
         kinds = {kind for tree in (before, now) if (kind := _callback(tree, name)) is not None}
         return all(kind in OBSERVERS for kind in kinds)
+    if key == "strategy.timeout":
+        return True
     if _within(key, _CUT_BY_TOKENS) and any((tree.get("data") or {}).get("max_tokens") for tree in (before, now)):
         return False
     return _within(key, MAY_CHANGE)

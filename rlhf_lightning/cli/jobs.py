@@ -55,6 +55,8 @@ def digest(cfg: DictConfig) -> str:
         for key in ("output_dir", "runs", "sweeps"):  # other options are made from them
             copy.paths[key] = f"<{key}>"
         copy.pop("hydra", None)
+        if copy.get("strategy"):
+            copy.strategy.pop("timeout", None)
         for name in _NOT_COMPUTED_BESIDE if copy.get("callbacks") else ():
             copy.callbacks.pop(name, None)
         tree = OmegaConf.to_container(copy, resolve=True, enum_to_str=True)

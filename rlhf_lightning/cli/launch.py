@@ -22,13 +22,14 @@ from rich.markup import escape
 
 from rlhf_lightning.cli.compose import compose_with_overrides, parse, register, sweep_points, to_config_error
 from rlhf_lightning.cli.console import ERR, report, say
-from rlhf_lightning.cli.errors import ConfigError, describe, suggestion
+from rlhf_lightning.cli.errors import ConfigError, describe, exit_code, suggestion
 from rlhf_lightning.cli.folder import RunFolder, check_command, held, occupied, offer, write_record
 from rlhf_lightning.cli.hydra_targets import check_hydra
+from rlhf_lightning.cli.processes import is_first_process, join_job, launched, refuse_other_launchers
 from rlhf_lightning.cli.results import Result, duration
 from rlhf_lightning.cli.schema import check_config
 from rlhf_lightning.cli.sweep import SweepSummary, prepare_sweep, quoted, short
-from rlhf_lightning.cli.worker import SWEEP, die_with_parent, is_first_process, launched, run_job
+from rlhf_lightning.cli.worker import SWEEP, die_with_parent, run_job
 from rlhf_lightning.conf_dir import conf_dir
 
 #: Flags of Hydra with a value of their own.
@@ -236,13 +237,15 @@ def _job(command: str, cfg: DictConfig) -> float | None:
         say(f"[bold]job {context.job.num}[/]  {escape(' '.join(shown))}")
 
     try:
-        _refuse_torchrun_without_folder(overrides)
+        refuse_other_launchers()
         check_hydra(_with_hydra(cfg))
         cfg = _checked(command, cfg, overrides)
+        join_job(cfg.get("strategy"))
+        _refuse_without_folder(cfg, overrides)
     except Exception as error:  # a value that only the sweeper knew: the other jobs still run
         folder = Path(cfg.paths.output_dir)
-        SweepSummary.exit_code = report(error)
-        if not occupied(folder):
+        SweepSummary.exit_code = report(error) if is_first_process() else exit_code(error)
+        if is_first_process() and not occupied(folder):
             Result("failed", error=describe(error), exit_code=SweepSummary.exit_code, overrides=overrides).write(folder)
         return None
     if sweeping and command == "train" and not launched():
@@ -336,7 +339,10 @@ def _with_hydra(cfg: DictConfig) -> DictConfig:
     return whole
 
 
-def _refuse_torchrun_without_folder(overrides: Sequence[str]) -> None:
-    """Under torchrun every process composes for itself, and the clock would give each a folder of its own."""
-    if launched() and not any(override.startswith("paths.output_dir=") for override in overrides):
-        raise ConfigError("under torchrun or srun set paths.output_dir: all processes need the same folder")
+def _refuse_without_folder(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Where every process composes for itself, the clock would give each a folder of its own."""
+    several = launched() or OmegaConf.select(cfg, "strategy.num_nodes", default=1) > 1
+    if several and not any(override.startswith("paths.output_dir=") for override in overrides):
+        raise ConfigError(
+            "under torchrun or srun, and on several machines, set paths.output_dir: all processes need the same folder"
+        )

@@ -18,6 +18,7 @@ import lightning as L
 from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from rlhf_lightning.cli.agreement import check_seen
 from rlhf_lightning.cli.build import callbacks_of
 from rlhf_lightning.cli.results import duration
 from rlhf_lightning.data.cache import default_folder
@@ -31,9 +32,9 @@ log = logging.getLogger(__name__)
 
 #: What passes have cost, one JSON object a pass, beside the shards that they wrote.
 COSTS = "passes.jsonl"
-#: Seconds that a job of several processes waits for another job's pass: its own processes wait for each other
-#: meanwhile, and their communication gives up after ten minutes. Then it computes the rows itself.
-_PATIENCE = 300.0
+#: The share of ``strategy.timeout`` for which a job of several processes waits for another job's pass: its own
+#: processes wait for each other meanwhile. Then it computes the rows itself.
+_PATIENCE = 0.5
 
 
 def fill_reference_cache(run: Run) -> None:
@@ -70,8 +71,11 @@ class _MissingRows(L.LightningDataModule):
         self.run.data.trainer = trainer
         fingerprint = reference_fingerprint(module.policy, precision=str(trainer.precision))
         self.store = ReferenceStore(default_folder() / "reference", fingerprint)
+        check_seen(trainer, self.store.path, "RLHF_CACHE: the reference store")
         if trainer.is_global_zero and self._count():
-            self._lock = _locked(self.store.path / ".lock", None if trainer.world_size == 1 else _PATIENCE)
+            self._lock = _locked(
+                self.store.path / ".lock", None if trainer.world_size == 1 else _PATIENCE * self.run.timeout
+            )
             if not self._count():
                 self.release()
         loader = self.run.data.reference_loader(self.store)

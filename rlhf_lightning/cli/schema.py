@@ -8,6 +8,7 @@ is checked without anyone writing a schema for it.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -177,12 +178,26 @@ def _check_top(cfg: DictConfig, tree: dict[str, Any], command: str) -> Iterator[
 def _check_trainer(cfg: DictConfig, tree: dict[str, Any]) -> Iterator[str]:
     from lightning.pytorch import Trainer
 
-    strategy = tree.get("strategy") or {}
+    strategy = dict(tree.get("strategy") or {})
+    yield from _check_timeout(strategy.pop("timeout", None), strategy)
     for key, options in (("trainer", tree["trainer"]), ("strategy", strategy)):
         if "_target_" not in options:
             yield from _check_call(cfg, key, Trainer, options, "lightning.Trainer", partial=True, hidden=_TRAINER_OURS)
     for option in sorted(set(strategy) & set(tree["trainer"])):
         yield f"trainer.{option} is set by the strategy group: use strategy.{option}=..."
+
+
+def _check_timeout(timeout: Any, strategy: Mapping[str, Any]) -> Iterator[str]:
+    if timeout is None:
+        return
+    _, problem = check_value(timeout, float)
+    if problem is not None or not 0 < float(timeout) < math.inf:
+        yield f"strategy.timeout: {problem or f'{timeout} is no number of seconds above 0'}"
+    elif not isinstance(strategy.get("strategy"), dict):
+        yield (
+            f"strategy.timeout={timeout} is how long processes wait for each other, and strategy.strategy="
+            f"{strategy.get('strategy', 'auto')} has no such option: choose strategy=ddp or strategy=fsdp"
+        )
 
 
 def _check_optimized(tree: dict[str, Any]) -> Iterator[str]:

@@ -15,10 +15,12 @@ import lightning as L
 from omegaconf import DictConfig
 
 from rlhf_lightning import clock
+from rlhf_lightning.cli.agreement import agreed, check_found, check_readable, check_same, check_seen, meet
 from rlhf_lightning.cli.announce import ModelLine, describe_run
 from rlhf_lightning.cli.build import Run, callbacks_of, checkpoint_to_resume, make_run
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.cli.folder import RunFolder, digest_of, held, write_config
+from rlhf_lightning.cli.processes import is_first_process, join_job
 from rlhf_lightning.cli.progress import Progress
 from rlhf_lightning.cli.results import FILE, Result, duration
 from rlhf_lightning.cli.versions import versions
@@ -46,7 +48,7 @@ def train(cfg: DictConfig) -> float | None:
     with held(path):
         folder = RunFolder(cfg)
         folder.check()
-        if not folder.occupied:
+        if not folder.occupied and is_first_process():
             write_config(cfg, path)
         return _train(cfg, folder, started)
 
@@ -57,8 +59,11 @@ def _train(cfg: DictConfig, folder: RunFolder, started: float) -> float | None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     run = make_run(cfg)
     callbacks_of(run.trainer).append(ModelLine(run))
-    wanted = None if folder.from_scratch else cfg.ckpt_path
-    checkpoint = checkpoint_to_resume(run.trainer, wanted, folder.path)
+    meet(run.trainer, run.module)
+    check_seen(run.trainer, folder.path, "paths.output_dir")
+    before, checkpoint = agreed(run.trainer, (before, _checkpoint(cfg, run, folder)))
+    check_found(run.trainer, [Path(path) for path in (checkpoint, folder.start) if path is not None])
+    check_readable(run.trainer, checkpoint)
     progress = None if checkpoint is None else Progress.read(Path(checkpoint))
     if progress is not None:
         progress.check(run.trainer)
@@ -66,6 +71,7 @@ def _train(cfg: DictConfig, folder: RunFolder, started: float) -> float | None:
             return nothing_left(cfg, run, before)
     run.data.setup("fit")
     content = run.data.content() | ({} if folder.start is None else {"ckpt_path": digest_of(folder.start)})
+    check_same(run.trainer, content)
     folder.check_content(content)
     if run.trainer.is_global_zero:
         folder.accept(content, None if progress is None else progress.steps)
@@ -84,8 +90,18 @@ def _train(cfg: DictConfig, folder: RunFolder, started: float) -> float | None:
         raise
 
 
+def _checkpoint(cfg: DictConfig, run: Run, folder: RunFolder) -> str | None:
+    """The checkpoint that the run is resumed from."""
+    return checkpoint_to_resume(run.trainer, None if folder.from_scratch else cfg.ckpt_path, folder.path)
+
+
 def prepare(cfg: DictConfig, command: str) -> Path:
-    """Give the run its folder, which is made where it has no name, and its date."""
+    """Give the run its folder, which is made where it has no name, and its date.
+
+    Raises:
+        ConfigError: the job has not the processes that it asks for.
+    """
+    join_job(cfg.get("strategy"))
     if cfg.paths.output_dir is None:
         cfg.paths.output_dir = str(_new_folder(Path(cfg.paths.runs) / command))
     folder = Path(cfg.paths.output_dir).expanduser().absolute()

@@ -14,20 +14,31 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rlhf_lightning.cli.console import report, setup_logging
-from rlhf_lightning.cli.errors import describe, exit_code
+from rlhf_lightning.cli.console import report_text, say_error, setup_logging
+from rlhf_lightning.cli.failures import (
+    Failure,
+    Watch,
+    cause,
+    failure_of,
+    first_failure,
+    forget,
+    keep,
+    traceback_of,
+    traceback_text,
+)
 from rlhf_lightning.cli.folder import held_by_command, untouched
 from rlhf_lightning.cli.heap import release
+from rlhf_lightning.cli.processes import environment_of_worker, is_first_process, launched, rank, several_processes
 from rlhf_lightning.cli.results import FILE, Result
 from rlhf_lightning.signals import SIGTERM_EXIT, run_with_sigterm_exit
 
@@ -39,17 +50,6 @@ SWEEP = "RLHF_SWEEP"
 PARENT = "RLHF_PARENT"
 #: Seconds between two looks at whether the parent lives.
 _LOOK_EVERY = 1.0
-#: What Lightning leaves in the environment for the processes that it starts; a new job must not inherit it.
-DISTRIBUTED = (
-    "LOCAL_RANK",
-    "NODE_RANK",
-    "WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "GLOBAL_RANK",
-    "RANK",
-    "GROUP_RANK",
-)
 
 
 def run_job(command: str, cfg: DictConfig, overrides: list[str]) -> Result:
@@ -62,7 +62,10 @@ def run_job(command: str, cfg: DictConfig, overrides: list[str]) -> Result:
     """
     folder = Path(cfg.paths.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    result = run_here(command, cfg) if launched() or not several_processes(cfg) else _run_apart(command, cfg, folder)
+    here = launched() or not several_processes(cfg.get("strategy"))
+    if is_first_process():
+        forget(folder, all_of_them=not launched())
+    result = run_here(command, cfg) if here else _run_apart(command, cfg, folder)
     release()
     result.overrides = overrides
     if is_first_process() and not untouched(folder):
@@ -71,43 +74,65 @@ def run_job(command: str, cfg: DictConfig, overrides: list[str]) -> Result:
 
 
 def run_here(command: str, cfg: DictConfig) -> Result:
-    """Run a job in this process."""
-    folder, started = Path(cfg.paths.output_dir), time.perf_counter()
+    """Run a job, or this process's part of it, in this process."""
+    part = _Part(command, Path(cfg.paths.output_dir), several_processes(cfg.get("strategy")))
     import lightning.pytorch  # noqa: F401  sets the level of its loggers; ours is to come after
 
-    setup_logging(folder, command, brief=bool(os.environ.get(SWEEP)))
+    setup_logging(part.folder, command, brief=bool(os.environ.get(SWEEP)))
     if command == "evaluate" and is_first_process():  # a run goes on from what it left; an evaluation is always whole
-        (folder / FILE).unlink(missing_ok=True)
+        (part.folder / FILE).unlink(missing_ok=True)
     try:
         _quieten_transformers()
-        run_with_sigterm_exit(lambda: _task(command)(cfg))
+        with Watch(part.folder, rank(), part.abandon) if part.several else nullcontext():
+            run_with_sigterm_exit(lambda: _task(command)(cfg))
     except SystemExit as stop:
         # Lightning turns Ctrl-C into exit code 1.
         code = SIGTERM_EXIT if stop.code in (0, SIGTERM_EXIT) else 128 + signal.SIGINT
-        return _ended("stopped", code, started, "stopped by a signal", folder)
+        return part.stopped(code, "stopped by a signal")
     except KeyboardInterrupt:
-        return _ended("stopped", 128 + signal.SIGINT, started, "interrupted", folder)
+        return part.stopped(128 + signal.SIGINT, "interrupted")
     except Exception as error:  # a job of a sweep must not take the others with it
-        return _failed(error, folder, started)
-    return Result.read(folder) or _ended("done", 0, started, None)
+        return part.failed(error)
+    return Result.read(part.folder) or _ended("done", 0, part.started, None)
 
 
-def several_processes(cfg: DictConfig) -> bool:
-    """Whether a job runs in more than one process, or asks for a strategy that sets up process groups."""
-    strategy = cfg.get("strategy") or {}
-    devices, nodes = strategy.get("devices", 1), strategy.get("num_nodes", 1)
-    one_device = devices in (1, "1") or (OmegaConf.is_list(devices) and len(devices) == 1)
-    return not (one_device and nodes == 1 and strategy.get("strategy", "auto") == "auto")
+@dataclass
+class _Part:
+    """What this process does of a job, and what becomes of it when that goes wrong."""
 
+    command: str
+    folder: Path
+    several: bool  #: there are other processes
+    started: float = field(default_factory=time.perf_counter)
 
-def launched() -> bool:
-    """Whether torchrun or Slurm has started this process as one of several."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    def failed(self, error: Exception) -> Result:
+        """Keep the error, and report the job's where this process reports for it."""
+        failure = failure_of(error, rank())
+        if not self.several:
+            return _reported(failure, traceback_text(error), self.command, self.folder, self.started)
+        keep(failure, error, self.folder)
+        if rank():  # to the log of this process; the job's is written by whoever reports
+            log.error("%s", failure.text)
+        return self._of_job(cause(self.folder, failure) if is_first_process() and launched() else failure)
 
+    def stopped(self, code: int, reason: str) -> Result:
+        """The result of a signal, which a launcher also sends when another process has failed."""
+        first = first_failure(self.folder) if self.several else None
+        if first is not None and not first.consequence:
+            return self._of_job(first)
+        return _ended("stopped", code, self.started, reason, self.folder)
 
-def is_first_process() -> bool:
-    """Whether this process reports for its job."""
-    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+    def abandon(self, first: Failure) -> None:
+        """End this process at once: it waits for one that has failed."""
+        result = self._of_job(first)
+        if is_first_process():
+            result.write(self.folder)
+        os._exit(result.exit_code)
+
+    def _of_job(self, first: Failure) -> Result:
+        if is_first_process() and launched():  # a command that started processes reports for them
+            return _reported(first, traceback_of(self.folder, first), self.command, self.folder, self.started)
+        return _ended("failed", first.code, self.started, first.message, self.folder)
 
 
 def _task(command: str) -> Callable[[DictConfig], Any]:
@@ -130,20 +155,26 @@ def _quieten_transformers() -> None:
 def _run_apart(command: str, cfg: DictConfig, folder: Path) -> Result:
     """Run a job in a fresh process and wait for it; SIGTERM and Ctrl-C are passed on."""
     started = time.perf_counter()
-    file = folder / ".job.yaml"
+    file = folder / (f".job.{rank()}.yaml" if rank() else ".job.yaml")
     OmegaConf.save(cfg, file, resolve=True)
-    environment = {key: value for key, value in os.environ.items() if key not in DISTRIBUTED}
-    environment[PARENT] = str(os.getpid())
+    environment = environment_of_worker(cfg.get("strategy")) | {PARENT: str(os.getpid())}
     arguments = [sys.executable, "-m", "rlhf_lightning.cli.worker", command, str(file)]
     process = subprocess.Popen(arguments, env=environment)
     with _passed_on(process):
         code = process.wait()
     file.unlink(missing_ok=True)
     code = code if code >= 0 else 128 - code
-    status = "done" if code == 0 else "stopped" if code in (SIGTERM_EXIT, 128 + signal.SIGINT) else "failed"
+    stopped = code in (SIGTERM_EXIT, 128 + signal.SIGINT)
+    first = first_failure(folder) if code else None
+    if first is not None and not (stopped and first.consequence):
+        return _reported(first, traceback_of(folder, first), command, folder, started)
     result = Result.read(folder)
     if result is None or (result.status == "done") != (code == 0):  # killed before it could say anything itself
-        return _ended(status, code, started, f"the job's process ended with code {code}", folder)
+        status = "done" if code == 0 else "stopped" if stopped else "failed"
+        reason = f"the job's process ended with code {code}" + (" (killed; out of memory?)" if code == 137 else "")
+        if status == "failed":
+            say_error(reason)
+        return _ended(status, code, started, reason, folder)
     return result
 
 
@@ -174,12 +205,15 @@ def _ended(status: Any, code: int, started: float, error: str | None, folder: Pa
     return replace(result, status=status, seconds=seconds, error=error, exit_code=code, value=None)
 
 
-def _failed(error: Exception, folder: Path, started: float) -> Result:
-    """Tell the user, and keep the traceback in the run's folder."""
+def _reported(failure: Failure, trace: str, command: str, folder: Path, started: float) -> Result:
+    """Tell the user what a job failed with, in the terminal, its log and its result; the traceback is kept."""
     file = folder / "error.log"
-    file.write_text("".join(traceback.format_exception(error)))
-    code = report(error, file) if is_first_process() else exit_code(error)
-    return _ended("failed", code, started, describe(error), folder)
+    if is_first_process():
+        file.write_text(trace, encoding="utf-8")
+        with (folder / f"{command}.log").open("a", encoding="utf-8") as lines:
+            lines.write(f"{datetime.now():%Y-%m-%d %H:%M:%S},000 ERROR   {__name__}: {failure.message}\n")
+    report_text(failure.message, trace, bug=failure.bug, file=file)
+    return _ended("failed", failure.code, started, failure.message, folder)
 
 
 def die_with_parent(parent: int | None = None) -> None:

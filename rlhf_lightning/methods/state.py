@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.tensor import DTensor
 
 from rlhf_lightning.models.adapter_start import BASE
 
@@ -44,14 +45,11 @@ def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def reference_weights(reference: Any, policy: nn.Module) -> dict[str, Any]:
-    """What refreshing can have changed of a frozen copy, on the CPU; a collective call where it is sharded.
-
-    Under FSDP2 only process 0 gets the weights, the others get an empty dict.
-    """
+    """What refreshing can have changed of a frozen copy: sharded where it is, else on the CPU."""
     trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights: dict[str, Any] = get_model_state_dict(reference.actor, options=options)
-    return {name: weight.clone() for name, weight in weights.items() if name in trained}
+    weights = get_model_state_dict(reference.actor)
+    kept = {name: weight for name, weight in weights.items() if name in trained}
+    return {name: weight if isinstance(weight, DTensor) else weight.cpu().clone() for name, weight in kept.items()}
 
 
 def reference_state(module: Any) -> dict[str, Any]:
@@ -93,8 +91,9 @@ def restore_reference(module: Any, checkpoint: Mapping[str, Any]) -> None:
         raise ValueError("the checkpoint holds a refreshed reference: resume with reference=frozen, as it was trained")
     for key in (REFERENCE, REFERENCE_START):
         if key in checkpoint and copy:
-            options = StateDictOptions(full_state_dict=True, strict=False)
-            set_model_state_dict(reference.actor, dict(checkpoint[key]), options=options)
+            saved = dict(checkpoint[key])
+            whole = not any(isinstance(weight, DTensor) for weight in saved.values())
+            set_model_state_dict(reference.actor, saved, options=StateDictOptions(full_state_dict=whole, strict=False))
     if REFERENCE in checkpoint:
         reference.refreshed = True
     elif REFERENCE_START in checkpoint and copy:

@@ -88,10 +88,18 @@ def check(name: str, folder: Path) -> None:
     assert all(isinstance(p, DTensor) for p in models.policy.parameters())
     torch.testing.assert_close(step(models, batch), gradients)
 
+    if kind == "adapter_off":  # it starts as its base; what is exported below is to differ from that
+        reshard(models.policy)
+        with torch.no_grad():
+            for parameter in [*models.policy.parameters(), *whole.policy.parameters()]:
+                if parameter.requires_grad:
+                    parameter.add_(0.1)
+
     # what reads the weights
     assert reference_fingerprint(models.policy) == reference_fingerprint(whole.policy)
     assert describe(models, tokens=64).parameters == describe(whole, tokens=64).parameters
     assert describe(models, tokens=64).weights < 0.6 * describe(whole, tokens=64).weights
+    logits = whole_logits(whole)
     export(models.policy, models.tokenizer, folder / name / "sharded")
     if adapter is not None:
         export(models.policy, models.tokenizer, folder / name / "merged", form="merged")
@@ -108,7 +116,6 @@ def check(name: str, folder: Path) -> None:
         torch.testing.assert_close(models.reference(batch).token, whole.reference(batch).token, rtol=0, atol=1e-5)
         assert (models.reference(batch).token - expected[1]).abs().max() > 1e-2
     if rank == 0:
-        logits = whole_logits(builder())
         torch.save(logits, folder / name / "logits.pt")
         source.load().save_pretrained(folder / name / "base")
 

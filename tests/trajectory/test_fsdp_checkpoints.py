@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rlhf_lightning.strategies import FSDP2Strategy
+from tests.helpers.adapter_jobs import fit_adapter, save_adapter
 from tests.helpers.jobs import differences, final_state, fit, forked, ranks
 
 TWO = {"devices": 2, "accumulate_grad_batches": 2, "max_epochs": 2}
@@ -64,3 +65,22 @@ def test_fsdp_goes_on_from_a_single_process_and_back(tmp_path, kind):
     for name, weight in expected["state_dict"].items():
         torch.testing.assert_close(found["state_dict"][name], weight, atol=1e-4, rtol=1e-4)
     assert found["global_step"] == expected["global_step"] == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [FILE, SHARDS], ids=["file", "shards"])
+def test_killed_fsdp_run_keeps_the_adapters_start_as_its_reference(tmp_path, strategy):
+    """The adapter that training began with lies in a folder that another run has written since."""
+    start, whole, cut = tmp_path / "start", tmp_path / "whole", tmp_path / "cut"
+    adapter = save_adapter(start, 0)
+    assert ranks(2, fit_adapter, whole, adapter, strategy=strategy, **TWO) == [0, 0]
+    assert ranks(2, fit_adapter, cut, adapter, 5, strategy=strategy, **TWO) == [-signal.SIGKILL] * 2
+    save_adapter(start, 1)
+    assert ranks(2, fit_adapter, cut, adapter, strategy=strategy, **TWO) == [0, 0]
+    if strategy is FILE:
+        assert final_state(whole)["reference_start"]
+        assert differences(final_state(whole), final_state(cut)) == []
+        return
+    meta = [torch.load(f / "checkpoints" / "last.ckpt" / "meta.pt", weights_only=True) for f in (whole, cut)]
+    assert meta[0]["reference_start"]
+    assert differences(*meta) == []

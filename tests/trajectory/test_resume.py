@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 
-from rlhf_lightning.callbacks import ImplicitRewards, LastCheckpoint, StepSeed
-from rlhf_lightning.checkpointing import AtomicCheckpointIO
-from rlhf_lightning.losses import dpo
+from rlhf_lightning.callbacks import ImplicitRewards
 from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.roles import ModelBuilder
-from rlhf_lightning.models.sources import TinyRandom
-from tests.helpers.jobs import KillAt, Memory, data, differences, final_state, fit, forked
-from tests.helpers.training import preference, trainer
-
-SMALL = TinyRandom(hidden_size=16, intermediate_size=32)
+from tests.helpers.adapter_jobs import fit_adapter, save_adapter
+from tests.helpers.jobs import Memory, differences, final_state, fit, forked
 
 
 @pytest.mark.parametrize("kind", ["preference", "supervised"])
@@ -62,30 +53,14 @@ def test_resumed_run_logs_what_the_whole_one_did(tmp_path):
     assert logs["cut"].series("train/reward/margin")
 
 
-def fit_adapter(folder: Path, adapter: Lora, kill_at: int | None = None) -> None:
-    """DPO against the start of an adapter; where the folder holds a checkpoint, go on from it."""
-    callbacks = [StepSeed(seed=7), LastCheckpoint(every_n_steps=2), *([] if kill_at is None else [KillAt(kill_at)])]
-    run = trainer(folder, callbacks, max_epochs=2, plugins=[AtomicCheckpointIO()])
-    module = preference(partial(dpo, beta=0.5), ModelBuilder(SMALL, adapter, "auto"))
-    last = folder / "checkpoints" / "last.ckpt"
-    torch.manual_seed(int.from_bytes(os.urandom(4), "little"))
-    run.fit(module, datamodule=data("preference"), ckpt_path=last if last.exists() else None)
-    assert module.reference.kind == "frozen"
-    torch.save(torch.get_rng_state(), folder / "rng.pt")
-
-
-def save_adapter(folder: Path, seed: int) -> None:
-    Lora(r=2, seed=seed, init=False).apply(SMALL.load()).save_pretrained(folder)
-
-
 def test_the_reference_is_the_start_of_the_run_that_is_resumed(tmp_path):
     """The adapter that training began with lies in a folder that another run has written since."""
     start, whole, cut = tmp_path / "start", tmp_path / "whole", tmp_path / "cut"
-    save_adapter(start, 0)
-    fit_adapter(whole, Lora(path=str(start)))
-    assert forked(fit_adapter, cut, Lora(path=str(start)), 5) == -signal.SIGKILL
+    adapter = save_adapter(start, 0)
+    fit_adapter(whole, adapter)
+    assert forked(fit_adapter, cut, adapter, 5) == -signal.SIGKILL
     save_adapter(start, 1)
-    fit_adapter(cut, Lora(path=str(start)))
+    fit_adapter(cut, adapter)
     assert differences(final_state(whole), final_state(cut)) == []
 
 
