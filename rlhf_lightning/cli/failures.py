@@ -37,6 +37,8 @@ _CONSEQUENCES = (
 )
 #: Seconds that the error of another process may take to be seen, on a file system that several machines share.
 _PATIENCE = 5.0
+#: Seconds between two looks at the errors of the others.
+_LOOK_EVERY = 2.0
 #: Seconds that a process may take to end by itself when another one has failed.
 _GRACE = 15.0
 
@@ -146,7 +148,7 @@ class Watch:
         self._over.set()
 
     def _watch(self) -> None:
-        while not self._over.wait(2.0):
+        while not self._over.wait(_LOOK_EVERY):
             first = first_failure(self.folder)
             if first is not None and first.rank != self.rank and not first.consequence:
                 if not self._over.wait(_GRACE):

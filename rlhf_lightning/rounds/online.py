@@ -150,13 +150,26 @@ class OnlineData(L.LightningDataModule):
 
         Args:
             stage: ``fit``, ``validate``, ...; None means everything.
+
+        Raises:
+            ValueError: impossible sizes, or fewer validation prompts than processes.
         """
         self.prompts.setup(stage)
         self._check_columns()
+        self._check_validation()
         if stage in (None, "fit"):
             if self._demonstrations is not None:
                 self._demonstrations.setup("fit")
             self.train_dataloader()  # impossible sizes are an error here, before weights load
+
+    def _check_validation(self) -> None:
+        """Refuse validation prompts that are too few: a process without any cannot know what the reward reports."""
+        validates = self.trainer is None or self.trainer.limit_val_batches != 0
+        if validates and self.val_examples is not None and len(self.val_examples) < self.place.world_size:
+            raise ValueError(
+                f"{len(self.val_examples)} validation prompts cannot give each of {self.place.world_size} processes "
+                "one to answer: use more of them (data.validation), fewer devices, or data.validation=null"
+            )
 
     def _check_columns(self) -> None:
         """Let the reward say which column it lacks, on the first rows of each part, before weights load."""
@@ -269,19 +282,10 @@ class OnlineData(L.LightningDataModule):
         return loader
 
     def val_dataloader(self) -> ValidationLoader | list[ValidationLoader]:
-        """This process's validation batches, drawn when they are asked for; an empty list without validation data.
-
-        Raises:
-            ValueError: a process has no prompt, so that it cannot know what the reward reports.
-        """
+        """This process's validation batches, drawn when they are asked for; an empty list without validation data."""
         listed = self.validation_prompts()
         if not isinstance(listed, ListLoader):
             return []
-        if self.val_examples is not None and len(self.val_examples) < self.place.world_size:
-            raise ValueError(
-                f"{len(self.val_examples)} validation prompts cannot give each of {self.place.world_size} processes "
-                "one to answer: use more of them (data.validation), fewer devices, or data.validation=null"
-            )
         return ValidationLoader(listed.batches.listed, self.collector(True), self.sync, lambda: self.module)
 
     def validation_prompts(self) -> ListLoader | list[ListLoader]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -51,6 +52,15 @@ def build(source: TinyRandom, adapter: Lora | None, kind: str) -> Models:
     return models
 
 
+def change(models: Models, whole: Models, step: Callable[[torch.Tensor], object]) -> None:
+    """Change what is trained of a sharded policy and of its whole twin."""
+    reshard(models.policy)
+    with torch.no_grad():
+        for parameter in [*models.policy.parameters(), *whole.policy.parameters()]:
+            if parameter.requires_grad:
+                step(parameter)
+
+
 def check(name: str, folder: Path) -> None:
     source, adapter, kind = CASES[name]
     rank, mesh = dist.get_rank(), init_device_mesh("cpu", (dist.get_world_size(),))
@@ -89,11 +99,7 @@ def check(name: str, folder: Path) -> None:
     torch.testing.assert_close(step(models, batch), gradients)
 
     if kind == "adapter_off":  # it starts as its base; what is exported below is to differ from that
-        reshard(models.policy)
-        with torch.no_grad():
-            for parameter in [*models.policy.parameters(), *whole.policy.parameters()]:
-                if parameter.requires_grad:
-                    parameter.add_(0.1)
+        change(models, whole, lambda parameter: parameter.add_(0.1))
 
     # what reads the weights
     assert reference_fingerprint(models.policy) == reference_fingerprint(whole.policy)
@@ -106,11 +112,7 @@ def check(name: str, folder: Path) -> None:
 
     # a reference that follows
     if isinstance(models.reference, FrozenCopy):
-        reshard(models.policy)
-        with torch.no_grad():
-            for parameter in [*models.policy.parameters(), *whole.policy.parameters()]:
-                if parameter.requires_grad:
-                    parameter.mul_(1.1)
+        change(models, whole, lambda parameter: parameter.mul_(1.1))
         for each in (models, whole):
             each.reference.refresh(each.policy, 0.5)
         torch.testing.assert_close(models.reference(batch).token, whole.reference(batch).token, rtol=0, atol=1e-5)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from rlhf_lightning.strategies import FSDP2Strategy
 from tests.helpers.adapter_jobs import fit_adapter, save_adapter
@@ -17,6 +18,22 @@ from tests.helpers.jobs import differences, final_state, fit, forked, ranks
 TWO = {"devices": 2, "accumulate_grad_batches": 2, "max_epochs": 2}
 FILE = partial(FSDP2Strategy)
 SHARDS = partial(FSDP2Strategy, save_distributed_checkpoint=True)
+
+
+def whole_state(folder: Path) -> dict[str, Any]:
+    """Everything in the last checkpoint of a run, a folder of shards, whole."""
+    shards = folder / "checkpoints" / "last.ckpt"
+    dcp_to_torch_save(shards, folder / "whole.pt")
+    rest = torch.load(shards / "meta.pt", weights_only=True)
+    return {"shards": torch.load(folder / "whole.pt", weights_only=True), "rest": rest}
+
+
+def tensors(tree: Any) -> list[torch.Tensor]:
+    """Every tensor in nested containers."""
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
+    return [tensor for node in inner for tensor in tensors(node)]
 
 
 def weights(folder: Path, kind: str, strategy: Any) -> None:
@@ -47,9 +64,14 @@ def test_killed_fsdp_run_resumes_exactly(tmp_path, kind, strategy):
         assert ranks(2, weights, folder, kind, strategy) == [0, 0]
     expected, found = torch.load(whole / "weights.pt"), torch.load(cut / "weights.pt")
     assert differences(expected, found) == []
-    meta = [torch.load(f / "checkpoints" / "last.ckpt" / "meta.pt", weights_only=True) for f in (whole, cut)]
-    assert meta[0]["reference"]
-    assert differences(*meta) == []
+    expected, found = whole_state(whole), whole_state(cut)
+    assert differences(expected, found) == []
+    # What is kept of every weight is among the shards: in the file beside them rank 0 would hold all of it.
+    further = expected["shards"]["further"]
+    assert any("EMAWeights" in name for name in further)
+    assert any(name.startswith("reference.") for name in further)
+    assert expected["rest"]["reference"]
+    assert max(tensor.numel() for tensor in tensors(expected["rest"])) < 32
 
 
 @pytest.mark.parametrize("kind", ["tiny", "tiny_lora"])
@@ -81,6 +103,6 @@ def test_killed_fsdp_run_keeps_the_adapters_start_as_its_reference(tmp_path, str
         assert final_state(whole)["reference_start"]
         assert differences(final_state(whole), final_state(cut)) == []
         return
-    meta = [torch.load(f / "checkpoints" / "last.ckpt" / "meta.pt", weights_only=True) for f in (whole, cut)]
-    assert meta[0]["reference_start"]
-    assert differences(*meta) == []
+    expected = whole_state(whole)
+    assert expected["rest"]["reference_start"]
+    assert differences(expected, whole_state(cut)) == []

@@ -1,0 +1,96 @@
+"""What processes compare before they load anything: what one of them sees otherwise, all of them are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from rlhf_lightning.cli.agreement import agreed, check_found, check_readable, check_same, check_seen, meet
+from rlhf_lightning.cli.compose import compose
+from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.strategies import FSDP2Strategy
+from tests.helpers.jobs import ranks
+from tests.helpers.training import preference
+
+QUIET = {
+    "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
+    "accelerator": "cpu",
+}  # fmt: skip
+
+
+def compared(folder: Path) -> None:
+    """What one of two processes on one machine is told that has a folder of its own in the place of a shared one."""
+    trainer = Trainer(strategy="ddp", devices=2, **QUIET)
+    trainer.strategy.connect(preference())
+    trainer.strategy.setup_environment()
+    rank = trainer.global_rank
+    check_seen(trainer, folder / "shared", "paths.output_dir")
+    check_same(trainer, {"the training data": "same"})
+    assert agreed(trainer, f"decided by {rank}") == "decided by 0"
+    assert not list((folder / "shared").iterdir())
+    (folder / str(rank)).mkdir(exist_ok=True)
+    checkpoint = folder / str(rank) / "last.ckpt"
+    if rank == 0:
+        checkpoint.touch()
+    told = []
+    for check, given in (
+        (check_seen, (folder / str(rank), "paths.output_dir")),
+        (check_found, ([checkpoint],)),
+        (check_same, ({"the training data": str(rank), "the validation data": "same"},)),
+    ):
+        try:
+            check(trainer, *given)
+        except ConfigError as error:
+            told.append(str(error))
+    torch.save(told, folder / f"told{rank}.pt")
+
+
+def test_what_one_process_does_not_see_all_are_told(tmp_path, monkeypatch):
+    """Fails when each decides for itself: one would begin from scratch, the other resume, and both wait."""
+    monkeypatch.setattr("rlhf_lightning.cli.agreement._PATIENCE", 0.3)
+    assert ranks(2, compared, tmp_path) == [0, 0]
+    told = torch.load(tmp_path / "told0.pt")
+    assert told == torch.load(tmp_path / "told1.pt")
+    folder, found, data = told
+    assert folder.startswith(f"paths.output_dir={tmp_path}/0: rank 1 on ")
+    assert f"(it has {tmp_path}/1)" in folder
+    assert f"does not find {tmp_path}/1/last.ckpt" in found
+    assert data.startswith("the training data: rank 1 on ")
+
+
+def test_one_process_has_nothing_to_compare(tmp_path):
+    trainer = Trainer(devices=1, **QUIET)
+    meet(trainer, preference())
+    check_seen(trainer, tmp_path, "paths.output_dir")
+    check_same(trainer, {})
+    check_found(trainer, [tmp_path / "none"])
+    assert agreed(trainer, 3) == 3
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp"])
+def test_a_sharded_checkpoint_names_its_way_out(tmp_path, strategy):
+    trainer = Trainer(devices=1, strategy=strategy, **QUIET)
+    message = r"sharded checkpoint.*strategy=fsdp strategy\.devices=<n>.*save_distributed_checkpoint=false"
+    with pytest.raises(ConfigError, match=message):
+        check_readable(trainer, str(tmp_path))
+    check_readable(trainer, str(tmp_path / "file.ckpt"))
+    check_readable(trainer, None)
+    check_readable(Trainer(devices=1, strategy=FSDP2Strategy(), **QUIET), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["strategy=ddp", "strategy.timeout=0"], "0 is no number of seconds above 0"),
+        (["strategy=ddp", "strategy.timeout=soon"], "strategy.timeout"),
+        (["strategy=fsdp", "strategy.timeout=inf"], "no number of seconds"),
+        (["strategy=single", "++strategy.timeout=60"], "choose strategy=ddp or strategy=fsdp"),
+    ],
+)
+def test_times_that_cannot_be_waited_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        compose("train", options)
