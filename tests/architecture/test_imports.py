@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "credit": {"types", "ops", "options"},
     "models": {"types", "ops", "options"},
     "data": {"types", "ops", "clock", "chat_templates", "options"},
-    "callbacks": {"types", "ops", "checkpointing", "options"},
+    "callbacks": {"types", "ops", "checkpointing", "options", "sharded_state"},
     "methods": {"types", "ops", "options", "losses", "models", "credit", "chat_templates", "checkpointing"},
     "rewards": {"types", "ops", "losses", "models", "data", "yaml_text", "options"},
     "rollout": {"types", "ops", "models", "options"},
@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "checkpointing": set(),
     "optimizers": set(),
     "schedules": set(),
-    "strategies": {"checkpointing"},
+    "sharded_state": set(),
+    "strategies": {"checkpointing", "sharded_state"},
     "loggers": set(),
     "report": {"yaml_text"},
     "yaml_text": set(),
@@ -68,6 +69,8 @@ TORCH_FREE = (
     "cli/help.py",
     "cli/complete.py",
     "cli/errors.py",
+    "cli/processes.py",
+    "cli/failures.py",
 )
 #: What losses may import beside our types and ops.
 LOSSES_MAY = {
