@@ -22,10 +22,11 @@ from rich.markup import escape
 
 from rlhf_lightning.cli.compose import compose_with_overrides, parse, register, sweep_points, to_config_error
 from rlhf_lightning.cli.console import ERR, report, say
-from rlhf_lightning.cli.errors import ConfigError, describe, exit_code, suggestion
+from rlhf_lightning.cli.errors import ConfigError, describe, suggestion
+from rlhf_lightning.cli.failures import failure_of, keep
 from rlhf_lightning.cli.folder import RunFolder, check_command, held, occupied, offer, write_record
 from rlhf_lightning.cli.hydra_targets import check_hydra
-from rlhf_lightning.cli.processes import is_first_process, join_job, launched, refuse_other_launchers
+from rlhf_lightning.cli.processes import is_first_process, join_job, launched, rank, refuse_other_launchers
 from rlhf_lightning.cli.results import Result, duration
 from rlhf_lightning.cli.schema import check_config
 from rlhf_lightning.cli.sweep import SweepSummary, prepare_sweep, quoted, short
@@ -244,7 +245,7 @@ def _job(command: str, cfg: DictConfig) -> float | None:
         _refuse_without_folder(cfg, overrides)
     except Exception as error:  # a value that only the sweeper knew: the other jobs still run
         folder = Path(cfg.paths.output_dir)
-        SweepSummary.exit_code = report(error) if is_first_process() else exit_code(error)
+        SweepSummary.exit_code = _told(error, folder, overrides)
         if is_first_process() and not occupied(folder):
             Result("failed", error=describe(error), exit_code=SweepSummary.exit_code, overrides=overrides).write(folder)
         return None
@@ -254,12 +255,26 @@ def _job(command: str, cfg: DictConfig) -> float | None:
         try:
             result = _job_alone(command, cfg, overrides)
         except ConfigError as error:  # the folder is not this job's to write to
-            SweepSummary.exit_code = report(error)
+            SweepSummary.exit_code = _told(error, Path(cfg.paths.output_dir), overrides)
             return None
     if not sweeping:
         SweepSummary.exit_code = result.exit_code
     good = result.status == "done" and result.value is not None and math.isfinite(result.value)
     return result.value if good else None
+
+
+def _told(error: Exception, folder: Path, overrides: list[str]) -> int:
+    """Report what a command is refused for; other processes than the first leave it to the first, which may not see it.
+
+    Returns:
+        The exit code.
+    """
+    if is_first_process():
+        return report(error)
+    failure = failure_of(error, rank())
+    if _names_folder(overrides):
+        keep(failure, error, folder)
+    return failure.code
 
 
 def _job_alone(command: str, cfg: DictConfig, overrides: list[str]) -> Result:
@@ -342,7 +357,11 @@ def _with_hydra(cfg: DictConfig) -> DictConfig:
 def _refuse_without_folder(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Where every process composes for itself, the clock would give each a folder of its own."""
     several = launched() or OmegaConf.select(cfg, "strategy.num_nodes", default=1) > 1
-    if several and not any(override.startswith("paths.output_dir=") for override in overrides):
+    if several and not _names_folder(overrides):
         raise ConfigError(
             "under torchrun or srun, and on several machines, set paths.output_dir: all processes need the same folder"
         )
+
+
+def _names_folder(overrides: Sequence[str]) -> bool:
+    return any(override.startswith("paths.output_dir=") for override in overrides)

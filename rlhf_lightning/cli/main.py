@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from rlhf_lightning.cli.errors import ConfigError, suggestion
+from rlhf_lightning.cli.processes import launch
 
 #: command -> (module with main(arguments) -> exit code, one line of help)
 COMMANDS = {
@@ -20,6 +21,8 @@ COMMANDS = {
     "quickstart": ("rlhf_lightning.cli.quickstart", "align SmolLM2-135M in a few minutes and show what changed"),
     "completion": ("rlhf_lightning.cli.complete", "print a shell's tab completion: rlhf completion bash"),
 }
+#: Of these, what writes files and is one process.
+_ALONE = ("generate", "quickstart")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,6 +65,8 @@ def _dispatch(given: list[str]) -> int:
     command, rest = given[0], given[1:]
     if command not in COMMANDS:
         raise ConfigError(f"rlhf has no command {command!r}.{suggestion(command, COMMANDS)}")
+    if command in _ALONE and launch().processes > 1:
+        raise ConfigError(f"{launch().evidence}, and rlhf {command} is one process: start it by itself")
     if {"-h", "--help"} & set(rest) and command in texts.CONFIGURED:
         texts.show(texts.command(command, COMMANDS[command][1]))
         return 0

@@ -220,7 +220,7 @@ def _launched_devices(started: Launch, options: Mapping[str, Any], count: int | 
     equal = f"{strategy}strategy.devices={each} strategy.num_nodes={started.nodes}"
     raise ConfigError(
         f"{started.evidence}, and the job asks for {asked}: {_command(started.by, nodes, count or each)}, or set "
-        f"{equal}" + ("; without torchrun rlhf starts its processes itself" if nodes == 1 else "")
+        f"{equal}" + ("; started alone, rlhf starts the others itself" if nodes == 1 < (count or each) else "")
     )
 
 

@@ -42,7 +42,9 @@ from rlhf_lightning.cli.processes import environment_of_worker, is_first_process
 from rlhf_lightning.cli.results import FILE, Result
 from rlhf_lightning.signals import SIGTERM_EXIT, run_with_sigterm_exit
 
-log = logging.getLogger(__name__)
+#: By its full name: as a process of its own this module is ``__main__``, whose logger nobody listens to.
+LOGGER = "rlhf_lightning.cli.worker"
+log = logging.getLogger(LOGGER)
 
 #: Set while a sweep runs, to the keys that vary; the processes of its jobs inherit it.
 SWEEP = "RLHF_SWEEP"
@@ -211,7 +213,7 @@ def _reported(failure: Failure, trace: str, command: str, folder: Path, started:
     if is_first_process():
         file.write_text(trace, encoding="utf-8")
         with (folder / f"{command}.log").open("a", encoding="utf-8") as lines:
-            lines.write(f"{datetime.now():%Y-%m-%d %H:%M:%S},000 ERROR   {__name__}: {failure.message}\n")
+            lines.write(f"{datetime.now():%Y-%m-%d %H:%M:%S},000 ERROR   {LOGGER}: {failure.message}\n")
     report_text(failure.message, trace, bug=failure.bug, file=file)
     return _ended("failed", failure.code, started, failure.message, folder)
 

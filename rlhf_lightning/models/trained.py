@@ -32,9 +32,9 @@ def load_trained(checkpoint: Path, policy: nn.Module, start: AdapterStart | None
     """
     if checkpoint.is_dir():
         raise ValueError(
-            f"{checkpoint} is a sharded checkpoint, which other runs and rlhf generate do not read: use the run's export "
-            "(model=hub model.name=<export folder>), or make it one file by resuming the run with strategy=fsdp "
-            "strategy.strategy.save_distributed_checkpoint=false (one that has ended: with trainer.max_steps=<one more>)"
+            f"{checkpoint} is a sharded checkpoint, which other runs and rlhf generate do not read: use its run's "
+            "export (model=hub model.name=<export folder>), or make it one file by resuming the run with strategy=fsdp "
+            "strategy.strategy.save_distributed_checkpoint=false (where it has ended: with trainer.max_steps=<more>)"
         )
     whole = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     if start is not None and BASE in whole:

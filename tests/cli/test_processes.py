@@ -10,6 +10,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, TorchEl
 
 from rlhf_lightning.cli.cluster import SrunEnvironment, cluster_environment
 from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.main import main
 from rlhf_lightning.cli.processes import (
     FIRST_RANK,
     Launch,
@@ -193,6 +194,15 @@ def test_two_machines_without_a_launcher(monkeypatch):
 )
 def test_devices_are_counted_as_lightning_does(devices, count):
     assert device_count(devices) == count
+
+
+@pytest.mark.parametrize("command", ["generate", "quickstart"])
+def test_commands_of_one_process_are_not_run_several_times(monkeypatch, capsys, command):
+    """Each would write the same files."""
+    for name, value in torchrun(2, 1).items():
+        monkeypatch.setenv(name, value)
+    assert main([command]) == 2
+    assert f"(WORLD_SIZE=2), and rlhf {command} is one process" in capsys.readouterr().err
 
 
 def test_nothing_is_launched_here():

@@ -134,6 +134,16 @@ def test_three_rows_for_four_micro_batches() -> None:
     assert len(empty.to("meta").stand_in) == 1
 
 
+def test_fewer_validation_rows_than_processes() -> None:
+    """Equally many batches on each, as validation gathers sharded weights; one is empty and counts for nothing."""
+    shares = [AlignmentDataModule(pairs(4), validation=pairs(1), place=Place(1, rank, 2)) for rank in range(2)]
+    for share in shares:
+        share.setup("fit")
+    batches = [list(share.val_dataloader()) for share in shares]
+    assert [[len(batch) for batch in own] for own in batches] == [[1], [0]]
+    assert batches[1][0].stand_in is not None
+
+
 def test_a_row_over_the_budget_and_data_of_another_kind_stop_the_run() -> None:
     with pytest.raises(DataError, match=r"pairs\.jsonl:\d+ \(\d+ tokens\)"):
         AlignmentDataModule(pairs(), max_tokens=12).setup()

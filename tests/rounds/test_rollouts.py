@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from rlhf_lightning.data import Place
 from rlhf_lightning.types import RolloutOptions, SampleGroup
 from tests.helpers.fake_rollouts import FakeEngine, Sum, looped
+from tests.helpers.online import module_of, online
 
 
 class NoneFor(Sum):
@@ -51,6 +53,19 @@ def test_moments_are_those_of_the_whole_step():
     batch = first(data)
     assert batch.advantage_moments[0] == pytest.approx(float(batch.advantage.mean()))
     assert batch.advantage_moments[1] == pytest.approx(float(batch.advantage.std(correction=0)))
+
+
+@pytest.mark.parametrize(("processes", "stage"), [(6, "fit"), (6, "validate"), (5, None)])
+def test_fewer_validation_prompts_than_processes_are_refused_before_weights_load(processes, stage):
+    """Five of them; fails when it is found out in the first validation, on the process that has none."""
+    module = module_of()
+    data = online(module, None, batch_size=12, place=Place(1, 0, processes))
+    if processes == 5:
+        data.setup(stage)
+    else:
+        with pytest.raises(ValueError, match="5 validation prompts cannot give each of 6 processes one to answer"):
+            data.setup(stage)
+    assert module.policy is None
 
 
 def test_unscored_responses_take_no_part():
