@@ -24,17 +24,7 @@ FOLDER = "errors"
 #: When this process began: older files are of an earlier command.
 BEGAN = time.time()
 #: Parts of errors that say no more than that another process has gone, or does not come.
-_CONSEQUENCES = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Connection refused",
-    "Broken pipe",
-    "Socket Timeout",
-    "gloo",
-    "NCCL",
-    "ProcessGroup",
-    "TCPStore",
-)
+_CONSEQUENCES = ("Connection closed by peer", "gloo", "NCCL", "ProcessGroup", "TCPStore")
 #: Seconds that the error of another process may take to be seen, on a file system that several machines share.
 _PATIENCE = 5.0
 #: Seconds between two looks at the errors of the others.
@@ -59,16 +49,18 @@ class Failure:
     def message(self) -> str:
         """The text, with the process where that is not the first."""
         where = f"rank {self.rank} on {self.host}: " if self.rank else ""
-        lost = "\n  No process left another error: one was killed (out of memory?), or lost its machine"
+        lost = "\n  No process left another error: one was killed (out of memory?), lost its machine, or never came"
         return f"{where}{self.text}{lost if self.consequence else ''}"
 
 
 def failure_of(error: BaseException, rank: int = 0) -> Failure:
     """An error of this process."""
-    text = describe(error)
-    lost = isinstance(root_cause(error), (RuntimeError, OSError)) and any(part in text for part in _CONSEQUENCES)
-    bug = not is_message(root_cause(error))
-    return Failure(time.time(), rank, socket.gethostname(), text, exit_code(error), bug, lost)
+    root, text = root_cause(error), describe(error)
+    unexpected = not is_message(root)
+    of_torch = type(root).__module__.startswith("torch.distributed")
+    named = isinstance(root, RuntimeError) and any(part in text for part in _CONSEQUENCES)
+    lost = unexpected and (of_torch or named)
+    return Failure(time.time(), rank, socket.gethostname(), text, exit_code(error), unexpected and not lost, lost)
 
 
 def keep(failure: Failure, error: BaseException, folder: Path) -> None:

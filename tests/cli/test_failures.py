@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from torch.distributed import DistNetworkError
 
 from rlhf_lightning.cli import failures
 from rlhf_lightning.cli.errors import ConfigError
@@ -62,6 +63,22 @@ def test_a_connection_that_nobody_explains_says_so(tmp_path, monkeypatch):
     assert own.consequence
     assert "one was killed (out of memory?)" in cause(tmp_path, own).message
     assert first_failure(tmp_path) == own
+
+
+@pytest.mark.parametrize(
+    ("error", "consequence"),
+    [
+        (RuntimeError(LOST), True),
+        (DistNetworkError("The client socket has timed out after 5000ms"), True),
+        (ConnectionRefusedError("Connection refused"), False),  # of a server that a reward asks
+        (ConfigError("NCCL is not there"), False),
+        (KeyError("gloo"), False),
+    ],
+)
+def test_which_errors_only_say_that_another_process_has_gone(error, consequence):
+    failure = failure_of(raised(error), 1)
+    assert failure.consequence == consequence
+    assert failure.bug == (not consequence and not isinstance(error, ConfigError))
 
 
 def test_an_error_that_another_process_is_still_writing_is_waited_for(tmp_path):

@@ -78,6 +78,12 @@ def test_a_budget_of_tokens_makes_the_cut_part_of_the_run(key):
     assert [difference.key for difference in compare(run, changed(key, 4, run)).refused] == [key]
 
 
+def test_how_long_processes_wait_for_each_other_is_never_part_of_the_run():
+    """Also of runs with a budget of tokens, whose other options of the strategy are; older runs lack the option."""
+    run = changed("data.max_tokens", 512)
+    assert compare(run, changed("strategy.timeout", 60, run)).refused == []
+
+
 def test_nothing_and_null_are_the_same():
     assert not compare(RUN, changed("reward", {})).refused
     assert not compare(RUN, changed("data.bucket", None)).refused

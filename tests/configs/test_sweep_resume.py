@@ -42,6 +42,8 @@ def test_the_digest_is_of_what_is_computed(tiny):
     assert one == jobs.digest(compose("train", [*tiny, "paths.output_dir=b", "paths.sweeps=c", "rerun=true"]))
     assert one == jobs.digest(compose("train", [*tiny[::-1], "callbacks.last.dirpath=${paths.output_dir}/checkpoints"]))
     assert one == jobs.digest(compose("train", [*tiny, "callbacks.rollout_files.keep=3"]))
+    two = [jobs.digest(compose("train", [*tiny, "strategy=ddp", f"strategy.timeout={time}"])) for time in (60, 1800)]
+    assert two[0] == two[1] != one
     others = ["seed=1", "method.loss.beta=0.11", "method=ipo", "data.spec.max_length=77", "trainer.max_steps=3"]
     assert one not in {jobs.digest(compose("train", [*tiny, other])) for other in others}
 
