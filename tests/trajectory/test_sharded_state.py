@@ -1,0 +1,59 @@
+"""Sharded tensors of a checkpoint: whole in a file, in parts in a folder of shards, for any number of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from rlhf_lightning.sharded_state import gathered, put_back, room_for, taken_out
+from tests.helpers.jobs import ranks
+
+WEIGHT, BIAS = torch.arange(15.0).view(5, 3), torch.arange(2.0)  # neither divides among the processes evenly
+
+
+def tree(mesh: Any) -> dict[str, Any]:
+    weight, bias = (distribute_tensor(tensor.clone(), mesh, [Shard(0)]) for tensor in (WEIGHT, BIAS.bfloat16()))
+    return {"callbacks": {"EMA": {"weights": {"a.weight": weight, "a.bias": bias}}}, "step": 3, "own": [BIAS, None]}
+
+
+def saved(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    rank, state = dist.get_rank(), tree(init_device_mesh("cpu", (dist.get_world_size(),)))
+    whole = gathered(state, keep=rank == 0)["callbacks"]["EMA"]["weights"]
+    if rank == 0:
+        assert torch.equal(whole["a.weight"], WEIGHT)
+        assert torch.equal(whole["a.bias"], BIAS.bfloat16())
+    else:
+        assert whole == {"a.weight": None, "a.bias": None}
+    rest, shards = taken_out(state)
+    assert isinstance(state["callbacks"]["EMA"]["weights"]["a.weight"], DTensor), "the state itself stays"
+    assert rest["step"] == 3
+    save({"further": shards}, checkpoint_id=folder / "shards")
+    if rank == 0:
+        torch.save(rest, folder / "rest.pt")
+
+
+def loaded(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    rest = torch.load(folder / "rest.pt", weights_only=True)
+    room = room_for(rest, mesh)
+    load({"further": room}, checkpoint_id=folder / "shards")
+    state = put_back(rest, room)
+    weights = state["callbacks"]["EMA"]["weights"]
+    assert weights["a.weight"].to_local().shape[0] < 5, "every process holds its part"
+    assert torch.equal(weights["a.weight"].full_tensor(), WEIGHT)
+    assert torch.equal(weights["a.bias"].full_tensor(), BIAS.bfloat16())
+    assert torch.equal(state["own"][0], BIAS)
+
+
+def test_two_processes_write_what_three_read(tmp_path):
+    assert ranks(2, saved, tmp_path) == [0, 0]
+    assert ranks(3, loaded, tmp_path) == [0, 0, 0]
