@@ -113,7 +113,7 @@ class EMAWeights(Callback):
         state = checkpoint.get("state_dict", {})
         for name, weight in self._stash.items():
             if f"policy.{name}" in state:
-                state[f"policy.{name}"] = _whole(weight, self._weights[name])
+                state[f"policy.{name}"] = _saved(weight, self._weights[name])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the average, whole or sharded, until the weights are there."""
