@@ -12,19 +12,19 @@ from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
 
-#: What a shell reports for a process that SIGTERM ended; schedulers take it for "stopped", not "failed".
-SIGTERM_EXIT = 128 + signal.SIGTERM
+#: What a shell reports for a process that SIGTERM or Ctrl-C ended; schedulers take it for "stopped", not "failed".
+SIGTERM_EXIT, SIGINT_EXIT = 128 + signal.SIGTERM, 128 + signal.SIGINT
 
 
-def run_with_sigterm_exit(function: Callable[[], T]) -> T:
-    """Call a function so that the process exits with 143 when SIGTERM stops it.
+def run_with_exit_code(function: Callable[[], T]) -> T:
+    """Call a function so that the process exits with 143 when SIGTERM stops it, and with 130 when Ctrl-C does.
 
     During training the ``LastCheckpoint`` callback finishes the step, saves and stops. Before and after it there is
     nothing to save and the process exits at once. Lightning alone would exit with 0, which a scheduler takes for a
     finished run.
 
     Exit handlers and ``finally`` blocks run. In a process that Lightning's launcher started the exit code is 0: for
-    anything else the launcher kills the main process, which is about to exit with 143 itself.
+    anything else the launcher kills the main process, which is about to exit itself.
 
     Args:
         function: the whole job, without arguments.
@@ -35,8 +35,8 @@ def run_with_sigterm_exit(function: Callable[[], T]) -> T:
     before = signal.signal(signal.SIGTERM, _exit) if main_thread else None
     try:
         return function()
-    except SIGTERMException:
-        sys.exit(0 if _launched() else SIGTERM_EXIT)
+    except SIGTERMException as stop:  # Lightning's own has no code
+        sys.exit(0 if _launched() else stop.code or SIGTERM_EXIT)
     finally:
         if main_thread:
             signal.signal(signal.SIGTERM, before)

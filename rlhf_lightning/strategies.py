@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
-from rlhf_lightning.checkpointing import recovered, remove, replace, sync, temporary_name, write_atomically
+from rlhf_lightning.files import recovered, remove, replace, sync, temporary_name, write_atomically
 from rlhf_lightning.sharded_state import gathered, put_back, room_for, taken_out
 
 #: Among the shards of a checkpoint: sharded tensors beside weights and optimiser, by their place in it.

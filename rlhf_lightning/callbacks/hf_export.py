@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, Trainer
 
+from rlhf_lightning.files import write_atomically
+
 
 class HFExport(Callback):
     """Exports the policy when training ends, and after each validation that beats the ones before.
@@ -72,7 +74,8 @@ class HFExport(Callback):
             folder = self._export(trainer, pl_module, "best")
             if trainer.is_global_zero:
                 record = {"step": trainer.global_step, "metric": self.monitor, "value": value}
-                (folder / "metric.json").write_text(json.dumps(record) + "\n")
+                text = json.dumps(record) + "\n"
+                write_atomically(folder / "metric.json", lambda temporary: temporary.write_text(text))
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Export what was trained."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlhf_lightning.files import write_atomically
 from rlhf_lightning.ops.comparisons import outcomes
 
 #: In the run's folder; what ``rlhf report`` draws its histograms from.
@@ -98,9 +98,10 @@ def _gather(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _write(folder: Path, pairs: NDArray[np.float64], step: int) -> None:
     """Write the file, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{FILE}.unfinished"
-    with temporary.open("wb") as file:
-        index, chosen, rejected = pairs[0].astype(np.int64), *pairs[1:].astype(np.float32)
-        np.savez_compressed(file, index=index, chosen=chosen, rejected=rejected, step=np.int64(step))
-    os.replace(temporary, folder / FILE)
+    index, chosen, rejected = pairs[0].astype(np.int64), *pairs[1:].astype(np.float32)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # a name of its own kind would get another suffix
+            np.savez_compressed(file, index=index, chosen=chosen, rejected=rejected, step=np.int64(step))
+
+    write_atomically(folder / FILE, write)

@@ -1,21 +1,23 @@
-"""``last.ckpt``: where the same command goes on, after a kill, SIGTERM or the end."""
+"""``last.ckpt``: where the same command resumes, after a kill, SIGTERM, Ctrl-C or the end."""
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rlhf_lightning.checkpointing import reopen_validation, validation_pending
@@ -24,12 +26,14 @@ from rlhf_lightning.options import Count, Positive
 log = logging.getLogger(__name__)
 
 
-class _Due(IntEnum):
-    """What is to be done at the end of an optimiser step; of all processes the largest counts."""
-
-    NOTHING = 0
-    SAVE = 1
-    STOP = 2
+#: What is due at the end of an optimiser step; of all processes the largest counts. Above: the number of the signal
+#: that asks to stop.
+_NOTHING, _SAVE = 0, 1
+#: Signals that ask to stop.
+_STOPS = (signal.SIGTERM, signal.SIGINT)
+#: Key of a checkpoint: a validation at its step is to come.
+_OPEN = "validation_open"
+_NOTICE = b"\nCtrl-C: the step is finished and saved; once more ends the run at once, without saving\n"
 
 
 @dataclass(frozen=True)
@@ -57,19 +61,21 @@ class _Counters:
 
 
 class LastCheckpoint(Callback):
-    """Saves ``last.ckpt`` at the end of optimiser steps, and on SIGTERM saves and stops all processes.
+    """Saves ``last.ckpt`` at the end of optimiser steps, and on SIGTERM and Ctrl-C saves and stops all processes.
 
     Lightning's own answer to SIGTERM stops after a micro-batch, which loses the gradients of a step that accumulates
     several, and talks to the other processes from within the signal handler, which can mix with a collective that is
-    under way. Here the handler takes a note, the processes agree after the step, and
-    ``rlhf_lightning.signals.run_with_sigterm_exit`` makes the exit code 143.
+    under way; its answer to Ctrl-C saves nothing. Here the handler takes a note, the processes agree after the step,
+    and ``rlhf_lightning.signals.run_with_exit_code`` makes the exit code 143 or 130. A second Ctrl-C ends the run where
+    it is. A process that was started with SIGINT ignored, as shells start background jobs, goes on ignoring it.
 
-    A validation that was due or under way when the checkpoint was written is run (again, whole) after the resume.
+    A validation that was due or under way when the checkpoint was written is run (again, whole) after the resume. So is
+    what follows the last step: a run that was killed in its last validation or export finishes them.
 
     Args:
         dirpath: folder of ``last.ckpt``; None: ``checkpoints`` in the trainer's ``default_root_dir``.
-        every_n_steps: optimiser steps between saves; None: only by time, at SIGTERM and at the end.
-        every_n_minutes: at most this long between saves; None: only by steps, at SIGTERM and at the end.
+        every_n_steps: optimiser steps between saves; None: only by time, when it is stopped and at the end.
+        every_n_minutes: at most this long between saves; None: only by steps, when it is stopped and at the end.
     """
 
     def __init__(
@@ -77,13 +83,14 @@ class LastCheckpoint(Callback):
     ) -> None:
         self.dirpath = dirpath
         self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
-        self._sigterm = False
-        self._validation_open = False
+        self._stop_signal = 0
+        self._validation_open = self._resumed_open = False
         self._saved_open = False  # whether the last save left a validation to come
         self._counters: _Counters | None = None  # while this callback saves
         self._seen = self._saved = 0
         self._saved_at = time.monotonic()
-        self._before: Any = None
+        self._before: dict[int, Any] = {}  # handlers of signals that were taken over
+        self._limits = _Limits()
 
     @property
     def saved_step(self) -> int:
@@ -102,24 +109,33 @@ class LastCheckpoint(Callback):
         ranking = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
         exports = [callback for callback in callbacks if getattr(callback, "after_checkpoints", False)]
         others = [callback for callback in callbacks if callback not in (self, *ranking, *exports)]
-        trainer.callbacks = [*others, self, *ranking, *exports]  # type: ignore[attr-defined]
+        others = [callback for callback in others if not isinstance(callback, _Limits)]
+        trainer.callbacks = [self._limits, *others, self, *ranking, *exports]  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Take the signal over from Lightning's handler, and count from the step that training goes on from."""
-        self._sigterm = self._validation_open = self._saved_open = False
+        """Take the signals over from Lightning's handlers, and count from the step that training resumes from."""
+        if self._resumed_open and trainer.fit_loop.done:
+            self._limits.lift(trainer)
+        self._stop_signal, self._validation_open = 0, False
+        self._saved_open, self._resumed_open = self._resumed_open, False
         self._seen = self._saved = trainer.global_step
         self._saved_at = time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            taken = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in taken}
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Give the signal back."""
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        self._sigterm = True
+        self._stop_signal = max(self._stop_signal, signum)
+        if signum == signal.SIGINT:
+            signal.signal(signum, signal.default_int_handler)
+            if rank_zero_only.rank == 0:
+                os.write(2, _NOTICE)  # a handler may not touch buffers that it has interrupted
 
     # Saving
 
@@ -129,12 +145,12 @@ class LastCheckpoint(Callback):
             return
         self._seen = trainer.global_step
         due = self._due(trainer)
-        if due is not _Due.NOTHING:
+        if due != _NOTHING:
             self._validation_open = validation_pending(trainer)
             self._save(trainer)
             self._validation_open = False
-        if due is _Due.STOP:
-            self._stop(trainer)
+        if due > _SAVE:
+            self._stop(trainer, due)
 
     def on_validation_batch_end(
         self,
@@ -146,15 +162,15 @@ class LastCheckpoint(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """End a validation pass early."""
-        if _fitting(trainer) and self._due(trainer) is _Due.STOP:
+        if _fitting(trainer) and self._due(trainer) > _SAVE:
             raise StopIteration  # how a loader says that it is exhausted
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Stop before a checkpoint is ranked by the metrics of an unfinished pass."""
-        if _fitting(trainer) and self._due(trainer) is _Due.STOP:
+        if _fitting(trainer) and (due := self._due(trainer)) > _SAVE:
             self._validation_open = True
             self._save(trainer)
-            self._stop(trainer)
+            self._stop(trainer, due)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Save the end, unless it has been; a module may have learned something since (``unsaved``)."""
@@ -162,19 +178,17 @@ class LastCheckpoint(Callback):
             # Lightning has counted the epoch as done by now, wherever in it the last step was.
             self._save(trainer, epoch=trainer.current_epoch - 1, ended=True)
 
-    def _due(self, trainer: Trainer) -> _Due:
+    def _due(self, trainer: Trainer) -> int:
         """What all processes do now; a collective call."""
-        due = _Due.NOTHING
+        due = self._stop_signal or _NOTHING
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
-            due = _Due.SAVE
+            due = max(due, _SAVE)
         if self.every_n_minutes and time.monotonic() - self._saved_at > 60 * self.every_n_minutes:
-            due = _Due.SAVE
-        if self._sigterm:
-            due = _Due.STOP
+            due = max(due, _SAVE)
         if trainer.world_size == 1:
             return due
-        agreed = trainer.strategy.reduce(torch.tensor(int(due), device=trainer.strategy.root_device), reduce_op="max")
-        return _Due(int(agreed))
+        agreed = trainer.strategy.reduce(torch.tensor(due, device=trainer.strategy.root_device), reduce_op="max")
+        return int(agreed)
 
     def _save(self, trainer: Trainer, epoch: int | None = None, ended: bool = False) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -185,17 +199,63 @@ class LastCheckpoint(Callback):
         self._saved, self._saved_at = trainer.global_step, time.monotonic()
         self._saved_open = self._validation_open
 
-    def _stop(self, trainer: Trainer) -> None:
-        log.info("SIGTERM: saved %s/last.ckpt after step %d", self.dirpath, trainer.global_step)
-        raise SIGTERMException
+    def _stop(self, trainer: Trainer, number: int) -> NoReturn:
+        name = signal.Signals(number).name
+        log.info("%s: saved %s/last.ckpt after step %d", name, self.dirpath, trainer.global_step)
+        raise SIGTERMException(128 + number)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Note whether a validation is to come."""
+        self._resumed_open = checkpoint.get(_OPEN, False)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Write the counters of the end of an optimiser step, and of a validation that is still to come."""
         fit = checkpoint["loops"]["fit_loop"]
+        checkpoint[_OPEN] = self._validation_open
         if self._counters is not None:
             self._counters.write(fit)
         if self._validation_open:
             reopen_validation(fit)
+
+
+class _Limits(Callback):
+    """Lets a resumed run pass Lightning's door when all of its steps are taken, so that it ends as every run ends.
+
+    Lightning turns back at once there: what was killed in its last validation, or in its export, would never have it.
+    The limits are lifted from before training until the first hook of it, and where a validation is to come, until the
+    first hook of the epoch. First of all callbacks, so that no other sees them lifted.
+    """
+
+    def __init__(self) -> None:
+        self._steps_and_epochs: tuple[int, int | None] | None = None
+
+    def lift(self, trainer: Trainer) -> None:
+        """Take the limits away; training begins."""
+        loop = trainer.fit_loop
+        self._steps_and_epochs = loop.epoch_loop.max_steps, loop.max_epochs
+        if loop.epoch_loop.max_steps != -1:  # what is counted in steps stays so
+            loop.epoch_loop.max_steps = sys.maxsize
+        loop.max_epochs = -1
+
+    def put_back(self, trainer: Trainer) -> None:
+        """Set the limits as they were."""
+        if self._steps_and_epochs is not None:
+            loop = trainer.fit_loop
+            loop.epoch_loop.max_steps, loop.max_epochs = self._steps_and_epochs
+            self._steps_and_epochs = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Lift them where a checkpoint is resumed."""
+        if trainer.ckpt_path is not None:
+            self.lift(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Put them back."""
+        self.put_back(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Put them back."""
+        self.put_back(trainer)
 
 
 def _fitting(trainer: Trainer) -> bool:

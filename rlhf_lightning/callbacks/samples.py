@@ -15,6 +15,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 
 from rlhf_lightning.callbacks.tables import log_table
+from rlhf_lightning.files import write_atomically
 from rlhf_lightning.ops.comparisons import outcomes
 from rlhf_lightning.ops.kl import k1, k3
 from rlhf_lightning.ops.streams import stream_seed
@@ -267,10 +268,10 @@ class PolicySamples(Callback):
         if not trainer.is_global_zero or not rows:
             return []
         folder = Path(self.folder or Path(trainer.default_root_dir) / "samples")
-        folder.mkdir(parents=True, exist_ok=True)
         rows = sorted(rows, key=lambda sample: sample.index)
-        lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in rows]
-        (folder / f"step_{trainer.global_step:08d}.jsonl").write_text("".join(lines), encoding="utf-8")
+        text = "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in rows)
+        path = folder / f"step_{trainer.global_step:08d}.jsonl"
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         for logger in trainer.loggers:
             log_table(logger, "samples", [asdict(sample) for sample in rows], trainer.global_step)
         return rows

@@ -23,6 +23,7 @@ from rlhf_lightning.cli.config_file import literal
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.folder import start_of
 from rlhf_lightning.cli.processes import processes
+from rlhf_lightning.files import recovered
 from rlhf_lightning.models.architectures import FAMILIES
 from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
 from rlhf_lightning.models.trained import load_trained
@@ -257,8 +258,6 @@ def checkpoint_to_resume(trainer: Trainer, wanted: str | None, folder: Path) -> 
 
 def last_checkpoint(folders: list[Path]) -> Path | None:
     """``last.ckpt`` in the first folder that has one, or what a kill while replacing it left."""
-    from rlhf_lightning.checkpointing import recovered
-
     paths = (recovered(folder / "last.ckpt") for folder in folders)
     return next((path for path in paths if path.exists()), None)
 

@@ -56,7 +56,8 @@ def setup_logging(folder: Path | None = None, name: str = "run", *, brief: bool 
             foreign.addHandler(terminal)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(folder / (f"{name}.log" if process == 0 else f"{name}.{process}.log"))
+        # Delayed: a command that leaves a finished run as it is leaves its log as it is.
+        file = logging.FileHandler(folder / (f"{name}.log" if process == 0 else f"{name}.{process}.log"), delay=True)
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
         _HANDLERS.append(file)
         foreign.addHandler(file)

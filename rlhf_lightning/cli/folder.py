@@ -26,15 +26,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rlhf_lightning.cli.config_file import read_data
 from rlhf_lightning.cli.console import say
 from rlhf_lightning.cli.errors import ConfigError
-from rlhf_lightning.cli.identity import Comparison, Difference, compare, listed, plain
+from rlhf_lightning.cli.identity import Comparison, Difference, compare, listed, may_lengthen, plain
 from rlhf_lightning.cli.processes import is_first_process
 from rlhf_lightning.cli.results import Result
+from rlhf_lightning.files import remove, write_atomically
 
 log = logging.getLogger(__name__)
 
 JOB, CONFIG = "job.json", "config.yaml"
 #: Values of ``ckpt_path`` that are no path.
 _WORDS = (None, "auto", "last")
+#: What a run writes along its training.
+_LOGS = ("metrics.csv", "samples/step_*.jsonl", "implicit_rewards.npz", "rollouts/*.jsonl")
 #: Folders that this process works in, or the command that started it.
 _HELD: set[Path] = set()
 
@@ -155,6 +158,15 @@ class RunFolder:
             )
         self.changed = comparison.allowed
 
+    @property
+    def finished(self) -> Result | None:
+        """The result of the folder's run where the command asks for nothing more of it; known after :meth:`check`."""
+        result = Result.read(self.path)
+        resumes = self.occupied and not self.from_scratch and (self.cfg.ckpt_path in _WORDS or self.start is not None)
+        if result is None or result.status != "done" or not resumes or not (self.path / CONFIG).is_file():
+            return None
+        return None if any(may_lengthen(difference) for difference in self.changed) else result
+
     def _compare(self) -> Comparison:
         before = read_data(self.path / CONFIG)
         trees = []
@@ -195,7 +207,10 @@ class RunFolder:
 
         if self.from_scratch and (old := self._saved()):
             log.info("%-9s %d checkpoints of the run that was here are removed", "scratch", len(old))
-            _remove(old)
+            for path in old:
+                remove(path)
+        if step is None:
+            self._remove_logs()
         job = read_job(self.path)
         resumed = [] if step is None else list(job.get("resumed") or [])
         if step is not None and self.changed:
@@ -204,6 +219,15 @@ class RunFolder:
         entries = job.get("pending") or {"digest": digest(self.cfg), "overrides": job.get("overrides")}
         note(self.path, command="train", content=dict(content), resumed=resumed or None, pending=None, **entries)
         write_config(self.cfg, self.path)
+
+    def _remove_logs(self) -> None:
+        """Remove what a run that begins would not write again: logs of later steps of the one that was here.
+
+        Rollouts stay unless the run is asked for from scratch: those of this run that a kill left are read.
+        """
+        for name in _LOGS if self.from_scratch else _LOGS[:-1]:
+            for path in self.path.glob(name):
+                remove(path)
 
 
 def offer(folder: RunFolder, overrides: list[str]) -> None:
@@ -298,14 +322,5 @@ def digest_of(path: Path) -> str:
     return whole.hexdigest()
 
 
-def _remove(paths: list[Path]) -> None:
-    from rlhf_lightning.checkpointing import remove  # imports Lightning
-
-    for path in paths:
-        remove(path)
-
-
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    write_atomically(path, lambda temporary: temporary.write_text(text))

@@ -54,6 +54,7 @@ MAY_CHANGE: Mapping[str, str] = {
     "data.spec.cache": _SPEED,
     "data.spec.cache_dir": _SPEED,
     "model.gradient_checkpointing": _SPEED,
+    "method.rollout.max_empty": "when it gives up",
     "rollout.url": _SERVER,
     "rollout.port": _SERVER,
     "rollout.folder": _SERVER,
@@ -135,6 +136,11 @@ def compare(before: Tree, now: Tree) -> Comparison:
     found = list(_differences(before, now))
     allowed = [difference for difference in found if _may_change(difference.key, before, now)]
     return Comparison([difference for difference in found if difference not in allowed], allowed)
+
+
+def may_lengthen(difference: Difference) -> bool:
+    """Whether a difference may ask for steps that the run has not taken."""
+    return difference.key.startswith("callbacks.") or MAY_CHANGE.get(difference.key) == _LENGTH
 
 
 def listed(differences: Iterable[Difference]) -> str:

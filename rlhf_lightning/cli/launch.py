@@ -24,9 +24,16 @@ from rlhf_lightning.cli.compose import compose_with_overrides, parse, register, 
 from rlhf_lightning.cli.console import ERR, report, say
 from rlhf_lightning.cli.errors import ConfigError, describe, suggestion
 from rlhf_lightning.cli.failures import failure_of, keep
-from rlhf_lightning.cli.folder import RunFolder, check_command, held, occupied, offer, write_record
+from rlhf_lightning.cli.folder import RunFolder, check_command, checkpoints, held, occupied, offer, write_record
 from rlhf_lightning.cli.hydra_targets import check_hydra
-from rlhf_lightning.cli.processes import is_first_process, join_job, launched, rank, refuse_other_launchers
+from rlhf_lightning.cli.processes import (
+    is_first_process,
+    join_job,
+    launched,
+    rank,
+    refuse_other_launchers,
+    several_commands,
+)
 from rlhf_lightning.cli.results import Result, duration
 from rlhf_lightning.cli.schema import check_config
 from rlhf_lightning.cli.sweep import SweepSummary, prepare_sweep, quoted, short
@@ -282,12 +289,14 @@ def _job_alone(command: str, cfg: DictConfig, overrides: list[str]) -> Result:
     path = Path(cfg.paths.output_dir)
     with held(path):
         check_command(path, command)
+        finished = None
         if command == "train":
             folder = RunFolder(cfg)
             folder.check()
+            finished = folder.finished
             if is_first_process():
                 offer(folder, overrides)
-        if is_first_process():
+        if is_first_process() and finished is None:
             write_record(path)
         return _run(command, cfg, overrides)
 
@@ -325,11 +334,22 @@ def _run(command: str, cfg: DictConfig, overrides: list[str]) -> Result:
     if result.status == "stopped":
         if is_first_process():
             again = "" if os.environ.get(SWEEP) else f" with paths.output_dir={cfg.paths.output_dir}"
-            ERR.print(f"stopped; the same command{again} goes on", markup=False)
+            ERR.print(_stopped(command, result, Path(cfg.paths.output_dir), f"the same command{again}"), markup=False)
         sys.exit(result.exit_code)
     if os.environ.get(SWEEP):
         say(f"       [dim]{result.status} in {duration(result.seconds)}[/]")
     return result
+
+
+def _stopped(command: str, result: Result, folder: Path, same: str) -> str:
+    """Say where a job was stopped, and what the same command will do."""
+    if command != "train" or not (result.saved or checkpoints(folder)):
+        return f"stopped before anything was saved; {same} starts from the beginning"
+    if result.saved is None:
+        return f"stopped before training; {same} resumes"
+    if result.saved == result.steps:
+        return f"stopped and saved after step {result.steps}; {same} resumes there"
+    return f"stopped after step {result.steps}; {same} resumes from step {result.saved}"
 
 
 def _checked(command: str, cfg: DictConfig, overrides: list[str]) -> DictConfig:
@@ -356,8 +376,7 @@ def _with_hydra(cfg: DictConfig) -> DictConfig:
 
 def _refuse_without_folder(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Where every process composes for itself, the clock would give each a folder of its own."""
-    several = launched() or OmegaConf.select(cfg, "strategy.num_nodes", default=1) > 1
-    if several and not _names_folder(overrides):
+    if several_commands(cfg.get("strategy")) and not _names_folder(overrides):
         raise ConfigError(
             "under torchrun or srun, and on several machines, set paths.output_dir: all processes need the same folder"
         )

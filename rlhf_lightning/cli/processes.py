@@ -185,6 +185,11 @@ def refuse_other_launchers(environment: Environment = os.environ) -> None:
             )
 
 
+def several_commands(strategy: Mapping[str, Any] | None) -> bool:
+    """Whether other commands than this one take part in a job, on this machine or on others."""
+    return launched() or int((strategy or {}).get("num_nodes", 1)) > 1
+
+
 def several_processes(strategy: Mapping[str, Any] | None) -> bool:
     """Whether a job runs in more than one process, or asks for a strategy that sets up process groups."""
     options = strategy or {}

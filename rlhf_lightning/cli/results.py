@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
+
+from rlhf_lightning.files import write_atomically
 
 FILE = "result.json"
 
@@ -29,13 +30,12 @@ class Result:
     versions: dict[str, str] = field(default_factory=dict)
     #: Of ``reference=cached``: rows computed and found, seconds taken and about saved.
     reference: dict[str, float] = field(default_factory=dict)
+    saved: int | None = None  #: of a run that did not finish: steps behind the checkpoint that it resumes from
 
     def write(self, folder: Path) -> None:
         """Write ``result.json``, whole or not at all; what is not finite becomes null."""
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{FILE}.unfinished"
-        temporary.write_text(json.dumps(_finite(asdict(self)), indent=2) + "\n")
-        os.replace(temporary, folder / FILE)
+        text = json.dumps(_finite(asdict(self)), indent=2) + "\n"
+        write_atomically(folder / FILE, lambda temporary: temporary.write_text(text))
 
     @classmethod
     def read(cls, folder: Path) -> Result | None:

@@ -8,10 +8,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from rlhf_lightning.checkpointing import recovered
 from rlhf_lightning.cli.compose import parse
 from rlhf_lightning.cli.config_file import read_data
 from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.files import recovered
 
 #: What a run decides for ``rlhf evaluate``, unless the user does.
 EVALUATED = ("method", "model", "adapter", "reference", "data", "optimizer", "scheduler", "seed")

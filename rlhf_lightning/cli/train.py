@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import time
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,14 @@ import lightning as L
 from omegaconf import DictConfig
 
 from rlhf_lightning import clock
+from rlhf_lightning.callbacks import LastCheckpoint
 from rlhf_lightning.cli.agreement import agreed, check_found, check_readable, check_same, check_seen, meet
 from rlhf_lightning.cli.announce import ModelLine, describe_run
 from rlhf_lightning.cli.build import Run, callbacks_of, checkpoint_to_resume, make_run
+from rlhf_lightning.cli.console import ERR
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.cli.folder import RunFolder, digest_of, held, write_config
-from rlhf_lightning.cli.processes import is_first_process, join_job
+from rlhf_lightning.cli.processes import is_first_process, join_job, several_commands
 from rlhf_lightning.cli.progress import Progress
 from rlhf_lightning.cli.results import FILE, Result, duration
 from rlhf_lightning.cli.versions import versions
@@ -48,6 +49,8 @@ def train(cfg: DictConfig) -> float | None:
     with held(path):
         folder = RunFolder(cfg)
         folder.check()
+        if not several_commands(cfg.get("strategy")) and (before := folder.finished) is not None:
+            return nothing_left(cfg, before)
         if not folder.occupied and is_first_process():
             write_config(cfg, path)
         return _train(cfg, folder, started)
@@ -68,7 +71,7 @@ def _train(cfg: DictConfig, folder: RunFolder, started: float) -> float | None:
     if progress is not None:
         progress.check(run.trainer)
         if before is not None and before.status == "done" and progress.finished(run.trainer):
-            return nothing_left(cfg, run, before)
+            return nothing_left(cfg, before)
     run.data.setup("fit")
     content = run.data.content() | ({} if folder.start is None else {"ckpt_path": digest_of(folder.start)})
     check_same(run.trainer, content)
@@ -84,9 +87,9 @@ def _train(cfg: DictConfig, folder: RunFolder, started: float) -> float | None:
         fill_reference_cache(run)
     try:
         run.trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint)
-        return finish(cfg, run, time.perf_counter() - started, before if checkpoint else None)
+        return finish(cfg, run, time.perf_counter() - started)
     except BaseException:  # a signal, Ctrl-C or a failure: what was reached by then belongs into the result
-        unfinished(cfg, run, before if checkpoint else None)
+        unfinished(cfg, run, progress, before)
         raise
 
 
@@ -114,21 +117,19 @@ def prepare(cfg: DictConfig, command: str) -> Path:
     return folder
 
 
-def nothing_left(cfg: DictConfig, run: Run, before: Result) -> float | None:
-    """Leave a finished run as it is.
+def nothing_left(cfg: DictConfig, before: Result) -> float | None:
+    """Leave a finished run as it is, its log included.
 
     Returns:
         The metric that is optimised now, as the run logged it last.
     """
-    value = optimized(before.metrics, cfg.optimized_metric)
-    if run.trainer.is_global_zero:
-        replace(before, optimized_metric=cfg.optimized_metric, value=value).write(run.folder)
-        log.warning(
-            "nothing was left to do after step %d: raise trainer.max_epochs or trainer.max_steps to train longer, "
-            "or run it from scratch with rerun=true",
-            before.steps,
+    if is_first_process():
+        ERR.print(
+            f"nothing was left to do after step {before.steps}: raise trainer.max_epochs or trainer.max_steps to train "
+            "longer, or run it from scratch with rerun=true",
+            markup=False,
         )
-    return value
+    return optimized(before.metrics, cfg.optimized_metric)
 
 
 def write_reports(run: Run) -> None:
@@ -139,16 +140,15 @@ def write_reports(run: Run) -> None:
         (run.folder / "data.json").write_text(text, encoding="utf-8")
 
 
-def finish(cfg: DictConfig, run: Run, seconds: float, before: Result | None) -> float | None:
+def finish(cfg: DictConfig, run: Run, seconds: float) -> float | None:
     """Write ``result.json`` and say where everything is.
 
     Args:
         cfg: of the run.
         run: after fitting.
         seconds: that it took.
-        before: the result of the part that this one went on from; its metrics stand where nothing newer was logged.
     """
-    metrics = metrics_of(run, before)
+    metrics = metrics_of(run)
     value = optimized(metrics, cfg.optimized_metric)
     result = Result(
         "done",
@@ -166,28 +166,35 @@ def finish(cfg: DictConfig, run: Run, seconds: float, before: Result | None) -> 
     return value
 
 
-def unfinished(cfg: DictConfig, run: Run, before: Result | None) -> None:
-    """Write how far a run came; whoever called it adds how it ended."""
-    if run.trainer.is_global_zero:
-        steps, metrics = run.trainer.global_step, metrics_of(run, before)
-        result = Result("stopped", cfg.optimized_metric, None, metrics, steps, versions=versions())
-        result.reference = run.reference
-        result.write(run.folder)
+def unfinished(cfg: DictConfig, run: Run, progress: Progress | None, before: Result | None) -> None:
+    """Write how far a run came; whoever called it adds how it ended.
 
-
-def metrics_of(run: Run, before: Result | None) -> dict[str, float]:
-    """The last of everything that was logged, by this part of a run or the one that it went on from.
-
-    What a sanity check of the untrained policy left behind is no result, and an earlier part's validation says nothing
-    of what this part's lacks.
+    Args:
+        cfg: of the run.
+        run: however far it came.
+        progress: of the checkpoint that it resumed; None: none.
+        before: what the folder said before.
     """
-    metrics = {name: value for name, value in before.metrics.items() if value is not None} if before else {}
+    if not run.trainer.is_global_zero:
+        return
+    metrics, resumed = metrics_of(run), 0 if progress is None else progress.steps
+    if progress is not None and before is not None and not metrics:
+        metrics = before.metrics  # it did not get as far as to load the checkpoint
+    saved = [callback.saved_step for callback in callbacks_of(run.trainer) if isinstance(callback, LastCheckpoint)]
+    steps = max(run.trainer.global_step, resumed)
+    result = Result("stopped", cfg.optimized_metric, None, metrics, steps, versions=versions())
+    result.reference, result.saved = run.reference, max([resumed, *saved])
+    result.write(run.folder)
+
+
+def metrics_of(run: Run) -> dict[str, float]:
+    """The last of everything that the run logged, also before it was resumed, by name.
+
+    What a sanity check of the untrained policy left behind is no result.
+    """
     if not run.trainer.global_step:
-        return metrics
-    latest = {name: float(value) for name, value in run.trainer.callback_metrics.items()}
-    if any(name.startswith("val/") for name in latest):
-        metrics |= {name: math.nan for name in metrics if name.startswith("val/")}
-    return metrics | latest
+        return {}
+    return {name: float(value) for name, value in sorted(run.trainer.callback_metrics.items())}
 
 
 def optimized(metrics: dict[str, float], name: str | None) -> float | None:

@@ -40,7 +40,7 @@ from rlhf_lightning.cli.folder import held_by_command, untouched
 from rlhf_lightning.cli.heap import release
 from rlhf_lightning.cli.processes import environment_of_worker, is_first_process, launched, rank, several_processes
 from rlhf_lightning.cli.results import FILE, Result
-from rlhf_lightning.signals import SIGTERM_EXIT, run_with_sigterm_exit
+from rlhf_lightning.signals import SIGINT_EXIT, SIGTERM_EXIT, run_with_exit_code
 
 #: By its full name: as a process of its own this module is ``__main__``, whose logger nobody listens to.
 LOGGER = "rlhf_lightning.cli.worker"
@@ -86,16 +86,18 @@ def run_here(command: str, cfg: DictConfig) -> Result:
     try:
         _quieten_transformers()
         with Watch(part.folder, rank(), part.abandon) if part.several else nullcontext():
-            run_with_sigterm_exit(lambda: _task(command)(cfg))
+            value = run_with_exit_code(lambda: _task(command)(cfg))
     except SystemExit as stop:
-        # Lightning turns Ctrl-C into exit code 1.
-        code = SIGTERM_EXIT if stop.code in (0, SIGTERM_EXIT) else 128 + signal.SIGINT
+        # Lightning turns a Ctrl-C that no callback took into exit code 1.
+        code = SIGTERM_EXIT if stop.code in (0, SIGTERM_EXIT) else SIGINT_EXIT
         return part.stopped(code, "stopped by a signal")
     except KeyboardInterrupt:
-        return part.stopped(128 + signal.SIGINT, "interrupted")
+        return part.stopped(SIGINT_EXIT, "interrupted")
     except Exception as error:  # a job of a sweep must not take the others with it
         return part.failed(error)
-    return Result.read(part.folder) or _ended("done", 0, part.started, None)
+    result = Result.read(part.folder) or _ended("done", 0, part.started, None)
+    metric = cfg.get("optimized_metric")  # of a finished run, which is left as it is, it may be another one
+    return result if metric == result.optimized_metric else replace(result, optimized_metric=metric, value=value)
 
 
 @dataclass
@@ -166,7 +168,7 @@ def _run_apart(command: str, cfg: DictConfig, folder: Path) -> Result:
         code = process.wait()
     file.unlink(missing_ok=True)
     code = code if code >= 0 else 128 - code
-    stopped = code in (SIGTERM_EXIT, 128 + signal.SIGINT)
+    stopped = code in (SIGTERM_EXIT, SIGINT_EXIT)
     first = first_failure(folder) if code else None
     if first is not None and not (stopped and first.consequence):
         return _reported(first, traceback_of(folder, first), command, folder, started)
@@ -185,12 +187,13 @@ def _passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
     """Give the signals that ask this process to stop to another one."""
 
     def pass_on(signum: int, frame: FrameType | None) -> None:
-        process.send_signal(signum)
+        # The terminal sends Ctrl-C to the whole group: the worker has it already, and a second one would end it.
+        if signum != signal.SIGINT or not _in_foreground():
+            process.send_signal(signum)
 
-    # The terminal sends Ctrl-C to the whole group: the worker has it already, this process only has to wait.
-    handlers = {signal.SIGTERM: pass_on, signal.SIGINT: lambda signum, frame: None}
+    numbers = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
     try:
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        before = {number: signal.signal(number, pass_on) for number in numbers}
     except ValueError:  # not the main thread: whoever is can end the process itself
         before = {}
     try:
@@ -198,6 +201,15 @@ def _passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _in_foreground() -> bool:
+    """Whether a terminal's Ctrl-C goes to the group of this process."""
+    try:
+        with open("/dev/tty") as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        return False
 
 
 def _ended(status: Any, code: int, started: float, error: str | None, folder: Path | None = None) -> Result:

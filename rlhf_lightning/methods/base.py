@@ -19,7 +19,8 @@ from rlhf_lightning.methods.optimizers import decay_groups
 from rlhf_lightning.methods.progress import restore_loader, settle
 from rlhf_lightning.methods.run_schedule import RunSchedule
 from rlhf_lightning.methods.state import check_state, reference_state, restore_reference, without_frozen
-from rlhf_lightning.methods.tracking import Means, StepLog
+from rlhf_lightning.methods.step_log import LOGGED, StepLog
+from rlhf_lightning.methods.tracking import Means
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapter_start import AdapterStart
 from rlhf_lightning.models.backbone import Backbone
@@ -98,8 +99,6 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         self._build, self._optimizer, self._schedule = models, optimizer, RunSchedule(scheduler)
         self._step_means, self._validation_means = Means(), Means()
         self._step_log = StepLog()
-        self._validated: set[str] = set()  # metrics of the validation passes so far
-        self._logged_step = 0
         self._loader_states: list[dict[str, Any]] = []
 
     @classmethod
@@ -280,7 +279,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         Raises:
             ValueError: the loader cannot take the checkpoint's state.
         """
-        self._logged_step = self.trainer.global_step
+        self._step_log.begin(self.trainer)
         restore_loader(self.trainer, self._loader_states)
         self._loader_states = []
         self._schedule.resume(self.trainer)
@@ -291,23 +290,24 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
 
     def on_train_batch_end(self, outputs: Any, batch: PackedBatch, batch_idx: int) -> None:
         """Log the means once the step's last micro-batch is done; the callbacks have reported by now."""
-        if self.trainer.global_step != self._logged_step:
-            self._logged_step = self.trainer.global_step
+        self._end_step()
+        means, self._step_log.means = self._step_log.means, {}
+        if "train/loss" in means:  # a method may skip a step
+            self.log("train/loss", means.pop("train/loss"), prog_bar=True, logger=False)
+        self.log_dict(means, logger=False)
+
+    def _end_step(self) -> None:
+        """Hand the means of a step that has ended to the loggers, once; a collective call."""
+        if self._step_log.due(self.trainer):
             means = self._step_means.pop(self._sum)
-            means |= self.derived("train/", means)
-            self._step_log(self.trainer, means)
-            if "train/loss" in means:  # a method may skip a step
-                self.log("train/loss", means.pop("train/loss"), prog_bar=True, logger=False)
-            self.log_dict(means, logger=False)
+            self._step_log(self.trainer, means | self.derived("train/", means))
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over the validation data; what an earlier pass had and this one lacks is nan to callbacks."""
         means = self._validation_means.pop(self._sum)
         means |= self.derived("val/", means)
         self.log_dict(means)
-        self._validated |= means.keys()
-        absent = torch.tensor(torch.nan)
-        self.trainer.callback_metrics.update(dict.fromkeys(self._validated - means.keys(), absent))
+        self._step_log.validated(self.trainer, means)
 
     def derived(self, prefix: str, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """Further metrics, made of the means of a step or of a validation pass.
@@ -324,9 +324,11 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what was trained, at the end of a step, and of the reference what cannot be loaded again."""
+        """Keep what was trained and logged, at the end of a step, and of the reference what cannot be loaded again."""
         if "loops" in checkpoint:  # not in one of weights alone
             settle(checkpoint["loops"]["fit_loop"], self.trainer)
+            self._end_step()  # a callback may save before the step's own turn to be logged
+            checkpoint[LOGGED] = self._step_log.state(self.trainer)
         checkpoint["state_dict"] = without_frozen(self, checkpoint["state_dict"])
         checkpoint.update(self._schedule.state() | reference_state(self))
 
@@ -336,6 +338,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         if self.trainer.state.fn == "fit":
             self._loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", [])
             self._schedule.load(checkpoint)
+            self._step_log.load(self.trainer, checkpoint)
         if "state_dict" in checkpoint:  # FSDP2Strategy has loaded them by now
             check_state(self, checkpoint["state_dict"])
         restore_reference(self, checkpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,7 +143,7 @@ def report_early_end(schedule: Callable[..., LRScheduler], steps: float) -> None
         schedule: a partial, as a yaml makes it.
         steps: optimiser steps of the run.
     """
-    given = getattr(schedule, "keywords", {})
+    given = getattr(schedule, "keywords", {}) if steps < sys.maxsize else {}  # else it has no end
     for name in TOTAL_STEPS:
         if (length := given.get(name)) is not None and length < steps:
             log.warning(

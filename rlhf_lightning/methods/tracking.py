@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
 
 
 class Means:
@@ -44,38 +40,6 @@ class Means:
         seen = sums[:, 1].tolist()
         means = (sums[:, 0] / sums[:, 1]).float().unbind()
         return {name: mean for name, mean, count in zip(names, means, seen, strict=True) if count > 0}
-
-
-class StepLog:
-    """Hands the metrics of optimiser steps to the loggers, and of a step only what it has.
-
-    Lightning's ``self.log`` hands every logger the last value of a name again in each later step of the epoch that
-    lacks it: the rewards of a label that no response of the step carries, or of a rollout that was drawn steps ago.
-
-    With ``log_every_n_steps`` above 1 a logged step also has the latest value of what only the steps since the logged
-    one before it had.
-    """
-
-    def __init__(self) -> None:
-        self._latest: dict[str, Tensor] = {}
-
-    def __call__(self, trainer: Trainer, metrics: Mapping[str, Tensor]) -> None:
-        """Take the metrics of the optimiser step that ``trainer`` has just taken, and log them where it logs.
-
-        Args:
-            trainer: whose loggers they go to.
-            metrics: scalars by name.
-        """
-        self._latest |= metrics
-        often: Any = trainer
-        if not (trainer.global_step % often.log_every_n_steps == 0 or trainer.should_stop):
-            return
-        numbers = {name: float(value) for name, value in self._latest.items()}
-        self._latest = {}
-        for logger in trainer.loggers if numbers else ():
-            # Lightning counts logged steps from 0.
-            logger.log_metrics(numbers | {"epoch": trainer.current_epoch}, step=trainer.global_step - 1)
-            logger.save()
 
 
 class Maxima:

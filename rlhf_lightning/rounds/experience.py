@@ -57,6 +57,7 @@ class Experience:
     truncated: Tensor  #: (responses,) cut off at the length limit
     #: by name, one number for every trained token in the order of the responses, float32
     tokens: dict[str, Tensor] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)  #: of the rollout, logged with its first step
 
     @classmethod
     def of(
@@ -171,6 +172,7 @@ class Experience:
             "score": self.score,
             "truncated": self.truncated,
             "tokens": dict(self.tokens),
+            "metrics": dict(self.metrics),
         }
 
     @classmethod
@@ -189,6 +191,7 @@ class Experience:
             state["score"],
             state["truncated"],
             dict(state["tokens"]),
+            dict(state.get("metrics", {})),
         )
 
 

@@ -36,6 +36,7 @@ class RolloutLoader:
         group_tokens: most tokens of a prompt with its responses.
         demonstrations: what every micro-batch brings beside its rollout (``RolloutBatch.ptx``).
         taken: optimiser steps that were taken, see ``StepPosition``.
+        report: takes the metrics of a rollout when its first step begins, also where a checkpoint holds the rollout.
 
     Raises:
         ValueError: a rollout has more prompts than the data, or a step fewer than it has micro-batches.
@@ -54,8 +55,10 @@ class RolloutLoader:
         group_tokens: int = 1024,
         demonstrations: Demonstrations | None = None,
         taken: Callable[[], int] | None = None,
+        report: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
         self.collect, self.options, self.place = collect, options, place or Place()
+        self.report = report
         self.demonstrations = demonstrations
         self.batching = Batching(batch_size, seed=seed, padded=padded)
         self.size = options.minibatches * batch_size  #: prompts of a rollout
@@ -109,7 +112,9 @@ class RolloutLoader:
         if experience is None:
             experience = self.collect(self)
             self._hold(experience)
-            self.cursor, self.number = experience.cursor, self.number + 1
+            self.cursor, self.number = experience.cursor, experience.number + 1
+        if first == 0 and self.report is not None:
+            self.report(experience.metrics)
         each = self.options.minibatches * self.place.accumulate
         for inner in range(first // each, self.options.inner_epochs):
             plan = self.plan_of(experience, inner)

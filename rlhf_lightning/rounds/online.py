@@ -277,6 +277,7 @@ class OnlineData(L.LightningDataModule):
             group_tokens=int(self.examples.lengths.max()) + self.options.kept * self.engine.max_new_tokens,
             demonstrations=None if others is None else Demonstrations(others, self.place),
             taken=steps_taken(self.trainer),
+            report=self.log,
         )
         check_limit(self.trainer, len(loader))
         return loader
@@ -326,7 +327,7 @@ class OnlineData(L.LightningDataModule):
         return context
 
     def log(self, metrics: dict[str, float]) -> None:
-        """Keep the numbers of a rollout, and log them where there is a ``Trainer``."""
+        """Keep the numbers of a rollout whose steps begin, and log them where there is a ``Trainer``."""
         self.metrics = metrics
         if self.trainer is not None:
             for name, value in metrics.items():

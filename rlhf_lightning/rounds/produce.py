@@ -20,7 +20,7 @@ from rlhf_lightning.rounds.experience import Experience, IntArray, Scored, exact
 from rlhf_lightning.rounds.loader import RolloutLoader
 from rlhf_lightning.rounds.probing import measured
 from rlhf_lightning.rounds.processes import gathered
-from rlhf_lightning.rounds.record import Rollouts, checksum, key_of
+from rlhf_lightning.rounds.record import Drawn, Rollouts, checksum, key_of
 from rlhf_lightning.types import Credit, Episodes, Ragged
 
 if TYPE_CHECKING:
@@ -45,56 +45,73 @@ class Producer:
         self.data, self.loader = data, loader
         self.module, self.options, self.place, self.clock = data.module, data.options, data.place, data.clock
         self.collector: Collector = data.collector()
+        self.number, self.cursor = loader.number, loader.cursor  # of the rollout that is drawn
+        self._empty = 0  # rollouts before it that had nothing to learn from
 
     @torch.no_grad()
     def __call__(self) -> Experience:
-        """The loader's next rollout; a collective call."""
-        data, loader, options = self.data, self.loader, self.options
-        data.sync()
-        key = self._key()
-        drawn, kept, cursor = self._drawn(key)
-        experience = Experience.of(loader.number, cursor, kept, options.kept, mask_truncated=options.mask_truncated)
-        self._check(experience)
+        """The loader's next rollout; those that have nothing to learn from are skipped. A collective call.
+
+        Raises:
+            EmptyRolloutError: ``max_empty`` of them in a row had nothing to learn from.
+        """
+        self.data.sync()
+        while (experience := self._rollout()) is None:
+            pass
+        return experience
+
+    def _rollout(self) -> Experience | None:
+        """The next rollout, or None where it is skipped."""
+        options, key = self.options, self._key()
+        known = self._known(key)
+        drawn, kept, cursor = self._drawn(known.groups)
+        counts = self.collector.metrics()  # of what was not read; a collective call
+        counts = counts if known.counts is None else known.counts
+        experience = Experience.of(self.number, cursor, kept, options.kept, mask_truncated=options.mask_truncated)
+        if not experience.lengths.any():
+            self._write(key, drawn, {}, counts)
+            self._skip(experience, counts)
+            return None
         with self.clock.phase("score"):
             experience.tokens |= self._scores(experience)
             probed = self._probe(experience)
         with self.clock.phase("credit"):
             credit: Credit = self.module.credit(self.episodes(experience, kept))
             experience.tokens |= {name: values.token.float() for name, values in credit.tokens.items()}
-        self._report(drawn, probed | credit.metrics)
-        self._write(key, drawn, kept, experience)
+        experience.metrics = self._metrics(drawn, counts | probed | credit.metrics)
+        self._write(key, drawn, _advantages(experience, kept), counts)
         return experience
 
     # Drawing
 
     def _key(self) -> str:
         """What the rollout's samples and scores are a function of."""
-        data, loader = self.data, self.loader
-        rows, examples = data.stream.take(loader.cursor, loader.size), data.examples
+        data = self.data
+        rows, examples = data.stream.take(self.cursor, self.loader.size), data.examples
         ids = [examples.tokens[start:end].tobytes() for start, end in examples.bounds[rows, :2].tolist()]
         for part in self.module.modules():
             if hasattr(part, "reshard"):  # FSDP2: a forward pass without gradients leaves weights gathered
                 part.reshard()
         weights = checksum(self.module.trained_parameters(), _sum_over_processes)
         options = (self.collector.sampling, self.options, data.reward_name, data.engine.name, data.identity)
-        return key_of(ids, loader.cursor, data.stream.seed, options, weights)
+        return key_of(ids, self.cursor, data.stream.seed, options, weights)
 
-    def _drawn(self, key: str) -> tuple[list[Scored], list[Scored], int]:
+    def _drawn(self, known: Mapping[int, Scored]) -> tuple[list[Scored], list[Scored], int]:
         """Every group that was drawn, those that are trained on, and the place after the last prompt."""
-        loader, known = self.loader, self._known(key)
-        drawn, cursor = self._draw(loader.cursor, loader.size, known), loader.cursor + loader.size
+        size = self.loader.size
+        drawn, cursor = self._draw(self.cursor, size, known), self.cursor + size
         if not self.options.dynamic_filter:
             return drawn, drawn, cursor
         kept = [scored for scored in drawn if scored.informative]
         for _ in range(self.options.max_refills):
-            missing = loader.size - len(kept)
+            missing = size - len(kept)
             if not missing:
                 break
             more = self._draw(cursor, missing, known)
             drawn, cursor = drawn + more, cursor + missing
             kept += [scored for scored in more if scored.informative]
         left_out = [scored for scored in drawn if not scored.informative]
-        return drawn, kept + left_out[: loader.size - len(kept)], cursor
+        return drawn, kept + left_out[: size - len(kept)], cursor
 
     def _draw(self, start: int, count: int, known: Mapping[int, Scored]) -> list[Scored]:
         stream = self.data.stream
@@ -107,17 +124,33 @@ class Producer:
             known=known,
         )
 
-    def _check(self, experience: Experience) -> None:
-        """Raise where nothing is left to learn from."""
-        if experience.lengths.any():
+    def _skip(self, experience: Experience, counts: Mapping[str, float]) -> None:
+        """Move on from a rollout that has nothing to learn from.
+
+        Raises:
+            EmptyRolloutError: there were too many of them in a row.
+        """
+        self._empty += 1
+        if experience.score.isnan().all():
+            why = f"the reward {self.data.reward_name!r} scored no response{why_unscored(counts)}"
+        else:
+            unscored = " or has no score" if experience.score.isnan().any() else ""
+            why = (
+                f"every response was cut off{unscored}, and method.rollout.mask_truncated=true: raise "
+                "rollout.max_new_tokens"
+            )
+        if self._empty < self.options.max_empty:
+            log.warning("rollout %d has nothing to learn from and is skipped: %s", self.number, why)
+            self.number, self.cursor = self.number + 1, experience.cursor
             return
-        unscored = bool(experience.score.isnan().all())
-        why = (
-            f"the reward {self.data.reward_name!r} scored no response{why_unscored(self.collector.metrics())}"
-            if unscored
-            else "every response was cut off, and method.rollout.mask_truncated=true: raise rollout.max_new_tokens"
+        record, first = self._record(), self.number + 1 - self._empty
+        if record is not None and not self.place.rank:
+            record.set_aside(range(first, self.number + 1))
+        which = f"rollouts {first} to {self.number} have" if self._empty > 1 else f"rollout {self.number} has"
+        raise EmptyRolloutError(
+            f"{which} nothing to learn from: {why}. As many in a row as method.rollout.max_empty="
+            f"{self.options.max_empty} end the run"
         )
-        raise EmptyRolloutError(f"rollout {experience.number} has nothing to learn from: {why}")
 
     # What the module says of it
 
@@ -195,15 +228,15 @@ class Producer:
 
     # What it says
 
-    def _report(self, drawn: Sequence[Scored], more: Mapping[str, float]) -> None:
-        """Log the numbers of a rollout."""
+    def _metrics(self, drawn: Sequence[Scored], more: Mapping[str, float]) -> dict[str, float]:
+        """The numbers of a rollout, as they are logged."""
         seconds = self.clock.pop()
         found = summary(drawn) | {f"time/{name}": value for name, value in seconds.items()}
         if seconds.get("generate"):
             tokens = sum(len(sample.ids) for scored in drawn for sample in scored.group.samples)
             found["throughput/generated_tokens_per_second"] = tokens / seconds["generate"]
-        found |= {**self.collector.metrics(), **more}
-        self.data.log({f"train/{name}": value for name, value in found.items()})
+        found |= {"rollout/skipped": float(self._empty), **more}
+        return {f"train/{name}": value for name, value in found.items()}
 
     def _record(self) -> Rollouts | None:
         folder = self.data.folder
@@ -211,24 +244,34 @@ class Producer:
             return None
         return Rollouts(folder, functools.partial(self.module.tokenizer.decode, skip_special_tokens=False))
 
-    def _write(self, key: str, drawn: Sequence[Scored], kept: Sequence[Scored], experience: Experience) -> None:
+    def _write(
+        self,
+        key: str,
+        drawn: Sequence[Scored],
+        advantages: Mapping[int, Sequence[float]],
+        counts: Mapping[str, float],
+    ) -> None:
         record = self._record()
-        if record is None or self.place.rank:
-            return
-        advantage = experience.ragged(experience.tokens["advantage"]).mean()
-        advantage = advantage.masked_fill(torch.from_numpy(experience.lengths == 0), torch.nan)
-        rows = advantage.reshape(len(kept), -1).tolist()
-        places = {scored.place: row for scored, row in zip(kept, rows, strict=True)}
-        record.write(experience.number, key, drawn, places)
+        if record is not None and not self.place.rank:
+            record.write(self.number, key, drawn, advantages, counts)
 
-    def _known(self, key: str) -> dict[int, Scored]:
+    def _known(self, key: str) -> Drawn:
         """What an earlier, killed process drew and scored; the same on every process."""
-        record, number = self._record(), self.loader.number
-        mine = record.read(number, key, self.data.examples) if record is not None and not self.place.rank else {}
+        record, number = self._record(), self.number
+        mine = record.read(number, key, self.data.examples) if record is not None and not self.place.rank else Drawn()
         known = gathered(mine)[0]
-        if known:
-            log.info("rollout %d was drawn before the run was interrupted; its %d prompts are read", number, len(known))
+        if known.groups:
+            count = len(known.groups)
+            log.info("rollout %d was drawn before the run was interrupted; its %d prompts are read", number, count)
         return known
+
+
+def _advantages(experience: Experience, kept: Sequence[Scored]) -> dict[int, list[float]]:
+    """Mean advantage of the responses of each group by the place of its prompt, nan where one is not trained on."""
+    advantage = experience.ragged(experience.tokens["advantage"]).mean()
+    advantage = advantage.masked_fill(torch.from_numpy(experience.lengths == 0), torch.nan)
+    rows = advantage.reshape(len(kept), -1).tolist()
+    return {scored.place: row for scored, row in zip(kept, rows, strict=True)}
 
 
 def summary(drawn: Sequence[Scored]) -> dict[str, float]:

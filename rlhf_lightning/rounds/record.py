@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,17 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.files import write_atomically
 from rlhf_lightning.rounds.experience import Scored
 from rlhf_lightning.types import Sample, SampleGroup
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What an earlier, killed process drew of a rollout."""
+
+    groups: dict[int, Scored] = field(default_factory=dict)  #: by the place of their prompt
+    counts: dict[str, float] | None = None  #: of the reward, by name; None: unknown
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,8 @@ class Rollouts:
 
     A row has the rollout's number and key, where its prompt is from, prompt and response as text and as ids, the
     engine's log-probs, how the response ended, the optimiser steps that its weights had taken, its score and every
-    term, and, where it was trained on, its mean advantage. A file appears under its name only when it is whole.
+    term, and, where it was trained on, its mean advantage; ``counts`` is what the reward counted over the rollout. A
+    file appears under its name only when it is whole.
 
     Attributes:
         folder: of the files.
@@ -38,7 +47,14 @@ class Rollouts:
         """The file of a rollout."""
         return self.folder / f"{number:05d}.jsonl"
 
-    def write(self, number: int, key: str, drawn: Sequence[Scored], advantage: Mapping[int, Sequence[float]]) -> None:
+    def write(
+        self,
+        number: int,
+        key: str,
+        drawn: Sequence[Scored],
+        advantage: Mapping[int, Sequence[float]],
+        counts: Mapping[str, float],
+    ) -> None:
         """Write a rollout.
 
         Args:
@@ -47,16 +63,23 @@ class Rollouts:
             drawn: every group that was drawn.
             advantage: of the responses of the groups that are trained on, by the place of the prompt; nan where a
                 response is not trained on.
+            counts: of the reward, by name.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        aside = self.path(number).with_suffix(f".{os.getpid()}.part")
-        with aside.open("w", encoding="utf-8") as file:
-            for scored in drawn:
-                for row in self._rows(scored, advantage.get(scored.place, ())):
-                    file.write(json.dumps({"rollout": number, **row, "key": key}, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(self.path(number))
+
+        def write(temporary: Path) -> None:
+            with temporary.open("w", encoding="utf-8") as file:
+                for scored in drawn:
+                    for row in self._rows(scored, advantage.get(scored.place, ())):
+                        row = {"rollout": number, **row, "counts": dict(counts), "key": key}
+                        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+        write_atomically(self.path(number), write)
+
+    def set_aside(self, numbers: Iterable[int]) -> None:
+        """Rename rollouts to ``<number>.empty.jsonl``: people still see them, and a run that is resumed draws again."""
+        for path in map(self.path, numbers):
+            if path.exists():
+                path.replace(path.with_suffix(".empty.jsonl"))
 
     def _rows(self, scored: Scored, advantage: Sequence[float]) -> Iterator[dict[str, Any]]:
         prompt = self.decode(scored.group.prompt)
@@ -83,8 +106,8 @@ class Rollouts:
                 "log_probs": sample.log_probs,
             }
 
-    def read(self, number: int, key: str, examples: Examples) -> dict[int, Scored]:
-        """Groups of a rollout by the place of their prompt; nothing where there is no file of this key.
+    def read(self, number: int, key: str, examples: Examples) -> Drawn:
+        """What was drawn of a rollout; nothing where there is no file of this key.
 
         Args:
             number: of the rollout.
@@ -93,15 +116,17 @@ class Rollouts:
         """
         path = self.path(number)
         if not path.exists():
-            return {}
+            return Drawn()
         found: dict[int, list[dict[str, Any]]] = {}
+        counts: dict[str, float] | None = None
         with path.open(encoding="utf-8") as file:
             for line in file:
                 row = json.loads(line)
                 if row["key"] != key:
-                    return {}
+                    return Drawn()
                 found.setdefault(row["place"], []).append(row)
-        return {place: _group(place, rows, examples) for place, rows in found.items()}
+                counts = row.get("counts")
+        return Drawn({place: _group(place, rows, examples) for place, rows in found.items()}, counts)
 
 
 def _group(place: int, rows: list[dict[str, Any]], examples: Examples) -> Scored:

@@ -97,6 +97,7 @@ class RolloutOptions:
         keep: samples of each group that are trained on, the first ones, after all of them were scored; None: all.
         dynamic_filter: leave out groups whose responses all have the same reward and draw others for them.
         max_refills: times that others are drawn; what is missing then is filled with groups that were left out.
+        max_empty: rollouts in a row without a response to learn from that end the run; fewer are skipped.
         greedy_baseline: also decode each prompt greedily; its reward is the group's baseline.
         mask_truncated: tokens of responses that were cut off are not trained on.
         ignore_eos: sample to the length limit whatever is drawn.
@@ -115,6 +116,7 @@ class RolloutOptions:
     keep: int | None = None
     dynamic_filter: bool = False
     max_refills: int = 10
+    max_empty: int = field(default=5, repr=False)  # no part of what a rollout is a function of
     greedy_baseline: bool = False
     mask_truncated: bool = False
     ignore_eos: bool = False
@@ -124,7 +126,7 @@ class RolloutOptions:
     validation_temperature: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("group_size", "minibatches", "inner_epochs", "validation_samples"):
+        for name in ("group_size", "minibatches", "inner_epochs", "max_empty", "validation_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"method.rollout.{name}={getattr(self, name)} must be at least 1")
         if self.temperature <= 0:

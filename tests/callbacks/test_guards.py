@@ -14,7 +14,8 @@ import torch
 
 from rlhf_lightning.callbacks import EMAWeights, LastCheckpoint, NonFiniteError, NonFiniteStop, ReferenceSync, StepSeed
 from rlhf_lightning.callbacks.step_seed import derived_seed
-from rlhf_lightning.checkpointing import AtomicCheckpointIO, recovered, write_atomically
+from rlhf_lightning.checkpointing import AtomicCheckpointIO
+from rlhf_lightning.files import recovered, write_atomically
 from rlhf_lightning.losses import dpo
 from tests.helpers.jobs import Memory, forked, ranks
 from tests.helpers.training import Bigram, Builder, examples, loader, micro_batches, preference, trainer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 
@@ -24,22 +25,59 @@ def test_metrics_of_a_step_share_a_row_and_new_columns_are_added(tmp_path):
     assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,train/loss,val/loss", "0,2.0,", "1,1.0,3.0"]
 
 
-def test_a_resumed_run_keeps_earlier_rows_and_takes_its_own_for_repeated_steps(tmp_path):
+#: What a run logs: a validation shares its step's row, columns come late, the last row is of two calls.
+LOGGED = [
+    (0, {"train/loss": 0.1 + 0.2}),
+    (0, {"val/gold": 0.5}),
+    (1, {"train/loss": 1.0}),
+    (1, {"val/loss": 7.0}),
+    (2, {"train/loss": 2.0, "train/lr": 1e-7}),
+    (5, {"train/loss": float("nan")}),
+    (5, {"val/loss": 8.0}),
+]
+
+
+@pytest.mark.parametrize("end", ["killed", "failed", "finished", "cut"])
+@pytest.mark.parametrize("saved", range(len(LOGGED) + 1))
+def test_a_run_resumed_from_any_checkpoint_ends_with_the_bytes_of_an_unbroken_one(tmp_path, saved, end):
+    """Whatever was logged between the checkpoint and the end of the process, and in columns of its own."""
+    write(tmp_path / "whole", *LOGGED)
+    first, file = CSVLogger(str(tmp_path)), tmp_path / "metrics.csv"
+    for step, metrics in LOGGED[:saved]:
+        first.log_metrics(metrics, step)
+    position = first.position()
+    for step, metrics in [*LOGGED[saved:], *[(9, {"other": 1.0})] * (end != "finished")]:
+        first.log_metrics(metrics, step)
+    if end in ("failed", "finished"):
+        first.finalize(end)
+    if end == "cut":
+        with file.open("a") as lines:
+            lines.write("11,2")
+    second = CSVLogger(str(tmp_path))
+    second.rewind(position, step=0)
+    for step, metrics in LOGGED[saved:]:
+        second.log_metrics(metrics, step)
+    second.finalize("success")
+    assert file.read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+
+
+def test_a_run_that_begins_replaces_the_file_of_an_earlier_one(tmp_path):
+    """With its columns: rows of steps before the first logged one were kept as if it had resumed."""
+    write(tmp_path, (0, {"a": 0.0}), (1, {"a": 1.0}))
+    write(tmp_path, (4, {"b": 5.0}))
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,b", "4,5.0"]
+
+
+def test_a_checkpoint_of_an_older_version_keeps_the_rows_of_its_steps(tmp_path, caplog):
     write(tmp_path, (0, {"a": 0.0}), (1, {"a": 1.0}), (2, {"a": 2.0}))
-    write(tmp_path, (1, {"a": 10.0, "b": 5.0}), (2, {"a": 20.0}))
-    assert [(row["step"], row["a"], row["b"]) for row in read_metrics(tmp_path / "metrics.csv")] == [
-        ("0", "0.0", ""),
-        ("1", "10.0", "5.0"),
-        ("2", "20.0", ""),
-    ]
-
-
-def test_a_line_cut_short_by_a_kill_does_not_stop_the_next_run(tmp_path):
-    write(tmp_path, (0, {"a": 0.0, "b": 1.0}))
-    with (tmp_path / "metrics.csv").open("a") as file:
-        file.write("1,2")
-    write(tmp_path, (1, {"a": 3.0, "b": 4.0}))
-    assert [row["a"] for row in read_metrics(tmp_path / "metrics.csv")] == ["0.0", "3.0"]
+    logger = CSVLogger(str(tmp_path))
+    with caplog.at_level(logging.INFO, "rlhf_lightning"):
+        logger.rewind(None, step=2)
+    logger.log_metrics({"a": 20.0, "b": 5.0}, 2)
+    logger.finalize("success")
+    assert "does not say where" in caplog.text
+    rows = [(row["step"], row["a"], row["b"]) for row in read_metrics(tmp_path / "metrics.csv")]
+    assert rows == [("0", "0.0", ""), ("1", "1.0", ""), ("2", "20.0", "5.0")]
 
 
 def test_mlflow_writes_into_a_database():

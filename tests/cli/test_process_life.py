@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from rlhf_lightning.cli.results import Result
 
@@ -22,9 +23,11 @@ ENDLESS = [
     "callbacks.best=null", "callbacks.last.every_n_steps=5",
 ]  # fmt: skip
 
-#: The command line, which ends with the process of this test: nothing else would end an endless run.
+#: The command line, which ends with the process of this test: nothing else would end an endless run. Ctrl-C is as a
+#: terminal gives it: what a non-interactive shell starts in the background ignores it.
 GUARDED = (
-    "import sys\n"
+    "import signal, sys\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     "from rlhf_lightning.cli.worker import die_with_parent\n"
     "die_with_parent()\n"
     "from rlhf_lightning.cli.main import main\n"
@@ -40,8 +43,9 @@ def folder(tmp_path) -> Path:
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", GUARDED, "train", *ENDLESS, *options]
-    return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with (folder / "said.txt").open("w") as said:
+        command = [sys.executable, "-c", GUARDED, "train", *ENDLESS, *options]
+        return subprocess.Popen(command, cwd=folder, text=True, stdout=said, stderr=said)
 
 
 def wait_for(condition, seconds: float, what: str) -> None:
@@ -81,14 +85,18 @@ def test_no_process_outlives_a_killed_command(folder, options, jobs):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_says_how_far_it_came(folder, number):
-    """Fails when the result of a stop knows nothing of the trainer: steps 0."""
-    process = start(folder, "paths.output_dir=run")
-    wait_for(
-        lambda: (folder / "run/checkpoints/last.ckpt").exists() or process.poll() is not None, 120, "no checkpoint"
-    )
-    process.send_signal(number)
-    assert process.wait(60) == 128 + number
+    """Fails when the result of a stop knows nothing of the trainer, or the last checkpoint is an earlier step's."""
+    process, last = start(folder, "paths.output_dir=run"), folder / "run/checkpoints/last.ckpt"
+    try:
+        wait_for(lambda: last.exists() or process.poll() is not None, 300, "no checkpoint")
+        process.send_signal(number)
+        assert process.wait(300) == 128 + number
+    finally:
+        process.kill()
+        process.wait()
     result = Result.read(folder / "run")
+    assert torch.load(last, weights_only=True)["global_step"] == result.steps == result.saved
+    assert f"stopped and saved after step {result.steps}; the same command" in (folder / "said.txt").read_text()
     assert (result.status, result.exit_code, result.value) == ("stopped", 128 + number, None)
     assert result.steps >= 5
     assert result.metrics["train/loss"] > 0

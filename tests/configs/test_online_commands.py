@@ -252,7 +252,7 @@ def babbling():
         (
             ["train", "method=grpo", *SMALL],
             1,
-            "rollout 0 has nothing to learn from: the reward 'rating' scored no response",
+            "rollouts 0 to 4 have nothing to learn from: the reward 'rating' scored no response",
         ),
         (["evaluate", "method=bradley_terry"], 2, "reward 'rating' scored none of the"),
     ],

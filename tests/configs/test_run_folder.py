@@ -149,13 +149,26 @@ def test_a_longer_run_is_the_longer_run(root):
 
 
 def test_the_same_command_once_more_changes_nothing(root, rlhf):
+    """Not a byte of result, configuration, metrics, logs and records, whatever metric is asked for now."""
     assert rlhf("train", *command(root, "trainer.max_steps=3"))[0] == 0
     before = contents(root / "run")
-    code, _, err = rlhf("train", *command(root, "trainer.max_steps=3"))
-    assert code == 0
-    assert "nothing was left to do after step 3" in err
+    assert len(before) > 8
+    for options in ([], ["optimized_metric=train/loss"]):
+        code, _, err = rlhf("train", *command(root, "trainer.max_steps=3", *options))
+        assert code == 0
+        assert "nothing was left to do after step 3" in " ".join(err.split())
+        assert contents(root / "run") == before
+
+
+def test_a_finished_run_without_its_checkpoint_is_not_trained_again(root):
+    """It was: its metrics and result were replaced by those of another run from the start."""
+    (root / "run" / "checkpoints" / "last.ckpt").unlink()
+    before = contents(root / "run")
+    assert train(compose("train", command(root, "optimized_metric=train/loss"))) == pytest.approx(
+        Result.read(root / "run").metrics["train/loss"]
+    )
     after = contents(root / "run")
-    assert {name for name in after if after[name] != before.get(name)} <= {"train.log", ".hydra/hydra.yaml"}
+    assert {name for name in before if after[name] != before[name]} <= {"job.json"}
 
 
 def test_a_run_does_not_become_shorter(root):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import time
@@ -19,8 +20,9 @@ from lightning.pytorch.loggers import Logger
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from rlhf_lightning.callbacks import EMAWeights, LastCheckpoint, NonFiniteStop, ReferenceSync, StepSeed
-from rlhf_lightning.checkpointing import AtomicCheckpointIO, recovered
+from rlhf_lightning.checkpointing import AtomicCheckpointIO
 from rlhf_lightning.data.module import AlignmentDataModule
+from rlhf_lightning.files import recovered
 from rlhf_lightning.losses import bco_pair
 from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.roles import ModelBuilder
@@ -118,11 +120,16 @@ def forked(function: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
     return process.exitcode
 
 
+#: Metrics that a clock measures.
+CLOCK = re.compile(r"train/(time|throughput|memory)/(?!padding)")
+
+
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
     """Where two nested containers differ, to the bit; folders and clocks aside."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return [] if one.dtype == other.dtype and torch.equal(one, other) else [path]
     if isinstance(one, dict) and isinstance(other, dict):
+        one, other = ({key: value for key, value in d.items() if not CLOCK.match(str(key))} for d in (one, other))
         found = [f"{path}/{key}" for key in one.keys() ^ other.keys()]
         return found + [
             d for key in one.keys() & other.keys() for d in differences(one[key], other[key], f"{path}/{key}")

@@ -16,9 +16,10 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from rlhf_lightning.callbacks import LastCheckpoint, NonFiniteStop, StepSeed
-from rlhf_lightning.checkpointing import AtomicCheckpointIO, recovered
+from rlhf_lightning.checkpointing import AtomicCheckpointIO
 from rlhf_lightning.credit import grpo
 from rlhf_lightning.data.module import AlignmentDataModule
+from rlhf_lightning.files import recovered
 from rlhf_lightning.losses import ppo
 from rlhf_lightning.methods import KLPenalty, PolicyGradient
 from rlhf_lightning.methods.shaping import RewardShaping

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,16 +83,65 @@ def test_unscored_responses_take_no_part():
     assert data.metrics["train/reward/unscored"] == pytest.approx(float(unknown.float().mean()))
 
 
-def test_a_rollout_without_any_score_is_an_error():
-    class Nothing(Sum):
-        name = "nothing"
+class Sometimes(Sum):
+    """Scores nothing in some of its calls; counts them."""
 
-        def __call__(self, groups):
-            return [[None] * len(group.samples) for group in groups]
+    name = "sometimes"
 
-    data, _ = looped(reward=Nothing())
-    with pytest.raises(RuntimeError, match="rollout 0 has nothing to learn from: the reward 'nothing' scored no"):
-        first(data)
+    def __init__(self, *silent: int) -> None:
+        self.silent, self.calls = silent, 0
+
+    def __call__(self, groups):
+        self.calls += 1
+        scores = super().__call__(groups)
+        return [[None] * len(row) for row in scores] if self.calls - 1 in self.silent else scores
+
+    def metrics(self) -> dict[str, float]:
+        return {"reward/calls": float(self.calls)}
+
+
+def test_a_rollout_without_any_score_is_skipped_and_counted():
+    """The next prompts take its place; credit assignment, which has a state, never sees it."""
+    data, module = looped(reward=Sometimes(0, 1))
+    loader = data.train_dataloader()
+    batch = next(iter(loader))
+    assert (batch.rollout, loader.number, loader.cursor) == (2, 3, 12)
+    assert len(module.episodes) == 1
+    assert data.metrics["train/rollout/skipped"] == 2
+    assert set(batch.index.tolist()) == set(data.stream.take(8, 4).tolist())
+
+
+def test_too_many_empty_rollouts_in_a_row_end_the_run():
+    data, _ = looped(RolloutOptions(group_size=2, max_empty=3), reward=Sometimes(0, 1, 3, 4, 5))
+    batches = iter(data.train_dataloader())
+    assert next(batches).rollout == 2
+    message = r"rollouts 3 to 5 have nothing to learn from: the reward 'sometimes' scored no .*max_empty=3 end"
+    with pytest.raises(RuntimeError, match=message):
+        next(batches)
+
+
+def test_what_was_drawn_is_read_again_until_it_has_ended_the_run(tmp_path):
+    """A killed run finds rollouts that were skipped and what the reward counted; one that gave up asks again."""
+
+    def run(reward, **options):
+        data, module = looped(RolloutOptions(group_size=2, **options), reward=reward)
+        module.tokenizer = SimpleNamespace(decode=lambda ids, **_: str(ids))
+        data.folder = tmp_path
+        return data, next(iter(data.train_dataloader()))
+
+    one, first_batch = run(Sometimes(0))
+    reward = Sometimes()
+    other, second_batch = run(reward, max_empty=9)
+    assert reward.calls == 0
+    clock = re.compile("train/(time|throughput)/")
+    one, other = ({name: x for name, x in data.metrics.items() if not clock.match(name)} for data in (one, other))
+    assert one == other
+    assert (other["train/rollout/skipped"], other["train/reward/calls"]) == (1, 2)
+    assert first_batch.ids.tolist() == second_batch.ids.tolist()
+    with pytest.raises(RuntimeError, match="rollout 0 has nothing to learn from"):
+        run(Sometimes(), max_empty=1)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["00000.empty.jsonl", "00001.jsonl"]
+    assert run(Sometimes(), max_empty=1)[1].rollout == 0
 
 
 def test_masked_truncated_responses_count_in_statistics_only():
@@ -107,7 +158,7 @@ def test_masked_truncated_responses_count_in_statistics_only():
 def test_everything_cut_off_names_the_fix():
     engine = FakeEngine(lambda seed, j: [1, 2, 3, 4])
     data, _ = looped(RolloutOptions(group_size=2, mask_truncated=True), engine)
-    with pytest.raises(RuntimeError, match=r"mask_truncated=true: raise rollout\.max_new_tokens"):
+    with pytest.raises(RuntimeError, match=r"rollouts 0 to 4 .*mask_truncated=true: raise rollout\.max_new_tokens"):
         first(data)
 
 

@@ -14,7 +14,7 @@ import lightning as L
 import pytest
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, OnExceptionCheckpoint
 
-from rlhf_lightning.signals import run_with_sigterm_exit
+from rlhf_lightning.signals import run_with_exit_code
 from tests.helpers.jobs import Memory, differences, final_state, fit, forked
 from tests.trajectory.test_sigterm import Sigterm
 
@@ -71,7 +71,7 @@ CASES: dict[str, tuple[int, Callable[[Path], list[L.Callback]], int]] = {
 def run(folder: Path, accumulate: int, *callbacks: L.Callback) -> None:
     saves = any(isinstance(callback, Checkpoint) for callback in callbacks)
     options = {"accumulate_grad_batches": accumulate, "max_epochs": 2, "val_check_interval": VALIDATE[accumulate]}
-    run_with_sigterm_exit(lambda: fit(folder, callbacks=callbacks, enable_checkpointing=saves, **options))
+    run_with_exit_code(lambda: fit(folder, callbacks=callbacks, enable_checkpointing=saves, **options))
 
 
 @pytest.fixture(scope="module")

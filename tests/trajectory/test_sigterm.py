@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 
-from rlhf_lightning.signals import run_with_sigterm_exit
+from rlhf_lightning.signals import run_with_exit_code
 from tests.helpers.jobs import differences, final_state, fit, forked
 
 
@@ -49,7 +49,7 @@ class Validations(L.Callback):
 
 
 def run(folder: Path, *callbacks: L.Callback, **options) -> None:
-    run_with_sigterm_exit(lambda: fit(folder, callbacks=callbacks, accumulate_grad_batches=2, **options))
+    run_with_exit_code(lambda: fit(folder, callbacks=callbacks, accumulate_grad_batches=2, **options))
 
 
 @pytest.mark.parametrize("micro_batch", [6, 7], ids=["first-micro-batch-of-a-step", "last-micro-batch-of-a-step"])
@@ -97,7 +97,7 @@ def test_sigterm_before_training_exits_with_143():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(30)
 
-    assert forked(run_with_sigterm_exit, job) == 143
+    assert forked(run_with_exit_code, job) == 143
 
 
 def test_handler_is_given_back(tmp_path):
