@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from rlhf_lightning.callbacks import LastCheckpoint, StepSeed
-from rlhf_lightning.checkpointing import AtomicCheckpointIO, recovered
+from rlhf_lightning.checkpointing import AtomicCheckpointIO
+from rlhf_lightning.files import recovered
 from rlhf_lightning.losses import dpo
 from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.roles import ModelBuilder
