@@ -11,7 +11,7 @@ from pathlib import Path
 TEMPORARY = ".unfinished"
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary path in the same folder, then give it its name.
 
     What a killed process left unfinished in the folder is deleted first. One process at a time writes to a folder.

@@ -170,9 +170,9 @@ def unlike(whole: Path, cut: Path) -> list[str]:
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    """The last checkpoint, less what Lightning does not restore: counts of an epoch's validations, the last score."""
+    """The last checkpoint, less what Lightning does not restore or only counts: validation, cache fill, last score."""
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    del state["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+    del state["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"], state["loops"]["predict_loop"]
     for callback in state["callbacks"].values():
         callback.pop("current_score", None)
     moved: dict[str, Any] = _moved(state, str(folder))
