@@ -17,7 +17,6 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rlhf_lightning.checkpointing import reopen_validation, validation_pending
@@ -89,6 +88,7 @@ class LastCheckpoint(Callback):
         self._counters: _Counters | None = None  # while this callback saves
         self._seen = self._saved = 0
         self._saved_at = time.monotonic()
+        self._reports = True  # of several processes the first one
         self._before: dict[int, Any] = {}  # handlers of signals that were taken over
         self._limits = _Limits()
 
@@ -119,7 +119,7 @@ class LastCheckpoint(Callback):
         self._stop_signal, self._validation_open = 0, False
         self._saved_open, self._resumed_open = self._resumed_open, False
         self._seen = self._saved = trainer.global_step
-        self._saved_at = time.monotonic()
+        self._saved_at, self._reports = time.monotonic(), trainer.is_global_zero
         if threading.current_thread() is threading.main_thread():
             taken = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._note) for number in taken}
@@ -134,7 +134,7 @@ class LastCheckpoint(Callback):
         self._stop_signal = max(self._stop_signal, signum)
         if signum == signal.SIGINT:
             signal.signal(signum, signal.default_int_handler)
-            if rank_zero_only.rank == 0:
+            if self._reports:
                 os.write(2, _NOTICE)  # a handler may not touch buffers that it has interrupted
 
     # Saving

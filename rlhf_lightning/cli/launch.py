@@ -367,10 +367,9 @@ def _checked(command: str, cfg: DictConfig, overrides: list[str]) -> DictConfig:
 
 def _with_hydra(cfg: DictConfig) -> DictConfig:
     """The configuration of a job together with Hydra's own part of it, as both were composed."""
-    whole, context = cfg.copy(), HydraConfig.instance().cfg
-    assert context is not None  # within a job
+    whole = cfg.copy()
     with open_dict(whole):
-        whole.hydra = context["hydra"]
+        whole.hydra = HydraConfig.get()
     return whole
 
 

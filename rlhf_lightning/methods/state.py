@@ -47,7 +47,7 @@ def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
 def reference_weights(reference: Any, policy: nn.Module) -> dict[str, Any]:
     """What refreshing can have changed of a frozen copy: sharded where it is, else on the CPU."""
     trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    weights = get_model_state_dict(reference.actor)
+    weights: dict[str, Any] = get_model_state_dict(reference.actor)
     kept = {name: weight for name, weight in weights.items() if name in trained}
     return {name: weight if isinstance(weight, DTensor) else weight.cpu().clone() for name, weight in kept.items()}
 

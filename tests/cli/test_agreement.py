@@ -87,7 +87,7 @@ def test_a_sharded_checkpoint_names_its_way_out(tmp_path, strategy):
     [
         (["strategy=ddp", "strategy.timeout=0"], "0 is no number of seconds above 0"),
         (["strategy=ddp", "strategy.timeout=soon"], "strategy.timeout"),
-        (["strategy=fsdp", "strategy.timeout=inf"], "no number of seconds"),
+        (["strategy=fsdp", "strategy.timeout=inf"], "strategy.timeout: expected a number, got inf"),
         (["strategy=single", "++strategy.timeout=60"], "choose strategy=ddp or strategy=fsdp"),
     ],
 )
