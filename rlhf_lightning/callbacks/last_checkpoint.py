@@ -223,7 +223,7 @@ class _Limits(Callback):
 
     Lightning turns back at once there: what was killed in its last validation, or in its export, would never have it.
     The limits are lifted from before training until the first hook of it, and where a validation is to come, until the
-    first hook of the epoch. First of all callbacks, so that no other sees them lifted.
+    first hook of the epoch or that validation. First of all callbacks, so that no other sees them lifted.
     """
 
     def __init__(self) -> None:
@@ -255,6 +255,10 @@ class _Limits(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Put them back."""
+        self.put_back(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Put them back: an epoch that is resumed in its middle has no hook before its validation."""
         self.put_back(trainer)
 
 

@@ -76,7 +76,7 @@ def _part(name: str, cls: str) -> Role:
     return Role(name, (f"{_R}.methods",), bases=(f"{_R}.methods.{cls}",))
 
 
-_REWARDS = r"(?:method\.)?reward(?:\.terms\.[^.]+)*"
+_REWARDS = r"(?:method\.)?reward(?:\.terms\.[^.]+|\.right)*"
 _DATAS = r"data(?:\.ptx)*"
 
 #: Patterns of whole keys, and the role of what is made there.

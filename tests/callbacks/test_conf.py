@@ -8,7 +8,7 @@ import pytest
 from rlhf_lightning import callbacks
 from rlhf_lightning.callbacks import EMAWeights, PolicySamples, ReferenceSync
 from rlhf_lightning.checkpointing import AtomicCheckpointIO
-from rlhf_lightning.cli.build import _plain, make_all, make_trainer
+from rlhf_lightning.cli.build import make_all, make_strategy, make_trainer
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.strategies import FSDP2Strategy
@@ -41,7 +41,7 @@ def test_callbacks_are_added_to_the_default_ones_and_dropped_by_name(tmp_path):
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_strategies(tmp_path, name):
     """As the command line does it: arguments of the Trainer, beside the plugin that writes checkpoints."""
-    options = _plain(composed(tmp_path, f"strategy={name}", "strategy.devices=1").strategy)
+    options = make_strategy(composed(tmp_path, f"strategy={name}", "strategy.devices=1").strategy)
     run = L.Trainer(accelerator="cpu", logger=False, plugins=[AtomicCheckpointIO()], **options)
     assert isinstance(run.strategy, FSDP2Strategy) == name.startswith("fsdp")
     assert isinstance(run.strategy.checkpoint_io, AtomicCheckpointIO)

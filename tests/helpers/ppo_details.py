@@ -271,7 +271,7 @@ DETAILS = [
     Detail(
         "InstructGPT",
         "average of the weights",
-        ("+callbacks@callbacks.ema=ema", "callbacks.ema.decay=0.992"),
+        ("callbacks=[default,ema]", "callbacks.ema.decay=0.992"),
         "tests.callbacks.test_guards.test_average_is_what_is_validated_and_exported",
     ),
 ]
