@@ -25,7 +25,7 @@ from rlhf_lightning.cli.schema import check_config
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from rlhf_lightning.data.fields import Turns
+    from rlhf_lightning.data.messages import Turns
     from rlhf_lightning.models.actor import Actor
     from rlhf_lightning.rewards.base import Scores
 
@@ -158,7 +158,7 @@ class Answerer:
 
     def _ids(self, conversation: Turns) -> list[int]:
         """The prompt's ids exactly as training makes them."""
-        from rlhf_lightning.data.templates import Rendered
+        from rlhf_lightning.data.conversations import Rendered
 
         if self.template is None:
             rendered = Rendered(conversation[-1]["content"], [], [], templated=False)

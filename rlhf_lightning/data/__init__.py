@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from rlhf_lightning.data.checks import Problem as Problem
     from rlhf_lightning.data.checks import Report as Report
     from rlhf_lightning.data.examples import Examples as Examples
+    from rlhf_lightning.data.mixture import Mixture as Mixture
     from rlhf_lightning.data.module import AlignmentDataModule as AlignmentDataModule
     from rlhf_lightning.data.module import Place as Place
     from rlhf_lightning.data.reasoning import ReasoningGym as ReasoningGym
     from rlhf_lightning.data.sources import Files as Files
     from rlhf_lightning.data.sources import Hub as Hub
-    from rlhf_lightning.data.sources import Mixture as Mixture
     from rlhf_lightning.data.sources import Packaged as Packaged
     from rlhf_lightning.data.spec import DataSpec as DataSpec
 
@@ -32,7 +32,7 @@ _HOME = {
     "Examples": "rlhf_lightning.data.examples",
     "Files": "rlhf_lightning.data.sources",
     "Hub": "rlhf_lightning.data.sources",
-    "Mixture": "rlhf_lightning.data.sources",
+    "Mixture": "rlhf_lightning.data.mixture",
     "Packaged": "rlhf_lightning.data.sources",
     "Place": "rlhf_lightning.data.module",
     "Problem": "rlhf_lightning.data.checks",

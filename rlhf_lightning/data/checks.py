@@ -7,9 +7,10 @@ Every check runs before weights load. A row that cannot be used is never dropped
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -48,10 +49,10 @@ WARNINGS = frozenset({Kind.DUPLICATE, Kind.TRUNCATED})
 
 #: What to do about each kind, for reports.
 ADVICE: Mapping[Kind, str] = {
-    Kind.BROKEN: "repair the line or leave it out",
+    Kind.BROKEN: "repair the row or the file, or leave it out",
     Kind.MISSING: "fill the field, or map it with data.spec.columns",
     Kind.TYPE: "convert the field, or map another one with data.spec.columns",
-    Kind.TEMPLATE: "choose another data.spec.template, or repair the order of turns",
+    Kind.TEMPLATE: "choose another data.spec.template, or repair what the row has and the template does not show",
     Kind.EMPTY_PROMPT: "fill the prompt",
     Kind.EMPTY_RESPONSE: "fill the response",
     Kind.NO_BOUNDARY: "raise data.spec.max_prompt_length, or take prompts as they are: data.spec.prompt_start=any, "
@@ -78,6 +79,22 @@ class RowError(Exception):
         super().__init__(message)
         self.kind = kind
         self.message = message
+
+
+def lone_surrogate(text: str) -> str | None:
+    """The first half of a surrogate pair that stands alone in a text, as an escape; None: the text is Unicode."""
+    if text.isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return ascii(text[error.start])
+    return None
+
+
+def _printable(text: str) -> str:
+    """A text that every terminal can print: what is no Unicode as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True)
@@ -186,6 +203,9 @@ class Report:
     cut_characters: int = 0  #: that they lost
     conversations: int = 0  #: rows kept that went through the chat template
     unscored_turns: int = 0  #: assistant turns not scored because the template shows them differently later on
+    hidden_reasoning: int = 0  #: earlier assistant turns whose reasoning the template leaves out
+    #: Of a mixture, by the name of a source: rows read, rows kept, and the first problem.
+    parts: dict[str, tuple[int, int, str]] = field(default_factory=dict)
     boundary_checked: int = 0  #: rows whose prompt was also tokenised together with its responses
     boundary_mismatched: int = 0  #: of those, rows where that gave other tokens
     notes: list[str] = field(default_factory=list)
@@ -196,7 +216,12 @@ class Report:
         counts = self.warnings if problem.warning else self.excluded
         counts[problem.kind.value] = counts.get(problem.kind.value, 0) + 1
         if len(self.problems) < MAX_LISTED:
-            self.problems.append(problem)
+            self.problems.append(replace(problem, row=_printable(problem.row), message=_printable(problem.message)))
+
+    def count_part(self, name: str, *, rows: int = 0, kept: int = 0, problem: str = "") -> None:
+        """Count rows of a mixture's source; of problems the first one is remembered."""
+        read, used, first = self.parts.get(name, (0, 0, ""))
+        self.parts[name] = (read + rows, used + kept, first or _printable(problem))
 
     def note(self, text: str) -> None:
         """Keep a remark about the whole data set, once."""
@@ -223,7 +248,8 @@ class Report:
 
         Raises:
             DataError: rows are bad and ``on_bad_row`` is ``error``; rows are too long and ``too_long`` is ``error``;
-                or no row is left. The message lists the first problems with file and row.
+                no row is left, or none of a source of a mixture; or more rows are left out than ``max_left_out``
+                accepts. The message lists the first problems with file and row.
         """
         tolerated = {Kind.TOO_LONG.value} if spec.too_long != "error" else set()
         if spec.on_bad_row == "exclude":
@@ -239,8 +265,35 @@ class Report:
             if self.kept:
                 why = f"its {self.kept} rows give no {LAYOUTS[self.kind].noun}: {'; '.join(self.notes)}"
             raise DataError(self._message(f"{self.source}: {why}", set(self.excluded)))
+        self._enforce_parts()
+        self._enforce_share(spec)
 
-    def _message(self, headline: str, kinds: set[str]) -> str:
+    def _enforce_parts(self) -> None:
+        """Stop where a source of a mixture gives nothing."""
+        for name, (rows, kept, first) in self.parts.items():
+            if not kept:
+                raise DataError(
+                    f"{self.source}: none of the {rows} rows of {name} can be used"
+                    f"{f', the first one because: {first}' if first else ''}\n"
+                    f"Map its columns with data.source.columns.{name}, or remove {name} from data.source.sources and "
+                    "data.source.weights"
+                )
+
+    def _enforce_share(self, spec: DataSpec) -> None:
+        """Stop where more is left out than was accepted."""
+        asked = self.rows - self.filtered
+        if self.bad <= spec.max_left_out * asked:
+            return
+        share = math.ceil(100 * self.bad / asked) / 100
+        reasons = ", ".join(f"{count} {kind}" for kind, count in Counter(self.excluded).most_common(3))
+        headline = (
+            f"{self.bad} of {asked} rows of {self.source} are left out ({self.bad / asked:.0%}: {reasons}), more than "
+            f"data.spec.max_left_out={spec.max_left_out:g} accepts. Mend them, or accept it with "
+            f"data.spec.max_left_out={share:g}"
+        )
+        raise DataError(self._message(headline, set(self.excluded), excludable=False))
+
+    def _message(self, headline: str, kinds: set[str], *, excludable: bool = True) -> str:
         listed = [problem for problem in self.problems if problem.kind.value in kinds]
         lines = [headline + (":" if listed else "")]
         lines += [f"  {problem}" for problem in listed[:_SHOWN]]
@@ -248,7 +301,7 @@ class Report:
         if hidden > 0:
             lines.append(f"  ... and {hidden} more")
         lines += [f"{Kind(kind)}: {ADVICE[Kind(kind)]}" for kind in sorted(kinds)]
-        if kinds - {Kind.TOO_LONG.value}:
+        if excludable and kinds - {Kind.TOO_LONG.value}:
             lines.append("or leave such rows out with data.spec.on_bad_row=exclude")
         return "\n".join([*lines, "`rlhf data inspect` with the same data options shows every problem"])
 
@@ -275,4 +328,5 @@ class Report:
     def from_dict(cls, values: Mapping[str, Any]) -> Report:
         """Undo :meth:`to_dict`."""
         problems = [Problem(row, Kind(kind), message) for row, kind, message in values["problems"]]
-        return cls(**{**values, "problems": problems})
+        parts = {name: (rows, kept, first) for name, (rows, kept, first) in values["parts"].items()}
+        return cls(**{**values, "problems": problems, "parts": parts})

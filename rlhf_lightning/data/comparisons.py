@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rlhf_lightning.data.fields import Turns
+from rlhf_lightning.data.checks import Kind, RowError
+from rlhf_lightning.data.messages import CALLS, Turns
 from rlhf_lightning.data.records import Record, say
 from rlhf_lightning.data.spec import DataSpec
 
@@ -20,17 +21,22 @@ def compared(record: Record, spec: DataSpec) -> Record:
         A record of two parts: the chosen response shown first, and shown second. The first response of a part is the
         letter of the place in which the chosen response stands.
     """
-    shown, chosen, rejected = (_shown(part) for part in (record.prompt, *record.responses))
+    parts = (record.prompt, *record.responses)
+    if record.tools or any(
+        turn.get(name) for part in parts if not isinstance(part, str) for turn in part for name in CALLS
+    ):
+        raise RowError(Kind.TYPE, "the row has tools or calls of them, which the question to a judge does not show")
+    shown, chosen, rejected = (_shown(part) for part in parts)
     first, second = spec.verdicts
-    parts = []
+    made = []
     for pair, letters in (((chosen, rejected), (first, second)), ((rejected, chosen), (second, first))):
         text = spec.comparison.format(prompt=shown, first=pair[0], second=pair[1])
         if record.conversation:
             answers = tuple([say("assistant", letter)] for letter in letters)
-            parts.append(replace(record, prompt=[say("user", text)], responses=answers, margin=None))
+            made.append(replace(record, prompt=[say("user", text)], responses=answers, margin=None))
         else:
-            parts.append(replace(record, prompt=text, responses=letters, margin=None))
-    return replace(record, kind="comparison", parts=tuple(parts), margin=None, numbers={})
+            made.append(replace(record, prompt=text, responses=letters, margin=None))
+    return replace(record, kind="comparison", parts=tuple(made), margin=None, numbers={})
 
 
 def _shown(part: str | Turns) -> str:

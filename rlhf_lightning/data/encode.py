@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.chat_templates import TrainedTemplate
 from rlhf_lightning.data.checks import DataError, Kind, RowError, SpecialIds
+from rlhf_lightning.data.conversations import Rendered, Segment
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.templates import ChatTemplate, Rendered, Segment, resolve
+from rlhf_lightning.data.templates import ChatTemplate, resolve
 
 Ids = list[int]
 #: Characters put before a response, one after the other, to tokenise it as a continuation.

@@ -12,11 +12,20 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from rlhf_lightning.data import rated_formats as rated
-from rlhf_lightning.data.beside import read_beside
+from rlhf_lightning.data.beside import HELPSTEER, read_beside
 from rlhf_lightning.data.checks import DataError, Kind, RowError
-from rlhf_lightning.data.fields import ROLES, Fields, Turns
-from rlhf_lightning.data.records import Record, as_conversation, context_of, instruction_of, say, uniform
-from rlhf_lightning.data.spec import DataSpec
+from rlhf_lightning.data.fields import ALIASES, Fields, columns_read
+from rlhf_lightning.data.messages import ROLES, Turns, scored
+from rlhf_lightning.data.records import (
+    Record,
+    as_conversation,
+    begins_response,
+    context_of,
+    instruction_of,
+    say,
+    uniform,
+)
+from rlhf_lightning.data.spec import COLUMNS, DataSpec
 
 #: Formats that are one conversation, and its column.
 _CONVERSATIONS = {"sharegpt": "conversations", "messages": "messages"}
@@ -34,7 +43,7 @@ def _pairs(fields: Fields, spec: DataSpec) -> Record:
 
 def _implicit(fields: Fields, spec: DataSpec) -> Record:
     chosen, rejected = (
-        _dialogue(fields, name) if isinstance(fields.need(name), str) else fields.turns(name)
+        _dialogue(fields, name) if isinstance(said := fields.either(name), str) else said
         for name in ("chosen", "rejected")
     )
     for name, turns in (("chosen", chosen), ("rejected", rejected)):
@@ -77,10 +86,20 @@ def _messages(fields: Fields, spec: DataSpec) -> Record:
 
 
 def _demonstration(turns: Turns, spec: DataSpec, name: str) -> Record:
-    """A whole conversation: with ``mask=assistant`` the response starts at the first assistant turn."""
+    """A whole conversation: with ``mask=assistant`` the response starts at the first assistant turn.
+
+    What follows the last turn that is scored teaches nothing, and is left away.
+    """
     if turns[-1]["role"] != "assistant":
         raise RowError(Kind.MISSING, f"the conversation ends with a {turns[-1]['role']} turn, not the assistant's")
-    cut = len(turns) - 1
+    last = max((at for at, turn in enumerate(turns) if scored(turn)), default=None)
+    if last is None or (spec.mask == "response" and last < len(turns) - 1):
+        which = (
+            "every assistant turn" if last is None else "the last turn, the one that data.spec.mask=response scores,"
+        )
+        raise RowError(Kind.UNSCORED, f"{which} is marked as one that is not to be scored")
+    turns = turns[: last + 1]
+    cut = last
     if spec.mask == "assistant":
         cut = next(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
     return Record(turns[:cut], (turns[cut:],), name)
@@ -103,7 +122,8 @@ def _prompt_response(fields: Fields, spec: DataSpec) -> Record:
 
 
 def _prompt(fields: Fields, spec: DataSpec) -> Record:
-    return Record(context_of(fields), (), "prompt", kind="prompt")
+    prompt = context_of(fields)
+    return Record(prompt, (), "prompt", kind="prompt", continued=begins_response(prompt))
 
 
 def _text(fields: Fields, spec: DataSpec) -> Record:
@@ -220,11 +240,20 @@ def _asked_for(kind: str | None) -> Mapping[str, Format]:
     return {name: form for name, form in FORMATS.items() if form.kind != "prompt"}
 
 
-def unrecognised(columns: Sequence[str], kind: str | None = None) -> DataError:
-    """The error for data that fits no format."""
+def used_columns(spec: DataSpec, kind: str) -> frozenset[str] | None:
+    """The data's columns that rows of a kind are made from; None: all of them, which rewards see beside prompts."""
+    if kind == "prompt":
+        return None
+    names = {*COLUMNS, *HELPSTEER, *(spec.attributes or ()), *(alias for group in ALIASES.values() for alias in group)}
+    return frozenset(columns_read(names, spec.columns))
+
+
+def unrecognised(columns: Sequence[str], kind: str | None = None, absent: str = "") -> DataError:
+    """The error for data that fits no format; ``absent`` says which mapped columns it does not have."""
     listed = "\n".join(f"  {name}: {form.needs}" for name, form in _asked_for(kind).items())
     return DataError(
-        f"no format fits the columns {', '.join(columns) or '(none)'}. The formats need:\n{listed}\n"
+        f"{absent}{'. ' if absent else ''}no format fits the columns {', '.join(columns) or '(none)'}. "
+        f"The formats need:\n{listed}\n"
         "Map columns, e.g. data.spec.columns.prompt=question data.spec.columns.response=answer, "
         "or choose data.spec.format"
     )
@@ -237,6 +266,7 @@ def convert(
     kind: str | None = None,
     conversation: bool = False,
     expected: str | None = None,
+    unmapped: Mapping[str, str] | None = None,
 ) -> Record | None:
     """Convert one row.
 
@@ -246,6 +276,7 @@ def convert(
         kind: what the method learns from: which columns beside prompt and responses are read. None: none of them.
         conversation: turn text into a conversation too, because the template that was chosen needs one.
         expected: with ``format=auto``, the format of the rows before: what a row that fits none is measured by.
+        unmapped: our names of columns that a mixture maps and did not find, with the data's.
 
     Returns:
         The record with all its responses, of the kind that the row is by itself as far as the method can use it; None
@@ -254,15 +285,16 @@ def convert(
     Raises:
         RowError: a field is missing or has the wrong type, or the row fits no format.
     """
-    fields = Fields(values, spec.columns)
+    fields = Fields(values, {**spec.columns, **(unmapped or {})})
     if spec.label is not None and fields.flag("label") is not spec.label:
         return None
     name = (detect(fields, kind) or expected) if spec.format == "auto" else spec.format
     if name is None:
-        present = ", ".join(map(str, values)) or "none"
-        raise RowError(Kind.MISSING, f"no format fits its columns: {present}")
+        raise RowError(Kind.MISSING, f"no format fits its {fields.listed()}")
     asks = kind == "prompt" and name in _CONVERSATIONS
     record = _before_answer(fields, name) if asks else FORMATS[name].convert(fields, spec)
+    if fields.has("tools"):
+        record = replace(record, tools=tuple(fields.tools()))
     system = fields.text("system") if fields.has("system") else ""
     if (conversation or system) and name != "text":
         record = as_conversation(record)

@@ -9,7 +9,8 @@ from rlhf_lightning.data.checks import Kind, RowError
 from rlhf_lightning.data.converters import Native
 from rlhf_lightning.data.encode import Encoded
 from rlhf_lightning.data.kinds import slot_names
-from rlhf_lightning.data.records import Record
+from rlhf_lightning.data.messages import Turns, says_nothing, scored
+from rlhf_lightning.data.records import Record, say
 from rlhf_lightning.data.sources import Row
 from rlhf_lightning.types import Example
 
@@ -73,12 +74,25 @@ def step_labels(record: Record, made: Encoded) -> tuple[list[list[bool]], list[l
 
 
 def check_text(record: Record) -> None:
-    """Raise RowError when a prompt or a response says nothing."""
+    """Raise RowError when a prompt, a response or a turn of one says nothing, or a response ends unscored."""
     prompt = record.prompt if isinstance(record.prompt, str) else "".join(turn["content"] for turn in record.prompt)
     if not prompt.strip() and record.format != "text":
         raise RowError(Kind.EMPTY_PROMPT, "the prompt is empty")
+    if not isinstance(record.prompt, str):
+        _check_turns(record.prompt, "the prompt", Kind.EMPTY_PROMPT)
     for number, response in enumerate(record.responses):
-        last = {"content": response} if isinstance(response, str) else response[-1]
-        if not last["content"].strip() and not last.get("tool_calls"):
-            which = slot_names(record.kind, len(record.responses))[number]
+        last = say("assistant", response) if isinstance(response, str) else response[-1]
+        which = slot_names(record.kind, len(record.responses))[number]
+        if says_nothing(last):
             raise RowError(Kind.EMPTY_RESPONSE, f"{which} is empty")
+        if not scored(last):
+            raise RowError(Kind.UNSCORED, f"the last turn of {which} is marked as one that is not to be scored")
+        if not isinstance(response, str):
+            _check_turns(response, which, Kind.EMPTY_RESPONSE)
+
+
+def _check_turns(turns: Turns, name: str, kind: Kind) -> None:
+    """Raise RowError for an empty turn of a user or the assistant; what a tool returns may be empty."""
+    for number, turn in enumerate(turns, start=1):
+        if turn["role"] in ("user", "assistant") and says_nothing(turn):
+            raise RowError(kind, f"turn {number} ({turn['role']}) of {name} is empty")

@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any, cast
 
 from rlhf_lightning.data.checks import Kind, RowError
-from rlhf_lightning.data.fields import Fields, Turns
+from rlhf_lightning.data.fields import Fields
+from rlhf_lightning.data.messages import Turns
 from rlhf_lightning.data.records import Record, context_of, say, uniform
 from rlhf_lightning.data.spec import DataSpec
 
@@ -39,20 +40,24 @@ def ranked(fields: Fields, spec: DataSpec) -> Record:
     listed = fields.need("responses")
     if not is_list(fields, "responses") or not listed:
         raise fields.wrong("responses", "a list of responses", listed)
-    responses = [_response(fields, item) for item in listed]
+    responses = [_response(fields, item, at) for at, item in enumerate(listed)]
     scores = _scores(fields, listed)
     if len(scores) != len(responses):
-        raise RowError(Kind.TYPE, f"{len(responses)} responses, but {len(scores)} scores or ranks")
+        column = fields.column("scores" if fields.has("scores") else "ranks")
+        raise RowError(
+            Kind.TYPE, f"{len(responses)} in {fields.column('responses')!r}, but {len(scores)} in {column!r}"
+        )
     order = sorted(range(len(scores)), key=lambda at: -scores[at])
     record = uniform(context_of(fields), tuple(responses[at] for at in order), "ranked", "ranked")
     return replace(record, numbers={"score": [scores[at] for at in order]})
 
 
-def _response(fields: Fields, item: Any) -> str | Turns:
+def _response(fields: Fields, item: Any, at: int) -> str | Turns:
     """One of several responses: text, messages, a message, or an object that holds one of these and its score."""
     if isinstance(item, Mapping) and "role" not in item and "from" not in item:
         return fields.inside(item).either("response")
-    return fields.inside({"response": item}, {}).either("response")
+    column = f"{fields.column('responses')}[{at}]"
+    return fields.inside({column: item}, {"response": column}).either("response")
 
 
 def _scores(fields: Fields, listed: Sequence[Any]) -> list[float]:

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rlhf_lightning.data.checks import Kind, RowError
-from rlhf_lightning.data.fields import Fields, Message, Turns
+from rlhf_lightning.data.checks import Kind, RowError, lone_surrogate
+from rlhf_lightning.data.fields import Fields
+from rlhf_lightning.data.messages import Message, Turns
+from rlhf_lightning.data.readers import Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,9 @@ class Record:
     steps: tuple[tuple[str, float], ...] = ()
     #: Characters that ``data.spec.prompt_start`` and ``prompt_end`` left out of the prompt.
     cut: int = 0
+    #: The prompt ends with the beginning of an assistant turn, which the responses continue.
+    continued: bool = False
+    tools: tuple[Mapping[str, Any], ...] = ()  #: that the conversation may call
 
     @property
     def conversation(self) -> bool:
@@ -42,8 +47,13 @@ def say(role: str, content: str) -> Message:
 
 def uniform(prompt: str | Turns, responses: tuple[str | Turns, ...], name: str, kind: str = "supervised") -> Record:
     """A record that is all text or all messages: one list of messages makes conversations of the rest."""
-    record = Record(prompt, responses, name, kind=kind)
+    record = Record(prompt, responses, name, kind=kind, continued=begins_response(prompt))
     return record if all(isinstance(part, str) for part in (prompt, *responses)) else as_conversation(record)
+
+
+def begins_response(prompt: str | Turns) -> bool:
+    """Whether a prompt of its own column ends with an assistant turn, which is then the beginning of a response."""
+    return not isinstance(prompt, str) and prompt[-1]["role"] == "assistant"
 
 
 def as_conversation(record: Record) -> Record:
@@ -90,12 +100,22 @@ def as_json(values: Mapping[str, Any]) -> tuple[str, list[str]]:
     """A row's columns as a JSON object, and the names of those that JSON cannot hold and that are left out.
 
     Dates and the like are no JSON; a reward that needs one is better off with text in the data.
+
+    Raises:
+        RowError: a column holds text that is no Unicode.
     """
     kept: dict[str, str] = {}
     lost = []
     for name, value in values.items():
+        if isinstance(value, Unreadable):
+            raise RowError(Kind.BROKEN, f"{str(name)!r}: {value.reason}")
         try:
             kept[str(name)] = json.dumps(value, ensure_ascii=False)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             lost.append(str(name))
+            continue
+        if (half := lone_surrogate(kept[str(name)])) or (half := lone_surrogate(str(name))):
+            raise RowError(
+                Kind.BROKEN, f"the column {str(name)!r} holds {half}, half of a surrogate pair: no Unicode text"
+            )
     return "{" + ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {text}" for name, text in kept.items()) + "}", lost

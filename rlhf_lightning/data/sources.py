@@ -1,8 +1,9 @@
-"""Where rows come from: local files, the hub, files of this package, and mixtures.
+"""Where rows come from: local files, the hub and files of this package; see :mod:`rlhf_lightning.data.mixture` too.
 
 A source yields :class:`Row` objects one at a time and keeps for each the file and the row number it came from. Rows
 are numbered from 1: lines of JSONL, elements of JSON, records of CSV (the header is not counted) and Parquet. What
 cannot be read becomes a row with an ``error``; it is reported with its number and never stops the reading of others.
+A source that can leave columns undecoded has a method ``using(columns)``.
 
 Sources are plain classes on purpose: Hydra turns dataclass instances inside a config back into configs.
 """
@@ -11,17 +12,15 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
-
-import numpy as np
+from typing import Any, Protocol, runtime_checkable
 
 from rlhf_lightning.data.checks import DataError
-from rlhf_lightning.data.readers import READER_VERSION, SUFFIXES, read_rows, suffix_of
+from rlhf_lightning.data.readers import READER_VERSION, SUFFIXES, UNREAD, Reading, read_rows, suffix_of, until_damage
 
 #: Files that ship with the package.
 PACKAGED_FOLDER = Path(__file__).parent / "files"
@@ -35,6 +34,9 @@ class Row:
     number: int  #: from 1
     values: Mapping[str, Any]
     error: str | None = None  #: why the row could not be read; ``values`` is then empty
+    part: str = ""  #: of a mixture, the name of the row's source
+    #: Our names of columns that a mixture maps and the row does not have, with the names that were looked for.
+    unmapped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -64,6 +66,12 @@ def for_kind(source: Source, kind: str) -> Source:
     """
     asked: Source = source.for_kind(kind) if hasattr(source, "for_kind") else source
     return asked
+
+
+def using(source: Source, columns: Collection[str] | None) -> Source:
+    """The source with columns that nobody uses left undecoded, where it can; ``columns=None`` uses all of them."""
+    narrowed: Source = source.using(columns) if hasattr(source, "using") else source
+    return narrowed
 
 
 class Files:
@@ -97,16 +105,23 @@ class Files:
         self.path = [path] if isinstance(path, str) else [str(part) for part in path]
         self.files = [found for part in self.path for found in _find(part)]
         self.field = field
-        self.skip, self.limit = _window(skip, limit)
+        self.skip, self.limit = window(skip, limit)
         self._name = name
+        self._used: Collection[str] | None = None
 
     @property
     def name(self) -> str:
         """The path as it was given."""
-        return self._name or ", ".join(self.path)
+        return self._name or _printable(", ".join(self.path))
+
+    def using(self, columns: Collection[str] | None) -> Files:
+        """The same files; of columnar ones only these columns are decoded."""
+        narrowed = copy(self)
+        narrowed._used = columns
+        return narrowed
 
     def _label(self, file: Path) -> str:
-        return self._name if self._name and len(self.files) == 1 else str(file)
+        return self._name if self._name and len(self.files) == 1 else _printable(str(file))
 
     def rows(self) -> Iterator[Row]:
         """Rows of all files, file by file."""
@@ -115,7 +130,7 @@ class Files:
     def _all(self) -> Iterator[Row]:
         for file in self.files:
             label = self._label(file)
-            for number, values, error in read_rows(file, self.field):
+            for number, values, error in read_rows(file, self.field, self._used):
                 yield Row(label, number, values, error)
 
     def fingerprint(self) -> str:
@@ -181,8 +196,15 @@ class Hub:
         self.id, self.split, self.config, self.revision, self.data_dir = id, split, config, revision, data_dir
         self.data_files = data_files if isinstance(data_files, str | None) else _plain(data_files)
         self.streaming = streaming
-        self.skip, self.limit = _window(skip, limit)
+        self.skip, self.limit = window(skip, limit)
         self._loaded: Any = None
+        self._used: Collection[str] | None = None
+
+    def using(self, columns: Collection[str] | None) -> Hub:
+        """The same data set, of which only these columns are decoded."""
+        narrowed = copy(self)
+        narrowed._used = columns
+        return narrowed
 
     @property
     def name(self) -> str:
@@ -193,9 +215,18 @@ class Hub:
     def rows(self) -> Iterator[Row]:
         """Rows of the split in the data set's own order."""
         stop = None if self.limit is None else self.skip + self.limit
-        numbered = enumerate(self._dataset(), start=1)
-        for number, values in islice(numbered, self.skip, stop):
-            yield Row(self.name, number, values)
+        for number, values, error in islice(until_damage(self._readings()), self.skip, stop):
+            yield Row(self.name, number, values, error)
+
+    def _readings(self) -> Iterator[Reading]:
+        dataset, unread = self._dataset(), {}
+        names = getattr(dataset, "column_names", None)
+        if self._used is not None and names:
+            unread = {name: UNREAD for name in names if name not in self._used}
+            if 0 < len(unread) < len(names):
+                dataset = dataset.select_columns([name for name in names if name not in unread])
+        for number, values in enumerate(dataset, start=1):
+            yield number, {**values, **unread} if unread else values, None
 
     def fingerprint(self) -> str | None:
         """Digest of the loaded table; of the pinned revision when streaming; None when streaming an open one."""
@@ -236,108 +267,20 @@ class Hub:
             ) from error
 
 
-class Mixture:
-    """Several sources drawn in turn, each with a share.
+def window(skip: int, limit: int | None) -> tuple[int, int | None]:
+    """Return rows to leave out and rows to read, checked.
 
-    Every row's source is drawn with probability weight / sum of weights from one seeded generator; within a source,
-    rows come in their order. ``stop=shortest`` ends when the source that was drawn has no row left, so no row comes
-    twice and the shares hold. ``stop=longest`` starts a source again when it is used up and ends when each has been
-    read once: small sources are repeated.
+    Raises:
+        DataError: a number is out of range.
     """
-
-    def __init__(
-        self,
-        sources: Mapping[str, Source],
-        weights: Mapping[str, float] | None = None,
-        *,
-        columns: Mapping[str, Mapping[str, str]] | None = None,
-        seed: int = 0,
-        stop: Literal["shortest", "longest"] = "shortest",
-        limit: int | None = None,
-    ) -> None:
-        """Check the shares; no source is read yet.
-
-        Args:
-            sources: sources by a name of your choice.
-            weights: shares by the same names, any positive scale; None: equal shares.
-            columns: column maps (our name -> theirs) by the same names, for sources whose columns differ.
-            seed: of the draws.
-            stop: ``shortest`` or ``longest``.
-            limit: rows to draw in all; None: until ``stop``.
-
-        Raises:
-            DataError: names do not agree, a weight is not positive, or ``stop`` is unknown.
-        """
-        self.sources = dict(sources.items())
-        self.weights = dict.fromkeys(self.sources, 1.0) if weights is None else dict(weights.items())
-        self.columns = {name: dict(mapping) for name, mapping in (columns or {}).items()}
-        if not self.sources or set(self.weights) != set(self.sources) or set(self.columns) - set(self.sources):
-            raise DataError(
-                f"data.source.weights and .columns must use the names of data.source.sources: {sorted(self.sources)}; "
-                f"weights has {sorted(self.weights)}, columns {sorted(self.columns)}"
-            )
-        if bad := {name: weight for name, weight in self.weights.items() if not weight > 0}:
-            raise DataError(f"data.source.weights must be positive (remove a source to leave it out): {bad}")
-        if stop not in ("shortest", "longest"):
-            raise DataError(f"data.source.stop={stop!r} is not one of shortest, longest")
-        self.seed, self.stop = seed, stop
-        self.limit = _window(0, limit)[1]
-
-    @property
-    def name(self) -> str:
-        """Shares and names of the parts."""
-        total = sum(self.weights.values())
-        return " + ".join(f"{self.weights[name] / total:.0%} {name}" for name in self.sources)
-
-    def for_kind(self, kind: str) -> Mixture:
-        """The same shares of the sources of a kind; see the function of this name."""
-        sources = {name: for_kind(source, kind) for name, source in self.sources.items()}
-        return Mixture(sources, self.weights, columns=self.columns, seed=self.seed, stop=self.stop, limit=self.limit)
-
-    def rows(self) -> Iterator[Row]:
-        """The drawn rows, each with the provenance it has in its own source."""
-        return islice(self._draw(), self.limit)
-
-    def _draw(self) -> Iterator[Row]:
-        names = list(self.sources)
-        share = np.array([self.weights[name] for name in names], dtype=np.float64)
-        generator = np.random.default_rng(self.seed)
-        running = {name: self._renamed(name) for name in names}
-        finished: set[str] = set()
-        while True:
-            for drawn in generator.choice(len(names), size=1024, p=share / share.sum()):
-                name = names[drawn]
-                row = next(running[name], None)
-                if row is None:
-                    finished.add(name)
-                    if self.stop == "shortest" or len(finished) == len(names):
-                        return
-                    running[name] = self._renamed(name)
-                    row = next(running[name], None)
-                    if row is None:
-                        raise DataError(f"{self.sources[name].name} holds no rows; remove it from data.source.sources")
-                yield row
-
-    def _renamed(self, name: str) -> Iterator[Row]:
-        columns = self.columns.get(name, {})
-        for row in self.sources[name].rows():
-            renamed = {ours: row.values[theirs] for ours, theirs in columns.items() if theirs in row.values}
-            kept = {column: value for column, value in row.values.items() if column not in columns.values()}
-            yield replace(row, values={**kept, **renamed}) if columns else row
-
-    def fingerprint(self) -> str | None:
-        """Digest of the parts' digests and the shares; None when a part has none."""
-        parts = {name: source.fingerprint() for name, source in self.sources.items()}
-        if None in parts.values():
-            return None
-        state = [parts, self.weights, self.columns, self.seed, self.stop, self.limit]
-        return hashlib.sha256(json.dumps(state).encode()).hexdigest()
-
-
-def _window(skip: int, limit: int | None) -> tuple[int, int | None]:
     if skip < 0 or (limit is not None and limit < 1):
         raise DataError(f"data.source.skip={skip} must be >= 0 and data.source.limit={limit} >= 1, or null")
     return skip, limit
+
+
+def _printable(name: str) -> str:
+    """A file's name as text: bytes of it that are no UTF-8 are shown as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _plain(files: Sequence[str] | Mapping[str, str]) -> list[str] | dict[str, str]:

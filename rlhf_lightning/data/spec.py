@@ -72,7 +72,10 @@ COLUMNS = (
     "original_instruction",
     "paraphrased_instruction",
     "targets",
+    "tools",
 )
+#: Data column that a column map names to read none.
+NO_COLUMN = "-"
 _CHOICES: dict[str, tuple[str, ...]] = {
     "format": FORMATS,
     "mask": ("assistant", "response"),
@@ -84,7 +87,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "on_bad_row": ("error", "exclude"),
 }
 #: Fields that change what happens to a bad row or where results are kept, never the tokens.
-_NOT_CONTENT = frozenset({"on_bad_row", "cache", "cache_dir"})
+_NOT_CONTENT = frozenset({"on_bad_row", "max_left_out", "cache", "cache_dir"})
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ class DataSpec:
     Attributes:
         format: how a row is laid out; ``auto`` recognises it and says what it found.
         columns: our column name -> the data's where it differs (null: the same), e.g. ``{prompt: question}``. A dot
-            reaches into a nested object (``chosen: best.text``).
+            reaches into a nested object (``chosen: best.text``). A name that no row has is refused; ``-`` reads no column,
+            where the data's column of our name is something else.
         system: system message put before every conversation that has none; plain text is left alone.
         label: of rows that carry a ``label`` (unpaired answers), keep only those whose label is this; None keeps all.
         pairs: which pairs a ranked list becomes for a method that learns from pairs: the ``best_worst`` response, every
@@ -132,6 +136,8 @@ class DataSpec:
             prompt keeps its end (``keep_end``) or its start (``keep_start``), a response always keeps its start and
             loses its EOS, which is never put back.
         on_bad_row: a row that cannot be used stops the run (``error``) or is left out and counted (``exclude``).
+        max_left_out: share of the rows that may be left out, as bad or as too long, before the run asks (0.1: ours); 1:
+            any. Rows that ``label`` leaves out do not count.
         cache: keep tokenised data on disk, addressed by content, shared by all runs.
         cache_dir: where; None: ``$RLHF_CACHE`` or ``~/.cache/rlhf-lightning``.
     """
@@ -165,6 +171,7 @@ class DataSpec:
     max_response_length: int | None = None
     too_long: Literal["exclude", "error", "keep_end", "keep_start"] = "exclude"
     on_bad_row: Literal["error", "exclude"] = "error"
+    max_left_out: float = 0.1
     cache: bool = True
     cache_dir: str | None = None
 
@@ -193,6 +200,8 @@ class DataSpec:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"data.spec.{name}={value} must be at least {least}, or null for no limit")
+        if not 0 <= self.max_left_out <= 1:
+            raise ValueError(f"data.spec.max_left_out={self.max_left_out} is a share: it must lie between 0 and 1")
 
     def _check_cuts(self) -> None:
         """Prompts that become conversations have their boundaries already."""

@@ -1,21 +1,15 @@
-"""Chat templates, and which characters of a rendered conversation are scored.
+"""Chat templates: which one renders the rows, and how it lays out a turn.
 
-Masks come from rendering growing prefixes of the conversation, never from generation markers, which most published
-templates lack: what ``render(turns[:k + 1])`` adds to ``render(turns[:k])`` *with* a generation prompt is what the
-model has to write at turn k. Everything here is text; :mod:`rlhf_lightning.data.encode` turns it into ids.
-
-How a scored turn ends. A template closes an assistant turn with a text such as ``<|im_end|>`` + line break. Up to and
-including its first special token the closing text is scored, because the model must write it to stop; the rest (the
-line break) is left away from the last turn and unscored inside a conversation: at inference generation has stopped
-before it. Where a template closes a turn without a special token, the tokenizer's EOS is appended to the last turn.
+A template is asked once for one exchange, from which its layout is learned; :mod:`rlhf_lightning.data.conversations`
+renders rows with it. Everything here is text; :mod:`rlhf_lightning.data.encode` turns it into ids.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_lightning import clock
 from rlhf_lightning.chat_templates import QUESTION, RESPONSE, TrainedTemplate, closing
 from rlhf_lightning.data.checks import DataError, Kind, RowError
-from rlhf_lightning.data.fields import Turns
+from rlhf_lightning.data.conversations import Conversation, Rendered, Segment, Tools
+from rlhf_lightning.data.messages import Turns
 from rlhf_lightning.data.records import Record
 from rlhf_lightning.data.spec import DataSpec
 
@@ -63,19 +58,8 @@ _DAYS = (date(2001, 2, 3), date(2013, 12, 31))
 #: Jinja's own sources of chance.
 _CHANCE = re.compile(r"\|\s*random\b|\blipsum\s*\(")
 
-Segment = tuple[str, bool]  #: text, and whether it is scored
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A record as text."""
-
-    prompt: str
-    responses: list[list[Segment]]
-    closed: list[bool]  #: of each response: it ends with the template's end-of-turn token already
-    templated: bool  #: rendered by a chat template that speaks special tokens, not plain text
-    unscored_turns: int = 0  #: assistant turns the template shows differently once others follow
-    conversation: bool = False  #: rendered by a chat template
+#: What a template raises on turns that it does not expect: jinja's own errors, and Python's out of its expressions.
+_REFUSED = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 class ChatTemplate:
@@ -116,7 +100,7 @@ class ChatTemplate:
         question = [{"role": "user", "content": QUESTION}]
         try:
             texts = {chat_text(self.tokenizer, question, source=self.source, day=day, **arguments) for day in _DAYS}
-        except (TemplateError, TypeError, ValueError):
+        except _REFUSED:
             return False
         return len(texts) > 1
 
@@ -141,60 +125,30 @@ class ChatTemplate:
         #: The BOS token opens every turn (SmolLM2) or every exchange (Llama-2): then more than one is right.
         self.bos_marks_turns = bool(bos) and followed.count(cast("str", bos)) > 1
 
-    def render(self, turns: Turns, *, generation: bool = False) -> str:
+    def render(self, turns: Turns, *, generation: bool = False, tools: Tools = ()) -> str:
         """The template's text for some turns.
 
         Raises:
             RowError: the template refuses them.
         """
+        given = {**self.arguments, "tools": [*tools]} if tools else self.arguments
         try:
-            return chat_text(self.tokenizer, turns, generation=generation, source=self.source, **self.arguments)
-        except (TemplateError, TypeError, ValueError) as error:
+            return chat_text(self.tokenizer, turns, generation=generation, source=self.source, **given)
+        except _REFUSED as error:
             raise RowError(Kind.TEMPLATE, f"{type(error).__name__}: {error}") from error
 
-    def prompt(self, turns: Turns) -> str:
+    def prompt(self, turns: Turns, tools: Tools = ()) -> str:
         """What the model is given before it answers: the turns and the generation prompt."""
-        return self.render(turns, generation=True) + self._header
+        return self.render(turns, generation=True, tools=tools) + self._header
 
     def record(self, record: Record) -> Rendered:
-        """Render a conversation and find its scored parts.
+        """Render a conversation and find its scored parts; see :class:`Conversation`.
 
         Raises:
-            RowError: the template refuses the turns, or shows the prompt differently once an answer follows.
+            RowError: the template refuses the turns, leaves out what they say, or shows the prompt differently once an
+                answer follows.
         """
-        context = cast("Turns", record.prompt)
-        prompt = self.prompt(context)
-        segments, closed, unscored = [], [], 0
-        for response in cast("Sequence[Turns]", record.responses):
-            spans, lost = self._response(prompt, context, response)
-            segments.append(spans)
-            closed.append(self.end_token is not None and spans[-1][0].endswith(self.ending))
-            unscored += lost
-        return Rendered(prompt, segments, closed, self.brings_bos, unscored, conversation=True)
-
-    def _response(self, prompt: str, context: Turns, turns: Turns) -> tuple[list[Segment], int]:
-        """Segments of the text that follows ``prompt``, and how many assistant turns could not be scored."""
-        text, spans, unscored = prompt, [], 0
-        for k, turn in enumerate(turns):
-            if turn["role"] != "assistant":
-                continue
-            if k:
-                shown = self.prompt([*context, *turns[:k]])
-                if not shown.startswith(prompt):
-                    raise RowError(Kind.TEMPLATE, "the template shows the prompt differently when later turns follow")
-                if shown.startswith(text):
-                    spans.append((shown[len(text) :], False))
-                else:  # the template rewrites history: earlier answers stay in view, but not as the model writes them
-                    unscored += sum(scored for _, scored in spans)
-                    spans = [(shown[len(prompt) :], False)]
-                text = shown
-            full = self.render([*context, *turns[: k + 1]])
-            if not full.startswith(text):
-                raise RowError(Kind.TEMPLATE, "the template shows the prompt differently when an answer follows")
-            body = full[len(text) :].removesuffix(self.tail)
-            spans.append((body, True))
-            text += body
-        return spans, unscored
+        return Conversation(self, record).rendered()
 
     def trained(self, adds_bos: bool) -> TrainedTemplate:
         """Describe the template to whoever exports weights that were trained on it.
@@ -286,6 +240,12 @@ def render(record: Record, template: ChatTemplate | None) -> Rendered:
     """
     if record.conversation and template is None:
         raise RowError(Kind.TEMPLATE, "the row is a conversation, and data.spec.template=none renders text only")
+    if record.tools and not record.conversation:
+        raise RowError(
+            Kind.TEMPLATE,
+            "the row has tools, which plain text does not show: make the prompt a user turn with data.spec.template="
+            "tokenizer, or leave them away with data.spec.columns.tools=-",
+        )
     if record.steps:
         return _stepwise(record, template)
     if template is not None and record.conversation:
@@ -297,7 +257,7 @@ def render(record: Record, template: ChatTemplate | None) -> Rendered:
 def _stepwise(record: Record, template: ChatTemplate | None) -> Rendered:
     """The prompt as ever, and each step a piece of its own; no end of turn, because a step carries the last label."""
     templated = template is not None and record.conversation
-    prompt = cast("ChatTemplate", template).prompt(cast("Turns", record.prompt)) if templated else record.prompt
+    prompt = cast("ChatTemplate", template).record(replace(record, responses=())).prompt if templated else record.prompt
     steps: list[Segment] = [(text, True) for text, _ in record.steps]
     brings_bos = templated and cast("ChatTemplate", template).brings_bos
     return Rendered(cast("str", prompt), [steps], [True], brings_bos, conversation=templated)

@@ -18,19 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_lightning import clock
 from rlhf_lightning.data import boundaries, cache
-from rlhf_lightning.data.checks import DataError, Kind, Problem, Report, RowError, check_ids
+from rlhf_lightning.data.checks import DataError, Kind, Problem, Report, RowError, check_ids, lone_surrogate
+from rlhf_lightning.data.columns import Columns
+from rlhf_lightning.data.conversations import Rendered
 from rlhf_lightning.data.converters import Converter
 from rlhf_lightning.data.encode import Encoded, Encoder, fit
 from rlhf_lightning.data.examples import Examples
-from rlhf_lightning.data.formats import convert, unrecognised
+from rlhf_lightning.data.formats import convert, unrecognised, used_columns
 from rlhf_lightning.data.groups import check_text, make_equal, step_labels, with_negatives
 from rlhf_lightning.data.kinds import FEEDS, LAYOUTS, DataKind
+from rlhf_lightning.data.mapped import MappedColumns
+from rlhf_lightning.data.notes import PLAIN_TEXT, note_counts, note_template, wrong_kind
 from rlhf_lightning.data.records import Record, as_json
-from rlhf_lightning.data.sources import Row, Source, for_kind
+from rlhf_lightning.data.sources import Row, Source, for_kind, using
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.templates import ChatTemplate, Rendered, render, resolve
+from rlhf_lightning.data.templates import ChatTemplate, render, resolve
 from rlhf_lightning.types import Example
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,11 @@ log = logging.getLogger(__name__)
 _CHUNK = 512  #: rows rendered and tokenised at a time
 _COMPARED = 512  #: rows whose boundary is checked against joint tokenisation
 _SAY_EVERY = 100_000  #: rows between two lines of progress in the log
+#: What tokenizers raise on text that they cannot take.
+_REFUSED = (TypeError, ValueError, ArithmeticError, RecursionError)
+
+
+_RenderedRow = tuple[Row, Record, list[Rendered | None]]
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ def tokenize(source: Source, tokenizer: PreTrainedTokenizerBase, spec: DataSpec,
         DataError: the template or the tokenizer cannot be used, or no row fits the format or the kind.
     """
     started = time.perf_counter()
-    source = for_kind(source, kind)
+    source = using(for_kind(source, kind), used_columns(spec, kind))
     boundaries.check_kind(spec, kind)
     template = resolve(tokenizer, spec)
     fingerprint = source.fingerprint() if spec.cache else None
@@ -143,6 +151,8 @@ class _Pipeline:
         self.conversation = spec.template not in ("auto", "none")
         self.expected: str | None = None
         self.hopeless: DataError | None = None
+        self.mapped = MappedColumns(spec.columns)
+        self.unread: set[str] = set()  #: fields of turns that the template does not show
         self.first_seen: dict[bytes, str] = {}
         self.margins: list[float] = []
         self.names: set[str] | None = None  #: of the numbers that a response has, as in the first row
@@ -155,11 +165,15 @@ class _Pipeline:
     def run(self, rows: Iterable[Row]) -> tuple[Examples, Report]:
         """All usable rows as examples, and the report."""
         converter = Converter(self.kind, self.spec)
-        natives = with_negatives(self._rows(iter(rows)))
-        examples = Examples.build(self._without_margin(converter(natives)))
-        examples = replace(examples, margin=self._margin())
+        columns = Columns()
+        for example in converter(with_negatives(self._rows(iter(rows)))):
+            self._add(columns, example)
+        self.mapped.check(self.report.source)
+        examples = replace(Examples(**columns.finished()), margin=self._margin())
         converter.account(self.report, len(examples))
-        self._notes(examples)
+        note_counts(self.report, examples, self.spec)
+        if self.templated and self.template is not None:
+            note_template(self.report, self.template, self.encoder.special.ends, self.unread)
         return examples, self.report
 
     def _rows(self, rows: Iterator[Row]) -> Iterator[tuple[Row, Record, Example]]:
@@ -168,45 +182,69 @@ class _Pipeline:
             rendered = [(row, *pair) for row in chunk if (pair := self._render(row)) is not None]
             if self.expected is None and self.hopeless is not None:
                 raise self.hopeless
-            compare = self.report.boundary_checked < _COMPARED
-            texts = [text for _, _, parts in rendered for text in parts if text is not None]
-            encoded = iter(self.encoder.encode(texts, compare=compare))
-            for row, record, parts in rendered:
-                made = [None if text is None else next(encoded) for text in parts]
+            for (row, record, parts), made in zip(rendered, self._encoded(rendered), strict=True):
                 try:
+                    if isinstance(made, RowError):
+                        raise made
                     example = self._example(row, record, made)
                 except RowError as error:
                     self._problem(row, error)
                     continue
-                self._count(record, example, made, parts)
+                self._count(row, record, example, made, parts)
                 yield row, record, example
             if self.report.rows % _SAY_EVERY < len(chunk) and self.report.rows >= _SAY_EVERY:
                 log.info("%s: %d rows tokenised", self.report.source, self.report.rows)
 
-    def _without_margin(self, examples: Iterable[Example]) -> Iterator[Example]:
-        """Margins are kept apart: unlike the other numbers, they may be missing of some rows."""
-        for example in examples:
+    def _encoded(self, rendered: list[_RenderedRow]) -> Iterator[list[Encoded | None] | RowError]:
+        """Ids of every row; a text that the tokenizer refuses is a problem of its row alone."""
+        compare = self.report.boundary_checked < _COMPARED
+        texts = [text for _, _, parts in rendered for text in parts if text is not None]
+        try:
+            encoded = iter(self.encoder.encode(texts, compare=compare))
+        except _REFUSED as error:
+            if len(rendered) == 1:
+                yield RowError(Kind.BROKEN, f"the tokenizer refuses its text: {type(error).__name__}: {error}")
+                return
+            for alone in rendered:
+                yield from self._encoded([alone])
+            return
+        for _, _, parts in rendered:
+            yield [None if text is None else next(encoded) for text in parts]
+
+    def _add(self, columns: Columns, example: Example) -> None:
+        """Gather an example. Margins are kept apart: unlike the other numbers, they may be missing of some rows."""
+        try:
+            columns.add(replace(example, margin=None))
+        except ValueError as error:
+            self.report.kept -= 1
+            self.report.add(Problem(example.row, Kind.BROKEN, str(error)))
+        else:
             self.margins.append(float("nan") if example.margin is None else example.margin)
-            yield example if example.margin is None else replace(example, margin=None)
 
     def _problem(self, row: Row, error: RowError) -> None:
         self.report.add(Problem(row.id, error.kind, error.message))
+        if row.part:
+            self.report.count_part(row.part, problem=error.message)
 
     def _render(self, row: Row) -> tuple[Record, list[Rendered | None]] | None:
         """A row as text, one a prompt; None when it is filtered or cannot be used, which is then in the report."""
         self.report.rows += 1
+        if row.part:
+            self.report.count_part(row.part, rows=1)
         try:
             if row.error is not None:
                 raise RowError(Kind.BROKEN, row.error)
+            self.mapped.look(row)
             record = self._record(row)
             if record is None:
                 self.report.filtered += 1
                 return None
             self.report.formats[record.format] = self.report.formats.get(record.format, 0) + 1
             if not record.conversation and record.format != "text" and self.could_be_turns:
-                self._note_plain_text()
-            parts = record.parts or (record,)
-            return record, [None if part is None else render(part, self.template) for part in parts]
+                self.report.note(PLAIN_TEXT)
+            parts = [None if part is None else render(part, self.template) for part in record.parts or (record,)]
+            _check_unicode(row, parts)
+            return record, parts
         except RowError as error:
             self._problem(row, error)
             return None
@@ -215,16 +253,22 @@ class _Pipeline:
         """The converted row, of a kind that serves the method."""
         try:
             record = convert(
-                row.values, self.spec, kind=self.kind, conversation=self.conversation, expected=self.expected
+                row.values,
+                self.spec,
+                kind=self.kind,
+                conversation=self.conversation,
+                expected=self.expected,
+                unmapped=row.unmapped,
             )
         except RowError as error:
+            absent = self.mapped.absent(row) if error.kind in (Kind.MISSING, Kind.TYPE) else ""
             if self.expected is None and self.spec.format == "auto" and error.kind is Kind.MISSING:
-                self.hopeless = self.hopeless or unrecognised(list(map(str, row.values)), self.kind)
-            raise
+                self.hopeless = self.hopeless or unrecognised(list(map(str, row.values)), self.kind, absent)
+            raise RowError(error.kind, f"{absent}; {error.message}") if absent else error from None
         if record is None:
             return None
         if record.kind not in FEEDS[self.kind]:
-            self.hopeless = self.hopeless or wrong_kind(self.report.source, record, self.kind)
+            self.hopeless = self.hopeless or wrong_kind(self.report.source, record, self.kind, self.mapped.absent(row))
             raise RowError(Kind.MISSING, f"a row of format {record.format} gives {LAYOUTS[record.kind].noun} only")
         self.expected = record.format
         self.names = set(record.numbers) if self.names is None else self.names
@@ -283,16 +327,20 @@ class _Pipeline:
             self.report.add(Problem(row.id, Kind.DUPLICATE, f"the same tokens as {first}"))
 
     def _count(
-        self, record: Record, example: Example, made: list[Encoded | None], parts: list[Rendered | None]
+        self, row: Row, record: Record, example: Example, made: list[Encoded | None], parts: list[Rendered | None]
     ) -> None:
         report = self.report
         report.kept += 1
+        if row.part:
+            report.count_part(row.part, kept=1)
         report.cut_prompts += record.cut > 0
         report.conversations += any(text is not None and text.conversation for text in parts)
         report.cut_characters += record.cut
         for text in parts:
             if text is not None:
                 report.unscored_turns += text.unscored_turns
+                report.hidden_reasoning += text.hidden_reasoning
+                self.unread |= text.unread
                 self.templated = self.templated or text.templated
         if self.unknown is not None:
             report.unknown_tokens += sum(ids.count(self.unknown) for ids in example.responses)
@@ -308,70 +356,16 @@ class _Pipeline:
             self.report.note(f"{absent} of {len(margins)} rows have no margin, so margins are not used")
         return None if absent or not len(margins) else margins.astype(np.float32)
 
-    def _note_plain_text(self) -> None:
-        self.report.note(
-            "prompts are plain text and stay so, although the tokenizer has a chat template; "
-            "data.spec.template=tokenizer makes each prompt a user turn"
-        )
 
-    def _notes(self, examples: Examples) -> None:
-        """Counts of tokens, and remarks about the data set as a whole.
-
-        Raises:
-            DataError: the data have nothing of what the method is about.
-        """
-        report, template = self.report, self.template
-        report.scored_tokens = int(examples.slot_tokens.sum())
-        lengths = np.diff(examples.by_prompt, axis=1).sum(axis=0, dtype=np.int64)
-        report.prompt_tokens, report.response_tokens = int(lengths[0]), int(lengths[1:].sum())
-        self._note_contents(examples)
-        if report.boundary_mismatched:
-            report.note(
-                f"in {report.mismatch_rate:.1%} of {report.boundary_checked} rows tokens would merge across the "
-                f"boundary of prompt and response (data.spec.boundary={self.spec.boundary})"
-            )
-        if self.templated and template is not None and template.reads_clock:
-            report.note(
-                f"the template reads the clock: it is given {clock.today()}, the date of this run, of its resumes and "
-                "of what evaluates it; another one with RLHF_DATE=2026-01-31 in the environment, or with "
-                "data.spec.template_arguments where the template takes a date"
-            )
-        if report.cut_prompts:
-            report.note(
-                f"{report.cut_prompts} of {report.kept} prompts are cut to begin and end as data.spec.prompt_start="
-                f"{self.spec.prompt_start} and prompt_end={self.spec.prompt_end} ask; each of them lost "
-                f"{report.cut_characters / report.cut_prompts:.0f} characters on average"
-            )
-        if report.unscored_turns:
-            report.note(
-                f"{report.unscored_turns} assistant turns are not scored: the template shows them differently once "
-                "other turns follow"
-            )
-        if report.unknown_tokens:
-            report.note(f"{report.unknown_tokens} response tokens are the tokenizer's unknown token")
-        if self.templated and template is not None and len(self.encoder.special.ends) > 1:
-            report.note(
-                f"answers end with {template.end_token!r}, not with the tokenizer's EOS: generation must stop there"
-            )
-
-    def _note_contents(self, examples: Examples) -> None:
-        if not len(examples):
-            return
-        if self.kind == "judged" and not examples.slot_tokens[:, 0].any():
-            raise DataError(
-                f"{self.report.source}: no row has a judgment; name its column with data.spec.columns.judgment=NAME"
-            )
-        labels = examples.numbers.get("desirable")
-        if labels is not None and len(labels) and labels.min() == labels.max():
-            word = "desirable" if labels.max() else "undesirable"
-            self.report.note(f"all {len(labels)} answers are {word}: there is nothing to tell apart")
+def _check_unicode(row: Row, parts: Iterable[Rendered | None]) -> None:
+    """Raise RowError for text that is no Unicode, which no tokenizer takes; it names the column."""
+    texts = (text for part in parts if part is not None for text in (part.prompt, *_segments(part)))
+    half = next((found for text in texts if (found := lone_surrogate(text))), None)
+    if half is not None:
+        names = [str(name) for name, value in row.values.items() if lone_surrogate(str(value))]
+        where = f"{', '.join(map(repr, names))} holds" if names else "its text holds"
+        raise RowError(Kind.BROKEN, f"{where} {half}, half of a surrogate pair: no Unicode text")
 
 
-def wrong_kind(source: str, record: Record, kind: DataKind) -> DataError:
-    """The error for rows that cannot serve a method: what would."""
-    needs = "\n".join(f"  {LAYOUTS[fed].noun}: {LAYOUTS[fed].needs}" for fed in FEEDS[kind])
-    return DataError(
-        f"this method learns from {LAYOUTS[kind].noun}, and {source} holds {LAYOUTS[record.kind].noun} "
-        f"(format {record.format}). It can use:\n{needs}\nMap columns of other names, e.g. "
-        f"data.spec.columns.{LAYOUTS[kind].mapped}, or choose another method: `rlhf methods` says what each learns from"
-    )
+def _segments(part: Rendered) -> Iterator[str]:
+    return (text for spans in part.responses for text, _ in spans)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from rlhf_lightning.data.fields import Turns
+from rlhf_lightning.data.messages import Turns
 from rlhf_lightning.data.templates import chat_text
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch import Tensor
 from rlhf_lightning.data.encode import Encoder
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.templates import Rendered
+from rlhf_lightning.data.conversations import Rendered
 from rlhf_lightning.models.buffers import keep_float32_buffers
 from rlhf_lightning.models.roles import align_with_tokenizer
 from rlhf_lightning.models.scorer import Scorer
