@@ -33,7 +33,7 @@ def inspect(cfg: DictConfig) -> None:
     from rlhf_lightning.data.inspect import inspect as show
     from rlhf_lightning.data.tokenize import tokenize
 
-    tokenizer = make(cfg.model).tokenizer()
+    tokenizer, method = make(cfg.model).tokenizer(), make(cfg.method)
     source, spec = make(cfg.data.source), make(cfg.data.spec)
-    tokenized = tokenize(source, tokenizer, spec, make(cfg.method).func.kind)
+    tokenized = tokenize(source, tokenizer, spec, method.func.kind_with(method.keywords))
     show(tokenized.examples, tokenized.report, tokenizer, OUT, rows=cfg.rows)

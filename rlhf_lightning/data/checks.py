@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from itertools import groupby, islice
 from typing import Any
 
 from rlhf_lightning.data.kinds import LAYOUTS
@@ -178,6 +179,13 @@ class Problem:
         return f"{self.row}: {self.kind}: {self.message}"
 
 
+def grouped(problems: Iterable[Problem]) -> Iterator[tuple[Problem, int]]:
+    """The first of every run of problems with the same words, as a damaged file gives them, and how many these are."""
+    for _, alike in groupby(problems, key=lambda problem: (problem.kind, problem.message)):
+        first = next(alike)
+        yield first, 1 + sum(1 for _ in alike)
+
+
 @dataclass
 class Report:
     """Counts of everything that happened between a source and its examples.
@@ -296,8 +304,9 @@ class Report:
     def _message(self, headline: str, kinds: set[str], *, excludable: bool = True) -> str:
         listed = [problem for problem in self.problems if problem.kind.value in kinds]
         lines = [headline + (":" if listed else "")]
-        lines += [f"  {problem}" for problem in listed[:_SHOWN]]
-        hidden = sum(self.excluded[kind] for kind in kinds) - min(len(listed), _SHOWN)
+        alike = [*islice(grouped(listed), _SHOWN)]
+        lines += [f"  {problem}" + (f" ({count} rows)" if count > 1 else "") for problem, count in alike]
+        hidden = sum(self.excluded[kind] for kind in kinds) - sum(count for _, count in alike)
         if hidden > 0:
             lines.append(f"  ... and {hidden} more")
         lines += [f"{Kind(kind)}: {ADVICE[Kind(kind)]}" for kind in sorted(kinds)]

@@ -62,7 +62,7 @@ class Template(Protocol):
         """The text of some turns and the generation prompt."""
 
 
-class _RewrittenPrompt(RowError):
+class _RewrittenPromptError(RowError):
     """The template shows the prompt differently when later turns follow."""
 
 
@@ -79,9 +79,7 @@ class Conversation:
         turns = cast("Turns", record.prompt)
         begun = turns[-1] if record.continued and turns and turns[-1]["role"] == "assistant" else None
         if begun is not None and any(begun.get(name) for name in CALLS):
-            raise RowError(
-                Kind.TEMPLATE, "the prompt ends with a call of tools by the assistant, which nothing continues"
-            )
+            raise RowError(Kind.TEMPLATE, "the prompt ends with a call of tools, which nothing continues")
         self.context: Turns = turns if begun is None else turns[:-1]
         self.begun = begun
         self.responses = [_continued(begun, turns) for turns in cast("Sequence[Turns]", record.responses)]
@@ -97,12 +95,13 @@ class Conversation:
         start = prompt
         try:
             made = [self._response(start, prompt, turns) for turns in self.responses]
-        except _RewrittenPrompt:
+        except _RewrittenPromptError:
             start = self._text(self.context)
             if not prompt.startswith(start):
                 raise
             made = [self._response(start, prompt, turns) for turns in self.responses]
         turns = [*self.context, *([] if self.begun is None else [self.begun])]
+        everything = [*turns, *(turn for response in self.responses for turn in response)]
         hidden = check_context(turns, prompt, self._text)
         return Rendered(
             start,
@@ -112,9 +111,7 @@ class Conversation:
             sum(part.unscored for part in made),
             conversation=True,
             hidden_reasoning=hidden + sum(part.hidden for part in made),
-            unread=frozenset(
-                unread_fields([*turns, *(turn for part in self.responses for turn in part)], template.text)
-            ),
+            unread=frozenset(unread_fields(everything, template.text)),
         )
 
     def _text(self, turns: Turns) -> str:
@@ -169,7 +166,9 @@ class _Response:
             RowError: it does not begin as the prompt does.
         """
         if not shown.startswith(self.start):
-            raise _RewrittenPrompt(Kind.TEMPLATE, "the template shows the prompt differently when later turns follow")
+            raise _RewrittenPromptError(
+                Kind.TEMPLATE, "the template shows the prompt differently when later turns follow"
+            )
         if shown.startswith(self.text):
             self.segments.append((shown[len(self.text) :], False))
         else:  # the template rewrites history: earlier answers stay in view, but not as the model writes them

@@ -100,8 +100,8 @@ def check_tools(tools: Sequence[Mapping[str, Any]], text: str, without: str) -> 
     if lost:
         raise RowError(
             Kind.TEMPLATE,
-            f"the template does not show the row's tools ({', '.join(lost)}): choose a data.spec.template that does, or "
-            "leave them away with data.spec.columns.tools=-",
+            f"the template does not show the row's tools ({', '.join(lost)}): choose a data.spec.template that does, "
+            "or leave them away with data.spec.columns.tools=-",
         )
 
 
@@ -196,6 +196,6 @@ def _unshown(number: int, turn: Message, name: str, lost: str) -> RowError:
     what = "" if name == "content" else f" {name!r} of"
     return RowError(
         Kind.TEMPLATE,
-        f"the template does not show{what} turn {number} ({turn['role']}): {lost[:60]!r} is not in what it renders. Choose "
-        "a data.spec.template (or data.spec.template_arguments) that shows it, or remove it from the row",
+        f"the template does not show{what} turn {number} ({turn['role']}): {lost[:60]!r} is not in what it renders. "
+        "Choose a data.spec.template (or data.spec.template_arguments) that shows it, or remove it from the row",
     )

@@ -21,7 +21,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.chat_templates import special_pattern
-from rlhf_lightning.data.checks import ADVICE, Kind, Report
+from rlhf_lightning.data.checks import ADVICE, Kind, Report, grouped
 from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.data.kinds import LAYOUTS, RANKED_SLOT, slot_names
 from rlhf_lightning.data.measures import PROMPT, lengths_of, remarks, together
@@ -249,12 +249,13 @@ def _problems(report: Report, console: Console) -> None:
         label = Text(kind.value, style="yellow" if used else "red")
         table.add_row(f"{count:,}", label, "yes" if used else "no", ADVICE[kind])
     console.print(table, Text(), soft_wrap=False)
-    for problem in report.problems:
+    for problem, count in grouped(report.problems):
         style = "yellow" if problem.warning else "red"
         line = Text(problem.row, style="bold", overflow="fold").append(
             f"  {problem.kind.value}", style=f"not bold {style}"
         )
-        console.print(line.append(f"  {problem.message}", style="not bold default"), soft_wrap=True)
+        rows = f" ({count:,} rows)" if count > 1 else ""
+        console.print(line.append(f"  {problem.message}{rows}", style="not bold default"), soft_wrap=True)
     hidden = sum(counts.values()) - len(report.problems)
     if hidden:
         console.print(Text(f"... and {hidden:,} more", style="dim"))

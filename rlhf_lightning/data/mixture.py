@@ -40,8 +40,8 @@ class Mixture:
         Args:
             sources: sources by a name of your choice.
             weights: shares by the same names, any positive scale; None: equal shares.
-            columns: column maps (our name -> theirs, as in ``data.spec.columns``) by the same names, for sources whose columns
-                differ.
+            columns: column maps (our name -> theirs, as in ``data.spec.columns``) by the same names, for sources whose
+                columns differ.
             seed: of the draws.
             stop: ``shortest`` or ``longest``.
             limit: rows to draw in all; None: until ``stop``.

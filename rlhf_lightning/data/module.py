@@ -23,7 +23,7 @@ from rlhf_lightning.data.mismatch import Mismatches
 from rlhf_lightning.data.plan import Batching, check_budget
 from rlhf_lightning.data.position import check_limit, steps_taken
 from rlhf_lightning.data.row_columns import columns_of_rows
-from rlhf_lightning.data.sources import Source
+from rlhf_lightning.data.sources import Source, validation_source
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.summary import summary_of
 from rlhf_lightning.data.tokenize import split, tokenize
@@ -77,7 +77,7 @@ class AlignmentDataModule(L.LightningDataModule):
         tokenizer: PreTrainedTokenizerBase | None = None,
         kind: DataKind = "preference",
         *,
-        validation: Source | Sequence[Example] | float | None = None,
+        validation: Source | Sequence[Example] | float | str | Sequence[str] | None = None,
         spec: DataSpec | None = None,
         batch_size: int | None = 32,
         max_tokens: int | None = None,
@@ -98,7 +98,8 @@ class AlignmentDataModule(L.LightningDataModule):
             source: training rows; or examples that are tokenised already.
             tokenizer: the model's; None for examples.
             kind: what the method learns from, a key of ``kinds.LAYOUTS``.
-            validation: rows of its own, the share of prompts to keep for validation, or None for no validation.
+            validation: rows of its own, the share of prompts to keep for validation, the path of a file or folder (or a
+                list of these), or None for no validation.
             spec: how rows become tokens.
             batch_size: groups of an optimiser step over all processes.
             max_tokens: token budget of a micro-batch; when set it takes the place of ``batch_size``.
@@ -114,10 +115,10 @@ class AlignmentDataModule(L.LightningDataModule):
             ptx: other data that on-policy methods mix in: a partial of this class; ``batch_size`` rows of it a step.
 
         Raises:
-            ValueError: an impossible size.
+            ValueError: an impossible size, or no validation file at the path.
         """
         super().__init__()
-        self.source, self.validation, self.place = source, validation, place or Place()
+        self.source, self.validation, self.place = source, validation_source(validation), place or Place()
         self.tokenizer, self.kind, self.spec = tokenizer, kind, spec or DataSpec()
         size = batch_size if max_tokens is None else None
         window = bucket or (PADDED_BUCKET if padded else 1)

@@ -48,8 +48,8 @@ def note_counts(report: Report, examples: Examples, spec: DataSpec) -> None:
         )
     if report.hidden_reasoning:
         report.note(
-            f"the reasoning of {report.hidden_reasoning} assistant turns before the last one is not shown: the template "
-            "leaves it out once other turns follow"
+            f"the reasoning of {report.hidden_reasoning} assistant turns before the last one is not shown: the "
+            "template leaves it out once other turns follow"
         )
     if report.unknown_tokens:
         report.note(f"{report.unknown_tokens} response tokens are the tokenizer's unknown token")
@@ -93,7 +93,8 @@ def wrong_kind(source: str, record: Record, kind: DataKind, absent: str = "") ->
     """The error for rows that cannot serve a method: what would, and which mapped columns they do not have."""
     needs = "\n".join(f"  {LAYOUTS[fed].noun}: {LAYOUTS[fed].needs}" for fed in FEEDS[kind])
     return DataError(
-        f"{absent}{'. ' if absent else ''}this method learns from {LAYOUTS[kind].noun}, and {source} holds {LAYOUTS[record.kind].noun} "
+        f"{absent}{'. ' if absent else ''}"
+        f"this method learns from {LAYOUTS[kind].noun}, and {source} holds {LAYOUTS[record.kind].noun} "
         f"(format {record.format}). It can use:\n{needs}\nMap columns of other names, e.g. "
         f"data.spec.columns.{LAYOUTS[kind].mapped}, or choose another method: `rlhf methods` says what each learns from"
     )

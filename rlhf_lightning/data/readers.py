@@ -91,9 +91,10 @@ def _reason(error: BaseException) -> str:
 def _refuse_repeated(file: Path, names: Sequence[str]) -> None:
     """Raise DataError where two columns have one name, of which a row could hold only one."""
     if repeated := [name for name, count in Counter(names).items() if name and count > 1]:
+        listed = ", ".join(map(repr, repeated))
         raise DataError(
-            f"{file}: {len(repeated)} column name{'s' * (len(repeated) > 1)} come twice: "
-            f"{', '.join(map(repr, repeated))}. Rename or remove the columns that are not meant"
+            f"{file}: more than one column is named {listed}, of which a row could hold only one. Rename or remove those "
+            "that are not meant"
         )
 
 
@@ -130,7 +131,7 @@ def _jsonl(file: Path, field: str | None) -> Iterator[Reading]:
                 yield _object(number, value)
 
 
-class _RepeatedKey(ValueError):
+class _RepeatedKeyError(ValueError):
     """A JSON object has a key twice."""
 
 
@@ -142,7 +143,7 @@ def _parsed(text: bytes) -> Any:
     """
     try:
         return json.loads(text, object_pairs_hook=_unique)
-    except (json.JSONDecodeError, UnicodeDecodeError, _RepeatedKey):
+    except (json.JSONDecodeError, UnicodeDecodeError, _RepeatedKeyError):
         raise
     except ValueError:
         return json.loads(text, object_pairs_hook=_unique, parse_int=_integer)
@@ -152,7 +153,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
         repeated = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise _RepeatedKey(f"the key {repeated!r} comes twice in an object")
+        raise _RepeatedKeyError(f"the key {repeated!r} comes twice in an object")
     return made
 
 

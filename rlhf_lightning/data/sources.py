@@ -267,6 +267,25 @@ class Hub:
             ) from error
 
 
+def validation_source(validation: Any) -> Any:
+    """What ``data.validation`` gives: files where it is a path or a list of paths, else itself.
+
+    Raises:
+        DataError: there is nothing to read.
+    """
+    paths = [validation] if isinstance(validation, str) else validation
+    if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
+        return validation
+    try:
+        return Files(paths)
+    except DataError as error:
+        reason = str(error).removeprefix("data.source.path=")
+        raise DataError(
+            f"data.validation={reason}\n  data.validation is the share of prompts kept for validation (0.05), a file, "
+            "or a source of its own with its _target_; null: no validation"
+        ) from error
+
+
 def window(skip: int, limit: int | None) -> tuple[int, int | None]:
     """Return rows to leave out and rows to read, checked.
 

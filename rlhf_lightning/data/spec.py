@@ -97,8 +97,8 @@ class DataSpec:
     Attributes:
         format: how a row is laid out; ``auto`` recognises it and says what it found.
         columns: our column name -> the data's where it differs (null: the same), e.g. ``{prompt: question}``. A dot
-            reaches into a nested object (``chosen: best.text``). A name that no row has is refused; ``-`` reads no column,
-            where the data's column of our name is something else.
+            reaches into a nested object (``chosen: best.text``). A name that no row has is refused; ``-`` reads no
+            column, where the data's column of our name is something else.
         system: system message put before every conversation that has none; plain text is left alone.
         label: of rows that carry a ``label`` (unpaired answers), keep only those whose label is this; None keeps all.
         pairs: which pairs a ranked list becomes for a method that learns from pairs: the ``best_worst`` response, every
@@ -196,6 +196,9 @@ class DataSpec:
         object.__setattr__(self, "verdicts", tuple(self.verdicts))
         if len(set(self.verdicts)) != 2:
             raise ValueError(f"data.spec.verdicts={list(self.verdicts)} must be two different answers")
+        self._check_limits()
+
+    def _check_limits(self) -> None:
         for name, least in (("max_length", 2), ("max_prompt_length", 1), ("max_response_length", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -119,7 +119,7 @@ def split(
         DataError: the fraction is outside (0, 1), there are fewer than two groups, or all of them share one prompt.
     """
     if not 0 < fraction < 1:
-        raise DataError(f"data.validation={fraction} must lie between 0 and 1, or be a source of its own")
+        raise DataError(f"data.validation={fraction} must lie between 0 and 1, or be a source of its own; null: none")
     drawn = np.empty(len(examples), dtype=np.float64)
     own = examples.by_prompt[identity :: examples.prompts]
     for group, (start, prompt_end, *_, end) in enumerate(own.tolist()):

@@ -110,6 +110,11 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         """
         return needs(options["loss"])
 
+    @classmethod
+    def kind_with(cls, options: Mapping[str, Any]) -> str:
+        """Kind of data that a method with these options, as of ``requires``, learns from."""
+        return cls.kind
+
     def _check(self, models: Callable[..., Models]) -> None:
         """Refuse combinations that could only fail later, after weights were loaded."""
         if foreign := sorted(self.needs - self.legal):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float
@@ -60,11 +60,20 @@ class Rating(ScoringModule[PackedBatch]):
         freeze_trunk: bool = False,
     ) -> None:
         super().__init__(models, loss, optimizer, scheduler, head=head)
-        labels = sorted(self.needs & _KINDS.keys())
+        self.kind = self.kind_with({"loss": loss})  # type: ignore[misc]
+        self.freeze_trunk = freeze_trunk
+
+    @classmethod
+    def kind_with(cls, options: Mapping[str, Any]) -> str:
+        """See ``AlignmentModule``: the labels that the loss asks for decide.
+
+        Raises:
+            ValueError: it asks for the labels of no or of two kinds of data.
+        """
+        labels = sorted(cls.requires(options) & _KINDS.keys())
         if len(labels) != 1:
             raise ValueError(f"method Rating learns from one of {sorted(_KINDS)}; the loss asks for {labels}")
-        self.kind = _KINDS[labels[0]]  # type: ignore[misc]
-        self.freeze_trunk = freeze_trunk
+        return _KINDS[labels[0]]
 
     def configure_model(self) -> None:
         """As in the base class; a frozen trunk keeps no gradients and no optimiser state."""

@@ -31,7 +31,7 @@ def cut(text: str, **options: Any) -> str:
 
 
 def made(*rows: dict[str, Any], tokenizer: Any = None, kind: Any = "prompt", **options: Any) -> Tokenized:
-    spec = DataSpec(**{"cache": False, "template": "none", **BOTH, **options})
+    spec = DataSpec(**{"cache": False, "template": "none", "max_left_out": 1, **BOTH, **options})
     found = tokenize(Rows(*rows), tokenizer or tokenizers.gpt2_like(), spec, kind)
     found.report.enforce(spec)
     return found

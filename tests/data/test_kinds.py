@@ -9,8 +9,9 @@ import pytest
 
 from rlhf_lightning.data.checks import DataError, Kind
 from rlhf_lightning.data.kinds import FEEDS, LAYOUTS
+from rlhf_lightning.data.mixture import Mixture
 from rlhf_lightning.data.packing import BATCHES, pack
-from rlhf_lightning.data.sources import Files, Mixture
+from rlhf_lightning.data.sources import Files
 from rlhf_lightning.data.spec import COLUMNS, DataSpec
 from rlhf_lightning.data.tokenize import split, tokenize
 from rlhf_lightning.types import Example
@@ -33,7 +34,7 @@ SHEPHERD = {"input": "Q Step 1: x ки\nStep 2: y ки", "label": "Q Step 1: x +
 
 
 def made(kind, *rows, style="llama", source=None, **options):
-    spec = DataSpec(cache=False, **options)
+    spec = DataSpec(cache=False, max_left_out=1, **options)
     result = tokenize(source or Rows(*rows), tokenizers.STYLES[style](), spec, kind)
     result.report.enforce(spec)
     return result
@@ -225,7 +226,7 @@ BAD = {
     "scores for other responses": (
         "ranked",
         {"prompt": "a", "responses": ["b"], "scores": [1, 2]},
-        "1 responses, but 2",
+        "1 in 'responses', but 2 in 'scores'",
     ),
     "a score that is text": (
         "ranked",

@@ -55,7 +55,7 @@ SAME = {
 
 
 def made(*rows: dict[str, Any], tokenizer: Any = None, **options: Any) -> Tokenized:
-    spec = DataSpec(**{"cache": False, "template": "tokenizer", **options})
+    spec = DataSpec(**{"cache": False, "template": "tokenizer", "max_left_out": 1, **options})
     found = tokenize(Rows(*rows), tokenizer or tokenizers.qwen_like(), spec, "prompt")
     found.report.enforce(spec)
     return found

@@ -12,7 +12,9 @@ import pyarrow.parquet
 import pytest
 
 from rlhf_lightning.data.checks import DataError
-from rlhf_lightning.data.sources import Files, Hub, Mixture, Packaged, Row, Source
+from rlhf_lightning.data.mixture import Mixture
+from rlhf_lightning.data.readers import Unreadable
+from rlhf_lightning.data.sources import Files, Hub, Packaged, Row, Source
 
 
 def lines(path, rows):
@@ -79,9 +81,10 @@ def test_csv_and_tsv(tmp_path):
     assert [(row.number, row.error) for row in rows] == [
         (1, None),
         (2, "1 cells under a header of 2"),
-        (3, "not valid UTF-8"),
+        (3, None),
         (4, None),
     ]
+    assert rows[2].values == {"x": Unreadable("not valid UTF-8"), "y": "4"}  # who needs y alone has a good row
     (tmp_path / "a.tsv").write_text("x\ty\n1\t2\n")
     assert values(Files(str(tmp_path / "a.tsv"))) == [{"x": "1", "y": "2"}]
     (tmp_path / "empty.csv").write_text("")
