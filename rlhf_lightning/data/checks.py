@@ -182,8 +182,8 @@ class Problem:
 def grouped(problems: Iterable[Problem]) -> Iterator[tuple[Problem, int]]:
     """The first of every run of problems with the same words, as a damaged file gives them, and how many these are."""
     for _, alike in groupby(problems, key=lambda problem: (problem.kind, problem.message)):
-        first = next(alike)
-        yield first, 1 + sum(1 for _ in alike)
+        listed = [*alike]
+        yield listed[0], len(listed)
 
 
 @dataclass

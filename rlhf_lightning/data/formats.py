@@ -294,15 +294,31 @@ def convert(
     asks = kind == "prompt" and name in _CONVERSATIONS
     record = _before_answer(fields, name) if asks else FORMATS[name].convert(fields, spec)
     if fields.has("tools"):
-        record = replace(record, tools=tuple(fields.tools()))
+        record = _with_tools(record, tuple(fields.tools()))
     system = fields.text("system") if fields.has("system") else ""
     if (conversation or system) and name != "text":
         record = as_conversation(record)
     if record.conversation:
+        _refuse_second_system(record, system, fields)
         record = _with_system(record, system or spec.system)
     if record.kind == "preference":
         record = replace(record, margin=_margin(fields))
     return record if kind is None else read_beside(record, fields, spec, kind)
+
+
+def _with_tools(record: Record, tools: tuple[Mapping[str, Any], ...]) -> Record:
+    parts = tuple(part and _with_tools(part, tools) for part in record.parts)
+    return replace(record, tools=tools, parts=parts)
+
+
+def _refuse_second_system(record: Record, system: str, fields: Fields) -> None:
+    """Raise RowError where a row has a system message in its column and another one in its turns."""
+    first = cast("Turns", record.prompt)[:1]
+    if system and first and first[0]["role"] in ("system", "developer") and first[0]["content"] != system:
+        raise RowError(
+            Kind.TYPE,
+            f"it has a {first[0]['role']} turn and another text in {fields.column('system')!r}: leave one away",
+        )
 
 
 def _with_system(record: Record, system: str | None) -> Record:

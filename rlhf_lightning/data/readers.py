@@ -93,8 +93,8 @@ def _refuse_repeated(file: Path, names: Sequence[str]) -> None:
     if repeated := [name for name, count in Counter(names).items() if name and count > 1]:
         listed = ", ".join(map(repr, repeated))
         raise DataError(
-            f"{file}: more than one column is named {listed}, of which a row could hold only one. Rename or remove those "
-            "that are not meant"
+            f"{file}: more than one column is named {listed}, of which a row could hold only one. Rename or remove "
+            "those that are not meant"
         )
 
 
@@ -289,10 +289,12 @@ def _row_group(
             for values in _values(batch):
                 number += 1
                 yield number, {**values, **unread} if unread else values, None
+        reason = "its pages hold fewer rows than its footer says"
     except (pyarrow.ArrowException, *_DAMAGE) as error:
-        damage = f"{_UNREADABLE} from row {number + 1} to row {last}: {_reason(error)}"
-        for lost in range(number + 1, last + 1):
-            yield lost, {}, damage
+        reason = _reason(error)
+    damage = f"{_UNREADABLE} from row {number + 1} to row {last}: {reason}"
+    for lost in range(number + 1, last + 1):
+        yield lost, {}, damage
 
 
 def _values(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any]]:
