@@ -138,7 +138,13 @@ def _prompt(record: Record, fields: Fields, spec: DataSpec) -> Record:
     # One of several scored responses to a prompt, a row each: the prompt is asked once.
     gathered = spec.gather and record.kind == "supervised" and fields.has("score")
     return Record(
-        record.prompt, (), record.format, kind="prompt", numbers={"score": [float("nan")]} if gathered else {}
+        record.prompt,
+        (),
+        record.format,
+        kind="prompt",
+        numbers={"score": [float("nan")]} if gathered else {},
+        continued=record.continued,
+        tools=record.tools,
     )
 
 

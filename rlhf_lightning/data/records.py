@@ -76,7 +76,10 @@ def as_conversation(record: Record) -> Record:
 def instruction_of(fields: Fields) -> Turns:
     """Alpaca's prompt columns as a conversation: history pairs, then instruction and input in one user turn."""
     turns: Turns = []
-    for exchange in fields.get("history") or []:
+    history = fields.get("history") or []
+    if not isinstance(history, Sequence):
+        raise fields.wrong("history", "pairs of texts (user, assistant)", history)
+    for exchange in history:
         if not isinstance(exchange, Sequence) or [type(said) for said in exchange] != [str, str]:
             raise fields.wrong("history", "pairs of texts (user, assistant)", exchange)
         turns += [say("user", exchange[0]), say("assistant", exchange[1])]
