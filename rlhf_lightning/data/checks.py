@@ -180,10 +180,13 @@ class Problem:
 
 
 def grouped(problems: Iterable[Problem]) -> Iterator[tuple[Problem, int]]:
-    """The first of every run of problems with the same words, as a damaged file gives them, and how many these are."""
-    for _, alike in groupby(problems, key=lambda problem: (problem.kind, problem.message)):
+    """Every problem with the number of rows that it stands for: a damaged file gives many rows one and the same."""
+    for (kind, _), alike in groupby(problems, key=lambda problem: (problem.kind, problem.message)):
         listed = [*alike]
-        yield listed[0], len(listed)
+        if kind is Kind.BROKEN:
+            yield listed[0], len(listed)
+        else:
+            yield from ((problem, 1) for problem in listed)
 
 
 @dataclass

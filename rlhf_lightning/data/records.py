@@ -118,7 +118,5 @@ def as_json(values: Mapping[str, Any]) -> tuple[str, list[str]]:
             lost.append(str(name))
             continue
         if (half := lone_surrogate(kept[str(name)])) or (half := lone_surrogate(str(name))):
-            raise RowError(
-                Kind.BROKEN, f"the column {str(name)!r} holds {half}, half of a surrogate pair: no Unicode text"
-            )
+            raise RowError(Kind.BROKEN, f"{str(name)!r} holds {half}, half of a surrogate pair: no Unicode text")
     return "{" + ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {text}" for name, text in kept.items()) + "}", lost

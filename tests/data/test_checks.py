@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -140,6 +141,34 @@ def test_policies(bad_file):
     made, spec = report_of(bad_file, on_bad_row="exclude", too_long="error")
     with pytest.raises(DataError, match=r"1 of 13 rows .*\n.*bad.jsonl:8: too long: 33 tokens over max_length=20"):
         made.report.enforce(spec)
+
+
+@pytest.mark.parametrize(("bad", "stops"), [(10, False), (11, True)])
+def test_more_than_a_tenth_left_out_asks_for_the_option_that_accepts_it(bad, stops):
+    rows = [
+        {**GOOD, "prompt": f"a{i}" * (30 if i < 4 else 1), "chosen": "b" if i < 104 - bad else 5} for i in range(100)
+    ]
+    spec = DataSpec(cache=False, on_bad_row="exclude", max_length=50)
+    report = tokenize(Rows(*rows), tokenizers.qwen_like(), spec, "preference").report
+    assert report.bad == bad
+    if not stops:
+        report.enforce(spec)
+        return
+    with pytest.raises(DataError) as raised:
+        report.enforce(spec)
+    assert str(raised.value).startswith(
+        "11 of 100 rows of rows are left out (11%: 7 wrong type, 4 too long), more than data.spec.max_left_out=0.1 "
+        "accepts. Mend them, or accept it with data.spec.max_left_out=0.11:"
+    )
+    report.enforce(replace(spec, max_left_out=0.11))
+    with pytest.raises(ValueError, match=r"data\.spec\.max_left_out=10 is a share"):
+        DataSpec(max_left_out=10)
+
+
+def test_rows_of_another_label_are_not_left_out():
+    rows = [{"prompt": "a", "response": f"b{i}", "label": i == 0} for i in range(10)]
+    spec = DataSpec(cache=False, label=True)
+    tokenize(Rows(*rows), tokenizers.qwen_like(), spec, "supervised").report.enforce(spec)
 
 
 def test_nothing_left_is_an_error_whatever_the_policy(tmp_path):

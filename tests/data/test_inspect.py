@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 
 import pytest
 from rich.console import Console
 
+from rlhf_lightning.cli import data as data_command
 from rlhf_lightning.data.inspect import inspect
 from rlhf_lightning.data.sources import Files
 from rlhf_lightning.data.spec import DataSpec
@@ -179,3 +181,20 @@ def test_what_is_known_beside_the_tokens_is_shown(kind):
     rows, expected = SHOWN[kind]
     text = printed(Rows(*rows), tokenizers.llama_like(), kind, on_bad_row="exclude")
     assert [line for line in expected if line not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "row", "noun"),
+    [
+        ("attribute_regression", {"prompt": "a", "response": "b", "attributes": {"x": 1.0, "y": 2.0}}, "attributes"),
+        ("process_reward", {"prompt": "a", "steps": ["b", "c"], "labels": [True, False]}, "steps"),
+        ("binary_discrimination", {"prompt": "a", "response": "b", "label": True}, "unpaired"),
+    ],
+)
+def test_the_command_asks_the_method_with_its_options_what_it_learns_from(tmp_path, capsys, method, row, noun):
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    where = [f"data.source.path={tmp_path}/a.jsonl", "data.spec.cache=false"]
+    assert data_command.main(["inspect", f"method={method}", "model=tiny_random", "data=json", *where]) == 0
+    shown = capsys.readouterr().out
+    assert f"for {noun} training" in shown
+    assert "1 of 1" in shown

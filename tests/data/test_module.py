@@ -29,6 +29,7 @@ from rlhf_lightning.types import (
     SupervisedBatch,
     UnpairedBatch,
 )
+from tests.helpers.rows import Rows
 from tests.helpers.tokenizers import qwen_like
 
 
@@ -365,3 +366,15 @@ def test_a_plain_loop_on_two_processes_trains_on_the_steps_of_one() -> None:
     one = weights([Place()])
     torch.testing.assert_close(weights([Place(accumulate=4)]), one, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(weights([Place(2, rank, 2) for rank in range(2)]), one, rtol=1e-12, atol=1e-12)
+
+
+def test_validation_may_be_the_path_of_files(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "chosen": "b", "rejected": "c"} for i in range(4)]
+    (tmp_path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for path in (str(tmp_path / "val.jsonl"), [str(tmp_path / "val.jsonl")], str(tmp_path)):
+        data = AlignmentDataModule(Rows(*rows), qwen_like(), validation=path, spec=DataSpec(cache=False), batch_size=2)
+        data.setup()
+        assert data.val_examples is not None
+        assert len(data.val_examples) == 4
+    with pytest.raises(DataError, match=r"(?s)data\.validation=nowhere\.jsonl: nothing to read.*null: no validation"):
+        AlignmentDataModule(Rows(*rows), qwen_like(), validation="nowhere.jsonl")
