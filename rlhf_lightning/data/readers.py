@@ -264,9 +264,11 @@ def _parquet(file: Path, used: Collection[str] | None) -> Iterator[Reading]:
     with table:
         names = table.schema_arrow.names
         _refuse_repeated(file, names)
-        # one column at least: a batch without any says nothing of its rows
-        wanted = None if used is None else [name for name in names if name in used] or names[:1]
-        unread = {} if wanted is None else {name: UNREAD for name in names if name not in used}
+        wanted, unread = None, dict[str, Unreadable]()
+        if used is not None:
+            # one column at least: a batch without any says nothing of its rows
+            wanted = [name for name in names if name in used] or names[:1]
+            unread = {name: UNREAD for name in names if name not in used}
         first = 0
         for group in range(table.num_row_groups):
             yield from _row_group(table, group, wanted, unread, first)
