@@ -106,7 +106,7 @@ def shown(value: Any) -> str:
     """A value in an error message: its type and how it begins."""
     try:
         text = str(value)[:40]
-    except (ValueError, RecursionError):  # an integer of thousands of digits, a value inside itself
+    except (ValueError, ArithmeticError, RecursionError):  # an integer of thousands of digits, a value inside itself
         text = "..."
     return f"{type(value).__name__} {text!r}"
 

@@ -300,7 +300,7 @@ def _row_group(
 
 
 def _values(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any]]:
-    """The rows of a batch; cells that Python has no value for (dates of the year 20,000) are unreadable."""
+    """The rows of a batch; cells that Python has no value for (dates of the year 20,000) stay Arrow's."""
     try:
         rows = batch.to_pylist()
     except (ValueError, ArithmeticError):
@@ -312,8 +312,8 @@ def _values(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any]]:
 def _python_value(cell: pyarrow.Scalar) -> Any:
     try:
         return cell.as_py()
-    except (ValueError, ArithmeticError) as error:
-        return Unreadable(_reason(error))
+    except (ValueError, ArithmeticError):
+        return cell
 
 
 _READERS: dict[str, Callable[[Path, str | None], Iterator[Reading]]] = {

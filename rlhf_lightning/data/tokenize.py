@@ -359,10 +359,11 @@ class _Pipeline:
 
 def _check_unicode(row: Row, parts: Iterable[Rendered | None]) -> None:
     """Raise RowError for text that is no Unicode, which no tokenizer takes; it names the column."""
-    texts = (text for part in parts if part is not None for text in (part.prompt, *_segments(part)))
-    half = next((found for text in texts if (found := lone_surrogate(text))), None)
+    rendered = (text for part in parts if part is not None for text in (part.prompt, *_segments(part)))
+    half = next((found for text in rendered if (found := lone_surrogate(text))), None)
     if half is not None:
-        names = [str(name) for name, value in row.values.items() if lone_surrogate(str(value))]
+        texts = {str(name): str(value) for name, value in row.values.items() if isinstance(value, str | list | dict)}
+        names = [name for name, text in texts.items() if lone_surrogate(text)]
         where = f"{', '.join(map(repr, names))} holds" if names else "its text holds"
         raise RowError(Kind.BROKEN, f"{where} {half}, half of a surrogate pair: no Unicode text")
 
