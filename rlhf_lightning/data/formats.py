@@ -245,7 +245,7 @@ def used_columns(spec: DataSpec, kind: str) -> frozenset[str] | None:
     if kind == "prompt":
         return None
     names = {*COLUMNS, *HELPSTEER, *(spec.attributes or ()), *(alias for group in ALIASES.values() for alias in group)}
-    return frozenset(columns_read(names, spec.columns))
+    return frozenset(columns_read(names, spec.mapped))
 
 
 def unrecognised(columns: Sequence[str], kind: str | None = None, absent: str = "") -> DataError:
@@ -285,7 +285,7 @@ def convert(
     Raises:
         RowError: a field is missing or has the wrong type, or the row fits no format.
     """
-    fields = Fields(values, {**spec.columns, **(unmapped or {})})
+    fields = Fields(values, {**spec.mapped, **(unmapped or {})})
     if spec.label is not None and fields.flag("label") is not spec.label:
         return None
     name = (detect(fields, kind) or expected) if spec.format == "auto" else spec.format

@@ -215,6 +215,11 @@ class DataSpec:
                     "makes a conversation of it: set data.spec.template=none, or leave prompts whole with any"
                 )
 
+    @property
+    def mapped(self) -> dict[str, str]:
+        """The column map without columns that keep their names."""
+        return {ours: theirs for ours, theirs in self.columns.items() if theirs is not None}
+
     def content(self) -> dict[str, Any]:
         """The fields that decide which tokens come out."""
         return {name: value for name, value in asdict(self).items() if name not in _NOT_CONTENT}

@@ -151,7 +151,7 @@ class _Pipeline:
         self.conversation = spec.template not in ("auto", "none")
         self.expected: str | None = None
         self.hopeless: DataError | None = None
-        self.mapped = MappedColumns(spec.columns)
+        self.mapped = MappedColumns(spec.mapped)
         self.unread: set[str] = set()  #: fields of turns that the template does not show
         self.first_seen: dict[bytes, str] = {}
         self.margins: list[float] = []
