@@ -64,6 +64,7 @@ def _hold(path: Path, held) -> None:
     lock.release()
 
 
+@pytest.mark.slow
 def test_a_killed_holder_lets_the_others_in(tmp_path):
     context = multiprocessing.get_context("spawn")
     held = context.Event()

@@ -61,6 +61,7 @@ def test_the_same_command_runs_nothing_twice(rlhf, tiny, tmp_path):
     assert folders(tmp_path / "multirun") == [sweep.name]
 
 
+@pytest.mark.slow
 def test_rerun_runs_everything_anew(rlhf, tiny, tmp_path):
     assert rlhf("train", "-m", BETAS, *tiny)[0] == 0
     code, out, _ = rlhf("train", "-m", BETAS, *tiny, "rerun=true")
@@ -69,6 +70,7 @@ def test_rerun_runs_everything_anew(rlhf, tiny, tmp_path):
     assert len(folders(tmp_path / "multirun")) == 2
 
 
+@pytest.mark.slow
 def test_rerun_in_the_same_folder_keeps_what_is_there(rlhf, tiny, tmp_path):
     for extra in ([], ["rerun=true"]):
         assert rlhf("train", "-m", BETAS, *tiny, "paths.output_dir=sweep", *extra)[0] == 0
@@ -76,6 +78,7 @@ def test_rerun_in_the_same_folder_keeps_what_is_there(rlhf, tiny, tmp_path):
     assert len({written(path) for path in (tmp_path / "sweep").iterdir() if path.is_dir()}) == 4
 
 
+@pytest.mark.slow
 def test_another_sweep_finds_the_jobs_of_an_earlier_one(rlhf, tiny, tmp_path):
     assert rlhf("train", "-m", BETAS, *tiny)[0] == 0
     (first,) = (tmp_path / "multirun").iterdir()
@@ -88,6 +91,7 @@ def test_another_sweep_finds_the_jobs_of_an_earlier_one(rlhf, tiny, tmp_path):
     assert Result.read(tmp_path / "other" / "0").metrics != Result.read(tmp_path / "other" / "1").metrics
 
 
+@pytest.mark.slow
 def test_one_computation_under_two_names_is_two_jobs(rlhf, tiny, tmp_path):
     """A comparison of methods would otherwise show the runs of one under the name of the other."""
     code, out, err = rlhf("train", "-m", "method=hinge,rso_hinge", *tiny)
@@ -96,6 +100,7 @@ def test_one_computation_under_two_names_is_two_jobs(rlhf, tiny, tmp_path):
     assert "2 of 2 jobs were done before" in rlhf("train", "-m", "method=hinge,rso_hinge", *tiny)[1]
 
 
+@pytest.mark.slow
 def test_a_number_does_not_take_over_the_folder_of_another_configuration(rlhf, tiny, tmp_path):
     """Fails when job 0 of the second sweep goes on from job 0 of the first, as its own number says."""
     assert rlhf("train", "-m", BETAS, *tiny, "paths.output_dir=sweep")[0] == 0
@@ -117,6 +122,7 @@ def test_a_failed_job_is_run_again(rlhf, tiny, tmp_path):
     assert Result.read(sweep / "1").status == "done"
 
 
+@pytest.mark.slow
 def test_links_to_deleted_jobs_do_not_stop_a_sweep(rlhf, tiny, tmp_path):
     assert rlhf("train", "-m", BETAS, *tiny)[0] == 0
     assert rlhf("train", "-m", "method.loss.beta=0.2,0.1", *tiny, "paths.output_dir=other")[0] == 0

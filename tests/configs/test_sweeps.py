@@ -44,6 +44,7 @@ def test_a_failed_job_does_not_lose_the_others(rlhf, tiny, tmp_path):
     assert Result.read(tmp_path / "sweep" / "0").error
 
 
+@pytest.mark.slow
 def test_a_job_leaves_no_model_in_memory(rlhf, tiny, tmp_path, monkeypatch: pytest.MonkeyPatch):
     """Also one that failed; the garbage collector, which might come too late, is off."""
     modules: weakref.WeakSet[AlignmentModule] = weakref.WeakSet()
@@ -148,6 +149,7 @@ OPTUNA = [
 ]
 
 
+@pytest.mark.slow
 def test_an_optimisation_goes_on_with_the_values_it_was_told(rlhf, tiny, tmp_path):
     """Killed after two of four trials: the other two are those of one that was never stopped."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
@@ -162,6 +164,7 @@ def test_an_optimisation_goes_on_with_the_values_it_was_told(rlhf, tiny, tmp_pat
     assert drawn[0] == drawn[1]
 
 
+@pytest.mark.slow
 def test_a_failed_trial_does_not_end_an_optimisation(rlhf, tiny, tmp_path):
     """Fails when a job returns NaN: the sweeper then tells Optuna a value for a failed trial, which Optuna refuses."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")

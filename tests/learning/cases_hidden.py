@@ -4,7 +4,7 @@ from tests.learning.harness import Case
 
 CASES = [
     # Behind the context the base answers well; without it the policy must come to answer so.
-    Case("context_distillation", representative=True),
+    Case("context_distillation"),
     Case("context_distillation", overrides=("method.loss.classes=8",)),
     # A model of random weights learns the base's distributions: the share of demonstrated words that it finds most
     # likely rises from nothing. A word at random is right once in 180 times, the base in four of five.

@@ -9,7 +9,7 @@ from tests.learning.harness import Case
 SHORT = ("data.source.size=1024",)
 
 CASES = [
-    Case("ppo", SHORT, representative=True),
+    Case("ppo", SHORT),
     Case("ppo", (*SHORT, "method.critic.kind=shared")),
     Case("ppo", (*SHORT, "method.critic.kind=hydra", "method.critic.layers=1")),
     Case("ppo", (*SHORT, "adapter=lora", "method.critic.kind=adapter", "optimizer.lr=3e-3", "method.critic_lr=3e-3")),

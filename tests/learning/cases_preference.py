@@ -11,7 +11,7 @@ WITHOUT_REFERENCE = ["simpo", "simper", "slic", "cpo", "orpo", "alpha_po", "pref
 DEMONSTRATIONS = ["sft", "dft", "imitation"]
 #: The first of each list is in the default suite.
 CASES = [
-    Case(method, representative=method == family[0])
+    Case(method, representative=method == "dpo")
     for family in (WITH_REFERENCE, WITHOUT_REFERENCE, DEMONSTRATIONS)
     for method in family
 ]

@@ -3,8 +3,8 @@
 from tests.learning.harness import Case
 
 CASES = [
-    Case("plackett_luce", representative=True),
-    Case("best_of_n", representative=True),
+    Case("plackett_luce"),
+    Case("best_of_n"),
     Case("pro"),
     Case("rrhf"),
     Case("exo_k"),

@@ -11,7 +11,6 @@ CASES = [
         start=0.5,
         margin=0.1,
         flipped_limit=0.05,  # three halves of a standard error; 0.04 was seen
-        representative=True,
     ),
     Case("pairwise_judge", metric="val/accuracy", start=0.5, margin=0.1),
     # Held-out steps are about animals whose facts no label has shown: 0.53 there, chance. The claim is about the steps

@@ -21,5 +21,5 @@ CASES = [
     # The quality head alone; that it has nothing to do with length is in tests/methods/test_reward.py.
     Case("odin", metric=ACCURACY, start=0.5, margin=0.15),
     # on which side of the border a single response lies, which no comparison says
-    Case("cost", metric="val/reward/accuracy_sign", start=0.5, margin=0.3, representative=True),
+    Case("cost", metric="val/reward/accuracy_sign", start=0.5, margin=0.3),
 ]

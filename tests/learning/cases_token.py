@@ -8,7 +8,7 @@ and 1.48.
 from tests.learning.harness import Case
 
 CASES = [
-    Case("cut", representative=True),
+    Case("cut"),
     Case("cut_paper"),
     Case("odds_ratio_judgment"),
     Case("cringe"),

@@ -140,6 +140,7 @@ def test_the_length_of_a_response_counts_its_prompt():
     torch.testing.assert_close(module(batch).loss, expected.loss.mean())
 
 
+@pytest.mark.slow
 def test_odin_decorrelates_from_length():
     """Fifty steps on pairs whose longer response always wins: the length head takes it up, quality does not."""
     generator = torch.Generator().manual_seed(0)

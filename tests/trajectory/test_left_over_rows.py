@@ -62,7 +62,12 @@ def parallel(make: Callable[[], L.LightningModule], folder: Path, **options: Any
     return in_processes(2, folder, run, make, folder, devices=2, **options)
 
 
-@pytest.mark.parametrize("method", METHODS)
+QUICK = ("coin", "dpo", "kto")
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in METHODS]
+)
 def test_8x1_is_4x2_is_two_processes(tmp_path, method):
     """Fails when left-over rows join other steps, or a micro-batch without rows has a part in a sum or a mean."""
     make = METHODS[method]

@@ -36,7 +36,7 @@ def test_8x1_is_4x2_is_two_processes(tmp_path, kind, cost):
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=() if kind in ("separate", "hydra") else pytest.mark.slow) for kind in KINDS]
+    "kind", [pytest.param(kind, marks=() if kind == "separate" else pytest.mark.slow) for kind in KINDS]
 )
 def test_single_is_fsdp(tmp_path, kind):
     """Two processes, each with half of every weight of policy and critic."""
