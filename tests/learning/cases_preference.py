@@ -9,7 +9,7 @@ WITH_REFERENCE = [
 ]
 WITHOUT_REFERENCE = ["simpo", "simper", "slic", "cpo", "orpo", "alpha_po", "preferred_ft"]
 DEMONSTRATIONS = ["sft", "dft", "imitation"]
-#: The first of each list is in the default suite.
+#: DPO is in the default suite.
 CASES = [
     Case(method, representative=method == "dpo")
     for family in (WITH_REFERENCE, WITHOUT_REFERENCE, DEMONSTRATIONS)
