@@ -40,8 +40,7 @@ def main(fabric: L.Fabric, steps: int = 20, batch_size: int = 8) -> list[float]:
             fabric.clip_gradients(model, optimizer, max_norm=1.0)
             optimizer.step()
             optimizer.zero_grad()
-            losses.append(fabric.all_reduce(torch.stack(parts).mean()).item())
-            parts.clear()
+            losses.append(fabric.all_reduce(torch.stack(parts[-ACCUMULATE:]).mean()).item())
             fabric.print(f"step {len(losses)}: loss {losses[-1]:.4f}")
         if len(losses) == steps:
             break

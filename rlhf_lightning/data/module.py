@@ -98,8 +98,7 @@ class AlignmentDataModule(L.LightningDataModule):
             source: training rows; or examples that are tokenised already.
             tokenizer: the model's; None for examples.
             kind: what the method learns from, a key of ``kinds.LAYOUTS``.
-            validation: rows of its own, the share of prompts to keep for validation, the path of a file or folder (or a
-                list of these), or None for no validation.
+            validation: rows of its own, the share of prompts to keep for it, the paths of files or folders, or None.
             spec: how rows become tokens.
             batch_size: groups of an optimiser step over all processes.
             max_tokens: token budget of a micro-batch; when set it takes the place of ``batch_size``.

@@ -114,7 +114,14 @@ def test_prompts_are_whole_sentences() -> None:
     """An excerpt as the recipe's data options make a prompt of it: behind its first full stop, at most 64 tokens."""
     spec = make(
         compose(
-            "train", ["experiment=ppo/openai_2019", "data=json", "data.source.path=x", "data.spec.cache=false"]
+            "train",
+            [
+                "experiment=ppo/openai_2019",
+                "data=json",
+                "data.source.path=x",
+                "data.spec.cache=false",
+                "data.spec.max_left_out=0.5",
+            ],
         ).data.spec
     )
     whole = ["The night was long.", "He slept well."]
