@@ -115,13 +115,7 @@ def test_prompts_are_whole_sentences() -> None:
     spec = make(
         compose(
             "train",
-            [
-                "experiment=ppo/openai_2019",
-                "data=json",
-                "data.source.path=x",
-                "data.spec.cache=false",
-                "data.spec.max_left_out=0.5",
-            ],
+            ["experiment=ppo/openai_2019", "data=json", "data.source.path=x", "data.spec.cache=false"],
         ).data.spec
     )
     whole = ["The night was long.", "He slept well."]
