@@ -21,13 +21,14 @@ from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.core.plugins import Plugins
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from rlhf_lightning._hydra.searchpath import RlhfLightningSearchPath
 from rlhf_lightning.cli.errors import ConfigError, describe, suggestion
 from rlhf_lightning.cli.hydra_targets import check_hydra
+from rlhf_lightning.cli.overrides import quoting_hint, readable, several_values
 from rlhf_lightning.cli.schema import check_config
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.yaml_text import OversizedYamlError, check_folder
@@ -46,7 +47,8 @@ def compose(
 
     Args:
         command: ``train``, ``evaluate``, ``generate`` or ``data``.
-        overrides: in Hydra's grammar, ``["method=ipo", "method.loss.beta=0.2"]``. A key that no yaml mentions needs
+        overrides: in Hydra's grammar, ``["method=ipo", "method.loss.beta=0.2"]``; text that it cannot read is quoted
+            (:func:`rlhf_lightning.cli.overrides.readable`). A key that no yaml mentions needs
             no ``+``: whether it is an option of what it configures is checked against that thing's own signature.
         config_dirs: further folders with config groups, as ``--config-dir``.
         check: False skips the check of options (and the import of torch that it needs).
@@ -75,7 +77,9 @@ def compose_with_overrides(
         raise ConfigError(f"no command {command!r}.{suggestion(command, COMMANDS)}")
     folders = [f"file://{folder}" for folder in _folders(config_dirs)]
     search = [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
-    accepted = list(overrides)
+    accepted = readable(overrides)
+    if several := [override for override in parse(accepted) if override.is_sweep_override()]:
+        raise ConfigError(several_values(several[0]))
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3", job_name=command):
         # Each turn adds one override for a key that no yaml mentions; the schema judges it below.
         for _ in range(len(accepted) + 1):
@@ -122,9 +126,8 @@ def sweep_points(overrides: Sequence[str], folders: Iterable[str | Path] = ()) -
         overrides: in Hydra's grammar.
         folders: with config groups of others: of a ``glob`` only what lies there is looked at before.
     """
-    values = [
-        list(_values(override, [Path(folder).expanduser() for folder in folders])) for override in parse(overrides)
-    ]
+    looked_at = [Path(folder).expanduser() for folder in folders]
+    values = [list(_values(override, looked_at)) for override in parse(readable(overrides))]
     first = [choices[0] for choices in values if choices]
     yield first
     for position, choices in enumerate(values):
@@ -225,9 +228,7 @@ def to_config_error(error: Exception) -> ConfigError:
     cause = error.__cause__
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         text = f"{text}: {describe(cause)}"
-    if "mismatched input" in text or "extraneous input" in text or "token recognition" in text:
-        text += "\n  A value with spaces, commas or = needs quotes inside the shell's: rlhf ... 'key=\"a, b\"'"
-    return ConfigError(text)
+    return ConfigError(text + (quoting_hint(error.override) if isinstance(error, OverrideParseException) else ""))
 
 
 def _missing_file(error: MissingConfigException) -> str:

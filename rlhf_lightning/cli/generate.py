@@ -19,6 +19,7 @@ from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.config_file import escaped
 from rlhf_lightning.cli.console import ERR, OUT, setup_logging
 from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.overrides import readable
 from rlhf_lightning.cli.runs import read_config, take_over, weights_of
 from rlhf_lightning.cli.schema import check_config
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
 def composed(arguments: Sequence[str]) -> tuple[DictConfig, list[str]]:
     """The configuration, and the overrides less ``prompt=`` and ``system=``, whose text is taken as it was typed."""
     texts = {key: text for key, _, text in (argument.partition("=") for argument in arguments) if key in _FREE_TEXT}
-    overrides = [argument for argument in arguments if argument.partition("=")[0] not in texts]
+    overrides = readable(argument for argument in arguments if argument.partition("=")[0] not in texts)
     cfg = compose("generate", overrides, check=False)
     for key, text in texts.items():
         cfg[key] = escaped(text)
@@ -64,15 +65,6 @@ def _from_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     if spec is not None and not any(override.startswith("spec.") for override in overrides):
         result.spec = spec
     return result
-
-
-def quoted(argument: str) -> str:
-    """Quote the text of ``prompt=`` and ``system=`` for Hydra's grammar, unless the user did."""
-    key, equals, value = argument.partition("=")
-    if key not in _FREE_TEXT or not equals or value[:1] in ("'", '"') or value == "null":
-        return argument
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${")
-    return f"{key}='{escaped}'"
 
 
 @dataclass(frozen=True)

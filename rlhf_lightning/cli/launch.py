@@ -26,6 +26,7 @@ from rlhf_lightning.cli.errors import ConfigError, describe, suggestion
 from rlhf_lightning.cli.failures import failure_of, keep
 from rlhf_lightning.cli.folder import RunFolder, check_command, checkpoints, held, occupied, offer, write_record
 from rlhf_lightning.cli.hydra_targets import check_hydra
+from rlhf_lightning.cli.overrides import quoted, readable, several_values
 from rlhf_lightning.cli.processes import (
     is_first_process,
     join_job,
@@ -36,7 +37,7 @@ from rlhf_lightning.cli.processes import (
 )
 from rlhf_lightning.cli.results import Result, duration
 from rlhf_lightning.cli.schema import check_config
-from rlhf_lightning.cli.sweep import SweepSummary, prepare_sweep, quoted, short
+from rlhf_lightning.cli.sweep import SweepSummary, prepare_sweep, short
 from rlhf_lightning.cli.worker import SWEEP, die_with_parent, run_job
 from rlhf_lightning.conf_dir import conf_dir
 
@@ -117,7 +118,7 @@ def split(arguments: Sequence[str]) -> Arguments:
         argument = rest.pop(0)
         name, equals, value = argument.partition("=")
         if not argument.startswith("-"):
-            result.overrides.append(argument)
+            result.overrides += readable([argument])
             continue
         if name in _REPLACING:
             raise ConfigError(
@@ -159,11 +160,7 @@ def check(command: str, given: Arguments) -> list[str]:
             params = list(OmegaConf.select(cfg, "hydra.sweeper.params") or [])
         added |= {new for new, old in zip(accepted, point, strict=True) if new != old}
     if several and not sweeping:
-        text = several[0].input_line
-        raise ConfigError(
-            f"{text} names several values: add -m to run a job for each, or write a list as key=[a,b] and text with "
-            f"commas as 'key=\"a,b\"'"
-        )
+        raise ConfigError(several_values(several[0], "add -m to run a job for each, or "))
     if sweeping:
         assert first is not None  # a sweep has a first point
         check_params(command, given)

@@ -161,12 +161,6 @@ def _key_of(file: Path) -> str | None:
     return str(found)
 
 
-def quoted(path: Path) -> str:
-    """A path as the value of an override."""
-    text = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{text}'"
-
-
 def short(path: Path) -> str:
     """A path as it is named from here."""
     absolute = path.absolute()
