@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
+from rlhf_lightning.checkpoint_files import reading
 from rlhf_lightning.files import write_atomically
 
 
@@ -44,11 +45,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             options: see ``TorchCheckpointIO``.
 
         Raises:
-            ValueError: the checkpoint is a folder of shards.
+            ValueError: the checkpoint is a folder of shards, damaged, or another program's.
         """
         if Path(path).is_dir():
             raise ValueError(sharded_error(path))
-        return super().load_checkpoint(path, *args, **options)
+        with reading(Path(path)):
+            return super().load_checkpoint(path, *args, **options)
 
 
 def validation_pending(trainer: Trainer) -> bool:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from rlhf_lightning.cli.config_file import read_data
 from rlhf_lightning.cli.online_checks import without_effect
+from rlhf_lightning.models.adapter_folders import adapter_base
 from rlhf_lightning.models.memory import describe
 from rlhf_lightning.models.roles import Models
 
@@ -35,7 +36,9 @@ class ModelLine(Callback):
     """Logs sizes and the predicted peak memory once the weights are loaded and placed, before step 1."""
 
     def __init__(self, run: Run) -> None:
-        self.source, self.data = run.models.source.name, run.data
+        name = run.models.source.name
+        base = adapter_base(name)
+        self.source, self.data = name if base is None else f"{base} with the adapter {name} merged into it", run.data
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure two small forward passes; a collective call on sharded weights."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Trainer
 
+from rlhf_lightning.checkpoint_files import read_checkpoint
 from rlhf_lightning.cli.errors import ConfigError
 
 #: File of a sharded checkpoint that holds everything but the shards.
@@ -24,9 +25,15 @@ class Progress:
 
     @classmethod
     def read(cls, checkpoint: Path) -> Progress:
-        """The progress of a checkpoint, a file or a folder of shards."""
-        file = checkpoint / _REST if checkpoint.is_dir() else checkpoint
-        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        """The progress of a checkpoint, a file or a folder of shards.
+
+        Raises:
+            ValueError: the file is damaged, or no checkpoint of training.
+        """
+        if checkpoint.is_dir():
+            saved = torch.load(checkpoint / _REST, map_location="cpu", weights_only=True, mmap=True)
+        else:
+            saved = read_checkpoint(checkpoint)
         fit = saved["loops"]["fit_loop"]
         batches = fit["epoch_loop.batch_progress"]
         complete = bool(batches["is_last_batch"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import torch
 from torch import nn
 
+from rlhf_lightning.checkpoint_files import read_checkpoint
 from rlhf_lightning.models.adapter_start import BASE, AdapterStart
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,8 @@ def load_trained(checkpoint: Path, policy: nn.Module, start: AdapterStart | None
         start: of the policy's adapter, which must have been trained on the same base; None: not compared.
 
     Raises:
-        ValueError: the checkpoint is sharded, belongs to another model or adapter, or its adapter to another base.
+        ValueError: the checkpoint is sharded, damaged or another program's, belongs to another model or adapter, or
+            its adapter to another base.
     """
     if checkpoint.is_dir():
         raise ValueError(
@@ -36,7 +37,7 @@ def load_trained(checkpoint: Path, policy: nn.Module, start: AdapterStart | None
             "export (model=hub model.name=<export folder>), or make it one file by resuming the run with strategy=fsdp "
             "strategy.strategy.save_distributed_checkpoint=false (where it has ended: with trainer.max_steps=<more>)"
         )
-    whole = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    whole = read_checkpoint(checkpoint)
     if start is not None and BASE in whole:
         start.check(whole[BASE])
     saved = whole["state_dict"]
