@@ -39,6 +39,8 @@ class Range:
 
 #: A whole number from 0.
 WholeNumber = Annotated[int, Range("[0, inf)")]
+#: What every random number generator of a run takes: NumPy's takes 32 bits.
+Seed = Annotated[int, Range("[0, 4294967295]")]
 #: A whole number from 1.
 Count = Annotated[int, Range("[1, inf)")]
 Real = Annotated[float, Range("(-inf, inf)")]

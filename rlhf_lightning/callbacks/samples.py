@@ -19,7 +19,7 @@ from rlhf_lightning.files import write_atomically
 from rlhf_lightning.ops.comparisons import outcomes
 from rlhf_lightning.ops.kl import k1, k3
 from rlhf_lightning.ops.streams import stream_seed
-from rlhf_lightning.options import Count, NonNegative, PositiveShare
+from rlhf_lightning.options import Count, NonNegative, PositiveShare, Seed
 from rlhf_lightning.types import Example, PackedBatch, Ragged, RolloutBatch, SampleGroup, sample_groups
 
 
@@ -88,7 +88,7 @@ class PolicySamples(Callback):
         temperature: NonNegative = 1.0,
         top_p: PositiveShare = 1.0,
         batch_size: Count = 8,
-        seed: int = 0,
+        seed: Seed = 0,
         before_training: bool = True,
         folder: str | None = None,
         each: Count = 1,

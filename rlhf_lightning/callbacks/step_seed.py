@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import nn
 
+from rlhf_lightning.options import Seed
+
 log = logging.getLogger(__name__)
 
 
@@ -28,7 +30,7 @@ class StepSeed(Callback):
         seed: of the run.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: Seed = 0) -> None:
         self.seed = seed
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:

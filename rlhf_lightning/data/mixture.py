@@ -14,6 +14,7 @@ import numpy as np
 from rlhf_lightning.data.checks import DataError
 from rlhf_lightning.data.fields import ABSENT, columns_read, looked_up
 from rlhf_lightning.data.sources import Row, Source, for_kind, using, window
+from rlhf_lightning.options import Seed
 
 
 class Mixture:
@@ -31,7 +32,7 @@ class Mixture:
         weights: Mapping[str, float] | None = None,
         *,
         columns: Mapping[str, Mapping[str, str]] | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
         stop: Literal["shortest", "longest"] = "shortest",
         limit: int | None = None,
     ) -> None:

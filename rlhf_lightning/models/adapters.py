@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rlhf_lightning.models.loading import adapter_config, load_adapter
-from rlhf_lightning.options import Count, Positive
+from rlhf_lightning.options import Count, Positive, Seed
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig, PeftModel
@@ -82,7 +82,7 @@ class Lora:
     modules_to_save: Sequence[str] | None = None
     quantize: Quantize | None = None
     path: str | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ from rlhf_lightning.models.critic_parts import (
     separate_critic,
 )
 from rlhf_lightning.models.scorer import ScalarHead, Scorer
+from rlhf_lightning.options import Seed
 from rlhf_lightning.types import PackedBatch, SequenceLogProbs, SequencePredictions
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class ActorCritic(Actor):
         adapter: Adapter | None = None,
         layers: int = 2,
         detach: bool = False,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         sources = _sources(source, outputs)
         _check(kind, head, adapted=is_adapted(model), sourced=source is not None, detach=detach)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rlhf_lightning.models.scorer import Place, Scorer
+from rlhf_lightning.options import Seed
 from rlhf_lightning.types import PackedBatch
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class GatedScorer(Scorer):
         dropout: float = 0.2,
         temperature: float = 10.0,
         scale: float = 1.0,
-        seed: int | None = None,
+        seed: Seed | None = None,
         **head: Any,
     ) -> None:
         saved = getattr(cast("Any", model), "saved_head", None)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.backbone import Backbone
 from rlhf_lightning.models.heads import SavedHead
+from rlhf_lightning.options import Seed
 from rlhf_lightning.types import PackedBatch, SequenceLogProbs
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class ScalarHead(nn.Module):
         bias: bool = False,
         init: HeadInit = "rsqrt",
         unit_rows: bool = False,
-        seed: int | None = None,
+        seed: Seed | None = None,
     ) -> None:
         super().__init__()
         if outputs < 1 or init not in get_args(HeadInit):
@@ -122,7 +123,7 @@ class Scorer(Backbone):
         bias: bool = False,
         init: HeadInit = "rsqrt",
         unit_rows: bool = False,
-        seed: int | None = None,
+        seed: Seed | None = None,
         language_model: bool = False,
     ) -> None:
         super().__init__(model, backend=backend)

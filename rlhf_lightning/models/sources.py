@@ -20,7 +20,7 @@ from rlhf_lightning.models import gguf
 from rlhf_lightning.models.loading import load_model
 from rlhf_lightning.models.naming import BASE_NOTE
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer, resolve_chat_template
-from rlhf_lightning.options import Count
+from rlhf_lightning.options import Count, Seed
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -274,7 +274,7 @@ class TinyRandom(Execution):
         ValueError: unknown architecture or dtype.
     """
 
-    seed: int = 0
+    seed: Seed = 0
     architecture: str = "llama"
     hidden_size: Count = 64
     layers: Count = 2
@@ -361,8 +361,9 @@ def _clear_errors(name: str) -> Iterator[None]:
     except OSError as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise OSError(
-            f"model.name={name!r} could not be loaded: {reason} (a hub id needs a network or a filled hub cache; "
-            "otherwise give a folder or a .gguf file, or model=smollm2, which needs neither)"
+            f"model.name={name!r} could not be loaded: {reason} (a hub id needs a network or a filled hub cache, and "
+            "HF_TOKEN where it is gated or private; otherwise give a folder or a .gguf file, or model=smollm2, which "
+            "needs neither)"
         ) from error
     except ValueError as error:
         if "backend tokenizer" in str(error):

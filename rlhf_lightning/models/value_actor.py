@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.hidden_actors import scored_with_states
 from rlhf_lightning.ops.log_probs import log_probs
+from rlhf_lightning.options import Seed
 from rlhf_lightning.types import ActionValues, PackedBatch
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class ValueActor(Actor):
         *,
         backend: Literal["auto", "packed", "padded"] = "auto",
         width: int = 2,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(model, backend=backend)
         vocabulary, size = self.base.get_output_embeddings().weight.shape

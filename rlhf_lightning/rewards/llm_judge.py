@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from rlhf_lightning.options import Seed
 from rlhf_lightning.rewards.asking import Ask, asker
 from rlhf_lightning.rewards.base import Scores
 from rlhf_lightning.rewards.graders.templates import Context, FieldError, Template
@@ -174,7 +175,7 @@ class RatingJudge(_Judge):
         system: str | None = None,
         max_tokens: int = 512,
         temperature: float = 0.0,
-        seed: int = 0,
+        seed: Seed = 0,
         name: str = "rating",
     ) -> None:
         if not low < high:
@@ -255,7 +256,7 @@ class ComparisonJudge(_Judge):
         system: str | None = None,
         max_tokens: int = 512,
         temperature: float = 0.0,
-        seed: int = 0,
+        seed: Seed = 0,
         name: str = "comparison",
     ) -> None:
         own = ("prompt", "response_a", "response_b")

@@ -26,7 +26,7 @@ from rlhf_lightning.data.cache import default_folder
 from rlhf_lightning.models.loading import load_model
 from rlhf_lightning.models.sources import Dtype, Execution
 from rlhf_lightning.models.tokenizers import prepare_tokenizer
-from rlhf_lightning.options import Count, Positive, WholeNumber
+from rlhf_lightning.options import Count, Positive, Seed, WholeNumber
 from rlhf_lightning.world import grammar
 from rlhf_lightning.world.tokenizer import BOS, EOS, PAD, VOCABULARY, tiny_tokenizer
 
@@ -63,7 +63,7 @@ class TinyWorld(Execution):
         ValueError: unknown dtype.
     """
 
-    seed: int = 0
+    seed: Seed = 0
     hidden_size: Count = 128
     layers: Count = 2
     heads: Count = 4

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlhf_lightning.data.checks import DataError
 from rlhf_lightning.data.sources import Row
+from rlhf_lightning.options import Seed
 from rlhf_lightning.world import grammar, kinds
 from rlhf_lightning.world.base import TinyWorld
 from rlhf_lightning.world.grammar import Split
@@ -31,7 +32,7 @@ class TinySource:
         split: Split = "train",
         size: int = 3072,
         *,
-        seed: int = 0,
+        seed: Seed = 0,
         flips: float = 0.0,
         longest: int = 6,
         topics: Sequence[str] | None = None,
