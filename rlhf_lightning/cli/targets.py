@@ -10,7 +10,9 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,36 @@ _NEVER = ("rlhf_lightning.cli", "rlhf_lightning.quickstart")
 _DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
 #: Packages that hold more than anybody means to allow.
 _TOO_MUCH = ("builtins", "hydra", "lightning", "omegaconf", "peft", "pytorch_lightning", "torch", "transformers")
+
+
+class _CurrentFolder(MetaPathFinder):
+    """Finds packages that the user has allowed in the folder where the program was started.
+
+    It is asked last, so that a file there never takes the place of an installed package.
+    """
+
+    def __init__(self) -> None:
+        self.folder = Path.cwd()
+        self.packages: set[str] = set()
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
+        """The spec of an allowed package; parts of it are found by way of its own path."""
+        return PathFinder.find_spec(fullname, [str(self.folder)]) if fullname in self.packages else None
+
+
+_CURRENT_FOLDER = _CurrentFolder()
+
+
+def allow_current_folder(allowed: Iterable[str]) -> None:
+    """Let what the user has allowed be imported from the current folder, where it is installed nowhere.
+
+    Args:
+        allowed: packages, or parts of one (:func:`rlhf_lightning.cli.trust.allowed_targets`).
+    """
+    _CURRENT_FOLDER.folder = Path.cwd()
+    _CURRENT_FOLDER.packages = {name.partition(".")[0] for name in allowed}
+    if _CURRENT_FOLDER not in sys.meta_path:
+        sys.meta_path.append(_CURRENT_FOLDER)
 
 
 class TargetError(ValueError):
@@ -55,13 +87,14 @@ def locate(path: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
                 continue
-            raise
+            missing = str(error.name).partition(".")[0]
+            if not (Path.cwd() / f"{missing}.py").exists() and not (Path.cwd() / missing).is_dir():
+                raise
+            raise ImportError(f"{name} imports {missing}, which the current folder has: allow it as well") from error
         for position, part in enumerate(parts[cut:], start=cut):
             found = _attribute(found, part, ".".join(parts[:position]))
         return found
-    here = any(Path(name).exists() for name in (f"{parts[0]}.py", f"{parts[0]}/__init__.py"))
-    hint = f"; the current folder has one: set PYTHONPATH={Path.cwd()}" if here else ""
-    raise ImportError(f"no package {parts[0]!r} is installed{hint}")
+    raise ImportError(f"no package {parts[0]!r} is installed")
 
 
 def resolve(key: str, path: Any, allowed: Sequence[str], *, within: bool = False) -> Any:

@@ -40,6 +40,8 @@ from rlhf_lightning.cli.folder import held_by_command, untouched
 from rlhf_lightning.cli.heap import release
 from rlhf_lightning.cli.processes import environment_of_worker, is_first_process, launched, rank, several_processes
 from rlhf_lightning.cli.results import FILE, Result
+from rlhf_lightning.cli.targets import allow_current_folder
+from rlhf_lightning.cli.trust import allowed_targets
 from rlhf_lightning.signals import SIGINT_EXIT, SIGTERM_EXIT, run_with_exit_code
 
 #: By its full name: as a process of its own this module is ``__main__``, whose logger nobody listens to.
@@ -261,6 +263,7 @@ def main(arguments: list[str]) -> int:
     command, file = arguments
     cfg = OmegaConf.load(file)
     assert isinstance(cfg, DictConfig)
+    allow_current_folder(allowed_targets(cfg))
     folder = Path(cfg.paths.output_dir)
     held_by_command(folder)
     result = run_here(command, cfg)
