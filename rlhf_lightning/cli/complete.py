@@ -80,7 +80,7 @@ def _candidates(command: str, word: str, chosen: dict[str, str]) -> list[str]:
         return [f"{key}={done}{comma}{option}" for option in options(key)] if key in groups else []
     if "." in key:
         group = key.partition(".")[0]
-        return _keys_of(group, chosen.get(group, groups.get(group, "default")))
+        return keys_of(group, chosen.get(group, groups.get(group, "default")))
     found = [f"{group}=" for group in groups] + [f"{group}." for group in groups if group == key]
     return [*found, *(f"{name}=" for name in keys)]
 
@@ -91,7 +91,7 @@ def _root(command: str) -> tuple[dict[str, str], list[str]]:
     return groups, re.findall(r"^(\w+): ", text, re.MULTILINE)
 
 
-def _keys_of(group: str, name: str) -> list[str]:
+def keys_of(group: str, name: str) -> list[str]:
     """Dotted keys that a group's file and the files it starts from set."""
     import yaml
 

@@ -17,9 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from rlhf_lightning.cli.annotations import annotations_of, check_value
-from rlhf_lightning.cli.errors import ConfigError, describe, suggestion
-from rlhf_lightning.cli.targets import TargetError, resolve, targets
-from rlhf_lightning.cli.trust import allowed_targets, uncommanded
+from rlhf_lightning.cli.errors import ConfigError, closest, describe, suggestion
+from rlhf_lightning.cli.keys import choices_for, right_keys
+from rlhf_lightning.cli.metrics import check_optimized
+from rlhf_lightning.cli.roles import role_of
+from rlhf_lightning.cli.targets import TargetError, allow_current_folder, resolve, targets
+from rlhf_lightning.cli.trust import allowed_targets, leaves, uncommanded
+from rlhf_lightning.options import Seed
 
 _HYDRA_KEYS = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
 #: Trainer arguments that ``train()`` itself gives.
@@ -45,7 +49,7 @@ class _Job:
     trainer: dict[str, Any]
     optimizer: dict[str, Any]
     paths: dict[str, Any]
-    seed: int
+    seed: Seed
     adapter: dict[str, Any] | None = None
     reward: dict[str, Any] | None = None
     rollout: dict[str, Any] | None = None
@@ -78,7 +82,7 @@ class Generate:
     """Top-level keys of ``rlhf generate``."""
 
     model: dict[str, Any]
-    seed: int
+    seed: Seed
     max_new_tokens: int
     temperature: float
     top_p: float
@@ -107,7 +111,7 @@ class Data:
     model: dict[str, Any]
     data: dict[str, Any]
     rows: int
-    seed: int
+    seed: Seed
     allow_targets: list[str] = field(default_factory=list)
 
 
@@ -131,11 +135,12 @@ def check_config(cfg: DictConfig, command: str, overrides: Sequence[str]) -> Non
         raise ConfigError(_without_values(missing))
     problems = list(_check_top(cfg, tree, command))
     problems += uncommanded(tree, overrides)
+    problems += _unmade(tree)
     problems += [] if problems else _check_targets(cfg, tree)
     if "trainer" in tree and isinstance(tree["trainer"], dict):
         problems += _check_trainer(cfg, tree)
     if command == "train":
-        problems += _check_optimized(tree)
+        problems += check_optimized(tree)
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -200,27 +205,22 @@ def _check_timeout(timeout: Any, strategy: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _check_optimized(tree: dict[str, Any]) -> Iterator[str]:
-    """A metric of validations in a run without any: a sweep would train all its jobs before it finds no value."""
-    metric = str(tree.get("optimized_metric") or "")
-    if not metric.startswith("val/"):
-        return
-    switches = (
-        ("data", "validation", (None, 0), "a share of the prompts (0.05) or a source"),
-        ("trainer", "limit_val_batches", (0,), "1.0"),
-    )
-    for section, option, off, fix in switches:
-        part = tree.get(section)
-        if isinstance(part, dict) and option in part and part[option] in off:
-            value = "null" if part[option] is None else part[option]
-            yield (
-                f"optimized_metric={metric} is logged in validations, and {section}.{option}={value} leaves none: set "
-                f"it to {fix}, or optimise a metric of training, such as optimized_metric=train/loss"
-            )
+def _unmade(node: Any, key: str = "") -> Iterator[str]:
+    """Options of something that nothing makes: of a logger that was not chosen, for example."""
+    for name, inner in node.items() if isinstance(node, dict) else ():
+        full = f"{key}.{name}" if key else str(name)
+        if isinstance(inner, dict) and inner and "_target_" not in inner and (role := role_of(full)) is not None:
+            first = next((leaf for leaf, _ in leaves(inner, full)), full)
+            choices = choices_for(first) or choices_for(full)
+            fix = f"choose {' or '.join(choices)}" if choices else "it needs a _target_"
+            yield f"{first} is an option of {role.noun} that was not chosen: {fix}"
+        else:
+            yield from _unmade(inner, full)
 
 
 def _check_targets(cfg: DictConfig, tree: dict[str, Any]) -> Iterator[str]:
     allowed = allowed_targets(tree)
+    allow_current_folder(allowed)
     users: list[str] = []  # keys of what the user's own code makes
     for key, node in targets(tree):
         path, within = node["_target_"], any(key.startswith((f"{outer}.", f"{outer}[")) for outer in users)
@@ -269,11 +269,23 @@ def _check_call(
         elif not open_ended:
             # A partial's positional parameters are given in code: legal in principle, no use to a reader.
             offered = [other for other in known if not partial or not _given_later(parameters[other])]
-            yield f"{full}: {name} has no option {option!r}.{suggestion(option, offered)}"
+            yield f"{full}: {name} has no option {option!r}.{_advice(cfg, full, offered)}"
     if not partial:
         for option in known:
             if parameters[option].default is inspect.Parameter.empty and option not in options:
                 yield f"{key}.{option} has no value and needs one ({name})" if key else f"{option} is missing"
+
+
+def _advice(cfg: DictConfig, full: str, offered: Sequence[str]) -> str:
+    """The end of a message about an unknown option: where it belongs, or what it is a misspelling of."""
+    node, _, option = full.rpartition(".")
+    tree = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(tree, dict)
+    right = right_keys(full, {str(key): value for key, value in tree.items()}, offered)
+    near = closest(option, offered)
+    if not right or (node and near is not None):
+        return suggestion(option, offered)
+    return f" Did you mean {' or '.join(right)}?\n  options: {', '.join(sorted(offered))}"
 
 
 def _given_later(parameter: inspect.Parameter) -> bool:

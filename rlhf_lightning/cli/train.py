@@ -21,6 +21,7 @@ from rlhf_lightning.cli.build import Run, callbacks_of, checkpoint_to_resume, ma
 from rlhf_lightning.cli.console import ERR
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.cli.folder import RunFolder, digest_of, held, write_config
+from rlhf_lightning.cli.metrics import check_reached
 from rlhf_lightning.cli.processes import is_first_process, join_job, several_commands
 from rlhf_lightning.cli.progress import Progress
 from rlhf_lightning.cli.results import FILE, Result, duration
@@ -76,6 +77,8 @@ def _train(cfg: DictConfig, folder: RunFolder, started: float) -> float | None:
     content = run.data.content() | ({} if folder.start is None else {"ckpt_path": digest_of(folder.start)})
     check_same(run.trainer, content)
     folder.check_content(content)
+    if (cfg.optimized_metric or "").startswith("val/"):
+        check_reached(cfg.optimized_metric, run.trainer, len(run.data.train_dataloader()))
     if run.trainer.is_global_zero:
         folder.accept(content, None if progress is None else progress.steps)
         (folder.path / FILE).unlink(missing_ok=True)  # so that it never outlives a run that is killed

@@ -38,6 +38,27 @@ MESSAGES = {
     ),
     "seed=null": "seed: expected a whole number, got None",
     "optimizer.betas=[1]": "optimizer.betas: expected a list of 2, got [1]",
+    "learning_rate=1": "learning_rate: rlhf train has no option 'learning_rate'. Did you mean optimizer.lr?\n",
+    "lr=1": "lr: rlhf train has no option 'lr'. Did you mean optimizer.lr?\n",
+    "batch_size=2": "batch_size: rlhf train has no option 'batch_size'. Did you mean data.batch_size?\n",
+    "num_epochs=2": "num_epochs: rlhf train has no option 'num_epochs'. Did you mean trainer.max_epochs?\n",
+    "output_dir=x": "output_dir: rlhf train has no option 'output_dir'. Did you mean paths.output_dir?\n",
+    "rank=8": "rank: rlhf train has no option 'rank'. Did you mean adapter.r (with adapter=lora or adapter=qlora)?\n",
+    "optimizer.max_steps=3": "optimizer.max_steps: AdamW has no option 'max_steps'. Did you mean trainer.max_steps?\n",
+    "trainer.seed=1": "trainer.seed: lightning.Trainer has no option 'seed'. Did you mean seed?\n",
+    "logger.wandb.project=x": (
+        "logger.wandb.project is an option of a logger that was not chosen: choose logger=wandb"
+    ),
+    "callbacks.ema.decay=0.9": (
+        "callbacks.ema.decay is an option of a callback that was not chosen: choose callbacks=[default,ema]"
+    ),
+    "adapter.r=8": "adapter.r is an option of an adapter that was not chosen: choose adapter=lora or adapter=qlora",
+    "reference.source.name=x": (
+        "reference.source.name is an option of a model that was not chosen: choose reference=teacher"
+    ),
+    "seed=-1": "seed: -1 is not allowed, it must be a number in [0, 4294967295]",
+    "seed=99999999999": "seed: 99999999999 is not allowed, it must be a number in [0, 4294967295]",
+    "optimizer=3": "these options cannot be composed: Config group override must be a string or a list. Got int",
 }
 
 
