@@ -92,6 +92,7 @@ _MEMORY = (
 )
 _STATUS = (
     "httpx.HTTPStatusError",
+    "httpx2.HTTPStatusError",
     "huggingface_hub.errors.HfHubHTTPError",
     "requests.exceptions.HTTPError",
     "urllib.error.HTTPError",
@@ -124,6 +125,8 @@ FAILURES = (
             "builtins.ConnectionError",
             "httpx.NetworkError",
             "httpx.TimeoutException",
+            "httpx2.NetworkError",
+            "httpx2.TimeoutException",
             "huggingface_hub.errors.OfflineModeIsEnabled",
             "requests.exceptions.ConnectionError",
             "socket.gaierror",

@@ -206,8 +206,11 @@ def _check_timeout(timeout: Any, strategy: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _unmade(node: Any, key: str = "") -> Iterator[str]:
-    """Options of something that nothing makes: of a logger that was not chosen, for example."""
-    for name, inner in node.items() if isinstance(node, dict) else ():
+    """Options of something that nothing makes: of a logger that was not chosen, for example.
+
+    What is an option of something that is made is judged by its signature.
+    """
+    for name, inner in node.items() if isinstance(node, dict) and "_target_" not in node else ():
         full = f"{key}.{name}" if key else str(name)
         if isinstance(inner, dict) and inner and "_target_" not in inner and (role := role_of(full)) is not None:
             first = next((leaf for leaf, _ in leaves(inner, full)), full)

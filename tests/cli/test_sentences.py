@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import hf_raise_for_status
 from lightning.pytorch import Trainer
 from safetensors import safe_open
@@ -71,8 +72,9 @@ def other_weights(folder: Path) -> None:
 
 
 def answered(status: int) -> Callable[[Path], None]:
-    request = httpx.Request("GET", "https://huggingface.co/api/models/a/b")
-    return lambda folder: hf_raise_for_status(httpx.Response(status, request=request))
+    http: Any = importlib.import_module(HfHubHTTPError.__mro__[1].__module__.partition(".")[0])  # the hub's own client
+    request = http.Request("GET", "https://huggingface.co/api/models/a/b")
+    return lambda folder: hf_raise_for_status(http.Response(status, request=request))
 
 
 def missing_package(folder: Path) -> None:
