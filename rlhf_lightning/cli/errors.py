@@ -97,17 +97,19 @@ _STATUS = (
     "requests.exceptions.HTTPError",
     "urllib.error.HTTPError",
 )
+_SAFETENSORS = ("safetensors_rust.SafetensorError", "safetensors._safetensors_rust.SafetensorError")
 
 #: The first that fits counts. Whatever else a library raises is taken for a bug.
 FAILURES = (
     Failure(_DISK_FULL, errnos=(errno.ENOSPC, errno.EDQUOT), code=EXIT_FAILED),
     Failure(
         _DISK_FULL,
-        pattern=r"no space left on device|os error 28|disk quota|PytorchStreamWriter|file write failed",
+        pattern=r"no space left on device|os error 28|disk quota|PytorchStreamWriter|file write failed|unexpected pos",
         code=EXIT_FAILED,
     ),
     Failure(_READ_ONLY, errnos=(errno.EACCES, errno.EPERM, errno.EROFS)),
-    Failure("{file} is a file, or below one, where a folder is wanted", errnos=(errno.ENOTDIR, errno.EEXIST)),
+    Failure("{file} is a file, or below one, where a folder is wanted", errnos=(errno.ENOTDIR,)),
+    Failure("{file} is there already, most likely a file where a folder is wanted", errnos=(errno.EEXIST,)),
     Failure("{file} is a folder, where a file is wanted", errnos=(errno.EISDIR,)),
     Failure("there is no file or folder {file}", errnos=(errno.ENOENT,)),
     Failure("the name of {file} is too long for this disk", errnos=(errno.ENAMETOOLONG,)),
@@ -138,7 +140,7 @@ FAILURES = (
     Failure(_MEMORY, ("builtins.RuntimeError",), pattern="can't allocate memory|not enough memory", code=EXIT_FAILED),
     Failure(
         "a file of weights is damaged, cut off, or of another kind ({text}): load it from where it came from again",
-        ("safetensors_rust.SafetensorError", "_pickle.UnpicklingError", "zipfile.BadZipFile", "builtins.EOFError"),
+        (*_SAFETENSORS, "_pickle.UnpicklingError", "zipfile.BadZipFile", "builtins.EOFError"),
     ),
     Failure(
         "a file of weights is damaged, cut off, or of another kind ({text}): load it from where it came from again",

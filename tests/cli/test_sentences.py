@@ -82,7 +82,7 @@ def missing_package(folder: Path) -> None:
 
 
 def no_such_accelerator(folder: Path) -> None:
-    Trainer(accelerator="tpu", logger=False, enable_checkpointing=False)
+    Trainer(accelerator="abacus", logger=False, enable_checkpointing=False)
 
 
 def another_engine(folder: Path) -> None:
@@ -95,7 +95,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], str, int]] = {
     "read-only": (read_only, "config.yaml may not be read or written here", EXIT_USER),
     "forbidden": (forbidden, "config.yaml may not be read or written here", EXIT_USER),
     "below a file": (below_a_file, "is a file, or below one, where a folder is wanted", EXIT_USER),
-    "over a file": (over_a_file, "file is a file, or below one, where a folder is wanted", EXIT_USER),
+    "over a file": (over_a_file, "file is there already, most likely a file where a folder is wanted", EXIT_USER),
     "folder for a file": (a_folder_for_a_file, "is a folder, where a file is wanted", EXIT_USER),
     "nothing there": (nothing_there, "there is no file or folder", EXIT_USER),
     "long name": (long_name, "is too long for this disk", EXIT_USER),
