@@ -70,4 +70,4 @@ def test_an_installed_package_is_never_replaced(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "filelock.py").write_text("raise AssertionError\n")
     monkeypatch.delitem(sys.modules, "filelock", raising=False)
     allow_current_folder(["filelock"])
-    assert locate("filelock.FileLock").__name__ == "FileLock"
+    assert locate("filelock.Timeout").__name__ == "Timeout"
