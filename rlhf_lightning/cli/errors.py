@@ -182,9 +182,9 @@ class ConfigError(ValueError):
     """A configuration that cannot run; the text says which option, why, and what is allowed."""
 
 
-def closest(name: str, options: Iterable[str]) -> str | None:
-    """The option that ``name`` is most likely a misspelling of."""
-    close = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+def closest(name: str, options: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The option that ``name`` is most likely a misspelling of, if they are as alike as ``cutoff`` (1: equal) wants."""
+    close = difflib.get_close_matches(name, list(options), n=1, cutoff=cutoff)
     return close[0] if close else None
 
 

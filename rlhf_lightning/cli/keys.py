@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlhf_lightning.cli.complete import keys_of
@@ -99,13 +99,12 @@ PREFERRED = (
 _BESIDE = {"callbacks": "callbacks=[default,{}]"}
 
 
-def right_keys(full: str, tree: Mapping[str, Any], offered: Collection[str]) -> list[str]:
+def right_keys(full: str, tree: Mapping[str, Any]) -> list[str]:
     """Keys that an unknown one may stand for, likeliest first, each with the choice that it needs.
 
     Args:
         full: the unknown key.
         tree: the configuration that it was given in.
-        offered: options of the node that it was given in.
     """
     name = full.rpartition(".")[2].lower().replace("-", "_")
     preferred = [key for key in PREFERRED if key.rpartition(".")[2] == name]

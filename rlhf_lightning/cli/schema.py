@@ -284,9 +284,8 @@ def _advice(cfg: DictConfig, full: str, offered: Sequence[str]) -> str:
     node, _, option = full.rpartition(".")
     tree = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(tree, dict)
-    right = right_keys(full, {str(key): value for key, value in tree.items()}, offered)
-    near = closest(option, offered)
-    if not right or (node and near is not None):
+    right = right_keys(full, {str(key): value for key, value in tree.items()})
+    if not right or (node and closest(option, offered, cutoff=0.8) is not None):
         return suggestion(option, offered)
     return f" Did you mean {' or '.join(right)}?\n  options: {', '.join(sorted(offered))}"
 

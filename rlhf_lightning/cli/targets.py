@@ -90,7 +90,9 @@ def locate(path: str) -> Any:
             missing = str(error.name).partition(".")[0]
             if not (Path.cwd() / f"{missing}.py").exists() and not (Path.cwd() / missing).is_dir():
                 raise
-            raise ImportError(f"{parts[0]} imports {missing}, which the current folder has: allow it as well") from error
+            raise ImportError(
+                f"{parts[0]} imports {missing}, which the current folder has: allow it as well"
+            ) from error
         for position, part in enumerate(parts[cut:], start=cut):
             found = _attribute(found, part, ".".join(parts[:position]))
         return found
