@@ -49,9 +49,13 @@ def columns_read(columns: Collection[str], mapping: Mapping[str, str]) -> set[st
 
 
 def unfound(mapping: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, str]:
-    """The part of a column map whose columns a row does not have."""
+    """The part of a column map whose columns neither a row has nor the objects in its lists, such as responses."""
+    listed = [part for value in values.values() if isinstance(value, list) for part in value]
+    objects = [values, *(part for part in listed if isinstance(part, Mapping))]
     return {
-        ours: theirs for ours, theirs in mapping.items() if theirs != NO_COLUMN and looked_up(values, theirs) is ABSENT
+        ours: theirs
+        for ours, theirs in mapping.items()
+        if theirs != NO_COLUMN and all(looked_up(part, theirs) is ABSENT for part in objects)
     }
 
 

@@ -347,6 +347,9 @@ def test_a_misspelt_column_is_named_with_the_closest_one():
         DataError, match=r"columns\.margin=scroe: no such column \(did you mean 'score'\?\)\. No row of rows"
     ):
         made(row, kind="preference", columns={**right, "margin": "scroe"})
+    inside = {"question": "a", "answers": [{"said": "b", "stars": 1}, {"said": "c", "stars": 2}]}
+    columns = {"prompt": "question", "responses": "answers", "response": "said", "score": "stars"}
+    assert made(inside, kind="ranked", columns=columns).report.kept == 1  # the objects of a list have columns too
     # a later row alone lacks it: then it is a problem of that row, by the column's name
     report = made(row, {"question": "d", "worse": "e"}, kind="preference", columns=right).report
     assert report.problems[0].message.startswith("data.spec.columns.chosen=better: no such column")
