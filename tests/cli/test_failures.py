@@ -78,7 +78,7 @@ def test_a_connection_that_nobody_explains_says_so(tmp_path, monkeypatch):
 def test_which_errors_only_say_that_another_process_has_gone(error, consequence):
     failure = failure_of(raised(error), 1)
     assert failure.consequence == consequence
-    assert failure.bug == (not consequence and not isinstance(error, ConfigError))
+    assert failure.bug == isinstance(error, KeyError)
 
 
 def test_an_error_that_another_process_is_still_writing_is_waited_for(tmp_path):
