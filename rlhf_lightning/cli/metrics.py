@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from omegaconf import DictConfig
+
 from rlhf_lightning.cli.errors import ConfigError
 
 _INFINITE = float("inf")
@@ -35,18 +37,30 @@ def check_optimized(tree: Mapping[str, Any]) -> Iterator[str]:
         return
     if not re.fullmatch(r"(train|val)/.+", metric):
         yield f"optimized_metric={metric}: names of metrics begin with train/ or val/, such as val/loss or train/loss"
-    yield from _unlogged(metric, tree.get("callbacks") or {})
     yield from _without_validation(metric, tree) if metric.startswith("val/") else ()
 
 
-def _unlogged(metric: str, callbacks: Mapping[str, Any]) -> Iterator[str]:
-    """A metric that a callback logs which this run does not have."""
-    targets = [str(node.get("_target_")) for node in callbacks.values() if isinstance(node, Mapping)]
+def check_logged(metric: str | None, callbacks: Mapping[str, Any] | None) -> None:
+    """Refuse a metric that a callback logs which this run does not have.
+
+    A job asks, not its sweep: a file of a sweep may name a metric whose callback comes with what it varies.
+
+    Args:
+        metric: ``optimized_metric``.
+        callbacks: the nodes of the group.
+
+    Raises:
+        ConfigError: naming the choice that has the callback.
+    """
+    nodes = (callbacks or {}).values()
+    targets = [str(node.get("_target_")) for node in nodes if isinstance(node, Mapping | DictConfig)]
     users = [target for target in targets if not target.startswith(("rlhf_lightning.", "lightning."))]
     for pattern, name, choice in LOGGED_BY:
         logged = any(target.endswith(f".{name}") for target in targets) or users
-        if re.fullmatch(pattern, metric) and not logged:
-            yield f"optimized_metric={metric} is logged by {name}, which this run does not have: choose {choice}"
+        if re.fullmatch(pattern, metric or "") and not logged:
+            raise ConfigError(
+                f"optimized_metric={metric} is logged by {name}, which this run does not have: choose {choice}"
+            )
 
 
 def _without_validation(metric: str, tree: Mapping[str, Any]) -> Iterator[str]:

@@ -21,7 +21,7 @@ from rlhf_lightning.cli.build import Run, callbacks_of, checkpoint_to_resume, ma
 from rlhf_lightning.cli.console import ERR
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.cli.folder import RunFolder, digest_of, held, write_config
-from rlhf_lightning.cli.metrics import check_reached
+from rlhf_lightning.cli.metrics import check_logged, check_reached
 from rlhf_lightning.cli.processes import is_first_process, join_job, several_commands
 from rlhf_lightning.cli.progress import Progress
 from rlhf_lightning.cli.results import FILE, Result, duration
@@ -60,6 +60,7 @@ def train(cfg: DictConfig) -> float | None:
 def _train(cfg: DictConfig, folder: RunFolder, started: float) -> float | None:
     """Train in a folder that is this process's, as far as small files can say."""
     before = Result.read(folder.path)
+    check_logged(cfg.optimized_metric, cfg.callbacks)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     run = make_run(cfg)
     callbacks_of(run.trainer).append(ModelLine(run))
