@@ -94,7 +94,10 @@ def compose_with_overrides(
                 if position is None:
                     raise to_config_error(error) from error
                 accepted[position] = "++" + accepted[position]
-    check_hydra(cfg)
+    try:
+        check_hydra(cfg)
+    except ConfigError as error:
+        raise _naming_override(error, accepted) from error
     own = _pop(cfg, "hydra")
     if check:
         check_config(cfg, command, accepted)
@@ -196,6 +199,14 @@ def _folders(config_dirs: Iterable[str | Path]) -> list[Path]:
     except OversizedYamlError as error:
         raise ConfigError(f"a config file cannot be read: {error}") from error
     return folders
+
+
+def _naming_override(error: ConfigError, overrides: Sequence[str]) -> ConfigError:
+    """Name the override that cannot be resolved where Hydra's own key repeats it."""
+    interpolating = next((override for override in overrides if "${" in override), None)
+    if interpolating is None or not str(error).startswith("hydra.job.override_dirname"):
+        return error
+    return ConfigError(f"{interpolating}: {str(error).partition(': ')[2]}")
 
 
 def _pop(cfg: DictConfig, key: str) -> Any:
