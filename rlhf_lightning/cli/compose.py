@@ -33,6 +33,7 @@ from rlhf_lightning.cli.schema import check_config
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.yaml_text import OversizedYamlError, check_folder
 
+_UNCOMPOSED = "these options cannot be composed"
 COMMANDS = ("train", "evaluate", "generate", "data")
 
 
@@ -87,13 +88,14 @@ def compose_with_overrides(
                 given = [*accepted, *search]
                 cfg = hydra_compose(config_name=command, overrides=given, return_hydra_config=True)
                 break
-            except yaml.YAMLError as error:
-                raise ConfigError(f"a config file is not valid YAML: {error}") from error
             except (HydraException, OmegaConfBaseException) as error:
                 position = _absent_key(error, accepted)
                 if position is None:
                     raise to_config_error(error) from error
                 accepted[position] = "++" + accepted[position]
+            except (yaml.YAMLError, ValueError) as error:  # Hydra's own, of a group that is given a number
+                what = "a config file is not valid YAML" if isinstance(error, yaml.YAMLError) else _UNCOMPOSED
+                raise ConfigError(f"{what}: {error}") from error
     try:
         check_hydra(cfg)
     except ConfigError as error:
