@@ -26,7 +26,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rlhf_lightning.cli.config_file import read_data
 from rlhf_lightning.cli.console import say
 from rlhf_lightning.cli.errors import ConfigError
-from rlhf_lightning.cli.identity import Comparison, Difference, compare, listed, may_lengthen, plain
+from rlhf_lightning.cli.identity import (
+    Comparison,
+    Difference,
+    compare,
+    digest,
+    listed,
+    may_lengthen,
+    method_name,
+    plain,
+)
 from rlhf_lightning.cli.processes import is_first_process
 from rlhf_lightning.cli.results import Result
 from rlhf_lightning.files import remove, write_atomically
@@ -203,8 +212,6 @@ class RunFolder:
             content: see :meth:`check_content`.
             step: at which the run is resumed; None: at its beginning.
         """
-        from rlhf_lightning.cli.jobs import digest
-
         if self.from_scratch and (old := self._saved()):
             log.info("%-9s %d checkpoints of the run that was here are removed", "scratch", len(old))
             for path in old:
@@ -232,8 +239,6 @@ class RunFolder:
 
 def offer(folder: RunFolder, overrides: list[str]) -> None:
     """Note what a command would make of a folder, until :meth:`RunFolder.accept`."""
-    from rlhf_lightning.cli.jobs import digest
-
     note(folder.path, pending={"digest": digest(folder.cfg), "overrides": overrides, "method": method_name()})
 
 
@@ -305,11 +310,6 @@ def write_record(folder: Path) -> None:
     files = {"hydra": OmegaConf.create({"hydra": own}), "overrides": own.overrides.task, "config": cfg}
     for name, node in files.items():
         _write(record / f"{name}.yaml", OmegaConf.to_yaml(node))
-
-
-def method_name() -> str | None:
-    """The file of ``conf/method`` that was chosen, where Hydra composed."""
-    return HydraConfig.get().runtime.choices.get("method") if HydraConfig.initialized() else None
 
 
 def digest_of(path: Path) -> str:

@@ -6,13 +6,15 @@ computation as another.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 Tree = Mapping[str, Any]
 
@@ -24,6 +26,10 @@ _CONTENT = "where the file lies: its content is compared"
 _SPEED = "speed and memory, not numbers"
 _SERVER = "where and how patiently a server is asked, not what it answers"
 
+#: Top-level keys that do not change what a job computes.
+_NOT_COMPUTED = ("paths", "rerun")
+#: Callbacks that decide what is kept of a job, not what it computes.
+_NOT_COMPUTED_BESIDE = ("rollout_files",)
 #: Keys, each with everything below it, that may change, and why.
 MAY_CHANGE: Mapping[str, str] = {
     "paths": "where results go",
@@ -188,3 +194,34 @@ def _callback(tree: Tree, name: str) -> str | None:
 
 def _text(value: Any) -> str:
     return "none" if value is None else json.dumps(value) if isinstance(value, list) else str(value)
+
+
+def digest(cfg: DictConfig) -> str:
+    """What two jobs share exactly when they compute the same, whatever their folders and the order of their options.
+
+    Two methods that are the same computation under two names (``hinge`` and ``rso_hinge``) are two jobs: a comparison
+    shows each under its own.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    copy = cfg.copy()
+    with open_dict(copy):
+        for key in ("output_dir", "runs", "sweeps"):  # other options are made from them
+            copy.paths[key] = f"<{key}>"
+        copy.pop("hydra", None)
+        if copy.get("strategy"):
+            copy.strategy.pop("timeout", None)
+        for name in _NOT_COMPUTED_BESIDE if copy.get("callbacks") else ():
+            copy.callbacks.pop(name, None)
+        tree = OmegaConf.to_container(copy, resolve=True, enum_to_str=True)
+    assert isinstance(tree, dict)
+    kept = {name: value for name, value in tree.items() if name not in _NOT_COMPUTED}
+    if HydraConfig.initialized():
+        kept["method"] = {"name": method_name(), "options": kept.get("method")}
+    return hashlib.blake2b(json.dumps(kept, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+def method_name() -> str | None:
+    """The file of ``conf/method`` that was chosen, where Hydra composed."""
+    return HydraConfig.get().runtime.choices.get("method") if HydraConfig.initialized() else None

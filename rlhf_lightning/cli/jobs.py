@@ -9,9 +9,7 @@ writing over it.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,16 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
-from rlhf_lightning.cli.folder import JOB, held, method_name, note, read_job
+from rlhf_lightning.cli.folder import JOB, held, note, read_job
+from rlhf_lightning.cli.identity import digest, method_name
 from rlhf_lightning.cli.results import Result
 
-#: Top-level keys that do not change what a job computes.
-_NOT_COMPUTED = ("paths", "rerun")
-#: Callbacks that decide what is kept of a job, not what it computes.
-_NOT_COMPUTED_BESIDE = ("rollout_files",)
 #: Folders of jobs by digest, by the folder of sweeps they were looked for in; kept up to date by this process.
 _KNOWN: dict[Path, dict[str, list[Path]]] = {}
 
@@ -39,32 +33,6 @@ class Place:
 
     folder: Path
     result: Result | None = None  #: of a job that is finished
-
-
-def digest(cfg: DictConfig) -> str:
-    """What two jobs share exactly when they compute the same, whatever their folders and the order of their options.
-
-    Two methods that are the same computation under two names (``hinge`` and ``rso_hinge``) are two jobs: a comparison
-    shows each under its own.
-
-    Returns:
-        32 hexadecimal digits.
-    """
-    copy = cfg.copy()
-    with open_dict(copy):
-        for key in ("output_dir", "runs", "sweeps"):  # other options are made from them
-            copy.paths[key] = f"<{key}>"
-        copy.pop("hydra", None)
-        if copy.get("strategy"):
-            copy.strategy.pop("timeout", None)
-        for name in _NOT_COMPUTED_BESIDE if copy.get("callbacks") else ():
-            copy.callbacks.pop(name, None)
-        tree = OmegaConf.to_container(copy, resolve=True, enum_to_str=True)
-    assert isinstance(tree, dict)
-    kept = {name: value for name, value in tree.items() if name not in _NOT_COMPUTED}
-    if HydraConfig.initialized():
-        kept["method"] = {"name": method_name(), "options": kept.get("method")}
-    return hashlib.blake2b(json.dumps(kept, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
 def find(cfg: DictConfig, own: Path, sweep: Path) -> Place:

@@ -135,8 +135,8 @@ def check_config(cfg: DictConfig, command: str, overrides: Sequence[str]) -> Non
         raise ConfigError(_without_values(missing))
     problems = list(_check_top(cfg, tree, command))
     problems += uncommanded(tree, overrides)
-    problems += _unmade(tree)
     problems += [] if problems else _check_targets(cfg, tree)
+    problems += _unmade(tree)
     if "trainer" in tree and isinstance(tree["trainer"], dict):
         problems += _check_trainer(cfg, tree)
     if command == "train":

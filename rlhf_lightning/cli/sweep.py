@@ -18,7 +18,7 @@ from rich.table import Table
 from rlhf_lightning import clock
 from rlhf_lightning.cli.console import ERR, OUT, say
 from rlhf_lightning.cli.errors import ConfigError
-from rlhf_lightning.cli.jobs import digest
+from rlhf_lightning.cli.identity import digest
 from rlhf_lightning.cli.results import FILE, Result, duration
 
 FILE_OF_SWEEP = "sweep.json"

@@ -72,6 +72,7 @@ def run_job(command: str, cfg: DictConfig, overrides: list[str]) -> Result:
     result = run_here(command, cfg) if here else _run_apart(command, cfg, folder)
     release()
     result.overrides = overrides
+    result.optimized_metric = result.optimized_metric or cfg.get("optimized_metric")
     if is_first_process() and not untouched(folder):
         result.write(folder)
     return result

@@ -161,11 +161,19 @@ def test_other_launchers_are_refused(environment):
 
 
 @pytest.mark.parametrize(
-    "environment",
-    [{}, torchrun(2), srun(2), SHELLS["srun --pty bash"] | {"PMI_SIZE": "2"}, {"WORLD_SIZE": "2"}, {"PMI_SIZE": "1"}],
+    ("environment", "launcher"),
+    [
+        ({}, "rlhf"),
+        (torchrun(2), "torchrun"),
+        (srun(2), "srun"),
+        (SHELLS["srun --pty bash"] | {"PMI_SIZE": "2"}, "rlhf"),
+        ({"WORLD_SIZE": "2"}, "rlhf"),
+        ({"PMI_SIZE": "1"}, "rlhf"),
+    ],
 )
-def test_commands_that_no_other_launcher_started(environment):
+def test_commands_that_no_other_launcher_started(environment, launcher):
     refuse_other_launchers(environment)
+    assert launch(environment).by == launcher
 
 
 def test_two_machines_without_a_launcher(monkeypatch):

@@ -95,7 +95,7 @@ def test_a_gadget_is_found_wherever_it_hides(key: str, canary: Path, composed: D
     node: Any = gadget("os.system", canary)
     for part in reversed(re.findall(r"\[\d+\]|[^.\[\]]+", key)):
         node = [node] if part.startswith("[") else {part: node}
-    with pytest.raises(ConfigError, match=r"os\.system|no option 'anything'|was not chosen"):
+    with pytest.raises(ConfigError, match=r"os\.system|no option 'anything'"):
         check_config(OmegaConf.create(_merged(OmegaConf.to_container(cfg), node)), "train", ())
     assert not canary.exists()
 

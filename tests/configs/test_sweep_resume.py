@@ -16,6 +16,7 @@ import torch
 
 from rlhf_lightning import compose
 from rlhf_lightning.cli import jobs
+from rlhf_lightning.cli.identity import digest
 from rlhf_lightning.cli.results import Result
 from tests.helpers.jobs import differences
 
@@ -38,14 +39,14 @@ def written(folder: Path) -> int:
 
 def test_the_digest_is_of_what_is_computed(tiny):
     """Fails when a folder counts (nothing would be recognised) or when an option does not (everything would be)."""
-    one = jobs.digest(compose("train", [*tiny, "paths.output_dir=a"]))
-    assert one == jobs.digest(compose("train", [*tiny, "paths.output_dir=b", "paths.sweeps=c", "rerun=true"]))
-    assert one == jobs.digest(compose("train", [*tiny[::-1], "callbacks.last.dirpath=${paths.output_dir}/checkpoints"]))
-    assert one == jobs.digest(compose("train", [*tiny, "callbacks.rollout_files.keep=3"]))
-    two = [jobs.digest(compose("train", [*tiny, "strategy=ddp", f"strategy.timeout={time}"])) for time in (60, 1800)]
+    one = digest(compose("train", [*tiny, "paths.output_dir=a"]))
+    assert one == digest(compose("train", [*tiny, "paths.output_dir=b", "paths.sweeps=c", "rerun=true"]))
+    assert one == digest(compose("train", [*tiny[::-1], "callbacks.last.dirpath=${paths.output_dir}/checkpoints"]))
+    assert one == digest(compose("train", [*tiny, "callbacks.rollout_files.keep=3"]))
+    two = [digest(compose("train", [*tiny, "strategy=ddp", f"strategy.timeout={time}"])) for time in (60, 1800)]
     assert two[0] == two[1] != one
     others = ["seed=1", "method.loss.beta=0.11", "method=ipo", "data.spec.max_length=77", "trainer.max_steps=3"]
-    assert one not in {jobs.digest(compose("train", [*tiny, other])) for other in others}
+    assert one not in {digest(compose("train", [*tiny, other])) for other in others}
 
 
 def test_the_same_command_runs_nothing_twice(rlhf, tiny, tmp_path):

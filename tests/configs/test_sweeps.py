@@ -202,8 +202,7 @@ def test_an_optimisation_without_any_value_says_why(rlhf, tiny, tmp_path):
     assert code == 2
     text = " ".join(err.split())
     assert (
-        "none of the 2 jobs gave a value of the metric to optimise; job 0: optimized_metric=val/loss is logged in"
-        in text
+        "none of the 2 jobs gave a value of val/loss to optimise; job 0: optimized_metric=val/loss is logged in" in text
     )
     assert "trainer.check_val_every_n_epoch so that one takes place" in text
     assert not list((tmp_path / "sweep").glob("*/metrics.csv"))

@@ -168,7 +168,9 @@ def test_more_than_a_tenth_left_out_asks_for_the_option_that_accepts_it(bad, sto
 def test_rows_of_another_label_are_not_left_out():
     rows = [{"prompt": "a", "response": f"b{i}", "label": i == 0} for i in range(10)]
     spec = DataSpec(cache=False, label=True)
-    tokenize(Rows(*rows), tokenizers.qwen_like(), spec, "supervised").report.enforce(spec)
+    made = tokenize(Rows(*rows), tokenizers.qwen_like(), spec, "supervised")
+    made.report.enforce(spec)
+    assert (len(made.examples), made.report.excluded) == (1, {})
 
 
 def test_nothing_left_is_an_error_whatever_the_policy(tmp_path):
