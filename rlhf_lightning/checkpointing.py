@@ -72,7 +72,7 @@ def validation_pending(trainer: Trainer) -> bool:
 def reopen_validation(fit_loop: dict[str, Any]) -> None:
     """Set the counters of a checkpoint to those of a validation whose first batch has started, in place.
 
-    Lightning skips a validation that was due when a checkpoint was written, and goes on in the middle of one that was
+    Lightning skips a validation that was due when a checkpoint was written, and continues in the middle of one that was
     under way, whose means then lack what was measured before. With these counters a resume runs it, whole.
 
     Args:

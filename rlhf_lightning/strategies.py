@@ -29,7 +29,7 @@ from rlhf_lightning.files import recovered, remove, replace, sync, temporary_nam
 from rlhf_lightning.sharded_state import gathered, put_back, room_for, taken_out
 
 #: Among the shards of a checkpoint: sharded tensors beside weights and optimiser, by their place in it.
-_FURTHER = "further"
+_SHARDED = "sharded"
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -129,7 +129,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.barrier()
         shards = {"state_dict": checkpoint.pop("state_dict")}
         shards |= {f"optimizer_{i}": state for i, state in enumerate(checkpoint.pop("optimizer_states", []))}
-        rest, shards[_FURTHER] = taken_out(checkpoint)
+        rest, shards[_SHARDED] = taken_out(checkpoint)
         save(shards, checkpoint_id=temporary)
         if self.is_global_zero:
             torch.save(rest, temporary / _METADATA_FILENAME)
@@ -172,9 +172,9 @@ class FSDP2Strategy(ModelParallelStrategy):
             set_optimizer_state_dict(self._sharded, _plain(optimizer), shards[f"optimizer_{i}"], options=options)
             _forget_others(_plain(optimizer), self._sharded, named.keys())
         rest = torch.load(path / _METADATA_FILENAME, weights_only=weights_only)
-        if further := room_for(rest, self.device_mesh["data_parallel"]):
-            load({_FURTHER: further}, checkpoint_id=path)
-        whole: dict[str, Any] = put_back(rest, further)
+        if sharded := room_for(rest, self.device_mesh["data_parallel"]):
+            load({_SHARDED: sharded}, checkpoint_id=path)
+        whole: dict[str, Any] = put_back(rest, sharded)
         return whole
 
 

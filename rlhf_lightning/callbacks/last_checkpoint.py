@@ -64,9 +64,9 @@ class LastCheckpoint(Callback):
 
     Lightning's own answer to SIGTERM stops after a micro-batch, which loses the gradients of a step that accumulates
     several, and talks to the other processes from within the signal handler, which can mix with a collective that is
-    under way; its answer to Ctrl-C saves nothing. Here the handler takes a note, the processes agree after the step,
+    under way; its handling of Ctrl-C saves nothing. Here the handler takes a note, the processes agree after the step,
     and ``rlhf_lightning.signals.run_with_exit_code`` makes the exit code 143 or 130. A second Ctrl-C ends the run where
-    it is. A process that was started with SIGINT ignored, as shells start background jobs, goes on ignoring it.
+    it is. A process that was started with SIGINT ignored, as shells start background jobs, keeps ignoring it.
 
     A validation that was due or under way when the checkpoint was written is run (again, whole) after the resume. So is
     what follows the last step: a run that was killed in its last validation or export finishes them.

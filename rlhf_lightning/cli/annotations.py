@@ -62,8 +62,8 @@ def annotations_of(target: Callable[..., Any]) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     if inspect.isclass(target) and dataclasses.is_dataclass(target) and "__init__" in vars(target):
         for owner in reversed(target.__mro__):  # each field in the module that declares it
-            if own := vars(owner).get("__annotations__"):
-                hints |= _evaluated(own, owner.__module__)
+            if declared := vars(owner).get("__annotations__"):
+                hints |= _evaluated(declared, owner.__module__)
     else:
         hints = _evaluated(getattr(function, "__annotations__", {}), getattr(function, "__module__", None))
     return _by_default(function) | hints
@@ -80,9 +80,9 @@ def _evaluated(annotations: Mapping[str, Any], module: str | None) -> dict[str, 
 @functools.cache
 def _checkers_names(module: str | None) -> dict[str, Any]:
     """What a module imports under ``if TYPE_CHECKING:``."""
-    found = sys.modules.get(module or "")
+    loaded = sys.modules.get(module or "")
     try:
-        tree = ast.parse(inspect.getsource(found)) if found is not None else ast.Module([], [])
+        tree = ast.parse(inspect.getsource(loaded)) if loaded is not None else ast.Module([], [])
     except (OSError, TypeError, SyntaxError):  # no source to read
         return {}
     blocks = [node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
@@ -223,7 +223,7 @@ def _accepts(value: Any, annotation: Any) -> bool:
 def _interval(annotation: Any) -> Any | None:
     """The range in an ``Annotated[float, Range(...)]``, or in one that may also be None."""
     if get_origin(annotation) in (Union, types.UnionType):
-        return next((found for member in get_args(annotation) if (found := _interval(member)) is not None), None)
+        return next((loaded for member in get_args(annotation) if (loaded := _interval(member)) is not None), None)
     if get_origin(annotation) is not Annotated:
         return None
     return next((extra for extra in get_args(annotation)[1:] if hasattr(extra, "__contains__")), None)

@@ -209,13 +209,13 @@ def make_trainer(cfg: DictConfig, monitor: tuple[str, str] = ("val/loss", "min")
     if not any(isinstance(callback, Checkpoint) for callback in callbacks):
         options.setdefault("enable_checkpointing", False)
     off = tuple(kind for option, kind in _SWITCHES.items() if options.get(option) is False)
-    found = processes(cfg.get("strategy"))
+    job = processes(cfg.get("strategy"))
     return Trainer(
         **options,
-        **make_strategy(cfg.get("strategy")) | {"devices": _value(found.devices), "num_nodes": found.nodes},
+        **make_strategy(cfg.get("strategy")) | {"devices": _value(job.devices), "num_nodes": job.nodes},
         callbacks=[callback for callback in callbacks if not isinstance(callback, off)],
         logger=loggers or False,
-        plugins=[AtomicCheckpointIO(), cluster_environment(found.launch)],
+        plugins=[AtomicCheckpointIO(), cluster_environment(job.launch)],
         default_root_dir=cfg.paths.output_dir,
     )
 

@@ -80,7 +80,7 @@ def forget(folder: Path, *, all_of_them: bool) -> None:
         all_of_them: no process of this job has begun; else what is younger than this process is left.
     """
     for file in (folder / FOLDER).glob("rank-*.txt"):
-        if all_of_them or (found := _read(file)) is None or found.time < BEGAN:
+        if all_of_them or (kept := _read(file)) is None or kept.time < BEGAN:
             file.unlink(missing_ok=True)
     if (folder / FOLDER).is_dir() and not any((folder / FOLDER).iterdir()):
         (folder / FOLDER).rmdir()
@@ -88,20 +88,20 @@ def forget(folder: Path, *, all_of_them: bool) -> None:
 
 def first_failure(folder: Path) -> Failure | None:
     """The error that the job failed with: the first that is no consequence of another; None: no process kept one."""
-    found = [failure for file in (folder / FOLDER).glob("rank-*.txt") if (failure := _read(file)) is not None]
-    found = [failure for failure in found if failure.time >= BEGAN]
-    if not found:
+    kept = [failure for file in (folder / FOLDER).glob("rank-*.txt") if (failure := _read(file)) is not None]
+    kept = [failure for failure in kept if failure.time >= BEGAN]
+    if not kept:
         return None
-    first = min(found, key=lambda failure: (failure.consequence, failure.time))
-    same = [failure.rank for failure in found if failure.text == first.text]
+    first = min(kept, key=lambda failure: (failure.consequence, failure.time))
+    same = [failure.rank for failure in kept if failure.text == first.text]
     return replace(first, rank=min(same))  # what all processes found is nobody's in particular
 
 
-def cause(folder: Path, own: Failure) -> Failure:
+def cause(folder: Path, local: Failure) -> Failure:
     """The error behind this process's own, which may be a consequence."""
     deadline = time.monotonic() + _PATIENCE
     while True:
-        first = first_failure(folder) or own
+        first = first_failure(folder) or local
         if not first.consequence or time.monotonic() > deadline:
             return first
         time.sleep(0.2)

@@ -71,13 +71,13 @@ def check_hydra(cfg: DictConfig) -> None:
         ConfigError: it makes something that is no callback, launcher, sweeper or log handler, or has a value that
             counts on the command line alone.
     """
-    own = _resolved(cfg)
+    node = _resolved(cfg)
     overrides: Any = OmegaConf.to_container(cfg.hydra.overrides)  # as they were typed, interpolations too
     given = commanded([*overrides["hydra"], *overrides["task"]])
-    problems = [problem for key, node in targets(own) if (problem := _problem(key, node["_target_"]))]
+    problems = [problem for key, made in targets(node) if (problem := _problem(key, made["_target_"]))]
     for section in ("job_logging", "hydra_logging"):
-        problems += _logging(own.get(section), f"hydra.{section}")
-    problems += _uncommanded(own, given)
+        problems += _logging(node.get(section), f"hydra.{section}")
+    problems += _uncommanded(node, given)
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -85,12 +85,12 @@ def check_hydra(cfg: DictConfig) -> None:
 def _resolved(cfg: DictConfig) -> dict[str, Any]:
     """Hydra's part as plain containers, with stand-ins for what is known only of a job that runs."""
     raw: Any = OmegaConf.to_container(cfg, enum_to_str=True)
-    own = raw["hydra"]
-    own.pop("overrides", None)
-    own["runtime"]["output_dir"] = _FOLDER
+    node = raw["hydra"]
+    node.pop("overrides", None)
+    node["runtime"]["output_dir"] = _FOLDER
     for name, value in {"name": "job", "num": 0, "id": "0", "override_dirname": ""}.items():
-        if own["job"].get(name, "???") == "???":
-            own["job"][name] = value
+        if node["job"].get(name, "???") == "???":
+            node["job"][name] = value
     try:
         tree = OmegaConf.to_container(OmegaConf.create(raw).hydra, resolve=True)
     except OmegaConfBaseException as error:
@@ -102,16 +102,16 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
 def _problem(key: str, path: Any) -> str | None:
     """Why a ``_target_`` may not stand at a key of ``hydra``; None if it may."""
     full = f"hydra.{key}._target_: {path}"
-    place = next(((base, homes) for pattern, base, homes in _PLACES if re.fullmatch(pattern, key)), None)
-    if place is None:
+    expected = next(((base, homes) for pattern, base, homes in _PLACES if re.fullmatch(pattern, key)), None)
+    if expected is None:
         return f"{full} would be made here, where only plain values belong"
-    base, homes = place
+    base, homes = expected
     if not isinstance(path, str) or not any(path.startswith(f"{home}.") for home in homes):
         return f"{full} does not belong to Hydra or its plugins"
     _check_installed(path)
     try:
-        found = locate(path)
-        fits = inspect.isclass(found) and issubclass(found, locate(base))
+        target = locate(path)
+        fits = inspect.isclass(target) and issubclass(target, locate(base))
     except ImportError as error:
         return f"{full} cannot be imported: {error}"
     return None if fits else f"{full} is not a {base.rpartition('.')[2].lower()}, which is what belongs here"
@@ -145,26 +145,26 @@ def _logging(node: Any, key: str) -> Iterator[str]:
         yield f"{key}: {node} is not one of {', '.join(sorted(_STREAMS))}"
 
 
-def _uncommanded(own: Mapping[str, Any], given: frozenset[str]) -> Iterator[str]:
+def _uncommanded(node: Mapping[str, Any], given: frozenset[str]) -> Iterator[str]:
     """Problems of values that count only on the command line, wherever else they stand."""
     told = "counts only on the command line: give it there"
     for key, becomes in _COMMANDED.items():
         section, _, option = key.partition(".")
-        for leaf, value in leaves((own.get(section) or {}).get(option), f"hydra.{key}"):
+        for leaf, value in leaves((node.get(section) or {}).get(option), f"hydra.{key}"):
             if not is_commanded(leaf, given):
                 yield f"{leaf}: {value!r} stands in a yaml, and what becomes {becomes} {told}"
-    sweeper = own.get("sweeper") or {}
+    sweeper = node.get("sweeper") or {}
     for name in [*(sweeper.get("params") or ()), *(sweeper.get("search_space") or ())]:
         plain = str(name).lstrip("+~")
         if plain.partition("/")[0].partition(".")[0] == "hydra" or not may_be_given(plain):
             yield f"hydra.sweeper.params.{name}: {plain} {told}"
-    if foreign(own):
-        yield from _launcher(own.get("launcher") or {}, given, told)
+    if foreign(node):
+        yield from _launcher(node.get("launcher") or {}, given, told)
 
 
-def foreign(own: Mapping[str, Any]) -> bool:
+def foreign(node: Mapping[str, Any]) -> bool:
     """Whether yaml files of others than us and Hydra's plugins took part."""
-    sources = (own.get("runtime") or {}).get("config_sources") or ()
+    sources = (node.get("runtime") or {}).get("config_sources") or ()
     return any(source["schema"] == "file" and source["path"] != str(conf_dir()) for source in sources)
 
 

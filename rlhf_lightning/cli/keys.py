@@ -121,9 +121,9 @@ def choices_for(key: str) -> list[str]:
     """The choices of a group's file, ``adapter=lora``, that make what a key is an option of."""
     group = key.partition(".")[0]
     names = sorted(set(files_of(group)) - {"default"})
-    having = {name: [own.removesuffix("=") for own in keys_of(group, name)] for name in names}
+    having = {name: [option.removesuffix("=") for option in keys_of(group, name)] for name in names}
     exact = [name for name, keys in having.items() if key in keys]
-    near = [name for name, keys in having.items() if any(own.startswith(f"{key}.") for own in keys)]
+    near = [name for name, keys in having.items() if any(option.startswith(f"{key}.") for option in keys)]
     if not exact and not near:  # of a node that a file takes from another group: /model@source
         part = key.split(".")[1:2]
         near = [name for name in names if part and f"@{part[0]}:" in (conf_dir() / group / f"{name}.yaml").read_text()]

@@ -139,13 +139,13 @@ def join_job(strategy: Mapping[str, Any] | None) -> Processes:
     Raises:
         ConfigError: see :func:`processes`.
     """
-    found = processes(strategy)
-    first = 0 if found.launch.by != "rlhf" else first_rank(strategy)
+    joined = processes(strategy)
+    first = 0 if joined.launch.by != "rlhf" else first_rank(strategy)
     if first:
         os.environ[FIRST_RANK] = str(first)
     else:  # of a job before
         os.environ.pop(FIRST_RANK, None)
-    return found
+    return joined
 
 
 def environment_of_worker(strategy: Mapping[str, Any] | None, environment: Environment = os.environ) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What each place of a configuration makes, and so which ``_target_`` may stand there.
 
 A place is a key. What is made there has a role: a class of a known base, or a function of a declared kind. A name in a
-yaml is legal where it has the role of its place, never because of the package that it lies in: the packages that
+yaml is allowed where it has the role of its place, never because of the package that it lies in: the packages that
 optimisers and callbacks come from also have helpers that start shells and load code.
 """
 

@@ -83,7 +83,7 @@ def locate(path: str) -> Any:
     for cut in range(len(parts), 0, -1):
         name = ".".join(parts[:cut])
         try:
-            found: Any = importlib.import_module(name)
+            named: Any = importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
                 continue
@@ -94,8 +94,8 @@ def locate(path: str) -> Any:
                 f"{parts[0]} imports {missing}, which the current folder has: allow it as well"
             ) from error
         for position, part in enumerate(parts[cut:], start=cut):
-            found = _attribute(found, part, ".".join(parts[:position]))
-        return found
+            named = _attribute(named, part, ".".join(parts[:position]))
+        return named
     raise ImportError(f"no package {parts[0]!r} is installed")
 
 
@@ -122,9 +122,9 @@ def resolve(key: str, path: Any, allowed: Sequence[str], *, within: bool = False
     if not roles:
         raise TargetError(f"{path} would be made here, where only plain values belong")
     for candidate in roles:
-        found = _of_ours(path, candidate) if _inside(path, (_OURS,)) else _public(path, candidate)
-        if found is not None:
-            return found
+        named = _of_ours(path, candidate) if _inside(path, (_OURS,)) else _public(path, candidate)
+        if named is not None:
+            return named
     if not _inside(path, (_OURS,)):
         raise TargetError(_foreign(path, role))
     locate(path)  # a misspelt name of ours is told so
@@ -132,11 +132,11 @@ def resolve(key: str, path: Any, allowed: Sequence[str], *, within: bool = False
 
 
 def _users(key: str, path: str, allowed: Sequence[str]) -> Any:
-    found = locate(path)
-    home = getattr(found, "__module__", None) or ""
-    if not callable(found) or not _inside(home, allowed):
-        raise TargetError(_foreign(f"{path} (which comes from {home or type(found).__name__})", role_of(key), home))
-    return found
+    named = locate(path)
+    home = getattr(named, "__module__", None) or ""
+    if not callable(named) or not _inside(home, allowed):
+        raise TargetError(_foreign(f"{path} (which comes from {home or type(named).__name__})", role_of(key), home))
+    return named
 
 
 def _of_ours(path: str, role: Role) -> Any | None:
@@ -145,14 +145,14 @@ def _of_ours(path: str, role: Role) -> Any | None:
     if not any(_inside(module, (root,)) or root.startswith(module + ".") for root in role.ours):
         return None
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        named = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
         if error.name is not None and _inside(error.name, (_OURS,)):
             return None
         raise
-    if found is None or not _inside(getattr(found, "__module__", None) or "", role.ours):
+    if named is None or not _inside(getattr(named, "__module__", None) or "", role.ours):
         return None
-    return found if role.fits(found, {base: locate(base) for base in role.bases}) else None
+    return named if role.fits(named, {base: locate(base) for base in role.bases}) else None
 
 
 def _public(path: str, role: Role) -> Any | None:
@@ -167,13 +167,13 @@ def _public(path: str, role: Role) -> Any | None:
             if error.name is not None and _inside(public, (error.name,)):
                 raise ImportError(f"no package {error.name!r} is installed") from None
             raise
-        found = getattr(there, name, None)
-        if found is None and module == public:
+        named = getattr(there, name, None)
+        if named is None and module == public:
             _attribute(there, name, public)
-        home = getattr(found, "__module__", None)
-        named_so = inspect.isclass(found) and module in (public, home)
-        if named_so and role.fits(found, {base: locate(base) for base in role.bases}):
-            return found
+        home = getattr(named, "__module__", None)
+        named_so = inspect.isclass(named) and module in (public, home)
+        if named_so and role.fits(named, {base: locate(base) for base in role.bases}):
+            return named
     return None
 
 

@@ -177,7 +177,7 @@ def unfinished(cfg: DictConfig, run: Run, progress: Progress | None, before: Res
         cfg: of the run.
         run: however far it came.
         progress: of the checkpoint that it resumed; None: none.
-        before: what the folder said before.
+        before: the result that the folder held before.
     """
     if not run.trainer.is_global_zero:
         return

@@ -10,8 +10,8 @@ line break) is left away from the last turn and unscored inside a conversation: 
 before it. Where a template closes a turn without a special token, the tokenizer's EOS is appended to the last turn.
 
 Where a prompt ends. Behind the generation prompt; where it ends with the beginning of an assistant turn, behind that.
-Where a template shows the first answer differently once others follow (an empty thought in the generation prompt), the
-prompt ends before the generation prompt, and only turns that stand as the model writes them are scored.
+Where a template shows the first response differently once others follow (an empty thought in the generation prompt),
+the prompt ends before the generation prompt, and only turns that stand as the model writes them are scored.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Rendered:
 class Template(Protocol):
     """What is known of a chat template."""
 
-    ending: str  #: text that closes an answer, up to its first special token
+    ending: str  #: text that closes a response, up to its first special token
     tail: str  #: text behind it
     end_token: str | None
     brings_bos: bool
@@ -70,7 +70,7 @@ class Conversation:
     """A record of messages under a chat template."""
 
     def __init__(self, template: Template, record: Record) -> None:
-        """Part the prompt from the beginning of the answer that it may end with.
+        """Part the prompt from the beginning of the response that it may end with.
 
         Raises:
             RowError: that beginning calls tools.
@@ -89,7 +89,7 @@ class Conversation:
 
         Raises:
             RowError: the template refuses the turns, leaves out what they say, or shows the prompt differently once an
-                answer follows.
+                response follows.
         """
         template, prompt = self.template, self._opening()
         start = prompt
@@ -118,7 +118,7 @@ class Conversation:
         return self.template.render(turns, tools=self.tools)
 
     def _opening(self) -> str:
-        """What the model is given: the prompt with the generation prompt, and the beginning of the answer if any."""
+        """What the model is given: the prompt with the generation prompt, and the beginning of the response if any."""
         begun = "" if self.begun is None else self.begun["content"]
         text = self.template.prompt(self.context, self.tools) + begun
         if self.begun is not None and not self._text([*self.context, self.begun]).startswith(text):
@@ -138,7 +138,7 @@ class Conversation:
                 made.show(self.template.prompt(so_far[:-1], self.tools))
             full = self._text(so_far)
             if not full.startswith(made.text):
-                raise RowError(Kind.TEMPLATE, "the template shows the prompt differently when an answer follows")
+                raise RowError(Kind.TEMPLATE, "the template shows the prompt differently when a response follows")
             body = full[len(made.text) :].removesuffix(self.template.tail)
             if scored(turn):
                 begun = self.begun["content"] if self.begun is not None and not k else ""
@@ -171,7 +171,7 @@ class _Response:
             )
         if shown.startswith(self.text):
             self.segments.append((shown[len(self.text) :], False))
-        else:  # the template rewrites history: earlier answers stay in view, but not as the model writes them
+        else:  # the template rewrites history: earlier responses stay in view, but not as the model writes them
             self.unscored += sum(is_scored for _, is_scored in self.segments)
             self.segments = [(shown[len(self.start) :], False)]
         self.text = shown

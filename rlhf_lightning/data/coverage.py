@@ -52,7 +52,7 @@ def check_answer(turns: Turns, body: str, render: Render) -> None:
 
 
 def check_context(turns: Turns, text: str, render: Render, asked: Collection[int] | None = None) -> int:
-    """Refuse a rendering that leaves out what stands before or between the answers.
+    """Refuse a rendering that leaves out what stands before or between the responses.
 
     Args:
         turns: the conversation.
@@ -69,17 +69,17 @@ def check_context(turns: Turns, text: str, render: Render, asked: Collection[int
     hidden, start = 0, 0
     for at, turn in enumerate(turns):
         content = turn["content"].strip()
-        found = text.find(content, start)
-        if found >= 0:
-            start = found + len(content)
+        position = text.find(content, start)
+        if position >= 0:
+            start = position + len(content)
         if asked is not None and at not in asked:
             continue
-        if found < 0 or (turn["role"] not in _SPEAKERS and len(content) < _SHORT):
+        if position < 0 or (turn["role"] not in _SPEAKERS and len(content) < _SHORT):
             # what stands elsewhere, or is short, may be another turn's
             hidden += _check_text(turns, at, "content", turn["content"], "" if content in text else text, render)
-        for name, said in _texts(turn):
+        for name, value in _texts(turn):
             if name != "content":
-                hidden += _check_text(turns, at, name, said, text, render)
+                hidden += _check_text(turns, at, name, value, text, render)
         _check_calls(turns, at, render)
     return hidden
 

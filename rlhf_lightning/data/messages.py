@@ -119,8 +119,8 @@ def _message(message: Any, name: str) -> Message:
     spelt = ("from", "value") if "from" in message else ("role", "content")
     role, content = (message.get(key) for key in spelt)
     if not isinstance(role, str) or role not in ROLES:
-        said = repr(role) if isinstance(role, str) else shown(role)
-        raise RowError(Kind.TYPE, f"{name} is of role {said}; known: {', '.join(ROLES)}")
+        unknown = repr(role) if isinstance(role, str) else shown(role)
+        raise RowError(Kind.TYPE, f"{name} is of role {unknown}; known: {', '.join(ROLES)}")
     # Arrow tables fill fields that a message does not have with nulls; a template must not see them.
     others = {key: value for key, value in message.items() if key not in spelt and value is not None}
     calls = _calls(others, name)

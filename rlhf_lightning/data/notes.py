@@ -61,7 +61,7 @@ def note_template(report: Report, template: ChatTemplate, ends: Collection[int],
     Args:
         report: gets the notes.
         template: that rendered rows.
-        ends: tokens that end an answer, the tokenizer's EOS among them.
+        ends: tokens that end a response, the tokenizer's EOS among them.
         unread: fields of the turns that the template does not show.
     """
     if template.reads_clock:
@@ -72,7 +72,7 @@ def note_template(report: Report, template: ChatTemplate, ends: Collection[int],
         )
     if len(ends) > 1:
         report.note(
-            f"answers end with {template.end_token!r}, not with the tokenizer's EOS: generation must stop there"
+            f"responses end with {template.end_token!r}, not with the tokenizer's EOS: generation must stop there"
         )
     if unread:
         report.note(f"turns have fields that the template does not show: {', '.join(sorted(unread))}")
@@ -86,7 +86,7 @@ def _note_contents(report: Report, examples: Examples) -> None:
     labels = examples.numbers.get("desirable")
     if labels is not None and len(labels) and labels.min() == labels.max():
         word = "desirable" if labels.max() else "undesirable"
-        report.note(f"all {len(labels)} answers are {word}: there is nothing to tell apart")
+        report.note(f"all {len(labels)} responses are {word}: there is nothing to tell apart")
 
 
 def wrong_kind(source: str, record: Record, kind: DataKind, absent: str = "") -> DataError:

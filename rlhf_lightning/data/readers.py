@@ -1,9 +1,9 @@
 """Read rows of one local file: JSONL, JSON, CSV, TSV, Parquet.
 
 Every reader yields ``(number, values, error)``: a row number from 1, the row's fields, and why the row could not be
-read (then the fields are empty). Reading goes on after a broken row wherever the file format allows it, and no error of
-a file reaches the caller: where a file cannot be read any further, that is the error of the row that follows the last
-one read. A cell that cannot be decoded is :class:`Unreadable`, a problem for those alone who use it.
+read (then the fields are empty). Reading continues after a broken row wherever the file format allows it, and no error
+of a file reaches the caller: where a file cannot be read beyond a point, that is the error of the row that follows the
+last one read. A cell that cannot be decoded is :class:`Unreadable`, a problem for those alone who use it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def read_rows(file: Path, field: str | None = None, columns: Collection[str] | N
 
 
 def until_damage(readings: Iterator[Reading]) -> Iterator[Reading]:
-    """Readings up to where they cannot be read any further, which is the last one's error."""
+    """Readings up to where they cannot be read beyond a point, which is the last one's error."""
     number = 0
     try:
         for reading in readings:

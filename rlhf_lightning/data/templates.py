@@ -146,7 +146,7 @@ class ChatTemplate:
 
         Raises:
             RowError: the template refuses the turns, leaves out what they say, or shows the prompt differently once an
-                answer follows.
+                response follows.
         """
         return Conversation(self, record).rendered()
 

@@ -1,4 +1,4 @@
-"""One HTTP request within one time limit, however slowly the bytes of its answer come."""
+"""One HTTP request within one time limit, however slowly the bytes of its response come."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-#: Bytes of the longest answer that is read; those of the largest rollouts have a tenth of it.
+#: Bytes of the longest response that is read; those of the largest rollouts have a tenth of it.
 LONGEST = 2**28
 
 
-class AnswerTooLongError(OSError):
+class LongResponseError(OSError):
     """A server that sent more than :data:`LONGEST` bytes."""
 
 
 class Attempt:
     """A request whose connection is cut when its time is over.
 
-    A socket's own timeout begins anew with every byte, so a server that sends one now and then would be waited for
+    A socket's own timeout starts again with every byte, so a server that sends one now and then would be waited for
     without end. Used as a context; :attr:`expired` says whether the time was over.
 
     Args:
@@ -44,20 +44,20 @@ class Attempt:
         self._timer.cancel()
 
     def read(self, request: urllib.request.Request) -> str:
-        """The text of the answer; bytes that are no UTF-8 are replaced.
+        """The text of the response; bytes that are no UTF-8 are replaced.
 
         Raises:
             urllib.error.HTTPError: any other status than success; a redirection too, which would hand the key on.
-            OSError, http.client.HTTPException: no answer, or not all of it.
+            OSError, http.client.HTTPException: no response, or not all of it.
         """
-        with self._opener(request.full_url).open(request, timeout=self.seconds) as answer:
-            content: bytes = answer.read(LONGEST + 1)
-            if answer.length and len(content) <= LONGEST:  # a read without a limit raises this by itself
-                raise http.client.IncompleteRead(content, answer.length)
-        if self.expired:  # a cut looks like the end to an answer that does not say its length
+        with self._opener(request.full_url).open(request, timeout=self.seconds) as response:
+            content: bytes = response.read(LONGEST + 1)
+            if response.length and len(content) <= LONGEST:  # a read without a limit raises this by itself
+                raise http.client.IncompleteRead(content, response.length)
+        if self.expired:  # a cut looks like the end to a response without a stated length
             raise TimeoutError("timed out")
         if len(content) > LONGEST:
-            raise AnswerTooLongError(f"the answer has more than {LONGEST >> 20} MiB")
+            raise LongResponseError(f"the response has more than {LONGEST >> 20} MiB")
         return content.decode(errors="replace")
 
     def _opener(self, url: str) -> urllib.request.OpenerDirector:
@@ -85,7 +85,7 @@ class Attempt:
 
 class _NoRedirection(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        """None: the redirection is reported as the answer."""
+        """None: the redirection is reported as the response."""
 
 
 def _plain(attempt: Attempt) -> urllib.request.HTTPHandler:

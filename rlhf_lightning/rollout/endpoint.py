@@ -51,7 +51,7 @@ class Endpoint:
     Attributes:
         url: root of its routes, such as ``http://127.0.0.1:8000``; a trailing ``/v1`` is understood.
         api_key_env: name of the environment variable that holds the key; the variable may be unset.
-        timeout: seconds that one attempt may take, from the first byte that is sent to the last of the answer.
+        timeout: seconds that one attempt may take, from the first byte that is sent to the last of the response.
         retries: further attempts after the first.
         backoff: seconds before the first of them; doubled for each further one, with up to a quarter added at random.
 
@@ -123,7 +123,7 @@ class Endpoint:
                 reason = getattr(error, "reason", None) or error or type(error).__name__
                 told = "timed out" if attempt.expired else _shown(str(reason))
                 raise ServerError(
-                    f"no answer from {self.path(route)} within {self.timeout:g} s ({told}): is the server running "
+                    f"no response from {self.path(route)} within {self.timeout:g} s ({told}): is the server running "
                     "there? A slow one needs a larger timeout"
                 ) from None
 
@@ -147,7 +147,7 @@ def _refusal(url: str, error: urllib.error.HTTPError, key: str | None) -> str:
         hint = f": it points to {error.headers.get('Location')}; give that address as url, if you trust it"
     if key:
         text = text.replace(key, "***")
-    return f"{url} answered {error.code} {_shown(str(error.reason))}{_shown(hint)}. It said: {_shown(text)[:500]}"
+    return f"{url} answered {error.code} {_shown(str(error.reason))}{_shown(hint)}. It sent: {_shown(text)[:500]}"
 
 
 def _shown(text: str) -> str:
@@ -161,9 +161,7 @@ def _parsed(text: str, url: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise ServerError(
-            f"{url} did not answer with JSON: {_shown(text[:200])!r}; is it an OpenAI-compatible server?"
-        ) from None
+        raise ServerError(f"{url} sent no JSON: {_shown(text[:200])!r}; is it an OpenAI-compatible server?") from None
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T], concurrency: int) -> list[R]:

@@ -168,7 +168,7 @@ class OnlineData(L.LightningDataModule):
         if validates and self.val_examples is not None and len(self.val_examples) < self.place.world_size:
             raise ValueError(
                 f"{len(self.val_examples)} validation prompts cannot give each of {self.place.world_size} processes "
-                "one to answer: use more of them (data.validation), fewer devices, or data.validation=null"
+                "at least one: use more of them (data.validation), fewer devices, or data.validation=null"
             )
 
     def _check_columns(self) -> None:

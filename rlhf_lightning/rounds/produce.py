@@ -258,8 +258,10 @@ class Producer:
     def _known(self, key: str) -> Drawn:
         """What an earlier, killed process drew and scored; the same on every process."""
         record, number = self._record(), self.number
-        mine = record.read(number, key, self.data.examples) if record is not None and not self.place.rank else Drawn()
-        known = gathered(mine)[0]
+        local_rows = Drawn()
+        if record is not None and not self.place.rank:
+            local_rows = record.read(number, key, self.data.examples)
+        known = gathered(local_rows)[0]
         if known.groups:
             count = len(known.groups)
             log.info("rollout %d was drawn before the run was interrupted; its %d prompts are read", number, count)

@@ -270,7 +270,7 @@ def test_context_distillation_needs_its_context():
 
 def test_labels_that_are_all_alike_are_remarked():
     rows = [{**QUESTION, "label": 1}, {"prompt": "c", "response": "d", "label": "true"}]
-    assert made("unpaired", *rows).report.notes[-1] == "all 2 answers are desirable: there is nothing to tell apart"
+    assert made("unpaired", *rows).report.notes[-1] == "all 2 responses are desirable: there is nothing to tell apart"
 
 
 def test_a_judged_prompt_stays_on_one_side_whether_it_is_judged_or_not():

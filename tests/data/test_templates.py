@@ -205,7 +205,7 @@ def test_a_template_that_rewrites_the_prompt_is_a_row_error():
     tokenizer = tokenizers.qwen_like(tokenizers.CHATML)
     template = resolve(tokenizer, DataSpec())
     template.source = counting
-    with pytest.raises(RowError, match="shows the prompt differently when an answer follows"):
+    with pytest.raises(RowError, match="shows the prompt differently when a response follows"):
         template.record(Record([user("a")], ([assistant("b")],), "messages"))
 
 

@@ -262,7 +262,7 @@ def test_notes():
     tokenizer = tokenizers.headless()
     result = made(tokenizer, CHAT, {"prompt": "a", "response": "b"})
     assert any("the tokenizer has a chat template" in note for note in result.report.notes)
-    assert any("answers end with '<|im_end|>'" in note for note in result.report.notes)
+    assert any("responses end with '<|im_end|>'" in note for note in result.report.notes)
     mixed = [
         {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1},
         {"prompt": "a", "chosen": "b", "rejected": "d"},

@@ -154,7 +154,7 @@ def test_what_a_server_says_is_shown_without_the_key_and_without_control_charact
 
 
 def test_nobody_there() -> None:
-    with pytest.raises(ServerError, match=r"no answer from http://127.0.0.1:9/v1/models.*is the server running"):
+    with pytest.raises(ServerError, match=r"no response from http://127.0.0.1:9/v1/models.*is the server running"):
         ChatClient("http://127.0.0.1:9", retries=0).ask(QUESTION)
 
 
@@ -172,7 +172,7 @@ def test_nobody_there() -> None:
 )
 def test_another_form_of_answer(server: FakeServer, answer: Any) -> None:
     server.answers["/v1/chat/completions"] = lambda _: answer
-    with pytest.raises(ServerError, match=r"choices\[0\]|did not answer with JSON"):
+    with pytest.raises(ServerError, match=r"choices\[0\]|sent no JSON"):
         ChatClient(server.url, "fake", **FAST).ask(QUESTION)
 
 

@@ -65,7 +65,7 @@ def test_fewer_validation_prompts_than_processes_are_refused_before_weights_load
     if processes == 5:
         data.setup(stage)
     else:
-        with pytest.raises(ValueError, match="5 validation prompts cannot give each of 6 processes one to answer"):
+        with pytest.raises(ValueError, match="5 validation prompts cannot give each of 6 processes at least one"):
             data.setup(stage)
     assert module.policy is None
 

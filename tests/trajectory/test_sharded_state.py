@@ -35,7 +35,7 @@ def saved(folder: Path) -> None:
     rest, shards = taken_out(state)
     assert isinstance(state["callbacks"]["EMA"]["weights"]["a.weight"], DTensor), "the state itself stays"
     assert rest["step"] == 3
-    save({"further": shards}, checkpoint_id=folder / "shards")
+    save({"sharded": shards}, checkpoint_id=folder / "shards")
     if rank == 0:
         torch.save(rest, folder / "rest.pt")
 
@@ -45,7 +45,7 @@ def loaded(folder: Path) -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     rest = torch.load(folder / "rest.pt", weights_only=True)
     room = room_for(rest, mesh)
-    load({"further": room}, checkpoint_id=folder / "shards")
+    load({"sharded": room}, checkpoint_id=folder / "shards")
     state = put_back(rest, room)
     weights = state["callbacks"]["EMA"]["weights"]
     assert weights["a.weight"].to_local().shape[0] < 5, "every process holds its part"
