@@ -54,7 +54,16 @@ def encode(text: str) -> list[int]:
 
 
 def words_of(ids: Sequence[int]) -> list[str]:
-    """The words behind ids, up to the end of the sequence."""
+    """The words behind ids, up to the end of the sequence.
+
+    Raises:
+        ValueError: an id is of another vocabulary.
+    """
+    if (largest := max(ids, default=0)) >= len(VOCABULARY):
+        raise ValueError(
+            f"token {largest} is no word of the tiny world, which has {len(VOCABULARY)}: its gold reward judges the "
+            "policies of model=tiny alone; choose model=tiny, or callbacks.gold=null and another reward"
+        )
     words = [VOCABULARY[index] for index in ids]
     return words[: words.index(EOS)] if EOS in words else words
 

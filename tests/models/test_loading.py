@@ -153,6 +153,15 @@ def test_a_new_head_is_reported(
 ADAPTER = "adapter_model.safetensors"
 
 
+def test_a_whole_model_is_no_adapter(base: Path, reward: tuple[Path, Path, Models]) -> None:
+    """A merged export of an adapter is a model; and so is what it was trained on."""
+    for folder in (base, reward[1]):
+        with pytest.raises(
+            ValueError, match=rf"adapter\.path={folder} holds no adapter .* model=hub model\.name={folder}"
+        ):
+            ModelBuilder(Pretrained(str(base)), Lora(path=str(folder)), "none")(partial(Scorer, seed=7))
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [

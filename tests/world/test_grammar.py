@@ -91,6 +91,12 @@ def test_ids_are_those_of_the_tokenizer():
         assert tokenizer.decode(ids) == text
 
 
+def test_an_id_of_another_vocabulary_is_refused():
+    """A gold reward that is to judge another model's policy."""
+    with pytest.raises(ValueError, match=r"token 4000 is no word of the tiny world, .* choose model=tiny"):
+        words_of([end(), 4000])
+
+
 def test_a_conversation_is_the_same_tokens_as_plain_text():
     tokenizer = tiny_tokenizer()
     turns = [{"role": "user", "content": "describe the fox ."}, {"role": "assistant", "content": "the fox is red ."}]
