@@ -108,8 +108,9 @@ def adapter_config(path: str) -> Any:
         return PeftConfig.from_pretrained(_folder(path))
     except ValueError as error:
         raise ValueError(
-            f"adapter.path={path} holds no adapter ({error}). A whole model, as of a merged export, is given as model=hub "
-            f"model.name={path} with a new adapter or none; callbacks.export.form=adapter exports the adapter itself"
+            f"adapter.path={path} holds no adapter ({error}). A whole model, as of a merged export, is given as "
+            f"model=hub model.name={path} with a new adapter or none; "
+            "callbacks.export.form=adapter exports the adapter itself"
         ) from error
 
 

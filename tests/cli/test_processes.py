@@ -7,6 +7,7 @@ import os
 import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 
 from rlhf_lightning.cli.cluster import SrunEnvironment, cluster_environment
 from rlhf_lightning.cli.errors import ConfigError
@@ -96,6 +97,7 @@ def test_what_lightning_is_told_of_srun(monkeypatch):
         monkeypatch.setenv(name, value)
     for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "RANK"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # Lightning sets it
     made = cluster_environment(launch())
     assert isinstance(made, SrunEnvironment)
     assert made.creates_processes_externally

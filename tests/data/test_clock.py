@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import locale
-import multiprocessing
+import os
+import subprocess
+import sys
 from datetime import date, datetime, time
-from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -135,17 +135,18 @@ def test_rewards_see_the_date_of_the_run(tmp_path, day):
     assert AskPolicy(tokenizer, None)._ids(QUESTION) == ids
 
 
-def _begun(folder: Path, day: str) -> date:
-    clock._date = None
-    clock._new = lambda: date.fromisoformat(day)
-    return clock.begin(folder)
-
-
 def test_processes_that_begin_around_midnight_agree(tmp_path):
-    days = ["2026-02-28", "2026-03-01"] * 4
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        found = pool.map(partial(_begun, tmp_path / "run"), days)
-    assert len(set(found)) == 1
+    begin = "import sys, pathlib; from rlhf_lightning import clock; print(clock.begin(pathlib.Path(sys.argv[1])))"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", begin, tmp_path / "run"], env={**os.environ, clock.VARIABLE: day},
+            stdout=subprocess.PIPE, text=True,
+        )
+        for day in ["2026-02-28", "2026-03-01"] * 4
+    ]  # fmt: skip
+    dates = [process.communicate(timeout=60)[0] for process in processes]
+    assert len(set(dates)) == 1
+    assert date.fromisoformat(dates[0].strip()) in (date(2026, 2, 28), date(2026, 3, 1))
 
 
 FORM = "%A %a, %d %-d %B %b %h %Y %y %j %p %x %X %r %c %F %D %H:%M:%S %I %U %W %u %w %G %V 100%% %%A %^a"

@@ -274,7 +274,7 @@ def failing_rank() -> None:
     if not first:
         torch.distributed.barrier()  # by then it is dead
     with pytest.raises(
-        ServerError, match="ended with code 3" if first else r"(?s)no answer.*server.log.*out of memory"
+        ServerError, match="ended with code 3" if first else r"(?s)no response.*server.log.*out of memory"
     ):
         engine.generate([[1]], Sampling(max_new_tokens=2), n=1, seeds=[0])
     if first:
