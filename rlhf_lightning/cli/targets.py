@@ -197,4 +197,4 @@ def _foreign(path: Any, role: Role | None, home: str | None = None) -> str:
     package = str(path if home is None else home).partition(".")[0]
     if not package.isidentifier() or package in (_OURS, *_TOO_MUCH) or package in sys.stdlib_module_names:
         return f"{text}."
-    return f"{text}. If you trust it, allow its package on the command line: allow_targets=[{package}]"
+    return f"{text}. If you trust it, allow its package on the command line: 'allow_targets=[{package}]'"
