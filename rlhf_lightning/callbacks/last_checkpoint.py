@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -32,6 +32,8 @@ _NOTHING, _SAVE = 0, 1
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 #: Key of a checkpoint: a validation at its step is to come.
 _OPEN = "validation_open"
+#: Key of a checkpoint: a callback had ended training early.
+_ENDED = "ended_early"
 _NOTICE = b"\nCtrl-C: the step is finished and saved; once more ends the run at once, without saving\n"
 
 
@@ -69,7 +71,8 @@ class LastCheckpoint(Callback):
     it is. A process that was started with SIGINT ignored, as shells start background jobs, keeps ignoring it.
 
     A validation that was due or under way when the checkpoint was written is run (again, whole) after the resume. So is
-    what follows the last step: a run that was killed in its last validation or export finishes them.
+    what follows the last step: a run that was killed in its last validation or export finishes them. One that
+    ``EarlyStopping`` had ended stays ended, unless it is resumed without that callback.
 
     Args:
         dirpath: folder of ``last.ckpt``; None: ``checkpoints`` in the trainer's ``default_root_dir``.
@@ -85,6 +88,7 @@ class LastCheckpoint(Callback):
         self._stop_signal = 0
         self._validation_open = self._resumed_open = False
         self._saved_open = False  # whether the last save left a validation to come
+        self._resumed_ended = False
         self._counters: _Counters | None = None  # while this callback saves
         self._seen = self._saved = 0
         self._saved_at = time.monotonic()
@@ -116,6 +120,9 @@ class LastCheckpoint(Callback):
         """Take the signals over from Lightning's handlers, and count from the step that training resumes from."""
         if self._resumed_open and trainer.fit_loop.done:
             self._limits.lift(trainer)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if self._resumed_ended and any(isinstance(callback, EarlyStopping) for callback in callbacks):
+            trainer.should_stop = True
         self._stop_signal, self._validation_open = 0, False
         self._saved_open, self._resumed_open = self._resumed_open, False
         self._seen = self._saved = trainer.global_step
@@ -205,13 +212,14 @@ class LastCheckpoint(Callback):
         raise SIGTERMException(128 + number)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Note whether a validation is to come."""
-        self._resumed_open = checkpoint.get(_OPEN, False)
+        """Note whether a validation is to come, and whether training had been ended early."""
+        self._resumed_open, self._resumed_ended = checkpoint.get(_OPEN, False), checkpoint.get(_ENDED, False)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Write the counters of the end of an optimiser step, and of a validation that is still to come."""
         fit = checkpoint["loops"]["fit_loop"]
         checkpoint[_OPEN] = self._validation_open
+        checkpoint[_ENDED] = self._counters is not None and self._counters.ended and trainer.should_stop
         if self._counters is not None:
             self._counters.write(fit)
         if self._validation_open:

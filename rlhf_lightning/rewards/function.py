@@ -21,8 +21,8 @@ class FunctionReward(TextReward):
     names: ``def exact(prompt, response, answer): return float(response == answer)``. A column that is itself called
     ``prompt`` or ``response`` is not passed on.
 
-    From the command line: ``reward=function reward.target=my_rewards.exact 'allow_targets=[my_rewards]'``; options of the
-    function are ``reward.function.<option>=...``.
+    From the command line: ``reward=function reward.target=my_rewards.exact 'allow_targets=[my_rewards]'``; options of
+    the function are ``reward.function.<option>=...``.
 
     Args:
         tokenizer: of whoever made the token ids.

@@ -42,6 +42,16 @@ def test_killed_in_its_last_validation_its_export_and_a_rollout(tmp_path):
 
 
 @pytest.mark.slow
+def test_killed_in_the_export_of_a_run_that_ended_early(tmp_path):
+    """Fails where the resumed run trains on until its next validation."""
+    whole, points = unbroken(tmp_path / "ended_early" / "whole", "ended_early")
+    assert points.count("validation") < 40, "the run was not ended early"
+    cut = tmp_path / "ended_early" / "cut"
+    assert command(cut, "ended_early", Fault(at=0, point="export")) == -signal.SIGKILL, printed(cut)
+    check(whole, cut)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_killed_anywhere(tmp_path, method):
     """Each kill is drawn from all points that the unbroken run passes; every third run is killed twice."""

@@ -56,6 +56,9 @@ ONLINE = [
 METHODS = {
     "dpo": ["method=dpo", "reference=cached"],
     "kto": ["method=kto"],
+    "ended_early": ["method=dpo", "trainer.max_epochs=9", "+callbacks.early.mode=max", "+callbacks.early.patience=1",
+                    "+callbacks.early.monitor=val/loss",
+                    "+callbacks.early._target_=lightning.pytorch.callbacks.EarlyStopping"],
     "sft": ["method=sft", "trainer.log_every_n_steps=3", "trainer.max_steps=7"],
     "bradley_terry": ["method=bradley_terry"],
     "ppo": ["method=ppo", *ONLINE, "method.rollout.inner_epochs=2", "trainer.max_steps=6"],
