@@ -64,7 +64,7 @@ format: $(STAMP) ## Rewrite the code the way `make lint` wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(STAMP) ## mypy: strict on types, ops and losses
+types: $(STAMP) ## mypy: strict on types, ops, losses and selectors
 	$(BIN)/mypy
 
 docs: $(STAMP) ## Write METHODS.md from the docstrings of the losses

@@ -1,8 +1,8 @@
 """What a pure function declares: the inputs it needs and the range of each of its options.
 
-Losses (``losses/options.py``) and credit assignment (``credit/options.py``) are such functions, or
-``functools.partial`` objects of them, as a yaml makes them. Positional parameters are inputs, keyword-only parameters
-are options, and an option's allowed values are part of its annotation::
+Losses (``losses/options.py``), credit assignment (``credit/options.py``) and selectors (``selection/options.py``) are
+such functions, or ``functools.partial`` objects of them, as a yaml makes them. Positional parameters are inputs,
+keyword-only parameters are options, and an option's allowed values are part of its annotation::
 
     @loss_function
     def dpo(policy: Pair, reference: Pair, *, beta: Positive = 0.1) -> PreferenceLoss: ...
@@ -63,7 +63,7 @@ class Declared:
     """A kind of declared function: what it is called in messages, where it stands in a yaml, what it may ask for.
 
     Attributes:
-        noun: ``loss`` or ``credit function``.
+        noun: ``loss``, ``credit function`` or ``selector``.
         node: its key in the configuration, such as ``method.loss``.
         inputs: what a function may ask for by name, and what each of them is.
     """

@@ -57,8 +57,11 @@ from rlhf_lightning.types.rollouts import (
     Sampling,
     sample_groups,
 )
+from rlhf_lightning.types.selection import DATA, NONE, Selected
 
 __all__ = [
+    "DATA",
+    "NONE",
     "ActionValues",
     "AttributesBatch",
     "ComparisonBatch",
@@ -86,6 +89,7 @@ __all__ = [
     "Sample",
     "SampleGroup",
     "Sampling",
+    "Selected",
     "SequenceLogProbs",
     "SequencePredictions",
     "StepOutput",

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "chat_templates": set(),
     "losses": {"types", "ops", "options"},
     "credit": {"types", "ops", "options"},
+    "selection": {"types", "ops", "options"},
     "models": {"types", "ops", "options", "checkpoint_files"},
     "data": {"types", "ops", "clock", "chat_templates", "options"},
     "callbacks": {"types", "ops", "checkpointing", "options", "sharded_state", "files"},
@@ -74,7 +75,7 @@ TORCH_FREE = (
     "cli/processes.py",
     "cli/failures.py",
 )
-#: What losses may import beside our types and ops.
+#: What losses and selectors may import beside our types and ops.
 LOSSES_MAY = {
     "torch",
     "jaxtyping",
@@ -137,9 +138,9 @@ def wrong_imports(file: Path) -> Iterator[str]:
             yield f"{file.relative_to(PACKAGE)}: {mine} must not import {module}"
 
 
-def test_losses_are_pure_torch():
+def test_losses_and_selectors_are_pure_torch():
     known = {*LOSSES_MAY, "rlhf_lightning"}
-    files = (PACKAGE / "losses").glob("*.py")
+    files = [file for package in ("losses", "selection") for file in (PACKAGE / package).glob("*.py")]
     assert [(file.name, m) for file in files for m in imports(file) if m.split(".")[0] not in known] == []
 
 

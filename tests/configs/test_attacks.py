@@ -128,6 +128,8 @@ def test_what_has_the_role_of_its_place_is_legal(target: str):
         ("method.loss", "rlhf_lightning.credit.rloo"),
         ("method.loss", "rlhf_lightning.losses.needs"),
         ("method.advantage", "rlhf_lightning.losses.dpo"),
+        ("rounds.selector", "rlhf_lightning.losses.dpo"),
+        ("rounds.selector", "rlhf_lightning.selection.validate"),
         ("reward", "rlhf_lightning.models.Scorer"),
         ("scheduler", "rlhf_lightning.schedules.LambdaLR"),
         ("data.source", "rlhf_lightning.world.TinyWorld"),
