@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.checkpointing import AtomicCheckpointIO
 from rlhf_lightning.cli.cluster import cluster_environment
-from rlhf_lightning.cli.config_file import literal
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.folder import start_of
+from rlhf_lightning.cli.instantiate import make, make_all
 from rlhf_lightning.cli.processes import processes
 from rlhf_lightning.files import recovered
 from rlhf_lightning.models.architectures import FAMILIES
@@ -51,21 +51,6 @@ class Run:
     reference: dict[str, float] = field(default_factory=dict)  #: what ``reference=cached`` computed, found and saved
 
 
-def make(node: Any) -> Any:
-    """The object that a node describes; None for null and for the empty node of a ``none.yaml``."""
-    if not node:
-        return None
-    # Resolved once, as it was checked; Hydra's instantiate reads text twice, so what looks like an interpolation now
-    # would be followed as one.
-    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-    return instantiate(literal(literal(plain)), _convert_="all")
-
-
-def make_all(nodes: DictConfig | Mapping[str, Any] | None) -> list[Any]:
-    """The objects of a mapping by name; a name set to null drops one: ``callbacks.samples=null``."""
-    return [made for node in (nodes or {}).values() if (made := make(node)) is not None]
-
-
 def make_run(cfg: DictConfig) -> Run:
     """Every object of a run.
 
@@ -78,7 +63,7 @@ def make_run(cfg: DictConfig) -> Run:
     data: Any = make_data(cfg, models, module.kind, mismatched="kl" in module.needs)
     trainer = make_trainer(cfg, module.monitor)
     if module.kind == "prompt":
-        from rlhf_lightning.cli.rollouts import make_rollouts
+        from rlhf_lightning.cli.rollouts import make_rollouts  # half a second that other jobs do not need
 
         data = make_rollouts(cfg, models, module, data)
         score_samples(trainer, data.reward if cfg.get("reward") else None)

@@ -29,7 +29,7 @@ def inspect(cfg: DictConfig) -> None:
     Raises:
         DataError: the data set as a whole cannot be used.
     """
-    from rlhf_lightning.cli.build import make
+    from rlhf_lightning.cli.instantiate import make
     from rlhf_lightning.data.inspect import inspect as show
     from rlhf_lightning.data.tokenize import tokenize
 

@@ -18,10 +18,11 @@ from rlhf_lightning.callbacks.implicit_rewards import FILE as REWARDS
 from rlhf_lightning.cli.agreement import check_found, check_readable, check_same, check_seen, meet
 from rlhf_lightning.cli.announce import describe_run
 from rlhf_lightning.cli.benchmark import benchmark
-from rlhf_lightning.cli.build import make, make_run
+from rlhf_lightning.cli.build import make_run
 from rlhf_lightning.cli.console import say
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.folder import check_command, held, note, write_config
+from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.cli.processes import is_first_process
 from rlhf_lightning.cli.results import Result
 from rlhf_lightning.cli.train import optimized, prepare

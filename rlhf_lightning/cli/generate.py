@@ -98,7 +98,7 @@ class Answerer:
             cfg: of the command.
             rows: of the prompts, for a reward that reads their columns.
         """
-        from rlhf_lightning.cli.build import make
+        from rlhf_lightning.cli.instantiate import make
         from rlhf_lightning.data.encode import Encoder
         from rlhf_lightning.data.templates import resolve
         from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
@@ -189,7 +189,7 @@ def _reward(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[
         ConfigError: it compares more answers to a prompt than there will be.
         ValueError: it reads a column that the prompts lack.
     """
-    from rlhf_lightning.cli.build import make
+    from rlhf_lightning.cli.instantiate import make
     from rlhf_lightning.rewards import as_reward
     from rlhf_lightning.rewards.base import smallest_group
 

@@ -55,11 +55,11 @@ def main(arguments: Sequence[str]) -> int:
     """
     given = parser().parse_args(arguments)
     from rlhf_lightning.cli.console import OUT
-    from rlhf_lightning.report import Runs
+    from rlhf_lightning.report import Runs, write_report
 
     runs = Runs.read(*given.runs, metric=given.metric, mode=given.mode, families=families())
     OUT.print(table(runs))
-    report = runs.write(folder_of(given.output, given.runs), given.title, given.top)
+    report = write_report(runs, folder_of(given.output, given.runs), given.title, given.top)
     OUT.print(f"\npage      [bold]{report.page}[/]")
     for name, files in (("pictures", report.pictures), ("tables", report.tables)):
         if files:

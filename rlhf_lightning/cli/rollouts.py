@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.cli.online_checks import check, check_cost, terms_to_make
 from rlhf_lightning.rewards import as_reward
 from rlhf_lightning.rounds import OnlineData
@@ -35,8 +36,6 @@ def make_rollouts(cfg: DictConfig, models: ModelBuilder, module: Any, prompts: A
         ConfigError: nothing scores, what scores lacks what the method reads, or the engine's weights cannot change.
         ValueError: the engine cannot follow the run's adapter.
     """
-    from rlhf_lightning.cli.build import make
-
     scorer = make(cfg.get("reward")) or getattr(module, "own_reward", None)
     check_cost(module, terms_to_make(scorer), inside=True)  # before the reward models among them load
     reward = None if scorer is None else as_reward(scorer, tokenizer=models.tokenizer())

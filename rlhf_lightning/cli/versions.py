@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-from rlhf_lightning import __version__
+from rlhf_lightning.version import __version__
 
 PACKAGES = ("torch", "lightning", "transformers", "peft", "datasets", "hydra-core")
 

@@ -2,10 +2,11 @@
 
 ``rlhf report`` writes all of it as one page; a notebook takes the parts::
 
-    from rlhf_lightning.report import Runs
+    from rlhf_lightning.report import Runs, write_report
     runs = Runs.read("multirun/2026-01-31_12-00-00")
     runs.leaderboard()
     runs.frontier()
+    write_report(runs, "report")
 
 Only plain files of the runs are read: nothing here imports torch, Lightning or Hydra.
 """
@@ -17,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlhf_lightning.report.page import Report as Report
+    from rlhf_lightning.report.page import write_report as write_report
     from rlhf_lightning.report.reading import ReportError as ReportError
     from rlhf_lightning.report.reading import Run as Run
     from rlhf_lightning.report.runs import Runs as Runs
 
-_HOME = {"Report": "page", "ReportError": "reading", "Run": "reading", "Runs": "runs"}
+_HOME = {"Report": "page", "ReportError": "reading", "Run": "reading", "Runs": "runs", "write_report": "page"}
 
-__all__ = ["Report", "ReportError", "Run", "Runs"]
+__all__ = ["Report", "ReportError", "Run", "Runs", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

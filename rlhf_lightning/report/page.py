@@ -32,7 +32,7 @@ class Report:
     tables: tuple[Path, ...]
 
 
-def write(runs: Runs, folder: Path, title: str | None = None, named: int = 12) -> Report:
+def write_report(runs: Runs, folder: str | Path = "report", title: str | None = None, named: int = 12) -> Report:
     """Write ``report.html``, a PNG of each picture, ``leaderboard.csv`` and ``runs.csv``.
 
     Args:
@@ -41,6 +41,7 @@ def write(runs: Runs, folder: Path, title: str | None = None, named: int = 12) -
         title: of the page; None: says how many runs.
         named: groups that are named in the figures.
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = list(pictures_of(runs, named))
     written = [picture.save(folder / f"{_slug(picture.name)}.png") for picture in pictures]

@@ -16,7 +16,6 @@ from rlhf_lightning.report.samples import SampleTable, compare
 
 if TYPE_CHECKING:
     from rlhf_lightning.report.drawing import Picture
-    from rlhf_lightning.report.page import Report
 
 
 class Runs(Sequence[Run]):
@@ -27,7 +26,7 @@ class Runs(Sequence[Run]):
         runs = Runs.read("multirun/2026-01-31_12-00-00")
         runs.leaderboard()      # rows with mean, standard deviation and number of seeds
         runs.frontier()         # a picture, as are curves(), histograms() and over("method.loss.beta")
-        runs.write("report")    # everything as a page
+        write_report(runs, "report")    # everything as a page (``report.page``)
 
     Args:
         runs: to report on.
@@ -196,18 +195,6 @@ class Runs(Sequence[Run]):
     def differences(self) -> list[str]:
         """Dotted keys in which the groups differ."""
         return differing([group.options for group in self._groups])
-
-    def write(self, folder: str | Path = "report", title: str | None = None, named: int = 12) -> Report:
-        """Write the page with its pictures and tables into a folder.
-
-        Args:
-            folder: made when it is missing.
-            title: of the page.
-            named: groups that are named in the figures.
-        """
-        from rlhf_lightning.report.page import write
-
-        return write(self, Path(folder), title, named)
 
     def _spread(self, most: int) -> list[int]:
         """Groups to show where there is room for a few: the best ones of every colour."""

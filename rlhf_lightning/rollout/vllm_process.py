@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import rlhf_lightning
 from rlhf_lightning.rollout.endpoint import Endpoint, ServerError
 from rlhf_lightning.rollout.vllm_options import ENVIRONMENT
 
@@ -69,7 +68,7 @@ class ServerProcess:
     def __init__(self, command: Sequence[str], port: int, log_file: Path, environment: Mapping[str, str]) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.log_file = log_file
-        home = str(Path(rlhf_lightning.__file__).parents[1])  # the worker extension must be importable
+        home = str(Path(__file__).resolve().parents[2])  # the worker extension must be importable
         paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
         env = {
             **ENVIRONMENT,

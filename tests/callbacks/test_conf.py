@@ -8,8 +8,9 @@ import pytest
 from rlhf_lightning import callbacks
 from rlhf_lightning.callbacks import EMAWeights, PolicySamples, ReferenceSync
 from rlhf_lightning.checkpointing import AtomicCheckpointIO
-from rlhf_lightning.cli.build import make_all, make_strategy, make_trainer
+from rlhf_lightning.cli.build import make_strategy, make_trainer
 from rlhf_lightning.cli.compose import compose
+from rlhf_lightning.cli.instantiate import make_all
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.strategies import FSDP2Strategy
 

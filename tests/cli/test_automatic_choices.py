@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 
 from rlhf_lightning import compose
 from rlhf_lightning.cli.announce import _loss, _method, method_name
-from rlhf_lightning.cli.build import make, make_data, make_models, reference_kind, runs_padded
+from rlhf_lightning.cli.build import make_data, make_models, reference_kind, runs_padded
+from rlhf_lightning.cli.instantiate import make
 
 TINY = ["model=tiny_random", "data=json", "data.source.path=none.jsonl"]
 

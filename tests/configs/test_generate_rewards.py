@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from rlhf_lightning import compose
-from rlhf_lightning.cli.build import make
+from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.data import DataSpec
 from rlhf_lightning.models.roles import ModelBuilder

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from rlhf_lightning import compose
-from rlhf_lightning.cli.build import make
 from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.cli.results import Result
 from rlhf_lightning.cli.targets import locate
 from rlhf_lightning.conf_dir import conf_dir

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rlhf_lightning.cli.build import make
 from rlhf_lightning.cli.compose import compose
+from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.data import cache
 from rlhf_lightning.data.checks import DataError
 from rlhf_lightning.data.examples import Examples

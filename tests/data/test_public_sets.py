@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from rlhf_lightning.cli.build import make
 from rlhf_lightning.cli.compose import compose
+from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.data.sources import Files
 from rlhf_lightning.data.tokenize import tokenize

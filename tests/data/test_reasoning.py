@@ -10,8 +10,8 @@ pytest.importorskip("reasoning_gym", reason="needs reasoning-gym, the extra reas
 
 from omegaconf import OmegaConf
 
-from rlhf_lightning.cli.build import make
 from rlhf_lightning.cli.compose import compose
+from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.data import ReasoningGym
 from rlhf_lightning.data.checks import DataError
 from rlhf_lightning.data.sources import Source

@@ -16,7 +16,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning import compose
-from rlhf_lightning.cli.build import make
+from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.credit.whitening import whiten
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.data.tokenize import tokenize

@@ -6,8 +6,8 @@ from dataclasses import fields
 
 import pytest
 
-from rlhf_lightning.cli.build import make
 from rlhf_lightning.cli.compose import compose
+from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from rlhf_lightning.report import ReportError, Runs
+from rlhf_lightning.report import ReportError, Runs, write_report
 from rlhf_lightning.report.drawing import inlined
 from rlhf_lightning.report.page import options_table
 from rlhf_lightning.report.samples import compare
@@ -56,7 +56,7 @@ class Outline(HTMLParser):
 
 
 def page(root, folder, **options):
-    report = Runs.read(root, **options).write(folder)
+    report = write_report(Runs.read(root, **options), folder)
     return report.page.read_text(encoding="utf-8")
 
 
@@ -208,7 +208,7 @@ def test_the_metric_of_the_runs_ranks(tmp_path):
 
 def test_tables(sweep, tmp_path):
     """leaderboard.csv has a line a group with n for every metric, runs.csv a line a run, also of the failed one."""
-    report = Runs.read(sweep).write(tmp_path)
+    report = write_report(Runs.read(sweep), tmp_path)
     board, runs = (list(csv.DictReader(file.open())) for file in report.tables)
     assert len(board) == 6
     assert len(runs) == 18
@@ -282,7 +282,7 @@ def test_two_hundred_runs(tmp_path):
     """Under twenty seconds of one core and fifteen megabytes."""
     write_sweep(tmp_path / "sweep", list(METHODS)[:10], seeds=2, beta=[0.01, 0.03, 0.1, 0.3, 1.0], lr=[1e-3, 3e-3])
     started = time.process_time()
-    report = Runs.read(tmp_path / "sweep").write(tmp_path / "report")
+    report = write_report(Runs.read(tmp_path / "sweep"), tmp_path / "report")
     assert time.process_time() - started < 20
     assert report.page.stat().st_size < 15e6
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from rlhf_lightning.cli.build import make
 from rlhf_lightning.cli.compose import compose
+from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.models.tokenizers import byte_tokenizer
 from rlhf_lightning.rewards import Reward, metrics_of, scored
 from rlhf_lightning.types import SampleGroup, sample_groups

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlhf_lightning.cli.build import make
 from rlhf_lightning.cli.compose import compose
+from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.data.checks import DataError
 from rlhf_lightning.data.packing import BATCHES
 from rlhf_lightning.world import TinySource, TinyWorld, grammar

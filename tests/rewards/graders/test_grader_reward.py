@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlhf_lightning import compose
-from rlhf_lightning.cli.build import make
+from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer
 from rlhf_lightning.rewards import Composite, Reward, metrics_of, scored
 from rlhf_lightning.rewards.graders import GraderReward
