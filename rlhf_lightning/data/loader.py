@@ -20,19 +20,14 @@ from rlhf_lightning.data.batches import ListedBatches, LogProbStore, PlannedBatc
 from rlhf_lightning.data.examples import Examples, Groups
 from rlhf_lightning.data.mismatch import Mismatches
 from rlhf_lightning.data.plan import Batching, Plan, plan_epoch
-from rlhf_lightning.data.position import StepPosition, check_changes, check_state
+from rlhf_lightning.data.position import PositionedLoader, check_state
 from rlhf_lightning.types import PackedBatch
 
 IntArray = NDArray[np.int64]
 
 
-class EpochLoader:
-    """Training batches of one process. The order is a function of (seed, epoch); the state is (epoch, step).
-
-    Each new iteration is the next epoch, from its beginning; the first one after ``load_state_dict`` goes on where
-    the state was taken. Lightning says which epoch it is in (``set_epoch``), so an epoch that ``limit_train_batches``
-    cuts short counts as an epoch, also after a resume.
-    """
+class EpochLoader(PositionedLoader[PackedBatch]):
+    """Training batches of one process. The order is a function of (seed, epoch); the state is (epoch, step)."""
 
     def __init__(
         self,
@@ -64,21 +59,14 @@ class EpochLoader:
             mismatches: of the data set; the first micro-batch of a step brings those of the step.
             taken: optimiser steps that were taken, see ``StepPosition``.
         """
+        super().__init__(accumulate, taken)
         self.examples, self.batching, self.store = examples, batching, store
         self.kind, self.mismatches = kind, mismatches
         self.accumulate, self.rank, self.world_size = accumulate, rank, world_size
         self.workers, self.pin_memory = workers, pin_memory
-        self.epoch = 0
-        self.position = StepPosition(accumulate, taken)
-        self._fresh = True  # the next iteration belongs to the epoch and position at hand
         self._lengths = examples.padded_lengths if batching.padded else examples.lengths
         self._plan: tuple[tuple[int, int], Plan] | None = None
         self._digest = _digest(examples)
-
-    @property
-    def batch_sampler(self) -> _EpochHook:
-        """Where Lightning looks for something that wants to know the epoch."""
-        return _EpochHook(self)
 
     @property
     def plan(self) -> Plan:
@@ -101,11 +89,8 @@ class EpochLoader:
         """Micro-batches of this process in an epoch, the same in every epoch."""
         return len(self.plan) * self.accumulate
 
-    def __iter__(self) -> Iterator[PackedBatch]:
-        # As a generator this runs when the first batch is asked for, after Lightning's set_epoch.
-        if not self._fresh:
-            self._begin(self.epoch + 1)
-        self._fresh = False
+    def remaining(self) -> Iterator[PackedBatch]:
+        """The batches of the epoch from the position on."""
         batches = PlannedBatches(
             self.examples,
             self.plan,
@@ -120,30 +105,11 @@ class EpochLoader:
             self.position.advance()  # before the batch is used: a state taken while it is trained on counts it
             yield batch
 
-    def _begin(self, epoch: int) -> None:
-        self.epoch = epoch
-        self.position.restart()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Begin this epoch, or go on with it where it has been begun."""
-        if epoch != self.epoch or self.position.handed_out >= len(self):
-            self._begin(epoch)
-        self._fresh = True
-
     def state_dict(self) -> dict[str, Any]:
         """Epoch and finished steps of it, with what they are counted in; plain values, the same on every process."""
-        step = self.position.steps
-        finished = step >= len(self.plan)
-        return {
-            "epoch": self.epoch + finished,
-            "step": 0 if finished else step,
-            "seed": self.batching.seed,
-            "data": self._digest,
-            "accumulate": self.accumulate,
-            **self._units(),
-        }
+        return {**self.saved_position(), "seed": self.batching.seed, "data": self._digest, **self.units()}
 
-    def _units(self) -> dict[str, Any]:
+    def units(self) -> dict[str, Any]:
         """The options that give a number of steps its meaning, under the names that users know."""
         batching = self.batching
         units: dict[str, Any] = {
@@ -158,32 +124,16 @@ class EpochLoader:
         return units
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the state was taken. The seed is the state's, so a changed option does not change the order.
+        """Resume where the state was taken. The seed is the state's, so a changed option does not change the order.
 
         Raises:
             ValueError: another version wrote the state; or it is from the middle of an epoch, and the data or an
                 option that decides what a step holds has changed since.
         """
         check_state(state, ("epoch", "step", "seed", "data", "accumulate"))
-        changed = [
-            f"{name} was {state.get(name)} and is {value}"
-            for name, value in self._units().items()
-            if state.get(name) != value
-        ]
-        if state["data"] != self._digest:
-            changed.append("the data is another")
-        check_changes(state, changed)
+        self.restore_position(state, state, *([] if state["data"] == self._digest else ["the data is another"]))
         if state["seed"] != self.batching.seed:
             self.batching = replace(self.batching, seed=state["seed"])
-        self.epoch, self._fresh = state["epoch"], True
-        self.position.restart(state["step"])
-
-
-class _EpochHook:
-    """What ``loader.batch_sampler.sampler.set_epoch`` resolves to: torch's protocol for samplers that reshuffle."""
-
-    def __init__(self, loader: EpochLoader) -> None:
-        self.sampler = loader
 
 
 class ListLoader:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 log = logging.getLogger(__name__)
+
+BatchT = TypeVar("BatchT")
 
 
 class StepPosition:
@@ -43,6 +46,97 @@ class StepPosition:
             return self.handed_out // self.accumulate
         begun = -(-self.handed_out // self.accumulate)
         return begun - (self.taken() == self._before)
+
+
+class PositionedLoader(ABC, Generic[BatchT]):
+    """A process's training batches, epoch after epoch, that can say where they stand and be put there again.
+
+    Each new iteration is the next epoch, from its beginning; the first one after a state was loaded resumes where it
+    was taken. Lightning says which epoch it is in (``set_epoch``), so an epoch that ``limit_train_batches`` cuts short
+    counts as an epoch, also after a resume. What a subclass saves must be the same on every process, as Lightning keeps
+    process 0's state only.
+
+    Args:
+        accumulate: micro-batches that a process accumulates for one optimiser step.
+        taken: optimiser steps that were taken, see :class:`StepPosition`.
+    """
+
+    def __init__(self, accumulate: int, taken: Callable[[], int] | None = None) -> None:
+        self.epoch = 0
+        self.position = StepPosition(accumulate, taken)
+        self._fresh = True  # the next iteration belongs to the epoch and position at hand
+
+    @property
+    def batch_sampler(self) -> _EpochHook:
+        """Where Lightning looks for something that wants to know the epoch."""
+        return _EpochHook(self)
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Micro-batches of this process in an epoch, the same in every epoch."""
+
+    def __iter__(self) -> Iterator[BatchT]:
+        # As a generator this runs when the first batch is asked for, after Lightning's set_epoch.
+        if not self._fresh:
+            self.begin(self.epoch + 1)
+        self._fresh = False
+        yield from self.remaining()
+
+    @abstractmethod
+    def remaining(self) -> Iterator[BatchT]:
+        """The batches of the epoch from the position on; each is counted before it is handed out."""
+
+    def begin(self, epoch: int) -> None:
+        """Stand at the beginning of an epoch."""
+        self.epoch = epoch
+        self.position.restart()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin this epoch, or resume it where it has been begun."""
+        if epoch != self.epoch or self.position.handed_out >= len(self):
+            self.begin(epoch)
+        self._fresh = True
+
+    @abstractmethod
+    def units(self) -> dict[str, Any]:
+        """The options that give a number of steps its meaning, under the names that users know."""
+
+    def saved_position(self) -> dict[str, int]:
+        """Epoch and finished steps of it, and the micro-batches that a process had for one."""
+        step = self.position.steps
+        finished = step * self.position.accumulate >= len(self)
+        return {
+            "epoch": self.epoch + finished,
+            "step": 0 if finished else step,
+            "accumulate": self.position.accumulate,
+        }
+
+    def restore_position(self, state: Mapping[str, Any], units: Mapping[str, Any], *changes: str) -> None:
+        """Stand where a state was taken.
+
+        Args:
+            state: with what :meth:`saved_position` gave.
+            units: what :meth:`units` was at that time.
+            *changes: what else has changed since, a phrase each.
+
+        Raises:
+            ValueError: it is from the middle of an epoch, and something that decides what a step holds has changed.
+        """
+        changed = [
+            f"{name} was {units.get(name)} and is {value}"
+            for name, value in self.units().items()
+            if units.get(name) != value
+        ]
+        check_changes(state, [*changed, *changes])
+        self.epoch, self._fresh = state["epoch"], True
+        self.position.restart(state["step"])
+
+
+class _EpochHook:
+    """What ``loader.batch_sampler.sampler.set_epoch`` resolves to: torch's protocol for samplers that reshuffle."""
+
+    def __init__(self, loader: PositionedLoader[Any]) -> None:
+        self.sampler = loader
 
 
 def check_state(state: Mapping[str, Any], needed: Collection[str]) -> None:

@@ -12,14 +12,14 @@ from typing import Any
 
 from rlhf_lightning.data.module import Place
 from rlhf_lightning.data.plan import Batching, Plan, plan_epoch
-from rlhf_lightning.data.position import StepPosition, check_changes, check_state
+from rlhf_lightning.data.position import PositionedLoader, check_state
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.rounds.experience import Experience, exact_totals
 from rlhf_lightning.rounds.ptx import Demonstrations
 from rlhf_lightning.types import RolloutBatch, RolloutOptions
 
 
-class RolloutLoader:
+class RolloutLoader(PositionedLoader[RolloutBatch]):
     """Micro-batches of one process: rollout after rollout, each as often as the method says.
 
     A rollout has ``minibatches * batch_size`` prompts. An inner epoch deals them to ``minibatches`` optimiser steps of
@@ -58,6 +58,7 @@ class RolloutLoader:
         report: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
         self.collect, self.options, self.place = collect, options, place or Place()
+        super().__init__(self.place.accumulate, taken)
         self.report = report
         self.demonstrations = demonstrations
         self.batching = Batching(batch_size, seed=seed, padded=padded)
@@ -75,18 +76,10 @@ class RolloutLoader:
         #: most tokens of a micro-batch
         self.most_tokens = -(-batch_size // self.place.micro_batches) * group_tokens
         self.rollouts = prompts // self.size  #: of an epoch
-        self.epoch = 0
-        self.position = StepPosition(self.place.accumulate, taken)
         self.number = 0  #: rollouts that were begun
         self.cursor = 0  #: prompts that were taken from the stream
         self.experience: Experience | None = None
         self._used_up = 0
-        self._fresh = True  # the next iteration belongs to the epoch and position at hand
-
-    @property
-    def batch_sampler(self) -> _EpochHook:
-        """Where Lightning looks for something that wants to know the epoch."""
-        return _EpochHook(self)
 
     @property
     def rollout_steps(self) -> int:
@@ -97,11 +90,8 @@ class RolloutLoader:
         """Micro-batches of this process in an epoch."""
         return self.rollouts * self.rollout_steps * self.place.accumulate
 
-    def __iter__(self) -> Iterator[RolloutBatch]:
-        # As a generator this runs when the first batch is asked for, after Lightning's set_epoch.
-        if not self._fresh:
-            self._begin(self.epoch + 1)
-        self._fresh = False
+    def remaining(self) -> Iterator[RolloutBatch]:
+        """The batches of the epoch from the position on, rollout by rollout."""
         while self.position.handed_out < len(self):
             yield from self._rollout()
 
@@ -160,35 +150,26 @@ class RolloutLoader:
         before = batch.rollout * self.options.inner_epochs * self.options.minibatches
         return replace(batch, ptx=self.demonstrations.batch(before + step, part))
 
-    def _begin(self, epoch: int) -> None:
-        self.epoch, self.experience = epoch, None
-        self.position.restart()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Begin this epoch, or go on with it where it has been begun."""
-        if epoch != self.epoch or self.position.handed_out >= len(self):
-            self._begin(epoch)
-        self._fresh = True
+    def begin(self, epoch: int) -> None:
+        """Stand at the beginning of an epoch, with a rollout still to be drawn."""
+        self.experience = None
+        super().begin(epoch)
 
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, finished steps, and the rollout at hand while it is needed; the same on every process."""
-        step = self.position.steps
-        finished = step >= self.rollouts * self.rollout_steps
-        held = self.experience if step < self._used_up else None
+        held = self.experience if self.position.steps < self._used_up else None
         return {
-            "epoch": self.epoch + finished,
-            "step": 0 if finished else step,
+            **self.saved_position(),
             "number": self.number,
             "cursor": self.cursor,
             "seed": self.batching.seed,
             "experience": None if held is None else held.state_dict(),
-            "accumulate": self.place.accumulate,
-            "units": self._units(),
+            "units": self.units(),
         }
 
-    def _units(self) -> dict[str, Any]:
+    def units(self) -> dict[str, Any]:
         """The options that give a number of steps its meaning, under the names that users know."""
         return {
             "data.batch_size": self.batching.batch_size,
@@ -199,29 +180,16 @@ class RolloutLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the state was taken. The seed is the state's, so a changed option does not change the order.
+        """Resume where the state was taken. The seed is the state's, so a changed option does not change the order.
 
         Raises:
             ValueError: another version wrote the state; or it is from the middle of an epoch, and an option that
                 decides what a step holds has changed since.
         """
         check_state(state, ("epoch", "step", "number", "cursor", "seed", "experience", "accumulate", "units"))
-        units, before = self._units(), state["units"]
-        changed = [
-            f"{name} was {before.get(name)} and is {now}" for name, now in units.items() if before.get(name) != now
-        ]
-        check_changes(state, changed)
+        self.restore_position(state, state["units"])
         if state["seed"] != self.batching.seed:
             self.batching = Batching(self.batching.batch_size, seed=state["seed"], padded=self.batching.padded)
-        self.epoch, self._fresh = state["epoch"], True
-        self.position.restart(state["step"])
         self.number, self.cursor = state["number"], state["cursor"]
         held = state["experience"]
         self._hold(None if held is None else Experience.from_state_dict(held))
-
-
-class _EpochHook:
-    """What ``loader.batch_sampler.sampler.set_epoch`` resolves to: torch's protocol for samplers that reshuffle."""
-
-    def __init__(self, loader: RolloutLoader) -> None:
-        self.sampler = loader
