@@ -83,7 +83,7 @@ def test_no_process_outlives_a_killed_command(folder, options, jobs):
     assert not alive, f"{len(alive)} of {len(children)} processes lived on"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_stopped_run_says_how_far_it_came(folder, number):
     """Fails when the result of a stop knows nothing of the trainer, or the last checkpoint is an earlier step's."""
     process, last = start(folder, "paths.output_dir=run"), folder / "run/checkpoints/last.ckpt"

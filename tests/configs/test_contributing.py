@@ -43,6 +43,7 @@ def test_an_example_trains(tmp_path: Path, code: str, name: str, command: str):
     assert (tmp_path / "out" / "result.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_own_reward_of_the_readme_trains(tmp_path: Path):
     (tmp_path / "my_rewards.py").write_text("def polite(prompt, response): return float(len(response))\n")
     (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "Say {n}."}}\n' for n in range(40)))

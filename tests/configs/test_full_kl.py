@@ -13,6 +13,7 @@ REWARD = ["reward=function", "reward.target=tests.helpers.online.letters", "allo
 FULL = "method.kl.estimator=full"
 
 
+@pytest.mark.slow
 def test_in_the_tiny_world_it_is_what_the_world_measures(rlhf, tmp_path):
     """Validation's mean over its own samples, and the evaluator's exact divergence over others."""
     options = ["data.source.size=64", "optimizer.lr=1.0e-3", "logger=none", "paths.output_dir=run"]

@@ -205,7 +205,11 @@ def test_a_sweep_over_on_policy_methods(rlhf, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["method=dpo"], r"rows of up to \d+ tokens, and .* was made for 16 .*set data\.spec\.max_length lower"),
+        pytest.param(
+            ["method=dpo"],
+            r"rows of up to \d+ tokens, and .* was made for 16 .*set data\.spec\.max_length lower",
+            marks=pytest.mark.slow,
+        ),
         (
             ["method=grpo", *REWARD, *SMALL],
             r"prompts and responses of up to \d+ tokens, .* or rollout\.max_new",

@@ -21,6 +21,7 @@ def world() -> tuple[Graph, list[Any]]:
     return graph, examples(graph, draw)
 
 
+@pytest.mark.slow
 def test_larger_weights_of_the_advantage_walk_straighter(world: tuple[Graph, list[Any]]) -> None:
     graph, rows = world
     module = trained(rows, steps=80, size=32, lr=5e-3)

@@ -62,9 +62,9 @@ def test_first_ratios_are_exactly_one(tmp_path, kind):
 @pytest.mark.parametrize(
     "kill",
     [
-        pytest.param({"kill_call": 3}, id="while-rollout-2-is-drawn"),
+        pytest.param({"kill_call": 3}, id="while-rollout-2-is-drawn", marks=pytest.mark.slow),
         pytest.param({"kill_at": 7}, id="in-the-inner-epochs-of-rollout-1"),
-        pytest.param({"kill_at": 12}, id="at-the-end-of-an-epoch"),
+        pytest.param({"kill_at": 12}, id="at-the-end-of-an-epoch", marks=pytest.mark.slow),
     ],
 )
 def test_killed_and_resumed(tmp_path, kill):

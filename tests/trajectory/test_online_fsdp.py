@@ -105,7 +105,8 @@ def test_early_stop(tmp_path, strategy):
     assert found["state_dict"]["stopped"] == 2
 
 
-@pytest.mark.parametrize("strategy", [FILE, pytest.param(SHARDS, marks=pytest.mark.slow)], ids=["file", "shards"])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [FILE, SHARDS], ids=["file", "shards"])
 def test_critic_warmup(tmp_path, strategy):
     """The policy's weights have no optimiser state until the critic has had its first steps alone."""
     make = partial(ppo_of, "shared", critic_warmup=5)

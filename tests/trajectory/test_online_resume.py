@@ -33,7 +33,7 @@ def drawn(folder: Path, share: int) -> int:
     return (folder / "drawn.txt").read_text().split().count(str(share))
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("kill", KILLS)
 def test_killed_and_resumed(tmp_path, accumulate, kill):
     """Weights, optimiser, controller, running scales, the rollout at hand, the files.
@@ -54,7 +54,9 @@ def test_killed_and_resumed(tmp_path, accumulate, kill):
     assert drawn(whole, 8) == drawn(cut, 8) == 6
 
 
-@pytest.mark.parametrize("kill", KILLS[:3])
+@pytest.mark.parametrize(
+    "kill", [KILLS[0], *(pytest.param(*kill.values, id=kill.id, marks=pytest.mark.slow) for kill in KILLS[1:3])]
+)
 def test_killed_and_resumed_in_two_processes(tmp_path, kill):
     """Both die; the checkpoint holds process 0's state alone."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
