@@ -49,6 +49,32 @@ def function_docs(folder: Path) -> Iterator[FunctionDoc]:
                     yield FunctionDoc(node.name, path.name, inputs, **_parts(text))
 
 
+def class_kinds(folder: Path) -> dict[str, str]:
+    """By class of method the kind of data that it learns from: its own ``kind``, else that of the first base with one.
+
+    Args:
+        folder: of the package.
+    """
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.py")))
+    classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+
+    def kind_of(name: str) -> str:
+        node = classes.get(name)
+        if node is None:
+            return ""
+        given = (line.value for line in node.body if isinstance(line, ast.AnnAssign) and _names(line.target, "kind"))
+        values = [value.value for value in given if isinstance(value, ast.Constant)]
+        bases = (base.value if isinstance(base, ast.Subscript) else base for base in node.bases)
+        inherited = (kind for base in bases if isinstance(base, ast.Name) and (kind := kind_of(base.id)))
+        return str(values[0]) if values else next(inherited, "")
+
+    return {name: kind_of(name) for name in classes}
+
+
+def _names(target: ast.expr, name: str) -> bool:
+    return isinstance(target, ast.Name) and target.id == name
+
+
 def _parts(docstring: str) -> dict[str, str]:
     """The labelled parts of a docstring, each as one paragraph."""
     lines = inspect.cleandoc(docstring).split("\n")

@@ -28,6 +28,7 @@ from rlhf_lightning.cli.results import Result
 from rlhf_lightning.cli.train import optimized, prepare
 from rlhf_lightning.cli.versions import versions
 from rlhf_lightning.data import AlignmentDataModule, RewardBench
+from rlhf_lightning.data.kinds import KINDS
 from rlhf_lightning.methods import ScoringModule
 from rlhf_lightning.rewards import Reward, metrics_of, scored, why_unscored
 from rlhf_lightning.rewards.base import Scores, reads_columns
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-
-#: Kinds of data that compare responses to one prompt.
-COMPARED = frozenset({"preference", "safety", "ranked"})
 
 
 def evaluate(cfg: DictConfig) -> float | None:
@@ -125,7 +123,7 @@ def evaluate_reward(cfg: DictConfig, folder: Path) -> dict[str, float]:
     method = make(cfg.method).func
     reward, tokenizer = reward_of(cfg)
     # Only comparisons say what a reward should prefer; where a method learns from something else, pairs are asked for.
-    kind = method.kind if method.kind in COMPARED else "preference"
+    kind = method.kind if KINDS[method.kind].ordered else "preference"
     data = make(cfg.data)(tokenizer=tokenizer, kind=kind, seed=cfg.seed)
     if reads_columns(reward):
         data.check_columns = reward.check_columns  # type: ignore[attr-defined]

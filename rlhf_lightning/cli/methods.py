@@ -20,35 +20,14 @@ from typing import Any
 
 import yaml
 
-from rlhf_lightning.cli.docstrings import FunctionDoc, function_docs
+from rlhf_lightning.cli.docstrings import FunctionDoc, class_kinds, function_docs
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.conf_dir import conf_dir
+from rlhf_lightning.data.kinds import KINDS, kind_of_labels
 
-LOSSES, CREDIT = (Path(__file__).resolve().parents[1] / package for package in ("losses", "credit"))
+LOSSES, CREDIT, METHODS = (Path(__file__).resolve().parents[1] / package for package in ("losses", "credit", "methods"))
 #: "# Title (paper). rlhf train ..."
 _HEADER = re.compile(r"# (?P<title>.+) \((?P<paper>[^()]+)\)\. (?P<command>rlhf .+)")
-#: What a module's data is called, by class; another class is called by its name.
-_DATA = {
-    "Supervised": "demonstrations",
-    "Preference": "pairs",
-    "Unpaired": "labelled responses",
-    "Ranked": "ranked lists",
-    "ContextDistillation": "demonstrations and a context",
-    "KnowledgeDistillation": "demonstrations",
-    "Contrastive": "paraphrased instructions",
-    "ValueBased": "scored responses",
-    "RewardModel": "pairs",
-    "RankedRewardModel": "ranked lists",
-    "CostModel": "safety-labelled pairs",
-    "Judge": "pairs",
-    "Judged": "judged answers",
-}
-#: The same of a module that takes several kinds of data, by the label that the loss asks for.
-_DATA_OF_LABEL = {
-    "desirable": "labelled responses",
-    "step_label": "solutions in steps",
-    "attributes": "rated responses",
-}
 #: Inputs of a loss that the data or the policy itself brings, so that they need no mention beside the kind of data.
 _IMPLIED = {
     *("policy", "desirable", "score", "present", "weight", "embedding", "values"),
@@ -66,7 +45,7 @@ class MethodEntry:
     title: str
     paper: str
     command: str
-    kind: str  #: class of the module: Preference, Supervised, Unpaired, ...
+    kind: str  #: of data that it learns from
     options: Mapping[str, Any]  #: defaults of the yaml by their key below ``method.``
     losses: tuple[FunctionDoc, ...]
     target: str  #: what the yaml names as its loss
@@ -105,7 +84,8 @@ def catalogue() -> list[MethodEntry]:
     families = _families()
     order = {name: position for position, (name, _) in enumerate(families)}
     by_loss = dict(families)
-    entries = [_entry(path, docs, credit, by_loss) for path in sorted((conf_dir() / "method").glob("*.yaml"))]
+    kinds = class_kinds(METHODS)
+    entries = [_entry(path, docs, credit, by_loss, kinds) for path in sorted((conf_dir() / "method").glob("*.yaml"))]
     return sorted(entries, key=lambda entry: (order.get(entry.target, len(order)), entry.name != entry.target))
 
 
@@ -117,7 +97,11 @@ def _families() -> list[tuple[str, str]]:
 
 
 def _entry(
-    path: Path, docs: Mapping[str, FunctionDoc], credit: Mapping[str, FunctionDoc], families: Mapping[str, str]
+    path: Path,
+    docs: Mapping[str, FunctionDoc],
+    credit: Mapping[str, FunctionDoc],
+    families: Mapping[str, str],
+    kinds: Mapping[str, str],
 ) -> MethodEntry:
     text = path.read_text(encoding="utf-8")
     comments = _comment_block(text)
@@ -128,11 +112,13 @@ def _entry(
     loss: dict[str, Any] = body.get("loss", {})
     target = str(loss.get("_target_", "")).rpartition(".")[2]
     remarks = [line.lstrip("# ") for line in comments[1:]]
+    losses = tuple(docs[name] for name in _targets(loss) if name in docs)
+    of_class = kinds.get(str(body.get("_target_", "")).rpartition(".")[2], "")
     return MethodEntry(
         name=path.stem,
-        kind=str(body.get("_target_", "")).rpartition(".")[2],
+        kind=kind_of_labels(frozenset(name for doc in losses for name in doc.inputs), of_class),
         options=dict(_options(body)),
-        losses=tuple(docs[name] for name in _targets(loss) if name in docs),
+        losses=losses,
         target=target,
         credit=credit.get(str((body.get("advantage") or {}).get("_target_", "")).rpartition(".")[2]),
         remarks=" ".join(remarks),
@@ -191,8 +177,7 @@ def _needs(entry: MethodEntry) -> str:
     others = [name for name in entry.needs if name not in _IMPLIED] + (["reference"] if entry.kl else [])
     if entry.credit is not None:
         return ", ".join([_samples(entry.credit), *others])
-    data = _DATA.get(entry.kind) or next((_DATA_OF_LABEL[name] for name in entry.needs if name in _DATA_OF_LABEL), None)
-    return ", ".join([data or entry.kind.lower(), *others])
+    return ", ".join([KINDS[entry.kind].brought, *others])
 
 
 def _samples(credit: FunctionDoc) -> str:

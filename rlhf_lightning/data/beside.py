@@ -14,8 +14,11 @@ from rlhf_lightning.data import rated_formats as rated
 from rlhf_lightning.data.checks import DataError, Kind, RowError
 from rlhf_lightning.data.comparisons import compared
 from rlhf_lightning.data.fields import Fields
+from rlhf_lightning.data.kinds import KINDS, PROMPTS
 from rlhf_lightning.data.records import Record
 from rlhf_lightning.data.spec import DataSpec
+
+Reader = Callable[[Record, Fields, DataSpec], Record]
 
 #: Columns of HelpSteer and HelpSteer2, rated 0 to 4.
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -34,64 +37,58 @@ def read_beside(record: Record, fields: Fields, spec: DataSpec, kind: str) -> Re
         RowError: a column holds something else than it should.
         DataError: an option is missing without which no row can be used.
     """
-    if not record.responses and kind != "prompt":  # a prompt alone serves nobody else, whatever stands beside it
+    if not record.responses and KINDS[kind].has_responses:  # a prompt alone serves nobody else, whatever it brings
         return record
-    return _READERS[kind](record, fields, spec)
+    readers = READERS[kind]
+    reader = readers.get(record.kind) or readers.get(ANY)
+    return record if reader is None else reader(record, fields, spec)
 
 
 def _demonstration(record: Record, fields: Fields, spec: DataSpec) -> Record:
     """The best response alone."""
-    if record.kind == "safety":
-        record = rated.better_first(record, fields)
     return replace(
         record, responses=record.responses[:1], kind="supervised", margin=None, numbers={}, parts=(), steps=()
     )
 
 
-def _pair(record: Record, fields: Fields, spec: DataSpec) -> Record:
-    if record.kind == "safety":
-        return rated.better_first(record, fields)
-    return _scored(record, fields)
+def _better_first(record: Record, fields: Fields, spec: DataSpec) -> Record:
+    """A safety-labelled pair as a pair."""
+    return rated.better_first(record, fields)
 
 
-def _safety(record: Record, fields: Fields, spec: DataSpec) -> Record:
-    if record.kind == "preference" and fields.has("chosen_safe", "rejected_safe"):
-        safe = [float(fields.flag(name)) for name in ("chosen_safe", "rejected_safe")]
-        return replace(record, kind="safety", numbers={"safe": safe})
-    return record
+def _safe(record: Record, fields: Fields, spec: DataSpec) -> Record:
+    """A pair as a safety-labelled one, where the row has both labels."""
+    if not fields.has("chosen_safe", "rejected_safe"):
+        return record
+    safe = [float(fields.flag(name)) for name in ("chosen_safe", "rejected_safe")]
+    return replace(record, kind="safety", numbers={"safe": safe})
 
 
-def _unpaired(record: Record, fields: Fields, spec: DataSpec) -> Record:
-    if record.kind == "safety":
-        return rated.better_first(record, fields)
-    if record.kind == "supervised" and fields.has("label"):
+def _labelled(record: Record, fields: Fields, spec: DataSpec) -> Record:
+    """A demonstration with a label, or with a score."""
+    if fields.has("label"):
         return replace(record, kind="unpaired", numbers={"desirable": [float(fields.flag("label"))]})
-    return _scored(record, fields)
+    return _scored(record, fields, spec)
 
 
-def _ranked(record: Record, fields: Fields, spec: DataSpec) -> Record:
-    if record.kind == "safety":
-        record = rated.better_first(record, fields)
-    if record.kind == "preference":
-        return replace(record, numbers={"score": _pair_scores(record, fields)})
-    return _scored(record, fields)
+def _scored(record: Record, fields: Fields, spec: DataSpec) -> Record:
+    """A demonstration with a score as a list of one."""
+    if not fields.has("score"):
+        return record
+    return replace(record, kind="ranked", numbers={"score": [fields.number("score")]})
 
 
-def _pair_scores(record: Record, fields: Fields) -> list[float]:
+def _scored_pair(record: Record, fields: Fields, spec: DataSpec) -> Record:
     """A score each where the row has both, else the margin, else 1 for the chosen and 0 for the rejected one."""
     if fields.has("score_chosen", "score_rejected"):
-        return [fields.number("score_chosen"), fields.number("score_rejected")]
-    return [1.0 if record.margin is None else record.margin, 0.0]
-
-
-def _scored(record: Record, fields: Fields) -> Record:
-    """A demonstration with a score as a list of one."""
-    if record.kind == "supervised" and fields.has("score"):
-        return replace(record, kind="ranked", numbers={"score": [fields.number("score")]})
-    return record
+        scores = [fields.number("score_chosen"), fields.number("score_rejected")]
+    else:
+        scores = [1.0 if record.margin is None else record.margin, 0.0]
+    return replace(record, numbers={"score": scores})
 
 
 def _judged(record: Record, fields: Fields, spec: DataSpec) -> Record:
+    """A demonstration behind its judgment, unless its score says that the judgment is praise."""
     judgment = fields.text("judgment") if fields.has("judgment") else None
     if spec.threshold is not None and fields.has("score"):
         if isinstance(spec.threshold, str):
@@ -103,20 +100,20 @@ def _judged(record: Record, fields: Fields, spec: DataSpec) -> Record:
     return rated.judged(_demonstration(record, fields, spec), judgment, spec)
 
 
-def _context(record: Record, fields: Fields, spec: DataSpec) -> Record:
+def _in_context(record: Record, fields: Fields, spec: DataSpec) -> Record:
+    """A demonstration behind the context of the spec."""
     if not spec.context:
         raise DataError("this method needs the context that is to be distilled: set data.spec.context=TEXT")
     return rated.in_context(_demonstration(record, fields, spec), spec.context)
 
 
-def _comparison(record: Record, fields: Fields, spec: DataSpec) -> Record:
-    pair = _pair(record, fields, spec)
-    return compared(pair, spec) if pair.kind in ("preference", "safety") else pair
+def _compared(record: Record, fields: Fields, spec: DataSpec) -> Record:
+    """A pair as questions for a judge."""
+    return compared(record, spec)
 
 
-def _attributes(record: Record, fields: Fields, spec: DataSpec) -> Record:
-    if record.kind != "supervised":
-        return record
+def _rated(record: Record, fields: Fields, spec: DataSpec) -> Record:
+    """A demonstration with the ratings that the spec or the row names."""
     ratings = fields.get("attributes")
     where = fields.inside(ratings, {}) if isinstance(ratings, Mapping) else fields
     if spec.attributes:
@@ -135,34 +132,34 @@ def _prompt(record: Record, fields: Fields, spec: DataSpec) -> Record:
     """The prompt alone; what the row answers itself stays among its columns."""
     if record.format == "text":
         raise RowError(Kind.EMPTY_PROMPT, "plain text has no prompt; to answer it, data.spec.columns.prompt=text")
-    # One of several scored responses to a prompt, a row each: the prompt is asked once.
-    gathered = spec.gather and record.kind == "supervised" and fields.has("score")
-    return Record(
-        record.prompt,
-        (),
-        record.format,
-        kind="prompt",
-        numbers={"score": [float("nan")]} if gathered else {},
-        continued=record.continued,
-        tools=record.tools,
-    )
+    return Record(record.prompt, (), record.format, kind=PROMPTS, continued=record.continued, tools=record.tools)
 
 
-def _as_it_is(record: Record, fields: Fields, spec: DataSpec) -> Record:
-    return record
+def _scored_prompt(record: Record, fields: Fields, spec: DataSpec) -> Record:
+    """The prompt of one of several scored responses, a row each: it is marked, since it is asked once."""
+    prompt = _prompt(record, fields, spec)
+    return replace(prompt, numbers={"score": [float("nan")]}) if spec.gather and fields.has("score") else prompt
 
 
-_READERS: Mapping[str, Callable[[Record, Fields, DataSpec], Record]] = {
-    "supervised": _demonstration,
-    "preference": _pair,
-    "safety": _safety,
-    "unpaired": _unpaired,
-    "ranked": _ranked,
-    "judged": _judged,
-    "paraphrase": _as_it_is,
-    "context": _context,
-    "steps": _as_it_is,
-    "attributes": _attributes,
-    "comparison": _comparison,
-    "prompt": _prompt,
+def _then(first: Reader, second: Reader) -> Reader:
+    """One reader on what another one made."""
+    return lambda record, fields, spec: second(first(record, fields, spec), fields, spec)
+
+
+#: A row of any kind that a table does not name.
+ANY = ""
+#: By the kind that a method learns from, and then by what the row is by itself; other rows stay as they are.
+READERS: Mapping[str, Mapping[str, Reader]] = {
+    "supervised": {ANY: _demonstration, "safety": _then(_better_first, _demonstration)},
+    "preference": {"safety": _better_first, "supervised": _scored},
+    "safety": {"preference": _safe},
+    "unpaired": {"safety": _better_first, "supervised": _labelled},
+    "ranked": {"safety": _then(_better_first, _scored_pair), "preference": _scored_pair, "supervised": _scored},
+    "judged": {ANY: _judged, "safety": _then(_better_first, _judged)},
+    "paraphrase": {},
+    "context": {ANY: _in_context, "safety": _then(_better_first, _in_context)},
+    "steps": {},
+    "attributes": {"supervised": _rated},
+    "comparison": {"preference": _compared, "safety": _then(_better_first, _compared), "supervised": _scored},
+    "prompt": {ANY: _prompt, "supervised": _scored_prompt},
 }

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from rlhf_lightning.data.checks import DataError, Kind, RowError
-from rlhf_lightning.data.kinds import LAYOUTS, DataKind
+from rlhf_lightning.data.kinds import KINDS
 from rlhf_lightning.data.records import Record
 from rlhf_lightning.data.spec import DataSpec
 
@@ -41,16 +41,16 @@ def cuts(spec: DataSpec) -> bool:
     return (spec.prompt_start, spec.prompt_end) != ("any", "any")
 
 
-def check_kind(spec: DataSpec, kind: DataKind) -> None:
+def check_kind(spec: DataSpec, kind: str) -> None:
     """Refuse to cut the prompts of data that bring the answers along, which answer the whole prompt.
 
     Raises:
         DataError: the method learns from anything but prompts.
     """
-    if cuts(spec) and kind != "prompt":
+    if cuts(spec) and KINDS[kind].has_responses:
         raise DataError(
-            f"{_asked(spec)} cuts prompts that the policy is to answer; this method learns from {LAYOUTS[kind].noun}, "
-            "whose answers belong to the whole prompt. Set data.spec.prompt_start and data.spec.prompt_end to any"
+            f"{_asked(spec)} cuts prompts that the policy is to answer; this method learns from {KINDS[kind].noun}, "
+            "whose responses belong to the whole prompt. Set data.spec.prompt_start and data.spec.prompt_end to any"
         )
 
 

@@ -15,14 +15,13 @@ from enum import StrEnum
 from itertools import groupby, islice
 from typing import Any
 
-from rlhf_lightning.data.kinds import LAYOUTS
+from rlhf_lightning.data.kinds import KINDS
 from rlhf_lightning.data.spec import DataSpec
 
 #: Problems kept with their text; further ones are only counted.
 MAX_LISTED = 10_000
 #: Problems shown in an error message.
 _SHOWN = 10
-_SLOTS = ("chosen", "rejected")
 
 
 class Kind(StrEnum):
@@ -135,8 +134,9 @@ def check_ids(
         raise RowError(Kind.EMPTY_PROMPT, "the prompt has no token, so nothing predicts the first response token")
     _check_bos(prompt, responses, special)
     pair = len(responses) == 2 if pair is None else pair
+    slots = KINDS["preference"].slots
     for number, (response, mask) in enumerate(zip(responses, scored, strict=True)):
-        which = _SLOTS[number] if pair else "response"
+        which = slots[number] if pair else "response"
         if not any(mask):
             raise RowError(Kind.UNSCORED, f"{which}: none of its {len(response)} tokens is scored")
         if not cut and not (response[-1] in special.ends and mask[-1]):
@@ -201,7 +201,7 @@ class Report:
     template: str = ""
     rows: int = 0  #: rows read
     kept: int = 0  #: rows that can be used
-    groups: int = 0  #: what they became: pairs, labelled answers, lists, ...
+    groups: int = 0  #: what they became: pairs, labelled responses, lists, ...
     filtered: int = 0  #: rows left out because ``data.spec.label`` asked for it
     formats: dict[str, int] = field(default_factory=dict)  #: rows by recognised format
     excluded: dict[str, int] = field(default_factory=dict)  #: rows left out, by kind of problem
@@ -274,7 +274,7 @@ class Report:
             if self.rows and self.filtered == self.rows:
                 why = f"data.spec.label={spec.label} leaves none of its {self.rows} rows"
             if self.kept:
-                why = f"its {self.kept} rows give no {LAYOUTS[self.kind].noun}: {'; '.join(self.notes)}"
+                why = f"its {self.kept} rows give no {KINDS[self.kind].noun}: {'; '.join(self.notes)}"
             raise DataError(self._message(f"{self.source}: {why}", set(self.excluded)))
         self._enforce_parts()
         self._enforce_share(spec)
@@ -321,7 +321,7 @@ class Report:
         """One line for the log: rows read and kept, and why the others were not."""
         parts = [f"{self.source}: {self.kept} of {self.rows} rows kept"]
         if self.groups != self.kept:
-            parts[0] += f" as {self.groups} {LAYOUTS[self.kind].noun}"
+            parts[0] += f" as {self.groups} {KINDS[self.kind].named(self.groups)}"
         parts += [f"{count} {kind}" for kind, count in sorted(self.excluded.items())]
         if self.filtered:
             parts.append(f"{self.filtered} with another label")

@@ -8,12 +8,12 @@ desirable?) are refused with the options that make it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
 from rlhf_lightning.data.checks import DataError, Report
-from rlhf_lightning.data.kinds import LAYOUTS
+from rlhf_lightning.data.kinds import KINDS
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.types import Example
 
@@ -47,23 +47,24 @@ class Converter:
                 yield from self._converted(native, example)
         self.lists, self.gathered = len(held), sum(map(len, held.values()))
         for rows in held.values():
-            if self.kind == "prompt":
-                yield replace(rows[0], numbers={})
-            else:
+            if KINDS[self.kind].has_responses:
                 yield from self._converted("ranked", _joined(rows))
+            else:
+                yield replace(rows[0], numbers={})
 
     def _gathered(self, native: str, example: Example) -> bool:
         """Whether a row is one of several that belong together: a scored response to a prompt."""
-        if not self.spec.gather or native not in ("ranked", "prompt") or "score" not in example.numbers:
+        if not (self.spec.gather and KINDS[native].gathered and "score" in example.numbers):
             return False
-        return len(example.responses) == 1 and (self.kind != "unpaired" or self.spec.threshold == "mean")
+        conversion = _CONVERSIONS.get((native, self.kind))
+        return len(example.responses) == 1 and (conversion is None or conversion.of_lists(self.spec))
 
     def _converted(self, native: str, example: Example) -> Iterator[Example]:
         if native == self.kind:
             yield example
             return
         before = sum(self.made.values())
-        for made in _CONVERSIONS[native, self.kind](self, example):
+        for made in _CONVERSIONS[native, self.kind].make(self, example):
             self.made[native] += 1
             yield made
         self.barren += before == sum(self.made.values())
@@ -71,7 +72,7 @@ class Converter:
     # The conversions
 
     def unpair(self, pair: Example) -> Iterator[Example]:
-        """A pair as two labelled answers."""
+        """A pair as two labelled responses."""
         for slot, label in enumerate((1.0, 0.0)):
             yield _only(pair, slot, desirable=[label])
 
@@ -101,11 +102,11 @@ class Converter:
                 yield replace(_chosen(ranked, [better, worse]), margin=gap, numbers={})
 
     def label(self, ranked: Example) -> Iterator[Example]:
-        """Each response of a list as a labelled answer, by ``data.spec.threshold``."""
+        """Each response of a list as a labelled response, by ``data.spec.threshold``."""
         scores, threshold = ranked.numbers["score"], self.spec.threshold
         if threshold is None:
             raise DataError(
-                "this method learns from labelled answers, and the rows have scores: set data.spec.threshold to the "
+                "this method learns from labelled responses, and the rows have scores: set data.spec.threshold to the "
                 "score from which on a response is desirable, or to mean, which takes each prompt's own mean score"
             )
         mean = sum(scores) / len(scores)
@@ -118,31 +119,50 @@ class Converter:
 
     def account(self, report: Report, groups: int) -> None:
         """Note what was converted, and what that left out."""
-        noun = LAYOUTS[self.kind].noun
+        noun = KINDS[self.kind].noun
         if self.gathered:
-            made = "prompts" if self.kind == "prompt" else "lists, one a prompt"
+            made = "lists, one a prompt" if KINDS[self.kind].has_responses else noun
             report.note(f"{self.gathered} scored responses with a row each are {self.lists} {made}")
         for native, count in self.made.items():
-            option = {"preference": f" (data.spec.pairs={self.spec.pairs})"}.get(self.kind, "")
-            if self.kind == "unpaired" and native == "ranked":
-                option = f" (data.spec.threshold={self.spec.threshold})"
-            report.note(f"{LAYOUTS[native].noun} became {count} {noun}{option}")
+            option = _CONVERSIONS[native, self.kind].option
+            value = f" (data.spec.{option}={getattr(self.spec, option)})" if option else ""
+            report.note(f"{KINDS[native].noun} became {count} {KINDS[self.kind].named(count)}{value}")
         for count, what in (
             (self.tied, "ties of scores"),
             (self.same, "pairs of equal responses"),
             (self.barren, f"groups that gave no {noun}"),
         ):
             if count:
-                kept = "kept" if self.kind == "ranked" else "left out"
-                report.note(f"{count} {what} {kept}")
+                report.note(f"{count} {what} {'kept' if self._keeps_ties else 'left out'}")
         report.groups = groups
 
+    @property
+    def _keeps_ties(self) -> bool:
+        return any(made.keeps_ties for (_, kind), made in _CONVERSIONS.items() if kind == self.kind)
 
-_CONVERSIONS: dict[tuple[str, str], Callable[[Converter, Example], Iterator[Example]]] = {
-    ("ranked", "preference"): Converter.pairs,
-    ("ranked", "unpaired"): Converter.label,
-    ("preference", "ranked"): Converter.rank,
-    ("preference", "unpaired"): Converter.unpair,
+
+def _always(spec: DataSpec) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How groups of one kind become groups of another."""
+
+    make: Callable[[Converter, Example], Iterator[Example]]
+    option: str = ""  #: of ``data.spec``, that decides what comes out
+    keeps_ties: bool = False  #: responses with equal scores stay
+    of_lists: Callable[[DataSpec], bool] = _always  #: whether it looks at all scored responses to a prompt together
+
+
+#: By the kind of the rows and that of the method; what else serves a method is read as its kind by ``data.beside``.
+_CONVERSIONS: Mapping[tuple[str, str], Conversion] = {
+    ("ranked", "preference"): Conversion(Converter.pairs, option="pairs"),
+    ("ranked", "unpaired"): Conversion(
+        Converter.label, option="threshold", of_lists=lambda spec: spec.threshold == "mean"
+    ),
+    ("preference", "ranked"): Conversion(Converter.rank, keeps_ties=True),
+    ("preference", "unpaired"): Conversion(Converter.unpair),
 }
 
 

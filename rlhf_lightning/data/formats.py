@@ -15,6 +15,7 @@ from rlhf_lightning.data import rated_formats as rated
 from rlhf_lightning.data.beside import HELPSTEER, read_beside
 from rlhf_lightning.data.checks import DataError, Kind, RowError
 from rlhf_lightning.data.fields import ALIASES, Fields, columns_read
+from rlhf_lightning.data.kinds import KINDS, PROMPTS, kind_of
 from rlhf_lightning.data.messages import ROLES, Turns, scored
 from rlhf_lightning.data.records import (
     Record,
@@ -38,7 +39,7 @@ _DIALOGUE_TURN = re.compile(r"\n\n(Human|Assistant):")
 def _pairs(fields: Fields, spec: DataSpec) -> Record:
     prompt = context_of(fields)
     chosen, rejected = fields.either("chosen"), fields.either("rejected")
-    return uniform(prompt, (chosen, rejected), "preference", "preference")
+    return replace(uniform(prompt, (chosen, rejected), "preference", "preference"), margin=_margin(fields))
 
 
 def _implicit(fields: Fields, spec: DataSpec) -> Record:
@@ -50,7 +51,8 @@ def _implicit(fields: Fields, spec: DataSpec) -> Record:
         if turns[-1]["role"] != "assistant":
             raise RowError(Kind.TYPE, f"{fields.column(name)!r} ends with a {turns[-1]['role']} turn")
     cut = _common_turns(chosen, rejected)
-    return Record(chosen[:cut], (chosen[cut:], rejected[cut:]), "implicit_prompt", kind="preference")
+    responses = (chosen[cut:], rejected[cut:])
+    return Record(chosen[:cut], responses, "implicit_prompt", margin=_margin(fields), kind="preference")
 
 
 def _common_turns(chosen: Turns, rejected: Turns) -> int:
@@ -110,7 +112,7 @@ def _before_answer(fields: Fields, name: str) -> Record:
     turns = fields.turns(_CONVERSATIONS[name])
     if turns[-1]["role"] == "assistant":
         turns = turns[:-1]
-    return Record(turns, (), name, kind="prompt")
+    return Record(turns, (), name, kind=PROMPTS)
 
 
 def _alpaca(fields: Fields, spec: DataSpec) -> Record:
@@ -123,7 +125,7 @@ def _prompt_response(fields: Fields, spec: DataSpec) -> Record:
 
 def _prompt(fields: Fields, spec: DataSpec) -> Record:
     prompt = context_of(fields)
-    return Record(prompt, (), "prompt", kind="prompt", continued=begins_response(prompt))
+    return Record(prompt, (), "prompt", kind=PROMPTS, continued=begins_response(prompt))
 
 
 def _text(fields: Fields, spec: DataSpec) -> Record:
@@ -235,14 +237,19 @@ def detect(fields: Fields, kind: str | None = None) -> str | None:
 
 def _asked_for(kind: str | None) -> Mapping[str, Format]:
     """The formats in the order in which they are tried; who asks prompts takes a row with a prompt and a text by it."""
-    if kind == "prompt":
+    if _asks_prompts(kind):
         return {name: FORMATS[name] for name in (*(other for other in FORMATS if other != "text"), "text")}
-    return {name: form for name, form in FORMATS.items() if form.kind != "prompt"}
+    return {name: form for name, form in FORMATS.items() if KINDS[form.kind].has_responses}
+
+
+def _asks_prompts(kind: str | None) -> bool:
+    """Whether a method leaves the rows' responses aside, and asks their prompts."""
+    return kind is not None and not kind_of(kind).has_responses
 
 
 def used_columns(spec: DataSpec, kind: str) -> frozenset[str] | None:
     """The data's columns that rows of a kind are made from; None: all of them, which rewards see beside prompts."""
-    if kind == "prompt":
+    if _asks_prompts(kind):
         return None
     names = {*COLUMNS, *HELPSTEER, *(spec.attributes or ()), *(alias for group in ALIASES.values() for alias in group)}
     return frozenset(columns_read(names, spec.mapped))
@@ -291,7 +298,7 @@ def convert(
     name = (detect(fields, kind) or expected) if spec.format == "auto" else spec.format
     if name is None:
         raise RowError(Kind.MISSING, f"no format fits its {fields.listed()}")
-    asks = kind == "prompt" and name in _CONVERSATIONS
+    asks = _asks_prompts(kind) and name in _CONVERSATIONS
     record = _before_answer(fields, name) if asks else FORMATS[name].convert(fields, spec)
     if fields.has("tools"):
         record = _with_tools(record, tuple(fields.tools()))
@@ -301,8 +308,6 @@ def convert(
     if record.conversation:
         _refuse_second_system(record, system, fields)
         record = _with_system(record, system or spec.system)
-    if record.kind == "preference":
-        record = replace(record, margin=_margin(fields))
     return record if kind is None else read_beside(record, fields, spec, kind)
 
 

@@ -20,21 +20,21 @@ _NEGATIVE_BEHIND = frozenset({"coin"})
 
 def with_negatives(found: Iterable[tuple[Row, Record, Example]]) -> Iterator[Native]:
     """Rows with their kinds; of CoIN's tables every second row becomes the hard negative of the one before it."""
-    held: tuple[str, int, Example] | None = None
+    held: tuple[str, int, str, Example] | None = None
     for row, record, example in found:
         if record.format not in _NEGATIVE_BEHIND or not record.parts:
             yield record.kind, example
             continue
         place = row.file, (row.number - 1) // 2
         if held is not None and held[:2] == place:
-            yield record.kind, _with_negative(held[2], example)
+            yield record.kind, _with_negative(held[3], example)
             held = None
             continue
         if held is not None:
-            yield record.kind, held[2]
-        held = (*place, example)
+            yield held[2:]
+        held = (*place, record.kind, example)
     if held is not None:
-        yield "paraphrase", held[2]
+        yield held[2:]
 
 
 def _with_negative(example: Example, negative: Example) -> Example:

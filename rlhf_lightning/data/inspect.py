@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_lightning.chat_templates import special_pattern
 from rlhf_lightning.data.checks import ADVICE, Kind, Report, grouped
 from rlhf_lightning.data.examples import Examples
-from rlhf_lightning.data.kinds import LAYOUTS, RANKED_SLOT, slot_names
+from rlhf_lightning.data.kinds import KINDS, RANKED_SLOT, slot_names
 from rlhf_lightning.data.measures import PROMPT, lengths_of, remarks, together
 from rlhf_lightning.data.packing import ATTRIBUTE
 from rlhf_lightning.types import Example
@@ -36,8 +36,6 @@ _SHOWN_TOKENS = 160  #: longer prompts and responses are shown with their middle
 _SHOWN_IDS = 6
 _SHOWN_COLUMN = 200  #: characters of a column's value
 _WIDTH = 120  #: of a shown row, at most: longer lines are hard to read
-#: By the name of a slot; other prompts are like prompts, other responses like responses.
-_STYLES = {PROMPT: "cyan", "rejected": "red", "less safe": "red", "negative": "red"}
 
 
 def inspect(
@@ -67,7 +65,10 @@ def inspect(
 
 
 def _style(name: str) -> str:
-    return next((style for start, style in _STYLES.items() if name.startswith(start)), "green")
+    """The colour of a prompt, a response or a worse response, by the name of its slot."""
+    if name.startswith(PROMPT):
+        return "cyan"
+    return "red" if any(name == kind.slots[slot] for kind in KINDS.values() for slot in kind.worse) else "green"
 
 
 def _overview(report: Report) -> RenderableType:
@@ -81,7 +82,7 @@ def _overview(report: Report) -> RenderableType:
     if report.filtered:
         kept.append(f", {report.filtered:,} with another label", style="yellow")
     if report.groups != report.kept:
-        kept.append(f", as {report.groups:,} {LAYOUTS[report.kind].noun}", style="cyan")
+        kept.append(f", as {report.groups:,} {KINDS[report.kind].named(report.groups)}", style="cyan")
     grid.add_row("rows kept", kept)
     grid.add_row("read as", f"{formats}, for {report.kind} training")
     grid.add_row("template", report.template)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_lightning.data.examples import Examples
-from rlhf_lightning.data.kinds import LAYOUTS, RANKED_SLOT, slot_names
+from rlhf_lightning.data.kinds import KINDS, RANKED_SLOT, slot_names
 from rlhf_lightning.data.packing import ATTRIBUTE
 
 PROMPT = "prompt"
@@ -32,7 +32,7 @@ def lengths_of(examples: Examples, kind: str) -> dict[str, NDArray[np.int64]]:
             filled = responses[:, slot] > 0
             both |= {f"{PROMPT}: {name}": prompts[filled, slot], name: responses[filled, slot]}
         return {name: counts for name, counts in both.items() if len(counts)}
-    if not LAYOUTS[kind].slots:
+    if not KINDS[kind].slots:
         return {PROMPT: prompts[:, 0], RANKED_SLOT: responses[responses > 0]}
     return {PROMPT: prompts[:, 0], **dict(zip(names, responses.T, strict=True))}
 
@@ -48,19 +48,19 @@ def remarks(examples: Examples, kind: str) -> list[str]:
     """What there is to say beside lengths, a line each."""
     filled = examples.slot_tokens > 0
     said = []
-    if kind in ("preference", "safety"):
+    if KINDS[kind].pair:
         longer = float(np.mean(examples.slot_tokens[:, 0] > examples.slot_tokens[:, 1]))
-        first, second = LAYOUTS[kind].slots
+        first, second = KINDS[kind].slots
         said.append(f"{first} is longer than {second} in {longer:.0%} of pairs")
     if examples.margin is not None:
         said.append(f"margin {_range(examples.margin)}")
-    if not LAYOUTS[kind].slots:
+    if not KINDS[kind].slots:
         counts = np.bincount(filled.sum(axis=1))
         listed = ", ".join(f"{size}: {count:,}" for size, count in enumerate(counts.tolist()) if count)
         said.append(f"responses a list: lists  {listed}")
     for name, values in examples.numbers.items():
         known = values[np.isfinite(values)]
-        if name in _SHARES:
+        if name in KINDS[kind].labels:
             said += _shares(name, values, slot_names(kind, examples.slots))
         elif len(known):
             missing = int(filled.sum()) - len(known)
@@ -77,16 +77,12 @@ def remarks(examples: Examples, kind: str) -> list[str]:
     return said
 
 
-#: Numbers that are labels, and what a 1 means.
-_SHARES = {"desirable": "desirable", "safe": "safe"}
-
-
 def _shares(name: str, values: NDArray[np.float32], slots: Sequence[str]) -> list[str]:
-    word = _SHARES[name]
+    """How many responses have a label, which is 1 or 0."""
     if values.shape[1] == 1:
         yes = int(values.sum())
-        return [f"{yes:,} {word}, {len(values) - yes:,} not"]
-    return [f"{slot}: {share:.0%} {word}" for slot, share in zip(slots, values.mean(axis=0), strict=True)]
+        return [f"{yes:,} {name}, {len(values) - yes:,} not"]
+    return [f"{slot}: {share:.0%} {name}" for slot, share in zip(slots, values.mean(axis=0), strict=True)]
 
 
 def _range(values: NDArray[np.float32]) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rlhf_lightning.data.checks import DataError, Report
 from rlhf_lightning.data.encode import trained_template
 from rlhf_lightning.data.examples import Examples, Groups
-from rlhf_lightning.data.kinds import LAYOUTS, DataKind
+from rlhf_lightning.data.kinds import KINDS, kind_of
 from rlhf_lightning.data.loader import EpochLoader, ListLoader, evaluation_batches, reference_batches
 from rlhf_lightning.data.mismatch import Mismatches
 from rlhf_lightning.data.plan import Batching, check_budget
@@ -75,7 +75,7 @@ class AlignmentDataModule(L.LightningDataModule):
         self,
         source: Source | Sequence[Example],
         tokenizer: PreTrainedTokenizerBase | None = None,
-        kind: DataKind = "preference",
+        kind: str = "preference",
         *,
         validation: Source | Sequence[Example] | float | str | Sequence[str] | None = None,
         spec: DataSpec | None = None,
@@ -97,7 +97,7 @@ class AlignmentDataModule(L.LightningDataModule):
         Args:
             source: training rows; or examples that are tokenised already.
             tokenizer: the model's; None for examples.
-            kind: what the method learns from, a key of ``kinds.LAYOUTS``.
+            kind: what the method learns from, a name of ``kinds.KINDS``.
             validation: rows of its own, the share of prompts to keep for it, the paths of files or folders, or None.
             spec: how rows become tokens.
             batch_size: groups of an optimiser step over all processes.
@@ -114,11 +114,13 @@ class AlignmentDataModule(L.LightningDataModule):
             ptx: other data that on-policy methods mix in: a partial of this class; ``batch_size`` rows of it a step.
 
         Raises:
-            ValueError: an impossible size, or no validation file at the path.
+            ValueError: an impossible size, no such kind, or no validation file at the path.
         """
         super().__init__()
         self.source, self.validation, self.place = source, validation_source(validation), place or Place()
         self.tokenizer, self.kind, self.spec = tokenizer, kind, spec or DataSpec()
+        #: Whether its rows are cut into steps; the steps of responses that are drawn are cut by who draws them.
+        self.plans_steps = kind_of(kind).has_responses
         size = batch_size if max_tokens is None else None
         window = bucket or (PADDED_BUCKET if padded else 1)
         self.batching = Batching(size, max_tokens, seed=seed, shuffle=shuffle, bucket=window, padded=bool(padded))
@@ -149,7 +151,7 @@ class AlignmentDataModule(L.LightningDataModule):
             self.train_examples = self._read(self.source, "train")
             if isinstance(validation, int | float):
                 # Not drawn by data.seed: runs with other seeds are compared on the same rows.
-                identity = LAYOUTS[self.kind].identity
+                identity = KINDS[self.kind].identity
                 training, held_out = split(self.train_examples, float(validation), identity=identity)
                 self.val_examples = self.train_examples.select(held_out)
                 self.train_examples = self.train_examples.select(training)
@@ -159,7 +161,7 @@ class AlignmentDataModule(L.LightningDataModule):
         for examples in self._parts():
             self._mismatches_of(examples)
             check_budget(self._lengths(examples), self.batching, examples.row)
-        if stage in (None, "fit") and self.kind != "prompt":  # a plan of prompts is the rollouts' matter
+        if stage in (None, "fit") and self.plans_steps:
             self.train_dataloader()  # an impossible plan is an error here, before weights load
 
     def _read(self, source: Source | Sequence[Example], role: str) -> Examples:
@@ -225,7 +227,7 @@ class AlignmentDataModule(L.LightningDataModule):
             for role, examples in (("train", self.train_examples), ("validation", self.val_examples))
             if examples is not None
         ]
-        if self.train_examples is not None and self.kind != "prompt":
+        if self.train_examples is not None and self.plans_steps:
             lines.append(self._steps())
         return lines
 
@@ -371,15 +373,15 @@ def _fitting(examples: Examples, kind: str, role: str) -> Examples:
     Raises:
         DataError: the examples are of another kind.
     """
-    slots = len(LAYOUTS[kind].slots)
-    if kind == "prompt":
+    slots = len(KINDS[kind].slots)
+    if not KINDS[kind].has_responses:
         return examples.prompts_alone()
     if slots == 1 and examples.slots > 1 and examples.prompts == 1:
         return examples.first_response()
     if slots > examples.slots:
         raise DataError(
             f"the {role} examples have {examples.slots} response{'s' if examples.slots > 1 else ''} each; {kind} data "
-            f"needs {LAYOUTS[kind].noun}"
+            f"needs {KINDS[kind].noun}"
         )
     if slots and examples.prompts == 1 and (empty := np.flatnonzero((examples.slot_tokens == 0).any(axis=1))).size:
         raise DataError(f"{examples.row(int(empty[0]))}: a response is missing; {kind} data needs all {slots} of a row")

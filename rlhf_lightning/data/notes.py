@@ -9,7 +9,7 @@ import numpy as np
 from rlhf_lightning import clock
 from rlhf_lightning.data.checks import DataError, Report
 from rlhf_lightning.data.examples import Examples
-from rlhf_lightning.data.kinds import FEEDS, LAYOUTS, DataKind
+from rlhf_lightning.data.kinds import KINDS, fed_by
 from rlhf_lightning.data.records import Record
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.templates import ChatTemplate
@@ -81,20 +81,23 @@ def note_template(report: Report, template: ChatTemplate, ends: Collection[int],
 def _note_contents(report: Report, examples: Examples) -> None:
     if not len(examples):
         return
-    if report.kind == "judged" and not examples.slot_tokens[:, 0].any():
-        raise DataError(f"{report.source}: no row has a judgment; name its column with data.spec.columns.judgment=NAME")
+    optional = KINDS[report.kind].optional
+    if optional and not examples.slot_tokens[:, 0].any():
+        raise DataError(
+            f"{report.source}: no row has a {optional}; name its column with data.spec.columns.{optional}=NAME"
+        )
     labels = examples.numbers.get("desirable")
     if labels is not None and len(labels) and labels.min() == labels.max():
         word = "desirable" if labels.max() else "undesirable"
         report.note(f"all {len(labels)} responses are {word}: there is nothing to tell apart")
 
 
-def wrong_kind(source: str, record: Record, kind: DataKind, absent: str = "") -> DataError:
+def wrong_kind(source: str, record: Record, kind: str, absent: str = "") -> DataError:
     """The error for rows that cannot serve a method: what would, and which mapped columns they do not have."""
-    needs = "\n".join(f"  {LAYOUTS[fed].noun}: {LAYOUTS[fed].needs}" for fed in FEEDS[kind])
+    needs = "\n".join(f"  {KINDS[fed].noun}: {KINDS[fed].needs}" for fed in fed_by(kind))
     return DataError(
         f"{absent}{'. ' if absent else ''}"
-        f"this method learns from {LAYOUTS[kind].noun}, and {source} holds {LAYOUTS[record.kind].noun} "
+        f"this method learns from {KINDS[kind].noun}, and {source} holds {KINDS[record.kind].noun} "
         f"(format {record.format}). It can use:\n{needs}\nMap columns of other names, e.g. "
-        f"data.spec.columns.{LAYOUTS[kind].mapped}, or choose another method: `rlhf methods` says what each learns from"
+        f"data.spec.columns.{KINDS[kind].mapped}, or choose another method: `rlhf methods` says what each learns from"
     )

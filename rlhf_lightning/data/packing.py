@@ -9,40 +9,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rlhf_lightning import types
 from rlhf_lightning.data.examples import Examples, Groups
+from rlhf_lightning.data.kinds import kind_of
 from rlhf_lightning.types import (
     AttributesBatch,
-    ComparisonBatch,
-    ContextBatch,
     Example,
-    JudgedBatch,
     PackedBatch,
-    ParaphraseBatch,
     PreferenceBatch,
-    RankedBatch,
-    RolloutBatch,
-    SafetyBatch,
     StepsBatch,
     StepTotals,
     SupervisedBatch,
-    UnpairedBatch,
 )
 
-#: Batch class by kind of data.
-BATCHES: dict[str, type[PackedBatch]] = {
-    "supervised": SupervisedBatch,
-    "preference": PreferenceBatch,
-    "safety": SafetyBatch,
-    "unpaired": UnpairedBatch,
-    "ranked": RankedBatch,
-    "judged": JudgedBatch,
-    "paraphrase": ParaphraseBatch,
-    "context": ContextBatch,
-    "steps": StepsBatch,
-    "attributes": AttributesBatch,
-    "comparison": ComparisonBatch,
-    "prompt": RolloutBatch,
-}
 #: Prefix of the numbers that become the columns of ``AttributesBatch.attributes``.
 ATTRIBUTE = "attribute:"
 
@@ -65,7 +44,7 @@ def pack(
 
     Args:
         examples: the groups; an ``Examples`` is packed without making a Python object a group.
-        kind: of the batch, a key of ``BATCHES``; None: a plain ``PackedBatch``, or for one prompt of one or two
+        kind: of the batch, a name of ``kinds.KINDS``; None: a plain ``PackedBatch``, or for one prompt of one or two
             responses a ``SupervisedBatch`` or ``PreferenceBatch``.
         totals: denominators of the optimiser step; None: this batch is the whole step.
         indices: row of the data set of each group; None: the position that each group had in its data set.
@@ -114,11 +93,17 @@ def pack(
     return batch(totals=totals or local_totals(columns), rows=columns.rows(), **fields)
 
 
+def batch_of(kind: str) -> type[PackedBatch]:
+    """The class of a kind's batches."""
+    found: type[PackedBatch] = getattr(types, kind_of(kind).batch)
+    return found
+
+
 def _batch_class(columns: Examples, kind: str | None) -> type[PackedBatch]:
     if kind is None:
         plain = {1: SupervisedBatch, 2: PreferenceBatch} if columns.prompts == 1 else {}
         return plain.get(columns.slots, PackedBatch)
-    batch = BATCHES[kind]
+    batch = batch_of(kind)
     if missing := sorted(set(batch.NUMBERS) - set(columns.numbers)):
         found = sorted(columns.numbers)
         raise ValueError(f"{kind} data needs {missing} of every response, and the groups have {found}")

@@ -21,7 +21,7 @@ class Record:
     responses: tuple[str | Turns, ...]  #: the best one first: chosen before rejected, lists by falling score
     format: str
     margin: float | None = None
-    kind: str = "supervised"  #: what the row is by itself, a key of ``kinds.LAYOUTS``
+    kind: str = "supervised"  #: what the row is by itself, a key of ``kinds.KINDS``
     #: One number a response by name (``score``, ``desirable``, ``safe``, ``attribute:<name>``).
     numbers: Mapping[str, Sequence[float]] = field(default_factory=dict)
     #: A group of several prompts: a record of one response for each, None for a slot that this row does not fill.

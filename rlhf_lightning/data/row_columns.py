@@ -8,13 +8,14 @@ from typing import Any
 
 from rlhf_lightning.data.checks import RowError
 from rlhf_lightning.data.formats import convert
+from rlhf_lightning.data.kinds import PROMPTS
 from rlhf_lightning.data.records import as_json
 from rlhf_lightning.data.sources import Row, Source, for_kind
 from rlhf_lightning.data.spec import DataSpec
 
 
 def columns_of_rows(source: Source, spec: DataSpec, kind: str, wanted: Collection[str]) -> dict[str, Mapping[str, Any]]:
-    """Columns of some rows, as data of kind ``prompt`` keep them for every row.
+    """Columns of some rows, as prompts keep them for every row.
 
     Tokenised data of other kinds hold no columns, on disk or in memory. What is read here is what the source gives,
     with ``prompt`` as the row's format has it.
@@ -41,7 +42,7 @@ def columns_of_rows(source: Source, spec: DataSpec, kind: str, wanted: Collectio
 def _prompt(row: Row, spec: DataSpec) -> dict[str, Any]:
     """The prompt under its own name, wherever the row keeps it; nothing for a row that has none, such as plain text."""
     try:
-        record = convert(row.values, spec, kind="prompt", conversation=spec.template not in ("auto", "none"))
+        record = convert(row.values, spec, kind=PROMPTS, conversation=spec.template not in ("auto", "none"))
     except RowError:
         return {}
     return {} if record is None else {"prompt": record.prompt}

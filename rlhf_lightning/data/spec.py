@@ -103,9 +103,9 @@ class DataSpec:
         label: of rows that carry a ``label`` (unpaired answers), keep only those whose label is this; None keeps all.
         pairs: which pairs a ranked list becomes for a method that learns from pairs: the ``best_worst`` response, every
             two ``adjacent`` ones, or ``all``. The gap of the scores is the margin; ties are left out and counted.
-        threshold: for a method that learns from labelled answers, the score from which on a scored response is
+        threshold: for a method that learns from labelled responses, the score from which on a scored response is
             desirable; ``mean``: above the mean of its prompt's responses desirable, below it not, at it left out. For
-            judged answers, the score from which on a judgment is praise and is left out (CUT: 7).
+            judged responses, the score from which on a judgment is praise and is left out (CUT: 7).
         gather: make one list of the scored responses that have a row each and the same prompt; a method that asks
             prompts takes each prompt of such rows once.
         context: text that the teacher of context distillation sees: in front of the prompt, or as the system message.

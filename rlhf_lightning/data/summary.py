@@ -6,27 +6,26 @@ import numpy as np
 
 from rlhf_lightning.data.checks import Report
 from rlhf_lightning.data.examples import Examples
-from rlhf_lightning.data.kinds import LAYOUTS
+from rlhf_lightning.data.kinds import KINDS
 
 
 def summary_of(examples: Examples, kind: str, report: Report | None) -> str:
     """What a part of the data holds: how many groups of which lengths, and what became of its rows."""
     lengths = examples.lengths
     scored = int(examples.slot_tokens.sum())
-    what = LAYOUTS[kind].noun + _contents(examples, kind)
+    what = KINDS[kind].named(len(examples)) + _contents(examples, kind)
     counts = f"{len(examples)} {what} of {lengths.mean():.0f} tokens on average (longest {lengths.max()})"
-    if kind != "prompt":
+    if KINDS[kind].has_responses:
         counts += f", {scored / lengths.sum():.0%} of them scored"
     return counts if report is None else f"{counts}; {report.summary()}"
 
 
 def _contents(examples: Examples, kind: str) -> str:
     """What a kind's own numbers say, in a few words."""
-    words = {"desirable": "desirable", "safe": "safe"}
-    for name, word in words.items():
+    for name in KINDS[kind].labels:
         if name in examples.numbers:
-            return f" ({np.nanmean(examples.numbers[name]):.0%} {word})"
+            return f" ({np.nanmean(examples.numbers[name]):.0%} {name})"
     filled = (examples.slot_tokens > 0).sum(axis=1)
-    if LAYOUTS[kind].slots or not len(filled):
+    if KINDS[kind].slots or not len(filled):
         return ""
     return f" of {filled.min()}" + (f" to {filled.max()}" if filled.min() < filled.max() else "") + " responses"

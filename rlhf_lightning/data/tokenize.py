@@ -27,7 +27,7 @@ from rlhf_lightning.data.encode import Encoded, Encoder, fit
 from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.data.formats import convert, unrecognised, used_columns
 from rlhf_lightning.data.groups import check_text, make_equal, step_labels, with_negatives
-from rlhf_lightning.data.kinds import FEEDS, LAYOUTS, DataKind
+from rlhf_lightning.data.kinds import KINDS, serves
 from rlhf_lightning.data.mapped import MappedColumns
 from rlhf_lightning.data.notes import PLAIN_TEXT, note_counts, note_template, wrong_kind
 from rlhf_lightning.data.records import Record, as_json
@@ -62,15 +62,15 @@ class Tokenized:
         return self.examples[group]
 
 
-def tokenize(source: Source, tokenizer: PreTrainedTokenizerBase, spec: DataSpec, kind: DataKind) -> Tokenized:
+def tokenize(source: Source, tokenizer: PreTrainedTokenizerBase, spec: DataSpec, kind: str) -> Tokenized:
     """Turn a source's rows into tokenised examples, from the cache where they are there already.
 
     Args:
         source: where the rows come from.
         tokenizer: of the model that will be trained.
         spec: layout, template, limits and the rest of ``data.spec``.
-        kind: what the method learns from (``kinds.LAYOUTS``). Rows of another kind are converted where it is clear how
-            (``kinds.FEEDS``): of pairs ``supervised`` takes the chosen responses, ``unpaired`` makes labelled answers.
+        kind: what the method learns from (``kinds.KINDS``). Rows of another kind are converted where it is clear how
+            (``DataKind.feeds``): of pairs ``supervised`` takes the chosen responses, ``unpaired`` makes labelled ones.
 
     Returns:
         The examples, and a report that accounts for every row. Nothing is enforced: call
@@ -78,6 +78,7 @@ def tokenize(source: Source, tokenizer: PreTrainedTokenizerBase, spec: DataSpec,
 
     Raises:
         DataError: the template or the tokenizer cannot be used, or no row fits the format or the kind.
+        ValueError: there is no such kind.
     """
     started = time.perf_counter()
     source = using(for_kind(source, kind), used_columns(spec, kind))
@@ -140,10 +141,10 @@ class _Pipeline:
         name: str,
         tokenizer: PreTrainedTokenizerBase,
         spec: DataSpec,
-        kind: DataKind,
+        kind: str,
         template: ChatTemplate | None,
     ) -> None:
-        self.spec, self.kind, self.layout = spec, kind, LAYOUTS[kind]
+        self.spec, self.kind, self.layout = spec, kind, KINDS[kind]
         self.template = template
         self.encoder = Encoder(tokenizer, spec, template)
         self.report = Report(name, kind, template=template.name if template else "none")
@@ -267,12 +268,12 @@ class _Pipeline:
             raise RowError(error.kind, f"{absent}; {error.message}") if absent else error from None
         if record is None:
             return None
-        if record.kind not in FEEDS[self.kind]:
+        if not serves(record.kind, self.kind):
             self.hopeless = self.hopeless or wrong_kind(self.report.source, record, self.kind, self.mapped.absent(row))
-            raise RowError(Kind.MISSING, f"a row of format {record.format} gives {LAYOUTS[record.kind].noun} only")
+            raise RowError(Kind.MISSING, f"a row of format {record.format} gives {KINDS[record.kind].noun} only")
         self.expected = record.format
         self.names = set(record.numbers) if self.names is None else self.names
-        if record.kind == "attributes" and set(record.numbers) != self.names:
+        if KINDS[record.kind].named_numbers and set(record.numbers) != self.names:
             raise RowError(Kind.MISSING, "other attributes than the rows before it; list all in data.spec.attributes")
         for part in record.parts or (record,):
             if part is not None:
@@ -291,12 +292,13 @@ class _Pipeline:
         responses = [response for part in parts for response in part.responses]
         masks = [mask for part in parts for mask in part.scored]
         labels = columns = None
-        if record.kind == "prompt":
+        answered = KINDS[record.kind].has_responses
+        if not answered:
             responses, masks = [[]], [[]]
             columns = self._columns(row, record)
         if record.steps:
             masks, labels = step_labels(record, parts[0])
-        if not (record.kind == "prompt" and record.numbers):  # those are gathered
+        if answered or not record.numbers:  # prompts with a score are gathered
             self._check_duplicate(row, prompts, responses)
         scored = None if all(map(all, masks)) else masks
         numbers = {name: list(values) for name, values in record.numbers.items()}
@@ -316,7 +318,7 @@ class _Pipeline:
         special = self.encoder.special
         cut = fit(made, self.spec, special.bos)
         open_end = cut is not None or bool(record.steps)
-        pair = record.kind == "preference" or record.kind == "safety"
+        pair = KINDS[record.kind].pair
         check_ids(made.prompt, made.responses, made.scored, special, cut=open_end, pair=pair)
         return cut
 
@@ -352,7 +354,7 @@ class _Pipeline:
         """Margins of all examples, or None when some have none."""
         margins = np.asarray(self.margins, dtype=np.float64)
         absent = int(np.isnan(margins).sum())
-        if 0 < absent < len(margins) and self.kind in ("preference", "safety"):
+        if 0 < absent < len(margins) and KINDS[self.kind].pair:
             self.report.note(f"{absent} of {len(margins)} rows have no margin, so margins are not used")
         return None if absent or not len(margins) else margins.astype(np.float32)
 

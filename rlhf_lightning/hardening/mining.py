@@ -25,7 +25,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A text with its label; as a row it is a labelled answer, ``method=binary_discrimination`` learns from it."""
+    """A text with its label; as a row it is a labelled response, ``method=binary_discrimination`` learns from it."""
 
     text: Text
     label: bool  #: whether it is what the detector looks for

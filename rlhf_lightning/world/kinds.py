@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_lightning.data.checks import DataError
+from rlhf_lightning.data.kinds import KINDS
 from rlhf_lightning.world import grammar
 from rlhf_lightning.world.base import TinyWorld
 from rlhf_lightning.world.claims import truth
@@ -102,7 +103,7 @@ def draw(kind: str, base: TinyWorld, split: Split, options: Options) -> Iterator
         DataError: the base's answers make no such rows.
     """
     drawing = Drawing(base, split, options)
-    if kind == "prompt":
+    if not KINDS[kind].has_responses:
         yield from _passes(drawing)
         return
     seen: set[str] = set()

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlhf_lightning.data.checks import DataError
+from rlhf_lightning.data.kinds import KINDS
 from rlhf_lightning.data.sources import Row
 from rlhf_lightning.options import Seed
 from rlhf_lightning.world import grammar, kinds
@@ -89,7 +90,7 @@ class TinySource:
         # A prompt that comes again is the same row again, not a duplicate.
         places = {prompt.text: place for place, prompt in enumerate(grammar.prompts(self.split), start=1)}
         for number, values in enumerate(kinds.draw(self.kind, self.base, self.split, options), start=1):
-            yield Row(self.name, places[values["prompt"]] if self.kind == "prompt" else number, values)
+            yield Row(self.name, number if KINDS[self.kind].has_responses else places[values["prompt"]], values)
 
     def fingerprint(self) -> str:
         """Digest of what the rows follow from."""

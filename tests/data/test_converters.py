@@ -113,8 +113,8 @@ def test_pairs_become_labelled_answers():
     assert texts(result) == ["b", "c", "b", "c"]
     assert [e.numbers["desirable"] for e in result.examples] == [[1.0], [0.0]] * 2
     assert [e.row for e in result.examples] == ["rows:1", "rows:1", "rows:2", "rows:2"]
-    assert result.report.notes == ["pairs became 4 labelled answers"]
-    assert result.report.summary() == "rows: 2 of 2 rows kept as 4 labelled answers"
+    assert result.report.notes == ["pairs became 4 labelled responses"]
+    assert result.report.summary() == "rows: 2 of 2 rows kept as 4 labelled responses"
 
 
 @pytest.mark.parametrize(
@@ -197,5 +197,5 @@ def test_the_account_names_every_conversion():
     converter = Converter("ranked", DataSpec())
     made_groups = list(converter([("preference", Example([1], [[1], [2]], numbers={"score": [1.0, 1.0]}))]))
     converter.account(report, len(made_groups))
-    assert report.notes == ["pairs became 1 ranked lists", "1 ties of scores kept"]
+    assert report.notes == ["pairs became 1 ranked list", "1 ties of scores kept"]
     assert report.groups == 1

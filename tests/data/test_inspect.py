@@ -151,7 +151,7 @@ SHOWN = {
     ),
     "unpaired": (
         [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "d", "response": "e", "label": True}],
-        ["rows kept  2 of 2, as 3 labelled answers", "2 desirable, 1 not", "response  desirable 0  2 tokens"],
+        ["rows kept  2 of 2, as 3 labelled responses", "2 desirable, 1 not", "response  desirable 0  2 tokens"],
     ),
     "safety": (
         [{"prompt": "a", "chosen": "bb", "rejected": "c", "chosen_safe": True, "rejected_safe": False}],

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from rlhf_lightning.data.checks import DataError, Kind
-from rlhf_lightning.data.kinds import FEEDS, LAYOUTS
+from rlhf_lightning.data.kinds import KINDS, fed_by
 from rlhf_lightning.data.mixture import Mixture
-from rlhf_lightning.data.packing import BATCHES, pack
+from rlhf_lightning.data.packing import batch_of, pack
 from rlhf_lightning.data.sources import Files
 from rlhf_lightning.data.spec import COLUMNS, DataSpec
 from rlhf_lightning.data.tokenize import split, tokenize
@@ -123,7 +123,7 @@ def test_golden_groups(name):
     got = group(kind, row, **({"context": "C"} if kind == "context" else {}))
     for field in ("prompt", "responses", "scored", "margin", "more_prompts", "numbers", "step_labels"):
         assert getattr(got, field) == getattr(expected, field), field
-    assert type(pack([got], kind=kind)) is BATCHES[kind]
+    assert type(pack([got], kind=kind)) is batch_of(kind)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_bad_rows_say_what_is_wrong(name):
         made(kind, good, row)
 
 
-@pytest.mark.parametrize("kind", sorted(set(LAYOUTS) - {"supervised", "context", "prompt"}))
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"supervised", "context", "prompt"}))
 def test_data_of_another_kind_is_refused_with_what_would_fit(kind):
     with pytest.raises(DataError) as raised:
         made(kind, QUESTION)
@@ -257,10 +257,10 @@ def test_data_of_another_kind_is_refused_with_what_would_fit(kind):
     if kind == "judged":
         assert "data.spec.columns.judgment" in message
     else:
-        assert f"this method learns from {LAYOUTS[kind].noun}, and rows holds demonstrations" in message
-        assert all(f"{LAYOUTS[fed].noun}: {LAYOUTS[fed].needs}" in message for fed in FEEDS[kind])
-        assert f"data.spec.columns.{LAYOUTS[kind].mapped}," in message
-        assert LAYOUTS[kind].mapped.partition("=")[0] in COLUMNS
+        assert f"this method learns from {KINDS[kind].noun}, and rows holds demonstrations" in message
+        assert all(f"{KINDS[fed].noun}: {KINDS[fed].needs}" in message for fed in fed_by(kind))
+        assert f"data.spec.columns.{KINDS[kind].mapped}," in message
+        assert KINDS[kind].mapped.partition("=")[0] in COLUMNS
 
 
 def test_context_distillation_needs_its_context():
@@ -279,7 +279,7 @@ def test_a_judged_prompt_stays_on_one_side_whether_it_is_judged_or_not():
         {"prompt": f"p{i // 2}", "response": "b" * (i % 2 + 1), "judgment": "j" if i % 2 else None} for i in range(60)
     ]
     examples = made("judged", *rows).examples
-    train, validation = split(examples, 0.4, identity=LAYOUTS["judged"].identity)
+    train, validation = split(examples, 0.4, identity=KINDS["judged"].identity)
     prompts = [[tuple(examples[int(i)].more_prompts[0]) for i in side] for side in (train, validation)]
     assert not set(prompts[0]) & set(prompts[1])
     assert min(map(len, prompts)) > 5

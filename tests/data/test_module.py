@@ -90,8 +90,8 @@ def test_every_kind_has_its_batches_and_is_called_by_its_name(rows: Path, tmp_pa
     batches = [*answers.train_dataloader(), *answers.val_dataloader()]
     assert {type(batch) for batch in batches} == {UnpairedBatch}
     assert sum(len(batch) for batch in batches) == 24
-    assert "labelled answers (50% desirable) of" in answers.summaries()[0]
-    assert "12 of 12 rows kept as 24 labelled answers" in answers.summaries()[0]
+    assert "labelled responses (50% desirable) of" in answers.summaries()[0]
+    assert "12 of 12 rows kept as 24 labelled responses" in answers.summaries()[0]
     lists = tmp_path / "lists.jsonl"
     made = [
         {"prompt": f"Q{i}", "responses": ["a", "b", "c"][: 1 + i % 3], "ranks": [1, 2, 3][: 1 + i % 3]}

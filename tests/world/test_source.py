@@ -8,7 +8,8 @@ import pytest
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.data.checks import DataError
-from rlhf_lightning.data.packing import BATCHES
+from rlhf_lightning.data.kinds import KINDS
+from rlhf_lightning.data.packing import batch_of
 from rlhf_lightning.world import TinySource, TinyWorld, grammar
 from rlhf_lightning.world.gold import judge
 from rlhf_lightning.world.kinds import ROWS
@@ -40,7 +41,7 @@ def test_fingerprint_covers_the_options():
 
 
 def test_kinds_are_those_of_the_batches():
-    assert set(ROWS) <= set(BATCHES)
+    assert set(ROWS) <= set(KINDS)
     assert set(ROWS) >= {"supervised", "preference", "unpaired", "ranked", "judged", "steps", "safety", "attributes"}
 
 
@@ -121,7 +122,7 @@ def test_every_kind_becomes_batches(kind):
     assert len(module.train_examples) == 40
     if kind == "prompt":  # answered first
         return
-    assert all(type(batch) is BATCHES[kind] for batch in [*module.train_dataloader(), *module.val_dataloader()])
+    assert all(type(batch) is batch_of(kind) for batch in [*module.train_dataloader(), *module.val_dataloader()])
 
 
 def test_the_base_has_room_above_it():
