@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
 from rlhf_lightning.cli.config_file import read_data
+from rlhf_lightning.cli.draws import draws
 from rlhf_lightning.cli.online_checks import without_effect
 from rlhf_lightning.models.adapter_folders import adapter_base
 from rlhf_lightning.models.memory import describe
@@ -95,7 +96,7 @@ def _lines(cfg: DictConfig, run: Run, checkpoint: str | None) -> Iterator[tuple[
     chosen = str(cfg.reference.kind)
     if run.models.reference == "auto":
         reference += " (the policy without its adapter where that is the initial policy, else a frozen copy)"
-    elif chosen == "cached" and run.module.kind == "prompt" and run.models.reference != "none":
+    elif chosen == "cached" and draws(cfg, run.module) and run.models.reference != "none":
         reference += " (reference=cached has no numbers of responses that are not drawn yet)"
     elif chosen not in ("auto", run.models.reference):
         reference += f" (reference={chosen} is not loaded: this loss needs none)"

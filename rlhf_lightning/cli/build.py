@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.checkpointing import AtomicCheckpointIO
 from rlhf_lightning.cli.cluster import cluster_environment
+from rlhf_lightning.cli.draws import draws, kind_read
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.folder import start_of
 from rlhf_lightning.cli.instantiate import make, make_all
@@ -60,9 +61,9 @@ def make_run(cfg: DictConfig) -> Run:
     method = make(cfg.method)
     models = make_models(cfg, reference_kind(cfg, method))
     module = method(models=models, optimizer=make_optimizer(cfg), scheduler=make(cfg.scheduler))
-    data: Any = make_data(cfg, models, module.kind, mismatched="kl" in module.needs)
+    data: Any = make_data(cfg, models, kind_read(cfg, module, module.kind), mismatched="kl" in module.needs)
     trainer = make_trainer(cfg, module.monitor)
-    if module.kind == "prompt":
+    if draws(cfg, module):
         from rlhf_lightning.cli.rollouts import make_rollouts  # half a second that other jobs do not need
 
         data = make_rollouts(cfg, models, module, data)
@@ -167,7 +168,7 @@ def reference_kind(cfg: DictConfig, method: functools.partial[Any]) -> Reference
     module: Any = method.func
     needed = "reference" in module.requires(method.keywords)
     # Nothing can be cached of responses that are not drawn yet.
-    unknown = cfg.reference.kind == ReferenceKind.CACHED and module.kind == "prompt"
+    unknown = cfg.reference.kind == ReferenceKind.CACHED and draws(cfg, module)
     if cfg.reference.kind == "auto" or unknown:
         return ReferenceKind.AUTO if needed else ReferenceKind.NONE
     chosen = ReferenceKind(cfg.reference.kind)

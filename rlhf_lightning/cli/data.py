@@ -29,11 +29,13 @@ def inspect(cfg: DictConfig) -> None:
     Raises:
         DataError: the data set as a whole cannot be used.
     """
+    from rlhf_lightning.cli.draws import kind_read
     from rlhf_lightning.cli.instantiate import make
     from rlhf_lightning.data.inspect import inspect as show
     from rlhf_lightning.data.tokenize import tokenize
 
     tokenizer, method = make(cfg.model).tokenizer(), make(cfg.method)
     source, spec = make(cfg.data.source), make(cfg.data.spec)
-    tokenized = tokenize(source, tokenizer, spec, method.func.kind_with(method.keywords))
+    kind = kind_read(cfg, method.func, method.func.kind_with(method.keywords))
+    tokenized = tokenize(source, tokenizer, spec, kind)
     show(tokenized.examples, tokenized.report, tokenizer, OUT, rows=cfg.rows)

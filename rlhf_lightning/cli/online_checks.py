@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import DictConfig
 
+from rlhf_lightning.cli.draws import draws
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.rewards.base import smallest_group
 from rlhf_lightning.types import RolloutOptions
@@ -183,7 +184,7 @@ def without_effect(cfg: DictConfig, module: Any, data: Any) -> Iterator[str]:
     demonstrations = cfg.data.get("ptx") is not None and not getattr(module, "ptx_coef", 0.0)
     if demonstrations:
         yield "data.ptx: this method gives it no weight (method.ptx_coef of method=ppo and ppo_lagrangian)"
-    if module.kind != "prompt":
+    if not draws(cfg, module):
         if cfg.get("rollout") and not str(cfg.rollout.get("_target_")).endswith(".TransformersEngine"):
             yield "rollout: this method learns from the responses of the data and draws none"
         return

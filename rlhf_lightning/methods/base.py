@@ -64,7 +64,8 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
             reference and ``models`` has none. Nothing was loaded by then.
     """
 
-    kind: ClassVar[str]  #: what the method eats: "preference" or "supervised"
+    kind: ClassVar[str]  #: of the data that its batches hold: "preference" or "supervised"
+    draws: ClassVar[bool] = False  #: whether it learns from rollouts of its policy, and its data are prompts
     legal: ClassVar[frozenset[str]]  #: inputs that this method can give to a loss
     monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")  #: the metric that says which weights are best, and how
     actor: Callable[..., Backbone] = Actor  #: what is trained; a class, or a partial of one that a yaml makes

@@ -72,6 +72,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
     """
 
     kind: ClassVar[str] = "prompt"
+    draws: ClassVar[bool] = True
     monitor: ClassVar[tuple[str, str]] = ("val/reward/mean", "max")
     legal: ClassVar[frozenset[str]] = frozenset({"policy", "old", "advantage", "reference"})
 
