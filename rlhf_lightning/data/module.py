@@ -67,6 +67,11 @@ class AlignmentDataModule(L.LightningDataModule):
         for batch in data.train_dataloader(): ...
     """
 
+    plans_steps: (
+        bool  #: whether its rows are cut into steps; those of responses that are drawn are cut by who draws them
+    )
+    train_examples: Examples | None
+    val_examples: Examples | None
     #: Of a reward that reads columns of validation rows, given their names; None: no columns are read.
     check_columns: Callable[[Collection[str]], None] | None = None
     val_columns: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  #: by "file:row", where they are read
@@ -119,7 +124,6 @@ class AlignmentDataModule(L.LightningDataModule):
         super().__init__()
         self.source, self.validation, self.place = source, validation_source(validation), place or Place()
         self.tokenizer, self.kind, self.spec = tokenizer, kind, spec or DataSpec()
-        #: Whether its rows are cut into steps; the steps of responses that are drawn are cut by who draws them.
         self.plans_steps = kind_of(kind).has_responses
         size = batch_size if max_tokens is None else None
         window = bucket or (PADDED_BUCKET if padded else 1)
@@ -127,8 +131,7 @@ class AlignmentDataModule(L.LightningDataModule):
         if eval_batch_size is not None and eval_batch_size < 1:
             raise ValueError(f"data.eval_batch_size={eval_batch_size} must be at least 1, or null")
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
-        self.train_examples: Examples | None = None
-        self.val_examples: Examples | None = None
+        self.train_examples = self.val_examples = None
         self.reports: dict[str, Report] = {}  #: by role: what happened to every row
         self.mismatched, self.ptx = mismatched, ptx
         self._mismatches: dict[int, Mismatches] = {}  # by the identity of the examples
