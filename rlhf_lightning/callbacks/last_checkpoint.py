@@ -104,17 +104,19 @@ class LastCheckpoint(Callback):
     # Set-up
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Run after the callbacks whose state a checkpoint holds, before those that rank checkpoints, then exports.
+        """Run after the callbacks whose state a checkpoint holds, before those that count validations or rank.
 
-        An export that fails has its checkpoint then, and a validation that SIGTERM ended early is not exported.
+        A validation that a signal ended early takes place again, and is counted then. An export that fails has its
+        checkpoint.
         """
         self.dirpath = str(trainer.strategy.broadcast(self.dirpath or Path(trainer.default_root_dir) / "checkpoints"))
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         ranking = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
         exports = [callback for callback in callbacks if getattr(callback, "after_checkpoints", False)]
-        others = [callback for callback in callbacks if callback not in (self, *ranking, *exports)]
+        counting = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
+        others = [callback for callback in callbacks if callback not in (self, *counting, *ranking, *exports)]
         others = [callback for callback in others if not isinstance(callback, _Limits)]
-        trainer.callbacks = [self._limits, *others, self, *ranking, *exports]  # type: ignore[attr-defined]
+        trainer.callbacks = [self._limits, *others, self, *counting, *ranking, *exports]  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Take the signals over from Lightning's handlers, and count from the step that training resumes from."""
