@@ -59,7 +59,7 @@ class ModelLine(Callback):
     def _warn_of_long_rows(self, config: Any) -> None:
         """Positions that a model never saw in its own training give numbers that look like any others."""
         limit = getattr(config, "max_position_embeddings", None)
-        drawn = getattr(getattr(self.data, "engine", None), "max_new_tokens", 0)
+        drawn = self.data.drawn_tokens
         rows = (self.data.train_examples, self.data.val_examples)
         longest = max((examples.longest + drawn for examples in rows if examples is not None), default=0)
         if limit is not None and longest > limit:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from omegaconf import DictConfig
 
 from rlhf_lightning.cli.draws import draws
 from rlhf_lightning.cli.errors import ConfigError, suggestion
-from rlhf_lightning.rewards.base import smallest_group
-from rlhf_lightning.types import RolloutOptions
+from rlhf_lightning.rewards.base import ComposedReward, StepReward, WeightedTerms, smallest_group, term_names
+from rlhf_lightning.types import Rolled, RolloutOptions
 
 if TYPE_CHECKING:
     from rlhf_lightning.data.module import AlignmentDataModule
 
 
-def check(module: Any, reward: Any, prompts: AlignmentDataModule) -> None:
+def check(module: Rolled, reward: Any, prompts: AlignmentDataModule) -> None:
     """Refuse what could only fail in the first rollout, after weights were loaded, or what would do nothing there.
 
     Args:
@@ -36,24 +37,23 @@ def check(module: Any, reward: Any, prompts: AlignmentDataModule) -> None:
     _check_credit(module)
 
 
-def _check_reward(module: Any, reward: Any) -> None:
+def _check_reward(module: Rolled, reward: Any) -> None:
     """Refuse a method that learns from rewards without one, or from those of steps without them."""
-    if reward is None and getattr(module, "needs_reward", True):
+    if reward is None and module.needs_reward:
         raise ConfigError(
             "reward=none, and this method learns from rewards of the policy's own responses: choose reward=model "
             "reward.path=..., reward=function reward.target=..., or another of conf/reward"
         )
-    reads: frozenset[str] = getattr(getattr(module, "assignment", None), "needs", frozenset())
-    if "step_reward" in reads and getattr(reward, "step_reward", None) is None:
+    if "step_reward" in module.assignment.needs and not isinstance(reward, StepReward):
         raise ConfigError(
-            f"this method learns from rewards of steps, and the reward {getattr(reward, 'name', None)!r} gives one "
+            f"this method learns from rewards of steps, and the reward {_name(reward)!r} gives one "
             "number a response: choose reward=process reward.path=..., or method=grpo"
         )
 
 
-def _check_demonstrations(module: Any, prompts: AlignmentDataModule) -> None:
+def _check_demonstrations(module: Rolled, prompts: AlignmentDataModule) -> None:
     """Refuse a weight of demonstrations without any."""
-    weight = getattr(module, "ptx_coef", 0.0)
+    weight = module.ptx_coef
     if weight and prompts.ptx is None:
         raise ConfigError(
             f"method.ptx_coef={weight} mixes demonstrations or text in, and there are none: name their data with "
@@ -61,43 +61,39 @@ def _check_demonstrations(module: Any, prompts: AlignmentDataModule) -> None:
         )
 
 
-def _check_costs(module: Any, reward: Any) -> None:
+def _check_costs(module: Rolled, reward: Any) -> None:
     """Refuse a limit on a cost that is no term of the reward, or that the reward adds up."""
-    costs: frozenset[str] = getattr(module, "cost_terms", frozenset())
-    if costs and getattr(reward, "terms", None) is None:
+    costs = module.assignment.cost_terms
+    if costs and not isinstance(reward, ComposedReward):
         raise ConfigError(
             f"this method limits the cost {sorted(costs)[0]!r}, a term of the reward, and the reward "
-            f"{getattr(reward, 'name', None)!r} has no terms: choose reward=composite with a cost model among its terms"
+            f"{_name(reward)!r} has no terms: choose reward=composite with a cost model among its terms"
         )
-    check_cost(module, getattr(reward, "term_names", None))
+    check_cost(module, term_names(reward))
     _check_cost_is_no_reward(module, reward)
 
 
-def _check_terms(module: Any, reward: Any) -> None:
+def _check_terms(module: Rolled, reward: Any) -> None:
     """Refuse options of single terms where the reward has none, or where nothing reads them."""
-    assignment = getattr(module, "assignment", None)
-    if assignment is None:
-        return
-    if assignment.separate and getattr(reward, "terms", None) is None:
+    assignment = module.assignment
+    if assignment.separate and not isinstance(reward, ComposedReward):
         raise ConfigError(
             "method.multi_reward=normalize_then_sum standardises each term of a reward, and the reward "
-            f"{getattr(reward, 'name', None)!r} has no terms: choose reward=composite, or sum_then_normalize"
+            f"{_name(reward)!r} has no terms: choose reward=composite, or sum_then_normalize"
         )
     if assignment.weights and not assignment.separate:
         raise ConfigError(
             "method.reward_weights are of multi_reward=normalize_then_sum: set that, or weigh the terms with "
             "reward.weights of reward=composite"
         )
-    names = getattr(reward, "term_names", None)
+    names = term_names(reward)
     for name in sorted(set(assignment.weights) - set(names or assignment.weights)):
         raise ConfigError(f"method.reward_weights.{name}: the reward has no such term.{suggestion(name, names or ())}")
 
 
-def _check_credit(module: Any) -> None:
+def _check_credit(module: Rolled) -> None:
     """Refuse rollouts that could not teach: single responses for credit that compares those to a prompt."""
-    options, assignment = module.rollout, getattr(module, "assignment", None)
-    if assignment is None:
-        return
+    options, assignment = module.rollout, module.assignment
     if options.greedy_baseline and "baseline" not in assignment.needs:
         raise ConfigError(
             "method.rollout.greedy_baseline=true decodes every prompt once more, and this method's credit function "
@@ -138,13 +134,18 @@ def _check_groups(options: RolloutOptions, reward: Any) -> None:
         )
 
 
+def _name(reward: Any) -> str | None:
+    """Of what scores; None where nothing does."""
+    return None if reward is None else str(reward.name)
+
+
 def terms_to_make(scorer: Any) -> frozenset[str] | None:
     """Names of the terms that a composed reward's partial will make; None for any other reward."""
-    terms = getattr(scorer, "keywords", {}).get("terms")
+    terms = scorer.keywords.get("terms") if isinstance(scorer, functools.partial) else None
     return frozenset(terms) if isinstance(terms, Mapping) else None
 
 
-def check_cost(module: Any, names: Collection[str] | None, *, inside: bool = False) -> None:
+def check_cost(module: Rolled, names: Collection[str] | None, *, inside: bool = False) -> None:
     """Refuse a cost that is none of the reward's terms.
 
     Args:
@@ -152,7 +153,7 @@ def check_cost(module: Any, names: Collection[str] | None, *, inside: bool = Fal
         names: of the terms; None: they are not known before the reward scores.
         inside: a term may have terms of its own, ``term/part``, that are not among the names yet.
     """
-    for cost in sorted(getattr(module, "cost_terms", frozenset())):
+    for cost in sorted(module.assignment.cost_terms):
         if names is None or (cost.partition("/")[0] if inside else cost) in names:
             continue
         raise ConfigError(
@@ -162,10 +163,10 @@ def check_cost(module: Any, names: Collection[str] | None, *, inside: bool = Fal
         )
 
 
-def _check_cost_is_no_reward(module: Any, reward: Any) -> None:
+def _check_cost_is_no_reward(module: Rolled, reward: Any) -> None:
     """Refuse a cost that the reward adds up: it would be sought and limited at once."""
-    weights: Mapping[str, float] = getattr(reward, "weights", {})
-    for cost in sorted(getattr(module, "cost_terms", frozenset())):
+    weights = reward.weights if isinstance(reward, WeightedTerms) else {}
+    for cost in sorted(module.assignment.cost_terms):
         if weights.get(cost, 0.0) > 0:
             raise ConfigError(
                 f"the reward adds up its term {cost!r} with weight {weights[cost]:g}, and this method limits it as a "
@@ -181,8 +182,8 @@ def without_effect(cfg: DictConfig, module: Any, data: Any) -> Iterator[str]:
         module: the method.
         data: the run's.
     """
-    demonstrations = cfg.data.get("ptx") is not None and not getattr(module, "ptx_coef", 0.0)
-    if demonstrations:
+    rolled = cast("Rolled", module) if module.draws else None
+    if cfg.data.get("ptx") is not None and not (rolled and rolled.ptx_coef):
         yield "data.ptx: this method gives it no weight (method.ptx_coef of method=ppo and ppo_lagrangian)"
     if not draws(cfg, module):
         if cfg.get("rollout") and not str(cfg.rollout.get("_target_")).endswith(".TransformersEngine"):
@@ -197,5 +198,5 @@ def without_effect(cfg: DictConfig, module: Any, data: Any) -> Iterator[str]:
             f"data.spec.max_response_length={cfg.data.spec.max_response_length}: the data's responses are not read; "
             "rollout.max_new_tokens limits the policy's"
         )
-    if data.reward is not None and not getattr(module, "needs_reward", True):
+    if data.reward is not None and rolled is not None and not rolled.needs_reward:
         yield f"reward: {data.reward_name!r} is logged, and this method learns from no reward"

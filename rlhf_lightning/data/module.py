@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -74,6 +74,7 @@ class AlignmentDataModule(L.LightningDataModule):
     val_examples: Examples | None
     #: Of a reward that reads columns of validation rows, given their names; None: no columns are read.
     check_columns: Callable[[Collection[str]], None] | None = None
+    drawn_tokens: ClassVar[int] = 0  #: most tokens of a response that is still to be drawn: the data has all of them
     val_columns: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  #: by "file:row", where they are read
 
     def __init__(

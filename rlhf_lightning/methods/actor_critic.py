@@ -177,8 +177,7 @@ class PPO(PolicyGradient):
     @property
     def cost_terms(self) -> frozenset[str]:
         """Terms of the reward that are costs."""
-        multiplier: Any = self.assignment.multiplier
-        return frozenset() if multiplier is None else frozenset({multiplier.cost})
+        return self.assignment.cost_terms
 
     # The model
 

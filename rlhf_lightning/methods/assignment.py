@@ -59,6 +59,11 @@ class Assignment(nn.Module):
             )
         self.running = RunningMoments(decay) if "running" in self.needs else None
 
+    @property
+    def cost_terms(self) -> frozenset[str]:
+        """Terms of the reward that are costs which are limited: none."""
+        return frozenset()
+
     @torch.no_grad()
     def forward(self, episodes: Episodes) -> Credit:
         """Advantages of all episodes, and what to log of them."""

@@ -91,9 +91,8 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         self._top_width = 1 + max(option_values(loss, "k"), default=1) if "top_k" in self.needs else None
         self._check(models)
         self.loss = loss
-        self.policy = None
+        self.policy = self.reference = None
         self.tokenizer: Any = None
-        self.reference = None
         self.adapter_start: AdapterStart | None = None
         self.strict_loading = False  # frozen weights are not in checkpoints; check_state is strict about the others
         self.evaluation_weights: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -219,16 +218,16 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         log_probs: SequenceLogProbs = self._live_reference(batch)
         return log_probs
 
-    def _live_reference(self, batch: PackedBatch, **options: Any) -> Any:
+    def placed_reference(self) -> Any:
+        """The reference on the policy's device and in its dtype, where Lightning brings submodules only; or None."""
         if isinstance(self.reference, nn.Module):
-            self._place(self.reference)
-        return self.reference(batch, **options)
+            mine, theirs = next(self.reference.parameters()), next(self.policy.parameters())
+            if mine.device != theirs.device or mine.dtype != theirs.dtype:
+                self.reference.to(device=theirs.device, dtype=theirs.dtype)
+        return self.reference
 
-    def _place(self, reference: nn.Module) -> None:
-        """Bring the reference to the policy's device and dtype, which Lightning does for submodules only."""
-        mine, theirs = next(reference.parameters()), next(self.policy.parameters())
-        if mine.device != theirs.device or mine.dtype != theirs.dtype:
-            reference.to(device=theirs.device, dtype=theirs.dtype)
+    def _live_reference(self, batch: PackedBatch, **options: Any) -> Any:
+        return self.placed_reference()(batch, **options)
 
     def scaled(self, losses: Tensor, batch: PackedBatch) -> Tensor:
         """Reduce one number a group with the denominator of the whole optimiser step."""

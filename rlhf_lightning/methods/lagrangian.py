@@ -110,6 +110,11 @@ class CostAssignment(Assignment):
         super().__init__(*args, **options)
         self.multiplier = None
 
+    @property
+    def cost_terms(self) -> frozenset[str]:
+        """Terms of the reward that are costs which are limited: that of the multiplier."""
+        return frozenset() if self.multiplier is None else frozenset({self.multiplier.cost})
+
     @torch.no_grad()
     def forward(self, episodes: Episodes) -> Credit:
         """See ``Assignment``; the multiplier moves first."""

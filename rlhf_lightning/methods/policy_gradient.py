@@ -77,6 +77,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
     legal: ClassVar[frozenset[str]] = frozenset({"policy", "old", "advantage", "reference"})
 
     assigner: ClassVar[type[Assignment]] = Assignment  #: what makes advantages of rewards
+    ptx_coef: float = 0.0  #: weight of demonstrations beside the rollouts
 
     stopped: Tensor  #: number of the rollout whose further steps are skipped, 0-dimensional; -1: none
 

@@ -7,6 +7,7 @@ on the left. Rows whose response has ended are taken out of the batch once enoug
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,6 +46,18 @@ class Batch:
     uniform: Tensor  #: one number a row and a token, float64 ``[rows, max_new_tokens]``; rows prompt by prompt
 
 
+@dataclass(frozen=True)
+class SecondModel:
+    r"""A model whose logits are mixed into those of another one, which gives the geometric mixture of both.
+
+    .. math:: p(y) \propto p_{second}(y)^w\, p_{first}(y)^{1 - w}
+    """
+
+    model: Any  #: of the same vocabulary, in evaluation mode, its weights whole
+    weight: float  #: w, in [0, 1]
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext  #: what its forward passes run in
+
+
 @dataclass
 class Drawn:
     """Responses of a batch, row by row, on the CPU."""
@@ -76,7 +89,14 @@ class _State(Protocol):
         ...
 
 
-def decode(model: Any, batch: Batch, sampling: Sampling, ends: Tensor, processor: Processor | None = None) -> Drawn:
+def decode(
+    model: Any,
+    batch: Batch,
+    sampling: Sampling,
+    ends: Tensor,
+    processor: Processor | None = None,
+    second: SecondModel | None = None,
+) -> Drawn:
     """Sample responses.
 
     Args:
@@ -85,6 +105,7 @@ def decode(model: Any, batch: Batch, sampling: Sampling, ends: Tensor, processor
         sampling: how tokens are drawn; its ``stop`` must be among ``ends``.
         ends: tokens that end a response, on the model's device.
         processor: changes the logits before the temperature divides them.
+        second: whose logits are mixed in, before that; None: nothing is.
     """
     device, repeats = model.device, torch.tensor(batch.repeats, device=model.device)
     rows, longest = int(repeats.sum()), sampling.max_new_tokens
@@ -94,6 +115,8 @@ def decode(model: Any, batch: Batch, sampling: Sampling, ends: Tensor, processor
     length = torch.full((rows,), longest, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
     state = _state(model, batch.prompts, longest)
+    if second is not None:
+        state = _Mixed(state, _state(second.model, batch.prompts, longest), second)
     logits = _processed(state, state.start(), processor).repeat_interleave(repeats, dim=0)
     state.expand(repeats)
     active = torch.arange(rows, device=device)
@@ -229,6 +252,39 @@ class _Cached:
         out = self.model(input_ids=ids, attention_mask=mask, **options)
         logits: Tensor = out.logits[:, -1]
         return logits
+
+
+class _Mixed:
+    """Two models in the middle of the same responses; each keeps keys and values of its own."""
+
+    def __init__(self, first: _State, other: _State, second: SecondModel) -> None:
+        self.first, self.other, self.second = first, other, second
+        self.ids = first.ids
+
+    def start(self) -> Tensor:
+        with self.second.context():
+            other = self.other.start()
+        return self._mix(self.first.start(), other)
+
+    def expand(self, repeats: Tensor) -> None:
+        self.first.expand(repeats)
+        self.other.expand(repeats)
+        self.ids = self.first.ids
+
+    def step(self, ids: Tensor) -> Tensor:
+        with self.second.context():
+            other = self.other.step(ids)
+        return self._mix(self.first.step(ids), other)
+
+    def keep(self, rows: Tensor) -> None:
+        self.first.keep(rows)
+        self.other.keep(rows)
+        self.ids = self.first.ids
+
+    def _mix(self, first: Tensor, other: Tensor) -> Tensor:
+        # Of logits as of log-probs: what normalises each of them is the same for every token.
+        self.ids = self.first.ids
+        return (1 - self.second.weight) * first.float() + self.second.weight * other.float()
 
 
 class _Whole:

@@ -8,13 +8,14 @@ is trained. Each sample draws from a stream of random numbers of its own (:mod:`
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rlhf_lightning.models.adapters import is_adapted
-from rlhf_lightning.models.decoding import Batch, Processor, decode
+from rlhf_lightning.models.decoding import Batch, Processor, SecondModel, decode
 from rlhf_lightning.models.naming import transformers_model
 from rlhf_lightning.models.roles import evaluating
 from rlhf_lightning.models.sharding import unsharded
@@ -27,6 +28,15 @@ if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor
 
 unsharded_for_generation = unsharded
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """An actor whose distribution is mixed into that of the policy, token by token; see ``decoding.SecondModel``."""
+
+    actor: Actor
+    weight: float  #: of its logits, in [0, 1]
+    adapter: bool = True  #: False: the model beneath its adapter
 
 
 def generate(
@@ -89,6 +99,7 @@ def sample(
     batch_tokens: int | None = None,
     adapter: bool = True,
     processor: Processor | None = None,
+    mixed: Mixed | None = None,
     version: int = 0,
 ) -> list[Sample]:
     """Sample one response for each prompt, with the log-prob of each token.
@@ -106,6 +117,7 @@ def sample(
         batch_tokens: most tokens of a batch with its prompts, were all responses as long as they may be; None: any.
         adapter: False samples from the model beneath the adapter.
         processor: changes the logits; see :func:`generate`.
+        mixed: another actor whose distribution is mixed in; None: none is.
         version: written into the samples.
 
     Raises:
@@ -115,9 +127,9 @@ def sample(
     model: Any = transformers_model(actor)
     ends = torch.tensor(_ends(model, sampling), dtype=torch.long, device=model.device)
     samples: dict[int, Sample] = {}
-    with _decoding(actor, model, adapter):
+    with _decoding(actor, model, adapter), _second(mixed, actor) as second:
         for rows in _batches(prompts, sampling.max_new_tokens, batch_size, batch_tokens):
-            drawn = decode(model, _batch(prompts, rows, streams, sampling), sampling, ends, processor)
+            drawn = decode(model, _batch(prompts, rows, streams, sampling), sampling, ends, processor, second)
             for row, ids, log_probs, ended in zip(rows, drawn.ids, drawn.log_probs, drawn.ended, strict=True):
                 samples[row] = Sample(ids, log_probs, "stop" if ended else "length", version)
     return [samples[row] for row in range(len(prompts))]
@@ -142,6 +154,21 @@ def _decoding(actor: Any, model: Any, adapter: bool) -> Iterator[None]:
         if not adapter and is_adapted(actor.model):
             stack.enter_context(actor.model.disable_adapter())
         yield
+
+
+@contextmanager
+def _second(mixed: Mixed | None, first: Any) -> Iterator[SecondModel | None]:
+    """The other model of a mixture, ready to decode; that of the first actor's own base is ready already."""
+    if mixed is None:
+        yield None
+        return
+    actor: Any = mixed.actor
+    context = nullcontext if mixed.adapter else actor.model.disable_adapter
+    with ExitStack() as stack:
+        if actor is not first:
+            stack.enter_context(unsharded(actor))
+            stack.enter_context(evaluating(actor))
+        yield SecondModel(transformers_model(actor), mixed.weight, context)
 
 
 def _ends(model: Any, sampling: Sampling) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from rlhf_lightning.types import SampleGroup
@@ -25,19 +25,17 @@ class Reward(Protocol):
     groups are batched. Where it cannot judge a response (no answer to compare with, a judge that did not answer) it
     gives None, never a guess.
 
-    Further members are optional:
+    Further members are optional, each a protocol of this module:
 
-    * ``terms(groups) -> dict[str, Scores]`` and ``combine(terms) -> Scores``: the parts of the reward by name, and the
-      reward that they make (:class:`~rlhf_lightning.rewards.Composite`); see :func:`scored`;
-    * ``term_names: frozenset[str] | None``: the names of ``terms``, where they are known before anything is scored;
-    * ``costs: frozenset[str]``: which of the terms are costs, where lower is better; they are no part of the sum;
-    * ``step_reward(groups) -> list[list[list[float]]]``: one number a response token, nan where no step ends;
-    * ``metrics() -> dict[str, float]``: what was counted since the last call, such as failures; see :func:`metrics_of`;
-    * ``check_columns(columns)``: raises ValueError where the data lacks a column that the reward reads; called with the
-      names of the columns before weights load;
-    * ``reads_columns: bool``: False where it has ``check_columns`` and yet reads no column, see :func:`reads_columns`;
+    * ``terms`` and ``combine`` (:class:`ComposedReward`), ``term_names`` (:class:`NamedTerms`);
+    * ``weights`` (:class:`WeightedTerms`), and ``costs: frozenset[str]``: which of the terms are costs, where lower is
+      better; they are no part of the sum;
+    * ``step_reward`` (:class:`StepReward`);
+    * ``metrics`` (:class:`CountingReward`);
+    * ``check_columns`` (:class:`ColumnReward`), and ``reads_columns: bool``: False where it has ``check_columns`` and
+      yet reads no column, see :func:`reads_columns`;
     * ``smallest_group: int``: responses to one prompt that the reward needs at least, see :func:`smallest_group`;
-    * ``policy``: set to the module that is trained before each call, for a reward that asks the policy itself.
+    * ``policy`` (:class:`PolicyReward`).
 
     A plain function of texts is made into a reward by :func:`~rlhf_lightning.rewards.as_reward`.
     """
@@ -56,6 +54,75 @@ class Reward(Protocol):
         ...
 
 
+@runtime_checkable
+class ComposedReward(Protocol):
+    """A reward that is made of several terms (:class:`~rlhf_lightning.rewards.Composite`); see :func:`scored`."""
+
+    def terms(self, groups: Sequence[SampleGroup]) -> dict[str, Scores]:
+        """The parts of the reward by name."""
+        ...
+
+    def combine(self, terms: dict[str, Scores]) -> Scores:
+        """The reward that some terms make."""
+        ...
+
+
+@runtime_checkable
+class NamedTerms(Protocol):
+    """A reward of several terms whose names may be known before anything is scored."""
+
+    @property
+    def term_names(self) -> frozenset[str] | None:
+        """The names of the terms; None: they are not known yet."""
+        ...
+
+
+@runtime_checkable
+class WeightedTerms(Protocol):
+    """A reward that is a weighted sum of its terms."""
+
+    weights: Mapping[str, float]  #: of each term in the sum, by name
+
+
+@runtime_checkable
+class StepReward(Protocol):
+    """A reward that also gives numbers to the steps of a response."""
+
+    def step_reward(self, groups: Sequence[SampleGroup]) -> list[list[list[float]]] | None:
+        """One number a response token, nan where no step ends; None: it gives none after all."""
+        ...
+
+
+@runtime_checkable
+class CountingReward(Protocol):
+    """A reward that counts, such as its failures; see :func:`metrics_of`."""
+
+    def metrics(self) -> Mapping[str, float]:
+        """What was counted since the last call."""
+        ...
+
+
+@runtime_checkable
+class ColumnReward(Protocol):
+    """A reward that may read columns of the data."""
+
+    def check_columns(self, columns: Collection[str]) -> None:
+        """Refuse data that lacks a column, with a ValueError; called with the columns' names before weights load."""
+        ...
+
+
+@runtime_checkable
+class PolicyReward(Protocol):
+    """A reward that asks the policy itself."""
+
+    policy: Any  #: set to the module that is trained before each call
+
+
+def term_names(reward: Any) -> frozenset[str] | None:
+    """Names of a reward's terms; None where they are not known before anything is scored."""
+    return reward.term_names if isinstance(reward, NamedTerms) else None
+
+
 def scored(reward: Reward, groups: Sequence[SampleGroup]) -> tuple[Scores, dict[str, Scores]]:
     """The reward of every response, and the terms that it is made of.
 
@@ -69,12 +136,11 @@ def scored(reward: Reward, groups: Sequence[SampleGroup]) -> tuple[Scores, dict[
     Raises:
         ValueError: the reward returned another number of scores than there are responses, or an infinite one.
     """
-    find = getattr(reward, "terms", None)
-    if find is None:
+    if not isinstance(reward, ComposedReward):
         total = checked(reward.name, reward(groups), groups)
         return total, {reward.name: total}
-    terms = {name: checked(name, scores, groups) for name, scores in find(groups).items()}
-    return checked(reward.name, reward.combine(terms), groups), terms  # type: ignore[attr-defined]
+    terms = {name: checked(name, scores, groups) for name, scores in reward.terms(groups).items()}
+    return checked(reward.name, reward.combine(terms), groups), terms
 
 
 def checked(name: str, scores: Sequence[Sequence[float | None]], groups: Sequence[SampleGroup]) -> Scores:
@@ -100,7 +166,7 @@ def checked(name: str, scores: Sequence[Sequence[float | None]], groups: Sequenc
 
 def reads_columns(reward: Any) -> bool:
     """Whether a reward reads columns of the data: it has ``check_columns``, and does not deny it."""
-    return hasattr(reward, "check_columns") and bool(getattr(reward, "reads_columns", True))
+    return isinstance(reward, ColumnReward) and bool(getattr(reward, "reads_columns", True))
 
 
 def smallest_group(reward: Any) -> int:
@@ -110,9 +176,7 @@ def smallest_group(reward: Any) -> int:
 
 def metrics_of(reward: Any) -> dict[str, float]:
     """What a reward counted since the last call, such as failures; nothing for one that counts nothing."""
-    count = getattr(reward, "metrics", None)
-    found: Mapping[str, float] = {} if count is None else count()
-    return dict(found)
+    return dict(reward.metrics()) if isinstance(reward, CountingReward) else {}
 
 
 def why_unscored(counts: Mapping[str, float]) -> str:

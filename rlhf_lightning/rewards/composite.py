@@ -6,7 +6,18 @@ import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlhf_lightning.rewards.base import Scores, metrics_of, reads_columns, scored, smallest_group
+from rlhf_lightning.rewards.base import (
+    ColumnReward,
+    ComposedReward,
+    PolicyReward,
+    Scores,
+    StepReward,
+    metrics_of,
+    reads_columns,
+    scored,
+    smallest_group,
+    term_names,
+)
 from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.types import SampleGroup
 
@@ -84,7 +95,7 @@ class Composite:
         found: dict[str, Scores] = {}
         for name, reward in self.rewards.items():
             found[name], parts = scored(reward, groups)
-            if hasattr(reward, "terms"):
+            if isinstance(reward, ComposedReward):
                 found |= {f"{name}/{part}": scores for part, scores in parts.items()}
         return found
 
@@ -93,8 +104,8 @@ class Composite:
         """Names under which :meth:`terms` gives scores; None where a term says only when it scores."""
         names = set(self.rewards)
         for name, reward in self.rewards.items():
-            if hasattr(reward, "terms"):
-                parts = getattr(reward, "term_names", None)
+            if isinstance(reward, ComposedReward):
+                parts = term_names(reward)
                 if parts is None:
                     return None
                 names |= {f"{name}/{part}" for part in parts}
@@ -123,8 +134,8 @@ class Composite:
     def check_columns(self, columns: Collection[str]) -> None:
         """Let the terms that read columns of the data check that they are there."""
         for term in self.rewards.values():
-            if (check := getattr(term, "check_columns", None)) is not None:
-                check(columns)
+            if isinstance(term, ColumnReward):
+                term.check_columns(columns)
 
     @property
     def reads_columns(self) -> bool:
@@ -152,19 +163,19 @@ class Composite:
         Raises:
             ValueError: several terms give rewards of steps.
         """
-        giving = [
-            name for name, term in self.rewards.items() if hasattr(term, "step_reward") and self.weights.get(name)
-        ]
+        giving = {
+            name: term for name, term in self.rewards.items() if isinstance(term, StepReward) and self.weights.get(name)
+        }
         if len(giving) > 1:
-            raise ValueError(f"rewards of steps come from one term, not from {giving}: give the others weight 0")
-        for name in giving:
-            found = self.rewards[name].step_reward(groups)  # type: ignore[attr-defined]
+            raise ValueError(f"rewards of steps come from one term, not from {[*giving]}: give the others weight 0")
+        for name, term in giving.items():
+            found = term.step_reward(groups)
             weight = self.weights[name]
             return None if found is None else [[[weight * value for value in row] for row in group] for group in found]
         return None
 
     def _asking(self) -> list[Any]:
-        return [term for term in self.rewards.values() if hasattr(term, "policy")]
+        return [term for term in self.rewards.values() if isinstance(term, PolicyReward)]
 
     def _weighted(self, name: str, scores: Scores) -> Scores:
         low, high = self.clip.get(name, (None, None))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from rlhf_lightning.options import NonNegative, WholeNumber
-from rlhf_lightning.rewards.base import Scores, checked, reads_columns
+from rlhf_lightning.rewards.base import ColumnReward, Scores, checked, reads_columns
 from rlhf_lightning.rewards.calling import missing_column
 from rlhf_lightning.rewards.function import as_reward
 from rlhf_lightning.types import SampleGroup
@@ -100,8 +100,8 @@ class RelativeLength:
 
     def check_columns(self, columns: Sequence[str]) -> None:
         """Let ``right`` check that the columns that it reads are there."""
-        if (check := getattr(self.right, "check_columns", None)) is not None:
-            check(columns)
+        if isinstance(self.right, ColumnReward):
+            self.right.check_columns(columns)
 
     def _group(self, group: SampleGroup, right: Sequence[float | None]) -> list[float | None]:
         lengths = [len(response) for response in group.responses]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from rlhf_lightning.types import Sample, Sampling
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor
+    from rlhf_lightning.models.adapters import Adapter
 
 
 @runtime_checkable
@@ -21,12 +22,17 @@ class RolloutEngine(Protocol):
             by themselves cannot promise it.
         max_new_tokens: most tokens of a response.
         min_new_tokens: tokens before which a response cannot end.
+        sources: whose responses it can draw, see ``types.Draw``; with more than ``policy`` it is a
+            :class:`ReferenceEngine`.
+        frozen: whether its weights cannot follow a policy that is trained.
         max_gap: largest mean difference of the engine's log-probs from the trainer's that a run goes on with, in nats
             a token; None: any.
     """
 
     name: str
     exact: bool
+    frozen: bool
+    sources: frozenset[str]
     max_new_tokens: int
     min_new_tokens: int
     max_gap: float | None
@@ -49,6 +55,17 @@ class RolloutEngine(Protocol):
         """
         ...
 
+    def check_adapter(self, adapter: Adapter | None) -> None:
+        """Refuse a policy that the engine could not follow, before weights load.
+
+        Args:
+            adapter: what the policy is trained with; None: all of its weights are trained.
+
+        Raises:
+            ValueError: the engine cannot hold such a policy.
+        """
+        ...
+
     def sync(self, policy: Actor, version: int) -> None:
         """Hold these weights from now on; a collective call.
 
@@ -60,4 +77,17 @@ class RolloutEngine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds (processes, copies of weights)."""
+        ...
+
+
+@runtime_checkable
+class ReferenceEngine(RolloutEngine, Protocol):
+    """An engine that also draws from what the policy is compared with."""
+
+    def hold(self, reference: Any) -> None:
+        """Draw from this reference where ``Sampling.source`` asks for it.
+
+        Args:
+            reference: a live one, on the policy's device.
+        """
         ...

@@ -13,6 +13,7 @@ from rlhf_lightning.types import Sample, Sampling
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor
+    from rlhf_lightning.models.adapters import Adapter
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +166,7 @@ class OpenAIEngine:
     name = "openai"
     exact = False
     frozen = True  #: its weights cannot follow a policy
+    sources = frozenset({"policy"})
 
     def __init__(
         self,
@@ -228,6 +230,9 @@ class OpenAIEngine:
         # Tokenised again a text may have more tokens than were drawn; an empty answer that was cut off has none.
         ids = [int(token) for token in ids][: sampling.max_new_tokens] or [self.tokenizer.eos_token_id or 0]
         return Sample(ids, [], finish(choice))
+
+    def check_adapter(self, adapter: Adapter | None) -> None:
+        """Accept any policy: none is followed."""
 
     def sync(self, policy: Actor, version: int) -> None:
         """Refuse: the server's weights are its own.

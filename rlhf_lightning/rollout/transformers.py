@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 
 from rlhf_lightning.models.cast_copy import CastCopy
-from rlhf_lightning.models.generation import sample
+from rlhf_lightning.models.generation import Mixed, sample
+from rlhf_lightning.models.reference import AdapterDisabled, FrozenCopy
 from rlhf_lightning.types import Sample, Sampling
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from rlhf_lightning.models.actor import Actor
+    from rlhf_lightning.models.adapters import Adapter
 
 
 class TransformersEngine:
@@ -27,7 +31,8 @@ class TransformersEngine:
         batch_size: most responses decoded together.
         batch_tokens: most tokens of a batch with its prompts, were all responses as long as they may be; null: any.
         dtype: null samples from the trainer's own weights; ``bfloat16`` from a copy in that dtype, adapter merged. It
-            takes half as much memory as float32 weights, and its samples are of a slightly other policy.
+            takes half as much memory as float32 weights, and its samples are of a slightly other policy. The reference
+            is sampled in its own dtype.
         max_gap: largest mean difference of these log-probs from the trainer's that a run goes on with, in nats a token;
             null: any.
 
@@ -37,6 +42,8 @@ class TransformersEngine:
 
     name = "transformers"
     exact = True
+    frozen = False
+    sources = frozenset({"policy", "reference", "mixture"})
 
     def __init__(
         self,
@@ -62,8 +69,12 @@ class TransformersEngine:
         self.batch_size, self.batch_tokens, self.max_gap = batch_size, batch_tokens, max_gap
         self.dtype = None if dtype is None else cast("torch.dtype", getattr(torch, dtype))
         self.policy: Actor | None = None
+        self.reference: FrozenCopy | AdapterDisabled | None = None
         self.version = 0
         self._copy: CastCopy | None = None
+
+    def check_adapter(self, adapter: Adapter | None) -> None:
+        """Accept any policy: it is sampled from itself."""
 
     def sync(self, policy: Actor, version: int) -> None:
         """Sample from this actor, as it is at each call; with a ``dtype`` as it is now.
@@ -91,17 +102,47 @@ class TransformersEngine:
             raise ValueError(f"n={n} samples a prompt must be at least 1")
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
+        actor, options = self._source(sampling)
         samples = sample(
-            self.policy if self._copy is None else self._copy.model,
+            actor,
             [prompt for prompt in prompts for _ in range(n)],
             sampling,
             streams=[(seed, number) for seed in seeds for number in range(n)],
             batch_size=self.batch_size,
             batch_tokens=self.batch_tokens,
             version=self.version,
+            **options,
         )
         return [samples[start : start + n] for start in range(0, len(samples), n)]
 
+    def hold(self, reference: FrozenCopy | AdapterDisabled) -> None:
+        """Draw from this reference, as it is at each call, where a sampling asks for it.
+
+        Raises:
+            ValueError: it is no model of its own.
+        """
+        if not isinstance(reference, (FrozenCopy, AdapterDisabled)):
+            kind = "none" if reference is None else reference.kind
+            raise ValueError(
+                f"responses are drawn from the reference, and reference={kind} has no weights: choose "
+                "reference=frozen, or reference=adapter_off with an adapter"
+            )
+        self.reference = reference
+
+    def _source(self, sampling: Sampling) -> tuple[Actor | PreTrainedModel, dict[str, Any]]:
+        """The model that a sampling draws from, and how."""
+        assert self.policy is not None
+        policy = self.policy if self._copy is None else self._copy.model
+        if sampling.source == "policy":
+            return policy, {}
+        if self.reference is None:
+            raise ValueError("the engine has no reference yet: call hold(reference) before generate")
+        own = isinstance(self.reference, FrozenCopy)
+        actor = cast("Actor", self.reference.actor if isinstance(self.reference, FrozenCopy) else self.policy)
+        if sampling.source == "reference":
+            return actor, {"adapter": own}
+        return policy, {"mixed": Mixed(actor, sampling.mix, adapter=own)}
+
     def close(self) -> None:
-        """Let go of the policy and of its copy."""
-        self.policy = self._copy = None
+        """Let go of the models."""
+        self.policy = self._copy = self.reference = None

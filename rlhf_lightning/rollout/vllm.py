@@ -68,6 +68,8 @@ class VLLMEngine:
 
     name = "vllm"
     exact = False
+    frozen = False
+    sources = frozenset({"policy"})
 
     def __init__(
         self,

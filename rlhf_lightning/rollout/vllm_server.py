@@ -84,6 +84,8 @@ class VLLMServerEngine:
 
     name = "vllm_server"
     exact = False
+    frozen = False
+    sources = frozenset({"policy"})
 
     def __init__(
         self,

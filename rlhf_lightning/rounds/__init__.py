@@ -6,12 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlhf_lightning.rounds.experience import Experience as Experience
     from rlhf_lightning.rounds.loader import RolloutLoader as RolloutLoader
     from rlhf_lightning.rounds.online import OnlineData as OnlineData
 
 _HOME = {
-    "Experience": "experience",
     "OnlineData": "online",
     "RolloutLoader": "loader",
 }

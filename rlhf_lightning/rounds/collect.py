@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.data.examples import Examples
-from rlhf_lightning.rewards.base import Reward, Scores, metrics_of, scored
-from rlhf_lightning.rounds.experience import IntArray, Scored
+from rlhf_lightning.lessons.base import IntArray
+from rlhf_lightning.ops.streams import stream_seed
+from rlhf_lightning.rewards.base import PolicyReward, Reward, Scores, StepReward, metrics_of, scored
 from rlhf_lightning.rounds.processes import Clock, gathered, interleaved
-from rlhf_lightning.types import RolloutOptions, Sample, SampleGroup, Sampling
+from rlhf_lightning.types import Draw, RolloutOptions, Sample, SampleGroup, Sampling, ScoredGroup, Trained
 
 if TYPE_CHECKING:
     from rlhf_lightning.data.module import Place
     from rlhf_lightning.rollout.base import RolloutEngine
+
+
+#: A prompt's samples that were scored as one group: scores, terms by name, steps.
+_Panel = tuple[SampleGroup, list[float | None], dict[str, list[float | None]], list[list[float]]]
 
 
 @dataclass
@@ -28,7 +34,8 @@ class Collector:
         options: how the method uses samples.
         place: this process's share.
         clock: where the time went: ``generate``, ``reward``.
-        validating: draw for validation: no greedy baseline, the options' own number of samples and temperature.
+        responses: of the data's rows, by row; for draws of the data.
+        validating: draw for validation: the options' own number of samples and temperature, and nothing else.
     """
 
     engine: RolloutEngine
@@ -36,31 +43,37 @@ class Collector:
     options: RolloutOptions
     place: Place
     clock: Clock
+    responses: Mapping[str, list[int]] = field(default_factory=dict)
     validating: bool = False
 
     @property
-    def n(self) -> int:
-        """Samples a prompt."""
-        return self.options.validation_samples if self.validating else self.options.group_size
+    def draws(self) -> tuple[Draw, ...]:
+        """What is drawn for each prompt."""
+        return self.options.validation_draws if self.validating else self.options.draws
 
-    @property
-    def sampling(self) -> Sampling:
-        """How samples are drawn."""
-        options = self.options
-        temperature = options.validation_temperature if self.validating else None
+    def sampling(self, draw: Draw) -> Sampling:
+        """How the samples of a draw are drawn."""
+        options, greedy = self.options, draw.temperature == 0
         return Sampling(
             max_new_tokens=self.engine.max_new_tokens,
-            temperature=options.temperature if temperature is None else temperature,
-            top_p=options.top_p,
-            top_k=options.top_k,
+            temperature=draw.temperature,
+            top_p=1.0 if greedy else options.top_p,
+            top_k=0 if greedy else options.top_k,
             min_new_tokens=self.engine.min_new_tokens,
             ignore_eos=options.ignore_eos,
+            source=draw.source,
+            mix=draw.mix,
         )
 
     @property
-    def _has_baseline(self) -> bool:
-        """Whether a prompt's samples are compared with its greedy response."""
-        return self.options.greedy_baseline and not self.validating
+    def reward_name(self) -> str:
+        """Of what scores."""
+        return "none" if self.reward is None else self.reward.name
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What decides samples and scores, beside prompts and weights."""
+        return self.sampling(self.draws[0]), self.options, self.reward_name, self.engine.name
 
     def draw(
         self,
@@ -69,9 +82,9 @@ class Collector:
         places: Sequence[int],
         seeds: Sequence[int],
         *,
-        module: Any = None,
-        known: Mapping[int, Scored] | None = None,
-    ) -> list[Scored]:
+        module: Trained | None = None,
+        recorded: Mapping[int, ScoredGroup] | None = None,
+    ) -> list[ScoredGroup]:
         """Samples and scores of some prompts; a collective call.
 
         Args:
@@ -80,12 +93,12 @@ class Collector:
             places: of the prompts in the stream.
             seeds: of their random streams.
             module: what is trained, for a reward that asks the policy itself.
-            known: what an earlier, killed process found at some places, the same on every process.
+            recorded: what an earlier, killed process drew at some places, the same on every process.
 
         Returns:
             One entry a prompt, in order; the same on every process.
         """
-        found = dict(known or {})
+        found = dict(recorded or {})
         missing = [at for at, place in enumerate(places) if place not in found]
         mine = missing[self.place.rank :: self.place.world_size]
         if missing:
@@ -94,7 +107,9 @@ class Collector:
             found |= {one.place: one for one in interleaved(gathered(own))}
         return [found[place] for place in places]
 
-    def scored(self, places: list[int], groups: list[SampleGroup], seeds: list[int], module: Any) -> list[Scored]:
+    def scored(
+        self, places: list[int], groups: list[SampleGroup], seeds: list[int], module: Trained | None
+    ) -> list[ScoredGroup]:
         """Samples and scores of this process's prompts; a collective call where weights are shared.
 
         Args:
@@ -103,29 +118,51 @@ class Collector:
             seeds: of their random streams.
             module: what is trained, for a reward that asks the policy itself.
         """
-        prompts = [group.prompt for group in groups]
         with self.clock.phase("generate"):
-            samples = self.engine.generate(prompts, self.sampling, n=self.n, seeds=seeds)
-            greedy = self._greedy(prompts, seeds)
-        filled = [replace(g, samples=[self._cut(s) for s in own]) for g, own in zip(groups, samples, strict=True)]
-        baselines = [replace(g, samples=[self._cut(s) for s in own]) for g, own in zip(groups, greedy, strict=False)]
-        if hasattr(self.reward, "policy"):
-            self.reward.policy = module  # type: ignore[union-attr]
+            drawn = [self._drawn(number, groups, seeds) for number in range(len(self.draws))]
+        if isinstance(self.reward, PolicyReward):
+            self.reward.policy = module
         with self.clock.phase("reward"):
-            total, terms = self._rewards(filled)
-            steps = self._steps(filled)
-            # Asked also without any prompt: where the policy itself scores, every process has to take part.
-            base: Scores = self._rewards(baselines)[0] if self._has_baseline else [[None]] * len(groups)
+            parts = [drawn] if self.options.compared else [[samples] for samples in drawn]
+            found = [self._panel(groups, part, steps=not number) for number, part in enumerate(parts)]
+        draw = [number for number, one in enumerate(self.draws) for _ in range(one.n)]
+        whole = [panels[0] if len(panels) == 1 else _joined(panels) for panels in zip(*found, strict=True)]
         return [
-            Scored(
-                place,
-                group,
-                total[at],
-                {name: values[at] for name, values in terms.items()},
-                steps[at] if steps else [],
-                base[at][0],
-            )
-            for at, (place, group) in enumerate(zip(places, filled, strict=True))
+            ScoredGroup(place, group, score, terms, by_step, draw)
+            for place, (group, score, terms, by_step) in zip(places, whole, strict=True)
+        ]
+
+    def _drawn(self, number: int, groups: Sequence[SampleGroup], seeds: Sequence[int]) -> list[list[Sample]]:
+        """The samples of a draw for each prompt; each draw but the first has random streams of its own."""
+        draw = self.draws[number]
+        if draw.source == "data":
+            return [[Sample(self.responses[group.row], [], "stop")] for group in groups]
+        own = list(seeds) if not number else [stream_seed("draw", seed, number) for seed in seeds]
+        prompts = [group.prompt for group in groups]
+        samples = self.engine.generate(prompts, self.sampling(draw), n=draw.n, seeds=own)
+        return [[self._cut(sample) for sample in row] for row in samples]
+
+    def _panel(
+        self, groups: Sequence[SampleGroup], drawn: Sequence[list[list[Sample]]], *, steps: bool
+    ) -> list[_Panel]:
+        """Some draws of each prompt, scored as one group.
+
+        Asked also without any prompt: where the policy itself scores, every process has to take part.
+
+        Args:
+            groups: the prompts.
+            drawn: by draw, the samples of each prompt.
+            steps: whether steps are scored too.
+        """
+        filled = [
+            replace(group, samples=[sample for samples in row for sample in samples])
+            for group, *row in zip(groups, *drawn, strict=True)
+        ]
+        total, terms = self._rewards(filled)
+        by_step = self._steps(filled) if steps else []
+        return [
+            (group, total[at], {name: values[at] for name, values in terms.items()}, by_step[at] if by_step else [])
+            for at, group in enumerate(filled)
         ]
 
     def _rewards(self, groups: list[SampleGroup]) -> tuple[Scores, dict[str, Scores]]:
@@ -133,16 +170,8 @@ class Collector:
             return [[0.0] * len(group.samples) for group in groups], {}
         return scored(self.reward, groups)
 
-    def _greedy(self, prompts: list[list[int]], seeds: list[int]) -> list[list[Sample]]:
-        if not self._has_baseline:
-            return []
-        sampling = replace(self.sampling, temperature=0.0, top_p=1.0, top_k=0)
-        return self.engine.generate(prompts, sampling, n=1, seeds=seeds)
-
     def _steps(self, groups: list[SampleGroup]) -> list[list[list[float]]]:
-        find: Callable[[Sequence[SampleGroup]], list[list[list[float]]] | None] | None
-        find = getattr(self.reward, "step_reward", None)
-        return (find(groups) if find is not None else None) or []
+        return (self.reward.step_reward(groups) or []) if isinstance(self.reward, StepReward) else []
 
     def _cut(self, sample: Sample) -> Sample:
         """A sample up to the token that ends responses by this method's rule."""
@@ -161,6 +190,31 @@ class Collector:
         shares = gathered(metrics_of(self.reward))
         names = dict.fromkeys(name for share in shares for name in share)
         return {name: fmean(share[name] for share in shares if name in share) for name in names}
+
+
+def check_sources(engine: RolloutEngine, options: RolloutOptions) -> None:
+    """Refuse draws from a source that the engine does not have.
+
+    Raises:
+        ValueError: there is one; the message names its option.
+    """
+    for number, draw in enumerate(options.draws):
+        if draw.source != "data" and draw.source not in engine.sources:
+            raise ValueError(
+                f"rounds.draws.{number}: rollout={engine.name} cannot draw from source={draw.source}, only from "
+                f"{', '.join(sorted(engine.sources))}: choose rollout=transformers, or another source"
+            )
+
+
+def _joined(panels: Sequence[_Panel]) -> _Panel:
+    """Several panels of one prompt as one; no step of the later ones ends."""
+    group = replace(panels[0][0], samples=[sample for panel in panels for sample in panel[0].samples])
+    names = panels[0][2]
+    steps = list(panels[0][3])
+    if steps:
+        steps += [[math.nan] * len(sample.ids) for sample in group.samples[len(steps) :]]
+    terms = {name: [value for panel in panels for value in panel[2][name]] for name in names}
+    return group, [score for panel in panels for score in panel[1]], terms, steps
 
 
 def group_of(examples: Examples, row: int) -> SampleGroup:

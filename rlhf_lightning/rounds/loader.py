@@ -13,13 +13,14 @@ from typing import Any
 from rlhf_lightning.data.module import Place
 from rlhf_lightning.data.plan import Batching, Plan, plan_epoch
 from rlhf_lightning.data.position import PositionedLoader, check_state
+from rlhf_lightning.lessons.base import Lesson, Round
+from rlhf_lightning.lessons.experience import exact_totals
 from rlhf_lightning.ops.streams import stream_seed
-from rlhf_lightning.rounds.experience import Experience, exact_totals
 from rlhf_lightning.rounds.ptx import Demonstrations
-from rlhf_lightning.types import RolloutBatch, RolloutOptions
+from rlhf_lightning.types import PackedBatch, RolloutBatch
 
 
-class RolloutLoader(PositionedLoader[RolloutBatch]):
+class RolloutLoader(PositionedLoader[PackedBatch]):
     """Micro-batches of one process: rollout after rollout, each as often as the method says.
 
     A rollout has ``minibatches * batch_size`` prompts. An inner epoch deals them to ``minibatches`` optimiser steps of
@@ -29,7 +30,7 @@ class RolloutLoader(PositionedLoader[RolloutBatch]):
         collect: makes the rollout that this loader needs next; a collective call.
         prompts: of the data set.
         batch_size: prompts of an optimiser step, over all processes.
-        options: how the method uses a rollout.
+        lesson: what a rollout teaches: how it is used, and what restores one out of a checkpoint.
         place: this process's share of every step.
         seed: of the minibatches.
         padded: micro-batches are balanced by rows times the longest row.
@@ -44,11 +45,11 @@ class RolloutLoader(PositionedLoader[RolloutBatch]):
 
     def __init__(
         self,
-        collect: Callable[[RolloutLoader], Experience],
+        collect: Callable[[RolloutLoader], Round],
         *,
         prompts: int,
         batch_size: int,
-        options: RolloutOptions,
+        lesson: Lesson,
         place: Place | None = None,
         seed: int = 0,
         padded: bool = False,
@@ -57,15 +58,15 @@ class RolloutLoader(PositionedLoader[RolloutBatch]):
         taken: Callable[[], int] | None = None,
         report: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
-        self.collect, self.options, self.place = collect, options, place or Place()
+        self.collect, self.lesson, self.options, self.place = collect, lesson, lesson.options, place or Place()
         super().__init__(self.place.accumulate, taken)
         self.report = report
         self.demonstrations = demonstrations
         self.batching = Batching(batch_size, seed=seed, padded=padded)
-        self.size = options.minibatches * batch_size  #: prompts of a rollout
+        self.size = self.options.minibatches * batch_size  #: prompts of a rollout
         if prompts < self.size:
             raise ValueError(
-                f"a rollout has method.rollout.minibatches={options.minibatches} x data.batch_size={batch_size} = "
+                f"a rollout has method.rollout.minibatches={self.options.minibatches} x data.batch_size={batch_size} = "
                 f"{self.size} prompts, and the data has {prompts}: lower one of them, or bring more prompts"
             )
         if batch_size < self.place.micro_batches:
@@ -78,7 +79,7 @@ class RolloutLoader(PositionedLoader[RolloutBatch]):
         self.rollouts = prompts // self.size  #: of an epoch
         self.number = 0  #: rollouts that were begun
         self.cursor = 0  #: prompts that were taken from the stream
-        self.experience: Experience | None = None
+        self.experience: Round | None = None
         self._used_up = 0
 
     @property
@@ -90,12 +91,12 @@ class RolloutLoader(PositionedLoader[RolloutBatch]):
         """Micro-batches of this process in an epoch."""
         return self.rollouts * self.rollout_steps * self.place.accumulate
 
-    def remaining(self) -> Iterator[RolloutBatch]:
+    def remaining(self) -> Iterator[PackedBatch]:
         """The batches of the epoch from the position on, rollout by rollout."""
         while self.position.handed_out < len(self):
             yield from self._rollout()
 
-    def _rollout(self) -> Iterator[RolloutBatch]:
+    def _rollout(self) -> Iterator[PackedBatch]:
         """The rest of the rollout at hand, or a new one."""
         first = self.position.handed_out % (self.rollout_steps * self.place.accumulate)
         experience = self.experience
@@ -114,13 +115,13 @@ class RolloutLoader(PositionedLoader[RolloutBatch]):
                 yield self._with_demonstrations(self.micro_batch(experience, plan, number), inner * each + number)
         self.experience = experience = None  # makes room before the next one is drawn
 
-    def _hold(self, experience: Experience | None) -> None:
+    def _hold(self, experience: Round | None) -> None:
         """Keep a rollout until its last step is taken; its first one is the next."""
         step = self.position.handed_out // self.place.accumulate
         self.experience = experience
         self._used_up = (step // self.rollout_steps + 1) * self.rollout_steps  # in steps of the epoch
 
-    def plan_of(self, experience: Experience, inner: int) -> Plan:
+    def plan_of(self, experience: Round, inner: int) -> Plan:
         """How an inner epoch deals the groups out; the same on every process."""
         examples = experience.examples
         padded = self.batching.padded
@@ -136,15 +137,15 @@ class RolloutLoader(PositionedLoader[RolloutBatch]):
             name=examples.row,
         )  # fmt: skip
 
-    def micro_batch(self, experience: Experience, plan: Plan, number: int) -> RolloutBatch:
+    def micro_batch(self, experience: Round, plan: Plan, number: int) -> PackedBatch:
         """This process's ``number``-th micro-batch of an inner epoch."""
         step = number // self.place.accumulate
         groups = plan.micro_batch(number * self.place.world_size + self.place.rank)
-        return experience.batch(groups, exact_totals(plan, step), experience.moments(plan.groups(step)))
+        return experience.batch(groups, exact_totals(plan, step), plan.groups(step))
 
-    def _with_demonstrations(self, batch: RolloutBatch, number: int) -> RolloutBatch:
+    def _with_demonstrations(self, batch: PackedBatch, number: int) -> PackedBatch:
         """A rollout's ``number``-th micro-batch with what stands beside it."""
-        if self.demonstrations is None:
+        if self.demonstrations is None or not isinstance(batch, RolloutBatch):
             return batch
         step, part = divmod(number, self.place.accumulate)
         before = batch.rollout * self.options.inner_epochs * self.options.minibatches
@@ -192,4 +193,4 @@ class RolloutLoader(PositionedLoader[RolloutBatch]):
             self.batching = Batching(self.batching.batch_size, seed=state["seed"], padded=self.batching.padded)
         self.number, self.cursor = state["number"], state["cursor"]
         held = state["experience"]
-        self._hold(None if held is None else Experience.from_state_dict(held))
+        self._hold(None if held is None else self.lesson.restore(held))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -10,18 +11,23 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from torch import Tensor
 
 from rlhf_lightning.data.loader import ListLoader
 from rlhf_lightning.data.module import AlignmentDataModule, Place
 from rlhf_lightning.data.position import check_limit, steps_taken
-from rlhf_lightning.rewards.base import Reward
-from rlhf_lightning.rounds.collect import Collector
-from rlhf_lightning.rounds.experience import Experience
+from rlhf_lightning.lessons.base import Lesson, Round
+from rlhf_lightning.lessons.credit import CreditLesson
+from rlhf_lightning.rewards.base import ColumnReward, Reward
+from rlhf_lightning.rollout.base import ReferenceEngine
+from rlhf_lightning.rounds.collect import Collector, check_sources
+from rlhf_lightning.rounds.live import LivePolicy
 from rlhf_lightning.rounds.loader import RolloutLoader
 from rlhf_lightning.rounds.processes import Clock
 from rlhf_lightning.rounds.produce import Producer
-from rlhf_lightning.rounds.prompts import PromptStream
+from rlhf_lightning.rounds.prompts import PromptSource, PromptStream
 from rlhf_lightning.rounds.ptx import Demonstrations
+from rlhf_lightning.rounds.record import Rollouts
 from rlhf_lightning.rounds.validation import ValidationLoader
 from rlhf_lightning.types import RolloutOptions
 
@@ -53,7 +59,7 @@ class OnlineData(L.LightningDataModule):
         identity: what else decides samples and scores: a file of another identity is not gone on from.
 
     Raises:
-        ValueError: the prompts' steps are counted in tokens.
+        ValueError: the prompts' steps are counted in tokens, or the engine cannot draw from what a draw names.
     """
 
     def __init__(
@@ -74,9 +80,11 @@ class OnlineData(L.LightningDataModule):
                 "data.batch_size (prompts of an optimiser step) and data.max_tokens=null; "
                 "trainer.accumulate_grad_batches makes micro-batches smaller"
             )
+        check_sources(engine, options)
         self.engine, self.reward, self.options = engine, reward, options
         self.folder, self.identity = None if folder is None else Path(folder), identity
         self._demonstrations = self._others()
+        self.lesson: Lesson = CreditLesson(options, lambda: self.module)
         self.clock = Clock()
         self.metrics: dict[str, float] = {}  #: of the last rollout
         self._module: Any = None
@@ -121,6 +129,11 @@ class OnlineData(L.LightningDataModule):
         return self.prompts.val_examples
 
     @property
+    def drawn_tokens(self) -> int:
+        """Most tokens of a response that is still to be drawn."""
+        return self.engine.max_new_tokens
+
+    @property
     def place(self) -> Place:
         """This process's share."""
         trainer = self.trainer
@@ -140,7 +153,9 @@ class OnlineData(L.LightningDataModule):
     @property
     def module(self) -> Any:
         """What is trained."""
-        module = self._module if self._module is not None else getattr(self.trainer, "lightning_module", None)
+        module = self._module
+        if module is None and self.trainer is not None:
+            module = self.trainer.lightning_module
         if module is None:
             raise RuntimeError("no module to roll out: call attach(module) first, or pass the data to Trainer.fit")
         return module
@@ -173,13 +188,12 @@ class OnlineData(L.LightningDataModule):
 
     def _check_columns(self) -> None:
         """Let the reward say which column it lacks, on the first rows of each part, before weights load."""
-        check = getattr(self.reward, "check_columns", None)
-        if check is None:
+        if not isinstance(self.reward, ColumnReward):
             return
         for examples in (self.train_examples, self.val_examples):
             rows = range(0 if examples is None else min(len(examples), CHECKED_ROWS))
             for names in {frozenset(examples.columns_of(row)) for row in rows if examples is not None}:
-                check(names)
+                self.reward.check_columns(names)
 
     def content(self) -> dict[str, str]:
         """Digests of what was read, by what it is."""
@@ -207,7 +221,7 @@ class OnlineData(L.LightningDataModule):
     @property
     def reward_name(self) -> str:
         """Of what scores."""
-        return "none" if self.reward is None else self.reward.name
+        return self.collector().reward_name
 
     def _others(self) -> AlignmentDataModule | None:
         """What is mixed in."""
@@ -270,7 +284,7 @@ class OnlineData(L.LightningDataModule):
             self.rollout,
             prompts=len(self.examples),
             batch_size=batching.batch_size,
-            options=self.options,
+            lesson=self.lesson,
             place=self.place,
             seed=batching.seed,
             padded=batching.padded,
@@ -287,7 +301,9 @@ class OnlineData(L.LightningDataModule):
         listed = self.validation_prompts()
         if not isinstance(listed, ListLoader):
             return []
-        return ValidationLoader(listed.batches.listed, self.collector(True), self.sync, lambda: self.module)
+        return ValidationLoader(
+            listed.batches.listed, self.collector(True), self.sync, lambda: self.module, self._track_validation
+        )
 
     def validation_prompts(self) -> ListLoader | list[ListLoader]:
         """This process's validation prompts in the batches of :meth:`val_dataloader`; nothing is drawn for them."""
@@ -295,13 +311,31 @@ class OnlineData(L.LightningDataModule):
 
     # A rollout
 
-    def rollout(self, loader: RolloutLoader) -> Experience:
+    @torch.no_grad()
+    def rollout(self, loader: RolloutLoader) -> Round:
         """The loader's next rollout; a collective call.
 
         Args:
             loader: whose number, place in the stream and plan count.
         """
-        return Producer(self, loader)()
+        self.sync()
+        produce = Producer(
+            PromptSource(self.examples, self.stream, loader.size),
+            self.collector(),
+            self.lesson,
+            LivePolicy(self.module, self.place, self.forward_context),
+            lambda learned: loader.plan_of(learned, 0),
+            self._record(),
+            self.identity,
+        )
+        return produce(loader.number, loader.cursor)
+
+    def _record(self) -> Rollouts | None:
+        """The files of the rollouts."""
+        if self.folder is None:
+            return None
+        decode = functools.partial(self.module.tokenizer.decode, skip_special_tokens=False)
+        return Rollouts(self.folder, decode, self.options.draws)
 
     def collector(self, validating: bool = False) -> Collector:
         """Engine and reward, asked together.
@@ -310,13 +344,18 @@ class OnlineData(L.LightningDataModule):
             validating: for validation; it has a clock of its own.
         """
         clock = Clock() if validating else self.clock
-        return Collector(self.engine, self.reward, self.options, self.place, clock, validating)
+        return Collector(self.engine, self.reward, self.options, self.place, clock, validating=validating)
 
     def sync(self) -> None:
         """Give the engine the policy's weights as they are; a collective call."""
         version = 0 if self.trainer is None else int(self.trainer.global_step)
         with self.clock.phase("sync"):
             self.engine.sync(self.module.policy, version)
+            if isinstance(self.engine, ReferenceEngine) and self._draws_from_reference():
+                self.engine.hold(self.module.placed_reference())
+
+    def _draws_from_reference(self) -> bool:
+        return any(draw.source in ("reference", "mixture") for draw in self.options.draws)
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """What a step's forward pass runs in: autocast, where the precision asks for it."""
@@ -332,6 +371,11 @@ class OnlineData(L.LightningDataModule):
         if self.trainer is not None:
             for name, value in metrics.items():
                 self.module.track(name, torch.tensor(value, device=self.module.device))
+
+    def _track_validation(self, name: str, values: Tensor) -> None:
+        """Log numbers of a validation pass, where there is a ``Trainer``."""
+        if self.trainer is not None and self.trainer.evaluating:
+            self.module.track(name, values.to(self.module.device))
 
     def teardown(self, stage: str) -> None:
         """Let the engine go."""

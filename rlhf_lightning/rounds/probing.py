@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.data.packing import pack
+from rlhf_lightning.lessons.base import Round
 from rlhf_lightning.rollout.probe import gap
-from rlhf_lightning.rounds.experience import Experience
 from rlhf_lightning.rounds.processes import gathered
 from rlhf_lightning.types import Example
 
 
 def measured(
-    experience: Experience,
+    learned: Round,
     policy: Any,
     *,
     temperature: float,
@@ -31,24 +31,24 @@ def measured(
     Where the method scored the rollout by the policy, every token counts. Elsewhere each process computes one response.
 
     Args:
-        experience: scored as far as the method asks.
+        learned: scored as far as the method asks.
         policy: the actor that is trained.
         temperature: of the samples.
         scored_at: temperature of the method's own log-probs; at another one than ``temperature`` they do not compare.
         rank: of this process.
         forward: a context in which a step's forward pass computes.
     """
-    engine = experience.tokens.get("rollout_log_probs")
+    engine = learned.tokens.get("rollout_log_probs")
     if engine is None:
         return {}
-    if "old_log_probs" in experience.tokens and scored_at == temperature:
-        return gap(engine, experience.tokens["old_log_probs"])
-    found = gathered(_one_response(experience, engine, policy, temperature, rank, forward))
+    if "old_log_probs" in learned.tokens and scored_at == temperature:
+        return gap(engine, learned.tokens["old_log_probs"])
+    found = gathered(_one_response(learned, engine, policy, temperature, rank, forward))
     return gap(torch.cat([own for own, _ in found]), torch.cat([theirs for _, theirs in found]))
 
 
 def _one_response(
-    experience: Experience,
+    learned: Round,
     engine: Tensor,
     policy: Any,
     temperature: float,
@@ -56,11 +56,11 @@ def _one_response(
     forward: Callable[[], AbstractContextManager[None]],
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of the tokens of one response with any, by the engine and by the trainer."""
-    lengths = experience.lengths
+    lengths = learned.lengths
     answered = np.flatnonzero(lengths)
-    response = int(answered[(experience.number + rank) % len(answered)])
-    group, slot = divmod(response, experience.slots)
-    tokens, bounds = experience.examples.tokens, experience.examples.bounds[group]
+    response = int(answered[(learned.number + rank) % len(answered)])
+    group, slot = divmod(response, learned.slots)
+    tokens, bounds = learned.examples.tokens, learned.examples.bounds[group]
     prompt = tokens[bounds[0] : bounds[1]].tolist()
     ids = tokens[bounds[slot + 1] : bounds[slot + 2]].tolist()
     batch = pack([Example(prompt, [ids])]).to(next(policy.parameters()).device)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_lightning.ops.streams import stream_seed
+
+if TYPE_CHECKING:
+    from rlhf_lightning.data.examples import Examples
 
 IntArray = NDArray[np.int64]
 
@@ -48,3 +52,23 @@ class PromptStream:
     def seeds(self, start: int, count: int) -> list[int]:
         """Of the random stream of each place."""
         return [stream_seed("rollout", self.seed, place) for place in range(start, start + count)]
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """Where the prompts of rounds are from.
+
+    Attributes:
+        examples: the data set.
+        stream: the order that it is gone through in.
+        size: prompts of a round.
+    """
+
+    examples: Examples
+    stream: PromptStream
+    size: int
+
+    def ids(self, start: int) -> list[bytes]:
+        """The tokens of a round's first prompts."""
+        rows = self.stream.take(start, self.size)
+        return [self.examples.tokens[start:end].tobytes() for start, end in self.examples.bounds[rows, :2].tolist()]

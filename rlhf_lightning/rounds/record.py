@@ -14,15 +14,14 @@ from torch import Tensor
 
 from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.files import write_atomically
-from rlhf_lightning.rounds.experience import Scored
-from rlhf_lightning.types import Sample, SampleGroup
+from rlhf_lightning.types import Draw, Sample, SampleGroup, ScoredGroup
 
 
 @dataclass(frozen=True)
 class Drawn:
     """What an earlier, killed process drew of a rollout."""
 
-    groups: dict[int, Scored] = field(default_factory=dict)  #: by the place of their prompt
+    groups: dict[int, ScoredGroup] = field(default_factory=dict)  #: by the place of their prompt
     counts: dict[str, float] | None = None  #: of the reward, by name; None: unknown
 
 
@@ -32,16 +31,18 @@ class Rollouts:
 
     A row has the rollout's number and key, where its prompt is from, prompt and response as text and as ids, the
     engine's log-probs, how the response ended, the optimiser steps that its weights had taken, its score and every
-    term, and, where it was trained on, its mean advantage; ``counts`` is what the reward counted over the rollout. A
-    file appears under its name only when it is whole.
+    term, which draw it is from, and, where it was trained on, its mean advantage; ``counts`` is what the reward counted
+    over the rollout. A file appears under its name only when it is whole.
 
     Attributes:
         folder: of the files.
         decode: ids as text.
+        draws: of a prompt, in the order of its samples.
     """
 
     folder: Path
     decode: Callable[[list[int]], str]
+    draws: tuple[Draw, ...] = (Draw(),)
 
     def path(self, number: int) -> Path:
         """The file of a rollout."""
@@ -51,8 +52,8 @@ class Rollouts:
         self,
         number: int,
         key: str,
-        drawn: Sequence[Scored],
-        advantage: Mapping[int, Sequence[float]],
+        drawn: Sequence[ScoredGroup],
+        columns: Mapping[int, Sequence[Mapping[str, Any]]],
         counts: Mapping[str, float],
     ) -> None:
         """Write a rollout.
@@ -61,15 +62,14 @@ class Rollouts:
             number: of the rollout.
             key: what its samples are a function of, see :func:`key_of`.
             drawn: every group that was drawn.
-            advantage: of the responses of the groups that are trained on, by the place of the prompt; nan where a
-                response is not trained on.
+            columns: what became of the first samples of the groups that are trained on, by the place of the prompt.
             counts: of the reward, by name.
         """
 
         def write(temporary: Path) -> None:
             with temporary.open("w", encoding="utf-8") as file:
                 for scored in drawn:
-                    for row in self._rows(scored, advantage.get(scored.place, ())):
+                    for row in self._rows(scored, columns.get(scored.place, ())):
                         row = {"rollout": number, **row, "counts": dict(counts), "key": key}
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -81,10 +81,12 @@ class Rollouts:
             if path.exists():
                 path.replace(path.with_suffix(".empty.jsonl"))
 
-    def _rows(self, scored: Scored, advantage: Sequence[float]) -> Iterator[dict[str, Any]]:
+    def _rows(self, scored: ScoredGroup, columns: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         prompt = self.decode(scored.group.prompt)
+        greedy = next((number for number, draw in enumerate(self.draws) if number and not draw.temperature), None)
+        baseline = None if greedy is None else scored.score[scored.of_draw(greedy)][0]
         for at, sample in enumerate(scored.group.samples):
-            value = advantage[at] if at < len(advantage) else torch.nan
+            learned = columns[at] if at < len(columns) else {}
             yield {
                 "place": scored.place,
                 "row": scored.group.row,
@@ -94,12 +96,15 @@ class Rollouts:
                 "response": self.decode(sample.ids),
                 "score": scored.score[at],
                 "terms": {name: values[at] for name, values in scored.terms.items()},
-                "advantage": None if value != value else value,
-                "trained": value == value,
+                "advantage": None,
+                "trained": False,
+                **learned,
                 "finish": sample.finish,
                 "tokens": len(sample.ids),
                 "version": sample.version,
-                "baseline": scored.baseline,
+                "baseline": baseline,
+                "draw": scored.draw[at],
+                "source": self.draws[scored.draw[at]].source,
                 "steps": [None if x != x else x for x in scored.steps[at]] if scored.steps else None,
                 "prompt_ids": scored.group.prompt,
                 "ids": sample.ids,
@@ -126,20 +131,22 @@ class Rollouts:
                     return Drawn()
                 found.setdefault(row["place"], []).append(row)
                 counts = row.get("counts")
-        return Drawn({place: _group(place, rows, examples) for place, rows in found.items()}, counts)
+        samples = sum(draw.n for draw in self.draws)  # earlier versions wrote no greedy response
+        whole = {place: rows for place, rows in found.items() if len(rows) == samples}
+        return Drawn({place: _group(place, rows, examples) for place, rows in whole.items()}, counts)
 
 
-def _group(place: int, rows: list[dict[str, Any]], examples: Examples) -> Scored:
+def _group(place: int, rows: list[dict[str, Any]], examples: Examples) -> ScoredGroup:
     first = rows[0]
     samples = [Sample(row["ids"], row["log_probs"], row["finish"], row["version"]) for row in rows]
     columns = examples.columns_of(first["index"])
-    return Scored(
+    return ScoredGroup(
         place,
         SampleGroup(first["prompt_ids"], samples, columns, first["row"], first["index"]),
         [row["score"] for row in rows],
         {name: [row["terms"][name] for row in rows] for name in first["terms"]},
         [[torch.nan if x is None else x for x in row["steps"]] for row in rows] if first["steps"] is not None else [],
-        first["baseline"],
+        [row.get("draw", 0) for row in rows],
     )
 
 

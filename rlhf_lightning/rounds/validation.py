@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rlhf_lightning.data.examples import Groups
 from rlhf_lightning.data.packing import local_totals
+from rlhf_lightning.lessons.experience import Experience, IntArray, numbers
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.rounds.collect import Collector, group_of
-from rlhf_lightning.rounds.experience import Experience, IntArray, Scored, numbers
-from rlhf_lightning.types import RolloutBatch
+from rlhf_lightning.types import RolloutBatch, ScoredGroup, Trained
 
 
 class ValidationLoader:
@@ -27,6 +28,7 @@ class ValidationLoader:
         collector: engine and reward.
         sync: gives the engine the policy's weights as they are; a collective call.
         module: the module that is validated.
+        track: takes numbers into the mean that is logged under a name.
     """
 
     def __init__(
@@ -34,9 +36,11 @@ class ValidationLoader:
         listed: Sequence[tuple[Groups, IntArray]],
         collector: Collector,
         sync: Callable[[], None],
-        module: Callable[[], Any],
+        module: Callable[[], Trained],
+        track: Callable[[str, Tensor], None],
     ) -> None:
         self.listed, self.collector, self.sync, self.module = listed, collector, sync, module
+        self.track = track
 
     def __len__(self) -> int:
         return len(self.listed)
@@ -46,29 +50,23 @@ class ValidationLoader:
         self.collector.metrics()  # what training counted is no part of this pass
         for examples, rows in self.listed:
             found = self._answered(examples, rows)
-            self._track(found)
+            self._track_terms(found)
             yield self._batch(found)
         for name, value in self.collector.metrics().items():
-            self._log(name, torch.tensor([value]))
+            self.track(f"val/{name}", torch.tensor([value]))
         self.collector.clock.pop()
 
-    def _answered(self, examples: Any, rows: IntArray) -> list[Scored]:
+    def _answered(self, examples: Any, rows: IntArray) -> list[ScoredGroup]:
         groups = [group_of(examples, int(row)) for row in rows]
         seeds = [stream_seed("validation", group.index) for group in groups]
         return self.collector.scored([-1] * len(groups), groups, seeds, self.module())
 
-    def _batch(self, found: list[Scored]) -> RolloutBatch:
+    def _batch(self, found: list[ScoredGroup]) -> RolloutBatch:
         slots = len(found[0].score)
         experience = Experience.of(-1, 0, found, slots, everything=True)
         return experience.batch(np.arange(len(found)), local_totals(experience.examples))
 
-    def _track(self, found: list[Scored]) -> None:
+    def _track_terms(self, found: list[ScoredGroup]) -> None:
         for name in found[0].terms:
             values = torch.tensor([numbers(scored.terms[name]) for scored in found]).flatten()
-            self._log(f"reward/{name}", values[~values.isnan()])
-
-    def _log(self, name: str, values: torch.Tensor) -> None:
-        module = self.module()
-        trainer = getattr(module, "_trainer", None)
-        if trainer is not None and trainer.evaluating:
-            module.track(f"val/{name}", values.to(module.device))
+            self.track(f"val/reward/{name}", values[~values.isnan()])

@@ -18,6 +18,8 @@ from rlhf_lightning.types.ragged import Ragged
 
 #: Why a response ended: a token that ends responses, or the length limit.
 Finish = Literal["stop", "length"]
+#: Where a response is from: the policy, what it is compared with, both token by token, or the data's own row.
+Source = Literal["policy", "reference", "mixture", "data"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class Sampling:
         min_new_tokens: tokens before which a response cannot end.
         ignore_eos: go on to ``max_new_tokens`` whatever is drawn.
         stop: further token ids that end a response, beside the model's own.
+        source: whose distribution tokens are drawn from: the policy's, the reference's, or the geometric mixture of
+            both, whose logits are ``mix`` times the reference's and ``1 - mix`` times the policy's. Log-probs of the
+            samples are of that distribution.
+        mix: weight of the reference in the mixture.
     """
 
     max_new_tokens: int = 256
@@ -41,6 +47,8 @@ class Sampling:
     min_new_tokens: int = 0
     ignore_eos: bool = False
     stop: tuple[int, ...] = ()
+    source: Source = field(default="policy", repr=False)  # another one says so in Draw
+    mix: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or not 0 <= self.min_new_tokens <= self.max_new_tokens:
@@ -52,6 +60,34 @@ class Sampling:
             raise ValueError(
                 f"temperature={self.temperature} must be >= 0, top_p={self.top_p} in (0, 1] and top_k={self.top_k} >= 0"
             )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One source of responses to a prompt; a round may have several.
+
+    Attributes:
+        source: whose responses. Those of ``data`` are the row's own, which nothing draws.
+        n: responses a prompt.
+        temperature: of the samples; 0: the most likely tokens.
+        mix: weight of the reference's logits in a mixture with the policy's, in [0, 1].
+    """
+
+    source: Source = "policy"
+    n: int = 1
+    temperature: float = 1.0
+    mix: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.temperature < 0 or not 0 <= self.mix <= 1:
+            raise ValueError(
+                f"draws: n={self.n} must be at least 1, temperature={self.temperature} at least 0 and mix={self.mix} "
+                "in [0, 1]"
+            )
+        if self.mix and self.source != "mixture":
+            raise ValueError(f"draws: mix={self.mix} is of source=mixture, not of source={self.source}")
+        if self.source == "data" and self.n != 1:
+            raise ValueError(f"draws: a row has one response of its own, so source=data has n=1, not n={self.n}")
 
 
 @dataclass(frozen=True)
@@ -83,6 +119,35 @@ class SampleGroup:
         return [sample.ids for sample in self.samples]
 
 
+@dataclass
+class ScoredGroup:
+    """A prompt's samples and what the reward says of them.
+
+    ``None`` stands for a response that the reward could not score.
+    """
+
+    place: int  #: in the stream of prompts
+    group: SampleGroup  #: the samples of every draw, draw after draw
+    score: list[float | None]
+    terms: dict[str, list[float | None]] = field(default_factory=dict)
+    #: of every token of each response, nan where no step ends; empty: no process reward
+    steps: list[list[float]] = field(default_factory=list)
+    draw: list[int] = field(default_factory=list)  #: which draw of the round each sample is from; empty: all the first
+
+    def __post_init__(self) -> None:
+        self.draw = self.draw or [0] * len(self.group.samples)
+
+    def of_draw(self, number: int) -> slice:
+        """The samples of a draw among all."""
+        first = self.draw.index(number)
+        return slice(first, first + self.draw.count(number))
+
+    @property
+    def informative(self) -> bool:
+        """Whether at least two responses of the first draw were scored differently."""
+        return len({score for score in self.score[self.of_draw(0)] if score is not None}) > 1
+
+
 @dataclass(frozen=True)
 class RolloutOptions:
     """How a method uses samples; who draws them is the config group ``rollout``.
@@ -98,7 +163,7 @@ class RolloutOptions:
         dynamic_filter: leave out groups whose responses all have the same reward and draw others for them.
         max_refills: times that others are drawn; what is missing then is filled with groups that were left out.
         max_empty: rollouts in a row without a response to learn from that end the run; fewer are skipped.
-        greedy_baseline: also decode each prompt greedily; its reward is the group's baseline.
+        greedy_baseline: also draw each prompt's most likely response; its reward is the group's baseline.
         mask_truncated: tokens of responses that were cut off are not trained on.
         ignore_eos: sample to the length limit whatever is drawn.
         truncate_after: token id at which a response is cut once it is ``truncate_from`` tokens long; None: nowhere.
@@ -154,6 +219,23 @@ class RolloutOptions:
                 hint = f"Did you mean {close[0]}? " if close else ""
                 raise ValueError(f"method.rollout.{name} is no option. {hint}There are {', '.join(known)}")
         return cls(**options)
+
+    @property
+    def draws(self) -> tuple[Draw, ...]:
+        """What is drawn for each prompt of training; the first draw is what is trained on."""
+        samples = Draw("policy", self.group_size, self.temperature)
+        return (samples, Draw("policy", 1, 0.0)) if self.greedy_baseline else (samples,)
+
+    @property
+    def validation_draws(self) -> tuple[Draw, ...]:
+        """What is drawn for each prompt of validation."""
+        temperature = self.temperature if self.validation_temperature is None else self.validation_temperature
+        return (Draw("policy", self.validation_samples, temperature),)
+
+    @property
+    def compared(self) -> bool:
+        """Whether all draws of a prompt are scored as one group; else each draw is a group of its own."""
+        return False
 
     @property
     def kept(self) -> int:

@@ -17,7 +17,9 @@ from tests.helpers.online import prompts
 class FakeEngine:
     """Response ``j`` to a prompt is what a function of its seed and ``j`` says; greedy: ``[7]``."""
 
-    name, exact, max_new_tokens, min_new_tokens, max_gap = "fake", True, 4, 0, None
+    name, exact, frozen, max_new_tokens, min_new_tokens, max_gap = "fake", True, False, 4, 0, None
+
+    sources = frozenset({"policy"})
 
     def __init__(self, respond: Callable[[int, int], list[int]] | None = None) -> None:
         self.respond = respond or (lambda seed, j: [1 + (seed >> j) % 2] * (1 + (seed + j) % 4))
@@ -57,6 +59,7 @@ class FakeModule(nn.Module):
     scored = frozenset({"old_log_probs"})
     device = torch.device("cpu")
     policy = None
+    temperature = 1.0
 
     def __init__(self) -> None:
         super().__init__()

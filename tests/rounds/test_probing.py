@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rlhf_lightning.lessons.experience import Experience
 from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rollout import TransformersEngine
-from rlhf_lightning.rounds.experience import Experience, Scored
 from rlhf_lightning.rounds.probing import measured
-from rlhf_lightning.types import RolloutOptions, Sample, SampleGroup, Sampling
+from rlhf_lightning.types import RolloutOptions, Sample, SampleGroup, Sampling, ScoredGroup
 from tests.helpers.fake_rollouts import FakeEngine, looped
 
 PROMPTS = [[1, 50, 60], [1, 70]]
@@ -31,7 +31,7 @@ def _experience(policy, temperature=0.7, change=0.0):
     kept = []
     for place, (prompt, samples) in enumerate(zip(PROMPTS, groups, strict=True)):
         told = [Sample(s.ids, [x + change * (at == 1) for at, x in enumerate(s.log_probs)], s.finish) for s in samples]
-        kept.append(Scored(place, SampleGroup(prompt, told), [0.0, 1.0]))
+        kept.append(ScoredGroup(place, SampleGroup(prompt, told), [0.0, 1.0]))
     return Experience.of(0, 2, kept, 2)
 
 

@@ -1,4 +1,4 @@
-"""What a rollout leaves behind, on every process alike: its responses, and numbers for each of their tokens."""
+"""The round of credit assignment: responses on every process alike, and numbers for each of their tokens."""
 
 from __future__ import annotations
 
@@ -16,30 +16,9 @@ from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.data.plan import Plan
 from rlhf_lightning.data.position import check_state
-from rlhf_lightning.types import PackedBatch, Ragged, RolloutBatch, SampleGroup, StepTotals
+from rlhf_lightning.types import PackedBatch, Ragged, RolloutBatch, SampleGroup, ScoredGroup, StepTotals
 
 IntArray = NDArray[np.int64]
-
-
-@dataclass
-class Scored:
-    """A prompt's samples and what the reward says of them.
-
-    ``None`` stands for a response that the reward could not score.
-    """
-
-    place: int  #: in the stream of prompts
-    group: SampleGroup
-    score: list[float | None]
-    terms: dict[str, list[float | None]] = field(default_factory=dict)
-    #: of every token of each response, nan where no step ends; empty: no process reward
-    steps: list[list[float]] = field(default_factory=list)
-    baseline: float | None = None  #: reward of the greedy response
-
-    @property
-    def informative(self) -> bool:
-        """Whether at least two responses were scored differently."""
-        return len({score for score in self.score if score is not None}) > 1
 
 
 @dataclass
@@ -64,7 +43,7 @@ class Experience:
         cls,
         number: int,
         cursor: int,
-        kept: Sequence[Scored],
+        kept: Sequence[ScoredGroup],
         slots: int,
         *,
         mask_truncated: bool = False,
@@ -119,13 +98,13 @@ class Experience:
         ahead = np.cumsum(length) - length
         return torch.from_numpy(np.arange(int(length.sum())) + np.repeat(start - ahead, length))
 
-    def batch(self, groups: IntArray, totals: StepTotals, moments: tuple[float, float] = (0.0, 1.0)) -> RolloutBatch:
+    def batch(self, groups: IntArray, totals: StepTotals, step: IntArray | None = None) -> RolloutBatch:
         """Some groups as a micro-batch, with every number that is known of their tokens.
 
         Args:
             groups: which.
             totals: denominators of the optimiser step.
-            moments: mean and standard deviation of the step's advantages.
+            step: all groups of the step, whose advantages have moments; None: before there are advantages.
         """
         packed = pack(self.examples.select(groups), totals=totals, indices=self.index[groups])
         layout = {declared.name: getattr(packed, declared.name) for declared in fields(PackedBatch)}
@@ -137,7 +116,7 @@ class Experience:
             score=self.score[slots],
             truncated=self.truncated[slots],
             rollout=self.number,
-            advantage_moments=moments,
+            advantage_moments=(0.0, 1.0) if step is None else self.moments(step),
         )
 
     def moments(self, groups: IntArray) -> tuple[float, float]:

@@ -1,0 +1,130 @@
+"""What a lesson and a round are to the loop: samples and scores in, batches of the method's kind out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.types import PackedBatch, RolloutOptions, ScoredGroup, StepTotals
+
+IntArray = NDArray[np.int64]
+
+
+class Round(Protocol):
+    """Groups to train on, the same on every process, with numbers for each of their tokens."""
+
+    number: int  #: of the rollout, from 0
+    cursor: int  #: place of the next prompt in the stream
+    examples: Examples  #: the groups, prompts with their kept responses
+    #: by name, one number for every trained token in the order of the responses, float32
+    tokens: dict[str, Tensor]
+    metrics: dict[str, float]  #: logged with its first step
+
+    @property
+    def slots(self) -> int:
+        """Responses of a group."""
+        ...
+
+    @property
+    def lengths(self) -> IntArray:
+        """Trained tokens of each response, (responses,)."""
+        ...
+
+    def batch(self, groups: IntArray, totals: StepTotals, step: IntArray | None = None) -> PackedBatch:
+        """Some groups as a micro-batch, with the numbers that are known of their tokens.
+
+        Args:
+            groups: which.
+            totals: denominators of the optimiser step.
+            step: all groups of the step; None: the batch is scored, not trained on.
+        """
+        ...
+
+    def scatter(self, found: Mapping[str, list[tuple[IntArray, Tensor]]]) -> dict[str, Tensor]:
+        """Numbers that came batch by batch, each with its groups, in the order of the responses."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers and tensors, for a checkpoint within the round."""
+        ...
+
+
+class Lesson(Protocol):
+    """What is made of a round's samples and scores; asked on every process with the same groups."""
+
+    @property
+    def kind(self) -> str:
+        """Of the batches that it gives."""
+        ...
+
+    @property
+    def phase(self) -> str:
+        """What its time is logged under."""
+        ...
+
+    @property
+    def options(self) -> RolloutOptions:
+        """How responses are drawn and used."""
+        ...
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What :meth:`scores` computes of the tokens of a round; nothing: it is not called."""
+        ...
+
+    @property
+    def temperature(self) -> float:
+        """At which :meth:`scores` computes log-probs."""
+        ...
+
+    def informative(self, drawn: Sequence[ScoredGroup]) -> list[bool]:
+        """Whether each group teaches anything; others are drawn in the place of those that do not.
+
+        Args:
+            drawn: all groups of the round so far.
+        """
+        ...
+
+    def begin(self, number: int, cursor: int, groups: Sequence[ScoredGroup]) -> Round:
+        """What is trained on; a round without any scored token teaches nothing and is skipped.
+
+        Args:
+            number: of the round.
+            cursor: place of the next prompt in the stream.
+            groups: that the round is made of.
+        """
+        ...
+
+    def why_empty(self, groups: Sequence[ScoredGroup]) -> str | None:
+        """Why a round of some groups has nothing to train on, and what to change; None: nothing was scored."""
+        ...
+
+    def scores(self, batch: PackedBatch) -> Mapping[str, Tensor]:
+        """What :attr:`needs` names, one number a response token in the order of the batch; a collective call."""
+        ...
+
+    def learn(self, learned: Any, groups: Sequence[ScoredGroup]) -> dict[str, float]:
+        """Give a round the numbers that steps read, equally on every process; what to log of it by name.
+
+        Args:
+            learned: of :meth:`begin`, with the numbers of :meth:`scores`.
+            groups: that it was made of.
+        """
+        ...
+
+    def columns(self, learned: Any, groups: Sequence[ScoredGroup]) -> dict[int, list[dict[str, Any]]]:
+        """What became of each sample, for the rollout's file: by the place of the prompt, a row a sample."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> Round:
+        """The round that a checkpoint held.
+
+        Raises:
+            ValueError: another version wrote the state.
+        """
+        ...

@@ -1,0 +1,86 @@
+"""The policy that is trained, as a round sees it: its weights' digest, and its forward pass without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rlhf_lightning.data.module import Place
+from rlhf_lightning.data.plan import Plan
+from rlhf_lightning.lessons.base import IntArray, Round
+from rlhf_lightning.lessons.experience import exact_totals
+from rlhf_lightning.models.roles import evaluating
+from rlhf_lightning.rounds.processes import gathered
+from rlhf_lightning.rounds.record import checksum
+from rlhf_lightning.types import PackedBatch, Trained
+
+
+@dataclass(frozen=True)
+class LivePolicy:
+    """A module whose policy draws while it is trained.
+
+    Attributes:
+        module: with its models loaded.
+        place: this process's share.
+        context: what a step's forward pass runs in: autocast, where the precision asks for it.
+    """
+
+    module: Trained
+    place: Place
+    context: Callable[[], AbstractContextManager[Any]]
+
+    def digest(self) -> str:
+        """Of the weights that are trained; a collective call where they are sharded."""
+        parts: Iterator[Any] = self.module.modules()
+        for part in parts:
+            if hasattr(part, "reshard"):  # FSDP2: a forward pass without gradients leaves weights gathered
+                part.reshard()
+        return checksum(self.module.trained_parameters(), _sum_over_processes)
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """How a step computes, without gradients and without dropout."""
+        module: Any = self.module
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(evaluating(module))
+            stack.enter_context(self.context())
+            yield
+
+    def scores(
+        self, learned: Round, plan: Plan, compute: Callable[[PackedBatch], Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Numbers of every token of a round by name, the same on every process; a collective call.
+
+        On the micro-batches of the first inner epoch: so the first steps' own forward passes repeat these, and their
+        ratios are exactly 1.
+
+        Args:
+            learned: the round.
+            plan: of its first inner epoch.
+            compute: numbers of a batch's response tokens, by name.
+        """
+        place, found = self.place, dict[str, list[tuple[IntArray, Tensor]]]()
+        with self.forward():
+            for number in range(place.rank, len(plan.tokens), place.world_size):
+                groups = plan.micro_batch(number)
+                batch = learned.batch(groups, exact_totals(plan, number // place.micro_batches))
+                for name, values in compute(batch.to(self.module.device)).items():
+                    found.setdefault(name, []).append((groups, values.float().cpu()))
+        whole: dict[str, list[tuple[IntArray, Tensor]]] = {}
+        for share in gathered(found):
+            for name, parts in share.items():
+                whole.setdefault(name, []).extend(parts)
+        return learned.scatter(whole)
+
+
+def _sum_over_processes(values: Any) -> Any:
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+    return values

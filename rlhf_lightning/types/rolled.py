@@ -1,0 +1,97 @@
+"""What the loop may ask of the method that it trains: one list, which methods are checked against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_lightning.types.batches import PackedBatch
+from rlhf_lightning.types.rollouts import Credit, Episodes, RolloutOptions
+
+
+class Trained(Protocol):
+    """A module whose policy draws responses while it is trained, whatever it learns from them."""
+
+    needs: frozenset[str]  #: inputs of its loss
+    policy: Any  #: the actor that is trained; None before its weights are loaded
+    tokenizer: Any
+
+    @property
+    def kind(self) -> str:
+        """Of the data that its batches hold."""
+        ...
+
+    @property
+    def draws(self) -> bool:
+        """Whether it learns from rollouts of its policy by itself."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Of the policy."""
+        ...
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Every part of it."""
+        ...
+
+    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Name and value of every trainable parameter of the policy."""
+        ...
+
+    def placed_reference(self) -> Any:
+        """The reference on the policy's device; None where there is none."""
+        ...
+
+    def track(self, name: str, values: Tensor) -> None:
+        """Take numbers into the mean that is logged as ``name``."""
+        ...
+
+
+class CreditRule(Protocol):
+    """What makes advantages of rewards, as far as a configuration is checked before anything is drawn."""
+
+    needs: frozenset[str]  #: inputs of the credit function
+    separate: bool  #: whether each term of a reward gets advantages of its own
+    weights: Mapping[str, float]  #: of the terms' advantages, by name
+
+    @property
+    def advantage(self) -> Callable[..., Any]:
+        """The credit function."""
+        ...
+
+    @property
+    def cost_terms(self) -> frozenset[str]:
+        """Terms of the reward that are costs which the method limits."""
+        ...
+
+
+class Rolled(Trained, Protocol):
+    """A method that learns from rollouts through credit assignment."""
+
+    rollout: RolloutOptions  #: how responses are drawn and used
+    temperature: float  #: divides the logits of what is trained on
+    assignment: CreditRule
+    own_reward: Any  #: what scores where no other reward is chosen; None: nothing does
+    ptx_coef: float  #: weight of demonstrations beside the rollouts; 0: they have no part in the loss
+
+    @property
+    def needs_reward(self) -> bool:
+        """Whether credit assignment reads rewards, so that the loop must have a reward function."""
+        ...
+
+    @property
+    def scored(self) -> frozenset[str]:
+        """What :meth:`scores` computes of a rollout, by name; nothing: the loop does not call it."""
+        ...
+
+    def scores(self, batch: PackedBatch) -> dict[str, Tensor]:
+        """Numbers of every response token by name, in the order of the batch; a collective call."""
+        ...
+
+    def credit(self, episodes: Episodes) -> Credit:
+        """Advantages of a whole rollout, equally on every process."""
+        ...
