@@ -61,12 +61,16 @@ def make_run(cfg: DictConfig) -> Run:
     method = make(cfg.method)
     models = make_models(cfg, reference_kind(cfg, method))
     module = method(models=models, optimizer=make_optimizer(cfg), scheduler=make(cfg.scheduler))
-    data: Any = make_data(cfg, models, kind_read(cfg, module, module.kind), mismatched="kl" in module.needs)
+    make_as = functools.partial(make_data, cfg, models)
+    data: Any = make_as(kind_read(cfg, module, module.kind), mismatched="kl" in module.needs)
     trainer = make_trainer(cfg, module.monitor)
     if draws(cfg, module):
-        from rlhf_lightning.cli.rollouts import make_rollouts  # half a second that other jobs do not need
+        from rlhf_lightning.cli.rollouts import make_rollouts, make_rounds  # half a second that other jobs do not need
 
-        data = make_rollouts(cfg, models, module, data)
+        if cfg.get("rounds"):
+            data = make_rounds(cfg, models, module, data, make_as)
+        else:
+            data = make_rollouts(cfg, models, module, data)
         score_samples(trainer, data.reward if cfg.get("reward") else None)
     elif cfg.get("reward"):
         reward = make(cfg.reward)(tokenizer=models.tokenizer())
@@ -169,6 +173,10 @@ def reference_kind(cfg: DictConfig, method: functools.partial[Any]) -> Reference
     needed = "reference" in module.requires(method.keywords)
     # Nothing can be cached of responses that are not drawn yet.
     unknown = cfg.reference.kind == ReferenceKind.CACHED and draws(cfg, module)
+    rounds = cfg.get("rounds") or {}
+    needed = needed or any(draw.get("source") in ("reference", "mixture") for draw in rounds.get("draws") or ())
+    if rounds.get("reference") in ("previous_round", "ema"):
+        return _moving_reference(cfg)
     if cfg.reference.kind == "auto" or unknown:
         return ReferenceKind.AUTO if needed else ReferenceKind.NONE
     chosen = ReferenceKind(cfg.reference.kind)
@@ -179,6 +187,20 @@ def reference_kind(cfg: DictConfig, method: functools.partial[Any]) -> Reference
         )
     asked_for = chosen in (ReferenceKind.FROZEN, ReferenceKind.ADAPTER_OFF)
     return chosen if needed or asked_for else ReferenceKind.NONE
+
+
+def _moving_reference(cfg: DictConfig) -> ReferenceKind:
+    """A copy of the policy, which rounds refresh.
+
+    Raises:
+        ConfigError: another reference was asked for by name.
+    """
+    if cfg.reference.kind not in ("auto", "cached", ReferenceKind.FROZEN):
+        raise ConfigError(
+            f"rounds.reference={cfg.rounds.reference} refreshes a copy of the policy, and reference="
+            f"{cfg.reference.kind} is none: set reference=frozen, or rounds.reference=initial or round_start"
+        )
+    return ReferenceKind.FROZEN
 
 
 def make_trainer(cfg: DictConfig, monitor: tuple[str, str] = ("val/loss", "min")) -> Trainer:

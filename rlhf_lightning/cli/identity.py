@@ -61,6 +61,7 @@ MAY_CHANGE: Mapping[str, str] = {
     "data.spec.cache_dir": _SPEED,
     "model.gradient_checkpointing": _SPEED,
     "method.rollout.max_empty": "when it gives up",
+    "rounds.max_empty": "when it gives up",
     "rollout.url": _SERVER,
     "rollout.port": _SERVER,
     "rollout.folder": _SERVER,

@@ -12,10 +12,12 @@ from omegaconf import DictConfig
 from rlhf_lightning.cli.draws import draws
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.rewards.base import ComposedReward, StepReward, WeightedTerms, smallest_group, term_names
-from rlhf_lightning.types import Rolled, RolloutOptions
+from rlhf_lightning.selection.options import kinds as selected_kinds
+from rlhf_lightning.types import Rolled, RolloutOptions, Trained
 
 if TYPE_CHECKING:
     from rlhf_lightning.data.module import AlignmentDataModule
+    from rlhf_lightning.lessons.rounds import Rounds
 
 
 def check(module: Rolled, reward: Any, prompts: AlignmentDataModule) -> None:
@@ -35,6 +37,55 @@ def check(module: Rolled, reward: Any, prompts: AlignmentDataModule) -> None:
     _check_terms(module, reward)
     _check_groups(module.rollout, reward)
     _check_credit(module)
+
+
+def check_rounds(rounds: Rounds, module: Trained, reward: Any, reference: str) -> None:
+    """Refuse rounds that could only fail once responses were drawn, or whose groups the method cannot learn from.
+
+    Args:
+        rounds: their options.
+        module: the method, without weights.
+        reward: what scores, or None.
+        reference: kind of the run's reference.
+
+    Raises:
+        ConfigError: they do not go together; the message says what to change.
+    """
+    made = selected_kinds(rounds.selector)
+    if module.draws:
+        raise ConfigError(
+            "rounds=... makes groups of samples, and this method learns from rollouts by itself: set rounds=none, or "
+            "choose a method that learns from groups, such as method=dpo"
+        )
+    if made is not None and module.kind not in made:
+        raise ConfigError(
+            f"rounds.selector makes groups of kind {', '.join(sorted(made))}, and this method learns from "
+            f"{module.kind} data: choose another method, or another of conf/rounds"
+        )
+    if reward is None and "score" in rounds.needs:
+        raise ConfigError(
+            "reward=none, and rounds.selector compares scores of the policy's own responses: choose reward=model "
+            "reward.path=..., reward=function reward.target=..., or another of conf/reward"
+        )
+    if "kl" in module.needs:
+        raise ConfigError(
+            "this method compares prompts with the responses of others (its reference point), which rounds do not "
+            "bring: choose a method without, such as method=apo_zero_unpaired"
+        )
+    if (fewest := smallest_group(reward)) > rounds.group_size:
+        raise ConfigError(
+            f"the reward {reward.name!r} compares the responses to a prompt and needs at least {fewest}: set "
+            f"rounds.draws.0.n={fewest - rounds.group_size + rounds.draws[0].n}"
+        )
+    if rounds.needs_reference and reference == "none":
+        raise ConfigError(
+            "rounds.draws draws from the reference, and none is loaded: set reference=frozen, or reference=adapter_off "
+            "with an adapter"
+        )
+    if rounds.reference != "initial" and "reference" not in module.needs:
+        raise ConfigError(
+            f"rounds.reference={rounds.reference}: this method compares with no reference: set rounds.reference=initial"
+        )
 
 
 def _check_reward(module: Rolled, reward: Any) -> None:
@@ -198,5 +249,6 @@ def without_effect(cfg: DictConfig, module: Any, data: Any) -> Iterator[str]:
             f"data.spec.max_response_length={cfg.data.spec.max_response_length}: the data's responses are not read; "
             "rollout.max_new_tokens limits the policy's"
         )
-    if data.reward is not None and rolled is not None and not rolled.needs_reward:
+    reads = rolled.needs_reward if rolled is not None else "score" in data.options.needs  # of what rounds select
+    if data.reward is not None and not reads:
         yield f"reward: {data.reward_name!r} is logged, and this method learns from no reward"

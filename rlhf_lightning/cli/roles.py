@@ -86,6 +86,7 @@ PLACES: tuple[tuple[str, Role], ...] = (
     (r"method", Role("a method", (f"{_R}.methods",), bases=(f"{_R}.methods.base.AlignmentModule",))),
     (r"method\.loss(?:\.terms\.[^.]+\.loss)*", _LOSS),
     (r"method\.advantage", Role("a credit function", (f"{_R}.credit",), declares="credit function")),
+    (r"rounds", Role("rounds of samples", (f"{_R}.lessons",), bases=(f"{_R}.lessons.rounds.Rounds",))),
     (r"rounds\.selector", Role("a selector", (f"{_R}.selection",), declares="selector")),
     (r"method\.(?:head|critic)", _HEAD),
     (r"method\.kl", _part("a KL penalty", "kl.KLPenalty")),

@@ -2,24 +2,74 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.instantiate import make
-from rlhf_lightning.cli.online_checks import check, check_cost, terms_to_make
+from rlhf_lightning.cli.online_checks import check, check_cost, check_rounds, terms_to_make
+from rlhf_lightning.lessons.rounds import Rounds
+from rlhf_lightning.lessons.select import SelectLesson
 from rlhf_lightning.rewards import as_reward
 from rlhf_lightning.rounds import OnlineData
+from rlhf_lightning.rounds.responses import DataResponses
 
 if TYPE_CHECKING:
     from rlhf_lightning.data.module import AlignmentDataModule
+    from rlhf_lightning.methods import AlignmentModule
     from rlhf_lightning.models.roles import ModelBuilder
+    from rlhf_lightning.rollout.base import RolloutEngine
     from rlhf_lightning.types import Rolled
 
+#: Makes the data of the run as a kind.
+MakeData = Callable[[str], "AlignmentDataModule"]
 #: What makes samples and scores beside the method's options: a rollout of others is not taken up again.
 _IDENTITY = ("reward", "method.reward", "rollout", "model", "adapter")
+
+
+def make_rounds(
+    cfg: DictConfig,
+    models: ModelBuilder,
+    module: AlignmentModule[Any],
+    prompts: AlignmentDataModule,
+    make_data: MakeData,
+) -> OnlineData:
+    """The data of a method that learns from groups of its own samples (``rounds``).
+
+    Args:
+        cfg: of the run.
+        models: the builder of the policy.
+        module: the method, without weights.
+        prompts: data of kind ``prompt``.
+        make_data: the data of the run as another kind.
+
+    Raises:
+        ConfigError: rounds, method and reward do not go together, or the engine's weights cannot change.
+        ValueError: an option of the rounds is out of its range, or the engine cannot draw what they ask for.
+    """
+    rounds: Rounds = make(cfg.rounds)()
+    scorer = make(cfg.get("reward"))
+    reward = None if scorer is None else as_reward(scorer, tokenizer=models.tokenizer())
+    check_rounds(rounds, module, reward, str(models.reference))
+    names_responses = "same_as" in rounds.needs or any(draw.source == "data" for draw in rounds.draws)
+    responses = DataResponses(make_data("supervised")) if names_responses else None
+    groups = make_data(module.kind) if cfg.data.get("validation") is not None else None
+    lesson = functools.partial(SelectLesson, kind=module.kind, seed=cfg.seed, responses=responses)
+    return OnlineData(
+        prompts,
+        make_engine(cfg, models),
+        reward,
+        rounds,
+        Path(cfg.paths.output_dir) / "rollouts",
+        _identity(cfg),
+        lesson=lesson,
+        groups=groups,
+        responses=responses,
+    )
 
 
 def make_rollouts(cfg: DictConfig, models: ModelBuilder, module: Rolled, prompts: AlignmentDataModule) -> OnlineData:
@@ -41,12 +91,26 @@ def make_rollouts(cfg: DictConfig, models: ModelBuilder, module: Rolled, prompts
     check_cost(module, terms_to_make(scorer), inside=True)  # before the reward models among them load
     reward = None if scorer is None else as_reward(scorer, tokenizer=models.tokenizer())
     check(module, reward, prompts)
-    engine = make(cfg.rollout)(tokenizer=models.tokenizer())
+    folder = Path(cfg.paths.output_dir) / "rollouts"
+    return OnlineData(prompts, make_engine(cfg, models), reward, module.rollout, folder, _identity(cfg))
+
+
+def make_engine(cfg: DictConfig, models: ModelBuilder) -> RolloutEngine:
+    """What draws responses.
+
+    Raises:
+        ConfigError: its weights cannot follow the policy.
+        ValueError: it cannot follow the run's adapter.
+    """
+    engine: RolloutEngine = make(cfg.rollout)(tokenizer=models.tokenizer())
     if engine.frozen:
         raise ConfigError(
             f"rollout={engine.name} cannot follow the policy, whose weights change: choose rollout=transformers, "
             "vllm or vllm_server"
         )
     engine.check_adapter(models.adapter)
-    identity = str({name: OmegaConf.select(cfg, name) for name in _IDENTITY})
-    return OnlineData(prompts, engine, reward, module.rollout, Path(cfg.paths.output_dir) / "rollouts", identity)
+    return engine
+
+
+def _identity(cfg: DictConfig) -> str:
+    return str({name: OmegaConf.select(cfg, name) for name in _IDENTITY})

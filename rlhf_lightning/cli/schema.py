@@ -67,6 +67,7 @@ class _Job:
 class Train(_Job):
     """Top-level keys of ``rlhf train``."""
 
+    rounds: dict[str, Any] | None = None
     rerun: bool = False
 
 

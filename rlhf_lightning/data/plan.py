@@ -151,12 +151,54 @@ def plan_epoch(
     else:
         check_budget(lengths, batching, name)
         order, sizes = _plan_tokens(lengths, batching, micro_batches, rng)
+    return _planned(order, sizes, lengths, slot_tokens, micro_batches, batching)
+
+
+def plan_steps(
+    lengths: IntArray,
+    slot_tokens: NDArray[np.integer],
+    batching: Batching,
+    *,
+    steps: int,
+    micro_batches: int = 1,
+    epoch: int = 0,
+) -> Plan:
+    """Plan a fixed number of steps, whatever the number of groups: each has as many as any other, or one less.
+
+    With ``steps * batch_size`` groups it is the plan of :func:`plan_epoch`; with fewer than steps some are empty.
+
+    Args:
+        lengths: tokens of each group in a batch, (groups,).
+        slot_tokens: scored tokens of each response, (groups, slots).
+        batching: seed and layout; its sizes are not read.
+        steps: optimiser steps.
+        micro_batches: M, accumulate_grad_batches x processes.
+        epoch: from 0.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence([batching.seed, epoch]))
+    parts = np.array_split(rng.permutation(len(lengths)), steps)
+    pieces = [_split(part[None, :], lengths, micro_batches) for part in parts]
+    order, sizes = (np.concatenate([piece[at] for piece in pieces]) for at in (0, 1))
+    return _planned(order, sizes, lengths, slot_tokens, micro_batches, batching)
+
+
+def _planned(
+    order: IntArray,
+    sizes: IntArray,
+    lengths: IntArray,
+    slot_tokens: NDArray[np.integer],
+    micro_batches: int,
+    batching: Batching,
+) -> Plan:
+    """The plan of some micro-batches: what each of them and each step holds."""
     cuts = np.concatenate([[0], np.cumsum(sizes)])
     filled, tokens = sizes > 0, np.zeros_like(sizes)
     largest_or_sum = np.maximum if batching.padded else np.add
-    tokens[filled] = largest_or_sum.reduceat(lengths[order], cuts[:-1][filled])
+    if filled.any():
+        tokens[filled] = largest_or_sum.reduceat(lengths[order], cuts[:-1][filled])
     tokens = tokens * sizes if batching.padded else tokens
-    step_slots = np.add.reduceat(slot_tokens[order], cuts[:-1:micro_batches], axis=0, dtype=np.int64)
+    ahead = np.concatenate([np.zeros((1, slot_tokens.shape[1]), np.int64), slot_tokens[order].cumsum(0, np.int64)])
+    step_slots = np.diff(ahead[cuts[::micro_batches]], axis=0)
     return Plan(order, cuts, micro_batches, tokens, step_slots, batching.max_tokens)
 
 

@@ -1,4 +1,4 @@
-"""What a round of samples teaches: advantages of their tokens. Names load when they are first used."""
+"""What a round of samples teaches: advantages of tokens, or groups. Names load when they are first used."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ if TYPE_CHECKING:
     from rlhf_lightning.lessons.base import Round as Round
     from rlhf_lightning.lessons.credit import CreditLesson as CreditLesson
     from rlhf_lightning.lessons.experience import Experience as Experience
+    from rlhf_lightning.lessons.rounds import Rounds as Rounds
+    from rlhf_lightning.lessons.select import SelectLesson as SelectLesson
 
 _HOME = {
     "CreditLesson": "credit",
     "Experience": "experience",
     "Lesson": "base",
     "Round": "base",
+    "Rounds": "rounds",
+    "SelectLesson": "select",
 }
 
 __all__ = list(_HOME)

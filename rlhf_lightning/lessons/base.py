@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.lessons.tokens import IntArray
 from rlhf_lightning.types import PackedBatch, RolloutOptions, ScoredGroup, StepTotals
-
-IntArray = NDArray[np.int64]
 
 
 class Round(Protocol):
@@ -119,6 +116,14 @@ class Lesson(Protocol):
 
     def columns(self, learned: Any, groups: Sequence[ScoredGroup]) -> dict[int, list[dict[str, Any]]]:
         """What became of each sample, for the rollout's file: by the place of the prompt, a row a sample."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What later rounds need of earlier ones, for a checkpoint; plain containers and tensors."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> Round:

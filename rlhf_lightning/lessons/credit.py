@@ -100,6 +100,13 @@ class CreditLesson:
             for group, row in zip(groups, rows, strict=True)
         }
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: every rollout is used once, and what credit assignment keeps is in the method's own buffers."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up nothing."""
+
     def restore(self, state: Mapping[str, Any]) -> Experience:
         """The rollout that a checkpoint held."""
         return Experience.from_state_dict(state)

@@ -28,7 +28,7 @@ from rlhf_lightning.models.export import Form, check_export, export
 from rlhf_lightning.models.forwarding import report_router_loss
 from rlhf_lightning.models.generation import generate
 from rlhf_lightning.models.naming import transformers_model
-from rlhf_lightning.models.roles import Models, evaluating, shard
+from rlhf_lightning.models.roles import Cached, Models, evaluating, shard
 from rlhf_lightning.models.sharding import unsharded
 from rlhf_lightning.types import PackedBatch, Ragged, SequenceLogProbs, StepOutput
 
@@ -212,10 +212,10 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
 
     @torch.no_grad()
     def reference_log_probs(self, batch: PackedBatch) -> SequenceLogProbs | None:
-        """Log-probs of the reference, or None where nobody asks: in training only the loss does."""
-        if self.reference is None or (self.training and "reference" not in self.needs):
-            return None
-        log_probs: SequenceLogProbs = self._live_reference(batch)
+        """The reference's, which a batch may bring along, or None where nobody asks: in training only the loss does."""
+        unread = self.training and "reference" not in self.needs
+        reference = self.placed_reference() if batch.reference_log_probs is None else Cached()
+        log_probs: SequenceLogProbs | None = None if unread or reference is None else reference(batch)
         return log_probs
 
     def placed_reference(self) -> Any:

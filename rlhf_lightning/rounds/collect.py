@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.data.examples import Examples
-from rlhf_lightning.lessons.base import IntArray
+from rlhf_lightning.lessons.tokens import IntArray
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.rewards.base import PolicyReward, Reward, Scores, StepReward, metrics_of, scored
 from rlhf_lightning.rounds.processes import Clock, gathered, interleaved

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from rlhf_lightning.data.module import Place
 from rlhf_lightning.data.plan import Plan
-from rlhf_lightning.lessons.base import IntArray, Round
-from rlhf_lightning.lessons.experience import exact_totals
+from rlhf_lightning.lessons.base import Round
+from rlhf_lightning.lessons.tokens import IntArray, exact_totals
 from rlhf_lightning.models.roles import evaluating
 from rlhf_lightning.rounds.processes import gathered
 from rlhf_lightning.rounds.record import checksum
@@ -71,8 +71,9 @@ class LivePolicy:
             for number in range(place.rank, len(plan.tokens), place.world_size):
                 groups = plan.micro_batch(number)
                 batch = learned.batch(groups, exact_totals(plan, number // place.micro_batches))
-                for name, values in compute(batch.to(self.module.device)).items():
-                    found.setdefault(name, []).append((groups, values.float().cpu()))
+                for name, values in compute((batch.stand_in or batch).to(self.module.device)).items():
+                    if len(groups):
+                        found.setdefault(name, []).append((groups, values.float().cpu()))
         whole: dict[str, list[tuple[IntArray, Tensor]]] = {}
         for share in gathered(found):
             for name, parts in share.items():

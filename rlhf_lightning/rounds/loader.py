@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from rlhf_lightning.data.module import Place
-from rlhf_lightning.data.plan import Batching, Plan, plan_epoch
+from rlhf_lightning.data.plan import Batching, Plan, plan_steps
 from rlhf_lightning.data.position import PositionedLoader, check_state
 from rlhf_lightning.lessons.base import Lesson, Round
-from rlhf_lightning.lessons.experience import exact_totals
+from rlhf_lightning.lessons.tokens import exact_totals
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.rounds.ptx import Demonstrations
 from rlhf_lightning.types import PackedBatch, RolloutBatch
@@ -125,17 +125,15 @@ class RolloutLoader(PositionedLoader[PackedBatch]):
         """How an inner epoch deals the groups out; the same on every process."""
         examples = experience.examples
         padded = self.batching.padded
-        return plan_epoch(
+        seed = stream_seed("minibatches", self.batching.seed, experience.number)
+        return plan_steps(
             examples.padded_lengths if padded else examples.lengths,
             examples.slot_tokens,
-            Batching(
-                self.batching.batch_size, seed=stream_seed("minibatches", self.batching.seed, experience.number),
-                padded=padded,
-            ),
+            Batching(self.batching.batch_size, seed=seed, padded=padded),
+            steps=self.options.minibatches,
             micro_batches=self.place.micro_batches,
             epoch=inner,
-            name=examples.row,
-        )  # fmt: skip
+        )
 
     def micro_batch(self, experience: Round, plan: Plan, number: int) -> PackedBatch:
         """This process's ``number``-th micro-batch of an inner epoch."""
@@ -167,6 +165,7 @@ class RolloutLoader(PositionedLoader[PackedBatch]):
             "cursor": self.cursor,
             "seed": self.batching.seed,
             "experience": None if held is None else held.state_dict(),
+            "lesson": self.lesson.state_dict(),
             "units": self.units(),
         }
 
@@ -192,5 +191,6 @@ class RolloutLoader(PositionedLoader[PackedBatch]):
         if state["seed"] != self.batching.seed:
             self.batching = Batching(self.batching.batch_size, seed=state["seed"], padded=self.batching.padded)
         self.number, self.cursor = state["number"], state["cursor"]
+        self.lesson.load_state_dict(state.get("lesson", {}))  # versions without lessons have none
         held = state["experience"]
         self._hold(None if held is None else self.lesson.restore(held))

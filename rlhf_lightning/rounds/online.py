@@ -28,6 +28,7 @@ from rlhf_lightning.rounds.produce import Producer
 from rlhf_lightning.rounds.prompts import PromptSource, PromptStream
 from rlhf_lightning.rounds.ptx import Demonstrations
 from rlhf_lightning.rounds.record import Rollouts
+from rlhf_lightning.rounds.responses import DataResponses
 from rlhf_lightning.rounds.validation import ValidationLoader
 from rlhf_lightning.types import RolloutOptions
 
@@ -57,6 +58,10 @@ class OnlineData(L.LightningDataModule):
         options: how the method uses rollouts.
         folder: of the rollouts' files, and where a killed run finds them; None: none are written.
         identity: what else decides samples and scores: a file of another identity is not gone on from.
+        lesson: what is learned from rollouts, made of the options and of what gives the module.
+        groups: data of the kind that the module learns from, for validation; None: validation is on responses that are
+            drawn for held-out prompts.
+        responses: of the data's own rows, where they are draws or parts of groups.
 
     Raises:
         ValueError: the prompts' steps are counted in tokens, or the engine cannot draw from what a draw names.
@@ -70,8 +75,12 @@ class OnlineData(L.LightningDataModule):
         options: RolloutOptions,
         folder: str | Path | None = None,
         identity: str = "",
+        *,
+        lesson: Callable[[Any, Callable[[], Any]], Lesson] = CreditLesson,
+        groups: AlignmentDataModule | None = None,
+        responses: DataResponses | None = None,
     ) -> None:
-        self.prompts = prompts
+        self.prompts, self.groups, self.responses = prompts, groups, responses
         self._demonstrations: AlignmentDataModule | None = None
         super().__init__()
         if prompts.batching.batch_size is None:
@@ -84,7 +93,7 @@ class OnlineData(L.LightningDataModule):
         self.engine, self.reward, self.options = engine, reward, options
         self.folder, self.identity = None if folder is None else Path(folder), identity
         self._demonstrations = self._others()
-        self.lesson: Lesson = CreditLesson(options, lambda: self.module)
+        self.lesson: Lesson = lesson(options, lambda: self.module)
         self.clock = Clock()
         self.metrics: dict[str, float] = {}  #: of the last rollout
         self._module: Any = None
@@ -99,9 +108,9 @@ class OnlineData(L.LightningDataModule):
 
     @trainer.setter
     def trainer(self, trainer: Any) -> None:
-        self.prompts.trainer = trainer
-        if self._demonstrations is not None:
-            self._demonstrations.trainer = trainer
+        for data in (self.prompts, self.groups, self._demonstrations):
+            if data is not None:
+                data.trainer = trainer
 
     def trained_template(self) -> TrainedTemplate | None:
         """Chat template of the prompts; see :class:`~rlhf_lightning.data.AlignmentDataModule`."""
@@ -125,8 +134,8 @@ class OnlineData(L.LightningDataModule):
 
     @property
     def val_examples(self) -> Examples | None:
-        """Prompts of the validation data."""
-        return self.prompts.val_examples
+        """Prompts of the validation data; or its groups, where validation is on those."""
+        return (self.groups or self.prompts).val_examples
 
     @property
     def drawn_tokens(self) -> int:
@@ -171,10 +180,15 @@ class OnlineData(L.LightningDataModule):
         """
         self.prompts.setup(stage)
         self._check_columns()
-        self._check_validation()
+        if self.groups is not None:
+            self.groups.setup("validate")
+        else:
+            self._check_validation()
         if stage in (None, "fit"):
             if self._demonstrations is not None:
                 self._demonstrations.setup("fit")
+            if self.responses is not None:
+                self.responses.check(self.examples)
             self.train_dataloader()  # impossible sizes are an error here, before weights load
 
     def _check_validation(self) -> None:
@@ -190,7 +204,7 @@ class OnlineData(L.LightningDataModule):
         """Let the reward say which column it lacks, on the first rows of each part, before weights load."""
         if not isinstance(self.reward, ColumnReward):
             return
-        for examples in (self.train_examples, self.val_examples):
+        for examples in (self.prompts.train_examples, self.prompts.val_examples):
             rows = range(0 if examples is None else min(len(examples), CHECKED_ROWS))
             for names in {frozenset(examples.columns_of(row)) for row in rows if examples is not None}:
                 self.reward.check_columns(names)
@@ -296,8 +310,10 @@ class OnlineData(L.LightningDataModule):
         check_limit(self.trainer, len(loader))
         return loader
 
-    def val_dataloader(self) -> ValidationLoader | list[ValidationLoader]:
+    def val_dataloader(self) -> ValidationLoader | ListLoader | list[Any]:
         """This process's validation batches, drawn when they are asked for; an empty list without validation data."""
+        if self.groups is not None:
+            return self.groups.val_dataloader()
         listed = self.validation_prompts()
         if not isinstance(listed, ListLoader):
             return []
@@ -307,7 +323,7 @@ class OnlineData(L.LightningDataModule):
 
     def validation_prompts(self) -> ListLoader | list[ListLoader]:
         """This process's validation prompts in the batches of :meth:`val_dataloader`; nothing is drawn for them."""
-        return self.prompts.val_dataloader()
+        return (self.groups or self.prompts).val_dataloader()
 
     # A rollout
 
@@ -344,7 +360,8 @@ class OnlineData(L.LightningDataModule):
             validating: for validation; it has a clock of its own.
         """
         clock = Clock() if validating else self.clock
-        return Collector(self.engine, self.reward, self.options, self.place, clock, validating=validating)
+        given = {} if self.responses is None else self.responses
+        return Collector(self.engine, self.reward, self.options, self.place, clock, given, validating=validating)
 
     def sync(self) -> None:
         """Give the engine the policy's weights as they are; a collective call."""

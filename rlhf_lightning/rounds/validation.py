@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rlhf_lightning.data.examples import Groups
 from rlhf_lightning.data.packing import local_totals
-from rlhf_lightning.lessons.experience import Experience, IntArray, numbers
+from rlhf_lightning.lessons.experience import Experience, numbers
+from rlhf_lightning.lessons.tokens import IntArray
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.rounds.collect import Collector, group_of
 from rlhf_lightning.types import RolloutBatch, ScoredGroup, Trained

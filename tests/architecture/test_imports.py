@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "rollout": {"types", "ops", "models", "options"},
     "hardening": {"types", "rewards"},
     "world": {"types", "options", "ops", "data", "models"},
-    "lessons": {"types", "ops", "data"},
+    "lessons": {"types", "ops", "data", "options", "selection"},
     "rounds": {"types", "ops", "models", "data", "lessons", "rewards", "rollout", "chat_templates", "files"},
     "clock": set(),
     "signals": set(),

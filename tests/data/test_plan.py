@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rlhf_lightning.data import bins
-from rlhf_lightning.data.plan import Batching, Plan, plan_epoch
+from rlhf_lightning.data.plan import Batching, Plan, plan_epoch, plan_steps
 
 
 def data(count: int, seed: int = 0, longest: int = 120) -> tuple[np.ndarray, np.ndarray]:
@@ -177,3 +177,30 @@ def test_best_fit_beats_first_come() -> None:
     bin_of, count = bins.best_fit(np.arange(5), lengths, 10)
     assert count == 2  # 6 + 4 and 5 + 3 + 2; opening a bin whenever the last one is full needs 3
     assert bin_of.tolist() == [0, 1, 0, 1, 1]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("micro_batches", [1, 2, 3])
+def test_a_fixed_number_of_full_steps_is_an_epoch(micro_batches, padded):
+    """Group by group and number by number: rollouts are planned as they were when they were planned as epochs."""
+    lengths, slots = data(24)
+    batching = Batching(6, seed=2, padded=padded)
+    one = plan_epoch(lengths, slots, batching, micro_batches=micro_batches, epoch=1)
+    other = plan_steps(lengths, slots, batching, steps=4, micro_batches=micro_batches, epoch=1)
+    for name in ("order", "cuts", "tokens", "slot_tokens"):
+        assert getattr(one, name).tolist() == getattr(other, name).tolist(), name
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 10, 11])
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_a_fixed_number_of_steps_whatever_there_is(count, micro_batches):
+    """Every group once, equally many in each step or one less, exact totals; a step without groups has none."""
+    lengths, slots = data(count)
+    plan = plan_steps(lengths, slots, Batching(4, seed=2), steps=4, micro_batches=micro_batches)
+    sizes = [len(groups) for groups in steps(plan)]
+    assert len(plan) == len(sizes) == 4
+    assert sorted(np.concatenate([plan.groups(step) for step in range(4)]).tolist()) == list(range(count))
+    assert max(sizes) - min(sizes) <= 1
+    for step in range(4):
+        totals, groups = plan.totals(step), plan.groups(step)
+        assert (totals.groups, totals.slot_tokens) == (len(groups), tuple(slots[groups].sum(0).tolist()))

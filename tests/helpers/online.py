@@ -165,6 +165,7 @@ def fit(
     dtype: Any = None,
     ptx: Any = None,
     callbacks: Sequence[L.Callback] = (),
+    data: Any = online,
     **options: Any,
 ) -> L.Trainer:
     """Train in ``folder``, saving every third step; where it holds a checkpoint, go on from that.
@@ -178,6 +179,7 @@ def fit(
         dtype: of the copy of the weights that is sampled from; None: the weights themselves are.
         ptx: what makes the data that is mixed in.
         callbacks: beside those that every run has.
+        data: makes the data of a module.
         **options: of the trainer.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,9 +193,9 @@ def fit(
     run = trainer(folder, own, **settings | options)
     module = make()
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))  # nothing may hang on the global generator's start
-    data = online(module, folder / "rollouts", Engine(folder, kill_call, dtype=dtype), reward, ptx=ptx)
+    source = data(module, folder / "rollouts", Engine(folder, kill_call, dtype=dtype), reward, ptx=ptx)
     last = recovered(folder / "checkpoints" / "last.ckpt")
-    run.fit(module, datamodule=data, ckpt_path=last if last.exists() else None)
+    run.fit(module, datamodule=source, ckpt_path=last if last.exists() else None)
     if run.is_global_zero:
         torch.save(torch.get_rng_state(), folder / "rng.pt")
     return run
@@ -207,6 +209,7 @@ def trajectory(
     callbacks: Sequence[L.Callback] = (),
     dtype: Any = None,
     ptx: Any = None,
+    data: Any = online,
     **options: Any,
 ) -> dict[str, Any]:
     """Train for an epoch; every logged metric by name, the final weights, and what the rollouts' files say."""
@@ -216,8 +219,8 @@ def trajectory(
         options["strategy"] = options["strategy"]()
     own = [NonFiniteStop(), *callbacks]
     run = trainer(folder, own, logger=logger, **{"use_distributed_sampler": False} | options)
-    data = online(module, folder / "rollouts", Engine(dtype=dtype), reward, count, ptx=ptx)
-    run.fit(module, datamodule=data)
+    source = data(module, folder / "rollouts", Engine(dtype=dtype), reward, count, ptx=ptx)
+    run.fit(module, datamodule=source)
     names = {name for row in logger.rows for name in row}
     weights = get_model_state_dict(module.policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     result = {"metrics": {name: logger.series(name) for name in names}, "weights": weights}

@@ -1,0 +1,92 @@
+"""The round of a selector: groups of any kind, and the reference's log-probs of their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.position import check_state
+from rlhf_lightning.lessons.tokens import IntArray, TokenRound
+from rlhf_lightning.types import PackedBatch, StepTotals
+
+
+@dataclass
+class SelectedRound(TokenRound):
+    """Groups that a selector made of the samples of a round."""
+
+    kind: str  #: of data
+
+    def batch(self, groups: IntArray, totals: StepTotals, step: IntArray | None = None) -> PackedBatch:
+        """Some groups as a micro-batch of their kind.
+
+        Args:
+            groups: which; none: a group of the step, or of the round where the step has none, stands in.
+            totals: denominators of the optimiser step.
+            step: all groups of the step.
+        """
+        chosen = groups if len(groups) else self._stand_in(step)
+        reference = self.tokens.get("reference_log_probs")
+        packed = pack(
+            self.examples.select(chosen),
+            kind=self.kind,
+            totals=totals,
+            indices=self.index[chosen],
+            reference_log_probs=None if reference is None else reference[self.places(chosen)].numpy(),
+        )
+        return packed if len(groups) else packed.emptied()
+
+    def _stand_in(self, step: IntArray | None) -> IntArray:
+        """The shortest group of a step, which reaches no weight that the step does not reach."""
+        among = np.arange(len(self.examples)) if step is None or not len(step) else step
+        return among[[self.examples.lengths[among].argmin()]]
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers and tensors."""
+        margin = self.examples.margin
+        return {
+            **super().state_dict(),
+            "kind": self.kind,
+            "margin": None if margin is None else torch.from_numpy(np.array(margin)),
+            "numbers": {name: torch.from_numpy(np.array(value)) for name, value in self.examples.numbers.items()},
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> SelectedRound:
+        """What :meth:`state_dict` described.
+
+        Raises:
+            ValueError: another version wrote it.
+        """
+        check_state(state, ("kind", "margin", "numbers"))
+        restored = cls.restored(state)
+        margin, numbers = state["margin"], {name: value.numpy() for name, value in state["numbers"].items()}
+        fields = {"margin": None if margin is None else margin.numpy(), "numbers": numbers}
+        return cls(**restored | {"examples": replace(restored["examples"], **fields)}, kind=state["kind"])
+
+
+def joined(rounds: Sequence[SelectedRound]) -> SelectedRound:
+    """The groups of several rounds as those of the first one; no numbers of tokens are kept."""
+    first, parts = rounds[0], [one.examples for one in rounds]
+    starts = np.cumsum([0, *(len(part.tokens) for part in parts[:-1])])
+    has_margin = all(part.margin is not None for part in parts)
+    examples = Examples(
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.scored for part in parts]),
+        np.concatenate([part.bounds + start for part, start in zip(parts, starts, strict=True)]),
+        np.concatenate([part.slot_tokens for part in parts]),
+        pa.concat_arrays([part.names for part in parts]),
+        np.concatenate([part.margin for part in parts if part.margin is not None]) if has_margin else None,
+        np.arange(sum(map(len, parts)), dtype=np.int64),
+        numbers={name: np.concatenate([part.numbers[name] for part in parts]) for name in parts[0].numbers},
+    )
+    index = np.concatenate([one.index for one in rounds])
+    return replace(first, examples=examples, index=index, tokens={}, metrics=dict(first.metrics))

@@ -1,0 +1,135 @@
+"""The options of a job that learns from groups of its own samples: what the config group ``rounds`` makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from rlhf_lightning.options import Count, PositiveShare, WholeNumber
+from rlhf_lightning.selection.options import least_samples, needs, validate
+from rlhf_lightning.types import Draw, RolloutOptions, Selected, Source
+
+#: Which policy a round's loss compares with: that of the run's start, of this round's, of the round before, or an
+#: average over rounds.
+RoundReference = Literal["initial", "round_start", "previous_round", "ema"]
+#: Which earlier rounds are trained on again, beside the one at hand.
+Carry = Literal["none", "previous", "all"]
+LengthUnit = Literal["tokens", "characters"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds(RolloutOptions):
+    """How a method learns from groups that a selector makes of its own samples.
+
+    Attributes:
+        selector: which samples of a round become which groups; a function of ``selection`` or a partial of one.
+        draws: what is drawn for each prompt; the responses of all draws are scored together.
+        reference: what the loss compares with: the policy of the run's start (``initial``), of the round's start, of
+            the start of the round before, or an average over the starts of rounds (``ema``).
+        ema_weight: of a round's start in that average.
+        carry: rounds whose groups are trained on again beside the new ones.
+        length_unit: of the lengths that a selector sees.
+        minibatches: optimiser steps of a pass; a round has ``minibatches * data.batch_size`` prompts.
+        inner_epochs: passes over a round.
+        max_refills: times that other prompts are drawn for those without a group; what is missing then is left out.
+        max_empty: rounds in a row without a group that end the run; fewer are skipped.
+        top_p: see ``RolloutOptions``; so are the other options that are not named here.
+
+    Raises:
+        ValueError: an option is unknown or out of its range, or a selector needs more samples than are drawn.
+    """
+
+    selector: Callable[..., Selected] = field(repr=False)
+    draws: Sequence[Draw] = (Draw(n=4),)  # type: ignore[assignment]
+    reference: RoundReference = field(default="initial", repr=False)
+    ema_weight: PositiveShare = field(default=0.5, repr=False)
+    carry: Carry = field(default="none", repr=False)
+    length_unit: LengthUnit = field(default="tokens", repr=False)
+    minibatches: Count = 1
+    inner_epochs: Count = 1
+    max_refills: WholeNumber = 0
+
+    group_size: int = field(default=1, init=False)
+    temperature: float = field(default=1.0, init=False)
+    keep: int | None = field(default=None, init=False)
+    dynamic_filter: bool = field(default=False, init=False)
+    greedy_baseline: bool = field(default=False, init=False)
+    mask_truncated: bool = field(default=False, init=False)
+    validation_samples: int = field(default=1, init=False)
+    validation_temperature: float | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        draws = tuple(draw_of(number, draw) for number, draw in enumerate(self.draws))
+        if not draws:
+            raise ValueError("rounds.draws is empty: name a source of responses, such as {source: policy, n: 4}")
+        object.__setattr__(self, "draws", draws)
+        object.__setattr__(self, "group_size", sum(draw.n for draw in draws))
+        for name, allowed in (("reference", RoundReference), ("carry", Carry), ("length_unit", LengthUnit)):
+            if (value := getattr(self, name)) not in get_args(allowed):
+                raise ValueError(f"rounds.{name}={value!r} can be {', '.join(get_args(allowed))}")
+        if not 0 < self.ema_weight <= 1:
+            raise ValueError(f"rounds.ema_weight={self.ema_weight} must be in (0, 1]")
+        for name in ("minibatches", "inner_epochs", "max_empty"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"rounds.{name}={getattr(self, name)} must be at least 1")
+        if self.max_refills < 0:
+            raise ValueError(f"rounds.max_refills={self.max_refills} must be at least 0")
+        validate(self.selector)
+        self._check_selector()
+
+    def _check_selector(self) -> None:
+        least, drawn = least_samples(self.selector), self.group_size
+        if drawn < least:
+            raise ValueError(
+                f"rounds.draws gives {drawn} response{'s' if drawn > 1 else ''} a prompt, and the selector needs at "
+                f"least {least}: set rounds.draws.0.n={least - drawn + self.draws[0].n}"
+            )
+        if "preference" in needs(self.selector):
+            raise ValueError(
+                "rounds.selector compares responses pair by pair, and rewards give each response one number: let it "
+                "make probabilities of scores (rounds.selector.judge=scores), or choose another selector"
+            )
+
+    @property
+    def compared(self) -> bool:
+        """All draws of a prompt are scored as one group."""
+        return True
+
+    @property
+    def validation_draws(self) -> tuple[Draw, ...]:
+        """Nothing is drawn for validation: it is on the data's own groups."""
+        return ()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the selector sees of a round."""
+        return needs(self.selector)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether responses are drawn from the reference."""
+        return any(draw.source in ("reference", "mixture") for draw in self.draws)
+
+
+def draw_of(number: int, draw: Draw | Mapping[str, Any]) -> Draw:
+    """A draw as a yaml gives it.
+
+    Args:
+        number: of the draw, for messages.
+        draw: its options by name.
+
+    Raises:
+        ValueError: an option is unknown or out of its range.
+    """
+    if isinstance(draw, Draw):
+        return draw
+    options = tuple(Draw.__dataclass_fields__)
+    if unknown := sorted(set(draw) - set(options)):
+        raise ValueError(f"rounds.draws.{number}.{unknown[0]} is no option of a draw. There are {', '.join(options)}")
+    if (source := draw.get("source", "policy")) not in get_args(Source):
+        raise ValueError(f"rounds.draws.{number}.source={source} can be {', '.join(get_args(Source))}")
+    try:
+        return Draw(**draw)
+    except ValueError as error:
+        raise ValueError(f"rounds.draws.{number}: {error}") from error

@@ -1,0 +1,209 @@
+"""The lesson of selectors: samples of a round become groups of the method's kind, with the reference's log-probs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.kinds import slot_names
+from rlhf_lightning.lessons.chosen import SelectedRound, joined
+from rlhf_lightning.lessons.rounds import Rounds
+from rlhf_lightning.lessons.tokens import examples_of
+from rlhf_lightning.ops.streams import stream_seed
+from rlhf_lightning.types import DATA, NONE, PackedBatch, Sample, SampleGroup, ScoredGroup, Selected, Trained
+
+
+@dataclass
+class SelectLesson:
+    """Groups that a selector makes of a round, and what the reference thinks of them.
+
+    Attributes:
+        options: of the rounds.
+        method: the method that is trained; asked when a round is made.
+        kind: of data that the method learns from.
+        seed: of the selector's random numbers.
+        responses: of the data's rows, by row; for selectors that name them.
+        carried: rounds that are trained on again.
+    """
+
+    phase: ClassVar[str] = "select"
+
+    options: Rounds
+    method: Callable[[], Trained]
+    kind: str
+    seed: int = 0
+    responses: Mapping[str, list[int]] | None = None
+    carried: tuple[SelectedRound, ...] = ()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The reference's log-probs, where the loss asks for them."""
+        wanted = "reference" in self.method().needs
+        return frozenset({"reference_log_probs"}) if wanted else frozenset()
+
+    @property
+    def temperature(self) -> float:
+        """Losses on groups compare log-probs of the whole distribution."""
+        return 1.0
+
+    def informative(self, drawn: Sequence[ScoredGroup]) -> list[bool]:
+        """Prompts with at least one group; where none is drawn again, all."""
+        if not self.options.max_refills:
+            return [True] * len(drawn)
+        chosen = set(self.select(drawn, 0).prompt.tolist())
+        return [number in chosen for number in range(len(drawn))]
+
+    def select(self, drawn: Sequence[ScoredGroup], number: int) -> Selected:
+        """What the selector makes of some prompts.
+
+        Args:
+            drawn: the prompts with their scored samples.
+            number: of the round, for random numbers.
+        """
+        inputs: dict[str, Callable[[], Any]] = {
+            "score": lambda: torch.tensor([_numbers(group.score) for group in drawn], dtype=torch.float64),
+            "truncated": lambda: _table(drawn, lambda sample: sample.finish == "length", torch.bool),
+            "length": lambda: _table(drawn, self._length, torch.float64),
+            "same_as": lambda: torch.tensor([self._same_as(group.group) for group in drawn]),
+            "source": lambda: torch.tensor(drawn[0].draw),
+            "generator": lambda: torch.Generator().manual_seed(stream_seed("selection", self.seed, number)),
+        }
+        selected = self.options.selector(**{name: inputs[name]() for name in self.options.needs})
+        selected.check(len(drawn), len(drawn[0].score))
+        return selected
+
+    def begin(self, number: int, cursor: int, groups: Sequence[ScoredGroup]) -> SelectedRound:
+        """The groups of this round, and those of the rounds that are carried along."""
+        selected = self.select(groups, number)
+        chosen = [groups[at].group for at in selected.prompt.tolist()]
+        slots = selected.slots.tolist()
+        ids = [self._response(group, slot) for group, row in zip(chosen, slots, strict=True) for slot in row]
+        examples = self._numbered(examples_of(chosen, ids, selected.slots.shape[1]), selected)
+        index = np.array([group.index for group in chosen], dtype=np.int64)
+        new = SelectedRound(number, cursor, examples, index, kind=self.kind)
+        if (drawn := self._log_probs(chosen, slots)) is not None and not self.carried:
+            new.tokens["rollout_log_probs"] = drawn
+        new.metrics = {f"select/{name}": value for name, value in selected.metrics.items()}
+        new.metrics |= {"select/groups": float(len(selected)), "round/number": float(number)}
+        whole = joined([new, *self.carried]) if self.carried and len(selected) else new
+        if len(selected):
+            self._refresh("ema")
+            self._carry(new)
+        return whole
+
+    def why_empty(self, groups: Sequence[ScoredGroup]) -> str | None:
+        """A selector leaves out what it cannot compare."""
+        if all(score is None for group in groups for score in group.score):
+            return None
+        return (
+            "the selector made no group of its samples, which are all tied, cut off or unscored: draw more "
+            "(rounds.draws.0.n), refill (rounds.max_refills), or raise rollout.max_new_tokens"
+        )
+
+    def scores(self, batch: PackedBatch) -> Mapping[str, Tensor]:
+        """Log-probs of the round's reference."""
+        module: Any = self.method()
+        reference = module.policy if self.options.reference == "round_start" else module.placed_reference()
+        return {"reference_log_probs": reference(batch).token}
+
+    def learn(self, learned: SelectedRound, groups: Sequence[ScoredGroup]) -> dict[str, float]:
+        """The round is complete; the reference of the next one is the policy as it is now, where that was asked for."""
+        learned.tokens.pop("rollout_log_probs", None)
+        self._refresh("previous_round")
+        return learned.metrics
+
+    def columns(self, learned: SelectedRound, groups: Sequence[ScoredGroup]) -> dict[int, list[dict[str, Any]]]:
+        """Which slots each sample fills."""
+        selected = self.select(groups, learned.number)
+        names = slot_names(self.kind, selected.slots.shape[1])
+        found: dict[int, list[dict[str, Any]]] = {group.place: [{"kept": []} for _ in group.score] for group in groups}
+        for at, row in zip(selected.prompt.tolist(), selected.slots.tolist(), strict=True):
+            for slot, sample in enumerate(row):
+                if sample >= 0:
+                    found[groups[at].place][sample]["kept"].append(names[slot])
+        return {place: [{"trained": bool(row["kept"]), **row} for row in rows] for place, rows in found.items()}
+
+    # Checkpoints
+
+    def restore(self, state: Mapping[str, Any]) -> SelectedRound:
+        """The round that a checkpoint held."""
+        return SelectedRound.from_state_dict(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rounds that are carried along; plain containers and tensors."""
+        return {"carried": [one.state_dict() for one in self.carried]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave."""
+        self.carried = tuple(map(SelectedRound.from_state_dict, state.get("carried", ())))
+
+    # Inside
+
+    def _refresh(self, when: str) -> None:
+        """Move the reference to the policy as it is now, where its rule is this one; works on shards."""
+        if self.options.reference == when:
+            module: Any = self.method()
+            module.reference.refresh(module.policy, self.options.ema_weight if when == "ema" else 1.0)
+
+    def _carry(self, new: SelectedRound) -> None:
+        """Keep a round for the next ones."""
+        if self.options.carry != "none":
+            before = self.carried if self.options.carry == "all" else ()
+            self.carried = (*before, replace(new, tokens={}, metrics={}))
+
+    def _response(self, group: SampleGroup, slot: int) -> list[int]:
+        if slot == NONE:
+            return []
+        return self._given(group) if slot == DATA else group.samples[slot].ids
+
+    def _given(self, group: SampleGroup) -> list[int]:
+        """The data's own response."""
+        if self.responses is None or group.row not in self.responses:
+            raise ValueError(f"{group.row}: rounds.selector names the response of the data's row, and it has none")
+        return self.responses[group.row]
+
+    def _numbered(self, examples: Examples, selected: Selected) -> Examples:
+        """The groups with what the selector says of each, and of each of their responses."""
+        whole = {name: value for name, value in selected.numbers.items() if value.numel() == selected.slots.numel()}
+        numbers = {name: value.reshape(selected.slots.shape).numpy() for name, value in whole.items()}
+        margin = selected.numbers.get("margin")
+        return replace(examples, numbers=numbers, margin=None if margin is None else margin.numpy())
+
+    def _log_probs(self, groups: Sequence[SampleGroup], slots: Sequence[Sequence[int]]) -> Tensor | None:
+        """The engine's log-probs of every kept token, where all are the policy's at temperature 1."""
+        if any(draw.source != "policy" or draw.temperature != 1.0 for draw in self.options.draws):
+            return None
+        if any(slot == DATA for row in slots for slot in row):
+            return None
+        kept = [group.samples[slot] for group, row in zip(groups, slots, strict=True) for slot in row if slot >= 0]
+        if any(len(sample.log_probs) != len(sample.ids) for sample in kept):
+            return None
+        return torch.tensor([value for sample in kept for value in sample.log_probs])
+
+    def _length(self, sample: Sample) -> float:
+        return float(len(sample.ids) if self.options.length_unit == "tokens" else len(self._text(sample.ids)))
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.method().tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _same_as(self, group: SampleGroup) -> list[int]:
+        """Of each sample the first one with its text; ``DATA`` where that is the data's own response."""
+        first: dict[str, int] = {}
+        if self.responses is not None and group.row in self.responses:
+            first[self._text(self.responses[group.row])] = DATA
+        return [first.setdefault(self._text(sample.ids), number) for number, sample in enumerate(group.samples)]
+
+
+def _table(drawn: Sequence[ScoredGroup], number: Callable[[Sample], float], dtype: torch.dtype) -> Tensor:
+    """One number a sample, (prompts, samples)."""
+    return torch.tensor([[number(sample) for sample in group.group.samples] for group in drawn], dtype=dtype)
+
+
+def _numbers(scores: Sequence[float | None]) -> list[float]:
+    return [torch.nan if score is None else score for score in scores]
