@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -274,3 +275,32 @@ def test_validation_uses_its_own_samples_and_streams():
     assert batch.slots == 2
     assert batch.score.tolist() == [sum(ids) for ids in spans(batch)]
     assert batch.advantage is None
+
+
+def test_the_greedy_response_is_a_row_of_its_own_and_is_read_again(tmp_path):
+    """A draw like the first one; the file of an earlier version, which had no such row, is drawn again."""
+
+    def run():
+        engine = FakeEngine()
+        data, module = looped(RolloutOptions(group_size=2, greedy_baseline=True), engine)
+        module.tokenizer = SimpleNamespace(decode=lambda ids, **_: str(ids))
+        data.folder = tmp_path
+        return engine, module, first(data)
+
+    engine, module, batch = run()
+    assert len(engine.calls) == 2
+    file = tmp_path / "00000.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["draw"] for row in rows] == [0, 0, 1] * 4
+    assert [row["source"] for row in rows] == ["policy"] * 12
+    assert [row["baseline"] for row in rows] == [7.0] * 12
+    assert [row["trained"] for row in rows] == [True, True, False] * 4
+    again, resumed, other = run()
+    assert again.calls == []
+    assert resumed.episodes[0].baseline.tolist() == module.episodes[0].baseline.tolist() == [7.0] * 4
+    assert other.ids.tolist() == batch.ids.tolist()
+    older = [{k: v for k, v in row.items() if k not in ("draw", "source")} for row in rows if not row["draw"]]
+    file.write_text("".join(json.dumps(row) + "\n" for row in older))
+    redrawn, _, third = run()
+    assert len(redrawn.calls) == 2
+    assert third.ids.tolist() == batch.ids.tolist()
