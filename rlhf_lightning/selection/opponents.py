@@ -1,0 +1,92 @@
+"""Pairs whose sides are given beforehand: the data's response against the policy's, and two random samples."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from rlhf_lightning.selection.options import makes, selector
+from rlhf_lightning.selection.terms import CutOff, Mask, PromptStreams, Scores, counted, eligible, one_pair, share
+from rlhf_lightning.types import DATA, Selected
+
+
+@selector
+@makes("preference", samples=1)
+def data_vs_own(
+    truncated: Mask,
+    same_as: Int[Tensor, "prompts samples"],
+    *,
+    equal: Literal["drop", "keep"] = "drop",
+    cut_off: CutOff = "drop",
+) -> Selected:
+    r"""The data's own response against every sample of the policy.
+
+    .. math:: w = y_\mathrm{data},\quad l = y_i,\ i = 1 \dots n
+
+    Source: "Self-Play Fine-Tuning Converts Weak Language Models to Strong Language Models" (SPIN), arXiv:2401.01335,
+    with one sample; "Adversarial Preference Optimization", arXiv:2311.08045, with four.
+    Defaults: equal texts and cut-off samples are left out, which is our choice.
+    Differences: SPIN's code gives cut-off samples an end-of-sequence token that they did not draw, which is the
+    cheapest thing to tell both sides apart by; here they are left out, or lose without one (``cut_off=lose``). It
+    keeps pairs of equal texts, whose gradient is zero.
+
+    Args:
+        truncated: whether a sample was cut off.
+        same_as: which samples have the text of the data's response.
+        equal: what becomes of such samples.
+        cut_off: whether a cut-off sample may lose.
+    """
+    same = same_as == DATA
+    kept = ~truncated if cut_off == "drop" else torch.ones_like(truncated)
+    if equal == "drop":
+        kept = kept & ~same
+    prompt, sample = kept.nonzero(as_tuple=True)
+    selected = Selected(prompt, torch.stack([torch.full_like(sample, DATA), sample], dim=1))
+    metrics = {"equal_rate": share(same, torch.ones_like(same)), "left_out": float((~kept.any(1)).sum())}
+    return counted(selected, truncated, None, metrics)
+
+
+@selector
+@makes("preference")
+def random_pair(
+    score: Scores,
+    truncated: Mask,
+    generator: torch.Generator,
+    *,
+    label: Literal["score", "random"] = "score",
+    cut_off: CutOff = "drop",
+) -> Selected:
+    r"""Two random samples of every prompt, labelled by their scores or by a coin: a control for every other rule.
+
+    .. math:: \{w, l\} \sim \mathrm{Uniform},\quad s_w > s_l
+
+    Source: "RLHF Workflow: From Reward Modeling to Online RLHF", arXiv:2405.07863, the rule ``random`` of its code;
+    the coin is ours.
+    Defaults: ``label`` is what that code does; that cut-off samples are left out is our choice.
+    Differences: that code takes the first two samples, which are random too.
+
+    Args:
+        score: of each sample.
+        truncated: whether it was cut off.
+        generator: of the pairs and the coin.
+        label: ``score``: the higher one is chosen, ties are dropped; ``random``: either, so that nothing can be
+            learned from the pairs, and no margin is given.
+        cut_off: whether a cut-off sample may lose.
+    """
+    members, winners = eligible(score, truncated, cut_off)
+    draws = PromptStreams(generator, len(score)).draw(score.shape[1] + 1)
+    order = draws[:, :-1].masked_fill(~members, torch.inf).argsort(dim=1, stable=True)
+    first, second = order[:, 0], order[:, min(1, score.shape[1] - 1)]
+    rows = torch.arange(len(score))
+    swapped = draws[:, -1] < 0.5 if label == "random" else score[rows, second] > score[rows, first]
+    chosen, rejected = torch.where(swapped, second, first), torch.where(swapped, first, second)
+    exists = (members.sum(1) > 1) & winners[rows, chosen]
+    ranks = score if label == "score" else torch.zeros_like(score)
+    selected, metrics = one_pair(ranks, chosen, rejected, exists, "drop" if label == "score" else "keep")
+    if label == "random":
+        del selected.numbers["margin"]
+        metrics["tie_rate"] = 0.0
+    return counted(selected, truncated, score, metrics)

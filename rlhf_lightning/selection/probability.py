@@ -1,0 +1,114 @@
+"""Best and worst sample by their chances against the policy, with those chances as soft targets (SPPO)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rlhf_lightning.selection.options import makes, selector
+from rlhf_lightning.selection.terms import CutOff, Mask, Scores, Ties, best_against, counted, one_pair, share
+from rlhf_lightning.types import Selected
+
+Preferences = Float[Tensor, "prompts samples samples"]
+
+
+@selector
+@makes("preference", asks={"judge": {"matrix": "preference", "scores": "score"}})
+def win_probability(
+    truncated: Mask,
+    preference: Preferences | None = None,
+    score: Scores | None = None,
+    *,
+    judge: Literal["matrix", "scores"] = "matrix",
+    include_self: bool = True,
+    target: Literal["policy", "pair"] = "policy",
+    ties: Ties = "drop",
+    cut_off: CutOff = "drop",
+) -> Selected:
+    r"""The samples most and least likely to beat the policy's own, with those probabilities.
+
+    .. math:: \hat P(y_i \succ \pi) = \frac{1}{n}\sum_j P_{ij},\quad w, l = \arg\max_i, \arg\min_i \hat P(y_i \succ \pi)
+
+    The number ``win_probability`` of a pair is :math:`\hat P` of either response. Metrics tell whether the judge was a
+    real matrix: ``from_scores``, and ``intransitive``, the share of three samples of which each beats the next.
+
+    Source: "Self-Play Preference Optimization for Language Model Alignment" (SPPO), arXiv:2405.00675, and its code
+    (uclaml/SPPO): best and worst of 5 samples, each counted against itself too.
+    Defaults: ``include_self`` and ``target`` are the code's (``sppo``; ``pair`` is its ``sppo_single``). The matrix is
+    what the paper's theory asks for.
+    Differences: the code makes the matrix of one PairRM score a sample, :math:`P_{ij} = \sigma(s_i - s_j)`, so it
+    never sees an intransitive preference: that is ``judge=scores``. It keeps ties and cut-off samples.
+
+    Args:
+        truncated: whether a sample was cut off. Such a sample still is an opponent.
+        preference: P, with ``judge=matrix``; an opponent j for whom :math:`P_{ij}` is unknown does not count for i.
+        score: s, with ``judge=scores``.
+        judge: what P is: any pairwise judge's matrix, or made of scores.
+        include_self: whether a sample's chance against itself, 1/2, is part of the mean.
+        target: the number is against the policy, or against the other response of the pair.
+        ties: what becomes of a prompt whose best and worst chance are equal; as in ``best_and_worst``.
+        cut_off: whether a cut-off sample may lose.
+
+    Raises:
+        ValueError: what ``judge`` asks for was not given, or a preference is no probability.
+    """
+    chances = _matrix(preference, score, judge)
+    against = _against_policy(chances, include_self)
+    members = against.isfinite() if cut_off == "lose" else against.isfinite() & ~truncated
+    best, worst, exists = best_against(against, -against, members, members & ~truncated)
+    rows = torch.arange(len(chances))
+    known = chances[rows, best, worst].isfinite() & chances[rows, worst, best].isfinite()
+    selected, metrics = one_pair(against, best, worst, exists & known if target == "pair" else exists, ties)
+    row, (chosen, rejected) = selected.prompt, selected.slots.unbind(1)
+    if target == "policy":
+        numbers = [against[row, chosen], against[row, rejected]]
+    else:
+        numbers = [chances[row, chosen, rejected], chances[row, rejected, chosen]]
+    selected.numbers = {"win_probability": torch.stack(numbers, dim=1).float()}
+    scored = against.isfinite()
+    metrics |= {
+        "from_scores": float(judge == "scores"),
+        "near_even": share(scored & ((against - 0.5).abs() <= 0.1), scored),
+        "intransitive": _intransitive(chances),
+    }
+    return counted(selected, truncated, against, metrics)
+
+
+def _matrix(preference: Tensor | None, score: Tensor | None, judge: str) -> Tensor:
+    """P in float64, with 1/2 on the diagonal of every sample that was judged."""
+    if judge == "scores" and score is not None:
+        judged = score.isfinite()
+        known = score.double().masked_fill(~judged, torch.nan)
+        chances = (known[:, :, None] - known[:, None, :]).sigmoid()
+    elif judge == "matrix" and preference is not None:
+        itself = torch.eye(preference.shape[1], dtype=torch.bool)
+        chances = preference.double()
+        judged = (chances.isfinite() & ~itself).any(2)
+        if ((chances < 0) | (chances > 1)).any():
+            raise ValueError("win_probability: a preference is outside [0, 1]: a judge must give probabilities")
+    else:
+        asked = {"scores": "scores", "matrix": "a matrix of pairwise preferences"}[judge]
+        raise ValueError(f"win_probability: judge={judge} needs {asked}: set rounds.selector.judge, or another reward")
+    own = torch.where(judged, 0.5, torch.nan).double()
+    return torch.diagonal_scatter(chances, own, dim1=1, dim2=2)
+
+
+def _against_policy(chances: Tensor, include_self: bool) -> Tensor:
+    """Mean chance of each sample against those of its prompt, (prompts, samples); nan where nothing is known."""
+    known = chances.isfinite()
+    if not include_self:
+        known = known & ~torch.eye(chances.shape[1], dtype=torch.bool)
+    return torch.where(known, chances, 0.0).sum(2) / known.sum(2)
+
+
+def _intransitive(chances: Tensor) -> float:
+    """Share of three samples of a prompt, all compared, of which each beats the next one."""
+    beats = (chances > 0.5).double()
+    compared = chances.isfinite() & chances.transpose(1, 2).isfinite()
+    compared = (compared & ~torch.eye(chances.shape[1], dtype=torch.bool)).double()
+    cycles = float(torch.einsum("pij,pjk,pki->", beats, beats, beats)) / 3
+    triples = float(torch.einsum("pij,pjk,pki->", compared, compared, compared)) / 6
+    return cycles / triples if triples else 0.0
