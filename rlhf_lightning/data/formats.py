@@ -27,6 +27,7 @@ from rlhf_lightning.data.records import (
     uniform,
 )
 from rlhf_lightning.data.spec import COLUMNS, DataSpec
+from rlhf_lightning.data.token_rows import COLUMNS as TOKEN_COLUMNS
 
 #: Formats that are one conversation, and its column.
 _CONVERSATIONS = {"sharegpt": "conversations", "messages": "messages"}
@@ -251,7 +252,8 @@ def used_columns(spec: DataSpec, kind: str) -> frozenset[str] | None:
     """The data's columns that rows of a kind are made from; None: all of them, which rewards see beside prompts."""
     if _asks_prompts(kind):
         return None
-    names = {*COLUMNS, *HELPSTEER, *(spec.attributes or ()), *(alias for group in ALIASES.values() for alias in group)}
+    names = {*COLUMNS, *TOKEN_COLUMNS, *HELPSTEER, *(spec.attributes or ())}
+    names |= {alias for group in ALIASES.values() for alias in group}
     return frozenset(columns_read(names, spec.mapped))
 
 

@@ -34,6 +34,7 @@ from rlhf_lightning.data.records import Record, as_json
 from rlhf_lightning.data.sources import Row, Source, for_kind, using
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.templates import ChatTemplate, render, resolve
+from rlhf_lightning.data.token_rows import TOKEN_IDS, group_of, has_tokens
 from rlhf_lightning.types import Example
 
 log = logging.getLogger(__name__)
@@ -180,6 +181,8 @@ class _Pipeline:
     def _rows(self, rows: Iterator[Row]) -> Iterator[tuple[Row, Record, Example]]:
         """Every usable row as the group that it is by itself."""
         while chunk := list(islice(rows, _CHUNK)):
+            yield from self._token_rows(row for row in chunk if has_tokens(row.values, self.kind))
+            chunk = [row for row in chunk if not has_tokens(row.values, self.kind)]
             rendered = [(row, *pair) for row in chunk if (pair := self._render(row)) is not None]
             if self.expected is None and self.hopeless is not None:
                 raise self.hopeless
@@ -195,6 +198,24 @@ class _Pipeline:
                 yield row, record, example
             if self.report.rows % _SAY_EVERY < len(chunk) and self.report.rows >= _SAY_EVERY:
                 log.info("%s: %d rows tokenised", self.report.source, self.report.rows)
+
+    def _token_rows(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Record, Example]]:
+        """Rows that bring the tokens of their group; their limits are those of every row."""
+        for row in rows:
+            self.report.rows += 1
+            try:
+                made, numbers, margin = group_of(row.values)
+                cut = fit(made, self.spec, self.encoder.special.bos)
+            except RowError as error:
+                self._problem(row, error)
+                continue
+            if cut:
+                self.report.add(Problem(row.id, Kind.TRUNCATED, cut))
+            record = Record("", (), TOKEN_IDS, margin, self.kind, numbers)
+            example = self._example(row, record, [made])
+            self.report.formats[record.format] = self.report.formats.get(record.format, 0) + 1
+            self._count(row, record, example, [made], [])
+            yield row, record, example
 
     def _encoded(self, rendered: list[_RenderedRow]) -> Iterator[list[Encoded | None] | RowError]:
         """Ids of every row; a text that the tokenizer refuses is a problem of its row alone."""
@@ -282,7 +303,8 @@ class _Pipeline:
 
     def _example(self, row: Row, record: Record, made: list[Encoded | None]) -> Example:
         """The group of a row; ``made`` has an entry a prompt."""
-        cuts = [self._checked(record, part) for part in made if part is not None]
+        given = record.format == TOKEN_IDS
+        cuts = [None if given else self._checked(record, part) for part in made if part is not None]
         if any(cuts):
             self.report.add(Problem(row.id, Kind.TRUNCATED, "; ".join(filter(None, cuts))))
         if self.layout.same_response:

@@ -102,7 +102,8 @@ def _swept(score: Tensor, members: Tensor, n: int, beta: float, streams: PromptS
     pool, count, sweeps = members.clone(), torch.zeros(prompts, dtype=torch.long), torch.zeros(prompts)
     drawn = torch.full((prompts, n), NONE)
     while (active := (count < n) & pool.any(1)).any():
-        visits, chances = streams.draw(2 * samples).split(samples, dim=1)
+        draws = streams.draw(2 * samples)
+        visits, chances = draws[:, :samples], draws[:, samples:]
         accepted = chances.log() < _log_acceptance(score, pool, beta)
         order = visits.argsort(dim=1, stable=True)
         position = count[:, None] + accepted.gather(1, order).cumsum(1)  # from 1, of those that are accepted
