@@ -22,6 +22,7 @@ import yaml
 
 from rlhf_lightning.cli.docstrings import FunctionDoc, class_kinds, function_docs
 from rlhf_lightning.cli.errors import ConfigError, suggestion
+from rlhf_lightning.cli.selectors import selection_page, selector_lines, selectors
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.data.kinds import KINDS, kind_of_labels
 
@@ -260,6 +261,7 @@ def render_markdown(entries: Sequence[MethodEntry]) -> str:
     out += ["", "## Credit assignment", "", _CREDIT]
     for name in sorted(used):
         out += ["", f"### Credit: {name}", "", *_function_section(used[name], "credit")]
+    out += selection_page(_function_section)
     return "\n".join(out) + "\n"
 
 
@@ -342,7 +344,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ConfigError: no method has that name.
     """
     parser = argparse.ArgumentParser(prog="rlhf methods", description="List the methods, or say more about one.")
-    parser.add_argument("name", nargs="?", help="a method, to read its equation, source, defaults and differences")
+    parser.add_argument(
+        "name", nargs="?", help="a method or a selector, to read its equation, source, defaults and differences"
+    )
     parser.add_argument("--write", metavar="FILE", nargs="?", const="METHODS.md", help="write METHODS.md")
     given = parser.parse_args(arguments)
     entries = catalogue()
@@ -364,10 +368,14 @@ def _show_one(name: str, entries: Sequence[MethodEntry]) -> None:
     from rich.markdown import Markdown
 
     entry = next((entry for entry in entries if entry.name == name), None)
-    if entry is None:
-        raise ConfigError(f"no method {name!r}.{suggestion(name, (entry.name for entry in entries))}")
-    lines = [*_section(entry)]
-    if entry.credit is not None:
+    if entry is not None:
+        lines = [*_section(entry)]
+    elif name in selectors():
+        lines = selector_lines(name, _function_section)
+    else:
+        names = [*(entry.name for entry in entries), *selectors()]
+        raise ConfigError(f"no method {name!r}.{suggestion(name, names)}")
+    if entry is not None and entry.credit is not None:
         lines += ["", f"### Credit: {entry.credit.name}", "", *_function_section(entry.credit, "credit")]
     text = "\n".join(lines).replace("$`", "`").replace("`$", "`").replace("```math", "```tex")
     Console(highlight=False).print(Markdown(text, hyperlinks=False))

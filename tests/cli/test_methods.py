@@ -20,6 +20,7 @@ from rlhf_lightning import methods as methods_package
 from rlhf_lightning.cli import methods
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.methods import catalogue, render_markdown
+from rlhf_lightning.cli.selectors import selectors
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.losses import WeightedSum, needs, validate
 from tests.helpers.loss_inputs import loss_from_yaml, method_yaml
@@ -192,7 +193,7 @@ def test_reference_sync_comes_with_tr_dpo() -> None:
 
 def test_equations_and_links_are_rendered() -> None:
     page = render_markdown(catalogue())
-    assert page.count("```math") == len(LOSSES) + len(CREDIT)
+    assert page.count("```math") == len(LOSSES) + len(CREDIT) + len(selectors())
     assert "[arXiv:2305.18290](https://arxiv.org/abs/2305.18290)" in page
     assert ":math:" not in page
     assert "``" not in page.replace("```", "")

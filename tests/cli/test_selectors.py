@@ -1,0 +1,28 @@
+"""Selectors in METHODS.md and ``rlhf methods NAME``."""
+
+from __future__ import annotations
+
+import pytest
+
+import rlhf_lightning.selection as selection
+from rlhf_lightning.cli.methods import catalogue, main, render_markdown
+from rlhf_lightning.cli.selectors import selectors
+
+NAMES = [name for name in selection.__all__ if getattr(getattr(selection, name), "declares", "") == "selector"]
+
+
+def test_every_selector_has_its_entry() -> None:
+    page = render_markdown(catalogue())
+    assert set(selectors()) == set(NAMES)
+    assert next(iter(selectors())) == "best_and_worst"  # in the order of the package's docstring
+    for name in NAMES:
+        entry = page.partition(f"### Selector: {name}\n")[2].partition("\n###")[0]
+        assert all(part in entry for part in ("```math", "- Paper: ", "- Defaults: ", "- Deviations: "))
+        assert f"`rlhf_lightning.selection.{name}(" in entry
+
+
+def test_one_selector_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["length_calibrated"]) == 0
+    said = capsys.readouterr().out
+    assert "Bootstrapping Language Models with DPO Implicit Rewards" in said
+    assert "selection/calibrated.py" in said
