@@ -13,11 +13,12 @@ SELECTION = Path(__file__).resolve().parents[1] / "selection"
 #: How a function's docstring becomes lines of a page, given its package.
 Section = Callable[[FunctionDoc, str], Iterator[str]]
 
-_INTRODUCTION = """What makes groups of the samples of a whole round (`rounds=...`, option `rounds.selector`): a selector
-sees every prompt's samples with their scores, lengths and whether they were cut off, and says which become which groups.
-Samples without a score are in no group, cut-off samples never win and get no end-of-sequence token that they did not
-draw, and what is left out is counted. $`s_i`$ is the score of sample i of a prompt, $`y_w`$ the chosen and $`y_l`$ the
-rejected response. Tests (`tests/selection`): golden groups, a plain-loop twin on generated rounds, and properties."""
+_INTRODUCTION = """What makes groups of the samples of a whole round (`rounds=...`, option `rounds.selector`). It
+sees every prompt's samples with their scores, lengths and whether they were cut off, and says which become which
+groups. Samples without a score are in no group, cut-off samples never win and get no end-of-sequence token that they
+did not draw, and what is left out is counted. $`s_i`$ is the score of sample i of a prompt, $`y_w`$ the chosen and
+$`y_l`$ the rejected response.
+Tests (`tests/selection`): golden groups, a plain-loop twin on generated rounds, and properties."""
 
 
 def selectors() -> dict[str, FunctionDoc]:

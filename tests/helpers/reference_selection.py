@@ -119,8 +119,7 @@ def all_pairs(b: SampleRound, cut_off: str = "drop") -> Iterator[Group]:
 
 def adjacent_pairs(b: SampleRound, cut_off: str = "drop") -> Iterator[Group]:
     for p, values in enumerate(b.score):
-        order = ranking(b, p, cut_off)
-        for winner, loser in pairwise(order):
+        for winner, loser in pairwise(ranking(b, p, cut_off)):
             yield from pair(b, p, values, winner, loser)
 
 
