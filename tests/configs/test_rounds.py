@@ -1,0 +1,122 @@
+"""Rounds from the command line: what fails before weights load, what is said, and a run in the tiny world."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from rlhf_lightning.cli.build import make_run, reference_kind
+from rlhf_lightning.cli.compose import compose
+from rlhf_lightning.cli.instantiate import make
+from rlhf_lightning.cli.online_checks import without_effect
+from rlhf_lightning.conf_dir import conf_dir
+
+REWARD = ["reward=function", "reward.target=tests.helpers.online.letters", "allow_targets=[tests]"]
+#: A method that each of conf/rounds goes with.
+METHODS = {"iterative": "dpo", "online": "dpo", "raft": "sft", "rso": "rso_sigmoid", "spin": "dpo"}
+ROUNDS = ["method=dpo", "rounds=iterative", "rollout.max_new_tokens=4"]
+SMALL = ["rounds.draws=[{source: policy, n: 2}]", "rounds.minibatches=2", "rounds.max_refills=0"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], r"reward=none, and rounds.selector compares scores of the policy's own responses: choose reward=model"),
+        ([*REWARD, "rounds.draws.0.n=1"], r"rounds.draws gives 1 response a prompt, .*: set rounds.draws.0.n=2"),
+        ([*REWARD, "rounds.draws.0.m=1"], r"rounds.draws.0.m is no option of a draw"),
+        ([*REWARD, "rounds.selector.tie=keep"], r"(?s)tie.*ties"),
+        ([*REWARD, "+rounds.minibatch=2"], r"(?s)minibatch.*minibatches"),
+        ([*REWARD, "rounds.reference=last"], r"rounds.reference: expected one of initial, round_start"),
+        (
+            [*REWARD, "method=sft"],
+            r"rounds.selector makes groups of kind preference, and this method learns from super",
+        ),
+        ([*REWARD, "method=grpo"], r"this method learns from rollouts by itself: set rounds=none"),
+        (
+            [*REWARD, "method=simpo", "rounds.reference=round_start"],
+            r"compares with no reference: set rounds.reference=",
+        ),
+        (
+            [*REWARD, "reference=adapter_off", "rounds.reference=ema"],
+            r"refreshes a copy of the policy, and reference=ad",
+        ),
+        (
+            [
+                *REWARD,
+                "method=simpo",
+                "rounds.draws=[{source: reference, n: 2}]",
+                "rollout=vllm_server",
+            ],
+            r"rounds.draws.0: rollout=vllm_server cannot draw from source=reference, only from policy",
+        ),
+    ],
+)
+def test_refused_before_anything_is_drawn(options, message, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("rlhf_lightning.models.sources.TinyRandom.load", None)
+    server = ["rollout.url=http://127.0.0.1:9"] if "rollout=vllm_server" in options else []
+    with pytest.raises(ValueError, match=message):
+        make_run(compose("train", [*tiny, *ROUNDS, *options, *server, f"paths.output_dir={tmp_path}"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ([], "auto"),
+        (["reference=cached"], "auto"),
+        (["rounds.reference=previous_round"], "frozen"),
+        (["method=simpo"], "none"),
+        (["method=simpo", "rounds.draws=[{source: mixture, mix: 0.1, n: 2}]"], "auto"),
+    ],
+)
+def test_the_reference_that_rounds_need_is_loaded(options, kind, tiny):
+    cfg = compose("train", [*tiny, *ROUNDS, *options])
+    assert reference_kind(cfg, make(cfg.method)) == kind
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in (conf_dir() / "rounds").glob("*.yaml")} - {"none"}))
+def test_every_file_of_rounds_makes_a_run(name, tiny, tmp_path):
+    """Up to its first draw, with the rewards, draws and selector that it names."""
+    options = [f"method={METHODS[name]}", f"rounds={name}", "rounds.minibatches=1", f"paths.output_dir={tmp_path}"]
+    run = make_run(compose("train", [*tiny, *options, *REWARD]))
+    run.data.setup("fit")
+    assert len(run.data.train_dataloader()) > 0
+    assert run.data.lesson.kind == run.module.kind
+
+
+def test_what_has_an_effect_is_not_named(tiny, tmp_path):
+    cfg = compose("train", [*tiny, *ROUNDS, *SMALL, *REWARD, "data.num_workers=2", f"paths.output_dir={tmp_path}"])
+    run = make_run(cfg)
+    (line,) = without_effect(cfg, run.module, run.data)
+    assert line.startswith("data.num_workers=2: rollouts are packed")
+
+
+def test_iterative_dpo_from_the_command_line(rlhf, tiny, tmp_path):
+    """Rounds are drawn, scored, selected and written; validation is on the data's own pairs; a resume has all of it."""
+    length = ["trainer.max_steps=4", "trainer.max_epochs=-1", "rounds.reference=round_start", "optimizer.lr=1e-2"]
+    # A random model ends no response, and of such the selector of the paper lets none win.
+    selector = ["rounds.selector._target_=tests.helpers.rounds.extremes"]
+    command = [*tiny, *ROUNDS, *SMALL, *selector, *REWARD, *length, "paths.output_dir=run"]
+    code, _, err = rlhf("train", *command)
+    assert code == 0, err
+    folder = tmp_path / "run"
+    rounds = sorted((folder / "rollouts").glob("*.jsonl"))
+    assert [file.name for file in rounds] == ["00000.jsonl", "00001.jsonl"]
+    rows = [json.loads(line) for line in rounds[0].open()]
+    assert len(rows) == 2 * 4
+    assert {kept for row in rows for kept in row["kept"]} == {"chosen", "rejected"}
+    for one, other in zip(rows[::2], rows[1::2], strict=True):
+        chosen, rejected = (one, other) if one["kept"] == ["chosen"] else (other, one)
+        assert chosen["score"] > rejected["score"] or not chosen["kept"]
+    result = json.loads((folder / "result.json").read_text())["metrics"]
+    assert result["train/select/tie_rate"] <= 1.0
+    assert 0.0 <= result["val/reward/accuracy"] <= 1.0
+    with (folder / "metrics.csv").open() as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
+    assert len(losses) == 4
+    assert losses[0] == losses[2] == pytest.approx(0.693147, abs=1e-6)
+    code, _, err = rlhf("evaluate", "run=run", "paths.output_dir=scored", "callbacks.samples=null")
+    assert code == 0, err
+    scored = json.loads((tmp_path / "scored" / "result.json").read_text())["metrics"]
+    assert scored["val/loss"] == pytest.approx(result["val/loss"], abs=1e-5)
