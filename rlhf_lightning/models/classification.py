@@ -32,7 +32,7 @@ from rlhf_lightning.models.export import (
     save_adapter,
     written_form,
 )
-from rlhf_lightning.models.heads import HEAD, NORMALIZATION, SavedHead, saved_head
+from rlhf_lightning.models.heads import HEAD, NORMALIZATION, POOL, SavedHead, saved_head
 from rlhf_lightning.models.loading import PEFT_PREFIX, check_classifier, load_adapter, load_model
 from rlhf_lightning.models.merging import merge_and_unload, merged_weights
 from rlhf_lightning.models.naming import plain_name, transformers_model
@@ -143,8 +143,8 @@ def without_head(model: PreTrainedModel) -> PreTrainedModel:
         )
     bias = None if head.bias is None else head.bias.detach().clone()
     changed: Any = model
-    measured = getattr(model.config, NORMALIZATION, None)
-    changed.saved_head = SavedHead.of(head.weight.detach().clone(), bias, measured, str(model.name_or_path))
+    noted = {name: getattr(model.config, name, None) for name in (NORMALIZATION, POOL)}
+    changed.saved_head = SavedHead.of(head.weight.detach().clone(), bias, noted, str(model.name_or_path))
     changed.score = nn.Identity()
     return model
 
@@ -252,12 +252,20 @@ def _target(policy: Scorer, tokenizer: PreTrainedTokenizerBase, outputs: int) ->
 
 
 def _head_state(policy: Scorer, state: dict[str, Tensor], config: Any) -> Tensor:
-    """The head's weights as transformers wants them; notes the normalisation in the configuration."""
+    """The head's weights as transformers wants them; notes normalisation and pool in the configuration."""
     shell = ScalarHead(state["head.weight"].shape[1], len(state["head.weight"]), unit_rows=policy.head.unit_rows)
     shell.weight.data = state["head.weight"]
     bias = state.get("head.bias")
     mean = policy.mean - (0.0 if bias is None else float(bias[0]))
     setattr(config, NORMALIZATION, {"mean": mean, "std": policy.std})
+    if policy.pool != "eos" or hasattr(config, POOL):
+        setattr(config, POOL, policy.pool)
+    if policy.pool != "eos":
+        log.warning(
+            "scores were trained at the token before the last one (method.head.pool=%s), where this software reads "
+            "them; other software reads the last token",
+            policy.pool,
+        )
     return shell.rows().detach()[: config.num_labels].to(state["head.weight"].dtype).contiguous()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -13,6 +13,11 @@ from torch import Tensor
 HEAD = "score"
 #: Field of an exported configuration: {"mean": ..., "std": ...}.
 NORMALIZATION = "score_normalization"
+#: Field of an exported configuration whose scores are read elsewhere than at the last token.
+POOL = "score_pool"
+
+#: Where a response's score is read; see :class:`~rlhf_lightning.models.scorer.Scorer`.
+Pool = Literal["eos", "before_eos"]
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,14 @@ class SavedHead:
     mean: float = 0.0  #: normalisation that was fitted when it was trained
     std: float = 1.0
     origin: str = ""  #: folder or hub id that it came from
+    pool: Pool = "eos"  #: where its scores were read when it was trained
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None, measured: Mapping[str, Any] | None, origin: str) -> SavedHead:
-        """A head with the normalisation that a configuration has, if it has one."""
-        measured = measured or {}
-        return cls(weight, bias, float(measured.get("mean", 0.0)), float(measured.get("std", 1.0)), origin)
+    def of(cls, weight: Tensor, bias: Tensor | None, config: Mapping[str, Any], origin: str) -> SavedHead:
+        """A head with the normalisation and the pool that a configuration has, if it has any."""
+        measured = config.get(NORMALIZATION) or {}
+        pool: Pool = config.get(POOL) or "eos"
+        return cls(weight, bias, float(measured.get("mean", 0.0)), float(measured.get("std", 1.0)), origin, pool)
 
 
 def saved_head(weights: Mapping[str, Tensor], name: str, folder: str) -> SavedHead:
@@ -48,8 +55,7 @@ def saved_head(weights: Mapping[str, Tensor], name: str, folder: str) -> SavedHe
             f"{folder} says that it is an adapter of a reward model, and its file has no head ({name}.weight): one "
             "drawn at random would be another reward model"
         )
-    measured = _config(folder).get(NORMALIZATION)
-    return SavedHead.of(weights[f"{name}.weight"], weights.get(f"{name}.bias"), measured, folder)
+    return SavedHead.of(weights[f"{name}.weight"], weights.get(f"{name}.bias"), _config(folder), folder)
 
 
 def _config(folder: str) -> dict[str, Any]:

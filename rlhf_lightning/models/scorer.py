@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.backbone import Backbone
-from rlhf_lightning.models.heads import SavedHead
+from rlhf_lightning.models.heads import Pool, SavedHead
 from rlhf_lightning.options import Seed
 from rlhf_lightning.types import PackedBatch, SequenceLogProbs
 
@@ -105,10 +105,13 @@ class Scorer(Backbone):
         seed: of the head.
         language_model: keep the head over the vocabulary, for a likelihood term beside the scores. Without it that
             head is dropped, and with it its memory.
+        pool: where a response's score is read: ``eos``, at its last token, or ``before_eos``, one token earlier (at the
+            prompt's last token where the response has one token), as the authors of APO (arXiv:2311.08045) do. None:
+            as the head that came with the weights was trained, else ``eos``.
 
     Raises:
-        ValueError: the head that came with the weights has another number of outputs, or ``language_model`` without a
-            head over the vocabulary.
+        ValueError: the head that came with the weights has another number of outputs, an unknown pool, or
+            ``language_model`` without a head over the vocabulary.
     """
 
     needs_vocabulary: ClassVar[bool] = False
@@ -125,9 +128,13 @@ class Scorer(Backbone):
         unit_rows: bool = False,
         seed: Seed | None = None,
         language_model: bool = False,
+        pool: Pool | None = None,
     ) -> None:
         super().__init__(model, backend=backend)
         saved: SavedHead | None = getattr(self.base, "saved_head", None)
+        self.pool: Pool = pool or ("eos" if saved is None else saved.pool)
+        if self.pool not in get_args(Pool):
+            raise ValueError(f"method.head.pool={self.pool!r} is none of {', '.join(get_args(Pool))}")
         vocabulary = self.base.get_output_embeddings()
         if language_model and vocabulary is None:
             raise ValueError(
@@ -182,9 +189,9 @@ class Scorer(Backbone):
 
         Args:
             batch: packed prompts and responses, on the model's device.
-            at: ``last``: one score a response, read at its last token (its end of sequence); ``scored``: one at each
-                scored token, which has then been read; ``source``: one at each token before a scored one, the state
-                that the scored token is chosen in.
+            at: ``last``: one score a response, read at its last token (its end of sequence) or where ``pool`` says;
+                ``scored``: one at each scored token, which has then been read; ``source``: one at each token before a
+                scored one, the state that the scored token is chosen in.
             adapter: False computes with the adapter disabled.
             log_probs: also return the log-probs of the scored tokens; needs ``language_model=True``.
 
@@ -199,7 +206,7 @@ class Scorer(Backbone):
             raise ValueError(
                 "the likelihood term needs the head over the vocabulary: set method.head.language_model=true"
             )
-        source, sequence = _place(batch, at)
+        source, sequence = _place(batch, at, self.pool)
         if log_probs:
             source, sequence = torch.cat([source, batch.source]), torch.cat([sequence, batch.sequence])
         with self.adapter_switched(adapter):
@@ -229,10 +236,17 @@ class Scorer(Backbone):
         return cosines.sum() / max(self.outputs * (self.outputs - 1) / 2, 1)
 
 
-def _place(batch: PackedBatch, at: Place) -> tuple[Tensor, Tensor]:
+def _place(batch: PackedBatch, at: Place, pool: Pool) -> tuple[Tensor, Tensor]:
     """Index in ``ids`` of the tokens at which scores are read, and the response of each."""
     if at == "last":
-        return batch.last.clamp(min=0), torch.arange(len(batch.response_span), device=batch.ids.device)
+        read = batch.last if pool == "eos" else _before_last(batch)
+        return read.clamp(min=0), torch.arange(len(batch.response_span), device=batch.ids.device)
     if at not in ("scored", "source"):
         raise ValueError(f"scores are read at 'last', 'scored' or 'source', not at {at!r}")
     return batch.target if at == "scored" else batch.source, batch.sequence
+
+
+def _before_last(batch: PackedBatch) -> Tensor:
+    """Index of the token before each response's last one: the prompt's last where the response has no other."""
+    longer = batch.response_span[:, 1] - batch.response_span[:, 0] > 1
+    return torch.where(longer, batch.last - 1, batch.prompt_span[batch.parent, 1] - 1)

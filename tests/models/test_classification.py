@@ -140,7 +140,9 @@ def test_clients_that_know_nothing_of_us_read_our_score(tmp_path: Path) -> None:
         torch.testing.assert_close(found, expected.flatten(), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"bias": True}, {"unit_rows": True}, {"language_model": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": True}, {"unit_rows": True}, {"language_model": True}, {"pool": "before_eos"}], ids=str
+)
 def test_what_is_loaded_scores_as_what_was_exported(options: dict, tmp_path: Path) -> None:
     models = built(TinyRandom(), **options)
     policy = models.policy
@@ -155,6 +157,7 @@ def test_what_is_loaded_scores_as_what_was_exported(options: dict, tmp_path: Pat
         again.policy.normalized(ours(again, groups(again.tokenizer))), expected, atol=1e-5, rtol=1e-5
     )
     assert again.policy.backend == "packed"
+    assert again.policy.pool == options.get("pool", "eos")
 
 
 def loaded_as_documented(folder: Path) -> torch.nn.Module:

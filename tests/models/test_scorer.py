@@ -51,6 +51,28 @@ def test_scores_are_those_of_one_row_at_a_time(family: str, backend: str) -> Non
     torch.testing.assert_close(scorer(batch, "scored"), torch.cat(expected), atol=3e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("backend", ["packed", "padded"])
+def test_scores_before_the_last_token(backend: str) -> None:
+    """At a response's last token but one, and at its own prompt's last token where it has no other.
+
+    Fails when the token before it in the packed row is read, which is another response's.
+    """
+    model = tiny_model("llama")
+    plain = copy.deepcopy(model)
+    groups = [Example([5, 9, 3], [[4, 8, 2], [2]]), Example([6, 1, 1], [[2], [12, 2]])]
+    scorer = Scorer(model, backend=backend, seed=1, pool="before_eos")
+    read = []
+    for group in groups:
+        for response in group.responses:
+            ids = torch.tensor([group.prompt + response[:-1]])
+            read.append(scorer.head(plain(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, -1:])[0, 0])
+    torch.testing.assert_close(scorer(pack(groups)), torch.stack(read), atol=3e-5, rtol=1e-4)
+    padded = scorer(pack([Example(groups[0].prompt, [[4, 8, 2], []])]))
+    assert padded[1] == 0, "an empty slot has no score"
+    with pytest.raises(ValueError, match=r"method\.head\.pool='first' is none of eos, before_eos"):
+        Scorer(model, pool="first")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("family", UNPACKABLE)
 def test_families_that_cannot_be_packed_run_padded(family: str) -> None:
     model = tiny_model(family)
