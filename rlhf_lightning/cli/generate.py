@@ -140,7 +140,7 @@ class Answerer:
         from rlhf_lightning.types import sample_groups
 
         if hasattr(self.reward, "policy"):  # a judge without a server asks the model that answered
-            self.reward.policy = SimpleNamespace(sample=partial(sample, self.actor))
+            self.reward.policy = SimpleNamespace(sample=partial(sample, self.actor), policy=self.actor)
         prompts, responses = [ids for ids, _ in sampled], [group for _, group in sampled]
         found = scored(self.reward, sample_groups(prompts, responses, rows))[0]
         answers, without = sum(map(len, found)), sum(score is None for group in found for score in group)

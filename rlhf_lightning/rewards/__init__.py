@@ -1,11 +1,12 @@
 """What gives responses a number: the protocol, models, verifiers, rules; and how well a reward agrees with pairs."""
 
-from rlhf_lightning.rewards.base import Reward, Scores, metrics_of, scored, why_unscored
+from rlhf_lightning.rewards.base import Reward, Scores, WinMatrix, metrics_of, scored, why_unscored
 from rlhf_lightning.rewards.classifier import ClassifierReward
 from rlhf_lightning.rewards.composite import Composite
 from rlhf_lightning.rewards.confidence import SelfConfidence
+from rlhf_lightning.rewards.expected_rating import ExpectedRating
 from rlhf_lightning.rewards.function import FunctionReward, as_reward
-from rlhf_lightning.rewards.implicit import ImplicitReward
+from rlhf_lightning.rewards.implicit import ImplicitReward, implicit_rewards
 from rlhf_lightning.rewards.judge import JudgeReward
 from rlhf_lightning.rewards.length import LengthReward, OverlongPenalty, RelativeLength
 from rlhf_lightning.rewards.lexicon import LexiconSentiment
@@ -18,12 +19,14 @@ from rlhf_lightning.rewards.process import ProcessReward
 from rlhf_lightning.rewards.repetition import RepetitionPenalty
 from rlhf_lightning.rewards.text_reward import TextReward
 from rlhf_lightning.rewards.verifiers import MathReward, ReasoningGym
+from rlhf_lightning.rewards.win_matrix import matrix_from_scores, matrix_of, mean_wins, win_matrices
 
 __all__ = [
     "ClassifierReward",
     "ComparisonJudge",
     "Composite",
     "ExactMatch",
+    "ExpectedRating",
     "FormatReward",
     "FunctionReward",
     "ImplicitReward",
@@ -45,8 +48,14 @@ __all__ = [
     "Scores",
     "SelfConfidence",
     "TextReward",
+    "WinMatrix",
     "as_reward",
+    "implicit_rewards",
+    "matrix_from_scores",
+    "matrix_of",
+    "mean_wins",
     "metrics_of",
     "scored",
     "why_unscored",
+    "win_matrices",
 ]

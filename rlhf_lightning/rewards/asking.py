@@ -48,19 +48,21 @@ class AskPolicy:
         self, conversations: Sequence[Conversation], *, max_tokens: int, temperature: float, seed: int
     ) -> list[str | None]:
         """See :class:`Ask`."""
-        prompts = [self._ids(conversation) for conversation in conversations]
+        prompts = [conversation_ids(self.tokenizer, conversation) for conversation in conversations]
         options = {"max_new_tokens": max_tokens, "temperature": temperature, "seed": seed}
         answers = self.policy.sample(prompts, **options)
         return [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in answers]
 
-    def _ids(self, conversation: Conversation) -> list[int]:
-        messages: Turns = [dict(message) for message in conversation]
-        if self.tokenizer.chat_template:
-            text = chat_text(self.tokenizer, messages, generation=True)
-        else:
-            text = "\n\n".join(message["content"] for message in messages) + "\n"
-        found: Any = self.tokenizer(text, add_special_tokens=not self.tokenizer.chat_template)
-        return list(found["input_ids"])
+
+def conversation_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[int]:
+    """Tokens of a conversation up to the answer; its turns one after the other where there is no chat template."""
+    messages: Turns = [dict(message) for message in conversation]
+    if tokenizer.chat_template:
+        text = chat_text(tokenizer, messages, generation=True)
+    else:
+        text = "\n\n".join(message["content"] for message in messages) + "\n"
+    found: Any = tokenizer(text, add_special_tokens=not tokenizer.chat_template)
+    return list(found["input_ids"])
 
 
 def asker(judge: Any, tokenizer: Any, policy: Any, who: str) -> Ask:

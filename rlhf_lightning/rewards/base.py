@@ -10,6 +10,8 @@ from rlhf_lightning.types import SampleGroup
 
 #: One list a group, one number a response; None: this response cannot be judged.
 Scores = list[list[float | None]]
+#: Row i, column j: probability that response i beats response j; None where the judge gave no verdict, 1/2 at i = j.
+WinMatrix = list[list[float | None]]
 
 
 @runtime_checkable
@@ -35,7 +37,9 @@ class Reward(Protocol):
     * ``check_columns`` (:class:`ColumnReward`), and ``reads_columns: bool``: False where it has ``check_columns`` and
       yet reads no column, see :func:`reads_columns`;
     * ``smallest_group: int``: responses to one prompt that the reward needs at least, see :func:`smallest_group`;
-    * ``policy`` (:class:`PolicyReward`).
+    * ``policy`` (:class:`PolicyReward`);
+    * ``win_matrix`` (:class:`ComparingReward`);
+    * ``roles`` and ``assign`` (:class:`RoleReward`).
 
     A plain function of texts is made into a reward by :func:`~rlhf_lightning.rewards.as_reward`.
     """
@@ -116,6 +120,28 @@ class PolicyReward(Protocol):
     """A reward that asks the policy itself."""
 
     policy: Any  #: set to the module that is trained before each call
+
+
+@runtime_checkable
+class ComparingReward(Protocol):
+    """A reward that compares the responses to a prompt; see :func:`~rlhf_lightning.rewards.win_matrices`."""
+
+    name: str  #: what its numbers are logged under
+
+    def win_matrix(self, groups: Sequence[SampleGroup]) -> list[WinMatrix]:
+        """Who beats whom in each group."""
+        ...
+
+
+@runtime_checkable
+class RoleReward(Protocol):
+    """A reward that may ask for models of a run with rounds, by name."""
+
+    roles: frozenset[str]  #: of :data:`~rlhf_lightning.rewards.implicit.ROLES`, assigned before it is called
+
+    def assign(self, role: str, model: Any, device: Any) -> None:
+        """Give the model of a role; again where another one plays it in the next round."""
+        ...
 
 
 def term_names(reward: Any) -> frozenset[str] | None:

@@ -17,9 +17,10 @@ from rlhf_lightning.data.templates import render, resolve
 from rlhf_lightning.losses.judge import stated_preference
 from rlhf_lightning.models.sources import Dtype
 from rlhf_lightning.options import Count
-from rlhf_lightning.rewards.base import Scores
+from rlhf_lightning.rewards.base import Scores, WinMatrix
 from rlhf_lightning.rewards.log_prob import language_model
 from rlhf_lightning.rewards.texts import Texts, batches, chosen_device
+from rlhf_lightning.rewards.win_matrix import matrix_of, mean_wins
 from rlhf_lightning.types import ComparisonBatch, Example, SampleGroup
 
 if TYPE_CHECKING:
@@ -73,9 +74,17 @@ class JudgeReward:
         self.conversation = bool(self.own.chat_template) and self.template is not None
         self.encoder = Encoder(self.own, self.spec, self.template)
 
-    @torch.no_grad()
     def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
         """See :class:`~rlhf_lightning.rewards.base.Reward`.
+
+        Raises:
+            ValueError: a group of one response, which nothing can be compared with.
+        """
+        return [mean_wins(matrix) for matrix in self.win_matrix(groups)]
+
+    @torch.no_grad()
+    def win_matrix(self, groups: Sequence[SampleGroup]) -> list[WinMatrix]:
+        """See :func:`~rlhf_lightning.rewards.win_matrices`.
 
         Raises:
             ValueError: a group of one response, which nothing can be compared with.
@@ -91,12 +100,10 @@ class JudgeReward:
             for pair, question in self._questions(group.prompt, group.responses)
         ]
         stated = self._preferences([question for _, _, question in questions])
-        scores = [[0.0] * len(group.samples) for group in groups]
+        pairs: list[list[tuple[int, int, float | None]]] = [[] for _ in groups]
         for (row, (i, j), _), preference in zip(questions, stated, strict=True):
-            others = len(groups[row].samples) - 1
-            scores[row][i] += preference / others
-            scores[row][j] += (1 - preference) / others
-        return [[*group] for group in scores]
+            pairs[row].append((i, j, preference))
+        return [matrix_of(len(group.samples), each) for group, each in zip(groups, pairs, strict=True)]
 
     def _questions(self, prompt: list[int], group: list[list[int]]) -> Iterator[tuple[tuple[int, int], Example]]:
         """Every two responses of a group, shown in both orders as the data of ``method=pairwise_judge`` shows them."""

@@ -7,16 +7,19 @@ is text; what cannot be read as a verdict is counted and gives no score, never a
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lightning.options import Seed
+from rlhf_lightning.options import Count, Seed
 from rlhf_lightning.rewards.asking import Ask, asker
-from rlhf_lightning.rewards.base import Scores
+from rlhf_lightning.rewards.base import Scores, WinMatrix
 from rlhf_lightning.rewards.graders.templates import Context, FieldError, Template
+from rlhf_lightning.rewards.questions import question_of
 from rlhf_lightning.rewards.text_reward import TextReward
 from rlhf_lightning.rewards.verdicts import choice, rating
+from rlhf_lightning.rewards.win_matrix import matrix_of, mean_wins
 from rlhf_lightning.types import SampleGroup
 
 if TYPE_CHECKING:
@@ -133,7 +136,8 @@ class RatingJudge(_Judge):
     """The rating that a language model gives a response, on its scale or brought to [0, 1].
 
     Counted: ``unanswered``, the judge gave no answer at all, and ``parse_failures``, no rating in its range could be
-    read, as shares of the questions; ``unscored``, share of the responses without a rating.
+    read, as shares of the questions; ``unscored``, share of the responses without a score; with ``histogram`` also
+    ``rating/<n>``, the shares of the ratings that could be read, rounded to whole numbers.
 
     Source: single-answer grading of "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", arXiv:2306.05685; the
     policy as its own judge: "Self-Rewarding Language Models", arXiv:2401.10020, which takes the mean of 3 judgments.
@@ -143,12 +147,14 @@ class RatingJudge(_Judge):
         judge: a client of a server (:class:`rlhf_lightning.rollout.ChatClient`), a partial that makes one, or whatever
             has ``ask_each``; None: the policy that is trained.
         question: a template with ``{{ item.prompt }}``, ``{{ sample.output_text }}`` and columns of the data,
-            ``{{ item.answer }}``; None: a plain one.
+            ``{{ item.answer }}``, or a name of ``rewards.questions``; None: a plain one.
         low: least rating.
         high: greatest rating.
         scaled: bring the range to [0, 1].
         judgments: of each response; its score is the mean of those that could be read. More than one needs a
             temperature.
+        least_read: judgments that must be readable; with fewer a response has no score.
+        histogram: count ratings.
         pattern: regular expression with one group that finds the rating; None: the last JSON object with ``score``,
             else the last number.
         system: of the conversation with the judge.
@@ -171,6 +177,8 @@ class RatingJudge(_Judge):
         high: float = 10.0,
         scaled: bool = True,
         judgments: int = 1,
+        least_read: Count = 1,
+        histogram: bool = False,
         pattern: str | None = None,
         system: str | None = None,
         max_tokens: int = 512,
@@ -184,9 +192,12 @@ class RatingJudge(_Judge):
             raise ValueError(
                 f"reward.judgments={judgments} must be at least 1, and 1 at temperature 0: set reward.temperature"
             )
-        question = question if question is not None else RATE.format(low=low, high=high)
+        if not 1 <= least_read <= judgments:
+            raise ValueError(f"reward.least_read={least_read} must lie between 1 and reward.judgments={judgments}")
+        question = question_of(question) if question is not None else RATE.format(low=low, high=high)
         super().__init__(tokenizer, judge, question, system, pattern, max_tokens, temperature, seed, name, ("prompt",))
         self.low, self.high, self.scaled, self.judgments = low, high, scaled, judgments
+        self.least_read, self._ratings = least_read, Counter[int]() if histogram else None
 
     def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
         """See :class:`~rlhf_lightning.rewards.base.Reward`."""
@@ -196,17 +207,27 @@ class RatingJudge(_Judge):
             for ratings, answer in zip(found, self._answers(contexts, round_), strict=True):
                 value = None if answer is None else rating(answer, self.low, self.high, pattern=self.pattern)
                 ratings += [] if value is None else [value]
+                if value is not None and self._ratings is not None:
+                    self._ratings[round(value)] += 1
                 self.count(unanswered=answer is None, parse_failures=answer is not None and value is None)
-        scores = iter([self._mean(ratings) for ratings in found])
-        self.count(responses=len(contexts), unscored=sum(not ratings for ratings in found))
-        return [[next(scores) for _ in group.samples] for group in groups]
+        scores = [self._mean(ratings) for ratings in found]
+        self.count(responses=len(contexts), unscored=sum(score is None for score in scores))
+        each = iter(scores)
+        return [[next(each) for _ in group.samples] for group in groups]
+
+    def metrics(self) -> dict[str, float]:
+        """What was counted since the last call."""
+        ratings = self._ratings or Counter()
+        shares = {f"rating/{rating}": count / ratings.total() for rating, count in sorted(ratings.items())}
+        ratings.clear()
+        return super().metrics() | shares
 
     def _context(self, group: SampleGroup, ids: list[int]) -> Context:
         text = self.texts.text(ids)
         return Context({"output_text": text}, {**group.columns, "prompt": self.prompt(group)}, group.row)
 
     def _mean(self, ratings: Sequence[float]) -> float | None:
-        if not ratings:
+        if len(ratings) < self.least_read:
             return None
         mean = sum(ratings) / len(ratings)
         return (mean - self.low) / (self.high - self.low) if self.scaled else mean
@@ -270,25 +291,29 @@ class ComparisonJudge(_Judge):
         Raises:
             ValueError: a group of one response.
         """
+        scores = [mean_wins(matrix) for matrix in self.win_matrix(groups)]
+        flat = [score for group in scores for score in group]
+        self.count(responses=len(flat), unscored=sum(score is None for score in flat))
+        return scores
+
+    def win_matrix(self, groups: Sequence[SampleGroup]) -> list[WinMatrix]:
+        """See :func:`~rlhf_lightning.rewards.win_matrices`.
+
+        Raises:
+            ValueError: a group of one response.
+        """
         texts = [[self.texts.text(ids) for ids in group.responses] for group in groups]
         pairs = [
             (number, first, second)
             for number, group in enumerate(texts)
             for first, second in combinations(range(len(group)), 2)
         ]
-        asked = [pair for pair in pairs if texts[pair[0]][pair[1]] != texts[pair[0]][pair[2]]]
-        verdicts = iter(self._preferences(groups, texts, asked))
-        wins: list[list[list[float]]] = [[[] for _ in group] for group in texts]
-        different = set(asked)
-        for pair in pairs:
-            share = next(verdicts) if pair in different else 0.5
-            if share is not None:
-                wins[pair[0]][pair[1]].append(share)
-                wins[pair[0]][pair[2]].append(1 - share)
-        scores: Scores = [[sum(won) / len(won) if won else None for won in group] for group in wins]
-        flat = [score for group in scores for score in group]
-        self.count(responses=len(flat), unscored=sum(score is None for score in flat))
-        return scores
+        asked = [(g, i, j) for g, i, j in pairs if texts[g][i] != texts[g][j]]
+        verdicts = dict(zip(asked, self._preferences(groups, texts, asked), strict=True))
+        return [
+            matrix_of(len(group), [(i, j, verdicts.get((g, i, j), 0.5)) for g, i, j in pairs if g == number])
+            for number, group in enumerate(texts)
+        ]
 
     def _preferences(
         self, groups: Sequence[SampleGroup], texts: Sequence[Sequence[str]], pairs: Sequence[tuple[int, int, int]]

@@ -81,16 +81,36 @@ class LogProbReward:
         return [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(scores, alone, strict=True)]
 
     def _scores(self, groups: list[Example]) -> list[list[float]]:
-        scores: list[list[float]] = [[] for _ in groups]
-        for rows in batches(groups, self.max_tokens):
-            batch = pack([groups[row] for row in rows])
-            policy: Ragged = self.model(batch.to(self.device))
-            # In float64, since mutual information and implicit rewards are small differences of large sums.
-            exact = Ragged(policy.token.cpu().double(), policy.sequence.cpu(), policy.count)
-            found = (exact.sum() if self.reduction == "sum" else exact.mean()).reshape(len(rows), -1).tolist()
-            for row, values in zip(rows, found, strict=True):
-                scores[row] = values[: len(groups[row].responses)]
-        return scores
+        return response_log_probs(self.model, groups, self.device, reduction=self.reduction, max_tokens=self.max_tokens)
+
+
+def response_log_probs(
+    model: Actor,
+    groups: Sequence[Example],
+    device: torch.device,
+    *,
+    reduction: Literal["sum", "mean"] = "sum",
+    max_tokens: int = 16_384,
+) -> list[list[float]]:
+    """Log-probs of the responses to each prompt under a language model, in nats, added up in float64.
+
+    Args:
+        model: a language model; evaluation mode and gradients are the caller's matter.
+        groups: prompts with their responses.
+        device: of the model.
+        reduction: over the tokens of a response.
+        max_tokens: of a batch, prompts and responses; a longer group is a batch of its own.
+    """
+    scores: list[list[float]] = [[] for _ in groups]
+    for rows in batches(groups, max_tokens):
+        batch = pack([groups[row] for row in rows])
+        policy: Ragged = model(batch.to(device))
+        # In float64, since mutual information and implicit rewards are small differences of large sums.
+        exact = Ragged(policy.token.cpu().double(), policy.sequence.cpu(), policy.count)
+        found = (exact.sum() if reduction == "sum" else exact.mean()).reshape(len(rows), -1).tolist()
+        for row, values in zip(rows, found, strict=True):
+            scores[row] = values[: len(groups[row].responses)]
+    return scores
 
 
 def language_model(path: str, dtype: Dtype, device: torch.device) -> tuple[PreTrainedTokenizerBase, Actor]:

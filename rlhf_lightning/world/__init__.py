@@ -3,7 +3,8 @@
 ``model=tiny data=tiny``: :class:`TinyWorld` is the base model, :class:`TinySource` its data of every kind,
 :class:`TinyEvaluator` what only the evaluator knows, :class:`GoldScorer` the gold reward as a reward (``reward=gold``),
 :class:`StepScorer` the same claim by claim, :class:`SafetyScorer` reward and cost apart, :class:`CorrectScorer` whether
-a claim is right, :func:`claim` what an answer states, for votes.
+a claim is right, :class:`CyclicScorer` a preference without a best answer (``reward=cyclic``), :func:`claim` what an
+answer states, for votes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.world.claims import claim as claim
     from rlhf_lightning.world.evaluator import TinyEvaluator as TinyEvaluator
     from rlhf_lightning.world.scorers import CorrectScorer as CorrectScorer
+    from rlhf_lightning.world.scorers import CyclicScorer as CyclicScorer
     from rlhf_lightning.world.scorers import GoldScorer as GoldScorer
     from rlhf_lightning.world.scorers import SafetyScorer as SafetyScorer
     from rlhf_lightning.world.scorers import StepScorer as StepScorer
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "CorrectScorer": "scorers",
+    "CyclicScorer": "scorers",
     "GoldScorer": "scorers",
     "SafetyScorer": "scorers",
     "StepScorer": "scorers",
@@ -34,6 +37,7 @@ _HOME = {
 
 __all__ = [
     "CorrectScorer",
+    "CyclicScorer",
     "GoldScorer",
     "SafetyScorer",
     "StepScorer",

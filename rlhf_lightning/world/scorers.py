@@ -1,4 +1,4 @@
-"""What the tiny world can reward: its gold reward, the same with safety as a cost, and whether a claim is right."""
+"""What the tiny world can reward: its gold reward, safety as a cost, right claims, and a preference in a circle."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rlhf_lightning.world.base import TinyWorld
 from rlhf_lightning.world.claims import stated, truth
 from rlhf_lightning.world.evaluator import TinyEvaluator
 from rlhf_lightning.world.gold import WEIGHTS, Gold, Parsed
+from rlhf_lightning.world.preference import STYLES, cyclic_win, exploitability, style
 from rlhf_lightning.world.tokenizer import VOCABULARY, end, words_of
 
 if TYPE_CHECKING:
@@ -177,3 +178,54 @@ class CorrectScorer(GoldScorer):
             return {}
         shares = {name: sums[name] / sums["groups"] for name in ("pass@k", "majority")}
         return {"pass@1": sums["right"] / sums["responses"], **shares}
+
+
+class CyclicScorer(GoldScorer):
+    """A preference without a best answer, ``reward=cyclic``: polite beats plain, plain beats rude, rude beats polite.
+
+    Its win matrix is what methods of general preferences (SPPO, Nash-MD) learn from; no score can stand for it. As a
+    reward a response has the mean probability of beating the others of its group. ``metrics`` has the share of each
+    style and ``exploitability``, see :func:`~rlhf_lightning.world.preference.exploitability`: 0 for an even mixture of
+    the three, which is the only policy that nobody beats.
+
+    Args:
+        tokenizer: the policy's, which must be the tiny world's.
+        base: whose world; None: the default one.
+        strength: probability that the better style wins.
+
+    Raises:
+        ValueError: another tokenizer, or a strength that is no advantage.
+    """
+
+    name = "cyclic"
+    smallest_group = 2
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, base: TinyWorld | None = None, *, strength: float = 0.9
+    ) -> None:
+        super().__init__(tokenizer, base)
+        if not 0.5 < strength <= 1:
+            raise ValueError(f"reward.strength={strength} must lie in (0.5, 1]: it is how often the better style wins")
+        self.strength = strength
+        self._styles: list[str | None] = []
+
+    def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
+        """Mean probability of beating another response of the group."""
+        return [
+            [(sum(row) - row[place]) / (len(row) - 1) if len(row) > 1 else None for place, row in enumerate(matrix)]
+            for matrix in self.win_matrix(groups)
+        ]
+
+    def win_matrix(self, groups: Sequence[SampleGroup]) -> list[list[list[float]]]:
+        """See :func:`rlhf_lightning.rewards.win_matrices`."""
+        styles = [[style(gold) for gold in found] for found in self._judged(groups)]
+        self._styles += [each for group in styles for each in group]
+        return [[[cyclic_win(a, b, self.strength) for b in group] for a in group] for group in styles]
+
+    def metrics(self) -> dict[str, float]:
+        """Share of each style, and ``exploitability``, since the last call; empty when nothing was scored."""
+        styles, self._styles = self._styles, []
+        if not styles:
+            return {}
+        shares = {f"style/{name}": styles.count(name) / len(styles) for name in STYLES}
+        return {**shares, "exploitability": exploitability(styles, self.strength)}

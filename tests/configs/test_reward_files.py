@@ -64,6 +64,7 @@ def test_values_of_a_file_are_the_defaults(file: Path):
     """So that a reward made in Python is the one of the command line; what a file chooses otherwise is said here."""
     chosen = {
         "cost",
+        "dice",
         "function",
         "gold",
         "grader",
@@ -71,6 +72,7 @@ def test_values_of_a_file_are_the_defaults(file: Path):
         "grader_match",
         "llm_compare",
         "llm_judge",
+        "self_rewarding",
         "classifier",
     }
     if file.stem in chosen:

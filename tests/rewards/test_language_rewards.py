@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from rlhf_lightning.data import DataSpec, Files
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.data.tokenize import tokenize
 from rlhf_lightning.losses.judge import stated_preference
+from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.classification import export_scorer
 from rlhf_lightning.models.export import export
@@ -21,7 +24,14 @@ from rlhf_lightning.models.roles import ModelBuilder, Models
 from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import Pretrained, TinyRandom
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer
-from rlhf_lightning.rewards import ImplicitReward, JudgeReward, LogProbReward, ProcessReward, Reward
+from rlhf_lightning.rewards import (
+    ImplicitReward,
+    JudgeReward,
+    LogProbReward,
+    ProcessReward,
+    Reward,
+    implicit_rewards,
+)
 from rlhf_lightning.types import ComparisonBatch, Example, Ragged, sample_groups
 from tests.rewards.test_model_reward import ANSWERS, QUESTIONS, close, encoded
 
@@ -95,6 +105,55 @@ def test_mutual_information_of_a_long_response(language: tuple[Path, Models]) ->
     reward.model = lambda batch: Ragged(next(given), batch.sequence, 1)  # type: ignore[assignment]
     found = reward(sample_groups([[1, 2]], [[[3] * 32_768]]))
     assert found[0][0] == pytest.approx(float((asked.double() - alone.double()).sum()), abs=1e-6)
+
+
+def test_the_implicit_reward_of_one_round_against_another(language: tuple[Path, Models]) -> None:
+    """Models by their roles, as DICE compares them: 1 nat is worth 1, and in another round other models play them."""
+    folder, models = language
+    prompts, groups = encoded(models.tokenizer)
+    said = sample_groups(prompts, groups)
+    other = Actor(TinyRandom(seed=5).load()).eval()
+    reward = ImplicitReward(models.tokenizer, path="round_start", reference="previous_round", beta=1.0)
+    assert reward.roles == {"round_start", "previous_round"}
+    with pytest.raises(ValueError, match=r"compares with round_start, a model that only a run with rounds has"):
+        reward(said)
+    reward.assign("round_start", models.policy.eval(), torch.device("cpu"))
+    with pytest.raises(ValueError, match="compares with previous_round"):
+        reward(said)
+    reward.assign("previous_round", other, torch.device("cpu"))
+    parts = [log_probs(m, prompts, groups, "sum") for m in (models, SimpleNamespace(policy=other))]
+    wanted = [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(*parts, strict=True)]
+    assert close(reward(said), wanted)
+    reward.assign("round_start", other, torch.device("cpu"))
+    assert close(reward(said), [[0.0 for _ in row] for row in wanted])
+    mixed = ImplicitReward(models.tokenizer, path="round_start", reference=str(folder), beta=0.5)
+    mixed.assign("round_start", other, torch.device("cpu"))
+    assert close(mixed(said), [[-0.5 * value for value in row] for row in wanted])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"path": "round_start"}, r"reward\.path=round_start needs a model to compare with: set reward\.reference"),
+        ({"path": "policy", "reference": "initial", "tokenizer": None}, r"initial, policy reads the policy's tokens"),
+    ],
+)
+def test_roles_that_cannot_be_compared(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImplicitReward(**({"tokenizer": TinyRandom().tokenizer()} | options))
+
+
+def test_implicit_rewards_of_log_probs() -> None:
+    """Ratios 1, -.5 and 2 nats; in half precision 1,000 tokens of -8 lose what tells two models apart."""
+    sequence = torch.tensor([0, 0, 1])
+    policy, reference = (Ragged(torch.tensor(x), sequence, 2) for x in ([-1.0, -2.0, -1.0], [-2.0, -1.5, -3.0]))
+    assert implicit_rewards(policy, reference).tolist() == [0.5, 2.0]
+    assert implicit_rewards(policy, reference, beta=0.1, reduction="mean").tolist() == pytest.approx([0.025, 0.2])
+    long = torch.full((1000,), -8.0, dtype=torch.bfloat16)
+    shifted = long.clone()
+    shifted[:10] = -7.5
+    one, other = (Ragged(token, torch.zeros(1000, dtype=torch.long), 1) for token in (shifted, long))
+    assert implicit_rewards(one, other).tolist() == [5.0]
 
 
 def test_log_probs_of_a_policy_with_another_tokenizer(language: tuple[Path, Models]) -> None:

@@ -9,9 +9,9 @@ import pytest
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.models.tokenizers import byte_tokenizer
-from rlhf_lightning.rewards import Reward, metrics_of, scored
+from rlhf_lightning.rewards import Reward, metrics_of, scored, win_matrices
 from rlhf_lightning.types import SampleGroup, sample_groups
-from rlhf_lightning.world import CorrectScorer, GoldScorer, SafetyScorer, StepScorer, TinyWorld, grammar
+from rlhf_lightning.world import CorrectScorer, CyclicScorer, GoldScorer, SafetyScorer, StepScorer, TinyWorld, grammar
 from rlhf_lightning.world.gold import judge
 from rlhf_lightning.world.tokenizer import encode, end
 
@@ -29,14 +29,14 @@ def groups(asked: dict[str, list[str]]) -> list[SampleGroup]:
     return sample_groups([encode(prompt) for prompt in asked], answers)
 
 
-@pytest.mark.parametrize("scorer", [GoldScorer, StepScorer, SafetyScorer, CorrectScorer])
+@pytest.mark.parametrize("scorer", [GoldScorer, StepScorer, SafetyScorer, CorrectScorer, CyclicScorer])
 def test_every_scorer_is_a_reward_of_the_tiny_world_alone(scorer):
     assert isinstance(scorer(TOKENIZER), Reward)
     with pytest.raises(ValueError, match=f"reward={scorer.name} judges .*set model=tiny"):
         scorer(byte_tokenizer())
 
 
-@pytest.mark.parametrize("name", ["gold", "gold_steps", "gold_safety", "gold_correct"])
+@pytest.mark.parametrize("name", ["gold", "gold_steps", "gold_safety", "gold_correct", "cyclic"])
 def test_the_yamls_make_them(name):
     cfg = compose("train", ["model=tiny", "data=tiny", f"reward={name}"])
     assert make(cfg.reward)(tokenizer=TOKENIZER).name == name
@@ -47,6 +47,30 @@ def test_the_gold_reward_as_a_reward():
     asked = {FOX: ["the fox is red .", "the fox is blue ."], CROW: ["the crow is black ."]}
     black = judge(grammar.Prompt("fact", "crow", 0), ["the", "crow", "is", "black", "."])
     assert GoldScorer(TOKENIZER)(groups(asked)) == [[3.0, -1.0], [black.reward]]
+
+
+def test_polite_beats_plain_beats_rude_beats_polite():
+    """Whether an answer is right does not matter; what is no sentence loses against every style."""
+    polite, plain, wrong = "certainly , the fox is red .", "the fox is red .", "the fox is blue ."
+    rude = next(" ".join([*words, "the fox is red ."]) for words in grammar.RUDE_OPENINGS)
+    reward = CyclicScorer(TOKENIZER, strength=0.75)
+    (matrix,) = win_matrices(reward, groups({FOX: [polite, plain, wrong, rude, "fox fox"]}))
+    assert matrix == [
+        [0.5, 0.75, 0.75, 0.25, 0.75],
+        [0.25, 0.5, 0.5, 0.75, 0.75],
+        [0.25, 0.5, 0.5, 0.75, 0.75],
+        [0.75, 0.25, 0.25, 0.5, 0.75],
+        [0.25, 0.25, 0.25, 0.25, 0.5],
+    ]
+    # of 5 answers polite ones beat .5 + .75 + .75 + .25 + .75 = 3, plain .25 + .5 + .5 + .75 + .75, rude 2.5
+    assert metrics_of(reward) == pytest.approx(
+        {"style/polite": 0.2, "style/plain": 0.4, "style/rude": 0.2, "exploitability": 0.1}
+    )
+    assert reward(groups({FOX: [polite, plain, rude]})) == [[0.5, 0.5, 0.5]]
+    assert CyclicScorer(TOKENIZER)(groups({FOX: [plain]})) == [[None]]
+    assert metrics_of(CyclicScorer(TOKENIZER)) == {}
+    with pytest.raises(ValueError, match=r"reward\.strength=0\.5 must lie in"):
+        CyclicScorer(TOKENIZER, strength=0.5)
 
 
 def test_steps_are_claims_and_the_rest_comes_at_the_end():

@@ -1,0 +1,34 @@
+"""Questions to a judge that have a name, as ``reward.question`` takes them beside a template of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_POINTS = """Judge an assistant's response to a user. Begin at 0 points and go through these five tests in order. Each
+test that the response passes earns one point; stop at the first one that it fails.
+
+1. It is about what the user asked, and some of it is of use, even if parts are missing or beside the point.
+2. It covers a good part of the request, though it need not settle all of it.
+3. It answers the heart of the request in a useful way, whoever may have written it.
+4. It speaks to the user as an assistant should: direct, complete, well organised, with little left to improve.
+5. It is made for this very request, shows expert knowledge, and holds nothing that could be left out.
+
+User:
+{{ item.prompt }}
+
+Response:
+{{ sample.output_text }}
+"""
+
+#: The additive scale of "Self-Rewarding Language Models", arXiv:2401.10020, in our own words. ``additive``: reasons
+#: first, then a line with the score; ``additive_score``: the score alone, for judges whose next token is read.
+QUESTIONS: Mapping[str, str] = {
+    "additive": f"{_POINTS}\nGive your reasons in at most 100 words. Then end with one line, the number of points:\n"
+    "Score: n",
+    "additive_score": f"{_POINTS}\nGive the number of points, from 0 to 5, in one line and nothing else:\nScore: n",
+}
+
+
+def question_of(name: str) -> str:
+    """The question of that name; a text that is no name is a question itself."""
+    return QUESTIONS.get(name, name)

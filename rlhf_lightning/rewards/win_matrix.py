@@ -1,0 +1,86 @@
+"""Who beats whom among the responses to a prompt: the win matrix of a judge that compares them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf_lightning.rewards.base import ComparingReward, WinMatrix
+from rlhf_lightning.types import SampleGroup
+
+#: By how much P(i beats j) and P(j beats i) may miss a sum of 1.
+_ROUNDING = 1e-6
+
+
+def win_matrices(reward: Any, groups: Sequence[SampleGroup]) -> list[WinMatrix]:
+    """The win matrix of each group by a reward that compares responses.
+
+    Args:
+        reward: has ``win_matrix(groups)``.
+        groups: prompts with their responses.
+
+    Raises:
+        ValueError: the reward compares nothing, or what it returned is no win matrix; the message names both.
+    """
+    if not isinstance(reward, ComparingReward):
+        raise ValueError(
+            f"reward {reward.name!r} scores each response by itself and compares none: choose a judge that compares "
+            "them (reward=judge, llm_compare, cyclic)"
+        )
+    matrices = reward.win_matrix(groups)
+    if len(matrices) != len(groups):
+        raise ValueError(f"reward {reward.name!r} returned {len(matrices)} win matrices for {len(groups)} prompts")
+    for group, matrix in zip(groups, matrices, strict=True):
+        _check(reward.name, group, matrix)
+    return matrices
+
+
+def _check(name: str, group: SampleGroup, matrix: WinMatrix) -> None:
+    count = len(group.samples)
+    if [len(row) for row in matrix] != [count] * count:
+        raise ValueError(f"reward {name!r}: the win matrix of {count} responses has rows of {list(map(len, matrix))}")
+    for i, row in enumerate(matrix):
+        for j, won in enumerate(row[: i + 1]):
+            lost = matrix[j][i]
+            known = won is not None and lost is not None
+            if (won is None) != (lost is None) or (known and not (0 <= won <= 1 and abs(won + lost - 1) <= _ROUNDING)):  # type: ignore[operator]
+                raise ValueError(
+                    f"reward {name!r}: response {i} beats {j} with probability {won} and {j} beats {i} with {lost} "
+                    f"({group.row or group.index}); they must add up to 1"
+                )
+
+
+def matrix_of(count: int, pairs: Sequence[tuple[int, int, float | None]]) -> WinMatrix:
+    """A win matrix from the verdicts on its pairs.
+
+    Args:
+        count: responses.
+        pairs: two different responses and the probability that the first beats the second, None where it is unknown.
+            A pair that is not among them is unknown.
+    """
+    matrix: WinMatrix = [[0.5 if i == j else None for j in range(count)] for i in range(count)]
+    for i, j, won in pairs:
+        matrix[i][j], matrix[j][i] = won, None if won is None else 1 - won
+    return matrix
+
+
+def mean_wins(matrix: WinMatrix) -> list[float | None]:
+    """Mean probability of each response of beating another one, over those with a verdict; None without any."""
+    known = [[won for j, won in enumerate(row) if j != i and won is not None] for i, row in enumerate(matrix)]
+    return [sum(row) / len(row) if row else None for row in known]
+
+
+def matrix_from_scores(scores: Sequence[float | None]) -> WinMatrix:
+    r"""The Bradley-Terry win matrix :math:`\sigma(s_i - s_j)` of scores in nats; it knows no circles."""
+    return matrix_of(
+        len(scores),
+        [(i, j, _bradley_terry(scores[i], scores[j])) for i in range(len(scores)) for j in range(i)],
+    )
+
+
+def _bradley_terry(score: float | None, other: float | None) -> float | None:
+    if score is None or other is None:
+        return None
+    gap = score - other
+    return 1 / (1 + math.exp(-gap)) if gap >= 0 else 1 - 1 / (1 + math.exp(gap))
