@@ -56,6 +56,11 @@ def _better_first(record: Record, fields: Fields, spec: DataSpec) -> Record:
     return rated.better_first(record, fields)
 
 
+def _numbered(record: Record, fields: Fields, spec: DataSpec) -> Record:
+    """A pair with what the row says of its responses."""
+    return replace(record, numbers=rated.of_pair(fields))
+
+
 def _safe(record: Record, fields: Fields, spec: DataSpec) -> Record:
     """A pair as a safety-labelled one, where the row has both labels."""
     if not fields.has("chosen_safe", "rejected_safe"):
@@ -151,7 +156,7 @@ ANY = ""
 #: By the kind that a method learns from, and then by what the row is by itself; other rows stay as they are.
 READERS: Mapping[str, Mapping[str, Reader]] = {
     "supervised": {ANY: _demonstration, "safety": _then(_better_first, _demonstration)},
-    "preference": {"safety": _better_first, "supervised": _scored},
+    "preference": {"preference": _numbered, "safety": _then(_better_first, _numbered), "supervised": _scored},
     "safety": {"preference": _safe},
     "unpaired": {"safety": _better_first, "supervised": _labelled},
     "ranked": {"safety": _then(_better_first, _scored_pair), "preference": _scored_pair, "supervised": _scored},

@@ -28,6 +28,8 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "scores": ("scores", "rewards"),
     "score": ("score", "reward"),
     "steps": ("steps", "completions"),
+    "win_chosen": ("win_chosen", "chosen_probs_win"),  # SPPO's published data
+    "win_rejected": ("win_rejected", "chosen_probs_lose"),
 }
 
 

@@ -27,7 +27,7 @@ from rlhf_lightning.data.sources import Source, validation_source
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.summary import summary_of
 from rlhf_lightning.data.tokenize import split, tokenize
-from rlhf_lightning.types import Example
+from rlhf_lightning.types import Example, PreferenceBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -214,10 +214,14 @@ class AlignmentDataModule(L.LightningDataModule):
     def _lengths(self, examples: Examples) -> NDArray[np.int64]:
         return examples.padded_lengths if self.batching.padded else examples.lengths
 
-    @property
-    def has_margin(self) -> bool:
-        """Whether every group has a margin; True while nothing has been read."""
-        return all(part.margin is not None for part in self._parts())
+    def has_input(self, name: str) -> bool:
+        """Whether the data brings what a loss calls so; True while nothing has been read.
+
+        A margin or a win probability (of lists: scores that are one) must be there in training and in validation; who
+        drew a response is said in one of them.
+        """
+        parts = [_has_input(part, name) for part in self._parts()]
+        return (any(parts) or not parts) if name in PreferenceBatch.DRAWN_BY else all(parts)
 
     def content(self) -> dict[str, str]:
         """Digests of what was read, by what it is."""
@@ -369,6 +373,15 @@ def _need(examples: Examples | None) -> Examples:
     if examples is None:
         raise RuntimeError("call setup() first: the data has not been read")
     return examples
+
+
+def _has_input(examples: Examples, name: str) -> bool:
+    if name == "margin":
+        return examples.margin is not None
+    if name == "win_probability" and "score" in examples.numbers:
+        scores = examples.numbers["score"][examples.slot_tokens > 0]
+        return bool(((scores >= 0) & (scores <= 1)).all())
+    return name in examples.numbers
 
 
 def _fitting(examples: Examples, kind: str, role: str) -> Examples:

@@ -119,8 +119,10 @@ def _own_fields(columns: Examples, batch: type[PackedBatch], scored: NDArray[np.
         scored: where every scored token of the batch lies in the columns' flat tokens.
     """
     own: dict[str, NDArray[Any]] = {name: columns.numbers[name].ravel() for name in batch.NUMBERS}
-    if issubclass(batch, PreferenceBatch) and columns.margin is not None:
-        own["margin"] = columns.margin
+    if issubclass(batch, PreferenceBatch):
+        own |= {name: columns.numbers[name].ravel() for name in batch.OPTIONAL if name in columns.numbers}
+        if columns.margin is not None:
+            own["margin"] = columns.margin
     if batch is StepsBatch:
         if columns.step_labels is None:
             raise ValueError("steps data needs a label for the last token of every step, and the groups have none")

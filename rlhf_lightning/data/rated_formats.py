@@ -96,6 +96,34 @@ def better_first(record: Record, fields: Fields) -> Record:
     return replace(record, kind="preference", responses=responses, numbers={})
 
 
+def of_pair(fields: Fields) -> dict[str, list[float]]:
+    """What a pair's row may say of its two responses: win probabilities, and who drew which.
+
+    ``win_chosen`` and ``win_rejected`` lie in [0, 1]; ``policy_sample`` and ``reference_sample`` name a response of the
+    pair, ``chosen`` or ``rejected``. Null or no column: nothing is said.
+
+    Raises:
+        RowError: one win probability without the other, or something else in a column.
+    """
+    numbers: dict[str, list[float]] = {}
+    if fields.has("win_chosen") or fields.has("win_rejected"):
+        numbers["win_probability"] = [_probability(fields, name) for name in ("win_chosen", "win_rejected")]
+    for name in ("policy_sample", "reference_sample"):
+        if fields.has(name):
+            drawn = fields.get(name)
+            if drawn not in ("chosen", "rejected"):
+                raise fields.wrong(name, "'chosen' or 'rejected'", drawn)
+            numbers[name] = [float(drawn == slot) for slot in ("chosen", "rejected")]
+    return numbers
+
+
+def _probability(fields: Fields, name: str) -> float:
+    value = fields.number(name)
+    if not 0 <= value <= 1:
+        raise fields.wrong(name, "a probability, from 0 to 1", value)
+    return value
+
+
 def _choice(fields: Fields, name: str) -> int:
     number = fields.number(name)
     if number not in (0, 1):

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from rlhf_lightning.data.groups import check_text, make_equal, step_labels, with
 from rlhf_lightning.data.kinds import KINDS, serves
 from rlhf_lightning.data.mapped import MappedColumns
 from rlhf_lightning.data.notes import PLAIN_TEXT, note_counts, note_template, wrong_kind
+from rlhf_lightning.data.optional import OptionalNumbers
 from rlhf_lightning.data.records import Record, as_json
 from rlhf_lightning.data.sources import Row, Source, for_kind, using
 from rlhf_lightning.data.spec import DataSpec
@@ -156,7 +157,7 @@ class _Pipeline:
         self.mapped = MappedColumns(spec.mapped)
         self.unread: set[str] = set()  #: fields of turns that the template does not show
         self.first_seen: dict[bytes, str] = {}
-        self.margins: list[float] = []
+        self.optional = OptionalNumbers(kind)
         self.names: set[str] | None = None  #: of the numbers that a response has, as in the first row
         self.unknown = tokenizer.unk_token_id
         if self.unknown in self.encoder.special.ends:
@@ -171,7 +172,7 @@ class _Pipeline:
         for example in converter(with_negatives(self._rows(iter(rows)))):
             self._add(columns, example)
         self.mapped.check(self.report.source)
-        examples = replace(Examples(**columns.finished()), margin=self._margin())
+        examples = self.optional.joined(Examples(**columns.finished()), self.report)
         converter.account(self.report, len(examples))
         note_counts(self.report, examples, self.spec)
         if self.templated and self.template is not None:
@@ -234,14 +235,14 @@ class _Pipeline:
             yield [None if text is None else next(encoded) for text in parts]
 
     def _add(self, columns: Columns, example: Example) -> None:
-        """Gather an example. Margins are kept apart: unlike the other numbers, they may be missing of some rows."""
+        """Gather an example; what some rows may lack is kept apart."""
         try:
-            columns.add(replace(example, margin=None))
+            columns.add(self.optional.without(example))
         except ValueError as error:
             self.report.kept -= 1
             self.report.add(Problem(example.row, Kind.BROKEN, str(error)))
         else:
-            self.margins.append(float("nan") if example.margin is None else example.margin)
+            self.optional.add(example)
 
     def _problem(self, row: Row, error: RowError) -> None:
         self.report.add(Problem(row.id, error.kind, error.message))
@@ -371,14 +372,6 @@ class _Pipeline:
         looked_at = [part.mismatch for part in made if part is not None and part.mismatch is not None]
         report.boundary_checked += bool(looked_at)
         report.boundary_mismatched += any(looked_at)
-
-    def _margin(self) -> NDArray[np.float32] | None:
-        """Margins of all examples, or None when some have none."""
-        margins = np.asarray(self.margins, dtype=np.float64)
-        absent = int(np.isnan(margins).sum())
-        if 0 < absent < len(margins) and KINDS[self.kind].pair:
-            self.report.note(f"{absent} of {len(margins)} rows have no margin, so margins are not used")
-        return None if absent or not len(margins) else margins.astype(np.float32)
 
 
 def _check_unicode(row: Row, parts: Iterable[Rendered | None]) -> None:

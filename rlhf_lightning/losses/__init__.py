@@ -4,13 +4,14 @@
 * each response on its own: ``nca sppo apo_zero apo_down kto_pair``
 * distributions over the batch: ``aot aot_unpaired``
 * DPO with one thing added: ``rpo dpop odpo wpo``
+* the model's own samples: ``sppo_soft xpo nash_md``
 * against length bias: ``r_dpo ld_dpo``
 * with running statistics: ``bco_pair beta_dpo alpha_dpo``
 * without a reference: ``preferred_ft slic simpo simper alpha_po cpo orpo``
 * single responses with a label: ``kto bco apo_zero_unpaired unlikelihood``
 * contrast at each token: ``cringe pairwise_cringe``
 * judgments: ``cut cut_paper odds_ratio_judgment``
-* rewards from comparisons: ``bradley_terry log_exp odin k_wise best_of_k token_wise cost``
+* rewards from comparisons: ``bradley_terry apo_reward log_exp odin k_wise best_of_k token_wise cost``
 * rewards from labels and verdicts: ``binary_discrimination process_reward attribute_regression pairwise_judge``
 * ranked lists: ``plackett_luce pro rrhf exo_k``
 * fine-tuning on scored responses: ``best_of_n reward_weighted``
@@ -49,8 +50,9 @@ from rlhf_lightning.losses.preference import (
 from rlhf_lightning.losses.ranking import exo_k, plackett_luce, pro, rrhf
 from rlhf_lightning.losses.rating import attribute_regression, binary_discrimination, process_reward
 from rlhf_lightning.losses.reference_free import alpha_po, cpo, orpo, preferred_ft, simper, simpo, slic
-from rlhf_lightning.losses.reward import best_of_k, bradley_terry, cost, k_wise, log_exp, odin, token_wise
+from rlhf_lightning.losses.reward import apo_reward, best_of_k, bradley_terry, cost, k_wise, log_exp, odin, token_wise
 from rlhf_lightning.losses.running import alpha_dpo, bco_pair, beta_dpo
+from rlhf_lightning.losses.self_play import nash_md, sppo_soft, xpo
 from rlhf_lightning.losses.supervised import dft, sft
 from rlhf_lightning.losses.token_contrast import cringe, pairwise_cringe
 from rlhf_lightning.losses.transport import aot, aot_unpaired
@@ -66,6 +68,7 @@ __all__ = [
     "aot",
     "aot_unpaired",
     "apo_down",
+    "apo_reward",
     "apo_zero",
     "apo_zero_unpaired",
     "attribute_regression",
@@ -105,6 +108,7 @@ __all__ = [
     "ld_dpo",
     "log_exp",
     "loss_function",
+    "nash_md",
     "nca",
     "needs",
     "odds_ratio_judgment",
@@ -130,8 +134,10 @@ __all__ = [
     "simpo",
     "slic",
     "sppo",
+    "sppo_soft",
     "token_wise",
     "unlikelihood",
     "validate",
     "wpo",
+    "xpo",
 ]

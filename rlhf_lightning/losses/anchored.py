@@ -8,6 +8,7 @@ the chosen response's log-prob from falling together with the rejected one's, wh
 from __future__ import annotations
 
 import torch.nn.functional as F
+from torch import Tensor
 
 from rlhf_lightning.losses.options import Positive, compares_groups, loss_function
 from rlhf_lightning.losses.terms import log_ratios
@@ -50,9 +51,9 @@ def sppo(policy: Pair, reference: Pair, *, beta: Positive = 1e-3) -> PreferenceL
     probabilities 1 and 0; the half as in the authors' code (uclaml/SPPO).
     Defaults: beta 1e-3 (eta = 1000): the targets are 500 nats away, so gradients are large; clip them.
     Differences: the paper regresses on :math:`(P_i - 1/2)/\beta`, with a win probability :math:`P_i` against the
-    current policy from a preference model over several samples, and repeats this with the last policy as reference.
-    Pairs carry no such probability; this is the authors' loss with probabilities 1 and 0, and half of TRL 1.16's
-    (``sppo_hard``), which adds the two squares where the authors average them.
+    current policy from a preference model over several samples, and repeats this with the last policy as reference:
+    ``sppo_soft``. This is the authors' loss with probabilities 1 and 0, for pairs that carry none, and half of TRL
+    1.16's (``sppo_hard``), which adds the two squares where the authors average them.
 
     Args:
         policy: log-probs of the policy, summed here over each response.
@@ -65,8 +66,15 @@ def sppo(policy: Pair, reference: Pair, *, beta: Positive = 1e-3) -> PreferenceL
     Raises:
         ValueError: an option is outside its range.
     """
+    return regressed(policy, reference, (0.5 / beta, -0.5 / beta), beta)
+
+
+def regressed(
+    policy: Pair, reference: Pair, targets: tuple[float | Tensor, float | Tensor], beta: float
+) -> PreferenceLoss:
+    """Half the squared distances of both log-ratios from their targets, in nats; rewards beta times the log-ratios."""
     chosen, rejected = log_ratios(policy, reference)
-    loss = ((chosen - 0.5 / beta).square() + (rejected + 0.5 / beta).square()) / 2
+    loss = ((chosen - targets[0]).square() + (rejected - targets[1]).square()) / 2
     return PreferenceLoss(loss, (beta * chosen).detach(), (beta * rejected).detach())
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhf_lightning.losses.lists import log_shares
-from rlhf_lightning.losses.options import NonNegative, compares_groups, loss_function
+from rlhf_lightning.losses.options import Count, NonNegative, compares_groups, loss_function
 from rlhf_lightning.losses.terms import Reduction, logistic, negative_log_likelihood
 from rlhf_lightning.ops.comparisons import outcomes
 from rlhf_lightning.types import GroupLoss, Pair, PreferenceLoss, Ragged
@@ -76,6 +76,51 @@ def bradley_terry(
         likelihood = negative_log_likelihood(_given(policy, "lm_weight", "log-probs").chosen, lm_reduction)
         loss = loss + lm_weight * likelihood
         diagnostics["loss/language_model"] = likelihood.detach()
+    return PreferenceLoss(loss, chosen.detach(), rejected.detach(), diagnostics=diagnostics)
+
+
+@loss_function
+def apo_reward(
+    reward: Float[Tensor, "pairs 2"],
+    policy_sample: Float[Tensor, "pairs 2"],
+    *,
+    annotated_weight: NonNegative = 1.0,
+    adversarial_weight: NonNegative = 0.1,
+    samples: Count = 4,
+) -> PreferenceLoss:
+    r"""The reward model's move in adversarial preference optimisation (APO): tell gold responses from the policy's.
+
+    .. math:: -\frac1N\Big[c_\mathrm{KL}\sum_{\text{annotated}}\log\sigma(r_w - r_l)
+              + \frac{c_\mathrm{APO}}{n}\sum_{\text{adversarial}}\log\sigma(r_w - r_l)\Big]
+
+    N counts the pairs of both kinds over the whole step: they share one denominator, so an adversarial pair, a gold
+    response against one of n samples of the policy, weighs c_APO / n of an annotated one.
+
+    Source: "Adversarial Preference Optimization: Enhancing Your Alignment via RM-LLM Game", arXiv:2311.08045, in the
+    form of the authors' code (Linear95/APO). Not the anchored APO of ``apo_zero``.
+    Defaults: 1, 0.1 and 4, from the authors' scripts; their code's own defaults, 0 and 1, leave the game out.
+    Differences: their option that takes the gap of the scores for its logarithm is not offered: it has no lower bound.
+
+    Args:
+        reward: of the chosen and the rejected response.
+        policy_sample: 1 for a response that the policy drew. A pair is adversarial where that is the rejected one only.
+        annotated_weight: c_KL, of annotated pairs.
+        adversarial_weight: c_APO, of all n pairs of a gold response together.
+        samples: n, pairs that each gold response is in.
+
+    Returns:
+        One loss a pair; diagnostics ``reward/accuracy_annotated`` and ``reward/accuracy_adversarial``. The second one
+        should fall towards 1/2 as the policy improves.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+    chosen, rejected = reward.unbind(1)
+    adversarial = (policy_sample[:, 1] > 0) & ~(policy_sample[:, 0] > 0)
+    compared = logistic(chosen - rejected)
+    loss = torch.where(adversarial, adversarial_weight / samples * compared, annotated_weight * compared)
+    won = outcomes((chosen - rejected).detach(), 0.0)
+    diagnostics = {"reward/accuracy_annotated": won[~adversarial], "reward/accuracy_adversarial": won[adversarial]}
     return PreferenceLoss(loss, chosen.detach(), rejected.detach(), diagnostics=diagnostics)
 
 

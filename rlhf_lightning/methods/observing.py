@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rlhf_lightning.methods.base import AlignmentModule, BatchT
+from rlhf_lightning.methods.optional import check_inputs
 from rlhf_lightning.methods.running import RunningMoments
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ class ObservingModule(AlignmentModule[BatchT]):
         super().__init__(models, loss, optimizer, scheduler, statistics=statistics)
         self.running = RunningMoments(running_decay) if "running" in self.needs else None
         self._observed: list[Tensor] = []
+
+    def setup(self, stage: str) -> None:
+        """As in the base class; refuse data without what the loss asks of it before any weight loads."""
+        super().setup(stage)
+        check_inputs(getattr(self.trainer, "datamodule", None), self.needs, stage)
 
     def training_step(self, batch: BatchT, batch_idx: int) -> dict[str, Tensor]:
         """As in the base class; what the loss observed waits for the end of the optimiser step."""

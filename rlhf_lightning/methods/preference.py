@@ -10,28 +10,25 @@ from torch import Tensor
 
 from rlhf_lightning.methods.base import DIAGNOSTIC
 from rlhf_lightning.methods.observing import ObservingModule
+from rlhf_lightning.methods.optional import given
+from rlhf_lightning.methods.slots import by_group
 from rlhf_lightning.types import Pair, PreferenceBatch, PreferenceLoss, SequenceLogProbs, StepOutput
 
 
 class Preference(ObservingModule[PreferenceBatch]):
     """One number a pair from any loss of ``rlhf_lightning.losses.preference``.
 
-    A loss may ask for ``policy``, ``reference``, ``margin`` (of the data), ``collision`` (of the policy's
-    distribution), ``top_k`` (its most likely tokens at the rejected responses) and ``running`` (moments of what it
-    observed in earlier steps).
+    A loss may ask for ``policy``, ``reference``, ``margin``, ``win_probability`` and ``reference_sample`` (of the
+    data), ``collision`` (of the policy's distribution), ``top_k`` (its most likely tokens at the rejected responses)
+    and ``running`` (moments of what it observed in earlier steps).
 
     Args: see ``ObservingModule``.
     """
 
     kind: ClassVar[str] = "preference"
-    legal: ClassVar[frozenset[str]] = frozenset({"policy", "reference", "margin", "collision", "top_k", "running"})
-
-    def setup(self, stage: str) -> None:
-        """Refuse data without margins before any weight loads, where the data module knows."""
-        super().setup(stage)
-        has_margin = getattr(getattr(self.trainer, "datamodule", None), "has_margin", True)
-        if "margin" in self.needs and stage != "predict" and not has_margin:
-            raise ValueError(_NO_MARGIN)
+    legal: ClassVar[frozenset[str]] = frozenset(
+        {"policy", "reference", "margin", "win_probability", "reference_sample", "collision", "top_k", "running"}
+    )
 
     def compute(self, batch: PreferenceBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of pairs."""
@@ -52,7 +49,9 @@ class Preference(ObservingModule[PreferenceBatch]):
         return {
             "policy": lambda: batch.pair(policy),
             "reference": lambda: None if reference is None else batch.pair(reference),
-            "margin": lambda: _margin(batch),
+            "margin": lambda: given(batch, "margin"),
+            "win_probability": lambda: by_group(given(batch, "win_probability"), batch),
+            "reference_sample": lambda: by_group(given(batch, "reference_sample"), batch),
             "collision": lambda: batch.pair(policy.statistic("collision")),
             "top_k": lambda: None if policy.top is None else policy.top.slot(1, 2),
             "running": lambda: None if self.running is None else self.running.moments(),
@@ -82,15 +81,3 @@ class Preference(ObservingModule[PreferenceBatch]):
         }
         values |= {DIAGNOSTIC + name: value for name, value in result.diagnostics.items()}
         return {name: value.detach() for name, value in values.items() if value is not None}
-
-
-_NO_MARGIN = (
-    "the loss needs the margin of each pair, but the data has none: set data.spec.columns.margin "
-    "(or score_chosen and score_rejected), or choose a loss without margins such as method=dpo"
-)
-
-
-def _margin(batch: PreferenceBatch) -> Tensor:
-    if batch.margin is None:
-        raise ValueError(_NO_MARGIN)
-    return batch.margin

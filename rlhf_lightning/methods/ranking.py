@@ -11,14 +11,16 @@ from torch import Tensor
 from rlhf_lightning.losses.lists import best, worse
 from rlhf_lightning.methods.base import DIAGNOSTIC
 from rlhf_lightning.methods.observing import ObservingModule
+from rlhf_lightning.methods.slots import by_group
 from rlhf_lightning.types import GroupLoss, RankedBatch, SequenceLogProbs, StepOutput
 
 
 class Ranked(ObservingModule[RankedBatch]):
     """One number a list from any loss of ``rlhf_lightning.losses.ranking`` and ``rlhf_lightning.losses.filtered``.
 
-    A loss may ask for ``policy``, ``reference``, ``score`` and ``present`` (both ``[groups, slots]``) and ``running``
-    (moments of what it observed in earlier steps). Lists may differ in length.
+    A loss may ask for ``policy``, ``reference``, ``score`` and ``present`` (both ``[groups, slots]``),
+    ``win_probability`` (scores that are probabilities) and ``running`` (moments of what it observed in earlier steps).
+    Lists may differ in length.
 
     Logged: ``rank/tau``, Kendall's tau between the data's scores and the policy's rewards, and ``rank/violated``, the
     share of response pairs that the policy has in the wrong order; both over pairs with different scores. As for pairs,
@@ -28,7 +30,9 @@ class Ranked(ObservingModule[RankedBatch]):
     """
 
     kind: ClassVar[str] = "ranked"
-    legal: ClassVar[frozenset[str]] = frozenset({"policy", "reference", "score", "present", "running"})
+    legal: ClassVar[frozenset[str]] = frozenset(
+        {"policy", "reference", "score", "win_probability", "present", "running"}
+    )
 
     def compute(self, batch: RankedBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of lists."""
@@ -37,8 +41,9 @@ class Ranked(ObservingModule[RankedBatch]):
         inputs: dict[str, Callable[[], Any]] = {
             "policy": lambda: policy,
             "reference": lambda: reference,
-            "score": lambda: _table(batch.score, batch),
-            "present": lambda: _table(batch.present, batch),
+            "score": lambda: by_group(batch.score, batch),
+            "win_probability": lambda: by_group(batch.score, batch),
+            "present": lambda: by_group(batch.present, batch),
             "running": lambda: None if self.running is None else self.running.moments(),
         }
         result = self.loss(**{name: inputs[name]() for name in self.needs})
@@ -62,15 +67,10 @@ class Ranked(ObservingModule[RankedBatch]):
         return {name: value.detach() for name, value in values.items() if value is not None}
 
 
-def _table(values: Tensor, batch: RankedBatch) -> Tensor:
-    """One number a response as ``[groups, slots]``."""
-    return values.view(len(batch), batch.slots)
-
-
 def _order(batch: RankedBatch, reward: Tensor, length: Tensor) -> dict[str, Tensor]:
     """How the policy orders each list that has anything to order, and its best and worst response."""
-    score, present = _table(batch.score, batch), _table(batch.present, batch)
-    rewards, lengths = _table(reward, batch), _table(length, batch)
+    score, present = by_group(batch.score, batch), by_group(batch.present, batch)
+    rewards, lengths = by_group(reward, batch), by_group(length, batch)
     below = worse(score, present)
     pairs = below.sum((1, 2))
     some = pairs > 0

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from rlhf_lightning.methods.optional import given
 from rlhf_lightning.methods.scoring import ScoringModule
+from rlhf_lightning.methods.slots import by_group
 from rlhf_lightning.types import (
     GroupLoss,
     PackedBatch,
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 class RewardModel(ScoringModule[PreferenceBatch]):
     """A reward model from pairs, with a loss of ``rlhf_lightning.losses.reward`` on a row of two rewards.
 
-    A loss may ask for ``reward``, ``margin`` (of the data), ``policy`` (log-probs, from the same pass), ``length``,
-    ``overlap`` (of the rows of a head with two outputs), ``token_reward`` and ``prefix``.
+    A loss may ask for ``reward``, ``margin`` and ``policy_sample`` (of the data), ``policy`` (log-probs, from the same
+    pass), ``length``, ``overlap`` (of the rows of a head with two outputs), ``token_reward`` and ``prefix``.
 
     Logged as for policies: ``reward/chosen``, ``reward/rejected``, ``reward/margin``, ``reward/accuracy``.
 
@@ -36,7 +38,7 @@ class RewardModel(ScoringModule[PreferenceBatch]):
 
     kind: ClassVar[str] = "preference"
     legal: ClassVar[frozenset[str]] = frozenset(
-        {"reward", "margin", "policy", "length", "overlap", "token_reward", "prefix"}
+        {"reward", "margin", "policy_sample", "policy", "length", "overlap", "token_reward", "prefix"}
     )
 
     def configure_model(self) -> None:
@@ -54,6 +56,7 @@ class RewardModel(ScoringModule[PreferenceBatch]):
         return {
             "reward": lambda: by_group(scores, batch),
             "margin": lambda: batch.margin,
+            "policy_sample": lambda: by_group(given(batch, "policy_sample"), batch),
             "policy": lambda: None if log_probs is None else batch.pair(log_probs),
             "length": lambda: by_group(whole_lengths(batch), batch),
             "overlap": lambda: self.policy.overlap(),
@@ -122,11 +125,6 @@ class RankedRewardModel(ScoringModule[RankedBatch]):
         """See ``ScoringModule``."""
         present = batch.present
         return {"response_reward": result.reward[present], "response_length": lengths(batch)[present]}
-
-
-def by_group(values: Tensor, batch: PackedBatch) -> Tensor:
-    """Numbers of the responses as one row a group: ``[groups, slots]``, further dimensions behind."""
-    return values.reshape(len(batch), batch.slots, *values.shape[1:])
 
 
 def lengths(batch: PackedBatch) -> Tensor:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from rlhf_lightning.chat_templates import TrainedTemplate, exported_tokenizer
 from rlhf_lightning.losses.options import takes
 from rlhf_lightning.methods.base import DIAGNOSTIC, AlignmentModule, BatchT
+from rlhf_lightning.methods.optional import check_inputs
 from rlhf_lightning.methods.running import all_reduced
 from rlhf_lightning.methods.tracking import ScoreStatistics
 from rlhf_lightning.models.backbone import Backbone
@@ -86,6 +87,11 @@ class ScoringModule(AlignmentModule[BatchT]):
         self.actor = partial(head, language_model=True) if self.language_model else head
         self.unsaved = False  #: whether something was measured that no checkpoint holds
         self._spread = {"train/": ScoreStatistics(), "val/": ScoreStatistics()}
+
+    def setup(self, stage: str) -> None:
+        """As in the base class; refuse data without what the loss asks of it before any weight loads."""
+        super().setup(stage)
+        check_inputs(getattr(self.trainer, "datamodule", None), self.needs, stage)
 
     def configure_model(self) -> None:
         """Load the models; refuse a tokenizer whose padding would hide where scores are read."""

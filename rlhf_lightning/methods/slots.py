@@ -1,4 +1,4 @@
-"""A batch with one of its slots only, for models that see a group in different contexts."""
+"""The slots of a batch's groups: numbers as a table, and a batch with one of its slots only."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.types import PackedBatch
+
+
+def by_group(values: Tensor, batch: PackedBatch) -> Tensor:
+    """Numbers of the responses as one row a group: ``[groups, slots]``, further dimensions behind."""
+    return values.reshape(len(batch), batch.slots, *values.shape[1:])
 
 
 def only_slot(batch: PackedBatch, slot: int) -> PackedBatch:

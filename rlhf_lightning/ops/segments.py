@@ -39,6 +39,13 @@ def segment_mean(values: Float[Tensor, " n"], segment: Int[Tensor, " n"], count:
     return mean.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def segment_to_go(values: Float[Tensor, " n"], segment: Int[Tensor, " n"], count: int) -> Float[Tensor, " n"]:
+    """Sum of each value and those behind it in its segment, in at least float32; segments lie end to end, in order."""
+    exact = values.to(sum_dtype(values.device))
+    ends = _accumulated(values, segment, count).cumsum(0)  # of everything up to each segment's end
+    return (ends[segment] - exact.cumsum(0) + exact).to(torch.promote_types(values.dtype, torch.float32))
+
+
 def _accumulated(values: Tensor, segment: Tensor, count: int) -> Tensor:
     """The sums in the dtype they were accumulated in."""
     dtype = sum_dtype(values.device)

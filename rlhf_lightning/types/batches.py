@@ -113,7 +113,16 @@ class SupervisedBatch(PackedBatch):
 class PreferenceBatch(PackedBatch):
     """Two responses a prompt, chosen before rejected (K = 2)."""
 
+    #: What a group may bring beside tokens, by the name of the batch's field: one number a response.
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("win_probability", "policy_sample", "reference_sample")
+    #: Those of them that are 0 where a group does not say otherwise.
+    DRAWN_BY: ClassVar[tuple[str, ...]] = ("policy_sample", "reference_sample")
+
     margin: Float[Tensor, " groups"] | None = None  #: score(chosen) - score(rejected), in the data's own units
+    #: probability that each response beats one of the policy that the pair was made with, in [0, 1]
+    win_probability: Float[Tensor, " responses"] | None = None
+    policy_sample: Float[Tensor, " responses"] | None = None  #: 1 the policy drew this response, 0 it did not
+    reference_sample: Float[Tensor, " responses"] | None = None  #: 1 the reference drew this response, 0 it did not
 
     def pair(self, values: Ragged) -> Pair:
         """Split per-response values into chosen and rejected."""
@@ -222,7 +231,8 @@ class Example:
     row: str = ""  #: "file:row" where it came from
     margin: float | None = None
     more_prompts: tuple[list[int], ...] = ()
-    #: one number a response by name: ``score``, ``desirable``, ``safe``, ``attribute:<name>``; nan where there is none
+    #: one number a response by name: ``score``, ``desirable``, ``safe``, ``attribute:<name>``, those of
+    #: ``PreferenceBatch.OPTIONAL``; nan where there is none
     numbers: Mapping[str, Sequence[float]] = field(default_factory=dict)
     #: one number for every token of each response, nan on tokens that are not scored
     step_labels: list[list[float]] | None = None

@@ -15,11 +15,12 @@ from rlhf_lightning.world import grammar
 from rlhf_lightning.world.base import TinyWorld
 from rlhf_lightning.world.claims import truth
 from rlhf_lightning.world.grammar import GOOD, MIXED, Prompt, Split
+from rlhf_lightning.world.preference import win
 from rlhf_lightning.world.samples import Sampled, samples
 from rlhf_lightning.world.training import judgment
 
 #: Part of the key of tokenised data; raise it when the same options start to give other rows.
-ROWS_VERSION = 3
+ROWS_VERSION = 4
 TOPICS = ("fact", "description", "advice")
 #: How demonstrations are written: by a good writer, not by a perfect one.
 DEMONSTRATIONS = GOOD
@@ -41,6 +42,7 @@ class Options:
     flips: float
     longest: int
     topics: tuple[str, ...] = ()
+    demonstrations: float = 0.0
 
 
 class Drawing:
@@ -84,6 +86,10 @@ class Drawing:
     def flip(self) -> bool:
         """Whether this label is the wrong way round."""
         return bool(self.draw.random() < self.options.flips)
+
+    def demonstrated(self) -> bool:
+        """Whether this pair holds a demonstration; nothing is drawn where no pair does."""
+        return self.options.demonstrations > 0 and bool(self.draw.random() < self.options.demonstrations)
 
 
 def draw(kind: str, base: TinyWorld, split: Split, options: Options) -> Iterator[Values]:
@@ -141,9 +147,17 @@ def supervised(source: Drawing) -> Values:
 
 
 def preference(source: Drawing) -> Values | None:
-    """Two answers of the base, the better one chosen; answers of equal worth make no pair."""
+    """Two answers of the base, the better one chosen, or a demonstration against an answer of the base.
+
+    Answers of equal worth make no pair. ``win_chosen`` and ``win_rejected`` are the probabilities that each beats the
+    other by :func:`~rlhf_lightning.world.preference.win`; the second answer drawn counts as the reference's
+    (``reference_sample``).
+    """
     prompt = source.prompt()
-    better, worse = sorted(source.answers(prompt, 2), key=lambda answer: -answer.gold.reward)
+    if source.demonstrated():
+        return _against_demonstration(source, prompt)
+    answers = source.answers(prompt, 2)
+    better, worse = sorted(answers, key=lambda answer: -answer.gold.reward)
     if better.gold.reward == worse.gold.reward:
         return None
     chosen, rejected = (worse, better) if source.flip() else (better, worse)
@@ -154,7 +168,18 @@ def preference(source: Drawing) -> Values | None:
         "rejected": rejected.text,
         "score_chosen": round(better.gold.reward, 4),
         "score_rejected": round(worse.gold.reward, 4),
+        "win_chosen": round(win(better.gold.reward, worse.gold.reward), 4),
+        "win_rejected": round(win(worse.gold.reward, better.gold.reward), 4),
+        "reference_sample": "chosen" if chosen is answers[1] else "rejected",
     }
+
+
+def _against_demonstration(source: Drawing, prompt: Prompt) -> Values | None:
+    written = " ".join(grammar.answer(prompt, DEMONSTRATIONS, source.draw))
+    (drawn,) = source.answers(prompt, 1)
+    if written == drawn.text:
+        return None
+    return {"prompt": prompt.text, "chosen": written, "rejected": drawn.text, "policy_sample": "rejected"}
 
 
 def unpaired(source: Drawing) -> Values:
@@ -166,7 +191,10 @@ def unpaired(source: Drawing) -> Values:
 
 
 def ranked(source: Drawing) -> Values | None:
-    """Two to ``longest`` answers of the base with their gold rewards."""
+    """Two to ``longest`` answers of the base with their gold rewards.
+
+    ``wins`` is the mean probability that each beats one of the list, itself included.
+    """
     prompt = source.prompt()
     count = int(source.draw.integers(2, source.options.longest + 1))
     answers = source.answers(prompt, count)
@@ -175,7 +203,8 @@ def ranked(source: Drawing) -> Values | None:
         return None
     if source.flip():
         scores[:2] = scores[1::-1]
-    return {"prompt": prompt.text, "responses": [answer.text for answer in answers], "scores": scores}
+    wins = [round(sum(win(score, other) for other in scores) / len(scores), 4) for score in scores]
+    return {"prompt": prompt.text, "responses": [answer.text for answer in answers], "scores": scores, "wins": wins}
 
 
 def judged(source: Drawing) -> Values | None:

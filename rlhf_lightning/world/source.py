@@ -39,6 +39,7 @@ class TinySource:
         topics: Sequence[str] | None = None,
         kind: str = "preference",
         base: TinyWorld | None = None,
+        demonstrations: float = 0.0,
     ) -> None:
         """Check the options; nothing is drawn yet.
 
@@ -52,16 +53,19 @@ class TinySource:
             topics: of the prompts: some of ``fact``, ``description``, ``advice``; None: all.
             kind: of the rows; the data module asks for the one that the method eats.
             base: whose answers; None: the default base of ``model=tiny``.
+            demonstrations: share of the pairs whose chosen response is a demonstration and whose rejected one is the
+                base's own sample, marked so (``policy_sample``), as SPIN and APO's game have them.
 
         Raises:
             DataError: an option is out of range, or there is no such kind.
         """
         if split not in ("train", "validation"):
             raise DataError(f"data.source.split={split!r} is not one of train, validation")
-        if size < 1 or not 0 <= flips <= 1 or longest < 2:
+        if size < 1 or not 0 <= flips <= 1 or longest < 2 or not 0 <= demonstrations <= 1:
             raise DataError(
-                f"data.source.size={size} must be at least 1, data.source.flips={flips} lie in [0, 1] and "
-                f"data.source.longest={longest} be at least 2"
+                f"data.source.size={size} must be at least 1, data.source.flips={flips} and "
+                f"data.source.demonstrations={demonstrations} lie in [0, 1] and data.source.longest={longest} be at "
+                "least 2"
             )
         if kind not in kinds.ROWS:
             raise DataError(f"the tiny world has no data of kind {kind!r}; it has {', '.join(kinds.ROWS)}")
@@ -72,12 +76,13 @@ class TinySource:
         if (needed := kinds.ONE_TOPIC.get(kind)) and needed not in self.topics:
             raise DataError(f"{kind} rows are about {needed}, which data.source.topics={list(self.topics)} leaves out")
         self.split, self.size, self.seed, self.flips, self.longest = split, size, seed, flips, longest
-        self.kind, self.base = kind, base or TinyWorld()
+        self.kind, self.base, self.demonstrations = kind, base or TinyWorld(), demonstrations
 
     def for_kind(self, kind: str) -> TinySource:
         """The same source with rows of another kind."""
         options: dict[str, Any] = {"seed": self.seed, "flips": self.flips, "longest": self.longest, "base": self.base}
-        return TinySource(self.split, self.size, kind=kind, topics=self.topics, **options)
+        options |= {"topics": self.topics, "demonstrations": self.demonstrations}
+        return TinySource(self.split, self.size, kind=kind, **options)
 
     @property
     def name(self) -> str:
@@ -86,7 +91,7 @@ class TinySource:
 
     def rows(self) -> Iterator[Row]:
         """The rows; trains and samples the base on the first use."""
-        options = kinds.Options(self.size, self.seed, self.flips, self.longest, self.topics)
+        options = kinds.Options(self.size, self.seed, self.flips, self.longest, self.topics, self.demonstrations)
         # A prompt that comes again is the same row again, not a duplicate.
         places = {prompt.text: place for place, prompt in enumerate(grammar.prompts(self.split), start=1)}
         for number, values in enumerate(kinds.draw(self.kind, self.base, self.split, options), start=1):
@@ -98,5 +103,6 @@ class TinySource:
             "version": kinds.ROWS_VERSION,
             "base": self.base.digest(),
             "options": [self.split, self.kind, self.size, self.seed, self.flips, self.longest, self.topics],
+            "demonstrations": self.demonstrations,
         }
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

@@ -25,6 +25,10 @@ def pairs(tmp_path_factory) -> Path:
             "rejected": f"I think it is {a}{a}.",
             "score_chosen": 1.0 + a,
             "score_rejected": 0.5,
+            "win_chosen": 0.75,
+            "win_rejected": 0.25,
+            "policy_sample": "rejected",
+            "reference_sample": "rejected",
             "judgment": f"That is not what {a} plus {a} makes." if a % 4 else None,
         }
         for a in range(8)

@@ -67,6 +67,14 @@ OTHER_ROWS = {
         {"prompt": f"Double {a}.", "steps": [f"Take {a} twice.", f"That is {2 * a}."], "labels": [True, a % 2 == 0]}
         for a in range(8)
     ],
+    "nash_md": [
+        {
+            "prompt": f"What is {a} plus {a}?",
+            "responses": [f"It is {2 * a}.", f"I think it is {a}{a}."],
+            "scores": [0.9, 0.1],
+        }
+        for a in range(8)
+    ],
     "attribute_regression": [
         {
             "prompt": f"What is {a} plus {a}?",

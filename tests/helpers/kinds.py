@@ -12,7 +12,12 @@ from tests.helpers.training import examples
 
 
 def _pairs(count: int) -> list[Example]:
-    return [replace(row, margin=1.5) for row in examples(count)]
+    """Pairs with all that a row may say of them; every other one holds a sample of the policy, or of the reference."""
+    numbers = [
+        {"win_probability": [0.75, 0.25], "policy_sample": [0.0, n % 2], "reference_sample": [n % 2, 0.0]}
+        for n in (0, 1)
+    ]
+    return [replace(row, margin=1.5, numbers=numbers[number % 2]) for number, row in enumerate(examples(count))]
 
 
 def _labelled(count: int) -> list[Example]:

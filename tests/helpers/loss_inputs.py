@@ -51,6 +51,8 @@ class Numbers:
     collision_chosen: Rows = field(default_factory=list)
     collision_rejected: Rows = field(default_factory=list)
     margin: list[float] = field(default_factory=list)
+    win_probability: Rows = field(default_factory=list)  #: of both responses of each pair; none: 1 and 0
+    reference_sample: Rows = field(default_factory=list)  #: 1 for the reference's; none: it is the rejected one
     running: tuple[float, float, float] = (0.0, 0.0, 0.0)  #: mean, standard deviation, count
     mean_length: tuple[float, float] | None = None  #: of chosen and rejected over the optimiser step
 
@@ -85,6 +87,9 @@ def inputs(numbers: Numbers, dtype: torch.dtype = torch.float64) -> dict[str, An
         "reference": Pair(ragged(numbers.reference_chosen, dtype), ragged(numbers.reference_rejected, dtype)),
         "running": Moments(*(torch.tensor(x, dtype=dtype) for x in numbers.running)),
     }
+    labels = {"win_probability": [1.0, 0.0], "reference_sample": [0.0, 1.0]}
+    for name, usual in labels.items():
+        made[name] = torch.tensor(getattr(numbers, name) or [usual] * len(numbers), dtype=dtype)
     if numbers.collision_chosen:
         made["collision"] = Pair(ragged(numbers.collision_chosen, dtype), ragged(numbers.collision_rejected, dtype))
     if numbers.margin:

@@ -36,6 +36,8 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     },
     "nca": {"beta": BETA},
     "sppo": {"beta": BETA},
+    "sppo_soft": {"beta": BETA},
+    "xpo": {"beta": BETA, "alpha": WEIGHT},
     "apo_zero": {"beta": BETA},
     "apo_down": {"beta": BETA},
     "kto_pair": {"beta": BETA, "detach_kl": st.booleans()},
@@ -90,5 +92,7 @@ def batches(draw: st.DrawFn, min_pairs: int = 1, max_pairs: int = 4) -> Numbers:
         collision_chosen=rows(0),
         collision_rejected=rows(1),
         margin=[draw(floats(0.125, 8.0)) for _ in range(pairs)],
+        win_probability=[[draw(floats(0.0, 1.0)) for _ in range(2)] for _ in range(pairs)],
+        reference_sample=[draw(st.sampled_from([[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]])) for _ in range(pairs)],
         running=(draw(floats(-2.0, 2.0)), draw(floats(0.125, 3.0)), draw(st.sampled_from([0.0, 5.0]))),
     )

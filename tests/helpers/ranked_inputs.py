@@ -17,11 +17,7 @@ from rlhf_lightning.types import GroupLoss, Moments
 from tests.helpers.loss_inputs import Rows, losses_of, ragged
 from tests.helpers.loss_strategies import BETA, WEIGHT, floats
 
-RANKED = [
-    name
-    for name in losses_of("Ragged")
-    if {"score", "present"} <= needs(getattr(losses, name)) <= {"policy", "reference", "score", "present", "running"}
-]
+RANKED = [name for name in losses_of("Ragged") if "present" in needs(getattr(losses, name))]
 NAN = math.nan
 
 
@@ -58,10 +54,12 @@ def inputs(batch: Lists, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
         return [[] if item is None else getattr(item, name) for item in filled]
 
     shape = len(batch.lists), batch.slots
+    score = torch.tensor([NAN if item is None else item.score for item in filled], dtype=dtype).view(shape)
     return {
         "policy": ragged(rows("policy"), dtype),
         "reference": ragged(rows("reference"), dtype),
-        "score": torch.tensor([NAN if item is None else item.score for item in filled], dtype=dtype).view(shape),
+        "score": score,
+        "win_probability": score,
         "present": torch.tensor([item is not None for item in filled]).view(shape),
         "running": Moments(*(torch.tensor(x, dtype=dtype) for x in batch.running)),
     }
@@ -101,6 +99,7 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     },
     "plackett_luce": {"beta": BETA},
     "exo_k": {"beta": BETA, "score_beta": floats(0.25, 2.0)},
+    "nash_md": {"beta": WEIGHT, "kl": st.sampled_from(["sequence", "reward_to_go", "token"])},
     "best_of_n": {"top_fraction": st.sampled_from([0.0, 0.5, 0.67, 1.0]), "reduction": LIST_REDUCTION},
     "reward_weighted": {
         "beta": floats(0.25, 2.0),

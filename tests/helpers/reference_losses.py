@@ -154,6 +154,21 @@ def sppo(b: Numbers, beta: float) -> list[float]:
     return [((r.rho_w - 1 / (2 * beta)) ** 2 + (r.rho_l + 1 / (2 * beta)) ** 2) / 2 for r in rows(b)]
 
 
+def sppo_soft(b: Numbers, beta: float) -> list[float]:
+    return [
+        0.5 * ((r.rho_w - (win - 0.5) / beta) ** 2 + (r.rho_l - (lose - 0.5) / beta) ** 2)
+        for r, (win, lose) in zip(rows(b), b.win_probability, strict=True)
+    ]
+
+
+def xpo(b: Numbers, beta: float, alpha: float) -> list[float]:
+    out = []
+    for r, (chosen, rejected) in zip(rows(b), b.reference_sample, strict=True):
+        bonus = r.lw if chosen == 1 else r.ll if rejected == 1 else 0.0
+        out.append(-log_sigmoid(beta * r.h) + alpha * bonus)
+    return out
+
+
 def apo_zero(b: Numbers, beta: float) -> list[float]:
     return [1 - sigmoid(beta * r.rho_w) + sigmoid(beta * r.rho_l) for r in rows(b)]
 

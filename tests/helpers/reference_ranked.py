@@ -110,3 +110,16 @@ def reward_weighted(
             divisor = len(items)
         out.append(sum(w * nll(item, reduction) for w, item in zip(weights, items, strict=True)) / divisor)
     return out
+
+
+def nash_md(b: Lists, beta: float = 0.1, kl: str = "sequence") -> list[float]:
+    out = []
+    for items in b.lists:
+        total = 0.0
+        for item in items:
+            ratio = [p - r for p, r in zip(item.policy, item.reference, strict=True)]
+            for t, log_prob in enumerate(item.policy):
+                paid = {"sequence": ratio, "reward_to_go": ratio[t:], "token": ratio[t : t + 1]}[kl]
+                total -= (item.score - 0.5 - beta * sum(paid)) * log_prob
+        out.append(total / len(items) if items else 0.0)
+    return out

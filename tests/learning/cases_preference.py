@@ -4,8 +4,22 @@ from tests.learning.harness import Case
 
 WITH_REFERENCE = [
     *("dpo", "cdpo", "robust_dpo", "odpo", "r_dpo", "rpo", "beta_dpo", "ld_dpo", "ilr_dpo", "alpha_dpo", "tr_dpo"),
-    *("f_dpo", "ipo", "hinge", "sigmoid_norm", "exo", "nca", "sppo", "aot", "aot_unpaired", "discopop", "dpop", "wpo"),
-    *("apo_zero", "apo_down", "bco_pair", "kto_pair", "mpo"),
+    *(
+        "f_dpo",
+        "ipo",
+        "hinge",
+        "sigmoid_norm",
+        "exo",
+        "nca",
+        "sppo",
+        "sppo_soft",
+        "aot",
+        "aot_unpaired",
+        "discopop",
+        "dpop",
+        "wpo",
+    ),
+    *("apo_zero", "apo_down", "bco_pair", "kto_pair", "mpo", "xpo", "spin"),
 ]
 WITHOUT_REFERENCE = ["simpo", "simper", "slic", "cpo", "orpo", "alpha_po", "preferred_ft"]
 DEMONSTRATIONS = ["sft", "dft", "imitation"]

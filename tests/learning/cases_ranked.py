@@ -11,4 +11,5 @@ CASES = [
     Case("reward_weighted"),
     Case("rso_hinge"),
     Case("rso_sigmoid"),
+    Case("nash_md"),
 ]

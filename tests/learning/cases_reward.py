@@ -11,6 +11,7 @@ CASES = [
     Case("bradley_terry", metric=ACCURACY, start=0.5, margin=0.15, representative=True),
     Case("bradley_terry", ["method.loss.lm_weight=0.1"], metric=ACCURACY, start=0.5, margin=0.15),
     Case("bradley_terry", ["adapter=lora", "optimizer.lr=5e-3"], metric=ACCURACY, start=0.5, margin=0.15),
+    Case("apo_reward", metric=ACCURACY, start=0.5, margin=0.15),
     Case("log_exp", metric=ACCURACY, start=0.5, margin=0.15),
     # Turned over, the values run away together and the last ones differ by thousandths, so an accuracy says nothing;
     # the loss of knowing nothing is ln 2.

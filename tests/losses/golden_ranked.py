@@ -137,4 +137,25 @@ ROWS = [
         "plain fine-tuning before anything was seen",
         "weights against a mean of 0 that nobody measured",
     ),
+    Golden(
+        "nash_md",
+        {"beta": 0.1, "kl": "sequence"},
+        [1.3, 2.05],
+        "(1.3 * 3 - .2 * 4 + .4 * 2)/3; (.7 * 6 - .1 * 1)/2: score - 1/2 - .1 rho times l",
+        "sign of either part; no baseline of 1/2; the mean over slots",
+    ),
+    Golden(
+        "nash_md",
+        {"beta": 0.1, "kl": "reward_to_go"},
+        [1.4, 1.8625],
+        "(1.3 + 1.4 * 2 - .8 + .4 + .5)/3; (.7 * 2 + .6 + .6 * 3 - .1 * .5 - .05 * .5)/2",
+        "log-ratios up to the token; those of the next response",
+    ),
+    Golden(
+        "nash_md",
+        {"beta": 0.1, "kl": "token"},
+        [4.3 / 3, 1.725],
+        "(1.4 + 1.4 * 2 - .8 + .4 + .5)/3; (.6 * 2 + .5 + .6 * 3 - .05)/2",
+        "any sum of log-ratios",
+    ),
 ]

@@ -74,6 +74,21 @@ ROWS = [
         "reduction ignored",
         {"lm_weight": 0.5, "lm_reduction": "response_mean"},
     ),
+    Golden(
+        "apo_reward",
+        {"reward": [[3.0, 2.0], [1.0, 0.5], [1.0, 0.5]], "policy_sample": [[0.0, 0.0], [0.0, 1.0], [1.0, 1.0]]},
+        [0.313262, 0.025 * 0.474077, 0.474077],
+        "S(-1); .1/4 S(-.5); two samples of the policy are an annotated pair",
+        "weights swapped; c_APO not divided by n; either kind divided by its own number",
+    ),
+    Golden(
+        "apo_reward",
+        {"reward": [[3.0, 2.0], [1.0, 0.5]], "policy_sample": [[0.0, 0.0], [0.0, 1.0]]},
+        [2 * 0.313262, 0.5 * 0.474077],
+        "2 S(-1); 1/2 S(-.5)",
+        "options ignored",
+        {"annotated_weight": 2.0, "adversarial_weight": 1.0, "samples": 2},
+    ),
     Golden("log_exp", {"reward": [[3.0, 2.0], [0.0, 2.0]]}, [0.313262, 2.126928], "S(-1), S(2)", "sign"),
     Golden(
         "odin",

@@ -30,6 +30,8 @@ AB = Numbers(
     collision_chosen=[[-0.5, -0.5], [-6.0]],
     collision_rejected=[[-1.0, -1.0, -1.0], [-0.5, -0.5]],
     margin=[4.0, 0.5],
+    win_probability=[[0.8, 0.3], [0.6, 0.5]],
+    reference_sample=[[0.0, 1.0], [1.0, 0.0]],
 )
 
 
@@ -171,6 +173,20 @@ ROWS = [
         "K_w = 0, K_l = 1: (s(2) + s(0.5)) / 2",
         "reference points swapped",
         pairs=[1],
+    ),
+    Golden(
+        "sppo_soft",
+        {"beta": 0.5},
+        [2.26, 5.62],
+        "targets .6, -.4 and .2, 0: ((2 - .6)^2 + (-2 + .4)^2)/2, ((-3 - .2)^2 + (1 - 0)^2)/2",
+        "probabilities swapped or 1 and 0; beta multiplied; no half; 1/2 not taken off",
+    ),
+    Golden(
+        "xpo",
+        {"beta": 0.5, "alpha": 0.1},
+        [-0.473072, 1.726928],
+        "S(-2) + .1 * -6 of the rejected one; S(2) + .1 * -4 of the chosen one",
+        "sign of the term; always the rejected one; a mean over tokens; the log-ratio",
     ),
     Golden(
         "aot",

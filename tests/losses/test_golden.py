@@ -51,6 +51,7 @@ STEP_0: dict[str, tuple[dict[str, Any], float]] = {
     "ipo": ({"beta": 0.1}, 25.0),
     "exo": ({"label_smoothing": 1e-3}, 2.7612),
     "sppo": ({"beta": 1e-3}, 2.5e5),
+    "sppo_soft": ({"beta": 1e-3}, 2.5e5),  # without other probabilities 1 and 0
     "kto_pair": ({}, 0.5),
     "bco_pair": ({"delta": "running"}, 2 * LN2),
     "nca": ({}, 2 * LN2),

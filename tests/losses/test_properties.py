@@ -16,9 +16,9 @@ from tests.helpers.loss_strategies import OPTIONS, batches
 
 REFERENCE_FREE = {name for name in PREFERENCE if "reference" not in needs(getattr(losses, name))}
 #: Change when the same constant is added to both log-ratios of a pair.
-ANCHORED = {"nca", "sppo", "apo_zero", "apo_down", "kto_pair", "bco_pair"}
+ANCHORED = {"nca", "sppo", "sppo_soft", "apo_zero", "apo_down", "kto_pair", "bco_pair"}
 #: Look at the chosen response's own likelihood as well.
-LIKELIHOOD = {"rpo", "dpop", "f_dpo"}
+LIKELIHOOD = {"rpo", "dpop", "f_dpo", "xpo"}
 #: Divide by each response's own length, so the constant has to be one per token.
 PER_TOKEN = {"ipo", "sigmoid_norm", "alpha_dpo"}
 DIFFERENCE = set(PREFERENCE) - REFERENCE_FREE - ANCHORED - LIKELIHOOD - PER_TOKEN
@@ -246,6 +246,7 @@ REDUCES_TO_DPO: dict[str, dict[str, Any]] = {
     "r_dpo": {"alpha": 0.0},
     "ld_dpo": {"alpha": 1.0},
     "beta_dpo": {"alpha": 0.0},
+    "xpo": {"alpha": 0.0},
 }
 
 

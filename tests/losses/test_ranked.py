@@ -205,7 +205,7 @@ def test_finite_at_extremes(name: str, dtype: torch.dtype, value: float) -> None
         assert gradient(name, batch, dtype, **options).isfinite().all()
 
 
-@pytest.mark.parametrize("name", RANKED)
+@pytest.mark.parametrize("name", sorted({*RANKED} - {"nash_md"}))  # its log-ratios are constants for the gradient
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_gradient_is_the_derivative_of_the_value(name: str, data: st.DataObject) -> None:
@@ -274,7 +274,7 @@ def test_a_list_without_responses_costs_nothing(name: str, options: dict[str, di
     assert all(value.isfinite().all() for value in run(name, batch, **chosen).diagnostics.values())
 
 
-@pytest.mark.parametrize("name", sorted({*RANKED} - {"best_of_n", "reward_weighted", "pro", "rrhf"}))
+@pytest.mark.parametrize("name", ["exo_k", "plackett_luce"])
 def test_a_list_of_one_response_has_nothing_to_rank(name: str) -> None:
     batch = Lists([[Item([-1.0], [-1.5], 2.0)], [Item([-1.0, -3.0], [-1.5, -1.0], 0.0)]], slots=3)
     assert run(name, batch).loss.tolist() == [0.0, 0.0]

@@ -14,13 +14,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlhf_lightning import losses
-from rlhf_lightning.losses import best_of_k, bradley_terry, cost, k_wise, log_exp, needs, odin, token_wise, validate
+from rlhf_lightning.losses import (
+    apo_reward,
+    best_of_k,
+    bradley_terry,
+    cost,
+    k_wise,
+    log_exp,
+    needs,
+    odin,
+    token_wise,
+    validate,
+)
 from rlhf_lightning.losses.options import takes
 from rlhf_lightning.types import Pair
 from tests.helpers.loss_inputs import assert_detached, ragged
 from tests.losses.golden_reward import NAN, ROWS, Golden
 
-REWARD_LOSSES = ["best_of_k", "bradley_terry", "cost", "k_wise", "log_exp", "odin", "token_wise"]
+REWARD_LOSSES = ["apo_reward", "best_of_k", "bradley_terry", "cost", "k_wise", "log_exp", "odin", "token_wise"]
 VALUE = st.floats(-4, 4, width=32)
 
 
@@ -93,6 +104,40 @@ def test_log_exp_is_log_sigmoid(rows: list[tuple[float, float]]) -> None:
     a, b = log_exp(one).loss, bradley_terry(other).loss
     torch.testing.assert_close(a, b)
     torch.testing.assert_close(torch.autograd.grad(a.sum(), one), torch.autograd.grad(b.sum(), other))
+
+
+@given(pairs, st.data(), st.floats(0, 2), st.floats(0, 2), st.integers(1, 5))
+def test_apo_equals_plain_loop(
+    rows: list[tuple[float, float]], data: st.DataObject, annotated: float, adversarial: float, samples: int
+) -> None:
+    drawn = [data.draw(st.sampled_from([(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)])) for _ in rows]
+    reward = torch.tensor(rows, dtype=torch.float64, requires_grad=True)
+    weights = {"annotated_weight": annotated, "adversarial_weight": adversarial, "samples": samples}
+    output = apo_reward(reward, torch.tensor(drawn, dtype=torch.float64), **weights)
+    expected = [
+        (adversarial / samples if policy == (0.0, 1.0) else annotated) * softplus(worse - better)
+        for (better, worse), policy in zip(rows, drawn, strict=True)
+    ]
+    assert output.loss.tolist() == pytest.approx(expected)
+    (slope,) = torch.autograd.grad(output.loss.sum(), reward)
+    torch.testing.assert_close(slope.sum(1), torch.zeros(len(rows), dtype=torch.float64), atol=1e-9, rtol=0)
+
+
+def test_both_kinds_of_apos_pairs_share_one_denominator() -> None:
+    """A human pair with d = 1 and an APO pair with d = .5: .313262/2 + .025 * .474077/2; two means give .325114."""
+    output = apo_reward(torch.tensor([[1.0, 0.0], [0.5, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 1.0]]))
+    assert output.loss.mean().item() == pytest.approx(0.162557, abs=1e-6)
+    assert output.diagnostics["reward/accuracy_annotated"].tolist() == [1.0]
+    lost = apo_reward(torch.tensor([[1.0, 0.0], [-0.5, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 1.0]])).diagnostics
+    assert (lost["reward/accuracy_annotated"].item(), lost["reward/accuracy_adversarial"].item()) == (1.0, 0.0)
+
+
+@given(pairs)
+def test_apo_without_weights_of_its_own_is_bradley_terry(rows: list[tuple[float, float]]) -> None:
+    reward = torch.tensor(rows, dtype=torch.float64)
+    mixed = torch.tensor([[0.0, float(at % 2)] for at in range(len(rows))])
+    loss = apo_reward(reward, mixed, adversarial_weight=1.0, samples=1).loss
+    torch.testing.assert_close(loss, bradley_terry(reward).loss)
 
 
 @given(pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from rlhf_lightning import losses
-from rlhf_lightning.methods import Preference, Supervised
+from rlhf_lightning.methods import Preference, Ranked, RewardModel, Supervised
 from rlhf_lightning.types import PreferenceLoss
 from tests.helpers.training import Builder, loader, preference, trainer
 
@@ -44,12 +45,61 @@ def test_missing_margin_is_refused_before_weights_load(tmp_path):
     builder = Builder()
     module = preference(partial(losses.odpo, beta=0.1), builder)
     run = trainer(tmp_path)
-    data = SimpleNamespace(has_margin=False)
+    data = SimpleNamespace(has_input=lambda name: name != "margin")
     run.datamodule = data
     module.trainer = run
     with pytest.raises(ValueError, match=r"margin.*data\."):
         module.setup("fit")
     assert builder.built == 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "name", "columns"),
+    [
+        (losses.sppo_soft, "win_probability", r"data\.spec\.columns\.win_chosen and win_rejected"),
+        (losses.xpo, "reference_sample", r"data\.spec\.columns\.reference_sample"),
+        (losses.apo_reward, "policy_sample", r"data\.spec\.columns\.policy_sample"),
+        (losses.nash_md, "win_probability", r"of ranked lists scores, from 0 to 1"),
+    ],
+)
+def test_missing_numbers_are_refused_before_weights_load(loss, name, columns, tmp_path):
+    builder = Builder()
+    kind = RewardModel if loss is losses.apo_reward else Ranked if loss is losses.nash_md else Preference
+    module = kind(builder, loss)
+    run = trainer(tmp_path)
+    run.datamodule = SimpleNamespace(has_input=lambda asked: asked != name)
+    module.trainer = run
+    with pytest.raises(ValueError, match=columns):
+        module.setup("fit")
+    assert builder.built == 0
+    module.setup("predict")
+
+
+def test_a_batch_without_win_probabilities_names_the_columns_and_one_without_samples_has_none():
+    batch = next(iter(loader(1)))
+    module = preference(losses.sppo_soft)
+    module.configure_model()
+    with pytest.raises(ValueError, match=r"win_chosen and win_rejected"):
+        module(batch)
+    explorer, plain = preference(partial(losses.xpo, alpha=1.0)), preference(losses.dpo)
+    for each in (explorer, plain):
+        each.configure_model()
+    assert torch.equal(explorer(batch).loss, plain(batch).loss)
+
+
+def test_numbers_of_a_batch_reach_the_loss_slot_by_slot():
+    batch = next(iter(loader(1)))
+    count = len(batch)
+    batch.win_probability = torch.tensor([0.75, 0.25] * count)
+    batch.reference_sample = torch.tensor([1.0, 0.0] * count)
+    module = preference(partial(losses.sppo_soft, beta=0.5))
+    module.configure_model()
+    assert module(batch).loss.item() == pytest.approx((0.5**2 + 0.5**2) / 2)  # ratios 0, targets 1/2 and -1/2
+    module = preference(partial(losses.xpo, alpha=1.0))
+    module.configure_model()
+    output = module(batch)
+    drawn = output.diagnostics["chosen_log_prob"].mean()
+    assert output.loss.item() == pytest.approx(math.log(2) + drawn.item(), rel=1e-5)
 
 
 def test_missing_margin_of_a_batch_names_the_option():

@@ -35,7 +35,12 @@ def test_rows_are_a_function_of_the_options(kind):
 
 def test_fingerprint_covers_the_options():
     sources = [TinySource(), TinySource("validation"), TinySource(size=7), TinySource(seed=1), TinySource(flips=0.5)]
-    sources += [TinySource(longest=3), TinySource(kind="ranked"), TinySource(base=TinyWorld(seed=1))]
+    sources += [
+        TinySource(demonstrations=0.5),
+        TinySource(longest=3),
+        TinySource(kind="ranked"),
+        TinySource(base=TinyWorld(seed=1)),
+    ]
     assert len({source.fingerprint() for source in sources}) == len(sources)
     assert TinySource().for_kind("ranked").fingerprint() == TinySource(kind="ranked").fingerprint()
 
@@ -51,6 +56,31 @@ def test_the_chosen_answer_is_worth_more():
         assert points(row, "chosen") > points(row, "rejected")
         assert row["score_chosen"] == pytest.approx(points(row, "chosen"), abs=1e-3)
         assert row["score_rejected"] == pytest.approx(points(row, "rejected"), abs=1e-3)
+
+
+def test_win_probabilities_follow_from_the_scores_and_either_answer_may_be_the_references():
+    found = rows("preference")
+    for row in found:
+        gap = row["score_chosen"] - row["score_rejected"]
+        assert row["win_chosen"] == pytest.approx(1 / (1 + np.exp(-gap)), abs=1e-3)
+        assert row["win_chosen"] + row["win_rejected"] == pytest.approx(1.0)
+    assert np.mean([row["reference_sample"] == "chosen" for row in found]) == pytest.approx(0.5, abs=0.12)
+    for row in rows("ranked", 20):
+        wins = [np.mean([1 / (1 + np.exp(other - score)) for other in row["scores"]]) for score in row["scores"]]
+        assert row["wins"] == pytest.approx(wins, abs=1e-3)
+
+
+def test_pairs_of_a_demonstration_against_the_bases_answer():
+    """The share is that of the option; without it the draws are those of a source that does not know it."""
+    said = {(prompt.text, answer.text) for prompt, group in samples(TinyWorld(), "train").items() for answer in group}
+    found = rows("preference", 400, demonstrations=0.25)
+    shown = [row for row in found if row.get("policy_sample") == "rejected"]
+    assert len(shown) / len(found) == pytest.approx(0.25, abs=0.07)
+    assert all((row["prompt"], row["rejected"]) in said and row["chosen"] != row["rejected"] for row in shown)
+    gained = [points(row, "chosen") - points(row, "rejected") for row in rows("preference", demonstrations=1.0)]
+    assert len(gained) == 200
+    assert np.mean(gained) > 1, "demonstrations are those of a good writer"
+    assert TinySource(demonstrations=0.5).for_kind("safety").demonstrations == 0.5
 
 
 def test_pairs_are_what_the_base_says():

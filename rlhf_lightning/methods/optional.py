@@ -1,0 +1,65 @@
+"""What a loss may ask of the data that only some data sets bring: margins, win probabilities, who drew a response."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_lightning.types import PackedBatch, PreferenceBatch
+
+#: By input: what is missing, and the columns of the data that bring it.
+_COLUMNS = {
+    "margin": ("the margin of each pair", "margin (or score_chosen and score_rejected)"),
+    "win_probability": (
+        "the probability that each response beats one of the policy, from 0 to 1",
+        "win_chosen and win_rejected (of ranked lists scores, from 0 to 1)",
+    ),
+    "policy_sample": ("the response of each pair that the policy drew", "policy_sample, with chosen or rejected in it"),
+    "reference_sample": (
+        "the response of each pair that the reference drew",
+        "reference_sample, with chosen or rejected in it",
+    ),
+}
+
+
+def check_inputs(datamodule: Any, inputs: Collection[str], stage: str) -> None:
+    """Refuse data that lacks what a loss asks for, before any weight loads, where the data module knows.
+
+    Args:
+        datamodule: has ``has_input(name)``, or does not know.
+        inputs: that the loss asks for.
+        stage: nothing is asked for to ``predict``; who drew a response need not be known but to ``fit``.
+
+    Raises:
+        ValueError: the data lacks one; the message names the columns.
+    """
+    has_input = getattr(datamodule, "has_input", None)
+    if has_input is None or stage == "predict":
+        return
+    for name in sorted(set(inputs) & set(_COLUMNS)):
+        if (stage == "fit" or name not in PreferenceBatch.DRAWN_BY) and not has_input(name):
+            raise _missing(name)
+
+
+def given(batch: PackedBatch, name: str) -> Tensor:
+    """A batch's numbers by the name of the input; that nobody drew a response unless it is said.
+
+    Raises:
+        ValueError: the batch has none; the message names the columns.
+    """
+    values: Tensor | None = getattr(batch, name)
+    if values is None and name in PreferenceBatch.DRAWN_BY:
+        return torch.zeros(len(batch.response_span), device=batch.ids.device)
+    if values is None:
+        raise _missing(name)
+    return values
+
+
+def _missing(name: str) -> ValueError:
+    what, columns = _COLUMNS[name]
+    return ValueError(
+        f"the loss needs {what}, but the data has none: set data.spec.columns.{columns}, or choose a method without it"
+    )
