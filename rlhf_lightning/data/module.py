@@ -20,6 +20,7 @@ from rlhf_lightning.data.examples import Examples, Groups
 from rlhf_lightning.data.kinds import KINDS, kind_of
 from rlhf_lightning.data.loader import EpochLoader, ListLoader, evaluation_batches, reference_batches
 from rlhf_lightning.data.mismatch import Mismatches
+from rlhf_lightning.data.optional import has_input
 from rlhf_lightning.data.plan import Batching, check_budget
 from rlhf_lightning.data.position import check_limit, steps_taken
 from rlhf_lightning.data.row_columns import columns_of_rows
@@ -27,7 +28,7 @@ from rlhf_lightning.data.sources import Source, validation_source
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.summary import summary_of
 from rlhf_lightning.data.tokenize import split, tokenize
-from rlhf_lightning.types import Example, PreferenceBatch
+from rlhf_lightning.types import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -220,8 +221,7 @@ class AlignmentDataModule(L.LightningDataModule):
         A margin or a win probability (of lists: scores that are one) must be there in training and in validation; who
         drew a response is said in one of them.
         """
-        parts = [_has_input(part, name) for part in self._parts()]
-        return (any(parts) or not parts) if name in PreferenceBatch.DRAWN_BY else all(parts)
+        return has_input(self._parts(), name)
 
     def content(self) -> dict[str, str]:
         """Digests of what was read, by what it is."""
@@ -373,15 +373,6 @@ def _need(examples: Examples | None) -> Examples:
     if examples is None:
         raise RuntimeError("call setup() first: the data has not been read")
     return examples
-
-
-def _has_input(examples: Examples, name: str) -> bool:
-    if name == "margin":
-        return examples.margin is not None
-    if name == "win_probability" and "score" in examples.numbers:
-        scores = examples.numbers["score"][examples.slot_tokens > 0]
-        return bool(((scores >= 0) & (scores <= 1)).all())
-    return name in examples.numbers
 
 
 def _fitting(examples: Examples, kind: str, role: str) -> Examples:

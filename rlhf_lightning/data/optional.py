@@ -6,6 +6,7 @@ while examples are gathered, and what cannot be used for want of a row is report
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,3 +68,21 @@ class OptionalNumbers:
         if 0 < absent < len(margins) and KINDS[self.kind].pair:
             report.note(f"{absent} of {len(margins)} rows have no margin, so margins are not used")
         return None if absent or not len(margins) else margins.astype(np.float32)
+
+
+def has_input(parts: Sequence[Examples], name: str) -> bool:
+    """Whether data sets bring what a loss calls so; True where there are none.
+
+    A margin or a win probability (of lists: scores that are one) must be in each; who drew a response in one of them.
+    """
+    found = [_has(part, name) for part in parts]
+    return (any(found) or not found) if name in PreferenceBatch.DRAWN_BY else all(found)
+
+
+def _has(examples: Examples, name: str) -> bool:
+    if name == "margin":
+        return examples.margin is not None
+    if name == "win_probability" and "score" in examples.numbers:
+        scores = examples.numbers["score"][examples.slot_tokens > 0]
+        return bool(((scores >= 0) & (scores <= 1)).all())
+    return name in examples.numbers

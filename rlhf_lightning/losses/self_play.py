@@ -167,6 +167,6 @@ def nash_md(
     loss = -policy.with_token(advantage * policy.token).sum().view(present.shape)
     return GroupLoss(
         (shares(present) * loss).sum(-1),
-        (gain - beta * total).detach(),
-        diagnostics={"win_probability": (gain + 0.5).detach()[flat], "kl/sample": total[flat]},
+        gain - beta * total,
+        diagnostics={"win_probability": (gain + 0.5)[flat], "kl/sample": total[flat]},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,10 +17,9 @@ from rlhf_lightning.models.sources import Dtype
 from rlhf_lightning.options import Count, Share, WholeNumber
 from rlhf_lightning.rewards.asking import conversation_ids
 from rlhf_lightning.rewards.base import Scores
-from rlhf_lightning.rewards.graders.templates import Context, FieldError, Template
+from rlhf_lightning.rewards.graders.templates import Context
 from rlhf_lightning.rewards.log_prob import language_model, response_log_probs
-from rlhf_lightning.rewards.questions import question_of
-from rlhf_lightning.rewards.text_reward import TextReward
+from rlhf_lightning.rewards.questions import QuestionReward
 from rlhf_lightning.rewards.texts import chosen_device
 from rlhf_lightning.types import Example, SampleGroup
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class ExpectedRating(TextReward):
+class ExpectedRating(QuestionReward):
     r"""Expected digit of a judge's answer, from one forward pass a response.
 
     .. math:: R(y) = \frac{\sum_d d\,p(d)}{\sum_d p(d)}
@@ -81,32 +80,18 @@ class ExpectedRating(TextReward):
         max_tokens: Count = 16_384,
         name: str = "expected_rating",
     ) -> None:
-        super().__init__(tokenizer, name)
+        super().__init__(tokenizer, name, question)
         if not 0 <= low < high <= 9:
             raise ValueError(f"reward.low={low} and reward.high={high} must be digits, low below high")
         self.policy: Any = None  #: set by the training loop
         self.low, self.high, self.scaled, self.least_mass = low, high, scaled, least_mass
         self.max_tokens, self._system, self._opening = max_tokens, system, opening
-        self._template = Template(question_of(question), "reward.question")
-        self._own, self._model = self.texts.own, None
+        self._reader, self._model = self.texts.own, None
         self._device = chosen_device(device)
         if path is not None:
-            self._own, self._model = language_model(path, dtype, self._device)
-        self._digits = digit_ids(self._own, opening, low, high)
+            self._reader, self._model = language_model(path, dtype, self._device)
+        self._digits = digit_ids(self._reader, opening, low, high)
         self._ratings: Counter[int] = Counter()
-
-    @property
-    def reads_columns(self) -> bool:
-        """The question may show any column."""
-        return True
-
-    def check_columns(self, columns: Collection[str]) -> None:
-        """Hold the question against the columns of the data.
-
-        Raises:
-            ValueError: a column is missing; the message names it and the closest one.
-        """
-        self._template.check({*columns, "prompt"})
 
     @torch.no_grad()
     def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
@@ -135,13 +120,10 @@ class ExpectedRating(TextReward):
     def _example(self, group: SampleGroup, ids: list[int]) -> Example:
         """The question about a response with the answer's opening, and every digit as a response to it."""
         columns = {**group.columns, "prompt": self.prompt(group)}
-        try:
-            text = self._template.render(Context({"output_text": self.texts.text(ids)}, columns, group.row))
-        except FieldError as error:
-            raise ValueError(f"reward {self.name!r} cannot ask its question: {error}") from error
+        text = self.rendered(Context({"output_text": self.texts.text(ids)}, columns, group.row))
         system = [{"role": "system", "content": self._system}] if self._system else []
-        asked = conversation_ids(self._own, [*system, {"role": "user", "content": text}])
-        return Example([*asked, *_ids(self._own, self._opening)], self._digits)
+        asked = conversation_ids(self._reader, [*system, {"role": "user", "content": text}])
+        return Example([*asked, *_ids(self._reader, self._opening)], self._digits)
 
     def _log_probs(self, examples: list[Example]) -> list[list[float]]:
         if self._model is not None:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 from rlhf_lightning.options import Count, Seed
 from rlhf_lightning.rewards.asking import Ask, asker
 from rlhf_lightning.rewards.base import Scores, WinMatrix
-from rlhf_lightning.rewards.graders.templates import Context, FieldError, Template
-from rlhf_lightning.rewards.questions import question_of
-from rlhf_lightning.rewards.text_reward import TextReward
+from rlhf_lightning.rewards.graders.templates import Context
+from rlhf_lightning.rewards.questions import QuestionReward
 from rlhf_lightning.rewards.verdicts import choice, rating
 from rlhf_lightning.rewards.win_matrix import matrix_of, mean_wins
 from rlhf_lightning.types import SampleGroup
@@ -51,7 +50,7 @@ End with [[A]], [[B]], or [[C]] for a tie."""
 _TIE = "C"
 
 
-class _Judge(TextReward):
+class _Judge(QuestionReward):
     """What both judges have: a template, whom to ask, and how.
 
     Args:
@@ -80,28 +79,14 @@ class _Judge(TextReward):
         name: str,
         own: Collection[str],
     ) -> None:
-        super().__init__(tokenizer, name)
+        super().__init__(tokenizer, name, question, own)
         self.policy: Any = None  #: set by the training loop
-        self._tokenizer, self._judge, self._own = tokenizer, judge, frozenset(own)
+        self._tokenizer, self._judge = tokenizer, judge
         self._system, self.pattern = system, pattern
         self._options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
         self._seed = seed
-        self._template = Template(question, "reward.question")
         if pattern is not None and re.compile(pattern).groups != 1:
             raise ValueError(f"reward.pattern={pattern!r} must have one group, which is the verdict")
-
-    @property
-    def reads_columns(self) -> bool:
-        """The question may show any column."""
-        return True
-
-    def check_columns(self, columns: Collection[str]) -> None:
-        """Hold the question against the columns of the data.
-
-        Raises:
-            ValueError: a column is missing; the message names it and the closest one.
-        """
-        self._template.check({*columns, *self._own})
 
     def metrics(self) -> dict[str, float]:
         """``unanswered`` and ``parse_failures`` as shares of the questions, ``unscored`` of the responses."""
@@ -118,10 +103,7 @@ class _Judge(TextReward):
             ValueError: the data lacks what the question shows.
         """
         system = [{"role": "system", "content": self._system}] if self._system else []
-        try:
-            texts = [self._template.render(context) for context in contexts]
-        except FieldError as error:
-            raise ValueError(f"reward {self.name!r} cannot ask its question: {error}") from error
+        texts = [self.rendered(context) for context in contexts]
         self.count(questions=len(texts))
         questions = [[*system, {"role": "user", "content": text}] for text in texts]
         return list(self._ask().ask_each(questions, **self._options, seed=self._seed + round_))
@@ -194,7 +176,7 @@ class RatingJudge(_Judge):
             )
         if not 1 <= least_read <= judgments:
             raise ValueError(f"reward.least_read={least_read} must lie between 1 and reward.judgments={judgments}")
-        question = question_of(question) if question is not None else RATE.format(low=low, high=high)
+        question = question if question is not None else RATE.format(low=low, high=high)
         super().__init__(tokenizer, judge, question, system, pattern, max_tokens, temperature, seed, name, ("prompt",))
         self.low, self.high, self.scaled, self.judgments = low, high, scaled, judgments
         self.least_read, self._ratings = least_read, Counter[int]() if histogram else None

@@ -1,8 +1,15 @@
-"""Questions to a judge that have a name, as ``reward.question`` takes them beside a template of one's own."""
+"""Rewards that put a question to a judge: a template of one's own, or a question that has a name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+from rlhf_lightning.rewards.graders.templates import Context, FieldError, Template
+from rlhf_lightning.rewards.text_reward import TextReward
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _POINTS = """Judge an assistant's response to a user. Begin at 0 points and go through these five tests in order. Each
 test that the response passes earns one point; stop at the first one that it fails.
@@ -32,3 +39,47 @@ QUESTIONS: Mapping[str, str] = {
 def question_of(name: str) -> str:
     """The question of that name; a text that is no name is a question itself."""
     return QUESTIONS.get(name, name)
+
+
+class QuestionReward(TextReward):
+    """A reward that renders a question about responses, with the columns of the prompt's row.
+
+    Args:
+        tokenizer: of whoever made the token ids.
+        name: what its numbers are logged under.
+        question: a template or a name of :data:`QUESTIONS`.
+        own: fields of ``item`` that do not come from the data.
+
+    Raises:
+        ValueError: no tokenizer, or a broken template.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase | None, name: str, question: str, own: Collection[str] = ("prompt",)
+    ) -> None:
+        super().__init__(tokenizer, name)
+        self._template, self._own = Template(question_of(question), "reward.question"), frozenset(own)
+
+    @property
+    def reads_columns(self) -> bool:
+        """The question may show any column."""
+        return True
+
+    def check_columns(self, columns: Collection[str]) -> None:
+        """Hold the question against the columns of the data.
+
+        Raises:
+            ValueError: a column is missing; the message names it and the closest one.
+        """
+        self._template.check({*columns, *self._own})
+
+    def rendered(self, context: Context) -> str:
+        """The question.
+
+        Raises:
+            ValueError: the data lacks what it shows.
+        """
+        try:
+            return self._template.render(context)
+        except FieldError as error:
+            raise ValueError(f"reward {self.name!r} cannot ask its question: {error}") from error

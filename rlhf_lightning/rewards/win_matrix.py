@@ -82,5 +82,4 @@ def matrix_from_scores(scores: Sequence[float | None]) -> WinMatrix:
 def _bradley_terry(score: float | None, other: float | None) -> float | None:
     if score is None or other is None:
         return None
-    gap = score - other
-    return 1 / (1 + math.exp(-gap)) if gap >= 0 else 1 - 1 / (1 + math.exp(gap))
+    return (1 + math.tanh((score - other) / 2)) / 2  # the logistic function, which does not overflow so

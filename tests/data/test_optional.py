@@ -79,3 +79,6 @@ def test_numbers_that_some_pairs_lack():
     assert examples.margin is None
     assert "2 of 3 rows have no win_probability, so it is not used" in report.notes
     assert "2 of 3 rows have no margin, so margins are not used" in report.notes
+    one, report = _numbered({"margin": 2}, {})
+    assert one.margin is None
+    assert "1 of 2 rows have no margin, so margins are not used" in report.notes

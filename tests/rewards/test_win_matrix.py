@@ -97,6 +97,7 @@ def _group(count: int) -> Any:
     [
         ([[0.5, 0.7], [0.2, 0.5]], r"response 1 beats 0 with probability 0.2 and 0 beats 1 with 0.7 \(data:1\)"),
         ([[0.5, 1.5], [-0.5, 0.5]], "they must add up to 1"),
+        ([[0.5, -0.5], [1.5, 0.5]], "they must add up to 1"),
         ([[0.5, None], [0.2, 0.5]], "0 beats 1 with None"),
         ([[0.9, 0.5], [0.5, 0.5]], "response 0 beats 0 with probability 0.9"),
         ([[0.5]], r"the win matrix of 2 responses has rows of \[1\]"),
