@@ -11,7 +11,14 @@ from omegaconf import DictConfig
 
 from rlhf_lightning.cli.draws import draws
 from rlhf_lightning.cli.errors import ConfigError, suggestion
-from rlhf_lightning.rewards.base import ComposedReward, StepReward, WeightedTerms, smallest_group, term_names
+from rlhf_lightning.rewards.base import (
+    ComposedReward,
+    RoleReward,
+    StepReward,
+    WeightedTerms,
+    smallest_group,
+    term_names,
+)
 from rlhf_lightning.selection.options import kinds as selected_kinds
 from rlhf_lightning.types import Rolled, RolloutOptions, Trained
 
@@ -32,6 +39,7 @@ def check(module: Rolled, reward: Any, prompts: AlignmentDataModule) -> None:
         ConfigError: method, reward and data do not go together; the message says what to change.
     """
     _check_reward(module, reward)
+    _check_roles(reward)
     _check_demonstrations(module, prompts)
     _check_costs(module, reward)
     _check_terms(module, reward)
@@ -52,6 +60,7 @@ def check_rounds(rounds: Rounds, module: Trained, reward: Any, reference: str) -
         ConfigError: they do not go together; the message says what to change.
     """
     made = selected_kinds(rounds.selector)
+    _check_roles(reward)
     if module.draws:
         raise ConfigError(
             "rounds=... makes groups of samples, and this method learns from rollouts by itself: set rounds=none, or "
@@ -99,6 +108,16 @@ def _check_reward(module: Rolled, reward: Any) -> None:
         raise ConfigError(
             f"this method learns from rewards of steps, and the reward {_name(reward)!r} gives one "
             "number a response: choose reward=process reward.path=..., or method=grpo"
+        )
+
+
+def _check_roles(reward: Any) -> None:
+    """Refuse a reward that asks for models of a run, which are not assigned yet."""
+    if isinstance(reward, RoleReward) and reward.roles:
+        raise ConfigError(
+            f"reward {reward.name!r} compares with {', '.join(sorted(reward.roles))}, and runs do not assign models "
+            "to a reward yet: give folders of models, reward.path=<the trained one> reward.reference=<what it was "
+            "trained from>"
         )
 
 

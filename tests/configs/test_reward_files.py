@@ -64,7 +64,6 @@ def test_values_of_a_file_are_the_defaults(file: Path):
     """So that a reward made in Python is the one of the command line; what a file chooses otherwise is said here."""
     chosen = {
         "cost",
-        "dice",
         "function",
         "gold",
         "grader",

@@ -33,6 +33,10 @@ SMALL = ["rounds.draws=[{source: policy, n: 2}]", "rounds.minibatches=2", "round
             [*REWARD, "method=sft"],
             r"rounds.selector makes groups of kind preference, and this method learns from super",
         ),
+        (
+            ["reward=implicit", "reward.path=round_start", "reward.reference=previous_round"],
+            r"reward 'implicit' compares with previous_round, round_start, .*give folders of models, reward\.path=",
+        ),
         ([*REWARD, "method=grpo"], r"this method learns from rollouts by itself: set rounds=none"),
         (
             [*REWARD, "method=simpo", "rounds.reference=round_start"],
