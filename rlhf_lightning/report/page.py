@@ -60,6 +60,7 @@ def pictures_of(runs: Runs, named: int) -> Iterator[Picture]:
         runs.frontier(named=max(named, 20)),
         *(runs.over(key) for key in runs.swept()[:_SWEPT]),
         runs.curves(named=min(named, 8)),
+        runs.rounds_picture(),
         runs.histograms(named),
     ]
     return (picture for picture in candidates if picture is not None)
@@ -87,6 +88,7 @@ def render(runs: Runs, pictures: list[Picture], title: str | None = None) -> str
         arrows={name: {"max": "↑", "min": "↓", None: ""}[mode_of(name)] for name in runs.leaderboard().metrics},
         figures={kind: [p for p in pictures if p.name.split(" ")[0] == kind] for kind in _KINDS},
         samples=runs.samples(),
+        rounds=runs.rounds(),
         options=options_table(runs),
         listed=[_listed(runs, index) for index in range(count)],
         steps=steps_of,
@@ -94,7 +96,7 @@ def render(runs: Runs, pictures: list[Picture], title: str | None = None) -> str
     )
 
 
-_KINDS = ("frontier", "over", "curves", "rewards")
+_KINDS = ("frontier", "over", "curves", "rounds", "rewards")
 
 
 def options_table(runs: Runs) -> dict[str, Any]:

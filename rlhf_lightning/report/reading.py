@@ -238,15 +238,17 @@ def renamed(metrics: Mapping[str, T]) -> dict[str, T]:
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file that can be read."""
-    rows = []
-    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [row for line in lines if (row := read_row(line)) is not None]
+
+
+def read_row(line: str) -> dict[str, Any] | None:
+    """The row of a line of JSONL; None where it cannot be read."""
+    try:
+        row = json.loads(line) if line.strip() else None
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def _expanded(path: str) -> list[Path]:

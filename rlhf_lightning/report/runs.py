@@ -12,7 +12,8 @@ from rlhf_lightning.report.leaderboard import Leaderboard, rank
 from rlhf_lightning.report.metrics import Mode, frontier_axes, known, ranking_metric, shown
 from rlhf_lightning.report.palette import Style, spread, styles
 from rlhf_lightning.report.reading import ReportError, Run, read_runs
-from rlhf_lightning.report.samples import SampleTable, compare
+from rlhf_lightning.report.rounds import RoundTable, table_of
+from rlhf_lightning.report.samples import SampleTable, column_of, compare
 
 if TYPE_CHECKING:
     from rlhf_lightning.report.drawing import Picture
@@ -191,6 +192,34 @@ class Runs(Sequence[Run]):
     def samples(self, columns: int = 6, prompts: int = 8) -> SampleTable:
         """Answers of the best groups of every colour to the same prompts."""
         return compare([self.groups[index] for index in self._spread(columns)], columns=columns, prompts=prompts)
+
+    def rounds(self, most: int = 6) -> list[RoundTable]:
+        """Rounds side by side, of the best groups of every colour that draw their own responses; one run of each.
+
+        Args:
+            most: groups.
+        """
+        return [table for table, _ in self._rounds(most)]
+
+    def rounds_picture(self, most: int = 6) -> Picture | None:
+        """What the rounds' samples and steps say, over the rounds; None where no run draws.
+
+        Args:
+            most: groups.
+        """
+        from rlhf_lightning.report.round_curves import draw_rounds
+
+        found = self._rounds(most)
+        return draw_rounds([table for table, _ in found], [look for _, look in found]) if found else None
+
+    def _rounds(self, most: int) -> list[tuple[RoundTable, Style]]:
+        """Tables of rounds with the styles of their groups."""
+        found = []
+        for group, look in zip(self.groups, self.looks, strict=True):
+            tables = (table_of(run, column_of(group, run)) for run in group.done or group.runs)
+            if len(found) < most and (table := next(filter(None, tables), None)) is not None:
+                found.append((table, look))
+        return found
 
     def differences(self) -> list[str]:
         """Dotted keys in which the groups differ."""

@@ -60,7 +60,7 @@ def compare(groups: Sequence[Group], *, columns: int = 6, prompts: int = 8, char
         characters: longer texts are cut, and say so.
     """
     found = [(group, run) for group in groups if (run := _sampled(group)) is not None][:columns]
-    tables = [(_column(group, run), _by_prompt(run.samples[max(run.samples)])) for group, run in found]
+    tables = [(column_of(group, run), _by_prompt(run.samples[max(run.samples)])) for group, run in found]
     before = next((run.samples[0] for group in groups for run in _finished(group) if run.samples.get(0)), None)
     if before is not None:
         tables.insert(0, ("before training", _by_prompt(before)))
@@ -71,10 +71,10 @@ def compare(groups: Sequence[Group], *, columns: int = 6, prompts: int = 8, char
         for key in table:
             counts[key] = counts.get(key, 0) + 1
     keys = sorted(counts, key=lambda key: -counts[key])[:prompts]
-    data = {key: Answer(_clean(_first(tables, key).get("data", ""), characters)) for key in keys}
+    data = {key: Answer(clean(_first(tables, key).get("data", ""), characters)) for key in keys}
     rows = tuple(
         Comparison(
-            _clean(key[1], characters),
+            clean(key[1], characters),
             key[0],
             (data[key], *(_answer(table[key], characters) if key in table else None for _, table in tables)),
         )
@@ -83,7 +83,8 @@ def compare(groups: Sequence[Group], *, columns: int = 6, prompts: int = 8, char
     return SampleTable(("in the data", *(name for name, _ in tables)), rows)
 
 
-def _column(group: Group, run: Run) -> str:
+def column_of(group: Group, run: Run) -> str:
+    """What a run of a group is called: with its seed, where the group has several."""
     return group.label if len(group.runs) == 1 or run.seed is None else f"{group.label} (seed {run.seed})"
 
 
@@ -106,14 +107,14 @@ def _first(tables: Sequence[tuple[str, dict[Any, dict[str, Any]]]], key: Any) ->
 def _answer(row: dict[str, Any], characters: int) -> Answer:
     kl, tokens, finished = row.get("kl"), row.get("tokens"), row.get("finished")
     return Answer(
-        _clean(row.get("response", ""), characters),
+        clean(row.get("response", ""), characters),
         tokens if isinstance(tokens, int) else None,
         finished if isinstance(finished, bool) else None,
         float(kl) if isinstance(kl, (int, float)) else None,
     )
 
 
-def _clean(text: Any, characters: int) -> str:
+def clean(text: Any, characters: int) -> str:
     """Text with its invisible characters made visible, cut to a length. Escaping is the page's part."""
     shown = _INVISIBLE.sub(lambda match: _visible(match.group()), str(text).replace("\r\n", "\n"))
     return shown if len(shown) <= characters else f"{shown[:characters]} … ({len(shown) - characters} more characters)"

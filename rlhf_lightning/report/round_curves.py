@@ -1,0 +1,63 @@
+"""Statistics of rounds: one panel each, one line a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf_lightning.report.drawing import Picture, canvas, plain_axes
+from rlhf_lightning.report.palette import Style
+from rlhf_lightning.report.rounds import RoundTable, Statistic
+
+_COLUMNS = 3
+
+
+def draw_rounds(tables: Sequence[RoundTable], looks: Sequence[Style], *, width: float = 12.0) -> Picture:
+    """Small multiples over the rounds.
+
+    Args:
+        tables: of the runs, at least one.
+        looks: style of each run.
+        width: in inches.
+    """
+    panels = list(dict.fromkeys(one for table in tables for one in table.statistics))
+    columns = min(_COLUMNS, max(1, len(panels)))
+    rows = max(1, math.ceil(len(panels) / columns))
+    last = max(1, *(one.number for table in tables for one in table.rounds))  # all panels have the same rounds
+    legend = 0.35 if len(tables) > 1 else 0.0
+    with canvas(width, 2.2 * rows + legend + 0.2, rows, columns) as (figure, grid):
+        for axes, statistic in zip(grid.flat, panels, strict=False):
+            plain_axes(axes, statistic.label)
+            _panel(axes, statistic, tables, looks)
+            axes.set_xlim(-0.03 * last, 1.03 * last)
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.set_axis_off()
+        for axes in grid[-1]:
+            axes.set_xlabel("round")
+        if len(tables) > 1:
+            handles = [_line([], [], look, table.label[:44]) for table, look in zip(tables, looks, strict=True)]
+            figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8.5)
+    labels = ", ".join(table.label for table in tables)
+    return Picture(figure, "rounds", f"{', '.join(one.label for one in panels)} over the rounds of {labels}")
+
+
+def _panel(axes: Any, statistic: Statistic, tables: Sequence[RoundTable], looks: Sequence[Style]) -> None:
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    for table, look in zip(tables, looks, strict=True):
+        known = [one for one in table.rounds if statistic.name in one.numbers]
+        numbers = [one.numbers[statistic.name] for one in known]
+        axes.add_line(_line([one.number for one in known], numbers, look, table.label))
+    axes.autoscale_view()
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if statistic.share:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _line(x: Sequence[float], y: Sequence[float], look: Style, label: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    dashes = {"dashes": look.dash} if look.dash else {}
+    marker = look.marker if len(x) <= 12 else None
+    return Line2D(x, y, color=look.colour, linewidth=1.6, marker=marker, markersize=4, label=label, **dashes)
