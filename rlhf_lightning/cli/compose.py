@@ -94,7 +94,8 @@ def compose_with_overrides(
                     raise to_config_error(error) from error
                 accepted[position] = "++" + accepted[position]
             except (yaml.YAMLError, ValueError) as error:  # Hydra's own, of a group that is given a number
-                what = "a config file is not valid YAML" if isinstance(error, yaml.YAMLError) else _UNCOMPOSED
+                named = _no_choice(accepted) or _UNCOMPOSED
+                what = "a config file is not valid YAML" if isinstance(error, yaml.YAMLError) else named
                 raise ConfigError(f"{what}: {error}") from error
     try:
         check_hydra(cfg)
@@ -209,6 +210,15 @@ def _naming_override(error: ConfigError, overrides: Sequence[str]) -> ConfigErro
     if interpolating is None or not str(error).startswith("hydra.job.override_dirname"):
         return error
     return ConfigError(f"{interpolating}: {str(error).partition(': ')[2]}")
+
+
+def _no_choice(overrides: Sequence[str]) -> str | None:
+    """The override that gives a config group something else than names of its files; None: each gives names."""
+    for text, override in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
+        group = (override.key_or_group or "").lstrip("+~")
+        if (conf_dir() / group).is_dir() and not isinstance(override.value(), str | list | None):
+            return text
+    return None
 
 
 def _pop(cfg: DictConfig, key: str) -> Any:

@@ -58,7 +58,7 @@ MESSAGES = {
     ),
     "seed=-1": "seed: -1 is not allowed, it must be a number in [0, 4294967295]",
     "seed=99999999999": "seed: 99999999999 is not allowed, it must be a number in [0, 4294967295]",
-    "optimizer=3": "these options cannot be composed: Config group override must be a string or a list. Got int",
+    "optimizer=3": "optimizer=3: Config group override must be a string or a list. Got int",
 }
 
 
