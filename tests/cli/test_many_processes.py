@@ -126,6 +126,7 @@ def test_tasks_of_srun_are_one_job(folder):
            "SLURM_NTASKS": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_STEP_NODELIST": "127.0.0.1",
            "MASTER_PORT": port()}  # fmt: skip
     options = [*QUICK, "data.source.path=pairs.jsonl", "data.validation=0.05", "strategy=ddp", "paths.output_dir=run"]
+    options.append("trainer.max_steps=5")  # an epoch, with the three pairs that are left over after four steps
     command = [sys.executable, *RLHF, "train", *options]
     tasks = [job | {"SLURM_PROCID": number, "SLURM_LOCALID": number} for number in "01"]
     done = together(*((command, task, folder) for task in tasks))
