@@ -18,7 +18,7 @@ from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.templates import chat_text, resolve
 from rlhf_lightning.data.tokenize import tokenize
 from rlhf_lightning.models.tokenizers import byte_tokenizer
-from rlhf_lightning.rewards.asking import AskPolicy
+from rlhf_lightning.rewards.asking import conversation_ids
 from rlhf_lightning.rewards.texts import Texts
 from tests.data.test_cache import entries
 
@@ -132,7 +132,7 @@ def test_rewards_see_the_date_of_the_run(tmp_path, day):
     day("2026-03-01")
     clock.begin(tmp_path)
     assert Texts(byte_tokenizer(), tokenizer).content(ids) == "q"
-    assert AskPolicy(tokenizer, None)._ids(QUESTION) == ids
+    assert conversation_ids(tokenizer, QUESTION) == ids
 
 
 def test_processes_that_begin_around_midnight_agree(tmp_path):
