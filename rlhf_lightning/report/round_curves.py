@@ -58,6 +58,6 @@ def _panel(axes: Any, statistic: Statistic, tables: Sequence[RoundTable], looks:
 def _line(x: Sequence[float], y: Sequence[float], look: Style, label: str) -> Any:
     from matplotlib.lines import Line2D
 
-    dashes = {"dashes": look.dash} if look.dash else {}
+    dashes: dict[str, Any] = {"dashes": look.dash} if look.dash else {}
     marker = look.marker if len(x) <= 12 else None
     return Line2D(x, y, color=look.colour, linewidth=1.6, marker=marker, markersize=4, label=label, **dashes)

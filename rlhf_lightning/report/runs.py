@@ -214,7 +214,7 @@ class Runs(Sequence[Run]):
 
     def _rounds(self, most: int) -> list[tuple[RoundTable, Style]]:
         """Tables of rounds with the styles of their groups."""
-        found = []
+        found: list[tuple[RoundTable, Style]] = []
         for group, look in zip(self.groups, self.looks, strict=True):
             tables = (table_of(run, column_of(group, run)) for run in group.done or group.runs)
             if len(found) < most and (table := next(filter(None, tables), None)) is not None:

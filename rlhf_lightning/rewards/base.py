@@ -137,6 +137,7 @@ class ComparingReward(Protocol):
 class RoleReward(Protocol):
     """A reward that may ask for models of a run with rounds, by name."""
 
+    name: str  #: what its numbers are logged under
     roles: frozenset[str]  #: of :data:`~rlhf_lightning.rewards.implicit.ROLES`, assigned before it is called
 
     def assign(self, role: str, model: Any, device: Any) -> None:
