@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn, TypeVar
 
@@ -14,6 +15,22 @@ T = TypeVar("T")
 
 #: What a shell reports for a process that SIGTERM or Ctrl-C ended; schedulers take it for "stopped", not "failed".
 SIGTERM_EXIT, SIGINT_EXIT = 128 + signal.SIGTERM, 128 + signal.SIGINT
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Exit with 143 on SIGTERM while this lasts; exit handlers and ``finally`` blocks run.
+
+    Without it the process dies where it is: a shell reports the same, and nothing tidies up.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_with_exit_code(function: Callable[[], T]) -> T:
@@ -31,15 +48,11 @@ def run_with_exit_code(function: Callable[[], T]) -> T:
     """
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _exit) if main_thread else None
     try:
-        return function()
+        with exit_on_sigterm():
+            return function()
     except SIGTERMException as stop:  # Lightning's own has no code
         sys.exit(0 if _launched() else stop.code or SIGTERM_EXIT)
-    finally:
-        if main_thread:
-            signal.signal(signal.SIGTERM, before)
 
 
 def _exit(signum: int, frame: FrameType | None) -> NoReturn:

@@ -48,7 +48,7 @@ class RolloutFiles(Callback):
             return
         begun = int(getattr(trainer.train_dataloader, "number", 0))
         first = min(begun - self.keep, self._needed(trainer, begun))
-        for file in folder.glob("*.jsonl") if first > 0 else ():
+        for file in (*folder.glob("*.jsonl"), *folder.glob("groups/*.jsonl")) if first > 0 else ():
             if file.stem.isdecimal() and int(file.stem) < first:
                 file.unlink(missing_ok=True)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.cli.processes import launch
+from rlhf_lightning.signals import exit_on_sigterm
 
 #: command -> (module with main(arguments) -> exit code, one line of help)
 COMMANDS = {
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["RLHF_DEBUG"] = "1"
         given = [argument for argument in given if argument != "--full-error"]
     try:
-        return _dispatch(given)
+        with exit_on_sigterm():
+            return _dispatch(given)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output, `| head` say, has gone

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from rlhf_lightning.cli.draws import draws
 from rlhf_lightning.cli.errors import ConfigError, suggestion
+from rlhf_lightning.data.packing import batch_of
 from rlhf_lightning.rewards.base import (
     ComposedReward,
     RoleReward,
@@ -20,7 +21,7 @@ from rlhf_lightning.rewards.base import (
     term_names,
 )
 from rlhf_lightning.selection.options import kinds as selected_kinds
-from rlhf_lightning.types import Rolled, RolloutOptions, Trained
+from rlhf_lightning.types import PreferenceBatch, Rolled, RolloutOptions, Trained
 
 if TYPE_CHECKING:
     from rlhf_lightning.data.module import AlignmentDataModule
@@ -71,6 +72,7 @@ def check_rounds(rounds: Rounds, module: Trained, reward: Any, reference: str) -
             f"rounds.selector makes groups of kind {', '.join(sorted(made))}, and this method learns from "
             f"{module.kind} data: choose another method, or another of conf/rounds"
         )
+    _check_numbers(rounds, module)
     if reward is None and "score" in rounds.needs:
         raise ConfigError(
             "reward=none, and rounds.selector compares scores of the policy's own responses: choose reward=model "
@@ -94,6 +96,20 @@ def check_rounds(rounds: Rounds, module: Trained, reward: Any, reference: str) -
     if rounds.reference != "initial" and "reference" not in module.needs:
         raise ConfigError(
             f"rounds.reference={rounds.reference}: this method compares with no reference: set rounds.reference=initial"
+        )
+
+
+def _check_numbers(rounds: Rounds, module: Trained) -> None:
+    """Refuse groups that lack a number which the method reads, such as a win probability."""
+    batch = batch_of(module.kind)
+    read = set(batch.NUMBERS)
+    if issubclass(batch, PreferenceBatch):
+        read |= module.needs & {"margin", *batch.OPTIONAL}
+    if missing := sorted(read - rounds.numbers):
+        raise ConfigError(
+            f"this method reads {', '.join(missing)} of each group, and rounds.selector gives "
+            f"{', '.join(sorted(rounds.numbers)) or 'no number'}: choose another method, another of conf/rounds, or "
+            "other options of the selector"
         )
 
 

@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="rlhf report",
         description="Compare runs on one HTML page that needs nothing else: leaderboard, reward against KL, curves,\n"
-        "implicit rewards, samples, options. PNGs and CSV files lie beside it.",
+        "rounds of samples, implicit rewards, samples, options. PNGs and CSV files lie beside it.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -68,9 +68,7 @@ class AlignmentDataModule(L.LightningDataModule):
         for batch in data.train_dataloader(): ...
     """
 
-    plans_steps: (
-        bool  #: whether its rows are cut into steps; those of responses that are drawn are cut by who draws them
-    )
+    plans_steps: bool  #: whether its rows are cut into steps; who draws responses cuts those of rollouts
     train_examples: Examples | None
     val_examples: Examples | None
     #: Of a reward that reads columns of validation rows, given their names; None: no columns are read.

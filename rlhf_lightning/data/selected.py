@@ -10,8 +10,10 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rlhf_lightning import types
@@ -54,7 +56,7 @@ def leave_out_equal(
     """
     kept = []
     for at, (prompt, slots) in enumerate(zip(selected.prompt.tolist(), selected.slots.tolist(), strict=True)):
-        responses = [tuple(_response(groups[prompt], slot, own)[0]) for slot in slots if slot != NONE]
+        responses = [tuple(response_of(groups[prompt], slot, own)[0]) for slot in slots if slot != NONE]
         if len(set(responses)) == len(responses):
             kept.append(at)
     rows = torch.tensor(kept, dtype=torch.long)
@@ -133,29 +135,38 @@ def _examples(
     own: Callable[[SampleGroup], Example] | None,
 ) -> Iterator[Example]:
     _check(selected, kind)
-    numbers = {name: values.tolist() for name, values in selected.numbers.items()}
+    numbers = {name: values.tolist() for name, values in by_response(selected).items()}
+    margin = selected.numbers.get("margin")
     for at, (prompt, slots) in enumerate(zip(selected.prompt.tolist(), selected.slots.tolist(), strict=True)):
         filled = [slot for slot in slots if slot != NONE]
         if NONE in slots[: len(filled)]:
             raise ValueError(f"a selector left slot {slots.index(NONE)} empty and filled one behind it: {slots}")
-        responses, masks = zip(*(_response(groups[prompt], slot, own) for slot in filled), strict=True)
+        responses, masks = zip(*(response_of(groups[prompt], slot, own) for slot in filled), strict=True)
         example = Example(groups[prompt].prompt, [*responses], row=groups[prompt].row)
         if not all(map(all, masks)):
             example = replace(example, scored=[*masks])
-        for name, values in numbers.items():
-            value = values[at]
-            if name == "margin":
-                example = replace(example, margin=value)
-            else:
-                each = value[: len(filled)] if isinstance(value, list) else [value] * len(filled)
-                example = replace(example, numbers={**example.numbers, name: each})
-        yield example
+        yield replace(
+            example,
+            margin=None if margin is None else float(margin[at]),
+            numbers={name: values[at][: len(filled)] for name, values in numbers.items()},
+        )
 
 
-def _response(
-    group: SampleGroup, slot: int, own: Callable[[SampleGroup], Example] | None
+def response_of(
+    group: SampleGroup, slot: int, own: Callable[[SampleGroup], Example] | None = None
 ) -> tuple[list[int], list[bool]]:
-    """Tokens of a slot, and which of them are scored."""
+    """Tokens of a slot, and which of them are scored; none of an empty slot.
+
+    Args:
+        group: a prompt with its samples.
+        slot: as in ``Selected.slots``.
+        own: see :func:`examples_of`.
+
+    Raises:
+        ValueError: the slot holds the data's response, and ``own`` is None.
+    """
+    if slot == NONE:
+        return [], []
     if slot != DATA:
         ids = group.samples[slot].ids
         return ids, [True] * len(ids)
@@ -163,6 +174,16 @@ def _response(
         raise ValueError("the selector compares samples with the data's own responses, and the data was read without")
     example = own(group)
     return example.responses[0], example.scored[0] if example.scored else [True] * len(example.responses[0])
+
+
+def by_response(selected: Selected) -> dict[str, NDArray[np.float32]]:
+    """What a selector says of groups and responses, one number a response, (groups, slots); without the margin."""
+    shape = selected.slots.shape
+    return {
+        name: (values[:, None].expand(shape) if values.ndim == 1 else values).numpy()
+        for name, values in selected.numbers.items()
+        if name != "margin"
+    }
 
 
 def _check(selected: Selected, kind: str) -> None:

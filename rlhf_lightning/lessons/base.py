@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -79,10 +79,11 @@ class Lesson(Protocol):
         """At which :meth:`scores` computes log-probs."""
         ...
 
-    def informative(self, drawn: Sequence[ScoredGroup]) -> list[bool]:
+    def informative(self, number: int, drawn: Sequence[ScoredGroup]) -> list[bool]:
         """Whether each group teaches anything; others are drawn in the place of those that do not.
 
         Args:
+            number: of the round.
             drawn: all groups of the round so far.
         """
         ...
@@ -116,6 +117,10 @@ class Lesson(Protocol):
 
     def columns(self, learned: Any, groups: Sequence[ScoredGroup]) -> dict[int, list[dict[str, Any]]]:
         """What became of each sample, for the rollout's file: by the place of the prompt, a row a sample."""
+        ...
+
+    def rows(self, learned: Any, groups: Sequence[ScoredGroup]) -> Iterable[dict[str, Any]]:
+        """The groups of the round as rows of a data set; none where advantages are learned from."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.data.position import check_state
 from rlhf_lightning.lessons.tokens import IntArray, TokenRound
-from rlhf_lightning.types import PackedBatch, StepTotals
+from rlhf_lightning.types import PackedBatch, Selected, StepTotals
 
 
 @dataclass
@@ -22,6 +22,7 @@ class SelectedRound(TokenRound):
     """Groups that a selector made of the samples of a round."""
 
     kind: str  #: of data
+    selected: Selected | None = None  #: what the selector gave; not in checkpoints
 
     def batch(self, groups: IntArray, totals: StepTotals, step: IntArray | None = None) -> PackedBatch:
         """Some groups as a micro-batch of their kind.
@@ -55,6 +56,7 @@ class SelectedRound(TokenRound):
         return {
             **super().state_dict(),
             "kind": self.kind,
+            "scored": torch.from_numpy(np.array(self.examples.scored)),
             "margin": None if margin is None else torch.from_numpy(np.array(margin)),
             "numbers": {name: torch.from_numpy(np.array(value)) for name, value in self.examples.numbers.items()},
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class CreditLesson:
         """Of the method's log-probs."""
         return self.method().temperature
 
-    def informative(self, drawn: Sequence[ScoredGroup]) -> list[bool]:
+    def informative(self, number: int, drawn: Sequence[ScoredGroup]) -> list[bool]:
         """With ``dynamic_filter`` groups whose responses differ in reward; else all."""
         return [group.informative or not self.options.dynamic_filter for group in drawn]
 
@@ -99,6 +99,10 @@ class CreditLesson:
             group.place: [{"advantage": value, "trained": True} if value == value else {} for value in row]
             for group, row in zip(groups, rows, strict=True)
         }
+
+    def rows(self, learned: Experience, groups: Sequence[ScoredGroup]) -> Iterable[dict[str, Any]]:
+        """None: no data set holds advantages."""
+        return ()
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: every rollout is used once, and what credit assignment keeps is in the method's own buffers."""

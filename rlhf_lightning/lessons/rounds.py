@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import torch
+
 from rlhf_lightning.options import Count, PositiveShare, WholeNumber
 from rlhf_lightning.selection.options import least_samples, needs, validate
 from rlhf_lightning.types import Draw, RolloutOptions, Selected, Source
@@ -92,6 +94,11 @@ class Rounds(RolloutOptions):
             )
 
     @property
+    def node(self) -> str:
+        """Where these options stand in a configuration, for messages."""
+        return "rounds"
+
+    @property
     def compared(self) -> bool:
         """All draws of a prompt are scored as one group."""
         return True
@@ -105,6 +112,20 @@ class Rounds(RolloutOptions):
     def needs(self) -> frozenset[str]:
         """What the selector sees of a round."""
         return needs(self.selector)
+
+    @property
+    def numbers(self) -> frozenset[str]:
+        """What the selector says of its groups, by name: it is tried out on samples that are made up."""
+        score = torch.arange(float(self.group_size), dtype=torch.float64).repeat(2, 1)
+        inputs: dict[str, Any] = {
+            "score": score,
+            "truncated": torch.zeros_like(score, dtype=torch.bool),
+            "length": score + 1,
+            "same_as": score.long(),
+            "source": torch.tensor([number for number, draw in enumerate(self.draws) for _ in range(draw.n)]),
+            "generator": torch.Generator().manual_seed(0),
+        }
+        return frozenset(self.selector(**{name: inputs[name] for name in self.needs}).numbers)
 
     @property
     def needs_reference(self) -> bool:

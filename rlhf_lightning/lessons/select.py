@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -10,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_lightning.data.examples import Examples
-from rlhf_lightning.data.kinds import slot_names
+from rlhf_lightning.data.kinds import kind_of, slot_names
+from rlhf_lightning.data.selected import by_response, leave_out_equal, response_of, rows_of, same_as
 from rlhf_lightning.lessons.chosen import SelectedRound, joined
 from rlhf_lightning.lessons.rounds import Rounds
 from rlhf_lightning.lessons.tokens import examples_of
 from rlhf_lightning.ops.streams import stream_seed
-from rlhf_lightning.types import DATA, NONE, PackedBatch, Sample, SampleGroup, ScoredGroup, Selected, Trained
+from rlhf_lightning.types import DATA, Example, PackedBatch, Sample, SampleGroup, ScoredGroup, Selected, Trained
 
 
 @dataclass
@@ -28,7 +29,7 @@ class SelectLesson:
         method: the method that is trained; asked when a round is made.
         kind: of data that the method learns from.
         seed: of the selector's random numbers.
-        responses: of the data's rows, by row; for selectors that name them.
+        responses: the data's own groups, by row; for selectors that name their first responses.
         carried: rounds that are trained on again.
     """
 
@@ -38,7 +39,7 @@ class SelectLesson:
     method: Callable[[], Trained]
     kind: str
     seed: int = 0
-    responses: Mapping[str, list[int]] | None = None
+    responses: Mapping[str, Example] | None = None
     carried: tuple[SelectedRound, ...] = ()
 
     @property
@@ -52,11 +53,11 @@ class SelectLesson:
         """Losses on groups compare log-probs of the whole distribution."""
         return 1.0
 
-    def informative(self, drawn: Sequence[ScoredGroup]) -> list[bool]:
+    def informative(self, number: int, drawn: Sequence[ScoredGroup]) -> list[bool]:
         """Prompts with at least one group; where none is drawn again, all."""
         if not self.options.max_refills:
             return [True] * len(drawn)
-        chosen = set(self.select(drawn, 0).prompt.tolist())
+        chosen = set(self.select(drawn, number).prompt.tolist())
         return [number in chosen for number in range(len(drawn))]
 
     def select(self, drawn: Sequence[ScoredGroup], number: int) -> Selected:
@@ -70,23 +71,28 @@ class SelectLesson:
             "score": lambda: torch.tensor([_numbers(group.score) for group in drawn], dtype=torch.float64),
             "truncated": lambda: _table(drawn, lambda sample: sample.finish == "length", torch.bool),
             "length": lambda: _table(drawn, self._length, torch.float64),
-            "same_as": lambda: torch.tensor([self._same_as(group.group) for group in drawn]),
+            "same_as": lambda: self._same_as(drawn),
             "source": lambda: torch.tensor(drawn[0].draw),
             "generator": lambda: torch.Generator().manual_seed(stream_seed("selection", self.seed, number)),
         }
         selected = self.options.selector(**{name: inputs[name]() for name in self.options.needs})
         selected.check(len(drawn), len(drawn[0].score))
-        return selected
+        groups = [one.group for one in drawn]
+        return leave_out_equal(groups, selected, self._own) if kind_of(self.kind).pair else selected
 
     def begin(self, number: int, cursor: int, groups: Sequence[ScoredGroup]) -> SelectedRound:
         """The groups of this round, and those of the rounds that are carried along."""
         selected = self.select(groups, number)
         chosen = [groups[at].group for at in selected.prompt.tolist()]
-        slots = selected.slots.tolist()
-        ids = [self._response(group, slot) for group, row in zip(chosen, slots, strict=True) for slot in row]
-        examples = self._numbered(examples_of(chosen, ids, selected.slots.shape[1]), selected)
+        slots, margin = selected.slots.tolist(), selected.numbers.get("margin")
+        filled = [response_of(group, slot, self._own) for group, row in zip(chosen, slots, strict=True) for slot in row]
+        examples = replace(
+            examples_of(chosen, [ids for ids, _ in filled], selected.slots.shape[1], [mask for _, mask in filled]),
+            numbers=by_response(selected),
+            margin=None if margin is None else margin.numpy(),
+        )
         index = np.array([group.index for group in chosen], dtype=np.int64)
-        new = SelectedRound(number, cursor, examples, index, kind=self.kind)
+        new = SelectedRound(number, cursor, examples, index, kind=self.kind, selected=selected)
         if (drawn := self._log_probs(chosen, slots)) is not None and not self.carried:
             new.tokens["rollout_log_probs"] = drawn
         new.metrics = {f"select/{name}": value for name, value in selected.metrics.items()}
@@ -120,7 +126,8 @@ class SelectLesson:
 
     def columns(self, learned: SelectedRound, groups: Sequence[ScoredGroup]) -> dict[int, list[dict[str, Any]]]:
         """Which slots each sample fills."""
-        selected = self.select(groups, learned.number)
+        selected = learned.selected
+        assert selected is not None, "the round is from a checkpoint, and was written when it was made"
         names = slot_names(self.kind, selected.slots.shape[1])
         found: dict[int, list[dict[str, Any]]] = {group.place: [{"kept": []} for _ in group.score] for group in groups}
         for at, row in zip(selected.prompt.tolist(), selected.slots.tolist(), strict=True):
@@ -128,6 +135,12 @@ class SelectLesson:
                 if sample >= 0:
                     found[groups[at].place][sample]["kept"].append(names[slot])
         return {place: [{"trained": bool(row["kept"]), **row} for row in rows] for place, rows in found.items()}
+
+    def rows(self, learned: SelectedRound, groups: Sequence[ScoredGroup]) -> Iterator[dict[str, Any]]:
+        """The new groups as rows, which ``data=json`` reads back to the same tokens and numbers."""
+        assert learned.selected is not None
+        decode = functools.partial(self.method().tokenizer.decode, skip_special_tokens=False)
+        return rows_of([one.group for one in groups], learned.selected, self.kind, decode, self._own)
 
     # Checkpoints
 
@@ -155,25 +168,17 @@ class SelectLesson:
         """Keep a round for the next ones."""
         if self.options.carry != "none":
             before = self.carried if self.options.carry == "all" else ()
-            self.carried = (*before, replace(new, tokens={}, metrics={}))
+            self.carried = (*before, replace(new, tokens={}, metrics={}, selected=None))
 
-    def _response(self, group: SampleGroup, slot: int) -> list[int]:
-        if slot == NONE:
-            return []
-        return self._given(group) if slot == DATA else group.samples[slot].ids
+    def _own(self, group: SampleGroup) -> Example:
+        """The data's own group of a prompt.
 
-    def _given(self, group: SampleGroup) -> list[int]:
-        """The data's own response."""
+        Raises:
+            ValueError: it has none.
+        """
         if self.responses is None or group.row not in self.responses:
             raise ValueError(f"{group.row}: rounds.selector names the response of the data's row, and it has none")
         return self.responses[group.row]
-
-    def _numbered(self, examples: Examples, selected: Selected) -> Examples:
-        """The groups with what the selector says of each, and of each of their responses."""
-        whole = {name: value for name, value in selected.numbers.items() if value.numel() == selected.slots.numel()}
-        numbers = {name: value.reshape(selected.slots.shape).numpy() for name, value in whole.items()}
-        margin = selected.numbers.get("margin")
-        return replace(examples, numbers=numbers, margin=None if margin is None else margin.numpy())
 
     def _log_probs(self, groups: Sequence[SampleGroup], slots: Sequence[Sequence[int]]) -> Tensor | None:
         """The engine's log-probs of every kept token, where all are the policy's at temperature 1."""
@@ -192,12 +197,12 @@ class SelectLesson:
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.method().tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def _same_as(self, group: SampleGroup) -> list[int]:
-        """Of each sample the first one with its text; ``DATA`` where that is the data's own response."""
-        first: dict[str, int] = {}
-        if self.responses is not None and group.row in self.responses:
-            first[self._text(self.responses[group.row])] = DATA
-        return [first.setdefault(self._text(sample.ids), number) for number, sample in enumerate(group.samples)]
+    def _same_as(self, drawn: Sequence[ScoredGroup]) -> Tensor:
+        """See ``data.selected.same_as``; by text."""
+        texts = [[self._text(ids) for ids in one.group.responses] for one in drawn]
+        rows = self.responses or {}
+        own = [self._text(rows[one.group.row].responses[0]) if one.group.row in rows else None for one in drawn]
+        return same_as(texts, own)
 
 
 def _table(drawn: Sequence[ScoredGroup], number: Callable[[Sample], float], dtype: torch.dtype) -> Tensor:

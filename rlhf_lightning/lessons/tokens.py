@@ -95,20 +95,26 @@ class TokenRound:
         return {
             "number": state["number"],
             "cursor": state["cursor"],
-            "examples": _view(state["ids"].numpy(), state["bounds"].numpy(), state["rows"]),
+            "examples": _view(state["ids"].numpy(), state["bounds"].numpy(), state["rows"], _mask(state)),
             "index": state["index"].numpy(),
             "tokens": dict(state["tokens"]),
             "metrics": dict(state.get("metrics", {})),
         }
 
 
-def examples_of(groups: Sequence[SampleGroup], responses: list[list[int]], slots: int) -> Examples:
+def examples_of(
+    groups: Sequence[SampleGroup],
+    responses: list[list[int]],
+    slots: int,
+    masks: Sequence[Sequence[bool]] | None = None,
+) -> Examples:
     """Prompts with equally many responses each; every response may be empty, even all of a prompt.
 
     Args:
         groups: the prompts, none or more.
         responses: of one prompt after another.
         slots: responses of each prompt.
+        masks: which tokens of each response are scored; None: all.
     """
     parts = [
         part for at, group in enumerate(groups) for part in (group.prompt, *responses[at * slots : (at + 1) * slots])
@@ -117,22 +123,41 @@ def examples_of(groups: Sequence[SampleGroup], responses: list[list[int]], slots
     ends = np.cumsum(lengths)
     cuts = np.concatenate([(ends - lengths).reshape(len(groups), slots + 1), ends[slots :: slots + 1, None]], axis=1)
     ids = np.fromiter((token for part in parts for token in part), dtype=np.int32, count=int(lengths.sum()))
-    return _view(ids, cuts, [group.row for group in groups])
+    scored = None
+    if masks is not None:
+        kept = [
+            token
+            for at, group in enumerate(groups)
+            for mask in ([False] * len(group.prompt), *masks[at * slots : (at + 1) * slots])
+            for token in mask
+        ]
+        scored = np.array(kept, dtype=bool)
+    return _view(ids, cuts, [group.row for group in groups], scored)
 
 
-def _view(ids: NDArray[np.int32], bounds: IntArray, rows: list[str]) -> Examples:
-    scored = np.ones(len(ids), dtype=bool)
-    for start, end in bounds[:, :2].tolist():
-        scored[start:end] = False
+def _view(
+    ids: NDArray[np.int32], bounds: IntArray, rows: list[str], scored: NDArray[np.bool_] | None = None
+) -> Examples:
+    if scored is None:
+        scored = np.ones(len(ids), dtype=bool)
+        for start, end in bounds[:, :2].tolist():
+            scored[start:end] = False
+    ahead = np.concatenate([[0], np.cumsum(scored)])
     return Examples(
         ids,
         scored,
         bounds,
-        np.diff(bounds[:, 1:], axis=1).astype(np.int32),
+        np.diff(ahead[bounds[:, 1:]], axis=1).astype(np.int32),
         pa.array(rows, pa.large_string()),
         None,
         np.arange(len(bounds), dtype=np.int64),
     )
+
+
+def _mask(state: Mapping[str, Any]) -> NDArray[np.bool_] | None:
+    """Which tokens a state's round scores; None where it does not say: all of the responses."""
+    scored = state.get("scored")
+    return None if scored is None else scored.numpy()
 
 
 def exact_totals(plan: Plan, step: int) -> StepTotals:

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 
 class ExpectedRating(QuestionReward):
-    r"""Expected digit of a judge's answer, from one forward pass a response.
+    r"""Expected digit of a judge's verdict, from one forward pass a response.
 
     .. math:: R(y) = \frac{\sum_d d\,p(d)}{\sum_d p(d)}
 
-    where p(d) is the judge's probability that the digit d follows the question and the opening of its answer,
+    where p(d) is the judge's probability that the digit d follows the question and the opening of its verdict,
     ``Score:``. Nothing is sampled, so equal responses have equal scores and hardly any others do: a small judge whose
     sampled ratings are ties or noise still orders responses by it.
 
@@ -48,11 +48,11 @@ class ExpectedRating(QuestionReward):
         tokenizer: the policy's.
         path: folder or hub id of the language model that judges; None: the policy that is trained, as it is then.
         question: as of :class:`RatingJudge`, a template or a name of ``rewards.questions``.
-        opening: how the answer begins; the digit follows it behind a space.
+        opening: how the verdict begins; the digit follows it behind a space.
         low: least digit.
         high: greatest digit, at most 9.
         scaled: bring the range to [0, 1].
-        least_mass: probability that the digits must have together; less is no answer to the question. Our choice.
+        least_mass: probability that the digits must have together; less is no verdict. Our choice.
         system: of the conversation with the judge; None: no such message.
         dtype: of the weights of ``path``.
         device: of ``path``; ``auto`` takes CUDA where there is some.
@@ -118,7 +118,7 @@ class ExpectedRating(QuestionReward):
         return super().metrics() | {f"rating/{digit}": count / total for digit, count in sorted(ratings.items())}
 
     def _example(self, group: SampleGroup, ids: list[int]) -> Example:
-        """The question about a response with the answer's opening, and every digit as a response to it."""
+        """The question about a response with the verdict's opening, and every digit as a response to it."""
         columns = {**group.columns, "prompt": self.prompt(group)}
         text = self.rendered(Context({"output_text": self.texts.text(ids)}, columns, group.row))
         system = [{"role": "system", "content": self._system}] if self._system else []

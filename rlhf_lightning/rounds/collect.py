@@ -13,7 +13,7 @@ from rlhf_lightning.lessons.tokens import IntArray
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.rewards.base import PolicyReward, Reward, Scores, StepReward, metrics_of, scored
 from rlhf_lightning.rounds.processes import Clock, gathered, interleaved
-from rlhf_lightning.types import Draw, RolloutOptions, Sample, SampleGroup, Sampling, ScoredGroup, Trained
+from rlhf_lightning.types import Draw, Example, RolloutOptions, Sample, SampleGroup, Sampling, ScoredGroup, Trained
 
 if TYPE_CHECKING:
     from rlhf_lightning.data.module import Place
@@ -34,7 +34,7 @@ class Collector:
         options: how the method uses samples.
         place: this process's share.
         clock: where the time went: ``generate``, ``reward``.
-        responses: of the data's rows, by row; for draws of the data.
+        responses: the data's own groups, by row; for draws of the data.
         validating: draw for validation: the options' own number of samples and temperature, and nothing else.
     """
 
@@ -43,7 +43,7 @@ class Collector:
     options: RolloutOptions
     place: Place
     clock: Clock
-    responses: Mapping[str, list[int]] = field(default_factory=dict)
+    responses: Mapping[str, Example] = field(default_factory=dict)
     validating: bool = False
 
     @property
@@ -136,7 +136,7 @@ class Collector:
         """The samples of a draw for each prompt; each draw but the first has random streams of its own."""
         draw = self.draws[number]
         if draw.source == "data":
-            return [[Sample(self.responses[group.row], [], "stop")] for group in groups]
+            return [[Sample(self.responses[group.row].responses[0], [], "stop")] for group in groups]
         own = list(seeds) if not number else [stream_seed("draw", seed, number) for seed in seeds]
         prompts = [group.prompt for group in groups]
         samples = self.engine.generate(prompts, self.sampling(draw), n=draw.n, seeds=own)

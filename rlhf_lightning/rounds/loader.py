@@ -66,8 +66,9 @@ class RolloutLoader(PositionedLoader[PackedBatch]):
         self.size = self.options.minibatches * batch_size  #: prompts of a rollout
         if prompts < self.size:
             raise ValueError(
-                f"a rollout has method.rollout.minibatches={self.options.minibatches} x data.batch_size={batch_size} = "
-                f"{self.size} prompts, and the data has {prompts}: lower one of them, or bring more prompts"
+                f"a rollout has {self.options.node}.minibatches={self.options.minibatches} x "
+                f"data.batch_size={batch_size} = {self.size} prompts, and the data has {prompts}: lower one of them, "
+                "or bring more prompts"
             )
         if batch_size < self.place.micro_batches:
             raise ValueError(
@@ -174,8 +175,8 @@ class RolloutLoader(PositionedLoader[PackedBatch]):
         return {
             "data.batch_size": self.batching.batch_size,
             "data.padded": self.batching.padded,
-            "method.rollout.minibatches": self.options.minibatches,
-            "method.rollout.inner_epochs": self.options.inner_epochs,
+            f"{self.options.node}.minibatches": self.options.minibatches,
+            f"{self.options.node}.inner_epochs": self.options.inner_epochs,
             "rollouts of an epoch": self.rollouts,
         }
 

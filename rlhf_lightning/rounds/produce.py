@@ -75,7 +75,7 @@ class Producer:
         """A rollout as a round, or None where it is skipped; and the place of the next prompt."""
         key = self._key(cursor)
         recorded = self._recorded(number, key)
-        drawn, groups, cursor = self._drawn(cursor, recorded.groups)
+        drawn, groups, cursor = self._drawn(number, cursor, recorded.groups)
         counts = self.collector.metrics()  # of what was not read; a collective call
         counts = counts if recorded.counts is None else recorded.counts
         with self.clock.phase(self.lesson.phase):
@@ -92,6 +92,8 @@ class Producer:
             logged = self.lesson.learn(learned, groups)
         learned.metrics = self._metrics(drawn, counts | probed | logged)
         self._write(number, key, drawn, self.lesson.columns(learned, groups), counts)
+        if self.record is not None and not self.place.rank:
+            self.record.write_groups(number, self.lesson.rows(learned, groups))
         return learned, cursor
 
     # Drawing
@@ -108,18 +110,18 @@ class Producer:
         )
 
     def _drawn(
-        self, start: int, recorded: Mapping[int, ScoredGroup]
+        self, number: int, start: int, recorded: Mapping[int, ScoredGroup]
     ) -> tuple[list[ScoredGroup], list[ScoredGroup], int]:
         """Every group that was drawn, those that a round is made of, and the place after the last prompt."""
         size = self.prompts.size
         drawn, cursor = self._draw(start, size, recorded), start + size
-        teaches = self.lesson.informative(drawn)
+        teaches = self.lesson.informative(number, drawn)
         for _ in range(self.lesson.options.max_refills):
             missing = size - sum(teaches)
             if missing <= 0:
                 break
             drawn, cursor = drawn + self._draw(cursor, missing, recorded), cursor + missing
-            teaches = self.lesson.informative(drawn)
+            teaches = self.lesson.informative(number, drawn)
         informative = [group for group, teaching in zip(drawn, teaches, strict=True) if teaching][:size]
         left_out = [group for group, teaching in zip(drawn, teaches, strict=True) if not teaching]
         return drawn, informative + left_out[: size - len(informative)], cursor
@@ -154,7 +156,8 @@ class Producer:
             self.record.set_aside(range(first, number + 1))
         which = f"rollouts {first} to {number} have" if self._empty > 1 else f"rollout {number} has"
         raise EmptyRolloutError(
-            f"{which} nothing to learn from: {why}. As many in a row as method.rollout.max_empty={most} end the run"
+            f"{which} nothing to learn from: {why}. As many in a row as "
+            f"{self.lesson.options.node}.max_empty={most} end the run"
         )
 
     def _probe(self, learned: Round) -> dict[str, float]:

@@ -16,6 +16,9 @@ from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.files import write_atomically
 from rlhf_lightning.types import Draw, Sample, SampleGroup, ScoredGroup
 
+#: Folder of the data sets that were made of rollouts, beside the rollouts' files.
+GROUPS = "groups"
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -74,6 +77,18 @@ class Rollouts:
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
         write_atomically(self.path(number), write)
+
+    def write_groups(self, number: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write the groups that were made of a rollout, as a data set of its own; nothing where there are none.
+
+        Args:
+            number: of the rollout; the file is ``groups/<number>.jsonl``.
+            rows: see ``lessons.base.Lesson.rows``.
+        """
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if text:
+            path = self.folder / GROUPS / self.path(number).name
+            write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
     def set_aside(self, numbers: Iterable[int]) -> None:
         """Rename rollouts to ``<number>.empty.jsonl``: people still see them, and a run that is resumed draws again."""

@@ -1,4 +1,4 @@
-"""The responses of the data's own rows, for rounds that put them beside the policy's."""
+"""The groups of the data's own rows, for rounds that put their responses beside the policy's."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.types import Example
 
 if TYPE_CHECKING:
     from rlhf_lightning.data.module import AlignmentDataModule
 
 
-class DataResponses(Mapping[str, list[int]]):
-    """Token ids of the response of each training row, by "file:row".
+class DataResponses(Mapping[str, Example]):
+    """Each training row as a demonstration, by "file:row".
 
     Args:
         data: the rows as demonstrations; they are read when they are first needed.
@@ -32,12 +33,8 @@ class DataResponses(Mapping[str, list[int]]):
         assert self.data.train_examples is not None
         return self.data.train_examples
 
-    def __getitem__(self, row: str) -> list[int]:
-        number = self._numbers[row]
-        examples = self._examples
-        start, end = examples.bounds[number, 1:3].tolist()
-        ids: list[int] = examples.tokens[start:end].tolist()
-        return ids
+    def __getitem__(self, row: str) -> Example:
+        return self._examples[self._numbers[row]]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._numbers)

@@ -221,6 +221,11 @@ class RolloutOptions:
         return cls(**options)
 
     @property
+    def node(self) -> str:
+        """Where these options stand in a configuration, for messages."""
+        return "method.rollout"
+
+    @property
     def draws(self) -> tuple[Draw, ...]:
         """What is drawn for each prompt of training; the first draw is what is trained on."""
         samples = Draw("policy", self.group_size, self.temperature)

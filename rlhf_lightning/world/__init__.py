@@ -3,7 +3,7 @@
 ``model=tiny data=tiny``: :class:`TinyWorld` is the base model, :class:`TinySource` its data of every kind,
 :class:`TinyEvaluator` what only the evaluator knows, :class:`GoldScorer` the gold reward as a reward (``reward=gold``),
 :class:`StepScorer` the same claim by claim, :class:`SafetyScorer` reward and cost apart, :class:`CorrectScorer` whether
-a claim is right, :class:`CyclicScorer` a preference without a best answer (``reward=cyclic``), :func:`claim` what an
+a claim is right, :class:`CyclicScorer` a preference without a best response (``reward=cyclic``), :func:`claim` what an
 answer states, for votes.
 """
 

@@ -1,4 +1,4 @@
-"""Who wins between two answers of the tiny world: by gold reward, or by a preference that goes in a circle."""
+"""Who wins between two responses of the tiny world: by gold reward, or by a preference that goes in a circle."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ STYLES = ("polite", "plain", "rude")
 
 
 def win(reward: float, other: float) -> float:
-    """Probability that an answer beats another one by the Bradley-Terry model of their gold rewards, in points."""
+    """Probability that a response beats another one by the Bradley-Terry model of their gold rewards, in points."""
     return 1 / (1 + math.exp(other - reward))
 
 
 def style(gold: Gold) -> str | None:
-    """The manner of an answer, one of :data:`STYLES`; None for what is no sentence of the grammar."""
+    """The manner of a response, one of :data:`STYLES`; None for what is no sentence of the grammar."""
     if gold.parsed is None:
         return None
     return {1.0: "polite", 0.0: "plain", -1.0: "rude"}[gold.features["polite"] or 0.0]
 
 
 def cyclic_win(first: str | None, second: str | None, strength: float) -> float:
-    """Probability that an answer of one style beats one of another: rock, paper, scissors.
+    """Probability that a response of one style beats one of another: rock, paper, scissors.
 
     Args:
         first: a style; None, no sentence, loses against every style.
-        second: of the other answer.
+        second: of the other response.
         strength: probability that the better style wins; equal styles tie, 1/2.
     """
     if first == second:
@@ -39,10 +39,10 @@ def cyclic_win(first: str | None, second: str | None, strength: float) -> float:
 
 
 def exploitability(styles: Sequence[str | None], strength: float) -> float:
-    """How much more than half of the answers the best pure style beats, from 0 (nobody can exploit them) to 1/2.
+    """How much more than half of the responses the best pure style beats, from 0 (nobody can exploit them) to 1/2.
 
     Args:
-        styles: of a policy's answers.
+        styles: of a policy's responses.
         strength: see :func:`cyclic_win`.
     """
     return max(sum(cyclic_win(pure, one, strength) for one in styles) / len(styles) for pure in STYLES) - 0.5

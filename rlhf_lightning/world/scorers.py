@@ -181,7 +181,7 @@ class CorrectScorer(GoldScorer):
 
 
 class CyclicScorer(GoldScorer):
-    """A preference without a best answer, ``reward=cyclic``: polite beats plain, plain beats rude, rude beats polite.
+    """A preference without a best response, ``reward=cyclic``: polite beats plain, plain beats rude, rude beats polite.
 
     Its win matrix is what methods of general preferences (SPPO, Nash-MD) learn from; no score can stand for it. As a
     reward a response has the mean probability of beating the others of its group. ``metrics`` has the share of each

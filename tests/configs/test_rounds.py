@@ -37,6 +37,15 @@ SMALL = ["rounds.draws=[{source: policy, n: 2}]", "rounds.minibatches=2", "round
             ["reward=implicit", "reward.path=round_start", "reward.reference=previous_round"],
             r"reward 'implicit' compares with previous_round, round_start, .*give folders of models, reward\.path=",
         ),
+        (
+            [*REWARD, "method=sppo_soft"],
+            r"this method reads win_probability of each group, and rounds.selector gives margin",
+        ),
+        ([*REWARD, "method=xpo"], r"this method reads reference_sample of each group, .*: choose another method"),
+        (
+            [*REWARD, "method=apo_zero_unpaired", "rounds.selector._target_=rlhf_lightning.selection.threshold"],
+            r"this method reads desirable of each group, and rounds.selector gives no number",
+        ),
         ([*REWARD, "method=grpo"], r"this method learns from rollouts by itself: set rounds=none"),
         (
             [*REWARD, "method=simpo", "rounds.reference=round_start"],
@@ -96,6 +105,20 @@ def test_what_has_an_effect_is_not_named(tiny, tmp_path):
     assert line.startswith("data.num_workers=2: rollouts are packed")
 
 
+def check_groups_train(rlhf, tiny, groups, rows):
+    """A round's file is a data set of the tokens that were drawn."""
+    made = [json.loads(line) for line in groups.open()]
+    ids = {"chosen": [], "rejected": []}
+    for row in rows:
+        for slot in row["kept"]:
+            ids[slot].append(row["ids"])
+    assert [row["response_ids"] for row in made] == [list(pair) for pair in zip(*ids.values(), strict=True)]
+    options = ["method=dpo", f"data.source.path={groups}", "data.validation=null", "data.batch_size=1"]
+    code, _, err = rlhf("train", *tiny, *options, "trainer.max_steps=1", "paths.output_dir=offline")
+    assert code == 0, err
+    assert f"{len(made)} of {len(made)} rows kept" in err
+
+
 def test_iterative_dpo_from_the_command_line(rlhf, tiny, tmp_path):
     """Rounds are drawn, scored, selected and written; validation is on the data's own pairs; a resume has all of it."""
     length = ["trainer.max_steps=4", "trainer.max_epochs=-1", "rounds.reference=round_start", "optimizer.lr=1e-2"]
@@ -105,8 +128,8 @@ def test_iterative_dpo_from_the_command_line(rlhf, tiny, tmp_path):
     code, _, err = rlhf("train", *command)
     assert code == 0, err
     folder = tmp_path / "run"
-    rounds = sorted((folder / "rollouts").glob("*.jsonl"))
-    assert [file.name for file in rounds] == ["00000.jsonl", "00001.jsonl"]
+    rounds, groups = (sorted((folder / "rollouts").glob(files)) for files in ("*.jsonl", "groups/*.jsonl"))
+    assert [file.name for file in rounds] == [file.name for file in groups] == ["00000.jsonl", "00001.jsonl"]
     rows = [json.loads(line) for line in rounds[0].open()]
     assert len(rows) == 2 * 4
     assert {kept for row in rows for kept in row["kept"]} == {"chosen", "rejected"}
@@ -122,5 +145,6 @@ def test_iterative_dpo_from_the_command_line(rlhf, tiny, tmp_path):
     assert losses[0] == losses[2] == pytest.approx(0.693147, abs=1e-6)
     code, _, err = rlhf("evaluate", "run=run", "paths.output_dir=scored", "callbacks.samples=null")
     assert code == 0, err
+    check_groups_train(rlhf, tiny, groups[0], rows)
     scored = json.loads((tmp_path / "scored" / "result.json").read_text())["metrics"]
     assert scored["val/loss"] == pytest.approx(result["val/loss"], abs=1e-5)

@@ -17,7 +17,7 @@ from rlhf_lightning.methods import Preference
 from rlhf_lightning.rounds import OnlineData
 from rlhf_lightning.schedules import cosine
 from rlhf_lightning.selection.options import makes, selector
-from rlhf_lightning.types import Draw, Selected
+from rlhf_lightning.types import Draw, Example, Selected
 from tests.helpers.online import Engine, LowBytes, builder, prompts
 
 
@@ -52,7 +52,7 @@ def data_of(
     *,
     rounds: Rounds | None = None,
     ptx: Any = None,
-    responses: Mapping[str, list[int]] | None = None,
+    responses: Mapping[str, Example] | None = None,
     **options: Any,
 ) -> OnlineData:
     """Rounds of eight prompts each, three of them an epoch."""

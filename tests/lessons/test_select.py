@@ -224,7 +224,7 @@ def test_what_a_selector_sees():
 
     respond = {0: [1, 1, 1, 1], 1: [2], 2: [2]}
     engine = Silent(lambda seed, j: respond[j])
-    rows = {f"prompts.jsonl:{row}": [1, 1, 1, 1] for row in range(24)}
+    rows = {f"prompts.jsonl:{row}": Example([1], [[1, 1, 1, 1]]) for row in range(24)}
     data, _ = looped(rounds_of(selector=watching, length_unit="characters"), engine, responses=rows)
     list(data.train_dataloader())
     first = seen[0]
@@ -249,12 +249,41 @@ def test_slots_of_the_data_and_empty_ones():
         numbers = torch.tensor([2.0, 1.0, 0.0]).repeat(len(best), 1)
         return Selected(torch.arange(len(best)), slots, {"score": numbers})
 
-    rows = {f"prompts.jsonl:{row}": [9, row] for row in range(24)}
+    rows = {f"prompts.jsonl:{row}": Example([1], [[9, row]]) for row in range(24)}
     data, _ = looped(rounds_of(selector=lists), responses=rows, kind="ranked")
     batch = next(iter(data.train_dataloader()))
     assert [own[0] for own in spans(batch)[::3]] == [9] * 4
     assert spans(batch)[2::3] == [[]] * 4
     assert batch.score.tolist() == [2.0, 1.0, 0.0] * 4
+
+
+def test_the_mask_of_the_data_is_kept_also_in_a_checkpoint():
+    """A response of several turns: what the user said within it is not scored."""
+
+    @selector
+    @makes("preference")
+    def against_data(score):
+        return Selected(torch.arange(len(score)), torch.tensor([[DATA, 0]] * len(score)))
+
+    rows = {f"prompts.jsonl:{row}": Example([1], [[9, 8, 7]], [[True, False, True]]) for row in range(24)}
+    data, _ = looped(rounds_of(selector=against_data), responses=rows)
+    loader = data.train_dataloader()
+    batch = next(iter(loader))
+    assert batch.totals.slot_tokens[0] == 2 * 4
+    held = loader.experience
+    assert data.lesson.restore(held.state_dict()).examples.content() == held.examples.content()
+
+
+def test_pairs_of_one_response_are_left_out():
+    """A judge that rates one response twice differently: nothing can be learned from it."""
+
+    class Noisy(Sum):
+        def __call__(self, groups):
+            return [[float(number) for number, _ in enumerate(group.samples)] for group in groups]
+
+    data, _ = looped(rounds_of(max_empty=1), Silent(lambda seed, j: [5]), Noisy())
+    with pytest.raises(RuntimeError, match=r"the selector made no group .* As many in a row as rounds.max_empty=1"):
+        next(iter(data.train_dataloader()))
 
 
 def test_draws_of_several_sources_are_scored_together(tmp_path):
@@ -265,7 +294,7 @@ def test_draws_of_several_sources_are_scored_together(tmp_path):
             assert [len(group.samples) for group in groups] == [3] * len(groups)
             return super().__call__(groups)
 
-    rows = {f"prompts.jsonl:{row}": [90, row + 1] for row in range(24)}
+    rows = {f"prompts.jsonl:{row}": Example([1], [[90, row + 1]]) for row in range(24)}
     rounds = rounds_of(draws=[Draw(n=2), Draw("data")])
     data, _ = looped(rounds, reward=Group(), responses=rows, folder=tmp_path)
     data.responses = rows
@@ -281,7 +310,7 @@ def test_draws_of_several_sources_are_scored_together(tmp_path):
 def test_responses_of_the_data_are_found_by_row():
     examples = [Example([1, 2], [[3, 4]], row=f"rows:{row}") for row in range(3)]
     responses = DataResponses(AlignmentDataModule(examples, kind="supervised", batch_size=1))
-    assert dict(responses) == {f"rows:{row}": [3, 4] for row in range(3)}
+    assert {row: example.responses for row, example in responses.items()} == {f"rows:{n}": [[3, 4]] for n in range(3)}
     data = AlignmentDataModule([*examples, Example([1], [[5]], row="rows:9")], kind="prompt", batch_size=1)
     data.setup("fit")
     with pytest.raises(ValueError, match=r"1 of 4 prompts have no response .* first rows:9"):

@@ -18,7 +18,11 @@ def kept(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize(("keep", "left"), [("all", [0, 1, 2, 3, 4, 5]), (2, [4, 5]), (0, [])])
 def test_what_is_left_of_six_rollouts(tmp_path: Path, keep: int | str, left: list[int]) -> None:
+    made = tmp_path / "rollouts" / "groups" / "00003.jsonl"  # as rounds have
+    made.parent.mkdir(parents=True)
+    made.touch()
     fit(tmp_path, callbacks=[RolloutFiles(keep)])  # type: ignore[arg-type]
+    assert made.exists() == (keep == "all")
     assert kept(tmp_path) == left
 
 

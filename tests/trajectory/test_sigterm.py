@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 
-from rlhf_lightning.signals import run_with_exit_code
+from rlhf_lightning.signals import exit_on_sigterm, run_with_exit_code
 from tests.helpers.jobs import differences, final_state, fit, forked
 
 
@@ -98,6 +98,21 @@ def test_sigterm_before_training_exits_with_143():
         time.sleep(30)
 
     assert forked(run_with_exit_code, job) == 143
+
+
+def test_sigterm_outside_a_job_exits_with_143():
+    """Before a configuration is read and after a result is written; without a handler the process dies with -15."""
+
+    def job() -> None:
+        with exit_on_sigterm():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+
+    assert forked(job) == 143
+    before = signal.getsignal(signal.SIGTERM)
+    with exit_on_sigterm():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_handler_is_given_back(tmp_path):
