@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
 from rlhf_lightning.cli.config_file import read_data
+from rlhf_lightning.cli.cpu import emulates_bf16
 from rlhf_lightning.cli.draws import draws
 from rlhf_lightning.cli.online_checks import without_effect
 from rlhf_lightning.models.adapter_folders import adapter_base
@@ -109,7 +110,9 @@ def _lines(cfg: DictConfig, run: Run, checkpoint: str | None) -> Iterator[tuple[
         yield "resume", _short(checkpoint)
     yield "results", _short(run.folder)
     if not torch.cuda.is_available() and run.trainer.world_size == 1:
-        yield "device", f"cpu, {torch.get_num_threads()} threads, precision {run.trainer.precision}"
+        slow = str(run.trainer.precision).startswith("bf16") and emulates_bf16()
+        note = " (this processor has no instructions for it: trainer.precision=32-true is faster)" if slow else ""
+        yield "device", f"cpu, {torch.get_num_threads()} threads, precision {run.trainer.precision}{note}"
 
 
 def _method(cfg: DictConfig, loss: Any) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from rlhf_lightning.cli.console import say
+from rlhf_lightning.cli.cpu import emulates_bf16
 
 if TYPE_CHECKING:
     from rlhf_lightning.quickstart.summary import Summary
@@ -21,14 +22,30 @@ def main(arguments: Sequence[str]) -> int:
     """Train ``experiment=quickstart`` with the given overrides; end with a table, three prompts and a picture."""
     from rlhf_lightning.cli.launch import main as launch
 
-    code = launch(["train", "experiment=quickstart", *arguments])
+    command = ["experiment=quickstart", *precision(arguments), *arguments]
+    code = launch(["train", *command])
     if code:
         return code
     from rlhf_lightning.cli.compose import compose
 
-    folder = Path(compose("train", ["experiment=quickstart", *arguments], check=False).paths.output_dir)
+    folder = Path(compose("train", command, check=False).paths.output_dir)
     show(folder)
     return 0
+
+
+def precision(arguments: Sequence[str]) -> list[str]:
+    """The override that takes bfloat16 out where it would be slow, unless the user has one of the trainer's.
+
+    Args:
+        arguments: overrides of the user.
+    """
+    import torch
+
+    chosen = any(argument.lstrip("+").startswith(("trainer=", "trainer.precision=")) for argument in arguments)
+    if chosen or torch.cuda.is_available() or not emulates_bf16():
+        return []
+    say("this processor has no instructions for bfloat16: training in float32")
+    return ["trainer.precision=32-true"]
 
 
 def show(folder: Path) -> None:
