@@ -24,7 +24,7 @@ def _counts(logits, draws, **options):
     return torch.bincount(ids, minlength=logits.shape[-1]).double()
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
 def test_tokens_follow_the_softmax(temperature):
     logits, draws = _logits(10), 20_000
     expected = (logits[0].double() / temperature).softmax(-1) * draws
@@ -114,6 +114,13 @@ def test_top_p_stops_where_it_is_reached():
     logits = torch.tensor([[4.0, 2.0, 2.0]]).log()
     ids, _ = draw(logits, torch.tensor([0.999], dtype=torch.float64), top_p=0.5)
     assert ids.tolist() == [0]
+
+
+def test_top_p_is_a_share_of_the_whole_weight():
+    """Ten tokens alike: 0.55 is reached by six of them; mutation: the weights as if they added up to 1."""
+    uniform = torch.linspace(0, 0.999, 50, dtype=torch.float64)
+    ids, _ = draw(torch.zeros(50, 10), uniform, top_p=0.55)
+    assert sorted(set(ids.tolist())) == [0, 1, 2, 3, 4, 5]
 
 
 def test_forbidden_tokens_are_not_drawn_even_when_all_else_is_improbable():
