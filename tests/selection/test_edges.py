@@ -87,7 +87,7 @@ def test_eight_of_a_prompts_samples_are_drawn() -> None:
 
 
 def test_a_cut_off_sample_does_not_advance_in_a_tournament() -> None:
-    """The best sample of four is cut off: in whatever order they are drawn, it loses its first pair and plays no other."""
+    """The best sample of four is cut off: it loses its first pair and plays no other, in any order."""
     scores = SampleRound(score=[[0.0, 1.0, 2.0, 3.0]], truncated=[[False, False, False, True]])
     for seed in range(8):
         rule = {"n": 4, "beta": 100.0, "pairing": "tournament", "cut_off": "lose"}
