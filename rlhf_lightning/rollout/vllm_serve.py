@@ -8,6 +8,7 @@ vLLM's own command cannot be used with the CPU build, which looks for a distribu
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import runpy
 import signal
@@ -15,10 +16,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 
 SERVER = "vllm.entrypoints.openai.api_server"
 _CHUNKS = "--enable-chunked-prefill", "--no-enable-chunked-prefill"
 _LOOK_EVERY = 0.5  # seconds
+_FAREWELL = 5.0  # seconds between the death of an engine and the end of its server
 
 
 def end_with(parent: int) -> None:
@@ -40,6 +43,23 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, name="end_with_parent", daemon=True).start()
 
 
+def end_with_engine() -> None:
+    """End this process soon after one that it started was killed or failed, with exit code 1.
+
+    vLLM's server then stops listening and waits for its open requests, which no engine will ever answer.
+    """
+
+    def watch() -> None:
+        started: set[BaseProcess] = set()
+        while not any(process.exitcode for process in started):
+            started |= set(multiprocessing.active_children())
+            time.sleep(_LOOK_EVERY)
+        time.sleep(_FAREWELL)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end_with_engine", daemon=True).start()
+
+
 def server_arguments(arguments: Sequence[str], *, cpu: bool) -> list[str]:
     """Arguments of vLLM's server: on a CPU without chunked prefill, unless they say something about it.
 
@@ -50,7 +70,7 @@ def server_arguments(arguments: Sequence[str], *, cpu: bool) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve until vLLM's server ends, or the process that ``--end-with`` names.
+    """Serve until vLLM's server ends, its engine dies, or the process that ``--end-with`` names.
 
     Args:
         arguments: of the command line.
@@ -60,6 +80,7 @@ def main(arguments: Sequence[str]) -> None:
     ours, rest = parser.parse_known_args(arguments)
     if ours.end_with is not None:
         end_with(ours.end_with)
+    end_with_engine()
     from vllm.platforms import current_platform
 
     sys.argv[1:] = server_arguments(rest, cpu=current_platform.is_cpu())

@@ -112,6 +112,25 @@ def test_a_server_ends_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     assert gone(pid, 5.0)
 
 
+@pytest.mark.parametrize(("ending", "code"), [("os.kill(os.getpid(), 9)", 1), ("sys.exit(3)", 1), ("sys.exit(0)", 7)])
+def test_a_server_ends_with_its_engine(tmp_path: Path, ending: str, code: int) -> None:
+    """An engine that was killed or failed leaves a server that waits for ever; one that ended by itself does not."""
+    engine, served = tmp_path / "engine.py", tmp_path / "served.py"
+    engine.write_text(f"import os, sys, time\n\ndef run():\n    time.sleep(1)\n    {ending}\n")
+    served.write_text(
+        "import multiprocessing, sys, time\n"
+        "from rlhf_lightning.rollout import vllm_serve\n"
+        "import engine\n\n"
+        "if __name__ == '__main__':\n"
+        "    vllm_serve._FAREWELL = 0.2\n"
+        "    vllm_serve.end_with_engine()\n"
+        "    multiprocessing.get_context('spawn').Process(target=engine.run).start()\n"
+        "    time.sleep(8)\n"
+        "    sys.exit(7)\n"
+    )
+    assert subprocess.run([sys.executable, served], env=environment(), cwd=tmp_path, timeout=60).returncode == code
+
+
 def test_what_shares_a_process_group_outlives_it(tmp_path: Path) -> None:
     # As a shell script starts them: the launcher leads no group, and other jobs of the script are in the same one.
     watched = (
