@@ -30,6 +30,7 @@ def dated(tiny, tmp_path):
     return [*tiny, f"data.source.path={rows}", f"model.chat_template={template}"]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_date(rlhf, dated, tmp_path, monkeypatch):
     """Fails where a resume or an evaluation takes the date of its own day, or a job of a sweep another date."""
     monkeypatch.setenv("RLHF_DATE", "2026-02-28")

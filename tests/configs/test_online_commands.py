@@ -193,6 +193,7 @@ def test_options_of_a_swept_group_wait_for_the_jobs(override, expected):
     assert per_job(["method=grpo,rloo", override], {"method", "method.loss.eps_low"}) == ["method=grpo,rloo", expected]
 
 
+@pytest.mark.slow
 def test_a_sweep_over_on_policy_methods(rlhf, tiny, tmp_path):
     options = [*REWARD, *SMALL, "optimized_metric=val/reward/mean", f"paths.sweeps={tmp_path}/sweeps"]
     code, _, err = rlhf("train", "-m", "method=grpo,rloo", *tiny, *options)

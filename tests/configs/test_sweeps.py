@@ -36,6 +36,7 @@ def test_multirun_over_methods(rlhf, tiny, tmp_path):
     assert "2 jobs" in out
 
 
+@pytest.mark.slow
 def test_a_failed_job_does_not_lose_the_others(rlhf, tiny, tmp_path):
     code, _, err = rlhf("train", "-m", "optimizer.lr=1e30,1e-3", *tiny, "paths.output_dir=sweep")
     assert code == 1

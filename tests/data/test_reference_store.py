@@ -234,7 +234,7 @@ t.fill(t.ReferenceStore(sys.argv[2], "model"), t.pairs(200), rows=6)
 """
 
 
-@pytest.mark.parametrize("shards_before_kill", [1, 9])
+@pytest.mark.parametrize("shards_before_kill", [pytest.param(1, marks=pytest.mark.slow), 9])
 def test_kill_in_the_middle_of_a_fill(shards_before_kill: int, tmp_path: Path) -> None:
     examples = pairs(200)
     root = Path(__file__).parents[2]

@@ -30,6 +30,7 @@ def check(whole: Path, cut: Path) -> None:
     assert leftovers([cut]) == []
 
 
+@pytest.mark.slow
 def test_killed_in_its_last_validation_its_export_and_a_rollout(tmp_path):
     """Fails where the resumed run ends without its last validation or export, or where its rows or rollouts differ."""
     whole, points = unbroken(tmp_path / "ppo" / "whole", "ppo")

@@ -8,7 +8,7 @@ from tests.learning.harness import Case
 ACCURACY = "val/reward/accuracy"
 
 CASES = [
-    Case("bradley_terry", metric=ACCURACY, start=0.5, margin=0.15, representative=True),
+    Case("bradley_terry", metric=ACCURACY, start=0.5, margin=0.15),
     Case("bradley_terry", ["method.loss.lm_weight=0.1"], metric=ACCURACY, start=0.5, margin=0.15),
     Case("bradley_terry", ["adapter=lora", "optimizer.lr=5e-3"], metric=ACCURACY, start=0.5, margin=0.15),
     Case("apo_reward", metric=ACCURACY, start=0.5, margin=0.15),

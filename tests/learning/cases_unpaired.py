@@ -3,7 +3,7 @@
 from tests.learning.harness import Case
 
 CASES = [
-    Case("kto", representative=True),
+    Case("kto"),
     Case("bco"),
     Case("bco_udm"),
     Case("apo_zero_unpaired"),

@@ -42,7 +42,7 @@ class Case:
         falls: the metric is a loss or a divergence: it must fall by the margin.
         flipped_limit: how far the metric may still rise when the loss is turned over.
         kl_limit: nats that the policy's answers may be away from the base's; None: any. Not of the run turned over.
-        representative: in the default suite; the others are marked slow.
+        representative: in the default suite; the others are marked slow, and so are all runs on flipped labels.
     """
 
     method: str

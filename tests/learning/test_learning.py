@@ -13,22 +13,16 @@ FILES = sorted(Path(__file__).parent.glob("cases_*.py"))
 CASES: list[Case] = [case for file in FILES for case in importlib.import_module(f"tests.learning.{file.stem}").CASES]
 
 
-def marked(case: Case, but_for: tuple[str, ...] | None = None):
-    """A case that is slow, but for those of the default suite."""
-    quick = case.representative if but_for is None else case.name in but_for
-    return pytest.param(case, id=case.name, marks=() if quick else pytest.mark.slow)
-
-
-PARAMETERS = [marked(case) for case in CASES]
-
-
-@pytest.mark.parametrize("case", PARAMETERS)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.name, marks=() if case.representative else pytest.mark.slow) for case in CASES]
+)
 def test_learns(case, tmp_path):
     found = gain(case, tmp_path)
     assert found > case.margin, f"{case.method}: {case.metric} rose by {found:.3f}, claimed {case.margin}"
 
 
-@pytest.mark.parametrize("case", [marked(case, but_for=("dpo",)) for case in CASES])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_unlearns_when_flipped(case, tmp_path):
     """A loss of the wrong sign, a swapped pair or a sample metric that rises by itself fails here."""
     found = gain(case, tmp_path, flipped=True)

@@ -19,7 +19,7 @@ KINDS = ("separate", "shared", "hydra", "adapter")
 SGD = partial(torch.optim.SGD, lr=0.05)  # Adam divides tiny gradients by their size, and rounding with them
 
 
-@pytest.mark.parametrize(("kind", "cost"), [("separate", True), ("shared", False)])
+@pytest.mark.parametrize(("kind", "cost"), [pytest.param("separate", True, marks=pytest.mark.slow), ("shared", False)])
 def test_8x1_is_4x2_is_two_processes(tmp_path, kind, cost):
     """Fails when whitening, the value loss or the multiplier knows a micro-batch or a process only."""
     make = partial(ppo_of, kind, cost=cost, optimizer=SGD)

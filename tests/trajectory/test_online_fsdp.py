@@ -70,7 +70,7 @@ MAKES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("name", "strategy"),
     [
-        pytest.param("grpo", FILE, id="grpo-file"),
+        pytest.param("grpo", FILE, id="grpo-file", marks=pytest.mark.slow),
         pytest.param("ppo", FILE, id="ppo-file", marks=pytest.mark.slow),
         pytest.param("grpo_bfloat16", FILE, id="grpo_bfloat16-file", marks=pytest.mark.slow),
         *(pytest.param(name, SHARDS, id=f"{name}-shards", marks=pytest.mark.slow) for name in MAKES),

@@ -34,7 +34,13 @@ def drawn(folder: Path, share: int) -> int:
 
 
 @pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
-@pytest.mark.parametrize("kill", KILLS)
+@pytest.mark.parametrize(
+    "kill",
+    [
+        pytest.param(*kill.values, id=kill.id, marks=pytest.mark.slow) if at % 2 else kill
+        for at, kill in enumerate(KILLS)
+    ],
+)
 def test_killed_and_resumed(tmp_path, accumulate, kill):
     """Weights, optimiser, controller, running scales, the rollout at hand, the files.
 
