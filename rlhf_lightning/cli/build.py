@@ -28,7 +28,7 @@ from rlhf_lightning.files import recovered
 from rlhf_lightning.models.architectures import FAMILIES
 from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
 from rlhf_lightning.models.trained import load_trained
-from rlhf_lightning.rewards.base import reads_columns
+from rlhf_lightning.rewards.base import reads_columns, roles_of
 
 if TYPE_CHECKING:
     from rlhf_lightning.data.module import AlignmentDataModule
@@ -71,7 +71,8 @@ def make_run(cfg: DictConfig) -> Run:
             data = make_rounds(cfg, models, module, data, make_as)
         else:
             data = make_rollouts(cfg, models, module, data)
-        score_samples(trainer, data.reward if cfg.get("reward") else None)
+        # A role's model is assigned while a round is scored; between two steps it would be another one.
+        score_samples(trainer, data.reward if cfg.get("reward") and not roles_of(data.reward) else None)
     elif cfg.get("reward"):
         reward = make(cfg.reward)(tokenizer=models.tokenizer())
         if not score_samples(trainer, reward):

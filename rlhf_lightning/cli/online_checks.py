@@ -14,9 +14,9 @@ from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.data.packing import batch_of
 from rlhf_lightning.rewards.base import (
     ComposedReward,
-    RoleReward,
     StepReward,
     WeightedTerms,
+    roles_of,
     smallest_group,
     term_names,
 )
@@ -40,7 +40,7 @@ def check(module: Rolled, reward: Any, prompts: AlignmentDataModule) -> None:
         ConfigError: method, reward and data do not go together; the message says what to change.
     """
     _check_reward(module, reward)
-    _check_roles(reward)
+    _check_no_roles(reward)
     _check_demonstrations(module, prompts)
     _check_costs(module, reward)
     _check_terms(module, reward)
@@ -61,7 +61,7 @@ def check_rounds(rounds: Rounds, module: Trained, reward: Any, reference: str) -
         ConfigError: they do not go together; the message says what to change.
     """
     made = selected_kinds(rounds.selector)
-    _check_roles(reward)
+    _check_roles(rounds, reward)
     if module.draws:
         raise ConfigError(
             "rounds=... makes groups of samples, and this method learns from rollouts by itself: set rounds=none, or "
@@ -127,14 +127,29 @@ def _check_reward(module: Rolled, reward: Any) -> None:
         )
 
 
-def _check_roles(reward: Any) -> None:
-    """Refuse a reward that asks for models of a run, which are not assigned yet."""
-    if isinstance(reward, RoleReward) and reward.roles:
+def _check_no_roles(reward: Any) -> None:
+    """Refuse a reward that asks for models of a run with rounds in one without."""
+    if names := sorted(roles_of(reward)):
         raise ConfigError(
-            f"reward {reward.name!r} compares with {', '.join(sorted(reward.roles))}, and runs do not assign models "
-            "to a reward yet: give folders of models, reward.path=<the trained one> reward.reference=<what it was "
-            "trained from>"
+            f"reward {reward.name!r} compares with {', '.join(names)}, which only a run with rounds has: choose "
+            "rounds=... with a method that learns from groups, such as method=dpo rounds=dice, or give folders of "
+            "models, reward.path=<the trained one> reward.reference=<what it was trained from>"
         )
+
+
+def _check_roles(rounds: Rounds, reward: Any) -> None:
+    """Refuse a reward whose two models are one and the same in the first round: every score is 0, and no round ends."""
+    names = roles_of(reward)
+    if isinstance(reward, ComposedReward) or len(names) < 2 or (rounds.parent is not None and "previous_round" in names):
+        return
+    further = (
+        ": set rounds.parent=<folder or hub id of what the policy was trained from>, or rounds.parent=model where "
+        "adapter.path or ckpt_path holds what was trained"
+    )
+    raise ConfigError(
+        f"reward {reward.name!r} compares {' with '.join(sorted(names))}, and in the first round these are the same "
+        f"policy, so every score is 0{further if 'previous_round' in names else ': let reward.reference be another'}"
+    )
 
 
 def _check_demonstrations(module: Rolled, prompts: AlignmentDataModule) -> None:
@@ -284,6 +299,8 @@ def without_effect(cfg: DictConfig, module: Any, data: Any) -> Iterator[str]:
             f"data.spec.max_response_length={cfg.data.spec.max_response_length}: the data's responses are not read; "
             "rollout.max_new_tokens limits the policy's"
         )
+    if rolled is None and data.options.parent is not None and "previous_round" not in roles_of(data.reward):
+        yield f"rounds.parent={data.options.parent}: no reward compares with previous_round"
     reads = rolled.needs_reward if rolled is not None else "score" in data.options.needs  # of what rounds select
     if data.reward is not None and not reads:
         yield f"reward: {data.reward_name!r} is logged, and this method learns from no reward"

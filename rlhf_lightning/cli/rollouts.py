@@ -14,7 +14,10 @@ from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.cli.online_checks import check, check_cost, check_rounds, terms_to_make
 from rlhf_lightning.lessons.rounds import Rounds
 from rlhf_lightning.lessons.select import SelectLesson
+from rlhf_lightning.models.earlier import MODEL, ROLES, Earlier
+from rlhf_lightning.models.sources import Pretrained
 from rlhf_lightning.rewards import as_reward
+from rlhf_lightning.rewards.base import roles_of
 from rlhf_lightning.rounds import OnlineData
 from rlhf_lightning.rounds.responses import DataResponses
 
@@ -55,6 +58,8 @@ def make_rounds(
     scorer = make(cfg.get("reward"))
     reward = None if scorer is None else as_reward(scorer, tokenizer=models.tokenizer())
     check_rounds(rounds, module, reward, str(models.reference))
+    models.earlier = earlier_of(rounds, roles_of(reward), models)
+    models.check_parent()
     names_responses = "same_as" in rounds.needs or any(draw.source == "data" for draw in rounds.draws)
     responses = DataResponses(make_data("supervised")) if names_responses else None
     groups = make_data(module.kind) if cfg.data.get("validation") is not None else None
@@ -65,11 +70,31 @@ def make_rounds(
         reward,
         rounds,
         Path(cfg.paths.output_dir) / "rollouts",
-        _identity(cfg),
+        _identity(cfg) + ("" if rounds.parent is None else f" rounds.parent={rounds.parent}"),
         lesson=lesson,
         groups=groups,
         responses=responses,
     )
+
+
+def earlier_of(rounds: Rounds, roles: frozenset[str], models: ModelBuilder) -> Earlier | None:
+    """The policies of earlier rounds that a reward names; None: it names none.
+
+    Raises:
+        ConfigError: ``rounds.parent=model``, and the run starts as its model.
+    """
+    wanted = roles & frozenset(ROLES)
+    parent: Any = rounds.parent if "previous_round" in wanted else None
+    if parent == MODEL and models.start is None and (models.adapter is None or models.adapter.path is None):
+        raise ConfigError(
+            "rounds.parent=model is the run's model without the weights that it starts from, and it starts as its "
+            "model: name what the policy was trained from, rounds.parent=<folder or hub id>, or start from what was "
+            "trained, ckpt_path=<checkpoint of its run> or adapter.path=<its export>"
+        )
+    if parent is not None and parent != MODEL:
+        parent = Pretrained(parent, dtype=getattr(models.source, "dtype", "float32"))
+    playing = {"initial": "initial", "round_start": "initial", "previous_round": "previous_round"}
+    return Earlier(wanted, parent, playing.get(rounds.reference)) if wanted else None
 
 
 def make_rollouts(cfg: DictConfig, models: ModelBuilder, module: Rolled, prompts: AlignmentDataModule) -> OnlineData:

@@ -30,6 +30,9 @@ class Rounds(RolloutOptions):
         reference: what the loss compares with: the policy of the run's start (``initial``), of the round's start, of
             the start of the round before, or an average over the starts of rounds (``ema``).
         ema_weight: of a round's start in that average.
+        parent: what the policy was trained from, which a reward that compares with ``previous_round`` needs in the
+            first round: folder or hub id, or ``model``: the run's own model without the adapter of ``adapter.path`` or
+            the weights of ``ckpt_path``; None: the policy of the run's start.
         carry: rounds whose groups are trained on again beside the new ones.
         length_unit: of the lengths that a selector sees.
         minibatches: optimiser steps of a pass; a round has ``minibatches * data.batch_size`` prompts.
@@ -46,6 +49,7 @@ class Rounds(RolloutOptions):
     draws: Sequence[Draw] = (Draw(n=4),)  # type: ignore[assignment]
     reference: RoundReference = field(default="initial", repr=False)
     ema_weight: PositiveShare = field(default=0.5, repr=False)
+    parent: str | None = field(default=None, repr=False)
     carry: Carry = field(default="none", repr=False)
     length_unit: LengthUnit = field(default="tokens", repr=False)
     minibatches: Count = 1

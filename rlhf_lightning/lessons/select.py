@@ -122,6 +122,7 @@ class SelectLesson:
         """The round is complete; the reference of the next one is the policy as it is now, where that was asked for."""
         learned.tokens.pop("rollout_log_probs", None)
         self._refresh("previous_round")
+        self._refresh_earlier()
         return learned.metrics
 
     def columns(self, learned: SelectedRound, groups: Sequence[ScoredGroup]) -> dict[int, list[dict[str, Any]]]:
@@ -163,6 +164,13 @@ class SelectLesson:
         if self.options.reference == when:
             module: Any = self.method()
             module.reference.refresh(module.policy, self.options.ema_weight if when == "ema" else 1.0)
+
+    def _refresh_earlier(self) -> None:
+        """Keep the policy as it is now for rewards that compare the next round with this one; works on shards."""
+        module = self.method()
+        copy = module.earlier.get("previous_round")
+        if copy is not None and copy is not module.reference:
+            copy.refresh(module.policy)
 
     def _carry(self, new: SelectedRound) -> None:
         """Keep a round for the next ones."""

@@ -28,6 +28,7 @@ from rlhf_lightning.models.export import Form, check_export, export
 from rlhf_lightning.models.forwarding import report_router_loss
 from rlhf_lightning.models.generation import generate
 from rlhf_lightning.models.naming import transformers_model
+from rlhf_lightning.models.reference import placed
 from rlhf_lightning.models.roles import Cached, Models, evaluating, shard
 from rlhf_lightning.models.sharding import unsharded
 from rlhf_lightning.types import PackedBatch, Ragged, SequenceLogProbs, StepOutput
@@ -92,6 +93,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         self._check(models)
         self.loss = loss
         self.policy = self.reference = None
+        self.earlier: dict[str, Any] = {}
         self.tokenizer: Any = None
         self.adapter_start: AdapterStart | None = None
         self.strict_loading = False  # frozen weights are not in checkpoints; check_state is strict about the others
@@ -151,6 +153,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
             shard(models, self.device_mesh["data_parallel"], cpu_offload=offload)
         self.policy = models.policy.train()  # transformers hands models out in evaluation mode
         self.reference, self.tokenizer, self.adapter_start = models.reference, models.tokenizer, models.start
+        self.earlier = models.earlier
 
     def setup(self, stage: str) -> None:
         """Hand batches to the model as they are.
@@ -220,11 +223,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
 
     def placed_reference(self) -> Any:
         """The reference on the policy's device and in its dtype, where Lightning brings submodules only; or None."""
-        if isinstance(self.reference, nn.Module):
-            mine, theirs = next(self.reference.parameters()), next(self.policy.parameters())
-            if mine.device != theirs.device or mine.dtype != theirs.dtype:
-                self.reference.to(device=theirs.device, dtype=theirs.dtype)
-        return self.reference
+        return placed(self.reference, self.policy)
 
     def _live_reference(self, batch: PackedBatch, **options: Any) -> Any:
         return self.placed_reference()(batch, **options)

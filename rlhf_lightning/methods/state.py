@@ -10,10 +10,13 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor
 
 from rlhf_lightning.models.adapter_start import BASE
+from rlhf_lightning.models.reference import AdapterDisabled, FrozenCopy
 
 #: Keys of a checkpoint: a refreshed reference; the start of an adapter that a frozen reference has; the fingerprint of
 #: the model behind a cached reference.
 REFERENCE, REFERENCE_START, FINGERPRINT = "reference", "reference_start", "reference_fingerprint"
+#: Policies of earlier rounds, by role.
+EARLIER = "earlier"
 
 
 def without_frozen(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +70,43 @@ def reference_state(module: Any) -> dict[str, Any]:
         state[REFERENCE_START] = start
     if (fingerprint := getattr(reference, "fingerprint", None)) is not None:
         state[FINGERPRINT] = fingerprint
+    if earlier := _earlier_state(module):
+        state[EARLIER] = earlier
     return state
+
+
+def _earlier_state(module: Any) -> dict[str, Any]:
+    """What a checkpoint keeps of the copies that rewards name by role; those that are the reference are kept as it."""
+    found: dict[str, Any] = {}
+    for role, copy in module.earlier.items():
+        if copy is module.reference:
+            continue
+        refreshed = copy.refreshed
+        if isinstance(copy, FrozenCopy):
+            weights = reference_weights(copy, module.policy) if refreshed else copy.start
+        else:
+            weights = {} if isinstance(copy, AdapterDisabled) else copy.weights
+        if weights:
+            found[role] = {"refreshed": refreshed, "weights": dict(weights)}
+    return found
+
+
+def _restore_earlier(module: Any, saved: Mapping[str, Any]) -> None:
+    """Put back what :func:`_earlier_state` kept."""
+    for role, state in saved.items():
+        copy = module.earlier.get(role)
+        if isinstance(copy, FrozenCopy):
+            _load(copy.actor, dict(state["weights"]))
+            copy.refreshed = state["refreshed"]
+            copy.start = copy.start if copy.refreshed else dict(state["weights"])
+        elif copy is not None:
+            copy.load(state["weights"], refreshed=state["refreshed"])
+
+
+def _load(actor: nn.Module, saved: dict[str, Any]) -> None:
+    """Load some weights of a model, sharded or not."""
+    whole = not any(isinstance(weight, DTensor) for weight in saved.values())
+    set_model_state_dict(actor, saved, options=StateDictOptions(full_state_dict=whole, strict=False))
 
 
 def restore_reference(module: Any, checkpoint: Mapping[str, Any]) -> None:
@@ -91,13 +130,12 @@ def restore_reference(module: Any, checkpoint: Mapping[str, Any]) -> None:
         raise ValueError("the checkpoint holds a refreshed reference: resume with reference=frozen, as it was trained")
     for key in (REFERENCE, REFERENCE_START):
         if key in checkpoint and copy:
-            saved = dict(checkpoint[key])
-            whole = not any(isinstance(weight, DTensor) for weight in saved.values())
-            set_model_state_dict(reference.actor, saved, options=StateDictOptions(full_state_dict=whole, strict=False))
+            _load(reference.actor, dict(checkpoint[key]))
     if REFERENCE in checkpoint:
         reference.refreshed = True
     elif REFERENCE_START in checkpoint and copy:
         reference.start = dict(checkpoint[REFERENCE_START])
+    _restore_earlier(module, checkpoint.get(EARLIER, {}))
 
 
 def _check_cached(reference: Any, saved: str | None) -> None:

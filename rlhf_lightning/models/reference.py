@@ -183,6 +183,20 @@ class Cached:
         return SequenceLogProbs(ragged.token, ragged.sequence, ragged.count, ragged.mean_length)
 
 
+def placed(model: Any, policy: nn.Module) -> Any:
+    """A model that belongs to no module on the policy's device and in its dtype; anything else as it is.
+
+    Args:
+        model: a reference, or None.
+        policy: which Lightning places.
+    """
+    if isinstance(model, nn.Module):
+        mine, theirs = next(model.parameters()), next(policy.parameters())
+        if mine.device != theirs.device or mine.dtype != theirs.dtype:
+            model.to(device=theirs.device, dtype=theirs.dtype)
+    return model
+
+
 def initial_policy(policy: Backbone, start: AdapterStart | None, kind: ReferenceKind) -> FrozenCopy | AdapterDisabled:
     """The initial policy as a live reference.
 

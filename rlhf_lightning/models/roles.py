@@ -6,7 +6,7 @@ A reference is named, never guessed; :mod:`rlhf_lightning.models.reference` has 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -17,6 +17,7 @@ from rlhf_lightning.models.adapter_start import AdapterStart, adapter_start
 from rlhf_lightning.models.adapters import Adapter
 from rlhf_lightning.models.backbone import Backbone
 from rlhf_lightning.models.buffers import keep_float32_buffers
+from rlhf_lightning.models.earlier import MODEL, AdapterCopy, Earlier, check_shapes, without_start
 from rlhf_lightning.models.modes import compile_layers
 from rlhf_lightning.models.modes import disable_dropout as disable_dropout
 from rlhf_lightning.models.modes import evaluating as evaluating
@@ -44,6 +45,7 @@ class Models:
     reference: Reference | None
     tokenizer: PreTrainedTokenizerBase
     start: AdapterStart | None = None  #: what the policy's adapter does before training; None: there is none
+    earlier: dict[str, Any] = field(default_factory=dict)  #: by role, see :class:`~rlhf_lightning.models.earlier.Earlier`
 
 
 @dataclass
@@ -62,6 +64,7 @@ class ModelBuilder:
         compile: torch.compile the decoder layers.
         teacher: where the weights of ``reference=teacher`` come from.
         start: puts the weights of another run into the new policy, before the reference is made of it.
+        earlier: policies of earlier rounds that something asks for; None: nothing does.
 
     Raises:
         ValueError: a combination that cannot work, naming the options to change.
@@ -76,6 +79,7 @@ class ModelBuilder:
     compile: bool | None = None
     teacher: ModelSource | None = None
     start: Callable[[Backbone, AdapterStart | None], None] | None = None
+    earlier: Earlier | None = None
 
     def __post_init__(self) -> None:
         kinds = [kind.value for kind in ReferenceKind]
@@ -113,6 +117,7 @@ class ModelBuilder:
         tokenizer = self.tokenizer()
         self.check_teacher()
         policy = self._policy(tokenizer, actor)
+        parent = self._parent(policy, tokenizer, actor)
         if self.start is not None:
             self.start(policy, None if self.adapter is None else adapter_start(policy))
         start = None if self.adapter is None else adapter_start(policy)
@@ -124,7 +129,8 @@ class ModelBuilder:
             compile_layers(policy)
             if isinstance(reference, FrozenCopy):
                 compile_layers(reference.actor)
-        return Models(policy, reference, tokenizer, start)
+        earlier = {} if self.earlier is None else self.earlier.models(policy, start, reference, parent)
+        return Models(policy, reference, tokenizer, start, earlier)
 
     def _policy(self, tokenizer: PreTrainedTokenizerBase, actor: Callable[..., Backbone]) -> Backbone:
         quantization = None
@@ -147,17 +153,47 @@ class ModelBuilder:
         Raises:
             ValueError: they differ.
         """
-        if self.teacher is None:
-            return
-        mine, theirs = self.tokenizer().get_vocab(), self.teacher.tokenizer().get_vocab()
+        if self.teacher is not None and (differing := self._differing(self.teacher)):
+            raise ValueError(
+                f"the teacher {self.teacher.name} {differing}. Distillation compares distributions token by token: "
+                "choose a teacher of the same family with model@reference.source=..."
+            )
+
+    def check_parent(self) -> None:
+        """Compare the vocabularies of the policy and of what it was trained from; reads tokenizers, no weights.
+
+        Raises:
+            ValueError: they differ.
+        """
+        parent = None if self.earlier is None else self.earlier.parent
+        if parent is not None and parent != MODEL and (differing := self._differing(parent)):
+            raise ValueError(f"rounds.parent={parent.name} {differing}: name the model that the policy was trained from")
+
+    def _differing(self, other: ModelSource) -> str | None:
+        """How another model's vocabulary differs from the policy's; None: it does not."""
+        mine, theirs = self.tokenizer().get_vocab(), other.tokenizer().get_vocab()
         if mine == theirs:
-            return
+            return None
         names = sorted(token for token in mine.keys() | theirs.keys() if mine.get(token) != theirs.get(token))
-        raise ValueError(
-            f"the teacher {self.teacher.name} has another vocabulary than {self.source.name}: {len(theirs)} tokens and "
-            f"{len(mine)}, {len(names)} of them differ, for example {names[0]!r}. Distillation compares distributions "
-            "token by token: choose a teacher of the same family with model@reference.source=..."
+        return (
+            f"has another vocabulary than {self.source.name}: {len(theirs)} tokens and {len(mine)}, {len(names)} of "
+            f"them differ, for example {names[0]!r}"
         )
+
+    def _parent(
+        self, policy: Backbone, tokenizer: PreTrainedTokenizerBase, actor: Callable[..., Backbone]
+    ) -> Reference | AdapterCopy | None:
+        """What the policy was trained from, where a role asks for it."""
+        if self.earlier is None or self.earlier.parent is None:
+            return None
+        if self.earlier.parent == MODEL:
+            return without_start(policy, adapted=self.adapter is not None, replaced=self.start is not None)
+        plain = {"adapter": None, "teacher": None, "start": None, "earlier": None, "reference": ReferenceKind.NONE}
+        loader = replace(self, source=self.earlier.parent, **plain)
+        copy = FrozenCopy(loader._policy(tokenizer, actor))
+        if self.adapter is None:
+            check_shapes(copy, policy, self.earlier.parent.name)
+        return copy
 
     def _teacher(self, actor: Callable[..., Backbone]) -> Teacher:
         assert self.teacher is not None
@@ -178,7 +214,7 @@ class ModelBuilder:
 
 
 def shard(models: Models, mesh: DeviceMesh, *, cpu_offload: bool = False) -> None:
-    """Shard the policy and, separately, a frozen reference with FSDP2, in place.
+    """Shard the policy and, separately, every frozen copy with FSDP2, in place.
 
     Args:
         models: as built, with the same weights in every process.
@@ -189,8 +225,12 @@ def shard(models: Models, mesh: DeviceMesh, *, cpu_offload: bool = False) -> Non
         ValueError: some weights are quantised.
     """
     shard_actor(models.policy, mesh, cpu_offload=cpu_offload)
-    if isinstance(models.reference, FrozenCopy):
-        shard_actor(models.reference.actor, mesh, cpu_offload=cpu_offload)
+    for copy in (models.reference, *models.earlier.values()):
+        copy = getattr(copy, "before", None) or copy
+        if isinstance(copy, FrozenCopy):
+            shard_actor(copy.actor, mesh, cpu_offload=cpu_offload)
+        elif isinstance(copy, AdapterCopy):
+            copy.shard()
 
 
 def align_with_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

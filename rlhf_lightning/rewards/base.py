@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 from rlhf_lightning.types import SampleGroup
@@ -138,11 +139,25 @@ class RoleReward(Protocol):
     """A reward that may ask for models of a run with rounds, by name."""
 
     name: str  #: what its numbers are logged under
-    roles: frozenset[str]  #: of :data:`~rlhf_lightning.rewards.implicit.ROLES`, assigned before it is called
-
-    def assign(self, role: str, model: Any, device: Any) -> None:
-        """Give the model of a role; again where another one plays it in the next round."""
+    @property
+    def roles(self) -> frozenset[str]:
+        """Of :data:`~rlhf_lightning.rewards.implicit.ROLES`, assigned before it is called; empty: it names none."""
         ...
+
+    def assign(self, role: str, model: Callable[[], AbstractContextManager[Any]], device: Any) -> None:
+        """Give the model of a role; again before each call, since others play it in later rounds.
+
+        Args:
+            role: one of ``roles``.
+            model: opens what computes packed batches on the device; a collective call where weights are sharded.
+            device: of its batches.
+        """
+        ...
+
+
+def roles_of(reward: Any) -> frozenset[str]:
+    """Models of a run with rounds that a reward names."""
+    return reward.roles if isinstance(reward, RoleReward) else frozenset()
 
 
 def term_names(reward: Any) -> frozenset[str] | None:

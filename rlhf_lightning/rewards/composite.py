@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlhf_lightning.rewards.base import (
@@ -14,6 +15,7 @@ from rlhf_lightning.rewards.base import (
     StepReward,
     metrics_of,
     reads_columns,
+    roles_of,
     scored,
     smallest_group,
     term_names,
@@ -156,6 +158,17 @@ class Composite:
     def policy(self, policy: Any) -> None:
         for term in self._asking():
             term.policy = policy
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """Models of a run with rounds that any term names."""
+        return frozenset().union(*map(roles_of, self.rewards.values()))
+
+    def assign(self, role: str, model: Callable[[], AbstractContextManager[Any]], device: Any) -> None:
+        """Give a model to the terms that name its role."""
+        for term in self.rewards.values():
+            if role in roles_of(term):
+                term.assign(role, model, device)
 
     def step_reward(self, groups: Sequence[SampleGroup]) -> list[list[list[float]]] | None:
         """Rewards of steps, of the one term that gives them, times its weight; None where none does.

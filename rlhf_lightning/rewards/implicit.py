@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapter_folders import adapter_base
 from rlhf_lightning.models.adapter_start import starts_as_base
 from rlhf_lightning.models.sources import Dtype
@@ -49,8 +49,9 @@ class ImplicitReward:
     those to different prompts cannot.
 
     In the place of a path may stand one of :data:`ROLES`. DICE scores samples of the policy that a round starts with
-    by ``path="round_start"``, ``reference="previous_round"``: what the round before has learned. Such a model is
-    not loaded; the loop over rounds gives it (:meth:`assign`) before the first call.
+    by ``path="round_start"``, ``reference="previous_round"``: what the round before has learned; in the first round
+    ``rounds.parent`` plays the latter. Such a model is not loaded; the loop over rounds gives it (:meth:`assign`)
+    before each call, and the weights are exactly those that the role names.
 
     Source: "Direct Preference Optimization", arXiv:2305.18290, equation 5 without its last term; over rounds
     "Bootstrapping Language Models with DPO Implicit Rewards" (DICE), arXiv:2406.09760.
@@ -70,7 +71,7 @@ class ImplicitReward:
         max_length: longest prompt with a response, in tokens; of a longer prompt the beginning is left out.
 
     Raises:
-        ValueError: no reference, and ``path`` is no folder of an adapter, or of one that did not start as its base;
+        ValueError: a role is compared with itself; no reference, and ``path`` is no folder of an adapter, or of one that did not start as its base;
             a role without a reference or without a tokenizer.
     """
 
@@ -89,6 +90,11 @@ class ImplicitReward:
         max_length: Count | None = None,
     ) -> None:
         reference = _reference_of(path) if reference is None else reference
+        if path == reference and path in ROLES:
+            raise ValueError(
+                f"reward=implicit compares {path} with itself, which scores every response 0: let reward.path and "
+                "reward.reference name two models"
+            )
         self.name, self.beta, self._reduction = name, beta, reduction
         self._max_tokens, self._max_length = max_tokens, max_length
         self.roles = frozenset({path, reference}) & frozenset(ROLES)  #: models that are to be assigned
@@ -118,12 +124,13 @@ class ImplicitReward:
         own = self.own = tokenizer if self.policy_log_prob is None else self.policy_log_prob.own
         self.reference_log_prob = log_prob(reference)
 
-    def assign(self, role: str, model: Actor, device: torch.device) -> None:
+    def assign(self, role: str, model: Callable[[], AbstractContextManager[Any]], device: torch.device) -> None:
         """Give a model that a role names; again where another model plays it in the next round.
 
         Args:
             role: one of :data:`ROLES`.
-            model: in the policy's tokens; mode and sharded weights are the caller's matter.
+            model: opens what computes packed batches of the policy's tokens, in evaluation mode; opened also where
+                there is nothing to score, since a process may have to take part in gathering weights.
             device: of the model.
         """
         assert self._tokenizer is not None
@@ -131,9 +138,9 @@ class ImplicitReward:
 
         def log_probs(groups: Sequence[SampleGroup]) -> Scores:
             examples = [texts.example(group.prompt, group.responses, self._max_length) for group in groups]
-            with torch.no_grad():
+            with torch.no_grad(), model() as opened:
                 found = response_log_probs(
-                    model, examples, device, reduction=self._reduction, max_tokens=self._max_tokens
+                    opened, examples, device, reduction=self._reduction, max_tokens=self._max_tokens
                 )
             return [[*row] for row in found]
 

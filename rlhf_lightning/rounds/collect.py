@@ -13,6 +13,7 @@ from rlhf_lightning.lessons.tokens import IntArray
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.rewards.base import PolicyReward, Reward, Scores, StepReward, metrics_of, scored
 from rlhf_lightning.rounds.processes import Clock, gathered, interleaved
+from rlhf_lightning.rounds.roles import assign_roles
 from rlhf_lightning.types import Draw, Example, RolloutOptions, Sample, SampleGroup, Sampling, ScoredGroup, Trained
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class Collector:
             drawn = [self._drawn(number, groups, seeds) for number in range(len(self.draws))]
         if isinstance(self.reward, PolicyReward):
             self.reward.policy = module
+        assign_roles(self.reward, module)
         with self.clock.phase("reward"):
             parts = [drawn] if self.options.compared else [[samples] for samples in drawn]
             found = [self._panel(groups, part, steps=not number) for number, part in enumerate(parts)]

@@ -17,7 +17,9 @@ class Trained(Protocol):
 
     needs: frozenset[str]  #: inputs of its loss
     policy: Any  #: the actor that is trained; None before its weights are loaded
+    reference: Any  #: what its loss compares with; None where there is nothing
     tokenizer: Any
+    earlier: Mapping[str, Any]  #: models that rewards name by role, beside the policy
 
     @property
     def kind(self) -> str:

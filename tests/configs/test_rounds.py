@@ -17,6 +17,7 @@ REWARD = ["reward=function", "reward.target=tests.helpers.online.letters", "allo
 #: A method that each of conf/rounds goes with.
 METHODS = {"iterative": "dpo", "online": "dpo", "raft": "sft", "rso": "rso_sigmoid", "spin": "dpo"}
 ROUNDS = ["method=dpo", "rounds=iterative", "rollout.max_new_tokens=4"]
+DICE = ["reward=implicit", "reward.path=round_start", "reward.reference=previous_round"]
 SMALL = ["rounds.draws=[{source: policy, n: 2}]", "rounds.minibatches=2", "rounds.max_refills=0"]
 
 
@@ -35,7 +36,20 @@ SMALL = ["rounds.draws=[{source: policy, n: 2}]", "rounds.minibatches=2", "round
         ),
         (
             ["reward=implicit", "reward.path=round_start", "reward.reference=previous_round"],
-            r"reward 'implicit' compares with previous_round, round_start, .*give folders of models, reward\.path=",
+            r"compares previous_round with round_start, .* so every score is 0: set rounds\.parent=<folder",
+        ),
+        (
+            ["reward=implicit", "reward.path=policy", "reward.reference=initial", "rounds.parent=x"],
+            r"reward 'implicit' compares initial with policy, .*: let reward\.reference be another",
+        ),
+        (
+            ["reward=implicit", "reward.path=policy", "reward.reference=policy"],
+            r"reward=implicit compares policy with itself",
+        ),
+        ([*DICE, "rounds.parent=model"], r"rounds\.parent=model .* it starts as its model: name what the policy was"),
+        (
+            [*DICE, "rounds=none", "rounds.parent=null", "method=grpo"],
+            r"reward 'implicit' compares with previous_round, round_start, which only a run with rounds has: choose",
         ),
         (
             [*REWARD, "method=sppo_soft"],

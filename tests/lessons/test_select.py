@@ -40,6 +40,7 @@ class Learner(nn.Module):
     """A method whose policy and reference say of every token its own id."""
 
     needs, kind, device, tokenizer = frozenset({"reference"}), "preference", torch.device("cpu"), None
+    reference, earlier = None, {}
 
     def __init__(self) -> None:
         super().__init__()

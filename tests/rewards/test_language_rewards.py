@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -117,17 +118,17 @@ def test_the_implicit_reward_of_one_round_against_another(language: tuple[Path, 
     assert reward.roles == {"round_start", "previous_round"}
     with pytest.raises(ValueError, match=r"compares with round_start, a model that only a run with rounds has"):
         reward(said)
-    reward.assign("round_start", models.policy.eval(), torch.device("cpu"))
+    reward.assign("round_start", lambda: nullcontext(models.policy.eval()), torch.device("cpu"))
     with pytest.raises(ValueError, match="compares with previous_round"):
         reward(said)
-    reward.assign("previous_round", other, torch.device("cpu"))
+    reward.assign("previous_round", lambda: nullcontext(other), torch.device("cpu"))
     parts = [log_probs(m, prompts, groups, "sum") for m in (models, SimpleNamespace(policy=other))]
     wanted = [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(*parts, strict=True)]
     assert close(reward(said), wanted)
-    reward.assign("round_start", other, torch.device("cpu"))
+    reward.assign("round_start", lambda: nullcontext(other), torch.device("cpu"))
     assert close(reward(said), [[0.0 for _ in row] for row in wanted])
     mixed = ImplicitReward(models.tokenizer, path="round_start", reference=str(folder), beta=0.5)
-    mixed.assign("round_start", other, torch.device("cpu"))
+    mixed.assign("round_start", lambda: nullcontext(other), torch.device("cpu"))
     assert close(mixed(said), [[-0.5 * value for value in row] for row in wanted])
 
 
