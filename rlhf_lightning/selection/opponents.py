@@ -1,4 +1,4 @@
-"""Pairs whose sides are given beforehand: the data's response against the policy's, and two random samples."""
+"""Pairs whose sides are given beforehand: data or reference against the policy, and two random samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,21 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rlhf_lightning.selection.options import makes, selector
-from rlhf_lightning.selection.terms import CutOff, Mask, PromptStreams, Scores, counted, eligible, one_pair, share
+from rlhf_lightning.selection.terms import (
+    CutOff,
+    Draws,
+    Mask,
+    PromptStreams,
+    Scores,
+    Ties,
+    counted,
+    eligible,
+    gap,
+    of_draw,
+    one_pair,
+    pairs,
+    share,
+)
 from rlhf_lightning.types import DATA, Selected
 
 
@@ -47,6 +61,50 @@ def data_vs_own(
     selected = Selected(prompt, torch.stack([torch.full_like(sample, DATA), sample], dim=1))
     metrics = {"equal_rate": share(same, torch.ones_like(same)), "left_out": float((~kept.any(1)).sum())}
     return counted(selected, truncated, None, metrics)
+
+
+@selector
+@makes("preference", sources=(("policy",), ("reference",)))
+def policy_vs_reference(
+    score: Scores, truncated: Mask, source: Draws, *, ties: Ties = "drop", cut_off: CutOff = "drop"
+) -> Selected:
+    r"""A sample of the policy against one of the reference, whichever of them won.
+
+    .. math:: \{w, l\} = \{y_{\pi,i},\, y_{\mathrm{ref},i}\},\quad s_w > s_l
+
+    The first draw of a round is the policy's and the second the reference's; the i-th sample of one is compared with
+    the i-th of the other. The number ``reference_sample`` of a pair is 1 for the response that the reference drew.
+
+    Source: "Exploratory Preference Optimization: Harnessing Implicit Q*-Approximation for Sample-Efficient RLHF" (XPO),
+    arXiv:2405.21046, algorithm 1, with one sample of each.
+    Defaults: ties are dropped and cut-off samples left out, which is our choice.
+    Differences: in TRL 1.13, the last release that had the method, the policy's sample wins a tie: that is
+    ``ties=keep``.
+
+    Args:
+        score: of each sample.
+        truncated: whether it was cut off.
+        source: the draw of each sample.
+        ties: what becomes of two samples with equal scores; ``keep``: the policy's is chosen.
+        cut_off: whether a cut-off sample may lose. Where its score is the higher one there is no pair.
+    """
+    first, second = of_draw(source, 0), of_draw(source, 1)
+    count = min(len(first), len(second))
+    policy, reference = first[:count].expand(len(score), count), second[:count].expand(len(score), count)
+    members, winners = eligible(score, truncated, cut_off)
+    exists = members.gather(1, policy) & members.gather(1, reference)
+    ahead = gap(score, policy, reference)
+    chosen, rejected = torch.where(ahead >= 0, policy, reference), torch.where(ahead >= 0, reference, policy)
+    tied = exists & (ahead == 0)
+    kept = exists & winners.gather(1, chosen) & (torch.ones_like(tied) if ties == "keep" else ~tied)
+    selected = pairs(chosen, rejected, ahead.abs(), kept)
+    selected.numbers["reference_sample"] = (source[selected.slots] == 1).float()
+    metrics = {
+        "tie_rate": share(tied, exists),
+        "policy_wins": share(exists & (ahead > 0), exists),
+        "left_out": float((~kept.any(1)).sum()),
+    }
+    return counted(selected, truncated, score, metrics)
 
 
 @selector

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from rlhf_lightning.options import Declared, option_values, unwrap
@@ -30,8 +31,21 @@ _SELECTOR = Declared("selector", "rounds.selector", INPUTS)
 selector, takes, validate = _SELECTOR.function, _SELECTOR.takes, _SELECTOR.validate
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What :func:`makes` says of a selector."""
+
+    kinds: frozenset[str] | None = None
+    samples: int | str = 1
+    asks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    sources: Sequence[Collection[str]] = ()
+
+
 def makes(
-    *kinds: str, samples: int | str = 2, asks: Mapping[str, Mapping[str, str]] | None = None
+    *kinds: str,
+    samples: int | str = 2,
+    asks: Mapping[str, Mapping[str, str]] | None = None,
+    sources: Sequence[Collection[str]] = (),
 ) -> Callable[[SelectorT], SelectorT]:
     """Mark a selector with what its groups are and what it cannot do without.
 
@@ -39,10 +53,11 @@ def makes(
         kinds: of data that the groups can be.
         samples: fewest samples of a prompt that can give a group, or the option that says how many.
         asks: by option and value, the input that the selector then needs.
+        sources: of the first draws of a round, which it tells apart, what each may be from; none: it does not.
     """
 
     def mark(function: SelectorT) -> SelectorT:
-        function.__dict__["made"] = (frozenset(kinds), samples, asks or {})
+        function.__dict__["made"] = _Made(frozenset(kinds), samples, asks or {}, sources)
         return function
 
     return mark
@@ -57,24 +72,28 @@ def needs(function: Callable[..., Any]) -> frozenset[str]:
     Raises:
         ValueError: a positional parameter is no known input.
     """
-    _, _, asks = _made(function)
-    values = ((inputs, value) for option, inputs in asks.items() for value in option_values(function, option))
+    values = (
+        (inputs, value) for option, inputs in _made(function).asks.items() for value in option_values(function, option)
+    )
     return _SELECTOR.needs(function) | {inputs[value] for inputs, value in values if value in inputs}
 
 
 def kinds(function: Callable[..., Any]) -> frozenset[str] | None:
     """The kinds of data that a selector's groups can be; None where it does not declare them."""
-    return _made(function)[0]
+    return _made(function).kinds
 
 
 def least_samples(function: Callable[..., Any]) -> int:
     """Fewest samples of a prompt that can give a group."""
-    samples = _made(function)[1]
+    samples = _made(function).samples
     return samples if isinstance(samples, int) else int(option_values(function, samples)[0])
 
 
-def _made(function: Callable[..., Any]) -> tuple[frozenset[str] | None, int | str, Mapping[str, Mapping[str, str]]]:
-    undeclared: tuple[None, int, Mapping[str, Mapping[str, str]]] = (None, 1, {})
-    made: tuple[frozenset[str] | None, int | str, Mapping[str, Mapping[str, str]]]
-    made = getattr(unwrap(function)[0], "made", undeclared)
+def sources(function: Callable[..., Any]) -> Sequence[Collection[str]]:
+    """What each of a round's first draws may be from; nothing where the selector tells no draws apart."""
+    return _made(function).sources
+
+
+def _made(function: Callable[..., Any]) -> _Made:
+    made: _Made = getattr(unwrap(function)[0], "made", _Made())
     return made

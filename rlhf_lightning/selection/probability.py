@@ -1,4 +1,4 @@
-"""Best and worst sample by their chances against the policy, with those chances as soft targets (SPPO)."""
+"""Chances of winning: best and worst sample by those against the policy (SPPO), every sample with its own (Nash-MD)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_lightning.selection.options import makes, selector
-from rlhf_lightning.selection.terms import CutOff, Mask, Scores, Ties, best_against, counted, one_pair, share
-from rlhf_lightning.types import Selected
+from rlhf_lightning.selection.terms import (
+    CutOff,
+    Draws,
+    Mask,
+    Scores,
+    Ties,
+    best_against,
+    counted,
+    of_draw,
+    one_pair,
+    share,
+)
+from rlhf_lightning.types import NONE, Selected
 
 Preferences = Float[Tensor, "prompts samples samples"]
 
@@ -77,6 +88,66 @@ def win_probability(
     return counted(selected, truncated, against, metrics)
 
 
+@selector
+@makes(
+    "ranked",
+    asks={"judge": {"matrix": "preference", "scores": "score"}},
+    sources=(("policy",), ("mixture", "reference", "policy", "data")),
+)
+def win_rates(
+    truncated: Mask,
+    source: Draws,
+    preference: Preferences | None = None,
+    score: Scores | None = None,
+    *,
+    judge: Literal["matrix", "scores"] = "matrix",
+    cut_off: CutOff = "drop",
+) -> Selected:
+    r"""Every sample of the policy, with its probability of beating those of a rival.
+
+    .. math:: \hat P(y_i \succ \mu) = \frac{1}{|R|}\sum_{j \in R} P_{ij},\quad y_i \sim \pi,\ y_j \sim \mu
+
+    The first draw of a round is the policy's, the second the rival's (R), whose samples are in no group. A prompt is
+    one list of the policy's samples; the number ``score`` is :math:`\hat P`.
+
+    Source: "Nash Learning from Human Feedback" (Nash-MD), arXiv:2312.00886, section 7: one sample of either, the rival
+    being a geometric mixture of policy and reference.
+    Defaults: the matrix is what the paper's theory asks for; that cut-off samples are left out is our choice.
+    Differences: TRL 1.13, the last release that had the method, makes P of two scores,
+    :math:`P_{ij} = \sigma(s_i - s_j)`: that is ``judge=scores``.
+
+    Args:
+        truncated: whether a sample was cut off. Such a rival still is one.
+        source: the draw of each sample.
+        preference: P, with ``judge=matrix``; a rival j for whom :math:`P_{ij}` is unknown does not count for i.
+        score: s, with ``judge=scores``.
+        judge: what P is: any pairwise judge's matrix, or made of scores.
+        cut_off: a cut-off sample of the policy is left out, or has lost (``lose``): its number is 0.
+
+    Raises:
+        ValueError: what ``judge`` asks for was not given, or a preference is no probability.
+    """
+    policy, rivals = of_draw(source, 0), of_draw(source, 1)
+    against = _matrix(preference, score, judge)[:, policy][:, :, rivals].nanmean(2)
+    cut = truncated[:, policy]
+    members = against.isfinite() & (~cut | (cut_off == "lose"))
+    against = against.masked_fill(cut, 0.0)
+    order = members.logical_not().long().argsort(dim=1, stable=True)  # members first
+    present = members.gather(1, order)
+    kept = members.any(1)
+    selected = Selected(
+        kept.nonzero()[:, 0],
+        torch.where(present, policy[order], NONE)[kept],
+        {"score": torch.where(present, against.gather(1, order), 0.0)[kept].float()},
+    )
+    metrics = {
+        "win_rate": float(against[members].mean()) if members.any() else 0.0,
+        "from_scores": float(judge == "scores"),
+        "left_out": float((~kept).sum()),
+    }
+    return counted(selected, truncated, score, metrics)
+
+
 def _matrix(preference: Tensor | None, score: Tensor | None, judge: str) -> Tensor:
     """P in float64, with 1/2 on the diagonal of every sample that was judged."""
     if judge == "scores" and score is not None:
@@ -88,10 +159,10 @@ def _matrix(preference: Tensor | None, score: Tensor | None, judge: str) -> Tens
         chances = preference.double()
         judged = (chances.isfinite() & ~itself).any(2)
         if ((chances < 0) | (chances > 1)).any():
-            raise ValueError("win_probability: a preference is outside [0, 1]: a judge must give probabilities")
+            raise ValueError("a preference is outside [0, 1]: a judge must give probabilities")
     else:
         asked = {"scores": "scores", "matrix": "a matrix of pairwise preferences"}[judge]
-        raise ValueError(f"win_probability: judge={judge} needs {asked}: set rounds.selector.judge, or another reward")
+        raise ValueError(f"judge={judge} needs {asked}: set rounds.selector.judge, or another reward")
     own = torch.where(judged, 0.5, torch.nan).double()
     return torch.diagonal_scatter(chances, own, dim1=1, dim2=2)
 

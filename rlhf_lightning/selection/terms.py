@@ -18,6 +18,7 @@ from rlhf_lightning.types import Selected
 Scores = Float[Tensor, "prompts samples"]
 Lengths = Num[Tensor, "prompts samples"]
 Mask = Bool[Tensor, "prompts samples"]
+Draws = Int[Tensor, " samples"]
 CutOff = Literal["drop", "lose"]
 Ties = Literal["drop", "keep"]
 
@@ -27,6 +28,11 @@ def eligible(score: Scores, truncated: Mask, cut_off: CutOff) -> tuple[Mask, Mas
     scored = score.isfinite()
     winners = scored & ~truncated
     return (winners if cut_off == "drop" else scored), winners
+
+
+def of_draw(source: Draws, number: int) -> Int[Tensor, " drawn"]:
+    """The samples of a draw, in their order."""
+    return (source == number).nonzero()[:, 0]
 
 
 def best_against(rank: Scores, rival: Scores, members: Mask, winners: Mask) -> tuple[Tensor, Tensor, Tensor]:

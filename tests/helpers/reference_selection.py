@@ -186,6 +186,30 @@ def random_pair(b: SampleRound, label: str = "score", cut_off: str = "drop") -> 
             yield from pair(b, p, values, winner, loser)
 
 
+def policy_vs_reference(b: SampleRound, ties: str = "drop", cut_off: str = "drop") -> Iterator[Group]:
+    policy, reference = ([i for i, draw in enumerate(b.source) if draw == number] for number in (0, 1))
+    for p, values in enumerate(b.score):
+        members = scored(b, p, cut_off)
+        for i, j in zip(policy, reference, strict=False):
+            if i in members and j in members:
+                winner, loser = (j, i) if values[j] > values[i] else (i, j)
+                for _, slots, numbers in pair(b, p, values, winner, loser, ties):
+                    yield p, slots, numbers | {"reference_sample": [float(b.source[s]) for s in slots]}
+
+
+def win_rates(b: SampleRound, judge: str = "matrix", cut_off: str = "drop") -> Iterator[Group]:
+    policy, rivals = ([i for i, draw in enumerate(b.source) if draw == number] for number in (0, 1))
+    for p in range(len(b.score)):
+        chance, rates = chances(b, p, judge), {}
+        for i in policy:
+            known = [chance[i][j] for j in rivals if not math.isnan(chance[i][j])]
+            if known and not (b.truncated[p][i] and cut_off == "drop"):
+                rates[i] = 0.0 if b.truncated[p][i] else sum(known) / len(known)
+        if rates:
+            empty = len(policy) - len(rates)
+            yield p, (*rates, *[NONE] * empty), {"score": [*rates.values(), *[0.0] * empty]}
+
+
 def win_probability(
     b: SampleRound,
     judge: str = "matrix",

@@ -23,18 +23,21 @@ Group = tuple[int, tuple[int, ...], dict[str, Any]]
 
 @dataclass
 class SampleRound:
-    """Samples of a round; what is not given is harmless: length 1, nothing cut off, all texts different."""
+    """Samples of a round; what is not given is harmless: length 1, nothing cut off, all texts different, two draws."""
 
     score: Matrix
     length: Matrix = field(default_factory=list)
     truncated: list[list[bool]] = field(default_factory=list)
     same_as: list[list[int]] = field(default_factory=list)
     preference: list[Matrix] = field(default_factory=list)
+    source: list[int] = field(default_factory=list)
     seed: int = 0
 
     def __post_init__(self) -> None:
         self.length = self.length or [[1.0 for _ in row] for row in self.score]
         self.truncated = self.truncated or [[False for _ in row] for row in self.score]
+        count = len(self.score[0]) if self.score else 2
+        self.source = self.source or [int(sample >= (count + 1) // 2) for sample in range(count)]
         self.same_as = self.same_as or [list(range(len(row))) for row in self.score]
 
     @property
@@ -55,6 +58,7 @@ class SampleRound:
             "length": torch.tensor(self.length, dtype=dtype).reshape(shape),
             "truncated": torch.tensor(self.truncated, dtype=torch.bool).reshape(shape),
             "same_as": torch.tensor(self.same_as, dtype=torch.long).reshape(shape),
+            "source": torch.tensor([*self.source, 1][:samples]),
             "generator": self.generator,
         }
         if self.preference or not self.score:
@@ -164,6 +168,10 @@ OPTIONS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         },
     ),
     "data_vs_own": st.fixed_dictionaries({}, optional={"equal": TIES, "cut_off": CUT_OFF}),
+    "policy_vs_reference": st.fixed_dictionaries({}, optional={"ties": TIES, "cut_off": CUT_OFF}),
+    "win_rates": st.fixed_dictionaries(
+        {}, optional={"judge": st.sampled_from(["matrix", "scores"]), "cut_off": CUT_OFF}
+    ),
     "random_pair": st.fixed_dictionaries(
         {}, optional={"label": st.sampled_from(["score", "random"]), "cut_off": CUT_OFF}
     ),

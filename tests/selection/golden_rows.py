@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_lightning.types import DATA
+from rlhf_lightning.types import DATA, NONE
 from tests.helpers.selection_inputs import Group, SampleRound
 
 X = math.nan
@@ -283,6 +283,48 @@ ROWS = [
         "unknown chances as 0; columns for rows",
         samples=CYCLE,
         metrics={"from_scores": 0, "intransitive": 1.0, "near_even": 0.5},
+    ),
+    Golden(
+        "policy_vs_reference",
+        {},
+        [(0, (2, 0), {"margin": 2, "reference_sample": [1, 0]})],
+        "0, 1 are the policy's, 2, 3 the reference's; A: 3 against 1, and 4* was cut off; B: x, and 2 = 2",
+        "the best of all against the worst; a pair of one draw; the policy's sample as the reference's",
+        metrics={"tie_rate": 1 / 2, "policy_wins": 0, "left_out": 1},
+    ),
+    Golden(
+        "policy_vs_reference",
+        {"ties": "keep"},
+        [
+            (0, (2, 0), {"margin": 2, "reference_sample": [1, 0]}),
+            (1, (1, 3), {"margin": 0, "reference_sample": [0, 1]}),
+        ],
+        "B: the policy's sample wins the tie",
+        "the last sample as the winner of a tie",
+    ),
+    Golden(
+        "win_rates",
+        {},
+        [(0, (0, 1), {"score": [0.6, 0.7]})],
+        "0: (.4 + .8) / 2; 1: .7, and against 3 nothing is known",
+        "the chance against all samples; unknown as 0; columns for rows",
+        samples=CYCLE,
+        metrics={"win_rate": 0.65, "from_scores": 0, "left_out": 0},
+    ),
+    Golden(
+        "win_rates",
+        {"judge": "scores"},
+        [(0, (0, NONE), {"score": [0.425131, 0]}), (1, (0, 1), {"score": [0.5, 0.5]})],
+        "A: (s(1 - 3) + s(1 - 0)) / 2, and 4* was cut off; B: 2 against 2",
+        "an empty slot before a filled one",
+        metrics={"win_rate": (0.425131 + 1) / 3, "from_scores": 1},
+    ),
+    Golden(
+        "win_rates",
+        {"judge": "scores", "cut_off": "lose"},
+        [(0, (0, 1), {"score": [0.425131, 0]}), (1, (0, 1), {"score": [0.5, 0.5]})],
+        "A: 4* has lost",
+        "the chance of a cut-off sample",
     ),
     Golden(
         "rejection_sampling",

@@ -58,7 +58,7 @@ def test_a_round_without_prompts() -> None:
     empty = ROWS[0].samples.first(0)
     for name in NAMES:
         options = {"penalty": 1.0} if name == "length_penalised" else {}
-        selected = run(name, empty, **({"judge": "scores"} if name == "win_probability" else options))
+        selected = run(name, empty, **({"judge": "scores"} if name in ("win_probability", "win_rates") else options))
         assert len(selected) == 0
         assert all(math.isfinite(value) for value in selected.metrics.values())
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.options import Positive
-from rlhf_lightning.selection import kinds, least_samples, makes, needs, selector, takes, validate
+from rlhf_lightning.selection import kinds, least_samples, makes, needs, selector, sources, takes, validate
 from rlhf_lightning.types import Selected
 
 
@@ -49,6 +49,15 @@ def test_what_the_groups_are() -> None:
         return first(len(score))
 
     assert least_samples(pairs) == 2
+
+
+def test_draws_that_are_told_apart() -> None:
+    @makes("preference", sources=(("policy",), ("reference", "mixture")))
+    def compares(score: Tensor) -> Selected:
+        return first(len(score))
+
+    assert [list(allowed) for allowed in sources(compares)] == [["policy"], ["reference", "mixture"]]
+    assert not sources(example)
 
 
 def test_a_selector_that_declares_nothing() -> None:

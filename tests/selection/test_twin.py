@@ -11,13 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rlhf_lightning.selection as selection
-from rlhf_lightning.types import DATA
+from rlhf_lightning.types import DATA, NONE
 from tests.helpers import reference_selection
 from tests.helpers.selection_inputs import OPTIONS, SampleRound, groups, run, sample_rounds
 from tests.selection.test_golden import NAMES
 
 #: Where chance or the round's other prompts enter, with the options that make them.
 RANDOM = {"random_pair", "rejection_sampling"}
+#: Whose groups hang on the draw of each sample.
+OF_DRAWS = {"policy_vs_reference", "win_rates"}
 
 
 def of_whole_round(name: str, options: dict[str, Any]) -> bool:
@@ -49,19 +51,21 @@ def test_equals_its_twin_and_keeps_the_rules(name: str) -> None:
 
 def check_rules(name: str, samples: SampleRound, options: dict[str, Any], given: list[Any]) -> None:
     """No sample without a score, no winner that was cut off, no loser that was unless it is allowed."""
-    uses_scores = name != "data_vs_own" and not (name == "win_probability" and options.get("judge") != "scores")
+    uses_scores = name != "data_vs_own" and not (
+        name in ("win_probability", "win_rates") and options.get("judge") != "scores"
+    )
     for prompt, slots, numbers in given:
         assert numbers.get("margin", 1) > 0 or options.get("ties") == "keep"
         for slot, sample in enumerate(slots):
-            if sample == DATA:
+            if sample in (DATA, NONE):
                 continue
             assert math.isfinite(samples.score[prompt][sample]) or not uses_scores
-            wins = len(slots) == 2 and slot == 0 if "desirable" not in numbers else numbers["desirable"][slot]
+            wins = numbers.get("desirable", numbers.get("score", [len(slots) == 2, 0]))[slot]
             if options.get("cut_off", "drop") == "drop" or wins:
                 assert not samples.truncated[prompt][sample]
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - RANDOM))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - RANDOM - OF_DRAWS))
 def test_permuted_samples_give_permuted_groups(name: str) -> None:
     @settings(max_examples=25, deadline=None)
     @given(sample_rounds(distinct=True), OPTIONS[name], st.randoms(use_true_random=False))
