@@ -62,7 +62,8 @@ def make_run(cfg: DictConfig) -> Run:
     models = make_models(cfg, reference_kind(cfg, method))
     module = method(models=models, optimizer=make_optimizer(cfg), scheduler=make(cfg.scheduler))
     make_as = functools.partial(make_data, cfg, models)
-    data: Any = make_as(kind_read(cfg, module, module.kind), mismatched="kl" in module.needs)
+    mismatched = "kl" in module.needs and not draws(cfg, module)  # rounds have responses of their own
+    data: Any = make_as(kind_read(cfg, module, module.kind), mismatched=mismatched)
     trainer = make_trainer(cfg, module.monitor)
     if draws(cfg, module):
         from rlhf_lightning.cli.rollouts import make_rollouts, make_rounds  # half a second that other jobs do not need

@@ -12,7 +12,9 @@ from omegaconf import DictConfig
 from rlhf_lightning.cli.draws import draws
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.data.packing import batch_of
+from rlhf_lightning.methods.unpaired import Unpaired
 from rlhf_lightning.rewards.base import (
+    ComparingReward,
     ComposedReward,
     StepReward,
     WeightedTerms,
@@ -20,6 +22,7 @@ from rlhf_lightning.rewards.base import (
     smallest_group,
     term_names,
 )
+from rlhf_lightning.rewards.win_matrix import COMPARING
 from rlhf_lightning.selection.options import kinds as selected_kinds
 from rlhf_lightning.types import PreferenceBatch, Rolled, RolloutOptions, Trained
 
@@ -78,10 +81,10 @@ def check_rounds(rounds: Rounds, module: Trained, reward: Any, reference: str) -
             "reward=none, and rounds.selector compares scores of the policy's own responses: choose reward=model "
             "reward.path=..., reward=function reward.target=..., or another of conf/reward"
         )
-    if "kl" in module.needs:
+    if isinstance(module, Unpaired) and module.density_ratio is not None:
         raise ConfigError(
-            "this method compares prompts with the responses of others (its reference point), which rounds do not "
-            "bring: choose a method without, such as method=apo_zero_unpaired"
+            "method.density_ratio tells the prompts of both labels apart before training, and rounds label responses "
+            "while it goes on: set method.density_ratio=null"
         )
     if (fewest := smallest_group(reward)) > rounds.group_size:
         raise ConfigError(
@@ -96,6 +99,26 @@ def check_rounds(rounds: Rounds, module: Trained, reward: Any, reference: str) -
     if rounds.reference != "initial" and "reference" not in module.needs:
         raise ConfigError(
             f"rounds.reference={rounds.reference}: this method compares with no reference: set rounds.reference=initial"
+        )
+
+
+def check_compares(rounds: Rounds, scorer: Any) -> None:
+    """Refuse a reward that compares no responses for a selector that reads who beats whom, before its weights load.
+
+    Args:
+        rounds: their options.
+        scorer: what scores, or a partial that makes it; None: nothing does.
+
+    Raises:
+        ConfigError: it compares nothing; the message names rewards that do, and the option.
+    """
+    maker = scorer.func if isinstance(scorer, functools.partial) else scorer
+    compares = hasattr(maker, "win_matrix") if isinstance(maker, type) else isinstance(maker, ComparingReward)
+    if rounds.needs_wins and not compares:
+        what = "reward=none" if scorer is None else f"reward: {getattr(maker, '__name__', 'it')} scores one by one"
+        raise ConfigError(
+            f"{what}, and rounds.selector compares the responses to a prompt pair by pair: {COMPARING}, or let it make "
+            "probabilities of scores (rounds.selector.judge=scores)"
         )
 
 
@@ -301,6 +324,6 @@ def without_effect(cfg: DictConfig, module: Any, data: Any) -> Iterator[str]:
         )
     if rolled is None and data.options.parent is not None and "previous_round" not in roles_of(data.reward):
         yield f"rounds.parent={data.options.parent}: no reward compares with previous_round"
-    reads = rolled.needs_reward if rolled is not None else "score" in data.options.needs  # of what rounds select
+    reads = rolled.needs_reward if rolled is not None else data.options.reads_reward
     if data.reward is not None and not reads:
         yield f"reward: {data.reward_name!r} is logged, and this method learns from no reward"

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.instantiate import make
-from rlhf_lightning.cli.online_checks import check, check_cost, check_rounds, terms_to_make
+from rlhf_lightning.cli.online_checks import check, check_compares, check_cost, check_rounds, terms_to_make
 from rlhf_lightning.lessons.rounds import Rounds
 from rlhf_lightning.lessons.select import SelectLesson
 from rlhf_lightning.models.earlier import MODEL, ROLES, Earlier
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from rlhf_lightning.rollout.base import RolloutEngine
     from rlhf_lightning.types import Rolled
 
-#: Makes the data of the run as a kind.
-MakeData = Callable[[str], "AlignmentDataModule"]
+#: Makes the data of the run as a kind, its name; ``mismatched``: with what KTO's reference point is estimated from.
+MakeData = Callable[..., "AlignmentDataModule"]
 #: What makes samples and scores beside the method's options: a rollout of others is not taken up again.
 _IDENTITY = ("reward", "method.reward", "rollout", "model", "adapter")
 
@@ -56,13 +56,15 @@ def make_rounds(
     """
     rounds: Rounds = make(cfg.rounds)()
     scorer = make(cfg.get("reward"))
+    check_compares(rounds, scorer)  # before the models of a reward load
     reward = None if scorer is None else as_reward(scorer, tokenizer=models.tokenizer())
     check_rounds(rounds, module, reward, str(models.reference))
     models.earlier = earlier_of(rounds, roles_of(reward), models)
     models.check_parent()
     names_responses = "same_as" in rounds.needs or any(draw.source == "data" for draw in rounds.draws)
     responses = DataResponses(make_data("supervised")) if names_responses else None
-    groups = make_data(module.kind) if cfg.data.get("validation") is not None else None
+    mismatched, validates = "kl" in module.needs, cfg.data.get("validation") is not None
+    groups = make_data(module.kind, mismatched=mismatched) if validates else None
     lesson = functools.partial(SelectLesson, kind=module.kind, seed=cfg.seed, responses=responses)
     return OnlineData(
         prompts,

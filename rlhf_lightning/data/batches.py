@@ -64,10 +64,7 @@ class Batches(Dataset[PackedBatch], ABC):
         batch = self.share(number).packed(self.kind, self.store)
         if not isinstance(batch, UnpairedBatch) or self.mismatches is None:
             return batch
-        mismatched = tuple(share.packed(None, self.store) for share in self.mismatched(number))
-        stand_in: Any = batch.stand_in  # of the batch's own class
-        with_mismatched = None if stand_in is None else replace(stand_in, mismatched=mismatched)
-        return replace(batch, mismatched=mismatched, stand_in=with_mismatched)
+        return with_mismatched(batch, [share.packed(None, self.store) for share in self.mismatched(number)])
 
     @abstractmethod
     def share(self, number: int) -> Share:
@@ -76,6 +73,13 @@ class Batches(Dataset[PackedBatch], ABC):
     @abstractmethod
     def mismatched(self, number: int) -> list[Share]:
         """What a micro-batch brings for its step's estimate: groups with others' responses."""
+
+
+def with_mismatched(batch: UnpairedBatch, mismatched: Sequence[PackedBatch]) -> UnpairedBatch:
+    """The first micro-batch of a step with the mismatched rows of this process's whole share of it."""
+    stand_in: Any = batch.stand_in  # of the batch's own class
+    brought = None if stand_in is None else replace(stand_in, mismatched=tuple(mismatched))
+    return replace(batch, mismatched=tuple(mismatched), stand_in=brought)
 
 
 @dataclass(frozen=True)

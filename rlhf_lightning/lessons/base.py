@@ -23,6 +23,11 @@ class Round(Protocol):
     metrics: dict[str, float]  #: logged with its first step
 
     @property
+    def parts(self) -> Sequence[Round]:
+        """The round itself, and what its steps bring beside its groups: all that is scored."""
+        ...
+
+    @property
     def slots(self) -> int:
         """Responses of a group."""
         ...
@@ -39,6 +44,16 @@ class Round(Protocol):
             groups: which.
             totals: denominators of the optimiser step.
             step: all groups of the step; None: the batch is scored, not trained on.
+        """
+        ...
+
+    def opening(self, batch: PackedBatch, shares: Sequence[IntArray], step: IntArray) -> PackedBatch:
+        """The first micro-batch of a step, with what it brings for the whole of it.
+
+        Args:
+            batch: of :meth:`batch`.
+            shares: groups of each of this process's micro-batches of the step.
+            step: all groups of the step.
         """
         ...
 

@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from rlhf_lightning.data.batches import with_mismatched
 from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.mismatch import Mismatches, prompt_numbers
 from rlhf_lightning.data.packing import pack
 from rlhf_lightning.data.position import check_state
 from rlhf_lightning.lessons.tokens import IntArray, TokenRound
-from rlhf_lightning.types import PackedBatch, Selected, StepTotals
+from rlhf_lightning.types import PackedBatch, Selected, StepTotals, UnpairedBatch
 
 
 @dataclass
@@ -23,6 +25,39 @@ class SelectedRound(TokenRound):
 
     kind: str  #: of data
     selected: Selected | None = None  #: what the selector gave; not in checkpoints
+    #: each prompt with another one's response, which a reference point (KTO's) is estimated from; None: nobody asks
+    mismatched: SelectedRound | None = None
+
+    def with_reference_point(self) -> SelectedRound:
+        """The round with what a reference point is estimated from; as it is where all groups have the same prompt."""
+        examples = self.examples
+        if not len(examples) or (prompt_numbers(examples) == 0).all():
+            return self
+        rows = Mismatches.draw(examples).select(np.arange(len(examples)))
+        return replace(self, mismatched=SelectedRound(self.number, self.cursor, rows, self.index, kind="supervised"))
+
+    @property
+    def parts(self) -> Sequence[SelectedRound]:
+        """The round, and its mismatched rows."""
+        return (self,) if self.mismatched is None else (self, self.mismatched)
+
+    def opening(self, batch: PackedBatch, shares: Sequence[IntArray], step: IntArray) -> PackedBatch:
+        """The first micro-batch of a step, with the mismatched rows of this process's whole share of it.
+
+        A round whose prompts are all the same has none: the step's estimate is then 0.
+
+        Args:
+            batch: of :meth:`batch`.
+            shares: groups of each of this process's micro-batches of the step.
+            step: all groups of the step.
+        """
+        if not isinstance(batch, UnpairedBatch):
+            return batch
+        if self.mismatched is None:
+            return with_mismatched(batch, [(batch.stand_in or batch).emptied()])
+        count = int(self.mismatched.examples.slot_tokens[step].sum())
+        totals = batch.totals._replace(slot_tokens=(max(count, 1),))
+        return with_mismatched(batch, [self.mismatched.batch(groups, totals, step) for groups in shares])
 
     def batch(self, groups: IntArray, totals: StepTotals, step: IntArray | None = None) -> PackedBatch:
         """Some groups as a micro-batch of their kind.
@@ -56,6 +91,7 @@ class SelectedRound(TokenRound):
         return {
             **super().state_dict(),
             "kind": self.kind,
+            "mismatched": None if self.mismatched is None else dict(self.mismatched.tokens),
             "scored": torch.from_numpy(np.array(self.examples.scored)),
             "margin": None if margin is None else torch.from_numpy(np.array(margin)),
             "numbers": {name: torch.from_numpy(np.array(value)) for name, value in self.examples.numbers.items()},
@@ -72,7 +108,13 @@ class SelectedRound(TokenRound):
         restored = cls.restored(state)
         margin, numbers = state["margin"], {name: value.numpy() for name, value in state["numbers"].items()}
         fields = {"margin": None if margin is None else margin.numpy(), "numbers": numbers}
-        return cls(**restored | {"examples": replace(restored["examples"], **fields)}, kind=state["kind"])
+        held = cls(**restored | {"examples": replace(restored["examples"], **fields)}, kind=state["kind"])
+        if (tokens := state.get("mismatched")) is None:
+            return held
+        held = held.with_reference_point()
+        assert held.mismatched is not None, "a round with numbers of mismatched rows has several prompts"
+        held.mismatched.tokens = dict(tokens)
+        return held
 
 
 def joined(rounds: Sequence[SelectedRound]) -> SelectedRound:

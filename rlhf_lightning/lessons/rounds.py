@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from rlhf_lightning.options import Count, PositiveShare, WholeNumber
-from rlhf_lightning.selection.options import least_samples, needs, validate
+from rlhf_lightning.selection.options import least_samples, needs, sources, validate
 from rlhf_lightning.types import Draw, RolloutOptions, Selected, Source
 
 #: Which policy a round's loss compares with: that of the run's start, of this round's, of the round before, or an
@@ -91,11 +91,18 @@ class Rounds(RolloutOptions):
                 f"rounds.draws gives {drawn} response{'s' if drawn > 1 else ''} a prompt, and the selector needs at "
                 f"least {least}: set rounds.draws.0.n={least - drawn + self.draws[0].n}"
             )
-        if "preference" in needs(self.selector):
-            raise ValueError(
-                "rounds.selector compares responses pair by pair, and rewards give each response one number: let it "
-                "make probabilities of scores (rounds.selector.judge=scores), or choose another selector"
-            )
+
+        for number, allowed in enumerate(sources(self.selector)):
+            if number >= len(self.draws):
+                raise ValueError(
+                    f"the selector compares the samples of two draws, and rounds.draws has one: add {{source: "
+                    f"{next(iter(allowed))}}}"
+                )
+            if (source := self.draws[number].source) not in allowed:
+                raise ValueError(
+                    f"rounds.draws.{number}.source={source}: the selector takes draw {number} for responses of another "
+                    f"source: set rounds.draws.{number}.source={' or '.join(allowed)}"
+                )
 
     @property
     def node(self) -> str:
@@ -106,6 +113,16 @@ class Rounds(RolloutOptions):
     def compared(self) -> bool:
         """All draws of a prompt are scored as one group."""
         return True
+
+    @property
+    def needs_wins(self) -> bool:
+        """Whether the selector reads who beats whom."""
+        return "preference" in self.needs
+
+    @property
+    def reads_reward(self) -> bool:
+        """Whether the selector reads scores or who beats whom."""
+        return self.needs_wins or "score" in self.needs
 
     @property
     def validation_draws(self) -> tuple[Draw, ...]:
@@ -125,6 +142,7 @@ class Rounds(RolloutOptions):
             "score": score,
             "truncated": torch.zeros_like(score, dtype=torch.bool),
             "length": score + 1,
+            "preference": (score[:, :, None] - score[:, None, :]).sigmoid(),
             "same_as": score.long(),
             "source": torch.tensor([number for number, draw in enumerate(self.draws) for _ in range(draw.n)]),
             "generator": torch.Generator().manual_seed(0),

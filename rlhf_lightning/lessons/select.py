@@ -69,6 +69,7 @@ class SelectLesson:
         """
         inputs: dict[str, Callable[[], Any]] = {
             "score": lambda: torch.tensor([_numbers(group.score) for group in drawn], dtype=torch.float64),
+            "preference": lambda: torch.tensor([_matrix(group) for group in drawn], dtype=torch.float64),
             "truncated": lambda: _table(drawn, lambda sample: sample.finish == "length", torch.bool),
             "length": lambda: _table(drawn, self._length, torch.float64),
             "same_as": lambda: self._same_as(drawn),
@@ -98,6 +99,8 @@ class SelectLesson:
         new.metrics = {f"select/{name}": value for name, value in selected.metrics.items()}
         new.metrics |= {"select/groups": float(len(selected)), "round/number": float(number)}
         whole = joined([new, *self.carried]) if self.carried and len(selected) else new
+        if "kl" in self.method().needs:
+            whole = whole.with_reference_point()
         if len(selected):
             self._refresh("ema")
             self._carry(new)
@@ -216,6 +219,10 @@ class SelectLesson:
 def _table(drawn: Sequence[ScoredGroup], number: Callable[[Sample], float], dtype: torch.dtype) -> Tensor:
     """One number a sample, (prompts, samples)."""
     return torch.tensor([[number(sample) for sample in group.group.samples] for group in drawn], dtype=dtype)
+
+
+def _matrix(group: ScoredGroup) -> list[list[float]]:
+    return [_numbers(row) for row in group.wins]
 
 
 def _numbers(scores: Sequence[float | None]) -> list[float]:

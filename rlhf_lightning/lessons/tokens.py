@@ -15,7 +15,7 @@ from torch import Tensor
 from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.data.plan import Plan
 from rlhf_lightning.data.position import check_state
-from rlhf_lightning.types import Ragged, SampleGroup, StepTotals
+from rlhf_lightning.types import PackedBatch, Ragged, SampleGroup, StepTotals
 
 IntArray = NDArray[np.int64]
 
@@ -31,6 +31,15 @@ class TokenRound:
     #: by name, one number for every trained token in the order of the responses, float32
     tokens: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
     metrics: dict[str, float] = field(default_factory=dict, kw_only=True)  #: logged with its first step
+
+    @property
+    def parts(self) -> Sequence[TokenRound]:
+        """The round itself: its steps bring nothing beside its groups."""
+        return (self,)
+
+    def opening(self, batch: PackedBatch, shares: Sequence[IntArray], step: IntArray) -> PackedBatch:
+        """The first micro-batch of a step as it is."""
+        return batch
 
     @property
     def slots(self) -> int:

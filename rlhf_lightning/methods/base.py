@@ -217,13 +217,17 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
     def reference_log_probs(self, batch: PackedBatch) -> SequenceLogProbs | None:
         """The reference's, which a batch may bring along, or None where nobody asks: in training only the loss does."""
         unread = self.training and "reference" not in self.needs
-        reference = self.placed_reference() if batch.reference_log_probs is None else Cached()
+        reference = self._reference_of(batch)
         log_probs: SequenceLogProbs | None = None if unread or reference is None else reference(batch)
         return log_probs
 
     def placed_reference(self) -> Any:
         """The reference on the policy's device and in its dtype, where Lightning brings submodules only; or None."""
         return placed(self.reference, self.policy)
+
+    def _reference_of(self, batch: PackedBatch) -> Any:
+        """What gives the reference's log-probs of a batch: what it brings along, or the model."""
+        return self.placed_reference() if batch.reference_log_probs is None else Cached()
 
     def _live_reference(self, batch: PackedBatch, **options: Any) -> Any:
         return self.placed_reference()(batch, **options)
@@ -374,7 +378,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
 
     def _log_ratio(self, batch: PackedBatch) -> Ragged:
         policy: SequenceLogProbs = self.policy(batch)
-        return policy.log_ratio(self._live_reference(batch))
+        return policy.log_ratio(self._reference_of(batch)(batch))
 
     def check_export(self, form: Form = "auto") -> None:
         """Raise a ValueError where :meth:`export` could not write this form; a collective call."""

@@ -273,10 +273,7 @@ class ComparisonJudge(_Judge):
         Raises:
             ValueError: a group of one response.
         """
-        scores = [mean_wins(matrix) for matrix in self.win_matrix(groups)]
-        flat = [score for group in scores for score in group]
-        self.count(responses=len(flat), unscored=sum(score is None for score in flat))
-        return scores
+        return [mean_wins(matrix) for matrix in self.win_matrix(groups)]
 
     def win_matrix(self, groups: Sequence[SampleGroup]) -> list[WinMatrix]:
         """See :func:`~rlhf_lightning.rewards.win_matrices`.
@@ -292,10 +289,13 @@ class ComparisonJudge(_Judge):
         ]
         asked = [(g, i, j) for g, i, j in pairs if texts[g][i] != texts[g][j]]
         verdicts = dict(zip(asked, self._preferences(groups, texts, asked), strict=True))
-        return [
+        matrices = [
             matrix_of(len(group), [(i, j, verdicts.get((g, i, j), 0.5)) for g, i, j in pairs if g == number])
             for number, group in enumerate(texts)
         ]
+        scores = [score for matrix in matrices for score in mean_wins(matrix)]
+        self.count(responses=len(scores), unscored=sum(score is None for score in scores))
+        return matrices
 
     def _preferences(
         self, groups: Sequence[SampleGroup], texts: Sequence[Sequence[str]], pairs: Sequence[tuple[int, int, int]]

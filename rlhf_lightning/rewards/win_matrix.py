@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf_lightning.rewards.base import ComparingReward, WinMatrix
+from rlhf_lightning.rewards.base import ComparingReward, Scores, WinMatrix
 from rlhf_lightning.types import SampleGroup
 
+#: What to choose where responses have to be compared.
+COMPARING = "choose a judge that compares them (reward=judge, llm_compare, cyclic)"
 #: By how much P(i beats j) and P(j beats i) may miss a sum of 1.
 _ROUNDING = 1e-6
 
@@ -23,17 +25,41 @@ def win_matrices(reward: Any, groups: Sequence[SampleGroup]) -> list[WinMatrix]:
     Raises:
         ValueError: the reward compares nothing, or what it returned is no win matrix; the message names both.
     """
-    if not isinstance(reward, ComparingReward):
-        raise ValueError(
-            f"reward {reward.name!r} scores each response by itself and compares none: choose a judge that compares "
-            "them (reward=judge, llm_compare, cyclic)"
-        )
+    check_compares(reward)
     matrices = reward.win_matrix(groups)
     if len(matrices) != len(groups):
         raise ValueError(f"reward {reward.name!r} returned {len(matrices)} win matrices for {len(groups)} prompts")
     for group, matrix in zip(groups, matrices, strict=True):
         _check(reward.name, group, matrix)
     return matrices
+
+
+def check_compares(reward: Any) -> None:
+    """Refuse a reward that compares no responses.
+
+    Args:
+        reward: a reward; None: nothing scores.
+
+    Raises:
+        ValueError: it has no ``win_matrix``; the message names those that have one.
+    """
+    if not isinstance(reward, ComparingReward):
+        what = "nothing scores" if reward is None else f"reward {reward.name!r} scores each response by itself"
+        raise ValueError(f"{what} and compares none: {COMPARING}")
+
+
+def compared(reward: Any, groups: Sequence[SampleGroup]) -> tuple[Scores, list[WinMatrix]]:
+    """The win matrix of each group, and the mean wins as scores, from one verdict a pair.
+
+    Args:
+        reward: see :func:`win_matrices`.
+        groups: prompts with their responses.
+
+    Raises:
+        ValueError: see :func:`win_matrices`.
+    """
+    matrices = win_matrices(reward, groups)
+    return [mean_wins(matrix) for matrix in matrices], matrices
 
 
 def _check(name: str, group: SampleGroup, matrix: WinMatrix) -> None:

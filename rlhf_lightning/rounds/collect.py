@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.lessons.tokens import IntArray
 from rlhf_lightning.ops.streams import stream_seed
-from rlhf_lightning.rewards.base import PolicyReward, Reward, Scores, StepReward, metrics_of, scored
+from rlhf_lightning.rewards.base import PolicyReward, Reward, Scores, StepReward, WinMatrix, metrics_of, scored
+from rlhf_lightning.rewards.win_matrix import check_compares, compared
 from rlhf_lightning.rounds.processes import Clock, gathered, interleaved
 from rlhf_lightning.rounds.roles import assign_roles
 from rlhf_lightning.types import Draw, Example, RolloutOptions, Sample, SampleGroup, Sampling, ScoredGroup, Trained
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from rlhf_lightning.rollout.base import RolloutEngine
 
 
-#: A prompt's samples that were scored as one group: scores, terms by name, steps.
-_Panel = tuple[SampleGroup, list[float | None], dict[str, list[float | None]], list[list[float]]]
+#: A prompt's samples that were scored as one group: scores, terms by name, steps, wins.
+_Panel = tuple[SampleGroup, list[float | None], dict[str, list[float | None]], list[list[float]], WinMatrix]
 
 
 @dataclass
@@ -74,7 +75,8 @@ class Collector:
     @property
     def identity(self) -> tuple[Any, ...]:
         """What decides samples and scores, beside prompts and weights."""
-        return self.sampling(self.draws[0]), self.options, self.reward_name, self.engine.name
+        wins = ("wins",) if self.options.needs_wins else ()
+        return self.sampling(self.draws[0]), self.options, self.reward_name, self.engine.name, *wins
 
     def draw(
         self,
@@ -130,8 +132,8 @@ class Collector:
         draw = [number for number, one in enumerate(self.draws) for _ in range(one.n)]
         whole = [panels[0] if len(panels) == 1 else _joined(panels) for panels in zip(*found, strict=True)]
         return [
-            ScoredGroup(place, group, score, terms, by_step, draw)
-            for place, (group, score, terms, by_step) in zip(places, whole, strict=True)
+            ScoredGroup(place, group, score, terms, by_step, draw, wins)
+            for place, (group, score, terms, by_step, wins) in zip(places, whole, strict=True)
         ]
 
     def _drawn(self, number: int, groups: Sequence[SampleGroup], seeds: Sequence[int]) -> list[list[Sample]]:
@@ -160,17 +162,26 @@ class Collector:
             replace(group, samples=[sample for samples in row for sample in samples])
             for group, *row in zip(groups, *drawn, strict=True)
         ]
-        total, terms = self._rewards(filled)
+        total, terms, wins = self._rewards(filled)
         by_step = self._steps(filled) if steps else []
         return [
-            (group, total[at], {name: values[at] for name, values in terms.items()}, by_step[at] if by_step else [])
+            (
+                group,
+                total[at],
+                {name: values[at] for name, values in terms.items()},
+                by_step[at] if by_step else [],
+                wins[at] if wins else [],
+            )
             for at, group in enumerate(filled)
         ]
 
-    def _rewards(self, groups: list[SampleGroup]) -> tuple[Scores, dict[str, Scores]]:
+    def _rewards(self, groups: list[SampleGroup]) -> tuple[Scores, dict[str, Scores], list[WinMatrix]]:
         if self.reward is None:
-            return [[0.0] * len(group.samples) for group in groups], {}
-        return scored(self.reward, groups)
+            return [[0.0] * len(group.samples) for group in groups], {}, []
+        if not self.options.needs_wins:
+            return *scored(self.reward, groups), []
+        total, wins = compared(self.reward, groups)
+        return total, {self.reward.name: total}, wins
 
     def _steps(self, groups: list[SampleGroup]) -> list[list[list[float]]]:
         return (self.reward.step_reward(groups) or []) if isinstance(self.reward, StepReward) else []
@@ -194,12 +205,14 @@ class Collector:
         return {name: fmean(share[name] for share in shares if name in share) for name in names}
 
 
-def check_sources(engine: RolloutEngine, options: RolloutOptions) -> None:
-    """Refuse draws from a source that the engine does not have.
+def check_parts(engine: RolloutEngine, reward: Reward | None, options: RolloutOptions) -> None:
+    """Refuse draws from a source that the engine does not have, and a reward that cannot compare where it has to.
 
     Raises:
-        ValueError: there is one; the message names its option.
+        ValueError: there is one; the message names the option.
     """
+    if options.needs_wins:
+        check_compares(reward)
     for number, draw in enumerate(options.draws):
         if draw.source != "data" and draw.source not in engine.sources:
             raise ValueError(
@@ -216,7 +229,7 @@ def _joined(panels: Sequence[_Panel]) -> _Panel:
     if steps:
         steps += [[math.nan] * len(sample.ids) for sample in group.samples[len(steps) :]]
     terms = {name: [value for panel in panels for value in panel[2][name]] for name in names}
-    return group, [score for panel in panels for score in panel[1]], terms, steps
+    return group, [score for panel in panels for score in panel[1]], terms, steps, []
 
 
 def group_of(examples: Examples, row: int) -> SampleGroup:

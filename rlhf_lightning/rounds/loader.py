@@ -14,7 +14,7 @@ from rlhf_lightning.data.module import Place
 from rlhf_lightning.data.plan import Batching, Plan, plan_steps
 from rlhf_lightning.data.position import PositionedLoader, check_state
 from rlhf_lightning.lessons.base import Lesson, Round
-from rlhf_lightning.lessons.tokens import exact_totals
+from rlhf_lightning.lessons.tokens import IntArray, exact_totals
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.rounds.ptx import Demonstrations
 from rlhf_lightning.types import PackedBatch, RolloutBatch
@@ -138,9 +138,17 @@ class RolloutLoader(PositionedLoader[PackedBatch]):
 
     def micro_batch(self, experience: Round, plan: Plan, number: int) -> PackedBatch:
         """This process's ``number``-th micro-batch of an inner epoch."""
-        step = number // self.place.accumulate
-        groups = plan.micro_batch(number * self.place.world_size + self.place.rank)
-        return experience.batch(groups, exact_totals(plan, step), plan.groups(step))
+        step, part = divmod(number, self.place.accumulate)
+        groups, whole = self._share(plan, number), plan.groups(step)
+        batch = experience.batch(groups, exact_totals(plan, step), whole)
+        if part:
+            return batch
+        shares = [self._share(plan, each) for each in range(number, number + self.place.accumulate)]
+        return experience.opening(batch, shares, whole)
+
+    def _share(self, plan: Plan, number: int) -> IntArray:
+        """Groups of this process's ``number``-th micro-batch of an inner epoch."""
+        return plan.micro_batch(number * self.place.world_size + self.place.rank)
 
     def _with_demonstrations(self, batch: PackedBatch, number: int) -> PackedBatch:
         """A rollout's ``number``-th micro-batch with what stands beside it."""

@@ -20,7 +20,7 @@ from rlhf_lightning.lessons.base import Lesson, Round
 from rlhf_lightning.lessons.credit import CreditLesson
 from rlhf_lightning.rewards.base import ColumnReward, Reward
 from rlhf_lightning.rollout.base import ReferenceEngine
-from rlhf_lightning.rounds.collect import Collector, check_sources
+from rlhf_lightning.rounds.collect import Collector, check_parts
 from rlhf_lightning.rounds.live import LivePolicy
 from rlhf_lightning.rounds.loader import RolloutLoader
 from rlhf_lightning.rounds.processes import Clock
@@ -64,7 +64,7 @@ class OnlineData(L.LightningDataModule):
         responses: of the data's own rows, where they are draws or parts of groups.
 
     Raises:
-        ValueError: the prompts' steps are counted in tokens, or the engine cannot draw from what a draw names.
+        ValueError: the prompts' steps are counted in tokens, or engine or reward cannot do what the options ask for.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class OnlineData(L.LightningDataModule):
                 "data.batch_size (prompts of an optimiser step) and data.max_tokens=null; "
                 "trainer.accumulate_grad_batches makes micro-batches smaller"
             )
-        check_sources(engine, options)
+        check_parts(engine, reward, options)
         self.engine, self.reward, self.options = engine, reward, options
         self.folder, self.identity = None if folder is None else Path(folder), identity
         self._demonstrations = self._others()

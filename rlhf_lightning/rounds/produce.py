@@ -86,7 +86,9 @@ class Producer:
             return None, cursor
         with self.clock.phase("score"):
             if self.lesson.needs:
-                learned.tokens |= self.live.scores(learned, self.plan_of(learned), self.lesson.scores)
+                plan = self.plan_of(learned)
+                for part in learned.parts:
+                    part.tokens |= self.live.scores(part, plan, self.lesson.scores)
             probed = self._probe(learned)
         with self.clock.phase(self.lesson.phase):
             logged = self.lesson.learn(learned, groups)

@@ -34,8 +34,9 @@ class Rollouts:
 
     A row has the rollout's number and key, where its prompt is from, prompt and response as text and as ids, the
     engine's log-probs, how the response ended, the optimiser steps that its weights had taken, its score and every
-    term, which draw it is from, and, where it was trained on, its mean advantage; ``counts`` is what the reward counted
-    over the rollout. A file appears under its name only when it is whole.
+    term, which draw it is from, its probability of beating each sample of its prompt where they were compared
+    (``wins``), and, where it was trained on, its mean advantage; ``counts`` is what the reward counted over the
+    rollout. A file appears under its name only when it is whole.
 
     Attributes:
         folder: of the files.
@@ -120,6 +121,7 @@ class Rollouts:
                 "baseline": baseline,
                 "draw": scored.draw[at],
                 "source": self.draws[scored.draw[at]].source,
+                "wins": scored.wins[at] if scored.wins else None,
                 "steps": [None if x != x else x for x in scored.steps[at]] if scored.steps else None,
                 "prompt_ids": scored.group.prompt,
                 "ids": sample.ids,
@@ -162,6 +164,7 @@ def _group(place: int, rows: list[dict[str, Any]], examples: Examples) -> Scored
         {name: [row["terms"][name] for row in rows] for name in first["terms"]},
         [[torch.nan if x is None else x for x in row["steps"]] for row in rows] if first["steps"] is not None else [],
         [row.get("draw", 0) for row in rows],
+        [row["wins"] for row in rows] if first.get("wins") is not None else [],
     )
 
 

@@ -133,6 +133,8 @@ class ScoredGroup:
     #: of every token of each response, nan where no step ends; empty: no process reward
     steps: list[list[float]] = field(default_factory=list)
     draw: list[int] = field(default_factory=list)  #: which draw of the round each sample is from; empty: all the first
+    #: probability that sample i beats sample j, None without a verdict; empty: nobody compared them
+    wins: list[list[float | None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.draw = self.draw or [0] * len(self.group.samples)
@@ -240,6 +242,11 @@ class RolloutOptions:
     @property
     def compared(self) -> bool:
         """Whether all draws of a prompt are scored as one group; else each draw is a group of its own."""
+        return False
+
+    @property
+    def needs_wins(self) -> bool:
+        """Whether the reward has to compare the responses to a prompt pair by pair."""
         return False
 
     @property

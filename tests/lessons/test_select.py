@@ -338,16 +338,6 @@ def test_impossible_rounds(options, message):
         rounds_of(**options)
 
 
-def test_preferences_of_pairs_are_refused():
-    @selector
-    @makes("preference")
-    def judged(preference):
-        return preference
-
-    with pytest.raises(ValueError, match=r"rounds.selector compares responses pair by pair"):
-        rounds_of(selector=judged)
-
-
 def test_the_probe_holds_samples_against_the_trainer(tmp_path):
     """Samples of the policy at temperature 1 carry the engine's log-probs, those of another one do not."""
     for temperature, found in ((1.0, True), (0.7, False)):

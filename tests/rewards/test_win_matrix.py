@@ -56,6 +56,16 @@ def test_the_matrix_of_a_judge_that_goes_in_a_circle() -> None:
     assert reward(groups([["rock", "paper", "scissors"]])) == [[0.5, 0.5, 0.5]]
 
 
+def test_what_a_judge_counts_is_counted_with_its_matrices() -> None:
+    """Shares of the questions and of the responses; fails where only a call for scores counts the responses."""
+    reward = ComparisonJudge(TOKENIZER, judge=Judge(CIRCLE, silent={"paper"}))
+    reward.win_matrix(groups([["rock", "paper", "scissors"], ["rock", "paper"]]))
+    counts = reward.metrics()
+    assert counts["unanswered"] == pytest.approx(6 / 8)
+    assert counts["unscored"] == pytest.approx(3 / 5)
+    assert reward.metrics()["unanswered"] == 0.0
+
+
 def test_an_order_without_a_verdict_leaves_the_pair_unknown() -> None:
     reward = ComparisonJudge(TOKENIZER, judge=Judge(CIRCLE, silent={"paper"}))
     (matrix,) = win_matrices(reward, groups([["rock", "paper", "scissors"]]))

@@ -13,7 +13,7 @@ from rlhf_lightning.models.roles import ModelBuilder, Models
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rollout import OpenAIEngine, TransformersEngine, VLLMServerEngine
 from rlhf_lightning.rollout.base import ReferenceEngine
-from rlhf_lightning.rounds.collect import check_sources
+from rlhf_lightning.rounds.collect import check_parts
 from rlhf_lightning.types import Draw, RolloutOptions, Sampling
 
 PROMPTS = [[1, 50, 60], [1, 70], [1, 80, 90, 100, 110]]
@@ -124,8 +124,8 @@ def test_other_engines_say_that_they_cannot(engine, source):
         draws = (Draw(), Draw(source))
 
     with pytest.raises(ValueError, match=rf"rounds.draws.1: rollout={made.name} cannot draw from source={source}"):
-        check_sources(made, Options())
-    check_sources(made, RolloutOptions(greedy_baseline=True))
+        check_parts(made, None, Options())
+    check_parts(made, None, RolloutOptions(greedy_baseline=True))
 
 
 @pytest.mark.parametrize(
