@@ -18,17 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rlhf_lightning.cli.docstrings import FunctionDoc, class_kinds, function_docs
 from rlhf_lightning.cli.errors import ConfigError, suggestion
+from rlhf_lightning.cli.headers import options, plain, read_yaml
+from rlhf_lightning.cli.round_methods import rounds_entries, rounds_lines, rounds_page
 from rlhf_lightning.cli.selectors import selection_page, selector_lines, selectors
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.data.kinds import KINDS, kind_of_labels
 
 LOSSES, CREDIT, METHODS = (Path(__file__).resolve().parents[1] / package for package in ("losses", "credit", "methods"))
-#: "# Title (paper). rlhf train ..."
-_HEADER = re.compile(r"# (?P<title>.+) \((?P<paper>[^()]+)\)\. (?P<command>rlhf .+)")
 #: Inputs of a loss that the data or the policy itself brings, so that they need no mention beside the kind of data.
 _IMPLIED = {
     *("policy", "desirable", "score", "present", "weight", "embedding", "values"),
@@ -104,44 +102,24 @@ def _entry(
     families: Mapping[str, str],
     kinds: Mapping[str, str],
 ) -> MethodEntry:
-    text = path.read_text(encoding="utf-8")
-    comments = _comment_block(text)
-    match = _HEADER.fullmatch(comments[0]) if comments else None
-    if match is None:
-        raise ConfigError(f"{path}: the first line must be `# title (paper). rlhf train method={path.stem} ...`")
-    body: dict[str, Any] = yaml.safe_load(text) or {}
+    header, body = read_yaml(path, f"rlhf train method={path.stem}")
     loss: dict[str, Any] = body.get("loss", {})
     target = str(loss.get("_target_", "")).rpartition(".")[2]
-    remarks = [line.lstrip("# ") for line in comments[1:]]
     losses = tuple(docs[name] for name in _targets(loss) if name in docs)
     of_class = kinds.get(str(body.get("_target_", "")).rpartition(".")[2], "")
     return MethodEntry(
         name=path.stem,
+        title=header.title,
+        paper=header.paper,
+        command=header.command,
         kind=kind_of_labels(frozenset(name for doc in losses for name in doc.inputs), of_class),
-        options=dict(_options(body)),
+        options=dict(options(body)),
         losses=losses,
         target=target,
         credit=credit.get(str((body.get("advantage") or {}).get("_target_", "")).rpartition(".")[2]),
-        remarks=" ".join(remarks),
+        remarks=" ".join(header.remarks),
         family=families.get(target, "other"),
-        **match.groupdict(),
     )
-
-
-def _comment_block(text: str) -> list[str]:
-    """The comment lines at the top of a file."""
-    lines = text.split("\n")
-    end = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    return lines[:end]
-
-
-def _options(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of a config node, with dotted keys; Hydra's own keys and its defaults list left out."""
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _options(value, f"{prefix}{key}.")
-        elif not str(key).startswith("_") and key != "defaults":
-            yield f"{prefix}{key}", value
 
 
 def _targets(node: Any) -> Iterator[str]:
@@ -188,21 +166,12 @@ def _samples(credit: FunctionDoc) -> str:
     return "prompts and a reward" if {"reward", "token_reward"} & set(credit.inputs) else "prompts"
 
 
-def _plain(value: Any) -> str:
-    """A value as yaml writes it, floats as short as they are exact."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, bool):  # 1 == True
-        return str(value).lower()
-    return "null" if value is None else str(value)
-
-
 # ---- METHODS.md
 
 _INTRODUCTION = """# Methods
 
-Written by `rlhf methods --write METHODS.md` from `conf/method/*.yaml` and the docstrings of `rlhf_lightning/losses`;
-do not edit it by hand. A test compares it with them.
+Written by `rlhf methods --write METHODS.md` from `conf/method/*.yaml`, `conf/rounds/*.yaml` and the docstrings of
+`rlhf_lightning/losses`, `credit` and `selection`; do not edit it by hand. A test compares it with them.
 
 A method is a yaml that names a loss, and a loss is a pure function of per-token log-probs whose positional parameters
 are its inputs. `reference`: log-probs of a reference model (`reference=frozen|adapter_off|cached`; without this input
@@ -261,6 +230,7 @@ def render_markdown(entries: Sequence[MethodEntry]) -> str:
     out += ["", "## Credit assignment", "", _CREDIT]
     for name in sorted(used):
         out += ["", f"### Credit: {name}", "", *_function_section(used[name], "credit")]
+    out += rounds_page(_linked)
     out += selection_page(_function_section)
     return "\n".join(out) + "\n"
 
@@ -286,7 +256,7 @@ def _section(entry: MethodEntry) -> Iterator[str]:
     else:
         signature = f"{loss.name}({', '.join(loss.inputs)}, *, ...)"
         yield f"- Function: `rlhf_lightning.losses.{signature}` in `losses/{loss.file}`"
-    options = ", ".join(f"`{key}={_plain(value)}`" for key, value in entry.options.items())
+    options = ", ".join(f"`{key}={plain(value)}`" for key, value in entry.options.items())
     yield f"- Yaml: `conf/method/{entry.name}.yaml`: {options}"
     yield f"- Run: `{entry.command}`"
     if loss is not None and loss.defaults:
@@ -345,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="rlhf methods", description="List the methods, or say more about one.")
     parser.add_argument(
-        "name", nargs="?", help="a method or a selector, to read its equation, source, defaults and differences"
+        "name", nargs="?", help="a method, rounds or a selector, to read its equation, source, defaults and differences"
     )
     parser.add_argument("--write", metavar="FILE", nargs="?", const="METHODS.md", help="write METHODS.md")
     given = parser.parse_args(arguments)
@@ -368,15 +338,18 @@ def _show_one(name: str, entries: Sequence[MethodEntry]) -> None:
     from rich.markdown import Markdown
 
     entry = next((entry for entry in entries if entry.name == name), None)
+    rounds, lines = rounds_entries(), list[str]()
     if entry is not None:
-        lines = [*_section(entry)]
-    elif name in selectors():
-        lines = selector_lines(name, _function_section)
-    else:
-        names = [*(entry.name for entry in entries), *selectors()]
-        raise ConfigError(f"no method {name!r}.{suggestion(name, names)}")
+        lines += _section(entry)
     if entry is not None and entry.credit is not None:
         lines += ["", f"### Credit: {entry.credit.name}", "", *_function_section(entry.credit, "credit")]
+    if name in rounds:
+        lines += ["", *rounds_lines(rounds[name], _linked)]
+    if name in selectors():
+        lines += selector_lines(name, _function_section)
+    if not lines:
+        names = [*(entry.name for entry in entries), *rounds, *selectors()]
+        raise ConfigError(f"no method {name!r}.{suggestion(name, names)}")
     text = "\n".join(lines).replace("$`", "`").replace("`$", "`").replace("```math", "```tex")
     Console(highlight=False).print(Markdown(text, hyperlinks=False))
 
