@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 
 from rlhf_lightning.data.loader import ListLoader
@@ -29,8 +28,9 @@ from rlhf_lightning.rounds.prompts import PromptSource, PromptStream
 from rlhf_lightning.rounds.ptx import Demonstrations
 from rlhf_lightning.rounds.record import Rollouts
 from rlhf_lightning.rounds.responses import DataResponses
+from rlhf_lightning.rounds.trainer_options import check_trainer
 from rlhf_lightning.rounds.validation import ValidationLoader
-from rlhf_lightning.types import RolloutOptions
+from rlhf_lightning.types import PreferenceBatch, RolloutOptions
 
 if TYPE_CHECKING:
     from rlhf_lightning.chat_templates import TrainedTemplate
@@ -169,6 +169,10 @@ class OnlineData(L.LightningDataModule):
             raise RuntimeError("no module to roll out: call attach(module) first, or pass the data to Trainer.fit")
         return module
 
+    def has_input(self, name: str) -> bool:
+        """Whether validation's groups bring what a loss calls so; those of rounds were checked with their selector."""
+        return self.groups is None or name in PreferenceBatch.DRAWN_BY or self.groups.has_input(name)
+
     def setup(self, stage: str | None = None) -> None:
         """Read and check the prompts; no weights are needed.
 
@@ -264,34 +268,13 @@ class OnlineData(L.LightningDataModule):
             raise RuntimeError("call setup() first: the prompts have not been read")
         return self.train_examples
 
-    def _check_trainer(self) -> None:
-        """Refuse what a ``Trainer`` would do to a loader whose batches are drawn as they are asked for."""
-        trainer: Any = self.trainer
-        if trainer is None:
-            return
-        if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
-            raise ValueError(
-                "GradientAccumulationScheduler changes how many micro-batches a step has, which a rollout is cut into "
-                "ahead; set trainer.accumulate_grad_batches to one number"
-            )
-        if trainer.overfit_batches:
-            raise ValueError(
-                f"trainer.overfit_batches={trainer.overfit_batches} repeats batches, and every rollout is drawn anew: "
-                "to learn a few prompts by heart let the data have no others (data.source.limit=8 data.batch_size=8)"
-            )
-        if trainer.reload_dataloaders_every_n_epochs:
-            raise ValueError(
-                f"trainer.reload_dataloaders_every_n_epochs={trainer.reload_dataloaders_every_n_epochs} would begin "
-                "the rollouts again at the first prompt: set it to 0, rollouts are drawn anew in any case"
-            )
-
     def train_dataloader(self) -> RolloutLoader:
         """This process's training batches.
 
         Raises:
             ValueError: the trainer repeats batches, makes loaders again or changes its accumulation.
         """
-        self._check_trainer()
+        check_trainer(self.trainer)
         batching, others = self.prompts.batching, self._demonstrations
         assert batching.batch_size is not None
         loader = RolloutLoader(
