@@ -48,7 +48,7 @@ MADE = [
     "method.head", "method.kl", "reward", "reward.terms.a", "reward.function", "reward.extract", "reward.judge",
     "method.reward", "data", "data.source", "data.source.sources.a", "data.validation", "data.spec", "rollout",
     "optimizer", "scheduler", "callbacks.a", "callbacks.a.world", "callbacks.a.pack", "logger.a", "strategy.strategy",
-    "trainer.profiler",
+    "trainer.profiler", "rounds", "rounds.selector",
 ]  # fmt: skip
 PLAIN = [
     "trainer.plugins", "trainer.accelerator", "optimizer.betas", "callbacks.last.dirpath", "data.spec.columns.prompt",

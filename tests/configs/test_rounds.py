@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
 from rlhf_lightning.cli.build import make_run, reference_kind
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.instantiate import make
+from rlhf_lightning.cli.methods import catalogue
 from rlhf_lightning.cli.online_checks import without_effect
+from rlhf_lightning.cli.round_methods import rounds_entries
 from rlhf_lightning.conf_dir import conf_dir
 
 REWARD = ["reward=function", "reward.target=tests.helpers.online.letters", "allow_targets=[tests]"]
-#: A method that each of conf/rounds goes with.
-METHODS = {"iterative": "dpo", "online": "dpo", "raft": "sft", "rso": "rso_sigmoid", "spin": "dpo"}
+COMPARES = ["reward=llm_compare", "reward.judge.url=http://127.0.0.1:9"]
+#: The files of conf/rounds with the methods that they say they go with.
+ENTRIES = rounds_entries()
+PAIRS = [(name, method) for name, entry in ENTRIES.items() for method in entry.methods]
+#: Experiments of those files.
+EXPERIMENTS = sorted(
+    path.stem for path in (conf_dir() / "experiment").glob("*.yaml") if "override /rounds: " in path.read_text()
+)
 ROUNDS = ["method=dpo", "rounds=iterative", "rollout.max_new_tokens=4"]
 DICE = ["reward=implicit", "reward.path=round_start", "reward.reference=previous_round"]
 SMALL = ["rounds.draws=[{source: policy, n: 2}]", "rounds.minibatches=2", "rounds.max_refills=0"]
@@ -25,6 +34,22 @@ SMALL = ["rounds.draws=[{source: policy, n: 2}]", "rounds.minibatches=2", "round
     ("options", "message"),
     [
         ([], r"reward=none, and rounds.selector compares scores of the policy's own responses: choose reward=model"),
+        (
+            [*REWARD, "method=sppo_soft", "rounds=sppo"],
+            r"FunctionReward scores one by one, and rounds.selector compares .*: choose a judge .*reward=judge, llm_co",
+        ),
+        (["reward=model", "reward.path=nowhere", "method=nash_md", "rounds=nash_md"], r"ModelReward scores one by one"),
+        (["method=sppo", "rounds=sppo"], r"reward=none, and rounds.selector compares the responses .* pair by pair"),
+        (["method=nash_md", "rounds=nash_md", "rounds.selector.judge=scores"], r"reward=none, and rounds.selector com"),
+        (
+            [*REWARD, "method=xpo", "rounds=xpo", "rounds.draws=[{source: policy, n: 2}]"],
+            r"the selector compares the samples of two draws, and rounds.draws has one: add {source: reference}",
+        ),
+        (
+            [*REWARD, "method=xpo", "rounds=xpo", "rounds.draws.1.source=policy"],
+            r"rounds.draws.1.source=policy: .*: set rounds.draws.1.source=reference",
+        ),
+        ([*REWARD, "method=bco_udm", "rounds=cringe"], r"set method.density_ratio=null"),
         ([*REWARD, "rounds.draws.0.n=1"], r"rounds.draws gives 1 response a prompt, .*: set rounds.draws.0.n=2"),
         ([*REWARD, "rounds.draws.0.m=1"], r"rounds.draws.0.m is no option of a draw"),
         ([*REWARD, "rounds.selector.tie=keep"], r"(?s)tie.*ties"),
@@ -102,14 +127,40 @@ def test_the_reference_that_rounds_need_is_loaded(options, kind, tiny):
     assert reference_kind(cfg, make(cfg.method)) == kind
 
 
-@pytest.mark.parametrize("name", sorted({path.stem for path in (conf_dir() / "rounds").glob("*.yaml")} - {"none"}))
-def test_every_file_of_rounds_makes_a_run(name, tiny, tmp_path):
-    """Up to its first draw, with the rewards, draws and selector that it names."""
-    options = [f"method={METHODS[name]}", f"rounds={name}", "rounds.minibatches=1", f"paths.output_dir={tmp_path}"]
-    run = make_run(compose("train", [*tiny, *options, *REWARD]))
+def check_run(options: list[str]) -> None:
+    """A run up to its first draw, with a reward that does what its selector asks for."""
+    chosen = compose("train", [*options, "reward=none"])
+    reward = COMPARES if make(chosen.rounds)().needs_wins else REWARD
+    run = make_run(compose("train", [*options, *reward, "rounds.minibatches=1"]))
     run.data.setup("fit")
+    run.module.setup("fit")
     assert len(run.data.train_dataloader()) > 0
     assert run.data.lesson.kind == run.module.kind
+
+
+@pytest.mark.parametrize(("name", "method"), PAIRS)
+def test_every_file_of_rounds_makes_a_run_of_each_method_that_it_names(name, method, tiny, tmp_path):
+    check_run([*tiny, f"method={method}", f"rounds={name}", f"paths.output_dir={tmp_path}"])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_with_rounds_makes_a_run(name, tiny, tmp_path):
+    """With the tests' model, data and reward in the place of the paper's."""
+    check_run([f"experiment={name}", *tiny, "data.batch_size=2", f"paths.output_dir={tmp_path}"])
+
+
+def test_every_file_of_rounds_says_what_it_is():
+    """Paper, command, the methods it goes with, a comment on every option, an entry in METHODS.md."""
+    page = (Path(__file__).parents[2] / "METHODS.md").read_text()
+    methods = {entry.name: entry for entry in catalogue()}
+    for name, entry in ENTRIES.items():
+        assert entry.header.paper.startswith("arXiv:"), name
+        assert f"rounds={name}" in entry.header.command
+        assert entry.methods
+        assert set(entry.methods) <= methods.keys(), name
+        assert f"### Rounds: {name}\n" in page
+        papers = {methods[method].paper for method in entry.methods}
+        assert entry.header.paper in papers | {"arXiv:2405.07863", "arXiv:2402.04792", "arXiv:2304.06767"}, name
 
 
 def test_what_has_an_effect_is_not_named(tiny, tmp_path):
