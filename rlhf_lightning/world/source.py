@@ -25,7 +25,8 @@ class TinySource:
 
     Prompts alone (``kind="prompt"``) come with the columns ``topic``, ``subject`` and ``answer``, the claim of a right
     answer as :func:`~rlhf_lightning.world.claims.claim` spells it. There are 114 for training and 38 for validation;
-    ``size`` rows are as many passes over them, each in another order.
+    ``size`` rows are as many passes over them, each in another order. With ``prompts_of`` they are the prompts of
+    another kind's rows, by whose names those responses are found.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class TinySource:
         kind: str = "preference",
         base: TinyWorld | None = None,
         demonstrations: float = 0.0,
+        prompts_of: str | None = None,
     ) -> None:
         """Check the options; nothing is drawn yet.
 
@@ -55,6 +57,8 @@ class TinySource:
             base: whose answers; None: the default base of ``model=tiny``.
             demonstrations: share of the pairs whose chosen response is a demonstration and whose rejected one is the
                 base's own sample, marked so (``policy_sample``), as SPIN and APO's game have them.
+            prompts_of: of ``kind="prompt"``: a kind with responses, such as ``supervised``, whose rows ask; None: passes
+                over all prompts.
 
         Raises:
             DataError: an option is out of range, or there is no such kind.
@@ -69,6 +73,9 @@ class TinySource:
             )
         if kind not in kinds.ROWS:
             raise DataError(f"the tiny world has no data of kind {kind!r}; it has {', '.join(kinds.ROWS)}")
+        if prompts_of is not None and not (prompts_of in kinds.ROWS and KINDS[prompts_of].has_responses):
+            known = ", ".join(name for name in kinds.ROWS if KINDS[name].has_responses)
+            raise DataError(f"data.source.prompts_of={prompts_of!r} is no kind with responses; those are {known}")
         self.topics = tuple(sorted(set(topics or kinds.TOPICS)))
         if unknown := set(self.topics) - set(kinds.TOPICS):
             known = ", ".join(kinds.TOPICS)
@@ -77,25 +84,31 @@ class TinySource:
             raise DataError(f"{kind} rows are about {needed}, which data.source.topics={list(self.topics)} leaves out")
         self.split, self.size, self.seed, self.flips, self.longest = split, size, seed, flips, longest
         self.kind, self.base, self.demonstrations = kind, base or TinyWorld(), demonstrations
+        self.prompts_of = prompts_of
 
     def for_kind(self, kind: str) -> TinySource:
         """The same source with rows of another kind."""
         options: dict[str, Any] = {"seed": self.seed, "flips": self.flips, "longest": self.longest, "base": self.base}
-        options |= {"topics": self.topics, "demonstrations": self.demonstrations}
+        options |= {"topics": self.topics, "demonstrations": self.demonstrations, "prompts_of": self.prompts_of}
         return TinySource(self.split, self.size, kind=kind, **options)
 
     @property
     def name(self) -> str:
         """What reports call this source."""
-        return f"tiny/{self.kind}/{self.split}"
+        return f"tiny/{self._drawn}/{self.split}"
+
+    @property
+    def _drawn(self) -> str:
+        """The kind of the rows that are drawn."""
+        return self.kind if KINDS[self.kind].has_responses else self.prompts_of or self.kind
 
     def rows(self) -> Iterator[Row]:
         """The rows; trains and samples the base on the first use."""
         options = kinds.Options(self.size, self.seed, self.flips, self.longest, self.topics, self.demonstrations)
         # A prompt that comes again is the same row again, not a duplicate.
         places = {prompt.text: place for place, prompt in enumerate(grammar.prompts(self.split), start=1)}
-        for number, values in enumerate(kinds.draw(self.kind, self.base, self.split, options), start=1):
-            yield Row(self.name, number if KINDS[self.kind].has_responses else places[values["prompt"]], values)
+        for number, values in enumerate(kinds.draw(self._drawn, self.base, self.split, options), start=1):
+            yield Row(self.name, number if KINDS[self._drawn].has_responses else places[values["prompt"]], values)
 
     def fingerprint(self) -> str:
         """Digest of what the rows follow from."""
@@ -104,5 +117,6 @@ class TinySource:
             "base": self.base.digest(),
             "options": [self.split, self.kind, self.size, self.seed, self.flips, self.longest, self.topics],
             "demonstrations": self.demonstrations,
+            "prompts_of": self.prompts_of,
         }
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
