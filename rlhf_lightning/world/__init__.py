@@ -2,7 +2,7 @@
 
 ``model=tiny data=tiny``: :class:`TinyWorld` is the base model, :class:`TinySource` its data of every kind,
 :class:`TinyEvaluator` what only the evaluator knows, :class:`GoldScorer` the gold reward as a reward (``reward=gold``),
-:class:`StepScorer` the same claim by claim, :class:`SafetyScorer` reward and cost apart, :class:`CorrectScorer` whether
+:class:`LabelScorer` the same with errors, :class:`StepScorer` the same claim by claim, :class:`SafetyScorer` reward and cost apart, :class:`CorrectScorer` whether
 a claim is right, :class:`CyclicScorer` a preference without a best response (``reward=cyclic``), :func:`claim` what an
 answer states, for votes.
 """
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.world.scorers import CorrectScorer as CorrectScorer
     from rlhf_lightning.world.scorers import CyclicScorer as CyclicScorer
     from rlhf_lightning.world.scorers import GoldScorer as GoldScorer
+    from rlhf_lightning.world.scorers import LabelScorer as LabelScorer
     from rlhf_lightning.world.scorers import SafetyScorer as SafetyScorer
     from rlhf_lightning.world.scorers import StepScorer as StepScorer
     from rlhf_lightning.world.source import TinySource as TinySource
@@ -27,6 +28,7 @@ _HOME = {
     "CorrectScorer": "scorers",
     "CyclicScorer": "scorers",
     "GoldScorer": "scorers",
+    "LabelScorer": "scorers",
     "SafetyScorer": "scorers",
     "StepScorer": "scorers",
     "TinyEvaluator": "evaluator",
@@ -39,6 +41,7 @@ __all__ = [
     "CorrectScorer",
     "CyclicScorer",
     "GoldScorer",
+    "LabelScorer",
     "SafetyScorer",
     "StepScorer",
     "TinyEvaluator",

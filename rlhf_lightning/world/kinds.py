@@ -15,7 +15,7 @@ from rlhf_lightning.world import grammar
 from rlhf_lightning.world.base import TinyWorld
 from rlhf_lightning.world.claims import truth
 from rlhf_lightning.world.grammar import GOOD, MIXED, Prompt, Split
-from rlhf_lightning.world.preference import win
+from rlhf_lightning.world.preference import label, win
 from rlhf_lightning.world.samples import Sampled, samples
 from rlhf_lightning.world.training import judgment
 
@@ -43,6 +43,7 @@ class Options:
     longest: int
     topics: tuple[str, ...] = ()
     demonstrations: float = 0.0
+    error: float = 0.0
 
 
 class Drawing:
@@ -82,6 +83,10 @@ class Drawing:
                 "train it longer (model.steps and data.source.base) or set data.source.longest lower"
             )
         return [group[i] for i in self.draw.choice(len(group), size=count, replace=False)]
+
+    def worth(self, prompt: Prompt, answer: Sampled) -> float:
+        """What the labeller takes an answer to be worth, in points."""
+        return label(prompt, answer.words, answer.gold.reward, self.options.error)
 
     def flip(self) -> bool:
         """Whether this label is the wrong way round."""
@@ -157,8 +162,9 @@ def preference(source: Drawing) -> Values | None:
     if source.demonstrated():
         return _against_demonstration(source, prompt)
     answers = source.answers(prompt, 2)
-    better, worse = sorted(answers, key=lambda answer: -answer.gold.reward)
-    if better.gold.reward == worse.gold.reward:
+    better, worse = sorted(answers, key=lambda answer: -source.worth(prompt, answer))
+    high, low = source.worth(prompt, better), source.worth(prompt, worse)
+    if high == low:
         return None
     chosen, rejected = (worse, better) if source.flip() else (better, worse)
     # Who mixes up two answers believes in the same gap the other way round.
@@ -166,10 +172,10 @@ def preference(source: Drawing) -> Values | None:
         "prompt": prompt.text,
         "chosen": chosen.text,
         "rejected": rejected.text,
-        "score_chosen": round(better.gold.reward, 4),
-        "score_rejected": round(worse.gold.reward, 4),
-        "win_chosen": round(win(better.gold.reward, worse.gold.reward), 4),
-        "win_rejected": round(win(worse.gold.reward, better.gold.reward), 4),
+        "score_chosen": round(high, 4),
+        "score_rejected": round(low, 4),
+        "win_chosen": round(win(high, low), 4),
+        "win_rejected": round(win(low, high), 4),
         "reference_sample": "chosen" if chosen is answers[1] else "rejected",
     }
 
@@ -186,7 +192,7 @@ def unpaired(source: Drawing) -> Values:
     """An answer of the base; desirable when it is worth more than two of three others of the base, on the average."""
     prompt = source.prompt()
     answer, *others = source.answers(prompt, 4)
-    better = sum(answer.gold.reward > other.gold.reward for other in others)
+    better = sum(source.worth(prompt, answer) > source.worth(prompt, other) for other in others)
     return {"prompt": prompt.text, "response": answer.text, "label": (better >= 2) != source.flip()}
 
 
@@ -198,7 +204,7 @@ def ranked(source: Drawing) -> Values | None:
     prompt = source.prompt()
     count = int(source.draw.integers(2, source.options.longest + 1))
     answers = source.answers(prompt, count)
-    scores = [round(answer.gold.reward, 4) for answer in answers]
+    scores = [round(source.worth(prompt, answer), 4) for answer in answers]
     if len(set(scores)) < 2:
         return None
     if source.flip():

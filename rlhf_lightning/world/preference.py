@@ -1,11 +1,14 @@
-"""Who wins between two responses of the tiny world: by gold reward, or by a preference that goes in a circle."""
+"""Who wins between two responses of the tiny world: by gold reward, by a labeller who errs, or in a circle."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 from rlhf_lightning.world.gold import Gold
+from rlhf_lightning.world.grammar import Prompt
 
 #: In this order each beats the next one, and the last one the first.
 STYLES = ("polite", "plain", "rude")
@@ -14,6 +17,22 @@ STYLES = ("polite", "plain", "rude")
 def win(reward: float, other: float) -> float:
     """Probability that a response beats another one by the Bradley-Terry model of their gold rewards, in points."""
     return 1 / (1 + math.exp(other - reward))
+
+
+def label(prompt: Prompt, words: Sequence[str], gold: float, error: float) -> float:
+    """What a labeller who errs takes a response to be worth, in points: always the same of the same response.
+
+    Args:
+        prompt: that it answers.
+        words: of the response, without its end.
+        gold: its gold reward, in points.
+        error: standard deviation of the labeller's normal error, in points.
+    """
+    if not error:
+        return gold
+    text = f"{prompt.text}\n{' '.join(words)}"
+    drawn = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
+    return gold + error * NormalDist().inv_cdf((drawn + 0.5) / 2**48)
 
 
 def style(gold: Gold) -> str | None:

@@ -12,7 +12,7 @@ from rlhf_lightning.world.base import TinyWorld
 from rlhf_lightning.world.claims import stated, truth
 from rlhf_lightning.world.evaluator import TinyEvaluator
 from rlhf_lightning.world.gold import WEIGHTS, Gold, Parsed
-from rlhf_lightning.world.preference import STYLES, cyclic_win, exploitability, style
+from rlhf_lightning.world.preference import STYLES, cyclic_win, exploitability, label, style
 from rlhf_lightning.world.tokenizer import VOCABULARY, end, words_of
 
 if TYPE_CHECKING:
@@ -47,6 +47,42 @@ class GoldScorer:
 
     def _judged(self, groups: Sequence[SampleGroup]) -> list[list[Gold]]:
         return [[self.world.gold(group.prompt, ids) for ids in group.responses] for group in groups]
+
+
+class LabelScorer(GoldScorer):
+    """What a labeller who errs says, ``reward=gold_labels``: gold stays a measure that nothing is trained on.
+
+    The error of a response is always the same, and the same as that of pairs, lists and labels which are drawn with
+    ``data.source.error``.
+
+    Args:
+        tokenizer: the policy's, which must be the tiny world's.
+        base: whose world; None: the default one.
+        error: its standard deviation, in points; 1, our choice, turns over one of six pairs of the base's responses.
+
+    Raises:
+        ValueError: another tokenizer, or a negative error.
+    """
+
+    name = "gold_labels"
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, base: TinyWorld | None = None, *, error: float = 1.0
+    ) -> None:
+        super().__init__(tokenizer, base)
+        if error < 0:
+            raise ValueError(f"reward.error={error} must be at least 0: it is the standard deviation of the labels")
+        self.error = error
+
+    def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
+        """Labels of whole groups, in points."""
+        return [
+            [self._label(group.prompt, ids, gold.reward) for ids, gold in zip(group.responses, found, strict=True)]
+            for group, found in zip(groups, self._judged(groups), strict=True)
+        ]
+
+    def _label(self, prompt: Sequence[int], response: Sequence[int], gold: float) -> float:
+        return label(self.world.prompt(prompt), words_of(list(response)), gold, self.error)
 
 
 class StepScorer(GoldScorer):

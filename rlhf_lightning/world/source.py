@@ -42,6 +42,7 @@ class TinySource:
         base: TinyWorld | None = None,
         demonstrations: float = 0.0,
         prompts_of: str | None = None,
+        error: float = 0.0,
     ) -> None:
         """Check the options; nothing is drawn yet.
 
@@ -59,6 +60,8 @@ class TinySource:
                 base's own sample, marked so (``policy_sample``), as SPIN and APO's game have them.
             prompts_of: of ``kind="prompt"``: a kind with responses, such as ``supervised``, whose rows ask; None: passes
                 over all prompts.
+            error: standard deviation of the labeller's errors, in points: of pairs, lists and labelled answers. See
+                :func:`~rlhf_lightning.world.preference.label`.
 
         Raises:
             DataError: an option is out of range, or there is no such kind.
@@ -73,6 +76,8 @@ class TinySource:
             )
         if kind not in kinds.ROWS:
             raise DataError(f"the tiny world has no data of kind {kind!r}; it has {', '.join(kinds.ROWS)}")
+        if error < 0:
+            raise DataError(f"data.source.error={error} must be at least 0: it is a standard deviation, in points")
         if prompts_of is not None and not (prompts_of in kinds.ROWS and KINDS[prompts_of].has_responses):
             known = ", ".join(name for name in kinds.ROWS if KINDS[name].has_responses)
             raise DataError(f"data.source.prompts_of={prompts_of!r} is no kind with responses; those are {known}")
@@ -84,12 +89,13 @@ class TinySource:
             raise DataError(f"{kind} rows are about {needed}, which data.source.topics={list(self.topics)} leaves out")
         self.split, self.size, self.seed, self.flips, self.longest = split, size, seed, flips, longest
         self.kind, self.base, self.demonstrations = kind, base or TinyWorld(), demonstrations
-        self.prompts_of = prompts_of
+        self.prompts_of, self.error = prompts_of, error
 
     def for_kind(self, kind: str) -> TinySource:
         """The same source with rows of another kind."""
         options: dict[str, Any] = {"seed": self.seed, "flips": self.flips, "longest": self.longest, "base": self.base}
         options |= {"topics": self.topics, "demonstrations": self.demonstrations, "prompts_of": self.prompts_of}
+        options |= {"error": self.error}
         return TinySource(self.split, self.size, kind=kind, **options)
 
     @property
@@ -104,7 +110,9 @@ class TinySource:
 
     def rows(self) -> Iterator[Row]:
         """The rows; trains and samples the base on the first use."""
-        options = kinds.Options(self.size, self.seed, self.flips, self.longest, self.topics, self.demonstrations)
+        options = kinds.Options(
+            self.size, self.seed, self.flips, self.longest, self.topics, self.demonstrations, self.error
+        )
         # A prompt that comes again is the same row again, not a duplicate.
         places = {prompt.text: place for place, prompt in enumerate(grammar.prompts(self.split), start=1)}
         for number, values in enumerate(kinds.draw(self._drawn, self.base, self.split, options), start=1):
@@ -118,5 +126,6 @@ class TinySource:
             "options": [self.split, self.kind, self.size, self.seed, self.flips, self.longest, self.topics],
             "demonstrations": self.demonstrations,
             "prompts_of": self.prompts_of,
+            "error": self.error,
         }
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
