@@ -1,5 +1,6 @@
 """What is logged, saved or refreshed beside training. Each callback reads a step's outputs and batch."""
 
+from rlhf_lightning.callbacks.draw import DrawRounds
 from rlhf_lightning.callbacks.ema import EMAWeights
 from rlhf_lightning.callbacks.gold import GoldReward
 from rlhf_lightning.callbacks.hf_export import HFExport
@@ -20,6 +21,7 @@ from rlhf_lightning.callbacks.verbosity_debias import VerbosityDebias
 
 __all__ = [
     "AlignmentProgressBar",
+    "DrawRounds",
     "EMAWeights",
     "GoldReward",
     "HFExport",

@@ -1,4 +1,4 @@
-"""How long the optimiser steps of on-policy methods take, beside what their rollouts take."""
+"""How long the optimiser steps of jobs that draw take, beside what their rounds take."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from rlhf_lightning.types import RolloutBatch
-
 
 class PhaseTimes(Callback):
     """Counts the seconds of forward, backward and optimiser as ``train/time/train``.
 
-    Rollouts log where their own time went: ``train/time/generate``, ``reward``, ``score`` (log-probs, reference,
-    values), ``credit`` and ``sync``. This adds the steps on the rollout before, logged with the next one. Validation
-    and the drawing of batches do not count. Other methods have no phases, and nothing is logged.
+    Rounds log where their own time went: ``train/time/generate``, ``reward``, ``score`` (log-probs, reference,
+    values), ``credit`` or ``select``, and ``sync``. This adds the steps on the round before, logged with the next one.
+    Validation and the drawing of batches do not count. Jobs that draw nothing have no phases, and nothing is logged.
     """
 
     def __init__(self) -> None:
@@ -28,5 +26,5 @@ class PhaseTimes(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Give the time to the rollout's clock."""
         clock = getattr(trainer.datamodule, "clock", None)  # type: ignore[attr-defined]
-        if clock is not None and isinstance(batch, RolloutBatch):
+        if clock is not None:
             clock.seconds["train"] += time.perf_counter() - self._since

@@ -16,6 +16,15 @@ CONFIGURED = ("train", "evaluate", "generate", "data")
 
 #: Help of the commands that are not configured by groups and do not parse flags themselves.
 FIXED = {
+    "game": """\
+usage: rlhf game experiment=NAME [paths.output_dir=FOLDER] [key=value ...]
+
+Trains models in turn, such as a policy and the reward model that scores it. Every stage is an ordinary rlhf train in
+FOLDER/round_<number>/<stage>; the same command resumes a game that was stopped. Options are those of rlhf train and
+count for every stage; <stage>.<key>=<value> is for one of them:
+
+  rlhf game experiment=apo_tiny
+  rlhf game experiment=apo_tiny game.rounds=5 scorer.optimizer.lr=5e-4 paths.output_dir=runs/apo""",
     "quickstart": """\
 usage: rlhf quickstart [key=value ...]
 

@@ -14,6 +14,7 @@ from rlhf_lightning.signals import exit_on_sigterm
 #: command -> (module with main(arguments) -> exit code, one line of help)
 COMMANDS = {
     "train": ("rlhf_lightning.cli.launch", "train a model with any method; -m sweeps"),
+    "game": ("rlhf_lightning.cli.game", "train models in turn, each on what the others left"),
     "evaluate": ("rlhf_lightning.cli.launch", "score a run, a checkpoint or a model on held-out data"),
     "generate": ("rlhf_lightning.cli.generate", "answer prompts, or chat, with a model or a run"),
     "report": ("rlhf_lightning.cli.report", "compare runs: one page with table, reward and KL, curves, samples"),
@@ -23,7 +24,7 @@ COMMANDS = {
     "completion": ("rlhf_lightning.cli.complete", "print a shell's tab completion: rlhf completion bash"),
 }
 #: Of these, what writes files and is one process.
-_ALONE = ("generate", "quickstart")
+_ALONE = ("game", "generate", "quickstart")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from rlhf_lightning.cli.metrics import check_optimized
 from rlhf_lightning.cli.roles import role_of
 from rlhf_lightning.cli.targets import TargetError, allow_current_folder, resolve, targets
 from rlhf_lightning.cli.trust import allowed_targets, leaves, uncommanded
-from rlhf_lightning.options import Seed
+from rlhf_lightning.options import Count, Seed
 
 _HYDRA_KEYS = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
 #: Trainer arguments that ``train()`` itself gives.
@@ -116,7 +116,24 @@ class Data:
     allow_targets: list[str] = field(default_factory=list)
 
 
-_TOP: Mapping[str, type] = {"train": Train, "evaluate": Evaluate, "generate": Generate, "data": Data}
+@dataclass
+class GameRules:
+    """Keys of ``game``."""
+
+    rounds: Count
+    shared: list[str]
+    stages: dict[str, list[str]]
+
+
+@dataclass
+class Game:
+    """Top-level keys of ``rlhf game``."""
+
+    game: dict[str, Any]
+    paths: dict[str, Any]
+
+
+_TOP: Mapping[str, type] = {"train": Train, "evaluate": Evaluate, "generate": Generate, "data": Data, "game": Game}
 
 
 def check_config(cfg: DictConfig, command: str, overrides: Sequence[str]) -> None:
@@ -124,12 +141,14 @@ def check_config(cfg: DictConfig, command: str, overrides: Sequence[str]) -> Non
 
     Args:
         cfg: without Hydra's own part.
-        command: ``train``, ``evaluate``, ``generate`` or ``data``.
+        command: ``train``, ``evaluate``, ``generate``, ``data`` or ``game``.
         overrides: the user's: some keys count on the command line alone (``cli.trust``).
 
     Raises:
         ConfigError: one line for every problem found.
     """
+    if command != "game" and "game" in cfg:
+        raise ConfigError(f"rlhf {command} is for one job, and this is a game of several: rlhf game experiment=...")
     tree = _resolved(cfg)
     missing = sorted(OmegaConf.missing_keys(tree))
     if missing:
@@ -177,6 +196,8 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
 
 def _check_top(cfg: DictConfig, tree: dict[str, Any], command: str) -> Iterator[str]:
     yield from _check_call(cfg, "", _TOP[command], tree, f"rlhf {command}", partial=False)
+    if command == "game" and isinstance(tree.get("game"), dict):
+        yield from _check_call(cfg, "game", GameRules, tree["game"], "game", partial=False)
     if isinstance(tree.get("paths"), dict):
         yield from _check_call(cfg, "paths", Paths, tree["paths"], "paths", partial=False)
 

@@ -110,7 +110,7 @@ def prepare(cfg: DictConfig, command: str) -> Path:
     """
     join_job(cfg.get("strategy"))
     if cfg.paths.output_dir is None:
-        cfg.paths.output_dir = str(_new_folder(Path(cfg.paths.runs) / command))
+        cfg.paths.output_dir = str(new_folder(Path(cfg.paths.runs) / command))
     folder = Path(cfg.paths.output_dir).expanduser().absolute()
     cfg.paths.output_dir = str(folder)
     if cfg.get("run"):  # what an evaluated run was shown is what its model knows
@@ -220,7 +220,7 @@ def optimized(metrics: dict[str, float], name: str | None) -> float | None:
     return value if value is not None and math.isfinite(value) else math.nan
 
 
-def _new_folder(parent: Path) -> Path:
+def new_folder(parent: Path) -> Path:
     """A folder named after the time that no other run has taken."""
     stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     for number in range(1000):

@@ -23,7 +23,8 @@ class Mixture:
     Every row's source is drawn with probability weight / sum of weights from one seeded generator; within a source,
     rows come in their order. ``stop=shortest`` ends when the source that was drawn has no row left, so no row comes
     twice and the shares hold. ``stop=longest`` starts a source again when it is used up and ends when each has been
-    read once: small sources are repeated.
+    read once: small sources are repeated. ``stop=all`` ends when each has been read, without a repetition: the shares
+    are those of the sources' sizes, and weights say which come early.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Mixture:
         *,
         columns: Mapping[str, Mapping[str, str]] | None = None,
         seed: Seed = 0,
-        stop: Literal["shortest", "longest"] = "shortest",
+        stop: Literal["shortest", "longest", "all"] = "shortest",
         limit: int | None = None,
     ) -> None:
         """Check the shares; no source is read yet.
@@ -44,7 +45,7 @@ class Mixture:
             columns: column maps (our name -> theirs, as in ``data.spec.columns``) by the same names, for sources whose
                 columns differ.
             seed: of the draws.
-            stop: ``shortest`` or ``longest``.
+            stop: ``shortest``, ``longest`` or ``all``.
             limit: rows to draw in all; None: until ``stop``.
 
         Raises:
@@ -63,14 +64,16 @@ class Mixture:
             )
         if bad := {name: weight for name, weight in self.weights.items() if not weight > 0}:
             raise DataError(f"data.source.weights must be positive (remove a source to leave it out): {bad}")
-        if stop not in ("shortest", "longest"):
-            raise DataError(f"data.source.stop={stop!r} is not one of shortest, longest")
+        if stop not in ("shortest", "longest", "all"):
+            raise DataError(f"data.source.stop={stop!r} is not one of shortest, longest, all")
         self.seed, self.stop = seed, stop
         self.limit = window(0, limit)[1]
 
     @property
     def name(self) -> str:
-        """Shares and names of the parts."""
+        """Shares and names of the parts; where every row comes they have the shares of their sizes."""
+        if self.stop == "all":
+            return " + ".join(self.sources)
         total = sum(self.weights.values())
         return " + ".join(f"{self.weights[name] / total:.0%} {name}" for name in self.sources)
 
@@ -111,6 +114,8 @@ class Mixture:
                     finished.add(name)
                     if self.stop == "shortest" or len(finished) == len(names):
                         return
+                    if self.stop == "all":  # a draw of it is passed over from here on
+                        continue
                     running[name] = self._renamed(name)
                     row = next(running[name])
                 started.add(name)

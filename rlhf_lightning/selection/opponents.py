@@ -45,7 +45,8 @@ def data_vs_own(
     Defaults: equal texts and cut-off samples are left out, which is our choice.
     Differences: SPIN's code gives cut-off samples an end-of-sequence token that they did not draw, which is the
     cheapest thing to tell both sides apart by; here they are left out, or lose without one (``cut_off=lose``). It
-    keeps pairs of equal texts, whose gradient is zero.
+    keeps pairs of equal texts, whose gradient is zero. Samples are marked as such (``policy_sample``), which APO's
+    reward model reads.
 
     Args:
         truncated: whether a sample was cut off.
@@ -58,7 +59,8 @@ def data_vs_own(
     if equal == "drop":
         kept = kept & ~same
     prompt, sample = kept.nonzero(as_tuple=True)
-    selected = Selected(prompt, torch.stack([torch.full_like(sample, DATA), sample], dim=1))
+    slots = torch.stack([torch.full_like(sample, DATA), sample], dim=1)
+    selected = Selected(prompt, slots, {"policy_sample": (slots != DATA).float()})
     metrics = {"equal_rate": share(same, torch.ones_like(same)), "left_out": float((~kept.any(1)).sum())}
     return counted(selected, truncated, None, metrics)
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.game import game_of
 from rlhf_lightning.conf_dir import conf_dir
 
 CONF = conf_dir()
-ROOTS = ("train", "evaluate", "generate", "data")
+ROOTS = ("train", "evaluate", "generate", "data", "game")
 #: Methods and rewards are composed, and more than that, by test_methods_fit and test_generate_rewards.
 GROUPED = sorted(
     path.relative_to(CONF) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("method", "reward")
 )
+#: Experiments of several jobs.
+GAMES = [
+    file for file in GROUPED if file.parts[0] == "experiment" and re.search(r"^game:", (CONF / file).read_text(), re.M)
+]
 #: What a file cannot be composed without.
 GIVEN = {"world/online": ["method=grpo", "model=tiny", "data=tiny"]}
 #: Files that need a package of an extra.
@@ -37,12 +43,19 @@ def composed(command: str, *overrides: str):
     raise AssertionError(f"{overrides} cannot be completed")
 
 
+def check_game(name: str) -> None:
+    """Every stage composes, and says what is left to the user."""
+    game = game_of(compose("game", [f"experiment={name}"]), Path("g"), [])
+    for move in game.moves():
+        assert composed("train", *move.options).seed is not None
+
+
 def command_of(group: str) -> str:
     """A command whose root has the group."""
     return next(root for root in ROOTS if re.search(rf"- (optional )?{group}:", (CONF / f"{root}.yaml").read_text()))
 
 
-@pytest.mark.parametrize("command", ROOTS)
+@pytest.mark.parametrize("command", [root for root in ROOTS if root != "game"])
 def test_defaults_compose(command):
     assert composed(command).model._target_.startswith("rlhf_lightning.models")
 
@@ -55,6 +68,8 @@ def test_file_composes(file):
     if name == "sweep/optuna":
         pytest.importorskip(NEEDS[name])
     group, option = file.parts[0], file.stem
+    if file in GAMES:
+        return check_game(option)
     cfg = composed(command_of(group), f"{group}={option}", *GIVEN.get(name, ()))
     assert cfg.seed is not None
 
@@ -68,7 +83,9 @@ def test_every_folder_is_a_group_of_some_command():
     assert {command_of(folder.name) for folder in CONF.iterdir() if folder.is_dir()} <= set(ROOTS)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "name", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if path.relative_to(CONF) not in GAMES)
+)
 def test_command_line_wins_over_an_experiment(name):
     assert composed("train", f"experiment={name}", "optimizer.lr=0.125", "seed=7").optimizer.lr == 0.125
 

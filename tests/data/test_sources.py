@@ -211,6 +211,10 @@ def test_mixture_stops():
     assert {f"a:{i}" for i in range(1, 11)} <= set(shortest)
     assert set(longest) == {f"a:{i}" for i in range(1, 11)} | {f"b:{i}" for i in range(1, 401)}
     assert Counter(longest)["a:1"] > 10
+    every = ids(Mixture(parts, {"a": 1, "b": 3}, stop="all"))
+    assert sorted(every) == sorted(set(longest))
+    assert [row for row in every if row[0] == "b"] == [f"b:{i}" for i in range(1, 401)]
+    assert Mixture(parts, stop="all").name == "a + b"
     with pytest.raises(DataError, match="empty holds no rows"):
         ids(Mixture({"a": Numbers("a", 5), "e": Numbers("empty", 0)}, stop="longest"))
 

@@ -167,7 +167,7 @@ def data_vs_own(b: SampleRound, equal: str = "drop", cut_off: str = "drop") -> I
     for p, row in enumerate(b.same_as):
         for i, same in enumerate(row):
             if not (equal == "drop" and same == DATA) and not (cut_off == "drop" and b.truncated[p][i]):
-                yield p, (DATA, i), {}
+                yield p, (DATA, i), {"policy_sample": [0.0, 1.0]}
 
 
 def random_pair(b: SampleRound, label: str = "score", cut_off: str = "drop") -> Iterator[Group]:

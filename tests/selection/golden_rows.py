@@ -19,6 +19,8 @@ from rlhf_lightning.types import DATA, NONE
 from tests.helpers.selection_inputs import Group, SampleRound
 
 X = math.nan
+#: Which of a pair of the data's response and a sample was drawn.
+SAMPLED = {"policy_sample": [0.0, 1.0]}
 AB = SampleRound(
     score=[[1.0, 4.0, 3.0, 0.0], [2.0, 2.0, X, 2.0]],
     length=[[10.0, 20.0, 40.0, 30.0], [10.0, 20.0, 30.0, 40.0]],
@@ -222,12 +224,12 @@ ROWS = [
         "data_vs_own",
         {},
         [
-            (0, (DATA, 0), {}),
-            (0, (DATA, 2), {}),
-            (0, (DATA, 3), {}),
-            (1, (DATA, 1), {}),
-            (1, (DATA, 2), {}),
-            (1, (DATA, 3), {}),
+            (0, (DATA, 0), SAMPLED),
+            (0, (DATA, 2), SAMPLED),
+            (0, (DATA, 3), SAMPLED),
+            (1, (DATA, 1), SAMPLED),
+            (1, (DATA, 2), SAMPLED),
+            (1, (DATA, 3), SAMPLED),
         ],
         "A 1 was cut off, B 0 has the data's text; scores do not matter",
         "equal texts; an own sample that wins",
@@ -236,7 +238,7 @@ ROWS = [
     Golden(
         "data_vs_own",
         {"equal": "keep", "cut_off": "lose"},
-        [(0, (DATA, 0), {}), (0, (DATA, 1), {})],
+        [(0, (DATA, 0), SAMPLED), (0, (DATA, 1), SAMPLED)],
         "everything",
         "options that do nothing",
         samples=SampleRound(score=[[0.0, 0.0]], truncated=[[False, True]], same_as=[[DATA, 1]]),
