@@ -63,7 +63,7 @@ def _train(cfg: DictConfig, folder: RunFolder, started: float) -> float | None:
     check_logged(cfg.optimized_metric, cfg.callbacks)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     run = make_run(cfg)
-    callbacks_of(run.trainer).append(ModelLine(run))
+    callbacks_of(run.trainer).extend([ModelLine(run), OptimizedMetric(cfg.optimized_metric)])
     meet(run.trainer, run.module)
     check_seen(run.trainer, folder.path, "paths.output_dir")
     before, checkpoint = agreed(run.trainer, (before, _checkpoint(cfg, run, folder)))
@@ -199,6 +199,26 @@ def metrics_of(run: Run) -> dict[str, float]:
     if not run.trainer.global_step:
         return {}
     return {name: float(value) for name, value in sorted(run.trainer.callback_metrics.items())}
+
+
+class OptimizedMetric(L.Callback):
+    """Ends a run whose first validation does not log the metric that it is to return, before it trains to the end.
+
+    Args:
+        name: ``optimized_metric``.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        self.name = name
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look for it.
+
+        Raises:
+            ConfigError: it is a metric of validations, and was not logged.
+        """
+        if not trainer.sanity_checking and (self.name or "").startswith("val/"):
+            optimized({name: float(value) for name, value in trainer.callback_metrics.items()}, self.name)
 
 
 def optimized(metrics: dict[str, float], name: str | None) -> float | None:

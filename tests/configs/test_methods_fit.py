@@ -139,6 +139,14 @@ def test_an_optimized_metric_that_nobody_logs(tiny, tmp_path):
         train(cfg)
 
 
+def test_a_metric_that_no_validation_logs_ends_the_run_at_the_first_one(tiny, tmp_path):
+    often = ["trainer.max_steps=6", "trainer.max_epochs=-1", "trainer.val_check_interval=1"]
+    cfg = compose("train", [*tiny, *often, f"paths.output_dir={tmp_path}", "optimized_metric=val/los"])
+    with pytest.raises(ValueError, match=r"optimized_metric=val/los was not logged\. Did you mean val/loss\?"):
+        train(cfg)
+    assert Result.read(tmp_path).steps == 1
+
+
 def test_a_loss_without_reference_loads_none_unless_asked_for_a_copy(tiny, tmp_path):
     from rlhf_lightning.cli.build import make_run
 
