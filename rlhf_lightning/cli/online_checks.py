@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from rlhf_lightning.cli.draws import draws
 from rlhf_lightning.cli.errors import ConfigError, suggestion
+from rlhf_lightning.data.kinds import kind_of
 from rlhf_lightning.data.packing import batch_of
 from rlhf_lightning.methods.unpaired import Unpaired
 from rlhf_lightning.rewards.base import (
@@ -76,6 +77,7 @@ def check_rounds(rounds: Rounds, module: Trained, reward: Any, reference: str) -
             f"{module.kind} data: choose another method, or another of conf/rounds"
         )
     _check_numbers(rounds, module)
+    _check_replay(rounds, module)
     if reward is None and "score" in rounds.needs:
         raise ConfigError(
             "reward=none, and rounds.selector compares scores of the policy's own responses: choose reward=model "
@@ -119,6 +121,22 @@ def check_compares(rounds: Rounds, scorer: Any) -> None:
         raise ConfigError(
             f"{what}, and rounds.selector compares the responses to a prompt pair by pair: {COMPARING}, or let it make "
             "probabilities of scores (rounds.selector.judge=scores)"
+        )
+
+
+def _check_replay(rounds: Rounds, module: Trained) -> None:
+    """Refuse to mix groups of the data into rounds that they could not stand in."""
+    if not rounds.replay:
+        return
+    if not kind_of(module.kind).slots:
+        raise ConfigError(
+            f"rounds.replay mixes the data's own groups in, and lists ({module.kind}) may have other lengths than "
+            "those of rounds: set rounds.replay=0"
+        )
+    if drawn_by := sorted(module.needs.intersection(PreferenceBatch.DRAWN_BY)):
+        raise ConfigError(
+            f"rounds.replay mixes the data's own groups in, and this method reads {', '.join(drawn_by)}, which only "
+            "drawn responses have: set rounds.replay=0"
         )
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.cli.online_checks import check, check_compares, check_cost, check_rounds, terms_to_make
+from rlhf_lightning.lessons.replay import Replay
 from rlhf_lightning.lessons.rounds import Rounds
 from rlhf_lightning.lessons.select import SelectLesson
 from rlhf_lightning.models.earlier import MODEL, ROLES, Earlier
@@ -64,8 +65,9 @@ def make_rounds(
     names_responses = "same_as" in rounds.needs or any(draw.source == "data" for draw in rounds.draws)
     responses = DataResponses(make_data("supervised")) if names_responses else None
     mismatched, validates = "kl" in module.needs, cfg.data.get("validation") is not None
-    groups = make_data(module.kind, mismatched=mismatched) if validates else None
-    lesson = functools.partial(SelectLesson, kind=module.kind, seed=cfg.seed, responses=responses)
+    groups = make_data(module.kind, mismatched=mismatched) if validates or rounds.replay else None
+    replay = Replay(rounds.replay, groups, cfg.seed) if rounds.replay and groups is not None else None
+    lesson = functools.partial(SelectLesson, kind=module.kind, seed=cfg.seed, responses=responses, replay=replay)
     return OnlineData(
         prompts,
         make_engine(cfg, models),

@@ -140,6 +140,14 @@ class Examples(Sequence[Example]):
         """``row`` of every group."""
         return [name or f"example {i}" for name, i in zip(self.names.to_pylist(), self.number.tolist(), strict=True)]
 
+    def compact(self) -> Examples:
+        """The same groups with the tokens that they have alone, in their order; without labels of steps."""
+        each = self.lengths
+        starts = np.cumsum(each) - each
+        flat = np.arange(int(each.sum())) + np.repeat(self.bounds[:, 0] - starts, each)
+        bounds = self.bounds - (self.bounds[:, 0] - starts)[:, None]
+        return replace(self, tokens=self.tokens[flat], scored=self.scored[flat], bounds=bounds, step_labels=None)
+
     def select(self, groups: NDArray[np.int64]) -> Examples:
         """A view of some groups, in the order given."""
         return replace(

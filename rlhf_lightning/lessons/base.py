@@ -94,6 +94,18 @@ class Lesson(Protocol):
         """At which :meth:`scores` computes log-probs."""
         ...
 
+    def prepare(self, prompts: Examples, first: IntArray) -> None:
+        """Read what else the lesson needs, and check it before weights load.
+
+        Args:
+            prompts: the data set.
+            first: rows of the first round.
+
+        Raises:
+            ValueError: the data has too little of it.
+        """
+        ...
+
     def informative(self, number: int, drawn: Sequence[ScoredGroup]) -> list[bool]:
         """Whether each group teaches anything; others are drawn in the place of those that do not.
 

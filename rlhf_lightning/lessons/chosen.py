@@ -118,10 +118,14 @@ class SelectedRound(TokenRound):
 
 
 def joined(rounds: Sequence[SelectedRound]) -> SelectedRound:
-    """The groups of several rounds as those of the first one; no numbers of tokens are kept."""
+    """The groups of several rounds as those of the first one, with the numbers of responses that all of them have.
+
+    No numbers of tokens are kept.
+    """
     first, parts = rounds[0], [one.examples for one in rounds]
     starts = np.cumsum([0, *(len(part.tokens) for part in parts[:-1])])
     has_margin = all(part.margin is not None for part in parts)
+    shared = [name for name in parts[0].numbers if all(name in part.numbers for part in parts)]
     examples = Examples(
         np.concatenate([part.tokens for part in parts]),
         np.concatenate([part.scored for part in parts]),
@@ -130,7 +134,7 @@ def joined(rounds: Sequence[SelectedRound]) -> SelectedRound:
         pa.concat_arrays([part.names for part in parts]),
         np.concatenate([part.margin for part in parts if part.margin is not None]) if has_margin else None,
         np.arange(sum(map(len, parts)), dtype=np.int64),
-        numbers={name: np.concatenate([part.numbers[name] for part in parts]) for name in parts[0].numbers},
+        numbers={name: np.concatenate([part.numbers[name] for part in parts]) for name in shared},
     )
     index = np.concatenate([one.index for one in rounds])
     return replace(first, examples=examples, index=index, tokens={}, metrics=dict(first.metrics))

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.lessons.experience import Experience, numbers
+from rlhf_lightning.lessons.tokens import IntArray
 from rlhf_lightning.types import Credit, Episodes, PackedBatch, Ragged, Rolled, RolloutOptions, ScoredGroup
 
 
@@ -35,6 +37,9 @@ class CreditLesson:
     def temperature(self) -> float:
         """Of the method's log-probs."""
         return self.method().temperature
+
+    def prepare(self, prompts: Examples, first: IntArray) -> None:
+        """Nothing: advantages are made of rollouts alone."""
 
     def informative(self, number: int, drawn: Sequence[ScoredGroup]) -> list[bool]:
         """With ``dynamic_filter`` groups whose responses differ in reward; else all."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 
-from rlhf_lightning.options import Count, PositiveShare, WholeNumber
+from rlhf_lightning.options import Count, PositiveShare, Range, WholeNumber
 from rlhf_lightning.selection.options import least_samples, needs, sources, validate
 from rlhf_lightning.types import Draw, RolloutOptions, Selected, Source
 
@@ -34,6 +34,7 @@ class Rounds(RolloutOptions):
             first round: folder or hub id, or ``model``: the run's own model without the adapter of ``adapter.path`` or
             the weights of ``ckpt_path``; None: the policy of the run's start.
         carry: rounds whose groups are trained on again beside the new ones.
+        replay: share of a round's groups that are the data's own, in [0, 1); see ``lessons.replay``.
         length_unit: of the lengths that a selector sees.
         minibatches: optimiser steps of a pass; a round has ``minibatches * data.batch_size`` prompts.
         inner_epochs: passes over a round.
@@ -51,6 +52,7 @@ class Rounds(RolloutOptions):
     ema_weight: PositiveShare = field(default=0.5, repr=False)
     parent: str | None = field(default=None, repr=False)
     carry: Carry = field(default="none", repr=False)
+    replay: Annotated[float, Range("[0, 1)")] = field(default=0.0, repr=False)
     length_unit: LengthUnit = field(default="tokens", repr=False)
     minibatches: Count = 1
     inner_epochs: Count = 1
@@ -76,6 +78,8 @@ class Rounds(RolloutOptions):
                 raise ValueError(f"rounds.{name}={value!r} can be {', '.join(get_args(allowed))}")
         if not 0 < self.ema_weight <= 1:
             raise ValueError(f"rounds.ema_weight={self.ema_weight} must be in (0, 1]")
+        if not 0 <= self.replay < 1:
+            raise ValueError(f"rounds.replay={self.replay} must be in [0, 1): the share of groups that are the data's")
         for name in ("minibatches", "inner_epochs", "max_empty"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rounds.{name}={getattr(self, name)} must be at least 1")

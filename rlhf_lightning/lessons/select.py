@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.data.kinds import kind_of, slot_names
 from rlhf_lightning.data.selected import by_response, leave_out_equal, response_of, rows_of, same_as
 from rlhf_lightning.lessons.chosen import SelectedRound, joined
+from rlhf_lightning.lessons.replay import Replay, prompt_tokens
 from rlhf_lightning.lessons.rounds import Rounds
-from rlhf_lightning.lessons.tokens import examples_of
+from rlhf_lightning.lessons.tokens import IntArray, examples_of
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.types import DATA, Example, PackedBatch, Sample, SampleGroup, ScoredGroup, Selected, Trained
 
@@ -30,6 +32,7 @@ class SelectLesson:
         kind: of data that the method learns from.
         seed: of the selector's random numbers.
         responses: the data's own groups, by row; for selectors that name their first responses.
+        replay: brings groups of the data along; None: nothing does.
         carried: rounds that are trained on again.
     """
 
@@ -40,6 +43,7 @@ class SelectLesson:
     kind: str
     seed: int = 0
     responses: Mapping[str, Example] | None = None
+    replay: Replay | None = None
     carried: tuple[SelectedRound, ...] = ()
 
     @property
@@ -98,13 +102,31 @@ class SelectLesson:
             new.tokens["rollout_log_probs"] = drawn
         new.metrics = {f"select/{name}": value for name, value in selected.metrics.items()}
         new.metrics |= {"select/groups": float(len(selected)), "round/number": float(number)}
-        whole = joined([new, *self.carried]) if self.carried and len(selected) else new
+        whole = self._with_others(new, groups) if len(selected) else new
         if "kl" in self.method().needs:
             whole = whole.with_reference_point()
         if len(selected):
             self._refresh("ema")
             self._carry(new)
         return whole
+
+    def _with_others(self, new: SelectedRound, groups: Sequence[ScoredGroup]) -> SelectedRound:
+        """A round with those that are carried along, and its share of the data's own groups."""
+        whole = joined([new, *self.carried]) if self.carried else new
+        if self.replay is None:
+            return whole
+        made = len(whole.examples)
+        rows = self.replay.take(made, {prompt_tokens(one.group.prompt) for one in groups})
+        offline = self.replay.examples.select(rows).compact()
+        whole = joined([whole, replace(new, examples=offline, index=rows, selected=None)]) if len(rows) else whole
+        whole.metrics |= {"round/replayed": float(len(rows)), "round/replay_share": len(rows) / (made + len(rows))}
+        return whole
+
+    def prepare(self, prompts: Examples, first: IntArray) -> None:
+        """Read the groups that are replayed, and refuse data with too few of them."""
+        if self.replay is not None:
+            bounds = prompts.bounds[first, :2].tolist()
+            self.replay.prepare({prompt_tokens(prompts.tokens[start:end]) for start, end in bounds})
 
     def why_empty(self, groups: Sequence[ScoredGroup]) -> str | None:
         """A selector leaves out what it cannot compare."""
@@ -153,12 +175,15 @@ class SelectLesson:
         return SelectedRound.from_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """The rounds that are carried along; plain containers and tensors."""
-        return {"carried": [one.state_dict() for one in self.carried]}
+        """The rounds that are carried along, and how far the data was replayed; plain containers and tensors."""
+        replay = {} if self.replay is None else {"replay": self.replay.state_dict()}
+        return {"carried": [one.state_dict() for one in self.carried], **replay}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave."""
         self.carried = tuple(map(SelectedRound.from_state_dict, state.get("carried", ())))
+        if self.replay is not None and "replay" in state:
+            self.replay.load_state_dict(state["replay"])
 
     # Inside
 

@@ -193,7 +193,8 @@ class OnlineData(L.LightningDataModule):
                 self._demonstrations.setup("fit")
             if self.responses is not None:
                 self.responses.check(self.examples)
-            self.train_dataloader()  # impossible sizes are an error here, before weights load
+            size = self.train_dataloader().size  # impossible sizes are an error here, before weights load
+            self.lesson.prepare(self.examples, self.stream.take(0, size))
 
     def _check_validation(self) -> None:
         """Refuse validation prompts that are too few: a process without any cannot know what the reward reports."""
