@@ -181,7 +181,11 @@ def _check_no_roles(reward: Any) -> None:
 def _check_roles(rounds: Rounds, reward: Any) -> None:
     """Refuse a reward whose two models are one and the same in the first round: every score is 0, and no round ends."""
     names = roles_of(reward)
-    if isinstance(reward, ComposedReward) or len(names) < 2 or (rounds.parent is not None and "previous_round" in names):
+    if (
+        isinstance(reward, ComposedReward)
+        or len(names) < 2
+        or (rounds.parent is not None and "previous_round" in names)
+    ):
         return
     further = (
         ": set rounds.parent=<folder or hub id of what the policy was trained from>, or rounds.parent=model where "

@@ -78,6 +78,13 @@ COLUMNS = (
     "targets",
     "tools",
 )
+#: Those of them that say something of responses, which prompts without any do not read.
+OF_RESPONSES = frozenset(
+    (
+        *("margin", "score_chosen", "score_rejected", "win_chosen", "win_rejected", "policy_sample"),
+        *("reference_sample", "scores", "ranks", "score", "label", "judgment", "attributes"),
+    )
+)
 #: Data column that a column map names to read none.
 NO_COLUMN = "-"
 _CHOICES: dict[str, tuple[str, ...]] = {

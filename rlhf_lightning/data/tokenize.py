@@ -33,7 +33,7 @@ from rlhf_lightning.data.notes import PLAIN_TEXT, note_counts, note_template, wr
 from rlhf_lightning.data.optional import OptionalNumbers
 from rlhf_lightning.data.records import Record, as_json
 from rlhf_lightning.data.sources import Row, Source, for_kind, using
-from rlhf_lightning.data.spec import DataSpec
+from rlhf_lightning.data.spec import OF_RESPONSES, DataSpec
 from rlhf_lightning.data.templates import ChatTemplate, render, resolve
 from rlhf_lightning.data.token_rows import TOKEN_IDS, group_of, has_tokens
 from rlhf_lightning.types import Example
@@ -154,7 +154,8 @@ class _Pipeline:
         self.conversation = spec.template not in ("auto", "none")
         self.expected: str | None = None
         self.hopeless: DataError | None = None
-        self.mapped = MappedColumns(spec.mapped)
+        unread = frozenset() if self.layout.has_responses else OF_RESPONSES
+        self.mapped = MappedColumns({ours: theirs for ours, theirs in spec.mapped.items() if ours not in unread})
         self.unread: set[str] = set()  #: fields of turns that the template does not show
         self.first_seen: dict[bytes, str] = {}
         self.optional = OptionalNumbers(kind)

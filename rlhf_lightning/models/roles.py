@@ -45,7 +45,9 @@ class Models:
     reference: Reference | None
     tokenizer: PreTrainedTokenizerBase
     start: AdapterStart | None = None  #: what the policy's adapter does before training; None: there is none
-    earlier: dict[str, Any] = field(default_factory=dict)  #: by role, see :class:`~rlhf_lightning.models.earlier.Earlier`
+    earlier: dict[str, Any] = field(
+        default_factory=dict
+    )  #: by role, see :class:`~rlhf_lightning.models.earlier.Earlier`
 
 
 @dataclass
@@ -167,7 +169,9 @@ class ModelBuilder:
         """
         parent = None if self.earlier is None else self.earlier.parent
         if parent is not None and parent != MODEL and (differing := self._differing(parent)):
-            raise ValueError(f"rounds.parent={parent.name} {differing}: name the model that the policy was trained from")
+            raise ValueError(
+                f"rounds.parent={parent.name} {differing}: name the model that the policy was trained from"
+            )
 
     def _differing(self, other: ModelSource) -> str | None:
         """How another model's vocabulary differs from the policy's; None: it does not."""

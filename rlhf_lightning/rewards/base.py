@@ -139,6 +139,7 @@ class RoleReward(Protocol):
     """A reward that may ask for models of a run with rounds, by name."""
 
     name: str  #: what its numbers are logged under
+
     @property
     def roles(self) -> frozenset[str]:
         """Of :data:`~rlhf_lightning.rewards.implicit.ROLES`, assigned before it is called; empty: it names none."""

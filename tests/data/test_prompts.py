@@ -112,6 +112,14 @@ def test_a_text_is_asked_where_it_is_the_prompt(row, options):
     assert found.report.formats == {"prompt": 1}
 
 
+def test_columns_that_say_something_of_responses_are_not_asked_for():
+    """Validation's lists may have them where the prompts' rows have not; a misspelt prompt is still named."""
+    columns = {"scores": "wins", "win_chosen": "wins"}
+    assert made({"prompt": "a"}, columns=columns).report.kept == 1
+    with pytest.raises(DataError, match=r"columns\.prompt=question: no such column"):
+        made({"prompt": "a"}, columns={**columns, "prompt": "question"})
+
+
 def test_what_json_cannot_hold_is_left_out_and_noted():
     found = made({"prompt": ASKED, "when": datetime.date(2026, 1, 1), "answer": "4"})
     assert found.examples.columns_of(0) == {"prompt": [USER], "answer": "4"}

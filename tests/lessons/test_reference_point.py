@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
 
 from rlhf_lightning.data.module import AlignmentDataModule, Place
 from rlhf_lightning.lessons import SelectLesson
@@ -15,24 +14,17 @@ from rlhf_lightning.losses import kto
 from rlhf_lightning.methods import Unpaired
 from rlhf_lightning.rounds import OnlineData
 from rlhf_lightning.schedules import cosine
-from rlhf_lightning.selection import makes, selector, threshold
-from rlhf_lightning.types import Draw, Example, Selected
+from rlhf_lightning.selection import threshold
+from rlhf_lightning.types import Draw, Example
 from tests.helpers.fake_rollouts import Sum
 from tests.helpers.jobs import Memory
 from tests.helpers.online import builder, prompts
+from tests.helpers.round_methods import halves
 from tests.helpers.rounds import data_of, rounds_of
 from tests.helpers.training import trainer
 from tests.lessons.test_select import Learner, Silent, spans
 
 LABELS = partial(threshold, quantile=0.5, undesirable="keep")
-
-
-@selector
-@makes("unpaired", samples=1)
-def halves(score: Tensor) -> Selected:
-    """All samples, also those that were cut off, as a random model's are."""
-    prompt, sample = torch.ones_like(score).nonzero(as_tuple=True)
-    return Selected(prompt, sample[:, None], {"desirable": (score > score.median()).float().view(-1, 1)})
 
 
 class Pointing(Learner):

@@ -72,7 +72,9 @@ class Watching(LowBytes):
         return super().__call__(groups)
 
 
-def watched(folder: Any, adapter: Any, reference: str, parent: Any = None, reward: Any = None) -> tuple[Any, list[float]]:
+def watched(
+    folder: Any, adapter: Any, reference: str, parent: Any = None, reward: Any = None
+) -> tuple[Any, list[float]]:
     logger, module = Memory(), module_of(partial(made, adapter, reference, parent))
     run = trainer(folder, [], logger=logger, use_distributed_sampler=False)
     run.fit(module, datamodule=data_of(module, None, reward=reward, rounds=rounds_of(reference=reference)))
