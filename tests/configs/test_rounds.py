@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,19 @@ from rlhf_lightning.cli.methods import catalogue
 from rlhf_lightning.cli.online_checks import without_effect
 from rlhf_lightning.cli.round_methods import rounds_entries
 from rlhf_lightning.conf_dir import conf_dir
+from rlhf_lightning.methods.optional import check_inputs
 
 REWARD = ["reward=function", "reward.target=tests.helpers.online.letters", "allow_targets=[tests]"]
 COMPARES = ["reward=llm_compare", "reward.judge.url=http://127.0.0.1:9"]
 #: The files of conf/rounds with the methods that they say they go with.
 ENTRIES = rounds_entries()
 PAIRS = [(name, method) for name, entry in ENTRIES.items() for method in entry.methods]
-#: Experiments of those files.
-EXPERIMENTS = sorted(
-    path.stem for path in (conf_dir() / "experiment").glob("*.yaml") if "override /rounds: " in path.read_text()
-)
+#: Experiments with the file that each of them chooses.
+EXPERIMENTS = {
+    path.stem: chosen[1]
+    for path in sorted((conf_dir() / "experiment").glob("*.yaml"))
+    if (chosen := re.search(r"override /rounds: (\w+)", path.read_text()))
+}
 ROUNDS = ["method=dpo", "rounds=iterative", "rollout.max_new_tokens=4"]
 DICE = ["reward=implicit", "reward.path=round_start", "reward.reference=previous_round"]
 SMALL = ["rounds.draws=[{source: policy, n: 2}]", "rounds.minibatches=2", "rounds.max_refills=0"]
@@ -127,26 +131,27 @@ def test_the_reference_that_rounds_need_is_loaded(options, kind, tiny):
     assert reference_kind(cfg, make(cfg.method)) == kind
 
 
-def check_run(options: list[str]) -> None:
-    """A run up to its first draw, with a reward that does what its selector asks for."""
-    chosen = compose("train", [*options, "reward=none"])
-    reward = COMPARES if make(chosen.rounds)().needs_wins else REWARD
-    run = make_run(compose("train", [*options, *reward, "rounds.minibatches=1"]))
+def check_run(name: str, options: list[str]) -> None:
+    """A run up to its first draw, with a reward that does what the selector of these rounds asks for."""
+    compares = ENTRIES[name].body["selector"].get("judge") == "matrix"
+    run = make_run(
+        compose("train", [*options, *(COMPARES if compares else REWARD), "rounds.minibatches=1", "data.validation=0.5"])
+    )
     run.data.setup("fit")
-    run.module.setup("fit")
+    check_inputs(run.data, run.module.needs, "fit")
     assert len(run.data.train_dataloader()) > 0
     assert run.data.lesson.kind == run.module.kind
 
 
 @pytest.mark.parametrize(("name", "method"), PAIRS)
 def test_every_file_of_rounds_makes_a_run_of_each_method_that_it_names(name, method, tiny, tmp_path):
-    check_run([*tiny, f"method={method}", f"rounds={name}", f"paths.output_dir={tmp_path}"])
+    check_run(name, [*tiny, f"method={method}", f"rounds={name}", f"paths.output_dir={tmp_path}"])
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_with_rounds_makes_a_run(name, tiny, tmp_path):
     """With the tests' model, data and reward in the place of the paper's."""
-    check_run([f"experiment={name}", *tiny, "data.batch_size=2", f"paths.output_dir={tmp_path}"])
+    check_run(EXPERIMENTS[name], [f"experiment={name}", *tiny, f"paths.output_dir={tmp_path}"])
 
 
 def test_every_file_of_rounds_says_what_it_is():
