@@ -2,9 +2,9 @@
 
 ``model=tiny data=tiny``: :class:`TinyWorld` is the base model, :class:`TinySource` its data of every kind,
 :class:`TinyEvaluator` what only the evaluator knows, :class:`GoldScorer` the gold reward as a reward (``reward=gold``),
-:class:`LabelScorer` the same with errors, :class:`StepScorer` the same claim by claim, :class:`SafetyScorer` reward and cost apart, :class:`CorrectScorer` whether
-a claim is right, :class:`CyclicScorer` a preference without a best response (``reward=cyclic``), :func:`claim` what an
-answer states, for votes.
+:class:`LabelScorer` the same with a labeller's errors, :class:`StepScorer` the same claim by claim,
+:class:`SafetyScorer` reward and cost apart, :class:`CorrectScorer` whether a claim is right, :class:`CyclicScorer` a
+preference without a best response (``reward=cyclic``), :func:`claim` what an answer states, for votes.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from rlhf_lightning.world.base import TinyWorld
 from rlhf_lightning.world.claims import stated, truth
 from rlhf_lightning.world.evaluator import TinyEvaluator
 from rlhf_lightning.world.gold import WEIGHTS, Gold, Parsed
-from rlhf_lightning.world.preference import STYLES, cyclic_win, exploitability, label, style
+from rlhf_lightning.world.preference import STYLES, cyclic_win, exploitability, label, style, win
 from rlhf_lightning.world.tokenizer import VOCABULARY, end, words_of
 
 if TYPE_CHECKING:
@@ -44,6 +44,11 @@ class GoldScorer:
     def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
         """Gold rewards of whole groups, in points."""
         return [[gold.reward for gold in found] for found in self._judged(groups)]
+
+    def win_matrix(self, groups: Sequence[SampleGroup]) -> list[list[list[float]]]:
+        """Who beats whom by the Bradley-Terry model of these scores; see :func:`rlhf_lightning.rewards.win_matrices`."""
+        points = [[0.0 if score is None else score for score in row] for row in self(groups)]
+        return [[[win(one, other) for other in row] for one in row] for row in points]
 
     def _judged(self, groups: Sequence[SampleGroup]) -> list[list[Gold]]:
         return [[self.world.gold(group.prompt, ids) for ids in group.responses] for group in groups]

@@ -58,8 +58,8 @@ class TinySource:
             base: whose answers; None: the default base of ``model=tiny``.
             demonstrations: share of the pairs whose chosen response is a demonstration and whose rejected one is the
                 base's own sample, marked so (``policy_sample``), as SPIN and APO's game have them.
-            prompts_of: of ``kind="prompt"``: a kind with responses, such as ``supervised``, whose rows ask; None: passes
-                over all prompts.
+            prompts_of: of ``kind="prompt"``: a kind with responses, such as ``supervised``, whose rows ask; None:
+                passes over all prompts.
             error: standard deviation of the labeller's errors, in points: of pairs, lists and labelled answers. See
                 :func:`~rlhf_lightning.world.preference.label`.
 
