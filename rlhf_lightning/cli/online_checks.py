@@ -124,6 +124,31 @@ def check_compares(rounds: Rounds, scorer: Any) -> None:
         )
 
 
+def check_judge_pairs(rounds: Rounds, module: Trained, reward: Any, *, validates: bool) -> None:
+    """Refuse to hold a reward against pairs that there are not, or one that cannot score them.
+
+    Args:
+        rounds: their options.
+        module: the method, without weights.
+        reward: what scores, or None.
+        validates: whether there is validation data.
+
+    Raises:
+        ConfigError: there are none; the message names the option.
+    """
+    lacking = ""
+    if not validates:
+        lacking = "the run has no validation data: set data.validation"
+    elif not kind_of(module.kind).pair:
+        lacking = f"the validation data of this method is {kind_of(module.kind).noun}: set rounds.judge_pairs=0"
+    elif reward is None:
+        lacking = "there is no reward: choose reward=..., or set rounds.judge_pairs=0"
+    elif smallest_group(reward) > len(kind_of(module.kind).slots):
+        lacking = f"the reward {reward.name!r} compares more than two responses: set rounds.judge_pairs=0"
+    if rounds.judge_pairs and lacking:
+        raise ConfigError(f"rounds.judge_pairs={rounds.judge_pairs} holds the reward against held-out pairs, and {lacking}")
+
+
 def _check_replay(rounds: Rounds, module: Trained) -> None:
     """Refuse to mix groups of the data into rounds that they could not stand in."""
     if not rounds.replay:

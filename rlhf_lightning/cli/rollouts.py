@@ -11,7 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.instantiate import make
-from rlhf_lightning.cli.online_checks import check, check_compares, check_cost, check_rounds, terms_to_make
+from rlhf_lightning.cli.online_checks import (
+    check,
+    check_compares,
+    check_cost,
+    check_judge_pairs,
+    check_rounds,
+    terms_to_make,
+)
 from rlhf_lightning.lessons.replay import Replay
 from rlhf_lightning.lessons.rounds import Rounds
 from rlhf_lightning.lessons.select import SelectLesson
@@ -65,6 +72,7 @@ def make_rounds(
     names_responses = "same_as" in rounds.needs or any(draw.source == "data" for draw in rounds.draws)
     responses = DataResponses(make_data("supervised")) if names_responses else None
     mismatched, validates = "kl" in module.needs, cfg.data.get("validation") is not None
+    check_judge_pairs(rounds, module, reward, validates=validates)
     groups = make_data(module.kind, mismatched=mismatched) if validates or rounds.replay else None
     replay = Replay(rounds.replay, groups, cfg.seed) if rounds.replay and groups is not None else None
     lesson = functools.partial(SelectLesson, kind=module.kind, seed=cfg.seed, responses=responses, replay=replay)

@@ -35,6 +35,8 @@ class Rounds(RolloutOptions):
             the weights of ``ckpt_path``; None: the policy of the run's start.
         carry: rounds whose groups are trained on again beside the new ones.
         replay: share of a round's groups that are the data's own, in [0, 1); see ``lessons.replay``.
+        judge_pairs: held-out pairs of the data that the reward is held against as each round begins, logged as
+            ``judge/accuracy``, ties counting half; 0: none.
         length_unit: of the lengths that a selector sees.
         minibatches: optimiser steps of a pass; a round has ``minibatches * data.batch_size`` prompts.
         inner_epochs: passes over a round.
@@ -53,6 +55,7 @@ class Rounds(RolloutOptions):
     parent: str | None = field(default=None, repr=False)
     carry: Carry = field(default="none", repr=False)
     replay: Annotated[float, Range("[0, 1)")] = field(default=0.0, repr=False)
+    judge_pairs: WholeNumber = field(default=0, repr=False)
     length_unit: LengthUnit = field(default="tokens", repr=False)
     minibatches: Count = 1
     inner_epochs: Count = 1
@@ -83,8 +86,9 @@ class Rounds(RolloutOptions):
         for name in ("minibatches", "inner_epochs", "max_empty"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rounds.{name}={getattr(self, name)} must be at least 1")
-        if self.max_refills < 0:
-            raise ValueError(f"rounds.max_refills={self.max_refills} must be at least 0")
+        for name in ("max_refills", "judge_pairs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"rounds.{name}={getattr(self, name)} must be at least 0")
         validate(self.selector)
         self._check_selector()
 

@@ -8,8 +8,12 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.lessons.experience import numbers
 from rlhf_lightning.lessons.tokens import IntArray
+from rlhf_lightning.ops.comparisons import outcomes
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.rewards.base import PolicyReward, Reward, Scores, StepReward, WinMatrix, metrics_of, scored
 from rlhf_lightning.rewards.win_matrix import check_compares, compared
@@ -123,9 +127,7 @@ class Collector:
         """
         with self.clock.phase("generate"):
             drawn = [self._drawn(number, groups, seeds) for number in range(len(self.draws))]
-        if isinstance(self.reward, PolicyReward):
-            self.reward.policy = module
-        assign_roles(self.reward, module)
+        self._introduce(module)
         with self.clock.phase("reward"):
             parts = [drawn] if self.options.compared else [[samples] for samples in drawn]
             found = [self._panel(groups, part, steps=not number) for number, part in enumerate(parts)]
@@ -135,6 +137,35 @@ class Collector:
             ScoredGroup(place, group, score, terms, by_step, draw, wins)
             for place, (group, score, terms, by_step, wins) in zip(places, whole, strict=True)
         ]
+
+    def _introduce(self, module: Trained | None) -> None:
+        """Give the reward the models that it asks, as they are now."""
+        if isinstance(self.reward, PolicyReward):
+            self.reward.policy = module
+        assign_roles(self.reward, module)
+
+    def judged(self, pairs: Examples, module: Trained) -> dict[str, float]:
+        """How well the reward orders the responses of pairs whose first one is better; a collective call.
+
+        Args:
+            pairs: of the data; their columns are shown to the reward as those of prompts are.
+            module: what is trained.
+
+        Returns:
+            ``judge/accuracy``, ties counting half, where any pair has two scores; ``judge/unscored``: share that has not.
+        """
+        if self.reward is None:
+            return {}
+        self._introduce(module)
+        own = range(self.place.rank, len(pairs), self.place.world_size)
+        with self.clock.phase("reward"):
+            scores, _ = scored(self.reward, [_pair_of(pairs, row) for row in own])
+        self.metrics()  # what was counted here is no part of the round
+        better, worse = zip(*(row for share in gathered(scores) for row in share), strict=True)
+        found = outcomes(torch.tensor(numbers(better)), torch.tensor(numbers(worse)))
+        known = found[~found.isnan()]
+        accuracy = {"judge/accuracy": float(known.mean())} if len(known) else {}
+        return {**accuracy, "judge/unscored": 1 - len(known) / len(found)}
 
     def _drawn(self, number: int, groups: Sequence[SampleGroup], seeds: Sequence[int]) -> list[list[Sample]]:
         """The samples of a draw for each prompt; each draw but the first has random streams of its own."""
@@ -230,6 +261,12 @@ def _joined(panels: Sequence[_Panel]) -> _Panel:
         steps += [[math.nan] * len(sample.ids) for sample in group.samples[len(steps) :]]
     terms = {name: [value for panel in panels for value in panel[2][name]] for name in names}
     return group, [score for panel in panels for score in panel[1]], terms, steps, []
+
+
+def _pair_of(examples: Examples, row: int) -> SampleGroup:
+    """A prompt with the responses of the data, which nobody drew."""
+    samples = [Sample(ids, [], "stop") for ids in examples[row].responses]
+    return replace(group_of(examples, row), samples=samples)
 
 
 def group_of(examples: Examples, row: int) -> SampleGroup:

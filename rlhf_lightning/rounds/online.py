@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -319,16 +320,27 @@ class OnlineData(L.LightningDataModule):
             loader: whose number, place in the stream and plan count.
         """
         self.sync()
+        collector = self.collector()
+        judged = {} if self.held_out is None else collector.judged(self.held_out, self.module)
         produce = Producer(
             PromptSource(self.examples, self.stream, loader.size),
-            self.collector(),
+            collector,
             self.lesson,
             LivePolicy(self.module, self.place, self.forward_context),
             lambda learned: loader.plan_of(learned, 0),
             self._record(),
             self.identity,
         )
-        return produce(loader.number, loader.cursor)
+        learned = produce(loader.number, loader.cursor)
+        learned.metrics |= {f"train/{name}": value for name, value in judged.items()}
+        return learned
+
+    @property
+    def held_out(self) -> Examples | None:
+        """The validation data's pairs that the reward is held against; None: none."""
+        count = self.options.judge_pairs
+        pairs = self.groups.val_examples if count and self.groups is not None else None
+        return None if pairs is None else pairs.select(np.arange(min(count, len(pairs))))
 
     def _record(self) -> Rollouts | None:
         """The files of the rollouts."""

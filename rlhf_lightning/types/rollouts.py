@@ -250,6 +250,11 @@ class RolloutOptions:
         return False
 
     @property
+    def judge_pairs(self) -> int:
+        """Held-out pairs that the reward is held against before each round is drawn."""
+        return 0
+
+    @property
     def kept(self) -> int:
         """Samples of each group that are trained on."""
         return self.keep or self.group_size

@@ -165,7 +165,7 @@ def test_every_file_of_rounds_says_what_it_is():
         assert set(entry.methods) <= methods.keys(), name
         assert f"### Rounds: {name}\n" in page
         papers = {methods[method].paper for method in entry.methods}
-        assert entry.header.paper in papers | {"arXiv:2405.07863", "arXiv:2402.04792", "arXiv:2304.06767"}, name
+        assert entry.header.paper in papers | {"arXiv:2405.07863", "arXiv:2402.04792", "arXiv:2304.06767", "arXiv:2406.09760", "arXiv:2401.10020"}, name
 
 
 def test_what_has_an_effect_is_not_named(tiny, tmp_path):
