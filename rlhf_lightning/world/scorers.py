@@ -46,7 +46,7 @@ class GoldScorer:
         return [[gold.reward for gold in found] for found in self._judged(groups)]
 
     def win_matrix(self, groups: Sequence[SampleGroup]) -> list[list[list[float]]]:
-        """Who beats whom by the Bradley-Terry model of these scores; see :func:`rlhf_lightning.rewards.win_matrices`."""
+        """Who wins by the Bradley-Terry model of these scores; see :func:`rlhf_lightning.rewards.win_matrices`."""
         points = [[0.0 if score is None else score for score in row] for row in self(groups)]
         return [[[win(one, other) for other in row] for one in row] for row in points]
 

@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.faults import METHODS, Fault, command, discard, leftovers, printed, unbroken, unlike
+from tests.helpers.faults import (
+    METHODS,
+    ROUND_METHODS,
+    STAGES,
+    Fault,
+    command,
+    discard,
+    leftovers,
+    printed,
+    unbroken,
+    unlike,
+)
 
 CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
 #: Kills over all methods, with what draws them.
@@ -70,4 +81,17 @@ def test_killed_anywhere(tmp_path, method):
         except AssertionError as error:
             error.add_note(what)
             raise
+        discard(cut)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ROUND_METHODS)
+def test_rounds_killed_in_each_stage(tmp_path, method):
+    """Draw, score, select, train, write: each in the middle of the run, with rounds before and after it."""
+    whole, points = unbroken(tmp_path / method / "whole", method)
+    for stage, point in STAGES.items():
+        cut, at = tmp_path / method / stage, points.count(point) // 2
+        assert at > 0, f"the run passes no {point}"
+        assert command(cut, method, Fault(at=at, point=point)) == -signal.SIGKILL, printed(cut)
+        check(whole, cut)
         discard(cut)

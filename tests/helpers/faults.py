@@ -13,12 +13,15 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rlhf_lightning.cli.main import main
+from rlhf_lightning.rollout.transformers import TransformersEngine
+from rlhf_lightning.types import Sample
 from tests.helpers.jobs import CLOCK, differences
 
 #: Calls before and after which a signal may come: name of the point -> module, and function or class and method in it.
@@ -32,7 +35,11 @@ POINTS = {
     "tokens": ("rlhf_lightning.data.cache", "_save"),
     "cache": ("rlhf_lightning.data.shards", "write_atomically"),
     "draw": ("rlhf_lightning.rounds.collect", "Collector.scored"),
+    "sample": ("rlhf_lightning.rollout.transformers", "TransformersEngine.generate"),
+    "score": ("rlhf_lightning.rounds.collect", "Collector._rewards"),
+    "select": ("rlhf_lightning.lessons.select", "SelectLesson.begin"),
     "rollout": ("rlhf_lightning.rounds.record", "Rollouts.write"),
+    "groups": ("rlhf_lightning.rounds.record", "Rollouts.write_groups"),
     "table": ("rlhf_lightning.callbacks.samples", "PolicySamples._write"),
     "export": ("rlhf_lightning.methods.base", "export"),
     "end": ("rlhf_lightning.callbacks.hf_export", "HFExport.on_train_end"),
@@ -67,6 +74,33 @@ METHODS = {
                "reference=frozen", "callbacks.ema.decay=0.5"],
     "lora": ["method=ipo", "adapter=lora", "adapter.dropout=0.2", "callbacks.best.save_top_k=2"],
 }  # fmt: skip
+
+#: Methods that learn from rounds of their own samples: two rounds an epoch.
+ROUNDS = [
+    "allow_targets=[tests]", "rollout._target_=tests.helpers.faults.Ending", "rollout.max_new_tokens=4",
+    "rounds.minibatches=2", "trainer.max_steps=12",
+]  # fmt: skip
+LETTERS = ["reward=function", "reward.target=tests.helpers.online.letters"]
+ROUND_METHODS = {
+    "iterative": ["method=dpo", "rounds=iterative", "rounds.draws=[{source: policy, n: 3}]", "rounds.carry=all",
+                  "rounds.reference=previous_round", "rounds.inner_epochs=2", *LETTERS, *ROUNDS],
+    "online": ["method=dpo", "rounds=online", *LETTERS, *ROUNDS, "rounds.minibatches=1"],
+    "spin": ["method=spin", "rounds=spin", *ROUNDS],
+    "raft": ["method=sft", "rounds=raft", "rounds.draws=[{source: policy, n: 3}]", "rounds.inner_epochs=2", *LETTERS,
+             *ROUNDS],
+    "rso": ["method=rso_sigmoid", "rounds=rso", "rounds.draws=[{source: reference, n: 4}]", "rounds.selector.n=2",
+            *LETTERS, *ROUNDS],
+}  # fmt: skip
+#: What a round goes through, and the point at which it is killed there.
+STAGES = {"draw": "sample", "score": "score", "select": "select", "train": "micro-batch", "write": "groups"}
+
+
+class Ending(TransformersEngine):
+    """Says of every response that it ended: a random model ends none, and what was cut off wins no pair."""
+
+    def generate(self, *args: Any, **options: Any) -> list[list[Sample]]:
+        """Samples of the model."""
+        return [[replace(sample, finish="stop") for sample in row] for row in super().generate(*args, **options)]
 
 
 class Fault:
@@ -123,7 +157,7 @@ def _command(folder: Path, method: str, fault: Fault) -> None:
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))  # nothing may hang on the global generator's start
     fault.install()
     source = folder.parent / "pairs.jsonl"
-    options = [*OPTIONS, f"data.source.path={source}", *METHODS[method], f"paths.output_dir={folder}"]
+    options = [*OPTIONS, f"data.source.path={source}", *(METHODS | ROUND_METHODS)[method], f"paths.output_dir={folder}"]
     code = 1
     try:
         code = main(["train", *options])
