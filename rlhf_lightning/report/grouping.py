@@ -132,11 +132,12 @@ def group_runs(runs: Sequence[Run], families: Mapping[str, str] | None = None) -
     for run in runs:
         mine = signature(run, copies)
         # Without a configuration nothing says that two runs are the same.
-        key = (run.method, _hashable(mine)) if mine else run.folder
+        key = (run.title, _hashable(mine)) if mine else run.folder
         pools.setdefault(key, []).append(run)
         options[key] = mine
     methods = [pool[0].method for pool in pools.values()]
-    labels = labels_of(methods, list(options.values()), [pool[0].name for pool in pools.values()])
+    titles = [pool[0].title for pool in pools.values()]
+    labels = labels_of(titles, list(options.values()), [pool[0].name for pool in pools.values()])
     families = families or {}
     return [
         Group(
@@ -152,7 +153,7 @@ def labels_of(methods: Sequence[str], options: Sequence[Options], names: Sequenc
     Where many options differ together, as many are named as it takes to tell the groups apart.
 
     Args:
-        methods: of each group.
+        methods: of each group, with its rounds.
         options: of each group.
         names: of each group's first run, to tell groups apart that nothing else does.
     """

@@ -89,6 +89,12 @@ class Run:
         return str(target or "unknown").rpartition(".")[2]
 
     @property
+    def title(self) -> str:
+        """The method, with the rounds that it learns from, where those were chosen by name."""
+        rounds = self.choices.get("rounds")
+        return f"{self.method} rounds={rounds}" if rounds and rounds != "none" else self.method
+
+    @property
     def module(self) -> str:
         """Class of the method's module: what kind of data flow it is."""
         method = self.config.get("method")

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf_lightning.report.drawing import Picture, canvas, plain_axes
 from rlhf_lightning.report.palette import Style
-from rlhf_lightning.report.rounds import RoundTable, Statistic
+from rlhf_lightning.report.rounds import Round, RoundTable, Statistic
 
 _COLUMNS = 3
 
@@ -24,17 +24,19 @@ def draw_rounds(tables: Sequence[RoundTable], looks: Sequence[Style], *, width: 
     panels = list(dict.fromkeys(one for table in tables for one in table.statistics))
     columns = min(_COLUMNS, max(1, len(panels)))
     rows = max(1, math.ceil(len(panels) / columns))
-    last = max(1, *(one.number for table in tables for one in table.rounds))  # all panels have the same rounds
+    # Rounds of different lengths stand side by side where equally many steps had been taken; all panels alike.
+    by_step = len({table.count for table in tables}) > 1
+    last = max(1, *(_place(one, by_step) for table in tables for one in table.rounds))
     legend = 0.35 if len(tables) > 1 else 0.0
     with canvas(width, 2.2 * rows + legend + 0.2, rows, columns) as (figure, grid):
         for axes, statistic in zip(grid.flat, panels, strict=False):
             plain_axes(axes, statistic.label)
-            _panel(axes, statistic, tables, looks)
+            _panel(axes, statistic, tables, looks, by_step=by_step)
             axes.set_xlim(-0.03 * last, 1.03 * last)
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_axis_off()
         for axes in grid[-1]:
-            axes.set_xlabel("round")
+            axes.set_xlabel("steps before the round" if by_step else "round")
         if len(tables) > 1:
             handles = [_line([], [], look, table.label[:44]) for table, look in zip(tables, looks, strict=True)]
             figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8.5)
@@ -42,17 +44,25 @@ def draw_rounds(tables: Sequence[RoundTable], looks: Sequence[Style], *, width: 
     return Picture(figure, "rounds", f"{', '.join(one.label for one in panels)} over the rounds of {labels}")
 
 
-def _panel(axes: Any, statistic: Statistic, tables: Sequence[RoundTable], looks: Sequence[Style]) -> None:
+def _place(one: Round, by_step: bool) -> int:
+    return one.step if by_step else one.number
+
+
+def _panel(
+    axes: Any, statistic: Statistic, tables: Sequence[RoundTable], looks: Sequence[Style], *, by_step: bool
+) -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     for table, look in zip(tables, looks, strict=True):
         known = [one for one in table.rounds if statistic.name in one.numbers]
         numbers = [one.numbers[statistic.name] for one in known]
-        axes.add_line(_line([one.number for one in known], numbers, look, table.label))
+        axes.add_line(_line([_place(one, by_step) for one in known], numbers, look, table.label))
     axes.autoscale_view()
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if statistic.share:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        if axes.get_ylim()[0] < 0:  # around a line of zeros
+            axes.set_ylim(bottom=0.0)
 
 
 def _line(x: Sequence[float], y: Sequence[float], look: Style, label: str) -> Any:

@@ -187,7 +187,8 @@ def read_round(path: Path, run: Run, start: int, end: float) -> Round:
 
 def sample_numbers(samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """What the samples of a round say, by the name of the statistic; nan where they do not say it."""
-    scores = [_number(row.get("score")) for row in samples]
+    # Without a reward every sample counts 0, which is no score; then there are no terms either.
+    scores = [math.nan if row.get("terms") == {} else _number(row.get("score")) for row in samples]
     lengths = [_number(row.get("tokens")) for row in samples]
     by_prompt: dict[Any, list[float]] = {}
     for row, score in zip(samples, scores, strict=True):
