@@ -72,6 +72,9 @@ def make_run(cfg: DictConfig) -> Run:
             data = make_rounds(cfg, models, module, data, make_as)
         else:
             data = make_rollouts(cfg, models, module, data)
+        from rlhf_lightning.cli.shared import shared_rounds
+
+        data.shared = shared_rounds(cfg, models, data, str(trainer.precision))
         # A role's model is assigned while a round is scored; between two steps it would be another one.
         score_samples(trainer, data.reward if cfg.get("reward") and not roles_of(data.reward) else None)
     elif cfg.get("reward"):

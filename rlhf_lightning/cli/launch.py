@@ -37,8 +37,8 @@ from rlhf_lightning.cli.processes import (
 )
 from rlhf_lightning.cli.results import Result, duration
 from rlhf_lightning.cli.schema import check_config
-from rlhf_lightning.cli.sweep import SweepSummary, prepare_sweep, short
-from rlhf_lightning.cli.worker import SWEEP, die_with_parent, run_job
+from rlhf_lightning.cli.sweep import SWEEP, SweepSummary, prepare_sweep, short
+from rlhf_lightning.cli.worker import die_with_parent, run_job
 from rlhf_lightning.conf_dir import conf_dir
 
 #: Flags of Hydra with a value of their own.

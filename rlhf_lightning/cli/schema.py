@@ -37,6 +37,7 @@ class Paths:
     runs: str
     sweeps: str
     output_dir: str | None = None
+    shared: str | None = "auto"
 
 
 @dataclass

@@ -22,6 +22,8 @@ from rlhf_lightning.cli.identity import digest
 from rlhf_lightning.cli.results import FILE, Result, duration
 
 FILE_OF_SWEEP = "sweep.json"
+#: Set while a sweep runs, to the keys that vary; the processes of its jobs inherit it.
+SWEEP = "RLHF_SWEEP"
 #: Metrics of the terminal's table, best first; multirun.csv has all.
 _SHOWN = (
     "val/loss",

@@ -40,6 +40,7 @@ from rlhf_lightning.cli.folder import held_by_command, untouched
 from rlhf_lightning.cli.heap import release
 from rlhf_lightning.cli.processes import environment_of_worker, is_first_process, launched, rank, several_processes
 from rlhf_lightning.cli.results import FILE, Result
+from rlhf_lightning.cli.sweep import SWEEP
 from rlhf_lightning.cli.targets import allow_current_folder
 from rlhf_lightning.cli.trust import allowed_targets
 from rlhf_lightning.signals import SIGINT_EXIT, SIGTERM_EXIT, run_with_exit_code
@@ -48,8 +49,6 @@ from rlhf_lightning.signals import SIGINT_EXIT, SIGTERM_EXIT, run_with_exit_code
 LOGGER = "rlhf_lightning.cli.worker"
 log = logging.getLogger(LOGGER)
 
-#: Set while a sweep runs, to the keys that vary; the processes of its jobs inherit it.
-SWEEP = "RLHF_SWEEP"
 #: Process id of the command that started a worker.
 PARENT = "RLHF_PARENT"
 #: Seconds between two looks at whether the parent lives.

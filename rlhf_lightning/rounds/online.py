@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import numpy as np
@@ -29,6 +29,7 @@ from rlhf_lightning.rounds.prompts import PromptSource, PromptStream
 from rlhf_lightning.rounds.ptx import Demonstrations
 from rlhf_lightning.rounds.record import Rollouts
 from rlhf_lightning.rounds.responses import DataResponses
+from rlhf_lightning.rounds.shared import SharedRounds
 from rlhf_lightning.rounds.trainer_options import check_trainer
 from rlhf_lightning.rounds.validation import ValidationLoader
 from rlhf_lightning.types import PreferenceBatch, RolloutOptions
@@ -96,6 +97,7 @@ class OnlineData(L.LightningDataModule):
         self._demonstrations = self._others()
         self.lesson: Lesson = lesson(options, lambda: self.module)
         self.clock = Clock()
+        self.shared: SharedRounds | None = None  #: rounds of the start that other runs draw too; None: none
         self.metrics: dict[str, float] = {}  #: of the last rollout
         self._module: Any = None
         self._context: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -245,11 +247,10 @@ class OnlineData(L.LightningDataModule):
 
     def _others(self) -> AlignmentDataModule | None:
         """What is mixed in."""
-        prompts = self.prompts
-        if prompts.ptx is None:
+        if (prompts := self.prompts).ptx is None:
             return None
-        options = {"tokenizer": prompts.tokenizer, "kind": "supervised", "seed": prompts.batching.seed}
-        return prompts.ptx(**options, place=prompts.place)
+        tokenizer, seed, place = prompts.tokenizer, prompts.batching.seed, prompts.place
+        return prompts.ptx(tokenizer=tokenizer, kind="supervised", seed=seed, place=place)
 
     # Loaders
 
@@ -330,6 +331,7 @@ class OnlineData(L.LightningDataModule):
             lambda learned: loader.plan_of(learned, 0),
             self._record(),
             self.identity,
+            self.shared if self.trainer is None or not self.trainer.global_step else None,
         )
         learned = produce(loader.number, loader.cursor)
         learned.metrics |= {f"train/{name}": value for name, value in judged.items()}
@@ -344,10 +346,8 @@ class OnlineData(L.LightningDataModule):
 
     def _record(self) -> Rollouts | None:
         """The files of the rollouts."""
-        if self.folder is None:
-            return None
         decode = functools.partial(self.module.tokenizer.decode, skip_special_tokens=False)
-        return Rollouts(self.folder, decode, self.options.draws)
+        return None if self.folder is None else Rollouts(self.folder, decode, self.options.draws)
 
     def collector(self, validating: bool = False) -> Collector:
         """Engine and reward, asked together.
@@ -375,8 +375,7 @@ class OnlineData(L.LightningDataModule):
         trainer = self.trainer
         if trainer is None:
             return self._context()
-        context: AbstractContextManager[Any] = trainer.precision_plugin.forward_context()
-        return context
+        return cast("AbstractContextManager[Any]", trainer.precision_plugin.forward_context())
 
     def log(self, metrics: dict[str, float]) -> None:
         """Keep the numbers of a rollout whose steps begin, and log them where there is a ``Trainer``."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from rlhf_lightning.data.plan import Plan
 from rlhf_lightning.lessons.base import Lesson, Round
 from rlhf_lightning.lessons.experience import numbers
+from rlhf_lightning.models.fingerprint import reference_fingerprint
 from rlhf_lightning.rewards import why_unscored
 from rlhf_lightning.rollout.probe import check
 from rlhf_lightning.rounds.collect import Collector
@@ -18,6 +21,7 @@ from rlhf_lightning.rounds.probing import measured
 from rlhf_lightning.rounds.processes import gathered
 from rlhf_lightning.rounds.prompts import PromptSource
 from rlhf_lightning.rounds.record import Drawn, Rollouts, key_of
+from rlhf_lightning.rounds.shared import SharedRound, SharedRounds, computation
 from rlhf_lightning.types import ScoredGroup
 
 log = logging.getLogger(__name__)
@@ -38,6 +42,7 @@ class Producer:
         plan_of: how the first inner epoch deals a round's groups out.
         record: where rollouts are written, and read after a kill; None: nowhere.
         identity: what else decides samples and scores.
+        shared: rounds of other runs; the policy must be that of the run's start. None: none.
     """
 
     def __init__(
@@ -49,9 +54,10 @@ class Producer:
         plan_of: Callable[[Round], Plan],
         record: Rollouts | None = None,
         identity: str = "",
+        shared: SharedRounds | None = None,
     ) -> None:
         self.prompts, self.collector, self.lesson, self.live = prompts, collector, lesson, live
-        self.plan_of, self.record, self.identity = plan_of, record, identity
+        self.plan_of, self.record, self.identity, self.shared = plan_of, record, identity, shared
         self.place, self.clock = collector.place, collector.clock
         self._empty = 0  # rollouts before the one at hand that had nothing to learn from
 
@@ -74,10 +80,13 @@ class Producer:
     def _rollout(self, number: int, cursor: int) -> tuple[Round | None, int]:
         """A rollout as a round, or None where it is skipped; and the place of the next prompt."""
         key = self._key(cursor)
-        recorded = self._recorded(number, key)
-        drawn, groups, cursor = self._drawn(number, cursor, recorded.groups)
-        counts = self.collector.metrics()  # of what was not read; a collective call
-        counts = counts if recorded.counts is None else recorded.counts
+        with self._claimed(key) as shared:
+            recorded = self._recorded(number, key, shared)
+            drawn, groups, cursor = self._drawn(number, cursor, recorded.groups)
+            counts = self.collector.metrics()  # of what was not read; a collective call
+            counts = counts if recorded.counts is None else recorded.counts
+            if shared is not None:
+                shared.keep(drawn, counts)
         with self.clock.phase(self.lesson.phase):
             learned = self.lesson.begin(number, cursor, groups)
         if not learned.examples.slot_tokens.any():
@@ -88,7 +97,7 @@ class Producer:
             if self.lesson.needs:
                 plan = self.plan_of(learned)
                 for part in learned.parts:
-                    part.tokens |= self.live.scores(part, plan, self.lesson.scores)
+                    part.tokens |= self._scores(part, plan, shared)
             probed = self._probe(learned)
         with self.clock.phase(self.lesson.phase):
             logged = self.lesson.learn(learned, groups)
@@ -97,6 +106,34 @@ class Producer:
         if self.record is not None and not self.place.rank:
             self.record.write_groups(number, self.lesson.rows(learned, groups))
         return learned, cursor
+
+    # What runs share
+
+    @contextmanager
+    def _claimed(self, key: str) -> Iterator[SharedRound | None]:
+        """The round as other runs have it; None where none is shared. A collective call."""
+        if self.shared is None or self.record is None:
+            yield None
+            return
+        weights = reference_fingerprint(self.live.module.policy)
+        if self.place.rank:  # the first process reads and writes for all
+            yield None
+            return
+        with self.shared.claimed(key_of(key, weights, self.prompts.examples.content()), self.record) as shared:
+            yield shared
+
+    def _scores(self, part: Round, plan: Plan, shared: SharedRound | None) -> dict[str, Tensor]:
+        """What the lesson needs of every token; of a reference that is the run's start perhaps from another run."""
+        store = self.shared
+        if store is None or store.reference is None or self.lesson.needs != {"reference_log_probs"}:
+            return self.live.scores(part, plan, self.lesson.scores)
+        number = computation(part, plan, store.reference, self.lesson.temperature, self.place.world_size)
+        found = gathered(None if shared is None else shared.log_probs(number))[0]
+        if found is None:
+            found = self.live.scores(part, plan, self.lesson.scores)
+            if shared is not None:
+                shared.keep_log_probs(number, found)
+        return found
 
     # Drawing
 
@@ -199,16 +236,16 @@ class Producer:
         if self.record is not None and not self.place.rank:
             self.record.write(number, key, drawn, columns, counts)
 
-    def _recorded(self, number: int, key: str) -> Drawn:
-        """What an earlier, killed process drew and scored; the same on every process."""
+    def _recorded(self, number: int, key: str, shared: SharedRound | None) -> Drawn:
+        """What an earlier, killed process or another run drew and scored; the same on every process."""
         local_rows = Drawn()
         if self.record is not None and not self.place.rank:
             local_rows = self.record.read(number, key, self.prompts.examples)
-        recorded = gathered(local_rows)[0]
-        if recorded.groups:
-            count = len(recorded.groups)
-            log.info("rollout %d was drawn before the run was interrupted; its %d prompts are read", number, count)
-        return recorded
+            if count := len(local_rows.groups):
+                log.info("rollout %d was drawn before the run was interrupted; its %d prompts are read", number, count)
+            elif shared is not None:
+                local_rows = shared.read(self.prompts.examples)
+        return gathered(local_rows)[0]
 
 
 def summary(drawn: Sequence[ScoredGroup]) -> dict[str, float]:

@@ -69,7 +69,8 @@ def test_file_composes(file):
         pytest.importorskip(NEEDS[name])
     group, option = file.parts[0], file.stem
     if file in GAMES:
-        return check_game(option)
+        check_game(option)
+        return
     cfg = composed(command_of(group), f"{group}={option}", *GIVEN.get(name, ()))
     assert cfg.seed is not None
 

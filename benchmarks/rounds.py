@@ -1,0 +1,141 @@
+"""Online DPO: where a round goes in time, and tokens a CPU second against TRL 1.16's experimental trainer.
+
+    benchmarks/setup_trl.sh                                # once: TRL's own environment in .venv-trl
+    .venv/bin/python benchmarks/rounds.py                  # float32
+    .venv/bin/python benchmarks/rounds.py --no-trl         # where the time goes, alone
+
+A round draws two responses to each prompt of a step with transformers, scores them by a function of the token ids, and
+takes one DPO step on the better against the other, with a live reference model. Both sides get the same prompts, float32
+weights, AdamW, clipping and number of threads. The end of a sequence is ignored and no pair is left out, so both draw
+and train on the same number of tokens, which is checked. TRL's gradient checkpointing, on by default, is off: it is
+slower. Before any number is printed, log-probs of fixed rows must agree, and each side's first loss must be ln 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import rows as rows_file
+from vs_trl import WARM_UP, common_arguments, ratios, report, require_trl, run, score_gap
+
+from rlhf_lightning.models.sources import SmolLM2
+
+PARTS = {"step": "whole step, tokens / CPU s", "train": "training half", "generate": "generation"}
+MEASURED = {f"{part}_cpu": (head, 1) for part, head in PARTS.items()} | {"peak_mib": ("peak MiB", 0)}
+#: Phases of a round, as a run logs them.
+PHASES = {"sync": "weights to the engine", "generate": "draw", "reward": "score", "select": "select"}
+PHASES |= {"score": "reference", "train": "train"}
+LN2 = math.log(2)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    common_arguments(parser)
+    parser.add_argument("--prompts", type=int, nargs="+", default=[4, 8], help="of a step")
+    parser.add_argument("--prompt-tokens", type=int, default=128, help="longest prompt; longer ones keep their end")
+    parser.add_argument("--response-tokens", type=int, default=64, help="of every response")
+    parser.add_argument("--steps", type=int, default=2, help="counted steps of a round of measurements")
+    parser.add_argument("--rounds", type=int, default=1, help="of measurements")
+    parser.add_argument("--no-trl", action="store_true", help="only where our time goes")
+    return parser.parse_args()
+
+
+def prompts_of(options: argparse.Namespace, per_step: int) -> list[dict[str, Any]]:
+    """The prompts of every step, warm-up included, as text and as the ids that the text has."""
+    count = per_step * (options.steps + WARM_UP)
+    rows_file.write(options.work, options.data, count)
+    rows = json.loads((options.work / "pairs.json").read_text())
+    tokenizer = SmolLM2().tokenizer()
+    texts = [tokenizer.decode(prompt[-options.prompt_tokens :]) for prompt, *_ in rows[:count]]
+    return [{"text": text, "ids": tokenizer(text, add_special_tokens=False)["input_ids"]} for text in texts]
+
+
+def rates(result: dict[str, Any], useful: float) -> dict[str, float]:
+    """Useful tokens a second of the whole step, its generation and the rest; and peak memory."""
+    counted = result["steps"][WARM_UP:]
+    found = {"peak_mib": result["peak_mib"]}
+    for clock in ("cpu", "wall"):
+        generate = sum(step[f"generate_{clock}"] for step in counted)
+        whole = sum(step[clock] for step in counted)
+        seconds = {"step": whole, "train": whole - generate, "generate": generate}
+        found |= {f"{part}_{clock}": useful * len(counted) / seconds[part] for part in PARTS}
+    return found
+
+
+def phases(steps: list[dict[str, float]]) -> dict[str, float]:
+    """Mean seconds of each phase over the counted rounds; a round logs the steps on the one before as its own."""
+    logged = steps[WARM_UP:]
+    return {name: statistics.mean(step.get(f"train/time/{name}", 0.0) for step in logged) for name in PHASES}
+
+
+def measure(options: argparse.Namespace, prompts: list[dict[str, Any]], per_step: int) -> dict[str, Any]:
+    """Both sides in turn, ``rounds`` times."""
+    settings = {
+        "rows": str(options.work / "prompts.json"),
+        "prompts": per_step,
+        "response_tokens": options.response_tokens,
+        "model": str(options.work / "model"),
+        "output": str(options.work / "trl"),
+        "threads": options.threads,
+    }
+    prompt_tokens = sum(len(prompt["ids"]) for prompt in prompts[WARM_UP * per_step :]) / options.steps
+    useful = prompt_tokens + 2 * per_step * options.response_tokens
+    rounds: dict[str, list[dict[str, float]]] = {"ours": []} | ({} if options.no_trl else {"TRL": []})
+    gap, spent = 0.0, []
+    for _ in range(options.rounds):
+        results = {"ours": run("ours_rounds", Path(sys.executable), settings, options.work)}
+        if not options.no_trl:
+            results["TRL"] = run("trl_rounds", options.trl_python, settings, options.work)
+            gap = max(gap, score_gap("fixed rows", results["ours"], results["TRL"], 1e-3))
+        for name, result in results.items():
+            if abs(result["steps"][0]["loss"] - LN2) > 1e-5:
+                raise SystemExit(f"{name}: the first loss is {result['steps'][0]['loss']:.6f}, and not ln 2")
+            rounds[name].append(rates(result, useful))
+        spent.append(phases(results["ours"]["steps"]))
+    mean = {name: statistics.mean(one[name] for one in spent) for name in PHASES}
+    ratio = {name: ratios(rounds, name) for name in rounds if name != "ours"}
+    return {"prompts": per_step, "rounds": rounds, "ratio": ratio, "log_prob_gap": gap, "phases": mean}
+
+
+def print_phases(result: dict[str, Any]) -> None:
+    """A round's seconds by phase, with their shares."""
+    whole = sum(result["phases"].values())
+    print(f"a round of {result['prompts']} prompts, {whole:.2f} s:")
+    for name, label in PHASES.items():
+        print(f"  {label:24}{result['phases'][name]:8.3f} s{result['phases'][name] / whole:8.1%}")
+
+
+def main() -> None:
+    """Measure every size asked for and write ``rounds.json``."""
+    options = arguments()
+    if not options.no_trl:
+        require_trl(options.trl_python)
+    results = []
+    for per_step in options.prompts:
+        prompts = prompts_of(options, per_step)
+        (options.work / "prompts.json").write_text(json.dumps(prompts))
+        lengths = [len(prompt["ids"]) for prompt in prompts]
+        print(
+            f"{per_step} prompts a step of {statistics.mean(lengths):.0f} tokens in the mean (longest {max(lengths)}), "
+            f"2 responses of {options.response_tokens} tokens each, {options.threads} threads",
+            flush=True,
+        )
+        results.append(measure(options, prompts, per_step))
+        print_phases(results[-1])
+    path = options.work / "rounds.json"
+    path.write_text(json.dumps({"options": vars(options), "results": results}, indent=2, default=str))
+    if not options.no_trl:
+        report(results, lambda entry: f"online DPO fp32 {entry['prompts']}", MEASURED)
+        print(f"log-probs differ by at most {max(r['log_prob_gap'] for r in results):.1e}")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

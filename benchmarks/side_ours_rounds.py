@@ -1,0 +1,112 @@
+"""This project's side of the online DPO comparison: rounds of one step of two samples a prompt, under Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from fixed_rows import responses, reward
+from torch import Tensor
+from worker import BETA, CLIP, RATE, Clock
+
+from rlhf_lightning.callbacks import PhaseTimes
+from rlhf_lightning.data import AlignmentDataModule
+from rlhf_lightning.data.packing import pack
+from rlhf_lightning.lessons import Rounds, SelectLesson
+from rlhf_lightning.losses import dpo
+from rlhf_lightning.methods import Preference
+from rlhf_lightning.models.roles import ModelBuilder
+from rlhf_lightning.models.sources import Pretrained
+from rlhf_lightning.rollout import TransformersEngine
+from rlhf_lightning.rounds import OnlineData
+from rlhf_lightning.selection.options import makes, selector
+from rlhf_lightning.types import Draw, Example, SampleGroup, Selected
+
+
+@selector
+@makes("preference")
+def better_of_two(score: Tensor) -> Selected:
+    """The better sample of two against the other; of equal ones the first, as TRL has it. No pair is left out."""
+    first = score[:, 0] >= score[:, 1]
+    chosen = (~first).long()
+    return Selected(torch.arange(len(score)), torch.stack([chosen, 1 - chosen], dim=1))
+
+
+def run(settings: dict[str, Any], prompts: list[dict[str, Any]], clock: Clock) -> list[float]:
+    """Train over the prompts; return log-prob sums of fixed rows before the first step."""
+    module = Preference(
+        ModelBuilder(Pretrained(settings["model"]), reference="frozen"),
+        partial(dpo, beta=BETA),
+        partial(torch.optim.AdamW, lr=RATE, weight_decay=0.0, fused=True),
+    )
+    module.configure_model()
+    scores = _scores(module, prompts[0]["ids"], settings)
+    rounds = Rounds(selector=better_of_two, draws=[Draw(n=2)], ignore_eos=True)
+    data = AlignmentDataModule(
+        [Example(prompt["ids"], [[]]) for prompt in prompts],
+        kind="prompt",
+        batch_size=settings["prompts"],
+        shuffle=False,
+    )
+    engine = _Timed(clock, max_new_tokens=settings["response_tokens"])
+    online = OnlineData(data, engine, _Even(), rounds, lesson=partial(SelectLesson, kind="preference"))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        precision="32-true",
+        gradient_clip_val=CLIP,
+        callbacks=[_Steps(clock), PhaseTimes()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, online)
+    return scores
+
+
+class _Timed(TransformersEngine):
+    """Counts the seconds of drawing."""
+
+    def __init__(self, clock: Clock, **options: Any) -> None:
+        super().__init__(None, **options)
+        self.clock = clock
+
+    def generate(self, *args: Any, **options: Any) -> Any:
+        with self.clock.part("generate"):
+            return super().generate(*args, **options)
+
+
+class _Even:
+    name = "even"
+
+    def __call__(self, groups: Sequence[SampleGroup]) -> list[list[float | None]]:
+        return [[reward(ids) for ids in group.responses] for group in groups]
+
+
+class _Steps(L.Callback):
+    """A step lasts from the end of the one before: what the loader does belongs to it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_train_start(self, *_: Any) -> None:
+        self.clock.start()
+
+    def on_train_batch_end(self, trainer: Any, _module: Any, outputs: dict[str, Any], _batch: Any, index: int) -> None:
+        """Keep the step with the phases of its round, as the run logs them."""
+        self.clock.stop(float(outputs["loss"]))
+        metrics = trainer.datamodule.metrics
+        self.clock.steps[-1] |= {name: value for name, value in metrics.items() if name.startswith("train/time/")}
+
+
+@torch.no_grad()
+def _scores(module: Any, prompt: list[int], settings: dict[str, Any]) -> list[float]:
+    rows = responses(prompt, 2, settings["response_tokens"])
+    packed = pack([Example(prompt, rows)])
+    log_probs = module.policy(packed).token
+    return torch.zeros(len(rows)).index_add(0, packed.sequence, log_probs).tolist()
