@@ -1,14 +1,14 @@
-"""Online DPO: where a round goes in time, and tokens a CPU second against TRL 1.16's experimental trainer.
+"""Online DPO: where the time of a round goes, and tokens a CPU second against TRL 1.16's experimental trainer.
 
     benchmarks/setup_trl.sh                                # once: TRL's own environment in .venv-trl
     .venv/bin/python benchmarks/rounds.py                  # float32
     .venv/bin/python benchmarks/rounds.py --no-trl         # where the time goes, alone
 
 A round draws two responses to each prompt of a step with transformers, scores them by a function of the token ids, and
-takes one DPO step on the better against the other, with a live reference model. Both sides get the same prompts, float32
-weights, AdamW, clipping and number of threads. The end of a sequence is ignored and no pair is left out, so both draw
-and train on the same number of tokens, which is checked. TRL's gradient checkpointing, on by default, is off: it is
-slower. Before any number is printed, log-probs of fixed rows must agree, and each side's first loss must be ln 2.
+takes one DPO step on the better against the other, with a live reference model. Both sides get the same prompts, the
+same float32 weights, AdamW, clipping and number of threads. The end of a sequence is ignored and no pair is left out,
+so both draw and train on the same number of tokens, which is checked. TRL's gradient checkpointing, on by default, is
+off: it is slower. Before any number is printed, log-probs of fixed rows must agree, and first losses must be ln 2.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import rows as rows_file
+from grpo_vs_trl import MEASURED, rates
 from vs_trl import WARM_UP, common_arguments, ratios, report, require_trl, run, score_gap
 
 from rlhf_lightning.models.sources import SmolLM2
 
-PARTS = {"step": "whole step, tokens / CPU s", "train": "training half", "generate": "generation"}
-MEASURED = {f"{part}_cpu": (head, 1) for part, head in PARTS.items()} | {"peak_mib": ("peak MiB", 0)}
 #: Phases of a round, as a run logs them.
 PHASES = {"sync": "weights to the engine", "generate": "draw", "reward": "score", "select": "select"}
 PHASES |= {"score": "reference", "train": "train"}
@@ -55,18 +54,6 @@ def prompts_of(options: argparse.Namespace, per_step: int) -> list[dict[str, Any
     tokenizer = SmolLM2().tokenizer()
     texts = [tokenizer.decode(prompt[-options.prompt_tokens :]) for prompt, *_ in rows[:count]]
     return [{"text": text, "ids": tokenizer(text, add_special_tokens=False)["input_ids"]} for text in texts]
-
-
-def rates(result: dict[str, Any], useful: float) -> dict[str, float]:
-    """Useful tokens a second of the whole step, its generation and the rest; and peak memory."""
-    counted = result["steps"][WARM_UP:]
-    found = {"peak_mib": result["peak_mib"]}
-    for clock in ("cpu", "wall"):
-        generate = sum(step[f"generate_{clock}"] for step in counted)
-        whole = sum(step[clock] for step in counted)
-        seconds = {"step": whole, "train": whole - generate, "generate": generate}
-        found |= {f"{part}_{clock}": useful * len(counted) / seconds[part] for part in PARTS}
-    return found
 
 
 def phases(steps: list[dict[str, float]]) -> dict[str, float]:

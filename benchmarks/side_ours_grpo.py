@@ -30,7 +30,7 @@ def run(settings: dict[str, Any], prompts: list[list[int]], clock: Clock) -> lis
     module.configure_model()
     scores = _scores(module, prompts[0], settings)
     bf16 = settings["precision"] == "bf16"
-    engine = _Timed(clock, dtype="bfloat16" if bf16 else None, max_new_tokens=settings["response_tokens"])
+    engine = Timed(clock, dtype="bfloat16" if bf16 else None, max_new_tokens=settings["response_tokens"])
     data = AlignmentDataModule(
         [Example(prompt, [[]]) for prompt in prompts], kind="prompt", batch_size=settings["prompts"], shuffle=False
     )
@@ -47,7 +47,7 @@ def run(settings: dict[str, Any], prompts: list[list[int]], clock: Clock) -> lis
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, OnlineData(data, engine, _Even(), module.rollout))
+    trainer.fit(module, OnlineData(data, engine, Even(), module.rollout))
     return scores
 
 
@@ -64,7 +64,7 @@ def _module(settings: dict[str, Any]) -> Any:
     )
 
 
-class _Timed(TransformersEngine):
+class Timed(TransformersEngine):
     """Counts the seconds of drawing."""
 
     def __init__(self, clock: Clock, **options: Any) -> None:
@@ -72,18 +72,23 @@ class _Timed(TransformersEngine):
         self.clock = clock
 
     def sync(self, *args: Any) -> None:
+        """Take the weights."""
         with self.clock.part("generate"):
             super().sync(*args)
 
     def generate(self, *args: Any, **options: Any) -> Any:
+        """Draw."""
         with self.clock.part("generate"):
             return super().generate(*args, **options)
 
 
-class _Even:
+class Even:
+    """Scores by the share of even ids."""
+
     name = "even"
 
     def __call__(self, groups: Sequence[SampleGroup]) -> list[list[float | None]]:
+        """One score a response."""
         return [[reward(ids) for ids in group.responses] for group in groups]
 
 

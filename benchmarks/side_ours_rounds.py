@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
-from fixed_rows import responses, reward
+from fixed_rows import responses
+from side_ours_grpo import Even, Timed
 from torch import Tensor
 from worker import BETA, CLIP, RATE, Clock
 
@@ -20,10 +20,9 @@ from rlhf_lightning.losses import dpo
 from rlhf_lightning.methods import Preference
 from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.sources import Pretrained
-from rlhf_lightning.rollout import TransformersEngine
 from rlhf_lightning.rounds import OnlineData
 from rlhf_lightning.selection.options import makes, selector
-from rlhf_lightning.types import Draw, Example, SampleGroup, Selected
+from rlhf_lightning.types import Draw, Example, Selected
 
 
 @selector
@@ -51,8 +50,8 @@ def run(settings: dict[str, Any], prompts: list[dict[str, Any]], clock: Clock) -
         batch_size=settings["prompts"],
         shuffle=False,
     )
-    engine = _Timed(clock, max_new_tokens=settings["response_tokens"])
-    online = OnlineData(data, engine, _Even(), rounds, lesson=partial(SelectLesson, kind="preference"))
+    engine = Timed(clock, max_new_tokens=settings["response_tokens"])
+    online = OnlineData(data, engine, Even(), rounds, lesson=partial(SelectLesson, kind="preference"))
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
@@ -67,25 +66,6 @@ def run(settings: dict[str, Any], prompts: list[dict[str, Any]], clock: Clock) -
     )
     trainer.fit(module, online)
     return scores
-
-
-class _Timed(TransformersEngine):
-    """Counts the seconds of drawing."""
-
-    def __init__(self, clock: Clock, **options: Any) -> None:
-        super().__init__(None, **options)
-        self.clock = clock
-
-    def generate(self, *args: Any, **options: Any) -> Any:
-        with self.clock.part("generate"):
-            return super().generate(*args, **options)
-
-
-class _Even:
-    name = "even"
-
-    def __call__(self, groups: Sequence[SampleGroup]) -> list[list[float | None]]:
-        return [[reward(ids) for ids in group.responses] for group in groups]
 
 
 class _Steps(L.Callback):

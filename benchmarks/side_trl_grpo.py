@@ -25,7 +25,7 @@ def run(settings: dict[str, Any], prompts: list[list[int]], clock: Clock) -> lis
         processing_class=AutoTokenizer.from_pretrained(settings["model"]),
     )
     trainer.given, trainer.clock = prompts, clock
-    trainer.add_callback(_Steps(trainer, clock))
+    trainer.add_callback(Steps(trainer, clock))
     scores = _scores(trainer, prompts[0], settings)
     trainer.train()
     return scores
@@ -50,14 +50,18 @@ class _Tokenised(GRPOTrainer):
         return loss
 
 
-class _Steps(TrainerCallback):
-    def __init__(self, trainer: _Tokenised, clock: Clock) -> None:
+class Steps(TrainerCallback):
+    """Times optimiser steps of a trainer that keeps its ``last_loss``."""
+
+    def __init__(self, trainer: Any, clock: Clock) -> None:
         self.trainer, self.clock = trainer, clock
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Start the clock."""
         self.clock.start()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Stop it."""
         self.clock.stop(self.trainer.last_loss)
 
 

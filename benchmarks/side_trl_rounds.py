@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 from fixed_rows import responses, reward
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from side_trl_grpo import Steps
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 from worker import BETA, CLIP, RATE, Clock
 
@@ -24,7 +25,7 @@ def run(settings: dict[str, Any], prompts: list[dict[str, Any]], clock: Clock) -
         processing_class=AutoTokenizer.from_pretrained(settings["model"]),
     )
     trainer.clock, trainer.drawn = clock, 0
-    trainer.add_callback(_Steps(trainer, clock))
+    trainer.add_callback(Steps(trainer, clock))
     scores = _scores(trainer, prompts[0]["ids"], settings)
     trainer.train()
     expected = 2 * len(prompts) * settings["response_tokens"]
@@ -51,17 +52,6 @@ class _Timed(OnlineDPOTrainer):
         loss = super().training_step(*args, **options)
         self.last_loss = float(loss)
         return loss
-
-
-class _Steps(TrainerCallback):
-    def __init__(self, trainer: _Timed, clock: Clock) -> None:
-        self.trainer, self.clock = trainer, clock
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.clock.start()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.clock.stop(self.trainer.last_loss)
 
 
 def _options(settings: dict[str, Any], prompts: int) -> OnlineDPOConfig:

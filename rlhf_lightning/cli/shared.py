@@ -45,7 +45,8 @@ def shared_rounds(cfg: DictConfig, models: ModelBuilder, data: OnlineData, preci
     if chosen is None or (chosen == "auto" and not os.environ.get(SWEEP)):
         return None
     folder = default_folder() / "rounds" if chosen == "auto" else Path(chosen).expanduser()
-    reference = str(models.reference) if str(models.reference) in _OWN_START else None
+    starts = str(models.reference) in _OWN_START and not (cfg.get("rounds") or {}).get("parent")
+    reference = str(models.reference) if starts else None
     known = {"policy"} if reference is None else {"policy", "reference", "mixture"}
     if not data.engine.exact or not {draw.source for draw in data.options.draws} <= known:
         return None
