@@ -75,6 +75,13 @@ SMALL = ["rounds.draws=[{source: policy, n: 2}]", "rounds.minibatches=2", "round
             ["reward=implicit", "reward.path=policy", "reward.reference=policy"],
             r"reward=implicit compares policy with itself",
         ),
+        ([*REWARD, "rounds.replay=1.0"], r"(?s)rounds.replay.*1"),
+        ([*REWARD, "rounds.judge_pairs=4", "data.validation=null"], r"no validation data: set data.validation"),
+        (
+            [*REWARD, "method=sft", "rounds=raft", "rounds.judge_pairs=4"],
+            r"rounds.judge_pairs=4 holds .*: set rounds.judge_pairs=0",
+        ),
+        ([*REWARD, "method=xpo", "rounds=xpo", "rounds.replay=0.5"], r"only drawn responses have: set rounds.replay=0"),
         ([*DICE, "rounds.parent=model"], r"rounds\.parent=model .* it starts as its model: name what the policy was"),
         (
             [*DICE, "rounds=none", "method=grpo"],
@@ -174,6 +181,27 @@ def test_what_has_an_effect_is_not_named(tiny, tmp_path):
     run = make_run(cfg)
     (line,) = without_effect(cfg, run.module, run.data)
     assert line.startswith("data.num_workers=2: rollouts are packed")
+
+
+def test_dice_from_the_command_line(rlhf, tiny, tmp_path):
+    """From a DPO run's checkpoint: its model is the parent, losses begin at ln 2, half of the pairs are the data's."""
+    small = ["rounds.minibatches=2", "rounds.selector.least=2", "rounds.draws=[{source: policy, n: 3}]"]
+    rounds = ["rounds=dice", "reward=dice", "rounds.parent=model", *small, "rollout.max_new_tokens=4"]
+    common = [*tiny, "method=dpo", "optimizer.lr=1e-2", "data.batch_size=2", "trainer.max_epochs=-1"]
+    code, _, err = rlhf("train", *common, "trainer.max_steps=2", "paths.output_dir=dpo")
+    assert code == 0, err
+    # A random model ends no response, and of such the selector of the paper makes no pairs.
+    selector = ["rounds.selector={_target_: tests.helpers.rounds.extremes, _partial_: true}", "allow_targets=[tests]"]
+    length = ["trainer.max_steps=4", "rounds.judge_pairs=2", "ckpt_path=dpo/checkpoints/last.ckpt"]
+    code, _, err = rlhf("train", *common, *rounds[:3], *rounds[3:4], *rounds[5:], *selector, *length, "paths.output_dir=run")
+    assert code == 0, err
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row.get("train/loss")]
+    assert [float(rows[at]["train/loss"]) for at in (0, 2)] == pytest.approx([0.693147] * 2, abs=1e-6)
+    assert [float(rows[at]["train/round/replay_share"]) for at in (0, 2)] == [0.5, 0.5]
+    assert all(0 <= float(rows[at]["train/judge/accuracy"]) <= 1 for at in (0, 2))
+    scores = [json.loads(line)["score"] for line in (tmp_path / "run" / "rollouts" / "00000.jsonl").open()]
+    assert any(scores), "the first round compares with what DPO started from"
 
 
 def check_groups_train(rlhf, tiny, groups, rows):
