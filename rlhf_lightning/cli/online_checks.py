@@ -146,7 +146,9 @@ def check_judge_pairs(rounds: Rounds, module: Trained, reward: Any, *, validates
     elif smallest_group(reward) > len(kind_of(module.kind).slots):
         lacking = f"the reward {reward.name!r} compares more than two responses: set rounds.judge_pairs=0"
     if rounds.judge_pairs and lacking:
-        raise ConfigError(f"rounds.judge_pairs={rounds.judge_pairs} holds the reward against held-out pairs, and {lacking}")
+        raise ConfigError(
+            f"rounds.judge_pairs={rounds.judge_pairs} holds the reward against held-out pairs, and {lacking}"
+        )
 
 
 def _check_replay(rounds: Rounds, module: Trained) -> None:

@@ -71,8 +71,8 @@ class ImplicitReward:
         max_length: longest prompt with a response, in tokens; of a longer prompt the beginning is left out.
 
     Raises:
-        ValueError: a role is compared with itself; no reference, and ``path`` is no folder of an adapter, or of one that did not start as its base;
-            a role without a reference or without a tokenizer.
+        ValueError: a role is compared with itself; no reference, and ``path`` is no folder of an adapter, or of one
+            that did not start as its base; a role without a reference or without a tokenizer.
     """
 
     def __init__(

@@ -152,7 +152,7 @@ class Collector:
             module: what is trained.
 
         Returns:
-            ``judge/accuracy``, ties counting half, where any pair has two scores; ``judge/unscored``: share that has not.
+            ``judge/accuracy``, ties counting half, where any pair has two scores; ``judge/unscored``: the others.
         """
         if self.reward is None:
             return {}

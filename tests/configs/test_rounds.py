@@ -185,15 +185,15 @@ def test_what_has_an_effect_is_not_named(tiny, tmp_path):
 
 def test_dice_from_the_command_line(rlhf, tiny, tmp_path):
     """From a DPO run's checkpoint: its model is the parent, losses begin at ln 2, half of the pairs are the data's."""
-    small = ["rounds.minibatches=2", "rounds.selector.least=2", "rounds.draws=[{source: policy, n: 3}]"]
-    rounds = ["rounds=dice", "reward=dice", "rounds.parent=model", *small, "rollout.max_new_tokens=4"]
-    common = [*tiny, "method=dpo", "optimizer.lr=1e-2", "data.batch_size=2", "trainer.max_epochs=-1"]
+    common = [*tiny, "method=dpo", "optimizer.lr=1e-2", "data.batch_size=1", "trainer.max_epochs=-1"]
     code, _, err = rlhf("train", *common, "trainer.max_steps=2", "paths.output_dir=dpo")
     assert code == 0, err
     # A random model ends no response, and of such the selector of the paper makes no pairs.
-    selector = ["rounds.selector={_target_: tests.helpers.rounds.extremes, _partial_: true}", "allow_targets=[tests]"]
+    selector = ["rounds=iterative", "rounds.selector._target_=tests.helpers.rounds.extremes", "allow_targets=[tests]"]
+    options = ["reward=dice", "rounds.parent=model", "rounds.reference=round_start", "rounds.replay=0.5", *SMALL]
     length = ["trainer.max_steps=4", "rounds.judge_pairs=2", "ckpt_path=dpo/checkpoints/last.ckpt"]
-    code, _, err = rlhf("train", *common, *rounds[:3], *rounds[3:4], *rounds[5:], *selector, *length, "paths.output_dir=run")
+    run = [*common, *selector, *options, *length, "rollout.max_new_tokens=4", "paths.output_dir=run"]
+    code, _, err = rlhf("train", *run)
     assert code == 0, err
     with (tmp_path / "run" / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row.get("train/loss")]

@@ -86,7 +86,7 @@ def watched(
 def test_roles_are_the_policies_that_they_name(tmp_path, adapter, reference):
     """Their log-probs are to the bit those of copies that were saved at the start of each round."""
     reward = Watching()
-    module, losses = watched(tmp_path, adapter, reference, reward=reward)
+    _, losses = watched(tmp_path, adapter, reference, reward=reward)
     assert len(reward.said) == 3
     saved = [probed(policy) for policy in reward.saved]
     assert not torch.equal(saved[0], saved[1])
