@@ -26,7 +26,7 @@ def win_matrices(reward: Any, groups: Sequence[SampleGroup]) -> list[WinMatrix]:
         ValueError: the reward compares nothing, or what it returned is no win matrix; the message names both.
     """
     check_compares(reward)
-    matrices = reward.win_matrix(groups)
+    matrices: list[WinMatrix] = reward.win_matrix(groups)
     if len(matrices) != len(groups):
         raise ValueError(f"reward {reward.name!r} returned {len(matrices)} win matrices for {len(groups)} prompts")
     for group, matrix in zip(groups, matrices, strict=True):

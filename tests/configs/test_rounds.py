@@ -165,7 +165,7 @@ def test_every_experiment_with_rounds_makes_a_run(name, tiny, tmp_path):
 
 
 def test_every_file_of_rounds_says_what_it_is():
-    """Paper, command, the methods it goes with, a comment on every option, an entry in METHODS.md."""
+    """Paper, command, the methods it goes with, an entry in METHODS.md."""
     page = (Path(__file__).parents[2] / "METHODS.md").read_text()
     methods = {entry.name for entry in catalogue()}
     for name, entry in ENTRIES.items():
