@@ -94,7 +94,7 @@ class RoundMethod:
 METHODS = {
     "sppo": RoundMethod(
         Preference,
-        partial(sppo_soft, beta=0.1),
+        partial(sppo_soft, beta=1.0),
         rounds_of(selector=judged, reference="round_start", carry="previous", inner_epochs=2),
     ),
     "nash_md": RoundMethod(
