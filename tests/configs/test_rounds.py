@@ -164,6 +164,15 @@ def test_every_experiment_with_rounds_makes_a_run(name, tiny, tmp_path):
     check_run(EXPERIMENTS[name], [f"experiment={name}", *tiny, f"paths.output_dir={tmp_path}"])
 
 
+def test_groups_of_validation_are_asked_for_what_the_loss_reads(tiny, tmp_path):
+    """Before weights load: scores that are no probabilities would end the run at its first validation."""
+    options = ["method=nash_md", "rounds=nash_md", "data.validation=0.5", f"paths.output_dir={tmp_path}"]
+    run = make_run(compose("train", [*tiny, *options, *COMPARES]))
+    run.data.setup("fit")
+    with pytest.raises(ValueError, match=r"probability that each response beats one .*win_chosen and win_rejected"):
+        check_inputs(run.data, run.module.needs, "fit")
+
+
 def test_every_file_of_rounds_says_what_it_is():
     """Paper, command, the methods it goes with, an entry in METHODS.md."""
     page = (Path(__file__).parents[2] / "METHODS.md").read_text()
