@@ -1,4 +1,4 @@
-"""experiment/compare_offline: who takes part is read from conf/method, not listed by hand."""
+"""The experiments that compare methods: who takes part, and that settings of the tiny world reach the jobs."""
 
 from __future__ import annotations
 

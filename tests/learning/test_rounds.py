@@ -1,4 +1,4 @@
-"""What papers claim of rounds, as far as it shows in the tiny world: three seeds each; docs/rounds.md has what does not.
+"""What papers claim of rounds, as far as it shows in the tiny world, with three seeds; docs/rounds.md has the rest.
 
 The gold reward of one run has a standard error of 0.09 points, the mean of three about 0.05.
 """
@@ -52,15 +52,13 @@ def test_raft_rises_with_the_samples_of_a_prompt(tmp_path):
     """The best of eight teaches more than the best of two."""
     raft = ["method=sft", "rounds=raft", "rounds.inner_epochs=1", *LABELS]
     few, many = (golds(tmp_path / str(n), *raft, draws("policy", n, 0.85)) for n in (2, 8))
-    print("raft", few, many)
     assert_rises(few, many, 0.2)
 
 
 def test_rso_rises_with_the_pool_that_it_draws_from(tmp_path):
-    """Of a pool of four all are taken, which is the policy itself; of sixteen those that the optimal policy would say."""
+    """Of a pool of four all are taken, which is the policy itself; of sixteen those of the optimal policy."""
     rso = ["method=rso_sigmoid", "rounds=rso", "data.source.size=256", *LABELS]
     few, many = (golds(tmp_path / str(n), *rso, draws("reference", n)) for n in (4, 16))
-    print("rso", few, many)
     assert_rises(few, many, 0.2)
 
 
@@ -69,6 +67,5 @@ def test_spin_gains_from_demonstrations_alone_and_its_margin_goes_to_0(tmp_path)
     found = golds(tmp_path, "method=spin", "rounds=spin", "data.source.size=1536", "optimizer.lr=3e-4")
     assert min(found) > TinyEvaluator().base_reward() + 0.5
     margins = [column(tmp_path / str(seed), "train/reward/margin")[7::8] for seed in SEEDS]  # of each round's last step
-    print("spin", found, margins)
     first, last = (fmean(run[at] for run in margins) for at in (0, -1))
     assert last < first / 2

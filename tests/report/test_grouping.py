@@ -171,6 +171,16 @@ def test_a_job_without_config_joins_its_group(tmp_path):
     assert resolved({"a": ["${b.c}"], "b": {"c": 3}}, tmp_path)["a"] == [3]
 
 
+def test_rounds_that_were_chosen_are_part_of_the_label(tmp_path):
+    """Two of the same method are told apart by them, and a run without any has none."""
+    for name, rounds in (("a", "iterative"), ("b", "online"), ("c", "none")):
+        run = write_run(tmp_path / name, "dpo")
+        hydra = {"hydra": {"runtime": {"choices": {"method": "dpo", "rounds": rounds}}}}
+        (run / ".hydra").mkdir()
+        (run / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(hydra))
+    assert labels(tmp_path) == ["dpo rounds=iterative", "dpo rounds=online", "dpo"]
+
+
 def test_the_method_is_the_chosen_yaml(tmp_path):
     write_run(tmp_path / "0", "dpo")
     (tmp_path / "0" / ".hydra").mkdir()

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from rlhf_lightning.report import Runs, write_report
+from rlhf_lightning.report.palette import Style
 from rlhf_lightning.report.reading import read_run
+from rlhf_lightning.report.round_curves import draw_rounds
 from rlhf_lightning.report.rounds import RoundTable, chosen, evenly, table_of
 from tests.helpers.synthetic_runs import write_run
 
@@ -68,6 +70,27 @@ def test_what_the_samples_of_a_round_say(tmp_path):
     assert only.numbers == pytest.approx(expected | {"score_length": only.numbers["score_length"]})
     # deviations of scores -.25 -1.25 .75 .75 and of lengths -.5 1.5 -.5 -.5
     assert only.numbers["score_length"] == pytest.approx(-2.5 / (2.75 * 3.0) ** 0.5)
+
+
+def test_a_run_without_a_reward_has_no_scores(tmp_path):
+    """Its samples count 0, and have no terms."""
+    assert "score" in table_of(read_run(write_rounds(tmp_path / "a", [0]), "run"), "dpo").rounds[0].numbers
+    without = table_of(read_run(write_rounds(tmp_path / "b", [0], score=0.0, terms={}), "run"), "spin")
+    assert not {"score", "tied", "score_length"} & set(without.rounds[0].numbers)
+
+
+def test_rounds_of_different_lengths_stand_at_equal_steps(tmp_path):
+    """Four rounds of four steps beside eight of two; runs with equally many stand by their numbers."""
+    long = table_of(read_run(write_rounds(tmp_path / "a", [0, 4, 8, 12]), "run"), "iterative")
+    short = table_of(read_run(write_rounds(tmp_path / "b", list(range(0, 16, 2))), "run"), "online")
+    looks = [Style(colour, "o", (), colour, colour) for colour in ("#111111", "#bb2222")]
+    for tables, label, places in (
+        ([long, short], "steps before the round", [[0, 4, 8, 12], list(range(0, 16, 2))]),
+        ([long, long], "round", [[0, 1, 2, 3]] * 2),
+    ):
+        panels = draw_rounds(tables, looks).figure.axes
+        assert [list(line.get_xdata()) for line in panels[0].get_lines()] == places
+        assert {panel.get_xlabel() for panel in panels} - {""} == {label}
 
 
 def test_slots_say_which_samples_are_better(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import fmean, stdev
 
 import pytest
 
@@ -11,8 +12,18 @@ from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.models.tokenizers import byte_tokenizer
 from rlhf_lightning.rewards import Reward, metrics_of, scored, win_matrices
 from rlhf_lightning.types import SampleGroup, sample_groups
-from rlhf_lightning.world import CorrectScorer, CyclicScorer, GoldScorer, SafetyScorer, StepScorer, TinyWorld, grammar
+from rlhf_lightning.world import (
+    CorrectScorer,
+    CyclicScorer,
+    GoldScorer,
+    LabelScorer,
+    SafetyScorer,
+    StepScorer,
+    TinyWorld,
+    grammar,
+)
 from rlhf_lightning.world.gold import judge
+from rlhf_lightning.world.preference import label
 from rlhf_lightning.world.tokenizer import encode, end
 
 TOKENIZER = TinyWorld().tokenizer()
@@ -29,14 +40,14 @@ def groups(asked: dict[str, list[str]]) -> list[SampleGroup]:
     return sample_groups([encode(prompt) for prompt in asked], answers)
 
 
-@pytest.mark.parametrize("scorer", [GoldScorer, StepScorer, SafetyScorer, CorrectScorer, CyclicScorer])
+@pytest.mark.parametrize("scorer", [GoldScorer, LabelScorer, StepScorer, SafetyScorer, CorrectScorer, CyclicScorer])
 def test_every_scorer_is_a_reward_of_the_tiny_world_alone(scorer):
     assert isinstance(scorer(TOKENIZER), Reward)
     with pytest.raises(ValueError, match=f"reward={scorer.name} judges .*set model=tiny"):
         scorer(byte_tokenizer())
 
 
-@pytest.mark.parametrize("name", ["gold", "gold_steps", "gold_safety", "gold_correct", "cyclic"])
+@pytest.mark.parametrize("name", ["gold", "gold_steps", "gold_safety", "gold_correct", "gold_labels", "cyclic"])
 def test_the_yamls_make_them(name):
     cfg = compose("train", ["model=tiny", "data=tiny", f"reward={name}"])
     assert make(cfg.reward)(tokenizer=TOKENIZER).name == name
@@ -47,6 +58,33 @@ def test_the_gold_reward_as_a_reward():
     asked = {FOX: ["the fox is red .", "the fox is blue ."], CROW: ["the crow is black ."]}
     black = judge(grammar.Prompt("fact", "crow", 0), ["the", "crow", "is", "black", "."])
     assert GoldScorer(TOKENIZER)(groups(asked)) == [[3.0, -1.0], [black.reward]]
+
+
+def test_a_labeller_errs_the_same_way_each_time():
+    """Its errors have mean 0 and the standard deviation asked for, over many responses; none are those of gold."""
+    texts = [
+        f"{opening} the fox is {colour} ." for opening in ("well ,", "so", "") for colour in ("red", "blue", "fox")
+    ]
+    asked = groups({FOX: texts, CROW: texts})
+    gold = GoldScorer(TOKENIZER)(asked)
+    assert LabelScorer(TOKENIZER, error=0.0)(asked) == gold
+    once, again = LabelScorer(TOKENIZER)(asked), LabelScorer(TOKENIZER, error=2.0)(asked)
+    assert once == LabelScorer(TOKENIZER)(asked)
+    errors = [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(once, gold, strict=True)]
+    doubled = [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(again, gold, strict=True)]
+    assert len({round(one, 9) for row in errors for one in row}) == 18, "of the prompt and of the response"
+    assert [x for row in doubled for x in row] == pytest.approx([2 * x for row in errors for x in row])
+    drawn = [label(grammar.Prompt("fact", "fox", 0), [str(number)], 1.0, 0.5) - 1.0 for number in range(4000)]
+    assert fmean(drawn) == pytest.approx(0.0, abs=0.03)
+    assert stdev(drawn) == pytest.approx(0.5, abs=0.02)
+    with pytest.raises(ValueError, match=r"reward\.error=-1\.0 must be at least 0"):
+        LabelScorer(TOKENIZER, error=-1.0)
+
+
+def test_scores_of_the_tiny_world_compare_by_bradley_terry():
+    """By hand: 3 points against -1, sigma(4) = .982014."""
+    (matrix,) = win_matrices(GoldScorer(TOKENIZER), groups({FOX: ["the fox is red .", "the fox is blue ."]}))
+    assert [x for row in matrix for x in row] == pytest.approx([0.5, 0.982014, 0.017986, 0.5], abs=1e-6)
 
 
 def test_polite_beats_plain_beats_rude_beats_polite():

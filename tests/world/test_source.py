@@ -45,6 +45,29 @@ def test_fingerprint_covers_the_options():
     assert TinySource().for_kind("ranked").fingerprint() == TinySource(kind="ranked").fingerprint()
 
 
+def test_prompts_of_another_kind_have_its_rows():
+    """SPIN finds the data's response to a prompt by its row."""
+    asked = list(TinySource(size=300, kind="prompt", prompts_of="supervised").rows())
+    written = list(TinySource(size=300, prompts_of="supervised").for_kind("supervised").rows())
+    assert [row.id for row in asked] == [row.id for row in written]
+    assert [row.values["prompt"] for row in asked] == [row.values["prompt"] for row in written]
+    assert TinySource(prompts_of="ranked").fingerprint() != TinySource().fingerprint()
+    with pytest.raises(DataError, match=r"data.source.prompts_of='prompt' is no kind with responses; those are super"):
+        TinySource(prompts_of="prompt")
+
+
+def test_a_labeller_who_errs_turns_pairs_over():
+    """Of pairs some 15 %, and what is said of them is what the labeller believes; the prompts are the same."""
+    drawn = rows("preference", 600, error=1.0)
+    right = [points(row, "chosen") > points(row, "rejected") for row in drawn]
+    assert 0.78 < sum(right) / len(right) < 0.92
+    assert all(row["score_chosen"] > row["score_rejected"] and row["win_chosen"] > 0.5 for row in drawn)
+    assert rows("unpaired", error=1.0) != rows("unpaired")
+    assert rows("ranked", error=1.0) != rows("ranked")
+    with pytest.raises(DataError, match=r"data.source.error=-0.1 must be at least 0"):
+        TinySource(error=-0.1)
+
+
 def test_kinds_are_those_of_the_batches():
     assert set(ROWS) <= set(KINDS)
     assert set(ROWS) >= {"supervised", "preference", "unpaired", "ranked", "judged", "steps", "safety", "attributes"}
