@@ -51,8 +51,10 @@ class Command:
         flags = split(arguments)
         if other := [flag for flag in flags.flags if flag not in ("--config-dir", "-cd", *flags.config_dirs)]:
             raise ConfigError(f"rlhf game has no flag {other[0]}: rlhf train -m is for sweeps over one job")
-        own = [option for option in flags.overrides if option.lstrip("+~").partition("=")[0].split(".")[0] in _OWN]
-        return cls(flags, own, [option for option in flags.overrides if option not in own])
+        keys = [option.lstrip("+~").partition("=")[0] for option in flags.overrides]
+        own = [option for option, key in zip(flags.overrides, keys, strict=True) if key.split(".")[0] in _OWN]
+        folders = [option for option in own if option.startswith("paths.") and "output_dir" not in option]
+        return cls(flags, own, [option for option in flags.overrides if option not in own or option in folders])
 
 
 def main(arguments: Sequence[str]) -> int:
