@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from functools import partial
 
 import pytest
@@ -14,6 +15,7 @@ from rlhf_lightning.rounds.live import LivePolicy
 from rlhf_lightning.rounds.record import Rollouts
 from rlhf_lightning.rounds.shared import SharedRounds
 from rlhf_lightning.schedules import cosine
+from tests.helpers.jobs import ranks
 from tests.helpers.online import Engine, builder
 from tests.helpers.rounds import data_of, module_of
 from tests.helpers.training import trainer
@@ -37,12 +39,14 @@ def passes(monkeypatch) -> list[int]:
     return computed
 
 
-def run(folder, module, shared=None, **options):
+def run(folder, module, shared=None, processes=None, **options):
     """Two rounds of two steps; weights, the calls of the engine, and the samples."""
-    engine = Engine()
+    folder.mkdir(exist_ok=True)
+    engine = Engine(folder)
     data = data_of(module, folder / "rollouts", engine, **options)
     data.shared = shared
-    trainer(folder, max_epochs=1, max_steps=4, limit_val_batches=0).fit(module, datamodule=data)
+    limits = {"max_epochs": 1, "max_steps": 4, "limit_val_batches": 0}
+    trainer(folder, **limits, **(processes or {})).fit(module, datamodule=data)
     rows = [json.loads(line) for file in sorted((folder / "rollouts").glob("*.jsonl")) for line in file.open()]
     groups = [file.read_bytes() for file in sorted((folder / "rollouts" / "groups").glob("*.jsonl"))]
     return {name: value.clone() for name, value in module.policy.state_dict().items()}, engine.calls, rows, groups
@@ -95,6 +99,42 @@ def test_one_draws_while_another_waits_or_draws_by_itself(tmp_path, caplog):
     assert "paths.shared" in caplog.text
     with shared.claimed("key", files) as mine:
         assert mine is not None
+
+
+def prompts_drawn(folder) -> list[int]:
+    """Prompts of each call of the engine, of all processes."""
+    return [int(line) for line in (folder / "drawn.txt").read_text().split()]
+
+
+def job(folder, store, make, processes=None) -> None:
+    run(folder, make(), SharedRounds(store, "one", "frozen"), processes)
+
+
+@pytest.mark.slow
+def test_processes_read_what_one_process_drew(tmp_path):
+    """The first process reads for both; without the store they draw four prompts each of the first round."""
+    job(tmp_path / "first", tmp_path / "store", module_of)
+    two = {"devices": 2, "strategy": "ddp"}
+    assert ranks(2, job, tmp_path / "two", tmp_path / "store", ipo_of, two) == [0, 0]
+    assert prompts_drawn(tmp_path / "two") == [4, 4]
+    one, other = ((tmp_path / name / "rollouts" / "00000.jsonl").read_text() for name in ("first", "two"))
+    ids = [[json.loads(line)["ids"] for line in text.splitlines()] for text in (one, other)]
+    assert ids[0] == ids[1]
+
+
+@pytest.mark.slow
+def test_of_two_jobs_at_the_same_moment_one_draws(tmp_path):
+    context = multiprocessing.get_context("fork")
+    jobs = [
+        context.Process(target=job, args=(tmp_path / name, tmp_path / "store", make))
+        for name, make in (("a", module_of), ("b", ipo_of))
+    ]
+    for process in jobs:
+        process.start()
+    for process in jobs:
+        process.join(120)
+    assert [process.exitcode for process in jobs] == [0, 0]
+    assert sum(len(prompts_drawn(tmp_path / name)) for name in "ab") == 3
 
 
 def test_a_folder_that_cannot_be_written_costs_no_run(tmp_path, caplog):
