@@ -166,7 +166,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         """
         if stage == "fit":
             check_cut(self.loss, self.trainer.accumulate_grad_batches * self.trainer.world_size)
-        self.trainer.precision_plugin.convert_input = _as_it_is  # type: ignore[method-assign]
+        self.trainer.precision_plugin.convert_input = nn.Identity()  # type: ignore[method-assign]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over the policy's trainable parameters, and the schedule if there is one."""
@@ -397,7 +397,3 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         if self.adapter_start is not None and form != "merged" and self.global_rank == 0:
             self.adapter_start.note(path)
         return path
-
-
-def _as_it_is(data: Any) -> Any:
-    return data
