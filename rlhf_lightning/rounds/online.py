@@ -346,8 +346,10 @@ class OnlineData(L.LightningDataModule):
 
     def _record(self) -> Rollouts | None:
         """The files of the rollouts."""
+        if self.folder is None:
+            return None
         decode = functools.partial(self.module.tokenizer.decode, skip_special_tokens=False)
-        return None if self.folder is None else Rollouts(self.folder, decode, self.options.draws)
+        return Rollouts(self.folder, decode, self.options.draws)
 
     def collector(self, validating: bool = False) -> Collector:
         """Engine and reward, asked together.
