@@ -9,7 +9,7 @@ from rlhf_lightning.cli.compose import compose, compose_with_overrides
 from rlhf_lightning.cli.round_methods import rounds_entries
 from rlhf_lightning.conf_dir import conf_dir
 
-RECIPES = sorted(path.stem for path in (conf_dir() / "recipe" / "compare_rounds").glob("*.yaml"))
+RECIPES = sorted(path.stem for path in (conf_dir() / "recipe" / "rounds").glob("*.yaml"))
 ROUNDS = sorted(path.stem for path in (conf_dir() / "rounds").glob("*.yaml") if path.stem != "none")
 #: Rounds that are not compared, and why.
 OTHERS = {
@@ -19,18 +19,18 @@ OTHERS = {
 
 
 def recipe(name: str):
-    return compose("train", ["experiment=compare_rounds", f"recipe=compare_rounds/{name}"])
+    return compose("train", ["experiment=compare_rounds", f"recipe=rounds/{name}"])
 
 
 def test_every_recipe_takes_part_with_three_seeds():
     cfg, _ = compose_with_overrides("train", ["experiment=compare_rounds"], check=False, with_hydra=True)
     params = OmegaConf.to_container(cfg.hydra.sweeper.params, resolve=True)
-    assert sorted(params["recipe"].split(",")) == [f"compare_rounds/{name}" for name in RECIPES]
+    assert sorted(params["recipe"].split(",")) == [f"rounds/{name}" for name in RECIPES]
     assert params["seed"] == "1,2,3"
 
 
 def test_every_file_of_rounds_is_compared():
-    texts = "".join((conf_dir() / "recipe" / "compare_rounds" / f"{name}.yaml").read_text() for name in RECIPES)
+    texts = "".join((conf_dir() / "recipe" / "rounds" / f"{name}.yaml").read_text() for name in RECIPES)
     assert {name for name in ROUNDS if f"override /rounds: {name}\n" not in texts} == set(OTHERS)
 
 
@@ -43,6 +43,12 @@ def test_jobs_learn_from_as_many_groups_and_never_from_gold(name):
     assert not cfg.reward or cfg.reward._target_.endswith("LabelScorer")
     assert cfg.trainer.val_check_interval == 0.25
     assert cfg.optimized_metric == "val/gold/reward"
+
+
+def test_a_method_of_ones_own_choice_meets_no_recipe():
+    """Recipes of methods are found by the names of experiment and method; these are not among them."""
+    cfg = compose("train", ["experiment=compare_rounds", "method=spin"])
+    assert not cfg.rounds
 
 
 @pytest.mark.parametrize("name", ROUNDS)
