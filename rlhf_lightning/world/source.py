@@ -60,8 +60,7 @@ class TinySource:
                 base's own sample, marked so (``policy_sample``), as SPIN and APO's game have them.
             prompts_of: of ``kind="prompt"``: a kind with responses, such as ``supervised``, whose rows ask; None:
                 passes over all prompts.
-            error: standard deviation of the labeller's errors, in points: of pairs, lists and labelled answers. See
-                :func:`~rlhf_lightning.world.preference.label`.
+            error: standard deviation of the labeller's errors in pairs, lists and labels, in points.
 
         Raises:
             DataError: an option is out of range, or there is no such kind.
