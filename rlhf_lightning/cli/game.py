@@ -77,7 +77,8 @@ def main(arguments: Sequence[str]) -> int:
                 again = f"the same command with paths.output_dir={folder}" if not named else "the same command"
                 say(f"the game ended in {move.name} (exit code {code}); {again} resumes there")
                 return code
-    say(f"{game.rounds} rounds of {', '.join(game.stages)} are in {short(folder)}; rlhf report {short(folder)}")
+    played = f"{game.rounds} round{'s' if game.rounds > 1 else ''} of {', '.join(game.stages)}"
+    say(f"played {played} in {short(folder)}; rlhf report {short(folder)}")
     return 0
 
 
