@@ -33,7 +33,7 @@ class TokenRound:
     metrics: dict[str, float] = field(default_factory=dict, kw_only=True)  #: logged with its first step
 
     @property
-    def parts(self) -> Sequence[TokenRound]:
+    def parts(self) -> Sequence[Any]:
         """The round itself: its steps bring nothing beside its groups."""
         return (self,)
 

@@ -266,7 +266,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         """What each token costs in the loss before the coefficient, and the KL to the reference as it is logged."""
         if (exact := policy.reference_kl) is not None:
             return exact, distance(policy.with_token(exact))
-        reference = self._reference_of(batch)
+        reference = self._reference_numbers(batch)
         return self.kl.term(policy.token, reference, old.token), distance(policy, reference)
 
     def output(
@@ -324,7 +324,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         return batch.ragged(batch.advantage)
 
     @torch.no_grad()
-    def _reference_of(self, batch: RolloutBatch) -> Tensor:
+    def _reference_numbers(self, batch: RolloutBatch) -> Tensor:
         if batch.reference_log_probs is not None:
             return batch.reference_log_probs
         token: Tensor = self._live_reference(batch, temperature=self.temperature).token
@@ -366,7 +366,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         if policy.reference_kl is not None:
             named |= distance(policy.with_token(policy.reference_kl))
         elif self.reference is not None or batch.reference_log_probs is not None:
-            named |= distance(policy, self._reference_of(batch))
+            named |= distance(policy, self._reference_numbers(batch))
         for name, value in named.items():
             self.track(f"val/{name}", value.float())
         return {"log_prob": policy.sum(), "length": policy.length}

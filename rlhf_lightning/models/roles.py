@@ -17,7 +17,7 @@ from rlhf_lightning.models.adapter_start import AdapterStart, adapter_start
 from rlhf_lightning.models.adapters import Adapter
 from rlhf_lightning.models.backbone import Backbone
 from rlhf_lightning.models.buffers import keep_float32_buffers
-from rlhf_lightning.models.earlier import MODEL, AdapterCopy, Earlier, check_shapes, without_start
+from rlhf_lightning.models.earlier import AdapterCopy, Earlier, check_shapes, without_start
 from rlhf_lightning.models.modes import compile_layers
 from rlhf_lightning.models.modes import disable_dropout as disable_dropout
 from rlhf_lightning.models.modes import evaluating as evaluating
@@ -168,7 +168,7 @@ class ModelBuilder:
             ValueError: they differ.
         """
         parent = None if self.earlier is None else self.earlier.parent
-        if parent is not None and parent != MODEL and (differing := self._differing(parent)):
+        if parent is not None and not isinstance(parent, str) and (differing := self._differing(parent)):
             raise ValueError(
                 f"rounds.parent={parent.name} {differing}: name the model that the policy was trained from"
             )
@@ -190,13 +190,15 @@ class ModelBuilder:
         """What the policy was trained from, where a role asks for it."""
         if self.earlier is None or self.earlier.parent is None:
             return None
-        if self.earlier.parent == MODEL:
+        parent = self.earlier.parent
+        if isinstance(parent, str):  # the run's own model
             return without_start(policy, adapted=self.adapter is not None, replaced=self.start is not None)
-        plain = {"adapter": None, "teacher": None, "start": None, "earlier": None, "reference": ReferenceKind.NONE}
-        loader = replace(self, source=self.earlier.parent, **plain)
+        loader = replace(
+            self, source=parent, adapter=None, teacher=None, start=None, earlier=None, reference=ReferenceKind.NONE
+        )
         copy = FrozenCopy(loader._policy(tokenizer, actor))
         if self.adapter is None:
-            check_shapes(copy, policy, self.earlier.parent.name)
+            check_shapes(copy, policy, parent.name)
         return copy
 
     def _teacher(self, actor: Callable[..., Backbone]) -> Teacher:

@@ -11,6 +11,7 @@ from rlhf_lightning.rewards.base import (
     ColumnReward,
     ComposedReward,
     PolicyReward,
+    RoleReward,
     Scores,
     StepReward,
     metrics_of,
@@ -167,7 +168,7 @@ class Composite:
     def assign(self, role: str, model: Callable[[], AbstractContextManager[Any]], device: Any) -> None:
         """Give a model to the terms that name its role."""
         for term in self.rewards.values():
-            if role in roles_of(term):
+            if isinstance(term, RoleReward) and role in term.roles:
                 term.assign(role, model, device)
 
     def step_reward(self, groups: Sequence[SampleGroup]) -> list[list[list[float]]] | None:

@@ -19,7 +19,7 @@ class Trained(Protocol):
     policy: Any  #: the actor that is trained; None before its weights are loaded
     reference: Any  #: what its loss compares with; None where there is nothing
     tokenizer: Any
-    earlier: Mapping[str, Any]  #: models that rewards name by role, beside the policy
+    earlier: dict[str, Any]  #: models that rewards name by role, beside the policy
 
     @property
     def kind(self) -> str:
