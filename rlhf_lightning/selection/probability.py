@@ -168,11 +168,14 @@ def _matrix(preference: Tensor | None, score: Tensor | None, judge: str) -> Tens
 
 
 def _against_policy(chances: Tensor, include_self: bool) -> Tensor:
-    """Mean chance of each sample against those of its prompt, (prompts, samples); nan where nothing is known."""
+    """Mean chance of each sample against those of its prompt, (prompts, samples); nan where nothing is known.
+
+    To 12 decimals: the means of equal samples differ by the order of their sums, and would be no tie.
+    """
     known = chances.isfinite()
     if not include_self:
         known = known & ~torch.eye(chances.shape[1], dtype=torch.bool)
-    return torch.where(known, chances, 0.0).sum(2) / known.sum(2)
+    return (torch.where(known, chances, 0.0).sum(2) / known.sum(2)).round(decimals=12)
 
 
 def _intransitive(chances: Tensor) -> float:

@@ -60,12 +60,13 @@ def rejection_sampling(
     members, winners = eligible(score, truncated, cut_off)
     score = score.double()
     streams = PromptStreams(generator, len(score))
+    keys = streams.draw(n)  # ahead of the sweeps, whose number is that of the prompt with the most
     if sampler == "exact":
         drawn, sweeps = _exact(score, members, n, beta, streams), members.any(1).double()
     else:
         drawn, sweeps = _swept(score, members, n, beta, streams)
     rank = score.masked_fill(~winners, -torch.inf)
-    first, second = _paired(drawn, rank, pairing, streams)
+    first, second = _paired(drawn, rank, pairing, keys)
     exists = (first != NONE) & (second != NONE)
     ahead = gap(score, first.clamp(min=0), second.clamp(min=0))
     chosen, rejected = torch.where(ahead >= 0, first, second), torch.where(ahead >= 0, second, first)
@@ -116,10 +117,10 @@ def _swept(score: Tensor, members: Tensor, n: int, beta: float, streams: PromptS
     return drawn, sweeps
 
 
-def _paired(drawn: Drawn, rank: Tensor, pairing: str, streams: PromptStreams) -> tuple[Tensor, Tensor]:
+def _paired(drawn: Drawn, rank: Tensor, pairing: str, keys: Tensor) -> tuple[Tensor, Tensor]:
     """Both samples of each pair, ``NONE`` where there is none, in the order of a tournament's rounds."""
-    keys = streams.draw(drawn.shape[1]).masked_fill(drawn == NONE, torch.inf)
-    players = drawn.gather(1, keys.argsort(dim=1, stable=True))
+    order = keys.masked_fill(drawn == NONE, torch.inf).argsort(dim=1, stable=True)
+    players = drawn.gather(1, order)
     firsts, seconds = [], []
     while players.shape[1] > 1:
         if players.shape[1] % 2:

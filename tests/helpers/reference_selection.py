@@ -223,7 +223,7 @@ def win_probability(
         against = []
         for i, row in enumerate(chance):
             known = [x for j, x in enumerate(row) if not math.isnan(x) and (include_self or i != j)]
-            against.append(sum(known) / len(known) if known else math.nan)
+            against.append(round(sum(known) / len(known), 12) if known else math.nan)
         members = [i for i, x in enumerate(against) if not (math.isnan(x) or (cut_off == "drop" and b.truncated[p][i]))]
         found = extremes(against, [i for i in members if not b.truncated[p][i]], members)
         if not found:
@@ -267,6 +267,7 @@ def rejection_sampling(
         return math.exp(below / beta) if beta else float(below == 0)
 
     drawn: list[list[int]] = [[] for _ in pools]
+    pairing_draws = streams.draw(n).tolist()
     if sampler == "exact":
         for p, draws in enumerate(streams.draw(n).tolist()):
             weights = [acceptance(p, i, pools[p]) for i in pools[p]]
@@ -282,7 +283,7 @@ def rejection_sampling(
                     if len(drawn[p]) < n and draws[samples + i] < acceptance(p, i, pool):
                         drawn[p].append(i)
                         left[p].remove(i)
-    for p, draws in enumerate(streams.draw(n).tolist()):
+    for p, draws in enumerate(pairing_draws):
         keys = draws[: len(drawn[p])]
         players = [drawn[p][k] for k in sorted(range(len(keys)), key=lambda k: keys[k])]
         yield from _matches(b, p, players, pairing)

@@ -59,6 +59,14 @@ def test_a_coin_sees_no_ties() -> None:
     assert run("random_pair", SampleRound(score=[[1.0, 1.0]]), label="random").metrics["tie_rate"] == 0.0
 
 
+def test_equal_samples_tie_whatever_the_order_of_their_sums() -> None:
+    """The worst two have one score: the first of them loses, although its mean may be rounded to a larger number."""
+    scores = SampleRound(score=[[0.0, -1.5, -2.0, 1.0, -2.0, 0.5]])
+    for include_self in (True, False):
+        selected = run("win_probability", scores, judge="scores", include_self=include_self)
+        assert groups(selected)[0][1] == (3, 2)
+
+
 def test_share_of_circles() -> None:
     """One of the four triples; the three with the fourth sample are in order. Two samples make no triple."""
     assert run("win_probability", CIRCLE).metrics["intransitive"] == pytest.approx(1 / 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from rlhf_lightning.selection.rejection import _exact, _swept
 from rlhf_lightning.selection.terms import PromptStreams
 from rlhf_lightning.types import NONE
-from tests.helpers.selection_inputs import SampleRound, run
+from tests.helpers.selection_inputs import SampleRound, groups, run
 
 MANY = 8_000
 #: Upper .001 quantile of chi-square with 1 and 2 degrees of freedom.
@@ -115,3 +116,13 @@ def test_statistics_of_two_prompts() -> None:
     assert metrics["left_out"] == 1
     nothing = run("rejection_sampling", SampleRound([[math.nan, math.nan]])).metrics
     assert nothing["acceptance_rate"] == nothing["pool_score"] == nothing["sweeps"] == 0
+
+
+def test_pairs_of_a_prompt_do_not_depend_on_the_sweeps_of_another() -> None:
+    """The second prompt needs more sweeps than the first; keys of pairs that come after those would differ."""
+    both = SampleRound(score=[[0.0, 0.1, 0.2, 0.3], [0.0, -1.0, -1.2, -1.1]])
+    for seed in range(20):
+        together = replace(both, seed=seed)
+        rule = {"n": 4, "beta": 0.3}
+        whole = [group for group in groups(run("rejection_sampling", together, **rule)) if group[0] == 0]
+        assert groups(run("rejection_sampling", together.first(1), **rule)) == whole
