@@ -15,7 +15,6 @@ from rlhf_lightning.data.kinds import kind_of
 from rlhf_lightning.data.packing import batch_of
 from rlhf_lightning.methods.unpaired import Unpaired
 from rlhf_lightning.rewards.base import (
-    ComparingReward,
     ComposedReward,
     StepReward,
     WeightedTerms,
@@ -23,7 +22,7 @@ from rlhf_lightning.rewards.base import (
     smallest_group,
     term_names,
 )
-from rlhf_lightning.rewards.win_matrix import COMPARING
+from rlhf_lightning.rewards.win_matrix import COMPARING, without_comparing
 from rlhf_lightning.selection.options import kinds as selected_kinds
 from rlhf_lightning.types import PreferenceBatch, Rolled, RolloutOptions, Trained
 
@@ -114,10 +113,7 @@ def check_compares(rounds: Rounds, scorer: Any) -> None:
     Raises:
         ConfigError: it compares nothing; the message names rewards that do, and the option.
     """
-    maker = scorer.func if isinstance(scorer, functools.partial) else scorer
-    compares = hasattr(maker, "win_matrix") if isinstance(maker, type) else isinstance(maker, ComparingReward)
-    if rounds.needs_wins and not compares:
-        what = "reward=none" if scorer is None else f"reward: {getattr(maker, '__name__', 'it')} scores one by one"
+    if rounds.needs_wins and (what := without_comparing(scorer)) is not None:
         raise ConfigError(
             f"{what}, and rounds.selector compares the responses to a prompt pair by pair: {COMPARING}, or let it make "
             "probabilities of scores (rounds.selector.judge=scores)"

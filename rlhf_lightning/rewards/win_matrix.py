@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +33,22 @@ def win_matrices(reward: Any, groups: Sequence[SampleGroup]) -> list[WinMatrix]:
     for group, matrix in zip(groups, matrices, strict=True):
         _check(reward.name, group, matrix)
     return matrices
+
+
+def without_comparing(scorer: Any) -> str | None:
+    """Name of what scores responses one by one, for a message; None: it compares them.
+
+    Args:
+        scorer: a reward, a class of rewards, or a partial of one; None: nothing scores.
+    """
+    if scorer is None:
+        return "reward=none"
+    made_by = scorer.func if isinstance(scorer, functools.partial) else scorer
+    if isinstance(made_by, type):  # to a protocol with attributes no class is a subclass
+        compares = callable(getattr(made_by, "win_matrix", None))
+    else:
+        compares = isinstance(made_by, ComparingReward)
+    return None if compares else f"reward: {getattr(made_by, '__name__', 'it')} scores one by one"
 
 
 def check_compares(reward: Any) -> None:
