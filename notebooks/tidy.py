@@ -13,7 +13,7 @@ import nbformat
 
 
 def tidy(path: Path) -> None:
-    """Drop what cells wrote to stderr, colours, temporary folders, addresses of objects, and when cells ran."""
+    """Drop what cells wrote to stderr, colours, temporary folders, addresses, text beside HTML, and when cells ran."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
@@ -22,6 +22,8 @@ def tidy(path: Path) -> None:
             for output in cell.outputs:
                 if "text" in output:
                     output.text = re.sub(r"\x1b\[[0-9;]*m|/tmp/tmp\w+/", "", output.text)
+                if "text/html" in output.get("data", {}):
+                    output.data.pop("text/plain", None)
                 if text := output.get("data", {}).get("text/plain"):
                     output.data["text/plain"] = re.sub(r" at 0x[0-9a-f]+", "", text)
     nbformat.write(notebook, path)
