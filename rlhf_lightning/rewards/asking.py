@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from rlhf_lightning.data.messages import Turns
 from rlhf_lightning.data.templates import chat_text
+from rlhf_lightning.ops.streams import stream_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +38,7 @@ class AskPolicy:
 
     Args:
         tokenizer: the policy's.
-        policy: anything with ``sample(prompts, max_new_tokens=, temperature=, seed=) -> ids``, such as a method's
+        policy: anything with ``sample(prompts, max_new_tokens=, temperature=, streams=) -> ids``, such as a method's
             module.
     """
 
@@ -47,9 +48,10 @@ class AskPolicy:
     def ask_each(
         self, conversations: Sequence[Conversation], *, max_tokens: int, temperature: float, seed: int
     ) -> list[str | None]:
-        """See :class:`Ask`."""
+        """See :class:`Ask`. An answer depends on its question and the seed, not on what else this process asks."""
         prompts = [conversation_ids(self.tokenizer, conversation) for conversation in conversations]
-        options = {"max_new_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        streams = [(stream_seed("judge", seed, *ids), 0) for ids in prompts]
+        options = {"max_new_tokens": max_tokens, "temperature": temperature, "streams": streams}
         answers = self.policy.sample(prompts, **options)
         return [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in answers]
 

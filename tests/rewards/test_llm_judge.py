@@ -12,6 +12,7 @@ from rlhf_lightning import compose
 from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer
 from rlhf_lightning.rewards import ComparisonJudge, RatingJudge, Reward, metrics_of, why_unscored
+from rlhf_lightning.rewards.asking import AskPolicy
 from rlhf_lightning.rewards.verdicts import choice, rating
 from rlhf_lightning.types import SampleGroup, sample_groups
 from tests.helpers.fake_server import fake_server
@@ -208,6 +209,25 @@ def test_the_policy_as_its_own_judge():
         reward(groups(["a", "bb"]))
     reward.policy = Policy()
     assert reward(groups(["a", "bb"])) == [[0.0, 1.0]]
+
+
+def test_a_judgment_of_the_policy_does_not_depend_on_what_else_is_asked():
+    """So it is the same however responses are shared out over processes."""
+
+    class Policy:
+        def sample(self, prompts: list[list[int]], **options: Any) -> list[list[int]]:
+            self.streams = options["streams"]
+            return prompts
+
+    policy = Policy()
+    first, second = ([{"role": "user", "content": text}] for text in ("Rate a.", "Rate b."))
+
+    def streams(*questions: Any, seed: int = 0) -> list[tuple[int, int]]:
+        AskPolicy(TOKENIZER, policy).ask_each(questions, max_tokens=4, temperature=1.0, seed=seed)
+        return policy.streams
+
+    assert streams(first, second) == [*streams(first), *streams(second)]
+    assert len({*streams(first, second), *streams(first, second, seed=1)}) == 4
 
 
 @pytest.mark.parametrize("choice_of", ["llm_judge", "llm_compare"])

@@ -133,7 +133,11 @@ def test_a_judge_nobody_gave():
 def test_the_policy_judges():
     class Policy:
         def sample(self, prompts: list[list[int]], **options: Any) -> list[list[int]]:
-            assert options == {"max_new_tokens": 512, "temperature": 0.0, "seed": 0}
+            assert {**options, "streams": len(options["streams"])} == {
+                "max_new_tokens": 512,
+                "temperature": 0.0,
+                "streams": len(prompts),
+            }
             assert all("Rate it." in TOKENIZER.decode(prompt) for prompt in prompts)
             return [TOKENIZER(text)["input_ids"] for text in ('{"score": 0.5}', "well")]
 
