@@ -36,6 +36,7 @@ def start(folder: Path, *options: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=folder, env=os.environ | {"RLHF_CACHE": str(folder / "cache")})
 
 
+@pytest.mark.slow
 def test_a_second_run_finds_what_the_first_has_computed(folder):
     for run in ("one", "two"):
         assert start(folder, f"paths.output_dir={run}").wait(100) == 0

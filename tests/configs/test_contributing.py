@@ -35,7 +35,13 @@ def test_every_example_is_met():
     assert [name for _, name, _ in EXAMPLES] == ["my_losses", "my_ideas"]
 
 
-@pytest.mark.parametrize(("code", "name", "command"), EXAMPLES, ids=[name for _, name, _ in EXAMPLES])
+@pytest.mark.parametrize(
+    ("code", "name", "command"),
+    [
+        pytest.param(*example, id=example[1], marks=pytest.mark.slow if at else ())
+        for at, example in enumerate(EXAMPLES)
+    ],
+)
 def test_an_example_trains(tmp_path: Path, code: str, name: str, command: str):
     (tmp_path / f"{name}.py").write_text(code)
     done = console_script(tmp_path, command)

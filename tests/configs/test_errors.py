@@ -20,7 +20,7 @@ MESSAGES = {
     "trainer.devices=2": "trainer.devices is set by the strategy group: use strategy.devices=...",
     "paths.otput_dir=x": (
         "paths.otput_dir: paths has no option 'otput_dir'. Did you mean output_dir?\n"
-        "  options: output_dir, runs, sweeps"
+        "  options: output_dir, runs, shared, sweeps"
     ),
     "model=hub": "model.name has no value and needs one: model.name=...",
     "strategy=dpp": (

@@ -59,6 +59,7 @@ def trained(rlhf, tiny, tmp_path):
     return train
 
 
+@pytest.mark.slow
 def test_training_in_a_round_is_training_on_its_file(trained, tmp_path):
     """The first round from the run's start, the second from the weights and with the reference of its own start."""
     first = trained("one", *ROUNDS, "trainer.max_steps=2")
