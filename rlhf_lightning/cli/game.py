@@ -1,8 +1,8 @@
 """``rlhf game``: models that are trained in turn, each by an ordinary ``rlhf train`` in a folder of its own.
 
-Everything that a job is holds for a stage: its digest, its lock, its resume. A game that was killed is resumed by the
-same command: what is done stays, the stage at hand goes on from its checkpoint, and a stage whose options changed is
-refused by name before anything is loaded.
+Every stage is an ordinary job, with a digest, a lock and an exact resume of its own. The same command resumes a game
+that was killed: finished stages are kept, the interrupted one is resumed from its checkpoint, and a stage whose options
+changed is refused by name before anything is loaded.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from rlhf_lightning.files import write_atomically
 from rlhf_lightning.rounds.game import Game, Move, latest, without_references
 
 FILE = "game.json"
-#: First parts of the keys that are the game's own; every other option is one of its stages.
-_OWN = ("experiment", "game", "paths")
+#: First parts of the keys that are the game's; every other option is one of its stages.
+_OF_GAME = ("experiment", "game", "paths")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Command:
     """A command line, sorted by whom its options are for."""
 
     flags: Arguments
-    own: list[str]  #: of the game
+    of_game: list[str]  #: of the game itself
     stages: list[str]  #: of all stages, or ``<stage>.<option>`` of one
 
     @classmethod
@@ -52,9 +52,10 @@ class Command:
         if other := [flag for flag in flags.flags if flag not in ("--config-dir", "-cd", *flags.config_dirs)]:
             raise ConfigError(f"rlhf game has no flag {other[0]}: rlhf train -m is for sweeps over one job")
         keys = [option.lstrip("+~").partition("=")[0] for option in flags.overrides]
-        own = [option for option, key in zip(flags.overrides, keys, strict=True) if key.split(".")[0] in _OWN]
-        folders = [option for option in own if option.startswith("paths.") and "output_dir" not in option]
-        return cls(flags, own, [option for option in flags.overrides if option not in own or option in folders])
+        of_game = [option for option, key in zip(flags.overrides, keys, strict=True) if key.split(".")[0] in _OF_GAME]
+        folders = [option for option in of_game if option.startswith("paths.") and "output_dir" not in option]
+        of_stages = [option for option in flags.overrides if option not in of_game or option in folders]
+        return cls(flags, of_game, of_stages)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         0; else the exit code of the stage that ended it.
     """
     command = Command.of(arguments)
-    cfg = compose("game", command.own, config_dirs=command.flags.config_dirs)
+    cfg = compose("game", command.of_game, config_dirs=command.flags.config_dirs)
     named = cfg.paths.output_dir is not None
     folder = Path(cfg.paths.output_dir) if named else new_folder(Path(cfg.paths.runs) / "game")
     game = game_of(cfg, folder, command.stages)

@@ -85,7 +85,7 @@ def check_rounds(rounds: Rounds, module: Trained, reward: Any, reference: str) -
     if isinstance(module, Unpaired) and module.density_ratio is not None:
         raise ConfigError(
             "method.density_ratio tells the prompts of both labels apart before training, and rounds label responses "
-            "while it goes on: set method.density_ratio=null"
+            "during training: set method.density_ratio=null"
         )
     if (fewest := smallest_group(reward)) > rounds.group_size:
         raise ConfigError(
@@ -210,13 +210,13 @@ def _check_roles(rounds: Rounds, reward: Any) -> None:
         or (rounds.parent is not None and "previous_round" in names)
     ):
         return
-    further = (
+    remedy = (
         ": set rounds.parent=<folder or hub id of what the policy was trained from>, or rounds.parent=model where "
         "adapter.path or ckpt_path holds what was trained"
     )
     raise ConfigError(
         f"reward {reward.name!r} compares {' with '.join(sorted(names))}, and in the first round these are the same "
-        f"policy, so every score is 0{further if 'previous_round' in names else ': let reward.reference be another'}"
+        f"policy, so every score is 0{remedy if 'previous_round' in names else ': let reward.reference be another'}"
     )
 
 

@@ -47,8 +47,8 @@ def shared_rounds(cfg: DictConfig, models: ModelBuilder, data: OnlineData, preci
     folder = default_folder() / "rounds" if chosen == "auto" else Path(chosen).expanduser()
     starts = str(models.reference) in _OWN_START and not (cfg.get("rounds") or {}).get("parent")
     reference = str(models.reference) if starts else None
-    known = {"policy"} if reference is None else {"policy", "reference", "mixture"}
-    if not data.engine.exact or not {draw.source for draw in data.options.draws} <= known:
+    shareable = {"policy"} if reference is None else {"policy", "reference", "mixture"}
+    if not data.engine.exact or not {draw.source for draw in data.options.draws} <= shareable:
         return None
     reward = reward_identity(cfg)
     if reward is None:

@@ -75,13 +75,13 @@ class AdapterCopy:
     def put_in(self) -> Iterator[None]:
         """Let the policy have these weights for a while; afterwards it has its own to the bit."""
         reshard(self.policy)
-        own = _trained(self.policy)
+        current = _trained(self.policy)
         _set(self.policy, self.weights)
         try:
             yield
         finally:
             reshard(self.policy)
-            _set(self.policy, own)
+            _set(self.policy, current)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def without_start(policy: Backbone, *, adapted: bool, replaced: bool) -> Adapter
     Args:
         policy: as it was loaded, before another run's weights are put into it.
         adapted: it has an adapter.
-        replaced: another run's weights will be put into it; else the adapter is the one that training goes on from.
+        replaced: another run's weights will be put into it; else the adapter is the one that training continues from.
     """
     if not adapted:
         return FrozenCopy.of(policy)
@@ -144,9 +144,10 @@ def check_shapes(copy: FrozenCopy, policy: Backbone, name: str) -> None:
     Raises:
         ValueError: it has other weights.
     """
-    mine = {key: weight.shape for key, weight in policy.named_parameters()}
-    theirs = {key: weight.shape for key, weight in copy.actor.named_parameters()}
-    differing = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+    shapes, of_parent = (
+        {key: weight.shape for key, weight in model.named_parameters()} for model in (policy, copy.actor)
+    )
+    differing = sorted(key for key in shapes.keys() | of_parent.keys() if shapes.get(key) != of_parent.get(key))
     if differing:
         raise ValueError(
             f"rounds.parent={name} has other weights than the policy, for example {differing[0]}: name the model that "

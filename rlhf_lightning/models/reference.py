@@ -191,9 +191,9 @@ def placed(model: Any, policy: nn.Module) -> Any:
         policy: which Lightning places.
     """
     if isinstance(model, nn.Module):
-        mine, theirs = next(model.parameters()), next(policy.parameters())
-        if mine.device != theirs.device or mine.dtype != theirs.dtype:
-            model.to(device=theirs.device, dtype=theirs.dtype)
+        weight, example = next(model.parameters()), next(policy.parameters())
+        if weight.device != example.device or weight.dtype != example.dtype:
+            model.to(device=example.device, dtype=example.dtype)
     return model
 
 

@@ -175,12 +175,12 @@ class ModelBuilder:
 
     def _differing(self, other: ModelSource) -> str | None:
         """How another model's vocabulary differs from the policy's; None: it does not."""
-        mine, theirs = self.tokenizer().get_vocab(), other.tokenizer().get_vocab()
-        if mine == theirs:
+        ids, other_ids = self.tokenizer().get_vocab(), other.tokenizer().get_vocab()
+        if ids == other_ids:
             return None
-        names = sorted(token for token in mine.keys() | theirs.keys() if mine.get(token) != theirs.get(token))
+        names = sorted(token for token in ids.keys() | other_ids.keys() if ids.get(token) != other_ids.get(token))
         return (
-            f"has another vocabulary than {self.source.name}: {len(theirs)} tokens and {len(mine)}, {len(names)} of "
+            f"has another vocabulary than {self.source.name}: {len(other_ids)} tokens and {len(ids)}, {len(names)} of "
             f"them differ, for example {names[0]!r}"
         )
 

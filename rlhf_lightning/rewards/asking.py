@@ -48,7 +48,7 @@ class AskPolicy:
     def ask_each(
         self, conversations: Sequence[Conversation], *, max_tokens: int, temperature: float, seed: int
     ) -> list[str | None]:
-        """See :class:`Ask`. An answer depends on its question and the seed, not on what else this process asks."""
+        """See :class:`Ask`. A response depends on its question and the seed, not on what else this process asks."""
         prompts = [conversation_ids(self.tokenizer, conversation) for conversation in conversations]
         streams = [(stream_seed("judge", seed, *ids), 0) for ids in prompts]
         options = {"max_new_tokens": max_tokens, "temperature": temperature, "streams": streams}

@@ -46,7 +46,7 @@ def end_with(parent: int) -> None:
 def end_with_engine() -> None:
     """End this process soon after one that it started was killed or failed, with exit code 1.
 
-    vLLM's server then stops listening and waits for its open requests, which no engine will ever answer.
+    vLLM's server then stops listening and waits for its open requests, which no engine can complete.
     """
 
     def watch() -> None:

@@ -157,15 +157,15 @@ class Collector:
         if self.reward is None:
             return {}
         self._introduce(module)
-        own = range(self.place.rank, len(pairs), self.place.world_size)
+        local_rows = range(self.place.rank, len(pairs), self.place.world_size)
         with self.clock.phase("reward"):
-            scores, _ = scored(self.reward, [_pair_of(pairs, row) for row in own])
+            scores, _ = scored(self.reward, [_pair_of(pairs, row) for row in local_rows])
         self.metrics()  # what was counted here is no part of the round
         better, worse = zip(*(row for share in gathered(scores) for row in share), strict=True)
-        found = outcomes(torch.tensor(numbers(better)), torch.tensor(numbers(worse)))
-        known = found[~found.isnan()]
-        accuracy = {"judge/accuracy": float(known.mean())} if len(known) else {}
-        return {**accuracy, "judge/unscored": 1 - len(known) / len(found)}
+        wins = outcomes(torch.tensor(numbers(better)), torch.tensor(numbers(worse)))
+        decided = wins[~wins.isnan()]
+        accuracy = {"judge/accuracy": float(decided.mean())} if len(decided) else {}
+        return {**accuracy, "judge/unscored": 1 - len(decided) / len(wins)}
 
     def _drawn(self, number: int, groups: Sequence[SampleGroup], seeds: Sequence[int]) -> list[list[Sample]]:
         """The samples of a draw for each prompt; each draw but the first has random streams of its own."""

@@ -128,12 +128,12 @@ class Producer:
         if store is None or store.reference is None or self.lesson.needs != {"reference_log_probs"}:
             return self.live.scores(part, plan, self.lesson.scores)
         number = computation(part, plan, store.reference, self.lesson.temperature, self.place.world_size)
-        found = gathered(None if shared is None else shared.log_probs(number))[0]
-        if found is None:
-            found = self.live.scores(part, plan, self.lesson.scores)
+        log_probs = gathered(None if shared is None else shared.log_probs(number))[0]
+        if log_probs is None:
+            log_probs = self.live.scores(part, plan, self.lesson.scores)
             if shared is not None:
-                shared.keep_log_probs(number, found)
-        return found
+                shared.keep_log_probs(number, log_probs)
+        return log_probs
 
     # Drawing
 

@@ -63,7 +63,7 @@ class LabelScorer(GoldScorer):
     Args:
         tokenizer: the policy's, which must be the tiny world's.
         base: whose world; None: the default one.
-        error: its standard deviation, in points; 1, our choice, turns over one of six pairs of the base's responses.
+        error: its standard deviation, in points; 1, our choice, flips the label of one in six pairs of the base.
 
     Raises:
         ValueError: another tokenizer, or a negative error.
