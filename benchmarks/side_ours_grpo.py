@@ -41,7 +41,7 @@ def run(settings: dict[str, Any], prompts: list[list[int]], clock: Clock) -> lis
         precision="bf16-mixed" if bf16 else "32-true",
         accumulate_grad_batches=settings["accumulate"],
         gradient_clip_val=CLIP,
-        callbacks=[_Steps(clock)],
+        callbacks=[Steps(clock)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -92,16 +92,18 @@ class Even:
         return [[reward(ids) for ids in group.responses] for group in groups]
 
 
-class _Steps(L.Callback):
+class Steps(L.Callback):
     """A step lasts from the end of the one before: what the loader does belongs to it."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
 
     def on_train_start(self, *_: Any) -> None:
+        """Begin the first step."""
         self.clock.start()
 
-    def on_train_batch_end(self, trainer: Any, _module: Any, outputs: dict[str, Any], _batch: Any, index: int) -> None:
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: dict[str, Any], batch: Any, index: int) -> None:
+        """End a step with its last micro-batch."""
         if (index + 1) % trainer.accumulate_grad_batches == 0:
             self.clock.stop(float(outputs["loss"]))
 

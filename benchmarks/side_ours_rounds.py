@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from fixed_rows import responses
-from side_ours_grpo import Even, Timed
+from side_ours_grpo import Even, Steps, Timed
 from torch import Tensor
 from worker import BETA, CLIP, RATE, Clock
 
@@ -58,7 +58,7 @@ def run(settings: dict[str, Any], prompts: list[dict[str, Any]], clock: Clock) -
         max_epochs=1,
         precision="32-true",
         gradient_clip_val=CLIP,
-        callbacks=[_Steps(clock), PhaseTimes()],
+        callbacks=[_Phases(clock), PhaseTimes()],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -68,18 +68,12 @@ def run(settings: dict[str, Any], prompts: list[dict[str, Any]], clock: Clock) -
     return scores
 
 
-class _Steps(L.Callback):
-    """A step lasts from the end of the one before: what the loader does belongs to it."""
+class _Phases(Steps):
+    """A step with the phases of its round, as the run logs them."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-
-    def on_train_start(self, *_: Any) -> None:
-        self.clock.start()
-
-    def on_train_batch_end(self, trainer: Any, _module: Any, outputs: dict[str, Any], _batch: Any, index: int) -> None:
-        """Keep the step with the phases of its round, as the run logs them."""
-        self.clock.stop(float(outputs["loss"]))
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: dict[str, Any], batch: Any, index: int) -> None:
+        """Keep them beside its seconds; a step is one micro-batch."""
+        super().on_train_batch_end(trainer, module, outputs, batch, index)
         metrics = trainer.datamodule.metrics
         self.clock.steps[-1] |= {name: value for name, value in metrics.items() if name.startswith("train/time/")}
 

@@ -12,6 +12,19 @@ from trl import GRPOConfig, GRPOTrainer
 from trl_compact_head import install
 from worker import CLIP, RATE, Clock
 
+#: Options of TRL's trainers that every comparison of whole steps has.
+TRAINING: dict[str, Any] = {
+    "use_cpu": True,
+    "gradient_checkpointing": False,
+    "learning_rate": RATE,
+    "lr_scheduler_type": "constant",
+    "weight_decay": 0.0,
+    "max_grad_norm": CLIP,
+    "report_to": [],
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+
 
 def run(settings: dict[str, Any], prompts: list[list[int]], clock: Clock) -> list[float]:
     """Train over the prompts; return log-prob sums of fixed rows and their loss, before the first step."""
@@ -80,17 +93,9 @@ def _options(settings: dict[str, Any], prompts: int) -> GRPOConfig:
         loss_type="grpo",
         epsilon=0.2,
         bf16=settings["precision"] == "bf16",
-        use_cpu=True,
-        gradient_checkpointing=False,
         shuffle_dataset=False,
-        learning_rate=RATE,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
-        max_grad_norm=CLIP,
-        report_to=[],
-        save_strategy="no",
         logging_steps=1,
-        disable_tqdm=True,
+        **TRAINING,
     )
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from datasets import Dataset
 from fixed_rows import responses, reward
-from side_trl_grpo import Steps
+from side_trl_grpo import TRAINING, Steps
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
-from worker import BETA, CLIP, RATE, Clock
+from worker import BETA, Clock
 
 
 def run(settings: dict[str, Any], prompts: list[dict[str, Any]], clock: Clock) -> list[float]:
@@ -66,16 +66,8 @@ def _options(settings: dict[str, Any], prompts: int) -> OnlineDPOConfig:
         temperature=1.0,
         beta=BETA,
         bf16=False,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        learning_rate=RATE,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
-        max_grad_norm=CLIP,
-        report_to=[],
-        save_strategy="no",
         logging_steps=1000,
-        disable_tqdm=True,
+        **TRAINING,
     )
 
 

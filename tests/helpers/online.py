@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -227,3 +228,9 @@ def trajectory(
     if run.is_global_zero:
         torch.save(result, folder / "trajectory.pt")
     return result
+
+
+def rollouts(folder: Path) -> list[list[dict[str, Any]]]:
+    """Rows of a run's files of samples, file by file."""
+    files = sorted((folder / "rollouts").glob("*.jsonl"))
+    return [[json.loads(line) for line in file.open()] for file in files]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,8 @@ from rlhf_lightning.rounds import OnlineData
 from rlhf_lightning.schedules import cosine
 from rlhf_lightning.selection.options import makes, selector
 from rlhf_lightning.types import Draw, Example, Selected
-from tests.helpers.online import Engine, LowBytes, builder, prompts
+from tests.helpers.jobs import differences, final_state, forked
+from tests.helpers.online import Engine, LowBytes, builder, fit, prompts, rollouts
 
 
 @selector
@@ -60,3 +62,22 @@ def data_of(
     lesson = partial(SelectLesson, kind=module.kind, seed=3, responses=responses)
     chosen = rounds or rounds_of()
     return OnlineData(source, engine or Engine(), reward or LowBytes(), chosen, folder, lesson=lesson)
+
+
+def assert_resumes(folder: Path, kill: Mapping[str, Any], **settings: Any) -> None:
+    """A run of three rounds that was killed and resumed ends as the uninterrupted one, files included.
+
+    Args:
+        folder: both runs are written below it.
+        kill: where it is killed, of ``fit``.
+        settings: of both.
+    """
+    settings |= {"max_epochs": 1, "limit_val_batches": 0, "val_check_interval": None}
+    whole, cut = folder / "whole", folder / "cut"
+    fit(whole, **settings)
+    assert forked(fit, cut, **settings, **kill) == -signal.SIGKILL
+    fit(cut, **settings)
+    one, other = final_state(whole), final_state(cut)
+    assert one["global_step"] == 12
+    assert differences(one, other) == []
+    assert rollouts(whole) == rollouts(cut)

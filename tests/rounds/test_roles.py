@@ -20,12 +20,11 @@ from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rewards import Composite, ImplicitReward
 from rlhf_lightning.strategies import FSDP2Strategy
 from rlhf_lightning.types import Example
-from tests.helpers.jobs import Memory, differences, final_state, forked, in_processes, ranks
-from tests.helpers.online import LowBytes, Unsure, fit, trajectory
-from tests.helpers.rounds import data_of, module_of, rounds_of
+from tests.helpers.jobs import Memory, differences, final_state, in_processes, ranks
+from tests.helpers.online import LowBytes, Unsure, fit, rollouts, trajectory
+from tests.helpers.rounds import assert_resumes, data_of, module_of, rounds_of
 from tests.helpers.training import trainer
 from tests.trajectory.test_online_invariance import assert_same, samples
-from tests.trajectory.test_online_resume import rollouts
 
 ROLES = frozenset({"policy", "initial", "round_start", "previous_round"})
 PROBE = [Example([7, 8], [[1, 2, 3], [4, 5]]), Example([9], [[6], [100, 3, 2]])]
@@ -197,15 +196,7 @@ KILLS = [{"kill_call": 2}, {"kill_call": 3}, {"kill_at": 4}, {"kill_at": 7}, {"k
 def test_killed_and_resumed(tmp_path, adapter, kill):
     """In a draw, before a round's first step and within rounds: the copies are those of the run that was not killed."""
     settings = {"make": partial(dice_module, adapter), "data": partial(data_of, rounds=DICE), "reward": scorer()}
-    settings |= {"max_epochs": 1, "limit_val_batches": 0, "val_check_interval": None}
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    fit(whole, **settings)
-    assert forked(fit, cut, **settings, **kill) == -signal.SIGKILL
-    fit(cut, **settings)
-    one, other = final_state(whole), final_state(cut)
-    assert one["global_step"] == 12
-    assert differences(one, other) == []
-    assert rollouts(whole) == rollouts(cut)
+    assert_resumes(tmp_path, kill, **settings)
 
 
 def test_8x1_is_4x2(tmp_path):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from rlhf_lightning.credit import rloo
 from tests.helpers.jobs import differences, final_state, forked, ranks
-from tests.helpers.online import fit, module_of
+from tests.helpers.online import fit, module_of, rollouts
 
 #: Four steps a rollout, a checkpoint after every third step.
 KILLS = [
@@ -21,11 +19,6 @@ KILLS = [
     pytest.param({"kill_at": 12}, id="at-the-end-of-an-epoch"),
 ]
 TWO = {"strategy": "ddp", "devices": 2}
-
-
-def rollouts(folder: Path) -> list[list[dict[str, Any]]]:
-    files = sorted((folder / "rollouts").glob("*.jsonl"))
-    return [[json.loads(line) for line in file.open()] for file in files]
 
 
 def drawn(folder: Path, share: int) -> int:

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from tests.helpers.jobs import differences, final_state, forked, in_processes
-from tests.helpers.online import fit, trajectory
+from tests.helpers.online import fit, rollouts, trajectory
 from tests.helpers.round_methods import METHODS, Circle
 from tests.helpers.rounds import data_of
 from tests.trajectory.test_online_invariance import assert_same, samples
-from tests.trajectory.test_online_resume import rollouts
 
 SGD = partial(torch.optim.SGD, lr=0.05)  # Adam divides tiny gradients by their size, and rounding with them
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from rlhf_lightning.strategies import FSDP2Strategy
-from tests.helpers.jobs import differences, final_state, forked, in_processes, ranks
-from tests.helpers.online import Unsure, fit, trajectory
-from tests.helpers.rounds import data_of, module_of, rounds_of
+from tests.helpers.jobs import differences, final_state, in_processes, ranks
+from tests.helpers.online import Unsure, fit, rollouts, trajectory
+from tests.helpers.rounds import assert_resumes, data_of, module_of, rounds_of
 from tests.trajectory.test_online_invariance import assert_same, samples
-from tests.trajectory.test_online_resume import rollouts
 
 SGD = partial(torch.optim.SGD, lr=0.05)  # Adam divides tiny gradients by their size, and rounding with them
 #: What a checkpoint has to hold of earlier rounds: a reference that moves, and groups that come again.
@@ -59,15 +58,7 @@ def test_two_processes_are_one(tmp_path, strategy):
 def test_killed_and_resumed(tmp_path, accumulate, rounds, kill):
     """Weights, optimiser, reference, the round at hand, those that are carried along, the files."""
     settings = {"make": module_of, "data": partial(data_of, rounds=rounds), "accumulate_grad_batches": accumulate}
-    settings |= {"max_epochs": 1, "limit_val_batches": 0, "val_check_interval": None}
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    fit(whole, **settings)
-    assert forked(fit, cut, **settings, **kill) == -signal.SIGKILL
-    fit(cut, **settings)
-    one, other = final_state(whole), final_state(cut)
-    assert one["global_step"] == 12
-    assert differences(one, other) == []
-    assert rollouts(whole) == rollouts(cut)
+    assert_resumes(tmp_path, kill, **settings)
 
 
 @pytest.mark.slow
