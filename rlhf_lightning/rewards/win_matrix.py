@@ -109,9 +109,12 @@ def matrix_of(count: int, pairs: Sequence[tuple[int, int, float | None]]) -> Win
 
 
 def mean_wins(matrix: WinMatrix) -> list[float | None]:
-    """Mean probability of each response of beating another one, over those with a verdict; None without any."""
+    """Mean probability of each response of beating another one, over those with a verdict; None without any.
+
+    Summed exactly, so that responses with the same verdicts in another order are tied.
+    """
     known = [[won for j, won in enumerate(row) if j != i and won is not None] for i, row in enumerate(matrix)]
-    return [sum(row) / len(row) if row else None for row in known]
+    return [math.fsum(row) / len(row) if row else None for row in known]
 
 
 def matrix_from_scores(scores: Sequence[float | None]) -> WinMatrix:

@@ -148,3 +148,10 @@ def test_only_the_even_mixture_of_styles_cannot_be_exploited() -> None:
 def test_gold_rewards_as_a_preference() -> None:
     assert win(3.0, 2.0) == pytest.approx(0.731059, abs=1e-6)
     assert win(2.0, 3.0) + win(3.0, 2.0) == pytest.approx(1.0)
+
+
+def test_equal_responses_have_equal_mean_wins():
+    """Responses 1 and 3 meet 0, 2 and each other alike; plain sums in the order of their rows differ by rounding."""
+    assert 0.2 + 0.6 + 0.5 != 0.2 + 0.5 + 0.6
+    means = mean_wins(matrix_of(4, [(1, 0, 0.2), (3, 0, 0.2), (1, 2, 0.6), (3, 2, 0.6), (1, 3, 0.5), (0, 2, 0.5)]))
+    assert means[1] == means[3]
