@@ -1,4 +1,4 @@
-"""experiment/ppo_max_ablation: every recipe takes part and differs from PPO-max in the switch that it is named after."""
+"""experiment/ppo_max_ablation: every recipe takes part and differs from PPO-max in the switch of its name."""
 
 from __future__ import annotations
 
