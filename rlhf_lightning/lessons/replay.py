@@ -22,8 +22,8 @@ class Replay:
     r"""Offline groups for rounds: of :math:`n` groups that rounds have made :math:`n\gamma / (1 - \gamma)` come along.
 
     That many, rounded to whole groups, over all rounds so far: what one round is short of by rounding the next one
-    brings. Rows come in a random order, pass after pass; one whose prompt the round has drawn for is left out, and
-    comes again in the next pass.
+    brings. Rows come in a random order, pass after pass; one whose prompt the round has drawn for, or carries along
+    from an earlier one, is left out, and comes again in the next pass.
 
     Source: "Bootstrapping Language Models with DPO Implicit Rewards" (DICE), arXiv:2406.09760, experience replay.
     Differences: its code sets the groups made by the size of the offline data; here rounds keep their size.
@@ -70,7 +70,7 @@ class Replay:
 
         Args:
             made: groups of the round.
-            drawn: tokens of its prompts.
+            drawn: tokens of its prompts, those of rounds that are carried along among them.
 
         Raises:
             ValueError: there are too few groups with other prompts.
@@ -123,3 +123,8 @@ class Replay:
 def prompt_tokens(ids: Collection[int]) -> bytes:
     """A prompt as :class:`Replay` compares it."""
     return np.array(ids, dtype=np.int32).tobytes()
+
+
+def prompts_among(examples: Examples, rows: IntArray) -> set[bytes]:
+    """The different prompts of some rows, as :class:`Replay` compares them."""
+    return {prompt_tokens(examples.tokens[start:end]) for start, end in examples.bounds[rows, :2].tolist()}

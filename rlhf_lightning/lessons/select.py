@@ -15,7 +15,7 @@ from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.data.kinds import kind_of, slot_names
 from rlhf_lightning.data.selected import by_response, leave_out_equal, response_of, rows_of, same_as
 from rlhf_lightning.lessons.chosen import SelectedRound, joined
-from rlhf_lightning.lessons.replay import Replay, prompt_tokens
+from rlhf_lightning.lessons.replay import Replay, prompt_tokens, prompts_among
 from rlhf_lightning.lessons.rounds import Rounds
 from rlhf_lightning.lessons.tokens import IntArray, examples_of
 from rlhf_lightning.ops.streams import stream_seed
@@ -116,7 +116,8 @@ class SelectLesson:
         if self.replay is None:
             return whole
         made = len(whole.examples)
-        rows = self.replay.take(made, {prompt_tokens(one.group.prompt) for one in groups})
+        drawn = {prompt_tokens(one.group.prompt) for one in groups}
+        rows = self.replay.take(made, drawn | prompts_among(whole.examples, np.arange(made)))
         offline = self.replay.examples.select(rows).compact()
         whole = joined([whole, replace(new, examples=offline, index=rows, selected=None)]) if len(rows) else whole
         whole.metrics |= {"round/replayed": float(len(rows)), "round/replay_share": len(rows) / (made + len(rows))}
@@ -125,8 +126,7 @@ class SelectLesson:
     def prepare(self, prompts: Examples, first: IntArray) -> None:
         """Read the groups that are replayed, and refuse data with too few of them."""
         if self.replay is not None:
-            bounds = prompts.bounds[first, :2].tolist()
-            self.replay.prepare({prompt_tokens(prompts.tokens[start:end]) for start, end in bounds})
+            self.replay.prepare(prompts_among(prompts, first))
 
     def why_empty(self, groups: Sequence[ScoredGroup]) -> str | None:
         """A selector leaves out what it cannot compare."""

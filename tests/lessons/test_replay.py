@@ -113,6 +113,17 @@ def test_replay_stands_beside_rounds_that_are_carried_along():
     assert [(len(batch), len(offline(batch))) for batch in batches[:2]] == [(8, 4), (16, 8)]
 
 
+@pytest.mark.parametrize(("carry", "rounds", "share"), [("previous", 2, 0.5), ("all", 6, 0.2)])
+def test_prompts_of_rounds_that_are_carried_along_are_not_replayed(carry, rounds, share):
+    """The data's pair of a prompt that is trained on again would stand beside the policy's own."""
+    data = replayed(share, carry=carry, minibatches=1)
+    for number, batch in enumerate(data.train_dataloader()):
+        earliest = max(0, number + 1 - rounds)
+        trained = data.stream.take(4 * earliest, 4 * (number + 1 - earliest)).tolist()
+        assert len(set(trained)) == len(trained)
+        assert not set(offline(batch)) & set(trained), "rows 0 to 23 have the prompts of rounds"
+
+
 @pytest.mark.parametrize("taken", [0, 1, 2, 3, 5, 7])
 def test_state_resumes_anywhere(taken):
     """Within a round its groups are held, at its end the place in the data; tokens of other rows are not."""
