@@ -46,7 +46,7 @@ class ModelLine(Callback):
         """Measure two small forward passes; a collective call on sharded weights."""
         module: Any = pl_module
         tokens = _tokens(trainer.train_dataloader)
-        models = Models(module.policy, module.reference, module.tokenizer)
+        models = Models(module.policy, module.reference, module.tokenizer, earlier=module.earlier)
         summary = describe(
             models,
             tokens=tokens,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rlhf_lightning.models.earlier import AdapterCopy
 from rlhf_lightning.models.naming import transformers_model
 from rlhf_lightning.models.roles import set_gradient_checkpointing
 from rlhf_lightning.models.sharding import decoder_layers, reshard, unsharded
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from rlhf_lightning.models.roles import Models
 
 _TRIAL = (48, 144)  # tokens of the two trial passes
+#: What the peak is made of, as :class:`ModelSummary` calls it.
+_PARTS = ("weights", "reference", "earlier", "gradients", "optimizer", "activations", "head")
 _HEAD_BUFFERS = 3  # a block of logits, its probabilities, their gradient
 
 
@@ -39,6 +42,7 @@ class ModelSummary:
     dtype: str  #: of most of the policy's weights
     weights: int
     reference: int
+    earlier: int  #: copies of the policy that rewards compare with
     gradients: int
     optimizer: int
     activations: int  #: what the backward pass keeps of one micro-batch
@@ -47,12 +51,11 @@ class ModelSummary:
     @property
     def peak(self) -> int:
         """Predicted peak: the sum of all parts, which are all alive when a later micro-batch begins its backward."""
-        return self.weights + self.reference + self.gradients + self.optimizer + self.activations + self.head
+        return sum(getattr(self, part) for part in _PARTS)
 
     def __str__(self) -> str:
         share = 100 * self.trainable / max(self.parameters, 1)
-        parts = ("weights", "reference", "gradients", "optimizer", "activations", "head")
-        listed = ", ".join(f"{part} {bytes_text(getattr(self, part))}" for part in parts if getattr(self, part))
+        listed = ", ".join(f"{part} {bytes_text(getattr(self, part))}" for part in _PARTS if getattr(self, part))
         return (
             f"{count_text(self.parameters)} parameters, {count_text(self.trainable)} trainable ({share:.3g} %), "
             f"{self.dtype}; predicted peak {bytes_text(self.peak)}: {listed}"
@@ -88,7 +91,8 @@ def describe(
         trainable=sum(_numbers(parameter) for parameter in trained),
         dtype=_main_dtype(parameters),
         weights=_bytes(parameters),
-        reference=_bytes(reference.parameters()) if isinstance(reference, nn.Module) else 0,
+        reference=_copied(reference),
+        earlier=sum(_copied(copy) for copy in models.earlier.values() if copy is not reference),
         gradients=gradients,
         optimizer=round(optimizer_numbers * gradients),
         activations=activations,
@@ -201,6 +205,13 @@ def _bytes(parameters: Iterable[Tensor]) -> int:
     """Bytes of this process's shards."""
     local = (p.to_local() if hasattr(p, "to_local") else p for p in parameters)
     return sum(p.numel() * p.element_size() for p in local)
+
+
+def _copied(copy: Any) -> int:
+    """Bytes of a copy of the policy: of a model, or of an adapter alone."""
+    if isinstance(copy, AdapterCopy):
+        return _bytes(copy.weights.values()) + _copied(copy.before)
+    return _bytes(copy.parameters()) if isinstance(copy, nn.Module) else 0
 
 
 def _main_dtype(parameters: Iterable[Tensor]) -> str:

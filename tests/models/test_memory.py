@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.earlier import Earlier
 from rlhf_lightning.models.memory import ModelSummary, _trial_batch, bytes_text, count_text, describe
 from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
@@ -91,6 +92,29 @@ def test_adapter_counts_only_what_is_trained():
     assert lora.trainable == adapter
     assert lora.gradients == 4 * adapter
     assert lora.reference == 0
+
+
+def _earlier(adapter, reference, *roles, parent=None):
+    """What policies of earlier rounds take, and the bytes of the policy's weights and of what it trains."""
+    earlier = Earlier(frozenset(roles), parent, "previous_round" if reference == "frozen" else None)
+    summary = describe(ModelBuilder(TinyRandom(), adapter, reference, earlier=earlier)(), tokens=100, trial=False)
+    return summary.earlier, summary.weights, summary.gradients
+
+
+@pytest.mark.parametrize(
+    ("adapter", "reference", "roles", "parent", "expected"),
+    [
+        (None, "none", ("initial", "previous_round"), None, lambda weights, trained: 2 * weights),
+        (None, "none", ("previous_round",), TinyRandom(seed=1), lambda weights, trained: weights),
+        (None, "frozen", ("previous_round",), None, lambda weights, trained: 0),  # the reference plays it
+        (Lora(r=4, seed=0), "adapter_off", ("previous_round",), None, lambda weights, trained: trained),
+        (Lora(r=4, seed=0), "adapter_off", ("initial",), None, lambda weights, trained: 0),
+    ],
+    ids=["copies", "parent", "reference", "adapter", "adapter off"],
+)
+def test_copies_that_rewards_compare_with_count(adapter, reference, roles, parent, expected):
+    bytes_, weights, trained = _earlier(adapter, reference, *roles, parent=parent)
+    assert bytes_ == expected(weights, trained)
 
 
 def test_activations_grow_with_tokens_and_shrink_with_checkpointing():
