@@ -103,7 +103,7 @@ def check_rounds(rounds: Rounds, module: Trained, reward: Any, reference: str) -
         )
 
 
-def check_compares(rounds: Rounds, scorer: Any) -> None:
+def check_scorer(rounds: Rounds, scorer: Any) -> None:
     """Refuse a reward that compares no responses for a selector that reads who beats whom, before its weights load.
 
     Args:

@@ -13,10 +13,10 @@ from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.cli.online_checks import (
     check,
-    check_compares,
     check_cost,
     check_judge_pairs,
     check_rounds,
+    check_scorer,
     terms_to_make,
 )
 from rlhf_lightning.lessons.replay import Replay
@@ -64,7 +64,7 @@ def make_rounds(
     """
     rounds: Rounds = make(cfg.rounds)()
     scorer = make(cfg.get("reward"))
-    check_compares(rounds, scorer)  # before the models of a reward load
+    check_scorer(rounds, scorer)  # before the models of a reward load
     reward = None if scorer is None else as_reward(scorer, tokenizer=models.tokenizer())
     check_rounds(rounds, module, reward, str(models.reference))
     models.earlier = earlier_of(rounds, roles_of(reward), models)
