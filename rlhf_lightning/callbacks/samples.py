@@ -104,8 +104,8 @@ class PolicySamples(Callback):
             "batch_size": batch_size,
         }
         self.seed, self.before_training, self.folder = seed, before_training, folder
-        #: Scores groups of responses (``rewards.Reward``); set by whoever has one.
-        self.reward: Callable[[Sequence[SampleGroup]], list[list[float | None]]] | None = None
+        #: Scores groups of responses, of which the module may be asked (``rewards.evaluated``); None: nothing does.
+        self.scorer: Callable[[Sequence[SampleGroup], Any], list[list[float | None]]] | None = None
         self._prompts: list[_Prompt] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -215,12 +215,12 @@ class PolicySamples(Callback):
 
     def _rewards(self, module: Any, responses: list[list[int]]) -> Sequence[float | None]:
         """Reward of each response; logs it beside that of the data's own response, where the data has one."""
-        if self.reward is None:
+        if self.scorer is None:
             return [None] * len(responses)
         firsts = self._prompts[:: self.each]
         drawn = [responses[start : start + self.each] for start in range(0, len(responses), self.each)]
         groups = [own + [p.data] * bool(p.data) for own, p in zip(drawn, firsts, strict=True)]
-        scores = self._asked(module, sample_groups([p.ids for p in firsts], groups, [p.columns for p in firsts]))
+        scores = self.scorer(sample_groups([p.ids for p in firsts], groups, [p.columns for p in firsts]), module)
         if module.trainer.evaluating:
             rows = torch.tensor([[math.nan if s is None else s for s in row[: self.each]] for row in scores])
             last = torch.tensor([math.nan if row[-1] is None else row[-1] for row in scores])
@@ -229,22 +229,6 @@ class PolicySamples(Callback):
             for name, values in {"reward": rows, "data_reward": last[there], "win_rate": win}.items():
                 module.track(f"val/sample/{name}", values[values.isfinite()].to(module.device))
         return [score for row in scores for score in row[: self.each]]
-
-    def _asked(self, module: Any, groups: Sequence[SampleGroup]) -> list[list[float | None]]:
-        """Scores of a reward that may be the one that trains: what it counts here is no part of what it logs there.
-
-        A reward that compares responses has nothing to say of a single one. It is asked all the same, also without any
-        group: where the policy itself scores and its weights are shared, every process has to take part.
-        """
-        reward: Any = self.reward
-        if hasattr(reward, "policy"):
-            reward.policy = module
-        large = [len(group.samples) >= getattr(reward, "smallest_group", 1) for group in groups]
-        found = iter(reward([group for group, asked in zip(groups, large, strict=True) if asked]))
-        getattr(reward, "metrics", dict)()
-        return [
-            next(found) if asked else [None] * len(group.samples) for group, asked in zip(groups, large, strict=True)
-        ]
 
     def _log_ratios(self, module: Any, responses: list[list[int]]) -> list[float | None] | None:
         """Summed log-ratio of each response; logs the estimates of the KL."""

@@ -28,7 +28,7 @@ from rlhf_lightning.files import recovered
 from rlhf_lightning.models.architectures import FAMILIES
 from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
 from rlhf_lightning.models.trained import load_trained
-from rlhf_lightning.rewards.base import reads_columns, roles_of
+from rlhf_lightning.rewards.base import evaluated, reads_columns, roles_of
 
 if TYPE_CHECKING:
     from rlhf_lightning.data.module import AlignmentDataModule
@@ -108,7 +108,7 @@ def score_samples(trainer: Trainer, reward: Any) -> bool:
 
     sampling = [callback for callback in callbacks_of(trainer) if isinstance(callback, PolicySamples)]
     for callback in sampling:
-        callback.reward = reward
+        callback.scorer = None if reward is None else functools.partial(evaluated, reward)
     return bool(sampling)
 
 

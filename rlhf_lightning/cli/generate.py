@@ -136,11 +136,11 @@ class Answerer:
     def scores(self, sampled: Sequence[tuple[list[int], list[list[int]]]], rows: Sequence[Mapping[str, Any]]) -> Scores:
         """What ``reward`` says of every answer; the columns of the prompts' rows are the reward's."""
         from rlhf_lightning.models.generation import generate as sample
-        from rlhf_lightning.rewards import scored
+        from rlhf_lightning.rewards.base import introduce, scored
         from rlhf_lightning.types import sample_groups
 
-        if hasattr(self.reward, "policy"):  # a judge without a server asks the model that answered
-            self.reward.policy = SimpleNamespace(sample=partial(sample, self.actor), policy=self.actor)
+        # A judge without a server asks the model that answered.
+        introduce(self.reward, SimpleNamespace(sample=partial(sample, self.actor), policy=self.actor))
         prompts, responses = [ids for ids, _ in sampled], [group for _, group in sampled]
         found = scored(self.reward, sample_groups(prompts, responses, rows))[0]
         answers, without = sum(map(len, found)), sum(score is None for group in found for score in group)
@@ -191,7 +191,7 @@ def _reward(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[
     """
     from rlhf_lightning.cli.instantiate import make
     from rlhf_lightning.rewards import as_reward
-    from rlhf_lightning.rewards.base import smallest_group
+    from rlhf_lightning.rewards.base import ColumnReward, smallest_group
 
     if not cfg.reward:
         return None
@@ -201,9 +201,9 @@ def _reward(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[
             f"reward {reward.name!r} compares the answers to a prompt, at least {fewest} of them, and "
             f"samples={cfg.samples}: set samples={fewest} or more"
         )
-    if (check := getattr(reward, "check_columns", None)) is not None:
+    if isinstance(reward, ColumnReward):
         for names in {frozenset(row) for row in rows}:
-            check(names)
+            reward.check_columns(names)
     return reward
 
 

@@ -222,6 +222,35 @@ def metrics_of(reward: Any) -> dict[str, float]:
     return dict(reward.metrics()) if isinstance(reward, CountingReward) else {}
 
 
+def introduce(reward: Any, module: Any) -> None:
+    """Give a reward that asks the policy the module that has it; any other reward is left as it is.
+
+    Args:
+        reward: what scores, or None.
+        module: with ``policy`` and ``sample``, as methods have them.
+    """
+    if isinstance(reward, PolicyReward):
+        reward.policy = module
+
+
+def evaluated(reward: Any, groups: Sequence[SampleGroup], module: Any) -> Scores:
+    """Scores of a reward that may be the one that trains: what it counts here is no part of what it logs there.
+
+    A reward that compares responses has nothing to say of a single one. It is asked all the same, also without any
+    group: where the policy itself scores and its weights are shared, every process has to take part.
+
+    Args:
+        reward: any reward.
+        groups: prompts with their responses.
+        module: whose policy the reward may ask.
+    """
+    introduce(reward, module)
+    large = [len(group.samples) >= smallest_group(reward) for group in groups]
+    found = iter(scored(reward, [group for group, asked in zip(groups, large, strict=True) if asked])[0])
+    metrics_of(reward)
+    return [next(found) if asked else [None] * len(group.samples) for group, asked in zip(groups, large, strict=True)]
+
+
 def why_unscored(counts: Mapping[str, float]) -> str:
     """What to change where a judge gave no score at all; empty where its counts do not say.
 

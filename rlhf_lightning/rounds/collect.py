@@ -15,7 +15,7 @@ from rlhf_lightning.lessons.experience import numbers
 from rlhf_lightning.lessons.tokens import IntArray
 from rlhf_lightning.ops.comparisons import outcomes
 from rlhf_lightning.ops.streams import stream_seed
-from rlhf_lightning.rewards.base import PolicyReward, Reward, Scores, StepReward, WinMatrix, metrics_of, scored
+from rlhf_lightning.rewards.base import Reward, Scores, StepReward, WinMatrix, introduce, metrics_of, scored
 from rlhf_lightning.rewards.win_matrix import check_compares, compared
 from rlhf_lightning.rounds.processes import Clock, gathered, interleaved
 from rlhf_lightning.rounds.roles import assign_roles
@@ -140,8 +140,7 @@ class Collector:
 
     def _introduce(self, module: Trained | None) -> None:
         """Give the reward the models that it asks, as they are now."""
-        if isinstance(self.reward, PolicyReward):
-            self.reward.policy = module
+        introduce(self.reward, module)
         assign_roles(self.reward, module)
 
     def judged(self, pairs: Examples, module: Trained) -> dict[str, float]:

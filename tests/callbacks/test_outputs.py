@@ -35,6 +35,7 @@ from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.ops.streams import stream_seed
+from rlhf_lightning.rewards.base import evaluated
 from tests.helpers.jobs import Memory, data, ranks
 from tests.helpers.training import examples, loader, preference, trainer
 
@@ -114,7 +115,7 @@ def test_a_reward_sees_the_samples_of_a_prompt_and_the_datas_response_as_a_group
     """Its counters are left empty: the same reward may train, and logs what it counted there."""
     reward, logger, module = _Length(), Memory(), tiny()
     callback = PolicySamples(pack, prompts=3, each=4, max_new_tokens=6)
-    callback.reward = reward
+    callback.scorer = partial(evaluated, reward)
     trainer(tmp_path, [callback], logger=logger).fit(module, datamodule=data("preference", groups=8))
     assert reward.sizes == [5] * 6  # before training and after it
     assert reward.counted == 0
@@ -138,12 +139,13 @@ def test_a_reward_that_compares_is_not_asked_about_a_single_response(tmp_path):
     """A sample and the data's own response are two: enough for one that needs two, not for one that needs three."""
     for fewest, asked in ((2, True), (3, False)):
         callback = PolicySamples(pack, prompts=3, max_new_tokens=4)
-        callback.reward = _Length()
-        callback.reward.smallest_group = fewest
+        reward = _Length()
+        reward.smallest_group = fewest
+        callback.scorer = partial(evaluated, reward)
         trainer(tmp_path / str(fewest), [callback], logger=Memory()).fit(
             tiny(), datamodule=data("preference", groups=8)
         )
-        assert bool(callback.reward.sizes) is asked
+        assert bool(reward.sizes) is asked
         assert {row["reward"] is not None for row in rows(tmp_path / str(fewest), 2)} == {asked}
 
 

@@ -18,6 +18,7 @@ from rlhf_lightning.methods import PolicyGradient
 from rlhf_lightning.methods.shaping import RewardShaping
 from rlhf_lightning.models.tokenizers import byte_tokenizer
 from rlhf_lightning.rewards import RatingJudge
+from rlhf_lightning.rewards.base import evaluated
 from rlhf_lightning.strategies import FSDP2Strategy
 from rlhf_lightning.types import RolloutOptions, SampleGroup
 from tests.helpers.critics import ppo_of
@@ -60,7 +61,7 @@ def test_the_policy_judges(tmp_path, strategy):
 
     def run(folder: Any, **options: Any) -> dict[str, Any]:
         reward, table = judge(), PolicySamples(pack, prompts=6, each=2, max_new_tokens=4)
-        table.reward = reward
+        table.scorer = partial(evaluated, reward)
         return trajectory(filtered, folder, reward, callbacks=[table], **options)
 
     single, two = tmp_path / "single", tmp_path / "two"
