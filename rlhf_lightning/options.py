@@ -186,11 +186,26 @@ def option_values(function: Callable[..., Any], name: str) -> list[Any]:
     return [] if parameter is None else [given.get(name, parameter.default)]
 
 
+def real_options(function: Callable[..., Any]) -> frozenset[str]:
+    """Names of a function's options that are real numbers; none of a sum of functions, whose terms have their own."""
+    plain, _ = unwrap(function)
+    if hasattr(plain, "losses"):
+        return frozenset()
+    return frozenset(name for name, hint in _option_hints(plain).items() if _is_real(hint))
+
+
 def unwrap(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """A function and the options that a partial of it was given."""
-    if isinstance(function, functools.partial):
-        return function.func, dict(function.keywords)
-    return function, {}
+    """A function and the options that a partial of it was given; of a partial of a partial, the outer one's count."""
+    given: dict[str, Any] = {}
+    while isinstance(function, functools.partial):
+        function, given = function.func, {**function.keywords, **given}
+    return function, given
+
+
+def _is_real(hint: Any) -> bool:
+    """Whether an annotation is that of a real number, perhaps in an interval, perhaps optional."""
+    arms = [arm for arm in get_args(hint) if arm is not type(None)] if type(None) in get_args(hint) else [hint]
+    return [get_args(arm)[0] if get_origin(arm) is Annotated else arm for arm in arms] == [float]
 
 
 @functools.cache

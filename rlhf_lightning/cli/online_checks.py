@@ -13,7 +13,9 @@ from rlhf_lightning.cli.draws import draws
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.data.kinds import kind_of
 from rlhf_lightning.data.packing import batch_of
+from rlhf_lightning.losses.options import validate
 from rlhf_lightning.methods.unpaired import Unpaired
+from rlhf_lightning.options import real_options
 from rlhf_lightning.rewards.base import (
     ComposedReward,
     StepReward,
@@ -77,6 +79,7 @@ def check_rounds(rounds: Rounds, module: Trained, reward: Any, reference: str) -
         )
     _check_numbers(rounds, module)
     _check_replay(rounds, module)
+    _check_loss_options(rounds, module)
     if reward is None and "score" in rounds.needs:
         raise ConfigError(
             "reward=none, and rounds.selector compares scores of the policy's own responses: choose reward=model "
@@ -161,6 +164,22 @@ def _check_replay(rounds: Rounds, module: Trained) -> None:
             f"rounds.replay mixes the data's own groups in, and this method reads {', '.join(drawn_by)}, which only "
             "drawn responses have: set rounds.replay=0"
         )
+
+
+def _check_loss_options(rounds: Rounds, module: Trained) -> None:
+    """Refuse to let options follow the rounds that the loss does not have, or values out of their range."""
+    allowed = real_options(module.loss)
+    for name, values in rounds.loss_options.items():
+        if name not in allowed:
+            raise ConfigError(
+                f"rounds.loss_options.{name}: method.loss has no real-valued option of this name."
+                f"{suggestion(name, allowed)}"
+            )
+        for value in values:
+            try:
+                validate(functools.partial(module.loss, **{name: value}))
+            except ValueError as error:
+                raise ConfigError(f"rounds.loss_options.{name}: {error}") from error
 
 
 def _check_numbers(rounds: Rounds, module: Trained) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class SelectedRound(TokenRound):
     selected: Selected | None = None  #: what the selector gave; not in checkpoints
     #: each prompt with another one's response, which a reference point (KTO's) is estimated from; None: nobody asks
     mismatched: SelectedRound | None = None
+    loss_options: Mapping[str, float] = field(default_factory=dict)  #: of its batches; not in checkpoints
 
     def with_reference_point(self) -> SelectedRound:
         """The round with what a reference point is estimated from; as it is where all groups have the same prompt."""
@@ -76,6 +77,7 @@ class SelectedRound(TokenRound):
             indices=self.index[chosen],
             reference_log_probs=None if reference is None else reference[self.places(chosen)].numpy(),
         )
+        packed.loss_options = self.loss_options
         return packed if len(groups) else packed.emptied()
 
     def _stand_in(self, step: IntArray | None) -> IntArray:

@@ -38,6 +38,8 @@ class Rounds(RolloutOptions):
         judge_pairs: held-out pairs of the data that the reward is held against as each round begins, logged as
             ``judge/accuracy``, ties counting half; 0: none.
         length_unit: of the lengths that a selector sees.
+        loss_options: real-valued options of the loss by name, each with its value in every round, of which the last
+            is kept for all later ones: ``{beta: [0.1, 0.1, 0.1, 5.0]}``. Validation has the method's own.
         minibatches: optimiser steps of a pass; a round has ``minibatches * data.batch_size`` prompts.
         inner_epochs: passes over a round.
         max_refills: times that other prompts are drawn for those without a group; what is missing then is left out.
@@ -57,6 +59,7 @@ class Rounds(RolloutOptions):
     replay: Annotated[float, Range("[0, 1)")] = field(default=0.0, repr=False)
     judge_pairs: WholeNumber = field(default=0, repr=False)
     length_unit: LengthUnit = field(default="tokens", repr=False)
+    loss_options: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)
     minibatches: Count = 1
     inner_epochs: Count = 1
     max_refills: WholeNumber = 0
@@ -89,8 +92,14 @@ class Rounds(RolloutOptions):
         for name in ("max_refills", "judge_pairs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"rounds.{name}={getattr(self, name)} must be at least 0")
+        self._check_loss_options()
         validate(self.selector)
         self._check_selector()
+
+    def _check_loss_options(self) -> None:
+        for name, values in self.loss_options.items():
+            if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+                raise ValueError(f"rounds.loss_options.{name}={values!r} must list a value for every round: [0.1, 5.0]")
 
     def _check_selector(self) -> None:
         least, drawn = least_samples(self.selector), self.group_size
@@ -156,6 +165,14 @@ class Rounds(RolloutOptions):
             "generator": torch.Generator().manual_seed(0),
         }
         return frozenset(self.selector(**{name: inputs[name] for name in self.needs}).numbers)
+
+    def loss_options_of(self, number: int) -> dict[str, float]:
+        """What the loss has in a round instead of the method's own options, by name.
+
+        Args:
+            number: of the round, from 0; rounds that were skipped count.
+        """
+        return {name: float(values[min(number, len(values) - 1)]) for name, values in self.loss_options.items()}
 
     @property
     def needs_reference(self) -> bool:

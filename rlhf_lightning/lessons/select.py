@@ -97,11 +97,13 @@ class SelectLesson:
             margin=None if margin is None else margin.numpy(),
         )
         index = np.array([group.index for group in chosen], dtype=np.int64)
-        new = SelectedRound(number, cursor, examples, index, kind=self.kind, selected=selected)
+        followed = self.options.loss_options_of(number)
+        new = SelectedRound(number, cursor, examples, index, kind=self.kind, selected=selected, loss_options=followed)
         if (drawn := self._log_probs(chosen, slots)) is not None and not self.carried:
             new.tokens["rollout_log_probs"] = drawn
         new.metrics = {f"select/{name}": value for name, value in selected.metrics.items()}
         new.metrics |= {"select/groups": float(len(selected)), "round/number": float(number)}
+        new.metrics |= {f"round/{name}": value for name, value in followed.items()}
         whole = self._with_others(new, groups) if len(selected) else new
         if "kl" in self.method().needs:
             whole = whole.with_reference_point()
@@ -172,7 +174,8 @@ class SelectLesson:
 
     def restore(self, state: Mapping[str, Any]) -> SelectedRound:
         """The round that a checkpoint held."""
-        return SelectedRound.from_state_dict(state)
+        restored = SelectedRound.from_state_dict(state)
+        return replace(restored, loss_options=self.options.loss_options_of(restored.number))
 
     def state_dict(self) -> dict[str, Any]:
         """The rounds that are carried along, and how far the data was replayed; plain containers and tensors."""

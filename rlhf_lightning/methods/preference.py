@@ -35,7 +35,7 @@ class Preference(ObservingModule[PreferenceBatch]):
         policy = self.policy_log_probs(batch)
         reference = self.reference_log_probs(batch)
         inputs = self._inputs(batch, policy, reference)
-        result = self.loss(**{name: inputs[name]() for name in self.needs})
+        result = self.loss(**{name: inputs[name]() for name in self.needs}, **batch.loss_options)
         return StepOutput(self.scaled(result.loss, batch), self._diagnostics(batch, policy, reference, result))
 
     def negative(self, batch: PreferenceBatch) -> Tensor:

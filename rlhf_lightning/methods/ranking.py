@@ -46,7 +46,7 @@ class Ranked(ObservingModule[RankedBatch]):
             "present": lambda: by_group(batch.present, batch),
             "running": lambda: None if self.running is None else self.running.moments(),
         }
-        result = self.loss(**{name: inputs[name]() for name in self.needs})
+        result = self.loss(**{name: inputs[name]() for name in self.needs}, **batch.loss_options)
         return StepOutput(self.scaled(result.loss, batch), self._diagnostics(batch, policy, reference, result))
 
     @torch.no_grad()

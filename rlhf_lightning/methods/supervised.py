@@ -21,7 +21,7 @@ class Supervised(AlignmentModule[SupervisedBatch]):
         """Loss and diagnostics of a micro-batch of responses."""
         policy = self.policy_log_probs(batch)
         reference = self.reference_log_probs(batch)
-        losses = self.loss(policy=batch.slot(policy, 0))
+        losses = self.loss(policy=batch.slot(policy, 0), **batch.loss_options)
         return StepOutput(self.scaled(losses, batch), self._diagnostics(policy, reference, losses))
 
     @torch.no_grad()

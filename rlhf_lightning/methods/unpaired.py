@@ -83,7 +83,7 @@ class Unpaired(ObservingModule[UnpairedBatch]):
         policy = self.policy_log_probs(batch)
         reference = self.reference_log_probs(batch)
         inputs = self._inputs(batch, policy, reference)
-        result = self.loss(**{name: inputs[name]() for name in self.needs})
+        result = self.loss(**{name: inputs[name]() for name in self.needs}, **batch.loss_options)
         return StepOutput(self.scaled(result.loss, batch), self._diagnostics(batch, policy, reference, result))
 
     @torch.no_grad()

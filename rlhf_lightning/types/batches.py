@@ -44,6 +44,8 @@ class PackedBatch:
     reference_log_probs: Float[Tensor, " response_tokens"] | None = None  #: from the reference cache
     #: Of a micro-batch without groups: what a model runs on in its place, see :meth:`emptied`.
     stand_in: PackedBatch | None = None
+    #: Options of the loss by name that the batch's round has instead of the method's own; none outside of rounds.
+    loss_options: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Groups."""

@@ -16,6 +16,7 @@ class Trained(Protocol):
     """A module whose policy draws responses while it is trained, whatever it learns from them."""
 
     needs: frozenset[str]  #: inputs of its loss
+    loss: Any  #: what it minimises, a declared function or a partial of one
     policy: Any  #: the actor that is trained; None before its weights are loaded
     reference: Any  #: what its loss compares with; None where there is nothing
     tokenizer: Any

@@ -96,6 +96,18 @@ SMALL = ["rounds.draws=[{source: policy, n: 2}]", "rounds.minibatches=2", "round
             [*REWARD, "method=apo_zero_unpaired", "rounds.selector._target_=rlhf_lightning.selection.threshold"],
             r"this method reads desirable of each group, and rounds.selector gives no number",
         ),
+        (
+            [*REWARD, "+rounds.loss_options.betta=[0.1]"],
+            r"(?s)rounds.loss_options.betta: method.loss has no real-valued option .* mean beta\?\n  options: beta$",
+        ),
+        (
+            [*REWARD, "+rounds.loss_options.beta=[0.1,-5.0]"],
+            r"rounds.loss_options.beta: loss dpo: beta=-5.0 is not allowed, it must be a number in \(0, inf\)",
+        ),
+        (
+            [*REWARD, "method=pairwise_cringe", "+rounds.loss_options.k=[5]"],
+            r"rounds.loss_options.k: method.loss has no real-valued option",
+        ),
         ([*REWARD, "method=grpo"], r"this method learns from rollouts by itself: set rounds=none"),
         (
             [*REWARD, "method=simpo", "rounds.reference=round_start"],

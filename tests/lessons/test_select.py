@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.lessons import Rounds, SelectLesson
+from rlhf_lightning.losses import dpo
 from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
@@ -318,6 +319,41 @@ def test_responses_of_the_data_are_found_by_row():
         responses.check(data.train_examples)
 
 
+SCHEDULE = {"loss_options": {"beta": [0.1, 0.1, 0.1, 5.0]}, "minibatches": 1}
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5, 6, 7])
+def test_options_of_the_loss_follow_the_rounds(taken):
+    """SPIN's released beta: 0.1 in three rounds, 5.0 from the fourth on; also of a round that a checkpoint held."""
+    loader = looped(rounds_of(**SCHEDULE, inner_epochs=2))[0].train_dataloader()
+    iterator = iter(loader)
+    for _ in range(taken):
+        next(iterator)
+    data, _ = looped(rounds_of(**SCHEDULE, inner_epochs=2))
+    resumed = data.train_dataloader()
+    resumed.load_state_dict(loader.state_dict())
+    found = [batch.loss_options for batch in resumed]
+    assert found == [{"beta": beta} for beta in [0.1] * 6 + [5.0] * 6][taken:]
+    assert data.metrics["train/round/beta"] == 5.0
+
+
+def test_a_schedule_is_the_loss_with_each_rounds_option(tmp_path):
+    """One value is that option; another one from the second round on changes nothing of the first."""
+
+    def run(name: str, *, beta: float = 0.1, **options) -> list[float]:
+        logger, module = Memory(), module_of()
+        module.loss = partial(dpo, beta=beta)
+        run = trainer(tmp_path / name, [], logger=logger, use_distributed_sampler=False)
+        run.fit(module, datamodule=data_of(module, tmp_path / name / "rollouts", rounds=rounds_of(**options)))
+        return logger.series("train/loss")
+
+    plain = run("plain", beta=0.2)
+    assert run("constant", loss_options={"beta": [0.2]}) == plain
+    followed = run("followed", loss_options={"beta": [0.2, 3.0]})
+    assert followed[:2] == plain[:2]
+    assert followed[2] != plain[2]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -328,6 +364,8 @@ def test_responses_of_the_data_are_found_by_row():
         ({"reference": "last"}, "rounds.reference='last' can be initial, round_start, previous_round, ema"),
         ({"carry": "some"}, "rounds.carry='some' can be none, previous, all"),
         ({"length_unit": "words"}, "rounds.length_unit='words' can be tokens, characters"),
+        ({"loss_options": {"beta": 0.1}}, r"rounds.loss_options.beta=0.1 must list a value for every round: \[0.1"),
+        ({"loss_options": {"beta": []}}, r"rounds.loss_options.beta=\[\] must list a value"),
         ({"ema_weight": 0.0}, "rounds.ema_weight=0.0 must be in"),
         ({"minibatches": 0}, "rounds.minibatches=0 must be at least 1"),
         ({"max_refills": -1}, "rounds.max_refills=-1 must be at least 0"),

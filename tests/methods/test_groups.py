@@ -13,8 +13,10 @@ from torch.utils.data import DataLoader
 from rlhf_lightning import losses
 from rlhf_lightning.callbacks import ImplicitRewards, LogRatios, NonFiniteStop, ResponseStatistics
 from rlhf_lightning.data.packing import pack
-from rlhf_lightning.methods import Ranked, Unpaired
-from rlhf_lightning.types import Example, PackedBatch
+from rlhf_lightning.losses.options import loss_function
+from rlhf_lightning.methods import Preference, Ranked, Supervised, Unpaired
+from rlhf_lightning.options import Positive
+from rlhf_lightning.types import Example, PackedBatch, Ragged
 from tests.helpers.jobs import Memory
 from tests.helpers.kinds import EXAMPLES, mismatched, step
 from tests.helpers.training import Bigram, Builder, trainer
@@ -44,6 +46,34 @@ def logged(module: Any, batches: list[PackedBatch], folder: Any, **options: Any)
     loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
     trainer(folder, callbacks, logger=logger, **options).fit(module, loader)
     return logger
+
+
+@loss_function
+def weighed(policy: Ragged, *, weight: Positive = 1.0) -> torch.Tensor:
+    """A loss of a user on demonstrations."""
+    return -weight * policy.mean()
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "loss", "changed"),
+    [
+        (Preference, "preference", losses.dpo, {"beta": 5.0}),
+        (Unpaired, "unpaired", losses.kto, {"beta": 5.0}),
+        (Ranked, "ranked", losses.rrhf, {"nll_weight": 3.0}),
+        (Supervised, "supervised", weighed, {"weight": 3.0}),
+    ],
+)
+def test_a_batch_brings_options_of_its_loss(method: type, kind: str, loss: Any, changed: dict[str, float]) -> None:
+    """To the last bit the loss that has them itself; the method's own stays for other batches."""
+    module, given = built(method, loss), built(method, partial(loss, **changed))
+    batch, _ = step(kind, 6, parts=2)
+    brought = replace(batch, loss_options=changed)
+    expected, found = given(batch), module(brought)
+    assert torch.equal(found.loss, expected.loss)
+    for name, value in expected.diagnostics.items():
+        assert torch.equal(found.diagnostics[name], value), name
+    assert not torch.equal(module(batch).loss, expected.loss)
+    assert torch.equal(module(brought.emptied()).loss, torch.zeros(()))
 
 
 def test_the_reference_point_is_the_mean_over_all_mismatched_rows() -> None:
