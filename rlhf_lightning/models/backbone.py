@@ -81,6 +81,10 @@ class Backbone(nn.Module):
         Returns:
             ``[n, d]``, in the dtype of the trunk.
         """
+        return self.at(self.trunk_states(batch), batch, source, sequence)
+
+    def trunk_states(self, batch: PackedBatch) -> Tensor:
+        """States of all tokens after the trunk's final norm, in the layout that the trunk runs in; see :meth:`at`."""
         trunk = self.trunk
         if self.backend == "packed":
             layout = attention.SharedPrefix(batch)
@@ -92,10 +96,9 @@ class Backbone(nn.Module):
                 **plain_options(trunk),
             ).last_hidden_state
             layout.check_used(trunk)
-        else:
-            ids, mask = padded(batch)
-            states = trunk(input_ids=ids, attention_mask=mask, **plain_options(trunk)).last_hidden_state
-        return self.at(states, batch, source, sequence)
+            return states
+        ids, mask = padded(batch)
+        return trunk(input_ids=ids, attention_mask=mask, **plain_options(trunk)).last_hidden_state
 
     def at(self, states: Tensor, batch: PackedBatch, source: Tensor, sequence: Tensor) -> Tensor:
         """States at some tokens, out of the states of all tokens in the layout that the trunk ran in."""

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from rlhf_lightning.models.blocks import decoder_layers
 from rlhf_lightning.models.buffers import keep_float32_buffers
 from rlhf_lightning.models.roles import disable_dropout
 from rlhf_lightning.models.scorer import HeadInit, Scorer
-from rlhf_lightning.models.sharding import decoder_layers
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.adapters import Adapter

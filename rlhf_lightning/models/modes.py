@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AttentionInterface
 
 from rlhf_lightning.models import attention
-from rlhf_lightning.models.sharding import decoder_layers
+from rlhf_lightning.models.blocks import decoder_layers
 
 
 @contextmanager

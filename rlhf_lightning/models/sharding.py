@@ -7,7 +7,7 @@ root group, where tied embeddings stay tied.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,26 +15,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from rlhf_lightning.models.adapters import is_quantized
+from rlhf_lightning.models.blocks import decoder_layers
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-
-
-def decoder_layers(module: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a transformer, outermost only, in order."""
-    names = {
-        name
-        for part in module.modules()
-        if hasattr(part, "_no_split_modules")
-        for name in cast("Collection[str]", part._no_split_modules or ())
-    }
-    layers: list[nn.Module] = []
-    inside: set[int] = set()
-    for part in module.modules():  # parents before children
-        if type(part).__name__ in names and id(part) not in inside:
-            layers.append(part)
-            inside.update(id(child) for child in part.modules())
-    return layers
 
 
 def shard_actor(

@@ -26,6 +26,7 @@ from rlhf_lightning.types.batches import (
     SupervisedBatch,
     UnpairedBatch,
 )
+from rlhf_lightning.types.layer_states import LayerStates
 from rlhf_lightning.types.ragged import (
     ActionValues,
     JudgedPair,
@@ -79,6 +80,7 @@ __all__ = [
     "GroupLoss",
     "JudgedBatch",
     "JudgedPair",
+    "LayerStates",
     "MeasuredLoss",
     "Moments",
     "PackedBatch",
