@@ -185,7 +185,8 @@ class PolicySamples(Callback):
         prompts = [prompt.ids for prompt in self._prompts]
         seeds = [stream_seed("samples", self.seed, *prompt) for prompt in prompts]
         streams = [(seed, number % self.each) for number, seed in enumerate(seeds)]
-        responses = module.sample(prompts, streams=streams, **self.options)
+        form = getattr(_data(trainer), "prompt_form", None)
+        responses = module.sample(prompts, streams=streams, form=form, **self.options)
         ratios = self._log_ratios(module, responses) or [None] * len(responses)
         rewards = self._rewards(module, responses)
         text = module.tokenizer.decode

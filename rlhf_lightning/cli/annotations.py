@@ -62,8 +62,9 @@ def annotations_of(target: Callable[..., Any]) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     if inspect.isclass(target) and dataclasses.is_dataclass(target) and "__init__" in vars(target):
         for owner in reversed(target.__mro__):  # each field in the module that declares it
-            if declared := vars(owner).get("__annotations__"):
-                hints |= _evaluated(declared, owner.__module__)
+            declared = vars(owner).get("__annotations__", {})
+            fields = {name: hint for name, hint in declared.items() if not str(hint).startswith("ClassVar")}
+            hints |= _evaluated(fields, owner.__module__) if fields else {}
     else:
         hints = _evaluated(getattr(function, "__annotations__", {}), getattr(function, "__module__", None))
     return _by_default(function) | hints

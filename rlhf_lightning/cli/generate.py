@@ -20,18 +20,19 @@ from rlhf_lightning.cli.config_file import escaped
 from rlhf_lightning.cli.console import ERR, OUT, setup_logging
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.overrides import readable
-from rlhf_lightning.cli.runs import read_config, take_over, weights_of
+from rlhf_lightning.cli.runs import read_config, take_over, weights_of, with_prompting
 from rlhf_lightning.cli.schema import check_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from rlhf_lightning.data.messages import Turns
+    from rlhf_lightning.data.transforms import PromptTransform
     from rlhf_lightning.models.actor import Actor
     from rlhf_lightning.rewards.base import Scores
 
 #: What a run decides unless the user does.
-_FROM_RUN = ("model", "adapter")
+_FROM_RUN = ("model", "adapter", "prompting")
 #: Options whose text may hold anything, so that nobody has to know Hydra's quotes.
 _FREE_TEXT = ("prompt", "system")
 
@@ -64,7 +65,7 @@ def _from_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     spec = OmegaConf.select(read_config(cfg.run), "data.spec")
     if spec is not None and not any(override.startswith("spec.") for override in overrides):
         result.spec = spec
-    return result
+    return with_prompting(result)
 
 
 @dataclass(frozen=True)
@@ -121,17 +122,27 @@ class Answerer:
 
     def sampled(self, conversations: Sequence[Turns], samples: int) -> list[tuple[list[int], list[list[int]]]]:
         """Token ids of each conversation and of ``samples`` answers to it."""
+        from rlhf_lightning.data.transforms import form_of
         from rlhf_lightning.models.generation import generate as sample
 
+        form = form_of(self.transform, self.encoder.tokenizer)
+        if self.transform is not None:
+            self.transform.prepare(conversations)
         prompts = [self._ids(conversation) for conversation in conversations]
         options = {name: self.cfg[name] for name in ("max_new_tokens", "temperature", "top_p", "seed", "batch_size")}
-        responses = iter(sample(self.actor, [ids for ids in prompts for _ in range(samples)], **options))
+        responses = iter(sample(self.actor, [ids for ids in prompts for _ in range(samples)], form=form, **options))
         return [(ids, [next(responses) for _ in range(samples)]) for ids in prompts]
+
+    @property
+    def transform(self) -> PromptTransform | None:
+        """What changes the prompts; None: they are rendered as they are."""
+        return self.encoder.spec.prompting  # type: ignore[no-any-return]
 
     def text(self, ids: Sequence[int]) -> str:
         """An answer as people read it; a space in front of a plain continuation parts it from the prompt and stays."""
         text = str(self.encoder.tokenizer.decode(ids, skip_special_tokens=True))
-        return text.rstrip() if self.template is None else text.strip()
+        plain = self.template is None and self.transform is None
+        return text.rstrip() if plain else text.strip()
 
     def scores(self, sampled: Sequence[tuple[list[int], list[list[int]]]], rows: Sequence[Mapping[str, Any]]) -> Scores:
         """What ``reward`` says of every answer; the columns of the prompts' rows are the reward's."""
@@ -152,7 +163,9 @@ class Answerer:
         """The prompt's ids exactly as training makes them."""
         from rlhf_lightning.data.conversations import Rendered
 
-        if self.template is None:
+        if self.transform is not None:
+            conversation = self.transform(conversation)
+        if self.template is None or (self.transform is not None and self.transform.plain):
             rendered = Rendered(conversation[-1]["content"], [], [], templated=False)
         else:
             rendered = Rendered(self.template.prompt(conversation), [], [], self.template.brings_bos)

@@ -68,6 +68,7 @@ _REWARD = Role("a reward", (f"{_R}.rewards", f"{_R}.world"), bases=(f"{_R}.rewar
 _DATA = Role("a data module", (f"{_R}.data",), bases=(f"{_R}.data.module.AlignmentDataModule",))
 _SOURCE = Role("a source of rows", (f"{_R}.data", f"{_R}.world"), bases=(f"{_R}.data.sources.Source",))
 _SPEC = Role("how rows become tokens", (f"{_R}.data",), bases=(f"{_R}.data.spec.DataSpec",))
+_PROMPTING = Role("a prompt transform", (f"{_R}.prompting",), bases=(f"{_R}.prompting.base.Transform",))
 _CLIENT = Role("a client of a judge", (f"{_R}.rollout",), bases=(f"{_R}.rollout.openai.ChatClient",))
 _TEXTS = Role("a function of prompt and response", (f"{_R}.world",), functions=(f"{_R}.world.claims.claim",))
 
@@ -98,6 +99,7 @@ PLACES: tuple[tuple[str, Role], ...] = (
     (rf"{_REWARDS}\.(?:function|extract)", _TEXTS),
     (rf"{_REWARDS}\.judge", _CLIENT),
     (rf"{_REWARDS}\.spec|{_DATAS}\.spec|spec", _SPEC),
+    (rf"prompting|(?:{_REWARDS}\.|{_DATAS}\.)?spec\.prompting", _PROMPTING),
     (_DATAS, _DATA),
     (rf"{_DATAS}\.(?:source|validation)(?:\.source|\.sources\.[^.]+)*", _SOURCE),
     (

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 #: Makes the data of the run as a kind, its name; ``mismatched``: with what KTO's reference point is estimated from.
 MakeData = Callable[..., "AlignmentDataModule"]
 #: What makes samples and scores beside the method's options: a rollout of others is not taken up again.
-_IDENTITY = ("reward", "method.reward", "rollout", "model", "adapter")
+_IDENTITY = ("reward", "method.reward", "rollout", "model", "adapter", "prompting")
 
 
 def make_rounds(

@@ -14,7 +14,7 @@ from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.files import recovered
 
 #: What a run decides for ``rlhf evaluate``, unless the user does.
-EVALUATED = ("method", "model", "adapter", "reference", "data", "optimizer", "scheduler", "seed")
+EVALUATED = ("method", "model", "adapter", "prompting", "reference", "data", "optimizer", "scheduler", "seed")
 #: And of a run that learned from the policy's own responses.
 ROLLED_OUT = ("reward", "rollout")
 
@@ -34,7 +34,7 @@ def from_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     if precision is not None and not any(o.startswith(("trainer=", "trainer.precision=")) for o in overrides):
         result.trainer.precision = precision
     result.ckpt_path = str(weights_of(cfg.run, cfg.ckpt_path))
-    return result
+    return with_prompting(result)
 
 
 def read_config(folder: str | Path) -> DictConfig:
@@ -73,6 +73,17 @@ def take_over(cfg: DictConfig, keys: Iterable[str], overrides: Sequence[str]) ->
             if "." in key and top in keys and top not in given:
                 OmegaConf.update(result, key, _select(cfg, key), force_add=True)
     return result
+
+
+def with_prompting(cfg: DictConfig) -> DictConfig:
+    """A configuration whose rows are prompted as its group ``prompting`` says, whatever the run's own rows were.
+
+    In the folder of a run ``data.spec.prompting`` is resolved, so it would not follow another choice.
+    """
+    for spec in ("spec", "data.spec"):
+        if OmegaConf.select(cfg, spec) is not None:
+            OmegaConf.update(cfg, f"{spec}.prompting", cfg.get("prompting"), force_add=True, merge=False)
+    return cfg
 
 
 def weights_of(folder: str | Path, ckpt_path: str | None = None) -> Path:

@@ -52,6 +52,7 @@ class _Job:
     paths: dict[str, Any]
     seed: Seed
     adapter: dict[str, Any] | None = None
+    prompting: dict[str, Any] | None = None
     reward: dict[str, Any] | None = None
     rollout: dict[str, Any] | None = None
     reference: dict[str, Any] | str | None = None
@@ -93,6 +94,7 @@ class Generate:
     device: str
     spec: dict[str, Any]
     adapter: dict[str, Any] | None = None
+    prompting: dict[str, Any] | None = None
     reward: dict[str, Any] | None = None
     keep: int | None = None
     run: str | None = None
@@ -114,6 +116,7 @@ class Data:
     data: dict[str, Any]
     rows: int
     seed: Seed
+    prompting: dict[str, Any] | None = None
     allow_targets: list[str] = field(default_factory=list)
 
 
@@ -249,6 +252,8 @@ def _check_targets(cfg: DictConfig, tree: dict[str, Any]) -> Iterator[str]:
     allow_current_folder(allowed)
     users: list[str] = []  # keys of what the user's own code makes
     for key, node in targets(tree):
+        if key.endswith("spec.prompting") and node == tree.get("prompting"):
+            continue  # the group's own node once more
         path, within = node["_target_"], any(key.startswith((f"{outer}.", f"{outer}[")) for outer in users)
         try:
             target = resolve(key, path, allowed, within=within)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
-from rlhf_lightning.data.checks import Kind, RowError
+from rlhf_lightning.data.checks import Kind, RowError, lone_surrogate
+from rlhf_lightning.data.conversations import Rendered
 from rlhf_lightning.data.converters import Native
 from rlhf_lightning.data.encode import Encoded
 from rlhf_lightning.data.kinds import slot_names
@@ -96,3 +98,18 @@ def _check_turns(turns: Turns, name: str, kind: Kind) -> None:
     for number, turn in enumerate(turns, start=1):
         if turn["role"] in ("user", "assistant") and says_nothing(turn):
             raise RowError(kind, f"turn {number} ({turn['role']}) of {name} is empty")
+
+
+def check_unicode(values: Mapping[str, Any], parts: Iterable[Rendered | None]) -> None:
+    """Raise RowError for text that is no Unicode, which no tokenizer takes; it names the column."""
+    rendered = (text for part in parts if part is not None for text in (part.prompt, *_segments(part)))
+    half = next((found for text in rendered if (found := lone_surrogate(text))), None)
+    if half is not None:
+        texts = {str(name): str(value) for name, value in values.items() if isinstance(value, str | list | dict)}
+        names = [name for name, text in texts.items() if lone_surrogate(text)]
+        where = f"{', '.join(map(repr, names))} holds" if names else "its text holds"
+        raise RowError(Kind.BROKEN, f"{where} {half}, half of a surrogate pair: no Unicode text")
+
+
+def _segments(part: Rendered) -> Iterator[str]:
+    return (text for spans in part.responses for text, _ in spans)

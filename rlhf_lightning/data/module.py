@@ -28,7 +28,8 @@ from rlhf_lightning.data.sources import Source, validation_source
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.summary import summary_of
 from rlhf_lightning.data.tokenize import split, tokenize
-from rlhf_lightning.types import Example
+from rlhf_lightning.data.transforms import form_of
+from rlhf_lightning.types import Example, PromptForm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -184,6 +185,11 @@ class AlignmentDataModule(L.LightningDataModule):
         """Chat template of the training rows; None where no row was a conversation, or before they were read."""
         templated = (report := self.reports.get("train")) is not None and report.conversations
         return trained_template(self.tokenizer, self.spec) if templated and self.tokenizer is not None else None
+
+    @property
+    def prompt_form(self) -> PromptForm:
+        """What generation has to know of the prompts."""
+        return form_of(self.spec.prompting, self.tokenizer)
 
     def _read_columns(self) -> None:
         """Columns of the validation rows, where a reward reads some."""

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 FORMATS = (
@@ -149,6 +149,9 @@ class DataSpec:
         on_bad_row: a row that cannot be used stops the run (``error``) or is left out and counted (``exclude``).
         max_left_out: share of the rows that may be left out, as bad or as too long, before the run asks (0.1: ours); 1:
             any. Rows that ``label`` leaves out do not count.
+        prompting: what changes prompts before they are rendered, a
+            :class:`~rlhf_lightning.data.transforms.PromptTransform`;
+            the commands set it from the group ``prompting``.
         cache: keep tokenised data on disk, addressed by content, shared by all runs.
         cache_dir: where; None: ``$RLHF_CACHE`` or ``~/.cache/rlhf-lightning``.
     """
@@ -183,6 +186,7 @@ class DataSpec:
     too_long: Literal["exclude", "error", "keep_end", "keep_start"] = "exclude"
     on_bad_row: Literal["error", "exclude"] = "error"
     max_left_out: float = 0.1
+    prompting: Any = None
     cache: bool = True
     cache_dir: str | None = None
 
@@ -192,6 +196,9 @@ class DataSpec:
         object.__setattr__(self, "columns", columns)
         object.__setattr__(self, "template_arguments", dict(self.template_arguments))
         object.__setattr__(self, "attributes", None if self.attributes is None else tuple(self.attributes))
+        object.__setattr__(self, "prompting", self.prompting or None)  # the group's none is an empty node
+        if self.prompting is not None and not callable(self.prompting):
+            raise ValueError(f"data.spec.prompting={self.prompting!r} is no prompt transform: choose prompting=...")
         for name, allowed in _CHOICES.items():
             _one_of(f"data.spec.{name}", getattr(self, name), allowed)
         self._check_cuts()
@@ -233,7 +240,9 @@ class DataSpec:
 
     def content(self) -> dict[str, Any]:
         """The fields that decide which tokens come out."""
-        return {name: value for name, value in asdict(self).items() if name not in _NOT_CONTENT}
+        kept = asdict(replace(self, prompting=None))
+        kept = {name: value for name, value in kept.items() if name not in (*_NOT_CONTENT, "prompting")}
+        return kept if self.prompting is None else {**kept, "prompting": self.prompting.content()}
 
     def digest(self) -> str:
         """Hex digest of :meth:`content`, equal in every process."""

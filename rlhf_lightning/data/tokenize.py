@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data import boundaries, cache
-from rlhf_lightning.data.checks import DataError, Kind, Problem, Report, RowError, check_ids, lone_surrogate
+from rlhf_lightning.data.checks import DataError, Kind, Problem, Report, RowError, check_ids
 from rlhf_lightning.data.columns import Columns
 from rlhf_lightning.data.conversations import Rendered
 from rlhf_lightning.data.converters import Converter
 from rlhf_lightning.data.encode import Encoded, Encoder, fit
 from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.data.formats import convert, unrecognised, used_columns
-from rlhf_lightning.data.groups import check_text, make_equal, step_labels, with_negatives
+from rlhf_lightning.data.groups import check_text, check_unicode, make_equal, step_labels, with_negatives
 from rlhf_lightning.data.kinds import KINDS, serves
 from rlhf_lightning.data.mapped import MappedColumns
 from rlhf_lightning.data.notes import PLAIN_TEXT, note_counts, note_template, wrong_kind
@@ -36,6 +36,7 @@ from rlhf_lightning.data.sources import Row, Source, for_kind, using
 from rlhf_lightning.data.spec import OF_RESPONSES, DataSpec
 from rlhf_lightning.data.templates import ChatTemplate, render, resolve
 from rlhf_lightning.data.token_rows import TOKEN_IDS, group_of, has_tokens
+from rlhf_lightning.data.transforms import changed, turns_in
 from rlhf_lightning.types import Example
 
 log = logging.getLogger(__name__)
@@ -148,6 +149,8 @@ class _Pipeline:
     ) -> None:
         self.spec, self.kind, self.layout = spec, kind, KINDS[kind]
         self.template = template
+        if spec.prompting is not None:
+            spec.prompting.begin(tokenizer)
         self.encoder = Encoder(tokenizer, spec, template)
         self.report = Report(name, kind, template=template.name if template else "none")
         #: Text becomes a conversation when the user chose a template for it.
@@ -185,7 +188,7 @@ class _Pipeline:
         while chunk := list(islice(rows, _CHUNK)):
             yield from self._token_rows(row for row in chunk if has_tokens(row.values, self.kind))
             chunk = [row for row in chunk if not has_tokens(row.values, self.kind)]
-            rendered = [(row, *pair) for row in chunk if (pair := self._render(row)) is not None]
+            rendered = [(row, *pair) for row, record in self._records(chunk) if (pair := self._render(row, record))]
             if self.expected is None and self.hopeless is not None:
                 raise self.hopeless
             for (row, record, parts), made in zip(rendered, self._encoded(rendered), strict=True):
@@ -250,8 +253,17 @@ class _Pipeline:
         if row.part:
             self.report.count_part(row.part, problem=error.message)
 
-    def _render(self, row: Row) -> tuple[Record, list[Rendered | None]] | None:
-        """A row as text, one a prompt; None when it is filtered or cannot be used, which is then in the report."""
+    def _records(self, rows: Iterable[Row]) -> Iterable[tuple[Row, Record]]:
+        """Rows and what they are; a transform of prompts sees all of them first."""
+        records = ((row, record) for row in rows if (record := self._read(row)) is not None)
+        if self.spec.prompting is None:
+            return records
+        read = list(records)
+        self.spec.prompting.prepare([turns_in(record) for _, record in read])
+        return read
+
+    def _read(self, row: Row) -> Record | None:
+        """A row as a record; None when it is filtered or cannot be used, which is then in the report."""
         self.report.rows += 1
         if row.part:
             self.report.count_part(row.part, rows=1)
@@ -266,8 +278,17 @@ class _Pipeline:
             self.report.formats[record.format] = self.report.formats.get(record.format, 0) + 1
             if not record.conversation and record.format != "text" and self.could_be_turns:
                 self.report.note(PLAIN_TEXT)
+            return record
+        except RowError as error:
+            self._problem(row, error)
+            return None
+
+    def _render(self, row: Row, record: Record) -> tuple[Record, list[Rendered | None]] | None:
+        """A record as text, one a prompt; None when it cannot be used, which is then in the report."""
+        try:
+            record = record if self.spec.prompting is None else changed(record, self.spec.prompting)
             parts = [None if part is None else render(part, self.template) for part in record.parts or (record,)]
-            _check_unicode(row, parts)
+            check_unicode(row.values, parts)
             return record, parts
         except RowError as error:
             self._problem(row, error)
@@ -373,18 +394,3 @@ class _Pipeline:
         looked_at = [part.mismatch for part in made if part is not None and part.mismatch is not None]
         report.boundary_checked += bool(looked_at)
         report.boundary_mismatched += any(looked_at)
-
-
-def _check_unicode(row: Row, parts: Iterable[Rendered | None]) -> None:
-    """Raise RowError for text that is no Unicode, which no tokenizer takes; it names the column."""
-    rendered = (text for part in parts if part is not None for text in (part.prompt, *_segments(part)))
-    half = next((found for text in rendered if (found := lone_surrogate(text))), None)
-    if half is not None:
-        texts = {str(name): str(value) for name, value in row.values.items() if isinstance(value, str | list | dict)}
-        names = [name for name, text in texts.items() if lone_surrogate(text)]
-        where = f"{', '.join(map(repr, names))} holds" if names else "its text holds"
-        raise RowError(Kind.BROKEN, f"{where} {half}, half of a surrogate pair: no Unicode text")
-
-
-def _segments(part: Rendered) -> Iterator[str]:
-    return (text for spans in part.responses for text, _ in spans)

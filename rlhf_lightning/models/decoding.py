@@ -25,8 +25,9 @@ from rlhf_lightning.models.forwarding import (
     without_router_loss,
 )
 from rlhf_lightning.models.growing_cache import growing_cache
+from rlhf_lightning.models.shared_prefix import SharedPrefix
 from rlhf_lightning.ops.draw import draw
-from rlhf_lightning.types import Sampling
+from rlhf_lightning.types import PromptForm, Sampling
 
 #: Changes the logits of the next token: (ids so far ``[rows, length]``, logits ``[rows, vocabulary]``) -> logits.
 Processor = Callable[[Tensor, Tensor], Tensor]
@@ -35,6 +36,8 @@ Processor = Callable[[Tensor, Tensor], Tensor]
 _DROP_SHARE = 0.125
 #: Tokens between looks at which rows have ended, on a device whose results must be waited for.
 _DEVICE_STRIDE = 8
+#: Tokens between looks at the text of responses, where text may end one, and how many of the last ones are looked at.
+_TEXT_STRIDE, _TEXT_WINDOW = 8, 32
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Batch:
     prompts: list[Sequence[int]]  #: each at least one token, each different
     repeats: list[int]  #: samples of each prompt
     uniform: Tensor  #: one number a row and a token, float64 ``[rows, max_new_tokens]``; rows prompt by prompt
+    prefix: SharedPrefix | None = None  #: beginning of every prompt that is computed already
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def decode(
     log_probs = torch.zeros((rows, longest), device=device)
     length = torch.full((rows,), longest, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
-    state = _state(model, batch.prompts, longest)
+    state = _state(model, batch.prompts, longest, batch.prefix)
     if second is not None:
         state = _Mixed(state, _state(second.model, batch.prompts, longest), second)
     logits = _processed(state, state.start(), processor).repeat_interleave(repeats, dim=0)
@@ -136,6 +140,8 @@ def decode(
             ends_here = torch.isin(token, ends) & ~ended[active]
             length[active] = torch.where(ends_here, step + 1, length[active])
             ended[active] |= ends_here
+        if sampling.form.stops and (step + 1) % _TEXT_STRIDE == 0:
+            _end_at_text(ids, length, ended, step + 1, sampling.form)
         if step + 1 == longest:
             break
         if (step + 1) % stride == 0:
@@ -144,6 +150,13 @@ def decode(
                 break
         logits = _processed(state, state.step(token), processor)
     return _collected(ids, log_probs, length, ended)
+
+
+def _end_at_text(ids: Tensor, length: Tensor, ended: Tensor, tokens: int, form: PromptForm) -> None:
+    """End the rows whose text has come to a stop, in place; what stands behind it is cut when all rows are drawn."""
+    for row in (~ended).nonzero()[:, 0].tolist():
+        if form.last_ended(ids[row, :tokens].tolist(), _TEXT_WINDOW):
+            length[row], ended[row] = tokens, True
 
 
 def _drop(state: _State, active: Tensor, token: Tensor, ended: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,35 +196,42 @@ def why_uncached(model: Any) -> str | None:
     return None
 
 
-def _state(model: Any, prompts: Sequence[Sequence[int]], room: int) -> _State:
-    ids, lengths = _padded_left(prompts, model.device)
+def _state(model: Any, prompts: Sequence[Sequence[int]], room: int, prefix: SharedPrefix | None = None) -> _State:
+    ids, lengths = _padded(prompts, model.device, 0 if prefix is None else prefix.length)
     if not takes(model, "logits_to_keep"):
         report_every_position(model)
     reason = why_uncached(model)
     if reason is None:
-        return _Cached(model, ids, lengths, room)
+        return _Cached(model, ids, lengths, room, prefix)
     report_once(model, reason, "each token of a response computes its prompt and the response so far once more")
     return _Whole(model, ids, lengths)
 
 
-def _padded_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def _padded(prompts: Sequence[Sequence[int]], device: torch.device, shared: int) -> tuple[Tensor, Tensor]:
+    """Ids padded on the left, behind the first ``shared`` tokens, which all prompts have; lengths without padding."""
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.zeros((len(prompts), longest), dtype=torch.long)
     for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.as_tensor(prompt)
+        ids[row, :shared] = torch.as_tensor(prompt[:shared])
+        ids[row, longest - len(prompt) + shared :] = torch.as_tensor(prompt[shared:])
     return ids.to(device), torch.tensor([len(prompt) for prompt in prompts], device=device)
 
 
 class _Cached:
     """Keys and values of everything so far are kept; a step computes one token a row."""
 
-    def __init__(self, model: Any, ids: Tensor, lengths: Tensor, room: int) -> None:
+    def __init__(self, model: Any, ids: Tensor, lengths: Tensor, room: int, prefix: SharedPrefix | None = None) -> None:
         self.model, self.ids, self.next = model, ids, lengths
         self.cache: Any = growing_cache(model.config)
+        self.shared = 0
+        if prefix is not None:
+            prefix.fill(self.cache, len(ids))
+            self.shared = prefix.length
         self.options: dict[str, Any] = {str(cache_name(model)): self.cache, "use_cache": True}
         self.options |= without_router_loss(model)
         self.takes_positions, self.keeps_logits = takes(model, "position_ids"), takes(model, "logits_to_keep")
-        prompt = torch.arange(ids.shape[1], device=ids.device) >= (ids.shape[1] - lengths)[:, None]
+        column = torch.arange(ids.shape[1], device=ids.device)
+        prompt = (column < self.shared) | (column >= self.shared + (ids.shape[1] - lengths)[:, None])
         self.mask: Tensor | None = None  # without padding every row sees everything before it
         if not bool(prompt.all()):
             self.mask = torch.cat([prompt.long(), prompt.new_ones((len(ids), room), dtype=torch.long)], dim=1)
@@ -219,7 +239,7 @@ class _Cached:
     def start(self) -> Tensor:
         first = self.ids.shape[1] - self.next[:, None]
         positions = (torch.arange(self.ids.shape[1], device=self.ids.device) - first).clamp_min(0)
-        logits = self._forward(self.ids, positions)
+        logits = self._forward(self.ids[:, self.shared :], positions[:, self.shared :])
         if self.cache.get_seq_length() != self.ids.shape[1]:
             raise RuntimeError(
                 f"{type(self.model).__name__} left the cache that it was given empty under transformers "

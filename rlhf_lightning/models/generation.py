@@ -19,8 +19,9 @@ from rlhf_lightning.models.decoding import Batch, Processor, SecondModel, decode
 from rlhf_lightning.models.naming import transformers_model
 from rlhf_lightning.models.roles import evaluating
 from rlhf_lightning.models.sharding import unsharded
+from rlhf_lightning.models.shared_prefix import SharedPrefix, shared_prefix
 from rlhf_lightning.ops.streams import uniforms
-from rlhf_lightning.types import Sample, Sampling
+from rlhf_lightning.types import PromptForm, Sample, Sampling, ended_by_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,6 +52,7 @@ def generate(
     adapter: bool = True,
     processor: Processor | None = None,
     streams: Sequence[tuple[int, int]] | None = None,
+    form: PromptForm | None = None,
 ) -> list[list[int]]:
     """Sample one response for each prompt; see :func:`sample`.
 
@@ -69,6 +71,7 @@ def generate(
         processor: changes the logits of the next token, before the temperature divides them: called with the ids so
             far and the logits, ``[rows, length]`` and ``[rows, vocabulary]``.
         streams: of random numbers, one a prompt: a seed and a number under it; None: see above.
+        form: of the prompts: what text ends a response, and how all of them begin; None: a chat template says both.
 
     Returns:
         The response of each prompt in the order of ``prompts``, with its EOS token; without one it was cut off.
@@ -79,7 +82,7 @@ def generate(
     samples = sample(
         actor,
         prompts,
-        Sampling(max_new_tokens, float(temperature), float(top_p)),
+        Sampling(max_new_tokens, float(temperature), float(top_p), form=form or PromptForm()),
         streams=streams or [(seed, row) for row in range(len(prompts))],
         batch_size=batch_size,
         adapter=adapter,
@@ -128,10 +131,11 @@ def sample(
     ends = torch.tensor(_ends(model, sampling), dtype=torch.long, device=model.device)
     samples: dict[int, Sample] = {}
     with _decoding(actor, model, adapter), _second(mixed, actor) as second:
+        prefix = shared_prefix(model, prompts, sampling.form) if second is None else None
         for rows in _batches(prompts, sampling.max_new_tokens, batch_size, batch_tokens):
-            drawn = decode(model, _batch(prompts, rows, streams, sampling), sampling, ends, processor, second)
+            drawn = decode(model, _batch(prompts, rows, streams, sampling, prefix), sampling, ends, processor, second)
             for row, ids, log_probs, ended in zip(rows, drawn.ids, drawn.log_probs, drawn.ended, strict=True):
-                samples[row] = Sample(ids, log_probs, "stop" if ended else "length", version)
+                samples[row] = ended_by_text(Sample(ids, log_probs, "stop" if ended else "length", version), sampling)
     return [samples[row] for row in range(len(prompts))]
 
 
@@ -196,11 +200,15 @@ def _batches(
 
 
 def _batch(
-    prompts: Sequence[Sequence[int]], rows: Sequence[int], streams: Sequence[tuple[int, int]], sampling: Sampling
+    prompts: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    streams: Sequence[tuple[int, int]],
+    sampling: Sampling,
+    prefix: SharedPrefix | None,
 ) -> Batch:
     repeats: dict[tuple[int, ...], int] = {}
     for row in rows:
         prompt = tuple(prompts[row])
         repeats[prompt] = repeats.get(prompt, 0) + 1
     uniform = uniforms([streams[row] for row in rows], sampling.max_new_tokens)
-    return Batch(list(repeats), list(repeats.values()), uniform)
+    return Batch(list(repeats), list(repeats.values()), uniform, prefix)

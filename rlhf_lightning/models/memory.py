@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rlhf_lightning.models.earlier import AdapterCopy
 from rlhf_lightning.models.blocks import decoder_layers
+from rlhf_lightning.models.earlier import AdapterCopy
 from rlhf_lightning.models.naming import transformers_model
 from rlhf_lightning.models.roles import set_gradient_checkpointing
 from rlhf_lightning.models.sharding import reshard, unsharded

@@ -56,6 +56,8 @@ def sampling_fields(sampling: Sampling, n: int, seed: int) -> dict[str, Any]:
         fields["ignore_eos"] = True
     if sampling.stop:
         fields["stop_token_ids"] = list(sampling.stop)
+    if sampling.form.stops:
+        fields["stop"] = list(sampling.form.stops)
     return fields
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_lightning.options import Count, NonNegative, Positive, WholeNumber
 from rlhf_lightning.rollout.completions import choices, copies, draws, finish, sampling_fields
 from rlhf_lightning.rollout.endpoint import Endpoint, ServerError, in_threads
-from rlhf_lightning.types import Sample, Sampling
+from rlhf_lightning.types import Sample, Sampling, ended_by_text
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor
@@ -216,7 +216,8 @@ class OpenAIEngine:
             text = self.tokenizer.decode(list(prompt), skip_special_tokens=False)
             body = {"model": self._model, "prompt": text, **sampling_fields(sampling, drawn, seed), **self._options}
             answer = self.endpoint.post("/v1/completions", body)
-            return copies([self._sample(choice, sampling) for choice in choices(answer, drawn, self.endpoint.url)], n)
+            samples = [self._sample(choice, sampling) for choice in choices(answer, drawn, self.endpoint.url)]
+            return copies([ended_by_text(sample, sampling) for sample in samples], n)
 
         return in_threads(one, list(zip(prompts, seeds, strict=True)), self.concurrency)
 

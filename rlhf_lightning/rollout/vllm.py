@@ -25,7 +25,7 @@ from rlhf_lightning.rollout.vllm_options import (
 )
 from rlhf_lightning.rollout.vllm_worker import fix_tied
 from rlhf_lightning.rollout.weights import dtype_name, ends, policy_weights, write_config
-from rlhf_lightning.types import Sample, Sampling
+from rlhf_lightning.types import Sample, Sampling, ended_by_text
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor
@@ -177,7 +177,8 @@ class VLLMEngine:
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         restricted = self._restricted(sampling)
         answers = self._llm.generate(inputs, parameters, use_tqdm=False)
-        return [copies([self._sample(output, restricted) for output in answer.outputs], n) for answer in answers]
+        drawn = [[self._sample(output, restricted) for output in answer.outputs] for answer in answers]
+        return [copies([ended_by_text(sample, sampling) for sample in samples], n) for samples in drawn]
 
     def _parameters(self, sampling: Sampling, n: int, seed: int) -> Any:
         from vllm import SamplingParams

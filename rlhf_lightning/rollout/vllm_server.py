@@ -25,7 +25,7 @@ from rlhf_lightning.rollout.vllm_options import INSTALL, RestrictedSampling, che
 from rlhf_lightning.rollout.vllm_process import ServerProcess, end_of_log, free_port
 from rlhf_lightning.rollout.vllm_worker import EXTENSION
 from rlhf_lightning.rollout.weights import base_weights, dtype_name, ends, policy_weights, write_config, write_weights
-from rlhf_lightning.types import Sample, Sampling
+from rlhf_lightning.types import Sample, Sampling, ended_by_text
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor
@@ -319,7 +319,8 @@ class VLLMServerEngine:
         def one(asked: tuple[Sequence[int], int]) -> list[Sample]:
             body = self._request(asked[0], sampling, drawn, asked[1], log_probs=not restricted)
             found = choices(endpoint.post("/v1/completions", body), drawn, endpoint.url)
-            return copies([token_sample(choice, self.version, endpoint.url) for choice in found], n)
+            samples = [token_sample(choice, self.version, endpoint.url) for choice in found]
+            return copies([ended_by_text(sample, sampling) for sample in samples], n)
 
         with self._explained():
             return in_threads(one, list(zip(prompts, seeds, strict=True)), self.concurrency)

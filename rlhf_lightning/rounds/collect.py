@@ -19,7 +19,17 @@ from rlhf_lightning.rewards.base import Reward, Scores, StepReward, WinMatrix, i
 from rlhf_lightning.rewards.win_matrix import check_compares, compared
 from rlhf_lightning.rounds.processes import Clock, gathered, interleaved
 from rlhf_lightning.rounds.roles import assign_roles
-from rlhf_lightning.types import Draw, Example, RolloutOptions, Sample, SampleGroup, Sampling, ScoredGroup, Trained
+from rlhf_lightning.types import (
+    Draw,
+    Example,
+    PromptForm,
+    RolloutOptions,
+    Sample,
+    SampleGroup,
+    Sampling,
+    ScoredGroup,
+    Trained,
+)
 
 if TYPE_CHECKING:
     from rlhf_lightning.data.module import Place
@@ -42,6 +52,7 @@ class Collector:
         clock: where the time went: ``generate``, ``reward``.
         responses: the data's own groups, by row; for draws of the data.
         validating: draw for validation: the options' own number of samples and temperature, and nothing else.
+        form: of the prompts.
     """
 
     engine: RolloutEngine
@@ -51,6 +62,7 @@ class Collector:
     clock: Clock
     responses: Mapping[str, Example] = field(default_factory=dict)
     validating: bool = False
+    form: PromptForm = field(default_factory=PromptForm)
 
     @property
     def draws(self) -> tuple[Draw, ...]:
@@ -69,6 +81,7 @@ class Collector:
             ignore_eos=options.ignore_eos,
             source=draw.source,
             mix=draw.mix,
+            form=self.form,
         )
 
     @property

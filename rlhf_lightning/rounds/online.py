@@ -95,6 +95,7 @@ class OnlineData(L.LightningDataModule):
         self.engine, self.reward, self.options = engine, reward, options
         self.folder, self.identity = None if folder is None else Path(folder), identity
         self._demonstrations = self._others()
+        self.prompt_form = prompts.prompt_form
         self.lesson: Lesson = lesson(options, lambda: self.module)
         self.clock = Clock()
         self.shared: SharedRounds | None = None  #: rounds of the start that other runs draw too; None: none
@@ -359,7 +360,8 @@ class OnlineData(L.LightningDataModule):
         """
         clock = Clock() if validating else self.clock
         given = {} if self.responses is None else self.responses
-        return Collector(self.engine, self.reward, self.options, self.place, clock, given, validating=validating)
+        parts = self.engine, self.reward, self.options, self.place, clock, given
+        return Collector(*parts, validating=validating, form=self.prompt_form)
 
     def sync(self) -> None:
         """Give the engine the policy's weights as they are; a collective call."""

@@ -27,6 +27,7 @@ from rlhf_lightning.types.batches import (
     UnpairedBatch,
 )
 from rlhf_lightning.types.layer_states import LayerStates
+from rlhf_lightning.types.prompt_form import PromptForm
 from rlhf_lightning.types.ragged import (
     ActionValues,
     JudgedPair,
@@ -60,6 +61,7 @@ from rlhf_lightning.types.rollouts import (
     Sampling,
     ScoredGroup,
     Source,
+    ended_by_text,
     sample_groups,
 )
 from rlhf_lightning.types.selection import DATA, NONE, Selected
@@ -89,6 +91,7 @@ __all__ = [
     "Paraphrases",
     "PreferenceBatch",
     "PreferenceLoss",
+    "PromptForm",
     "Ragged",
     "RankedBatch",
     "Rolled",
@@ -112,5 +115,6 @@ __all__ = [
     "Trained",
     "UnpairedBatch",
     "Weighted",
+    "ended_by_text",
     "sample_groups",
 ]

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlhf_lightning.types.batches import PackedBatch
+from rlhf_lightning.types.prompt_form import PromptForm
 from rlhf_lightning.types.ragged import Ragged
 
 #: Why a response ended: a token that ends responses, or the length limit.
@@ -38,6 +39,7 @@ class Sampling:
             both, whose logits are ``mix`` times the reference's and ``1 - mix`` times the policy's. Log-probs of the
             samples are of that distribution.
         mix: weight of the reference in the mixture.
+        form: of the prompts, where a transform made them: texts that end a response, and the beginning that all share.
     """
 
     max_new_tokens: int = 256
@@ -49,6 +51,7 @@ class Sampling:
     stop: tuple[int, ...] = ()
     source: Source = field(default="policy", repr=False)  # another one says so in Draw
     mix: float = field(default=0.0, repr=False)
+    form: PromptForm = field(default=PromptForm(), repr=False)  # the prompts' tokens and options say so
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or not 0 <= self.min_new_tokens <= self.max_new_tokens:
@@ -100,6 +103,15 @@ class Sample:
     log_probs: list[float]
     finish: Finish
     version: int = 0  #: optimiser steps that the weights had taken
+
+
+def ended_by_text(sample: Sample, sampling: Sampling) -> Sample:
+    """A sample without the text that ends it, where the prompts' form has such texts."""
+    form = sampling.form
+    kept = form.kept(sample.ids) if form.stops or form.trailing else len(sample.ids)
+    if kept == len(sample.ids):
+        return sample
+    return replace(sample, ids=sample.ids[:kept], log_probs=sample.log_probs[:kept], finish="stop")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,31 @@
+"""Alignment without training: transforms of the prompt, and the search for a better one.
+
+* :class:`InContext`: constant examples in front of the query (URIAL);
+* :class:`Rules`: the rules that fit the query, retrieved (OPO);
+* :class:`Rewriter`: another model's wording of the query (BPO);
+* :class:`Instruction`: a text at a position of the query, as the search of a prompt finds it (OPRO, GEPA).
+
+All fulfil :class:`~rlhf_lightning.data.transforms.PromptTransform`. Names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlhf_lightning.data.transforms import PromptTransform as PromptTransform
+    from rlhf_lightning.prompting.in_context import InContext as InContext
+
+_HOME = {
+    "InContext": "rlhf_lightning.prompting.in_context",
+    "PromptTransform": "rlhf_lightning.data.transforms",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

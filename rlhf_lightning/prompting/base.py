@@ -1,0 +1,92 @@
+"""What prompt transforms have in common."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rlhf_lightning.data.checks import Kind, RowError
+from rlhf_lightning.data.messages import Turns
+from rlhf_lightning.types import PromptForm
+
+
+@dataclass
+class Transform:
+    """A transform whose prompts a chat template renders, and whose options are all there is to it.
+
+    Options are the fields of the dataclass; those whose names are in :attr:`files` are paths, which count by content.
+    """
+
+    plain: ClassVar[bool] = False
+    closing: ClassVar[str] = ""
+    files: ClassVar[tuple[str, ...]] = ()
+    tokenizer: ClassVar[Any] = None
+
+    @property
+    def form(self) -> PromptForm:
+        """See :class:`~rlhf_lightning.data.transforms.PromptTransform`."""
+        return PromptForm()
+
+    def __call__(self, turns: Turns) -> Turns:
+        """See :class:`~rlhf_lightning.data.transforms.PromptTransform`."""
+        raise NotImplementedError
+
+    def begin(self, tokenizer: Any) -> None:
+        """See :class:`~rlhf_lightning.data.transforms.PromptTransform`."""
+        self.tokenizer = tokenizer  # type: ignore[misc]
+
+    def prepare(self, conversations: Sequence[Turns]) -> None:
+        """See :class:`~rlhf_lightning.data.transforms.PromptTransform`; nothing is gained from many at once."""
+
+    def content(self) -> Mapping[str, Any]:
+        """See :class:`~rlhf_lightning.data.transforms.PromptTransform`."""
+        options = {field.name: getattr(self, field.name) for field in fields(self) if not field.name.startswith("_")}
+        for name in self.files:
+            options[name] = None if options[name] is None else content_digest(options[name])
+        return {"transform": type(self).__name__, **options}
+
+
+def existing_file(path: str, option: str) -> Path:
+    """A file that an option names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"{option}={path}: there is no such file")
+    return file
+
+
+def content_digest(path: str | Path) -> str:
+    """Digest of a file's bytes, or of the names and bytes of a folder's files; a path that is neither is itself."""
+    root = Path(path).expanduser()
+    if not root.exists():
+        return str(path)
+    digest = hashlib.blake2b(digest_size=16)
+    for file in [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.is_file()):
+        digest.update(b"" if file == root else str(file.relative_to(root)).encode())
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "blake2b").digest())
+    return digest.hexdigest()
+
+
+def query_of(turns: Turns) -> int:
+    """Position of the last user turn.
+
+    Raises:
+        RowError: there is none.
+    """
+    found = [at for at, turn in enumerate(turns) if turn["role"] == "user"]
+    if not found:
+        raise RowError(Kind.TYPE, "the prompt has no turn of the user that prompting=... could change")
+    return found[-1]
+
+
+def with_query(turns: Turns, content: str) -> Turns:
+    """The turns with another text in the last user turn; the given ones stay as they are."""
+    at = query_of(turns)
+    return [*turns[:at], {**turns[at], "content": content}, *turns[at + 1 :]]

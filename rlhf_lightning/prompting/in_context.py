@@ -1,0 +1,130 @@
+"""Constant examples in front of the query: alignment of a base model by its prompt alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from rlhf_lightning.data.checks import Kind, RowError
+from rlhf_lightning.data.messages import Turns
+from rlhf_lightning.options import WholeNumber
+from rlhf_lightning.prompting.base import Transform, existing_file
+from rlhf_lightning.prompting.in_context_texts import EXAMPLES, INSTRUCTION, PLAIN_EXAMPLES
+from rlhf_lightning.types import PromptForm
+
+_FENCE = "```"
+Exchange = tuple[str, str]
+
+
+@dataclass
+class InContext(Transform):
+    r"""URIAL: an instruction and a few worked examples, then the query; a base model continues with its response.
+
+    The prompt is text that no chat template renders: ``# Instruction`` and a paragraph; then, for every example and
+    every turn, ``# Query:`` and ``# Answer:``, each followed by its text in a code fence. The response is what follows
+    the last, open fence, up to ``# Query`` or ``# User`` or EOS, without the fence that closes it. Responses of the
+    data are closed by a fence. A system message of the conversation stands behind the paragraph.
+
+    Source: "The Unlocking Spell on Base LLMs: Rethinking Alignment via In-Context Learning", arXiv:2312.01552 (URIAL),
+    sections and stops of Re-Align/URIAL. ``style=vanilla`` is its baseline of bare queries and answers.
+    Differences: paragraph and examples are our own texts.
+
+    Args:
+        style: ``urial``, or ``vanilla``: queries and short answers without paragraph and fences.
+        examples: how many; K = 0, 1 and 3 are the paper's ablation (a list, a refusal, a how-to).
+        file: of other examples: JSONL rows with ``query`` and ``answer``, the first ``examples`` of which are taken.
+        instruction: another paragraph; None: ours.
+
+    Raises:
+        ValueError: there are fewer examples, or a row of the file is none.
+    """
+
+    plain: ClassVar[bool] = True
+    files: ClassVar[tuple[str, ...]] = ("file",)
+
+    style: Literal["urial", "vanilla"] = "urial"
+    examples: WholeNumber = 3
+    file: str | None = None
+    instruction: str | None = None
+    _start: str = field(init=False, repr=False, default="")
+
+    def __post_init__(self) -> None:
+        """Write what is constant."""
+        if self.style not in ("urial", "vanilla"):
+            raise ValueError(f"prompting.style={self.style!r} must be urial or vanilla")
+        if self.style == "vanilla" and self.instruction is not None:
+            raise ValueError("prompting.instruction is a paragraph, and prompting.style=vanilla has none: choose urial")
+        ours = EXAMPLES if self.style == "urial" else PLAIN_EXAMPLES
+        given = ours if self.file is None else _read(self.file)
+        if not 0 <= self.examples <= len(given):
+            raise ValueError(
+                f"prompting.examples={self.examples} must lie between 0 and the {len(given)} that there are; "
+                "prompting.file=... brings others"
+            )
+        paragraph = INSTRUCTION if self.instruction is None else self.instruction
+        head = f"# Instruction\n\n{paragraph.strip()}\n\n" if self.style == "urial" else ""
+        self._start = head + "".join(self._exchange(query, answer) for query, answer in given[: self.examples])
+
+    @property
+    def closing(self) -> str:  # type: ignore[override]
+        """What closes a response."""
+        return f"\n{_FENCE}" if self.style == "urial" else ""
+
+    @property
+    def form(self) -> PromptForm:
+        """See :class:`~rlhf_lightning.data.transforms.PromptTransform`."""
+        trailing = _FENCE if self.style == "urial" else ""
+        return PromptForm(self._start, ("# Query", "# User"), trailing, self.tokenizer)
+
+    def __call__(self, turns: Turns) -> Turns:
+        """One turn with the whole prompt.
+
+        Raises:
+            RowError: a turn of a tool, or turns that do not alternate between user and assistant.
+        """
+        system = [turn["content"] for turn in turns if turn["role"] == "system"]
+        rest = [turn for turn in turns if turn["role"] != "system"]
+        wanted = ["user", "assistant"] * len(rest)
+        if not rest or [turn["role"] for turn in rest] != wanted[: len(rest)]:
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise RowError(Kind.TEMPLATE, f"prompting=in_context shows user and assistant in turn, not {roles}")
+        texts = [turn["content"] for turn in rest]
+        pairs = zip(texts[::2], texts[1::2], strict=False)
+        begun = texts[-1] if len(texts) % 2 == 0 else None  # a response that the prompt begins
+        done = list(pairs)[: (len(texts) - 1) // 2]
+        said = "".join(f"{text.strip()}\n\n" for text in system)
+        earlier = "".join(self._exchange(query, answer) for query, answer in done)
+        query = texts[-1] if begun is None else texts[-2]
+        return [{"role": "user", "content": self._start + said + earlier + self._open(query) + (begun or "")}]
+
+    def _open(self, query: str) -> str:
+        """A query and the beginning of its answer."""
+        if self.style == "vanilla":
+            return f"# Query:\n{query}\n\n# Answer:\n"
+        return f"# Query:\n{_FENCE}\n{query}\n{_FENCE}\n\n# Answer:\n{_FENCE}\n"
+
+    def _exchange(self, query: str, answer: str) -> str:
+        return f"{self._open(query)}{answer}{self.closing}\n\n"
+
+
+def _read(path: str) -> Sequence[Exchange]:
+    """Examples of a file.
+
+    Raises:
+        ValueError: there is no such file, or a row has no ``query`` and ``answer``.
+    """
+    found = []
+    for number, line in enumerate(existing_file(path, "prompting.file").read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"prompting.file={path}:{number} is not JSON: {error}") from error
+        texts = [row.get(name) if isinstance(row, dict) else None for name in ("query", "answer")]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ValueError(f'prompting.file={path}:{number} must have texts under "query" and "answer"')
+        found.append((texts[0], texts[1]))
+    return found
