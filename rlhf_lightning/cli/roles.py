@@ -66,7 +66,9 @@ _HEAD = Role("a head on a model", (f"{_R}.models",), bases=(f"{_R}.models.backbo
 _LOSS = Role("a loss", (f"{_R}.losses",), bases=(f"{_R}.losses.weighted_sum.WeightedSum",), declares="loss")
 _REWARD = Role("a reward", (f"{_R}.rewards", f"{_R}.world"), bases=(f"{_R}.rewards.base.Reward",))
 _DATA = Role("a data module", (f"{_R}.data",), bases=(f"{_R}.data.module.AlignmentDataModule",))
-_SOURCE = Role("a source of rows", (f"{_R}.data", f"{_R}.world"), bases=(f"{_R}.data.sources.Source",))
+_SOURCE = Role(
+    "a source of rows", (f"{_R}.data", f"{_R}.world", f"{_R}.prompting"), bases=(f"{_R}.data.sources.Source",)
+)
 _SPEC = Role("how rows become tokens", (f"{_R}.data",), bases=(f"{_R}.data.spec.DataSpec",))
 _PROMPTING = Role("a prompt transform", (f"{_R}.prompting",), bases=(f"{_R}.prompting.base.Transform",))
 _CLIENT = Role("a client of a judge", (f"{_R}.rollout",), bases=(f"{_R}.rollout.openai.ChatClient",))
@@ -97,7 +99,7 @@ PLACES: tuple[tuple[str, Role], ...] = (
     (r"method\.density_ratio", _part("a density ratio", "density_ratio.DensityRatio")),
     (_REWARDS, _REWARD),
     (rf"{_REWARDS}\.(?:function|extract)", _TEXTS),
-    (rf"{_REWARDS}\.judge", _CLIENT),
+    (rf"{_REWARDS}\.judge|{_DATAS}\.(?:source|validation)\.judge", _CLIENT),
     (rf"{_REWARDS}\.spec|{_DATAS}\.spec|spec", _SPEC),
     (rf"prompting|(?:{_REWARDS}\.|{_DATAS}\.)?spec\.prompting", _PROMPTING),
     (_DATAS, _DATA),

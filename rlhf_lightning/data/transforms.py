@@ -88,7 +88,7 @@ def changed(record: Record, transform: PromptTransform) -> Record:
     if transform.plain:
         return _plain(record, turns[-1]["content"], transform.closing)
     if record.conversation:
-        return replace(record, prompt=turns)
+        return replace(record, prompt=turns, continued=record.continued or turns[-1]["role"] == "assistant")
     if len(turns) != 1:
         raise RowError(
             Kind.TYPE, "prompting=... makes several turns of this prompt of plain text: set data.spec.template"

@@ -16,10 +16,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlhf_lightning.data.transforms import PromptTransform as PromptTransform
     from rlhf_lightning.prompting.in_context import InContext as InContext
+    from rlhf_lightning.prompting.instruction import Instruction as Instruction
+    from rlhf_lightning.prompting.rewrite_data import PromptRewrites as PromptRewrites
+    from rlhf_lightning.prompting.rewriter import Rewriter as Rewriter
+    from rlhf_lightning.prompting.rules import Rules as Rules
 
 _HOME = {
     "InContext": "rlhf_lightning.prompting.in_context",
+    "Instruction": "rlhf_lightning.prompting.instruction",
+    "PromptRewrites": "rlhf_lightning.prompting.rewrite_data",
     "PromptTransform": "rlhf_lightning.data.transforms",
+    "Rewriter": "rlhf_lightning.prompting.rewriter",
+    "Rules": "rlhf_lightning.prompting.rules",
 }
 
 __all__ = list(_HOME)

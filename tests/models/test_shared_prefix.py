@@ -64,7 +64,8 @@ def test_the_beginning_is_computed_once(model: Any):
 def test_a_prompt_always_keeps_a_token(model: Any):
     form = PromptForm(START, tokenizer=TOKENIZER)
     prefix = shared_prefix(model, [TOKENIZER(START)["input_ids"]], form)
-    assert prefix is not None and prefix.length == len(TOKENIZER(START)["input_ids"]) - 1
+    assert prefix is not None
+    assert prefix.length == len(TOKENIZER(START)["input_ids"]) - 1
     assert shared_prefix(model, [PROMPTS[0], [1, 2, 3]], form) is None
 
 
@@ -79,8 +80,10 @@ def test_text_ends_a_response(model: Any):
     text = TOKENIZER.decode(whole.ids)
     stop = text[3:5]
     ended = drawn(model, PromptForm(stops=(stop,), tokenizer=TOKENIZER), temperature=0.0)[0]
-    assert TOKENIZER.decode(ended.ids) == text[: text.index(stop)].rstrip() and ended.finish == "stop"
-    assert len(ended.log_probs) == len(ended.ids) and ended.ids == whole.ids[: len(ended.ids)]
+    assert TOKENIZER.decode(ended.ids) == text[: text.index(stop)].rstrip()
+    assert ended.finish == "stop"
+    assert len(ended.log_probs) == len(ended.ids)
+    assert ended.ids == whole.ids[: len(ended.ids)]
 
 
 def test_decoding_ends_where_every_response_has(model: Any):

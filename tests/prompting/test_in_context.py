@@ -60,11 +60,14 @@ def test_earlier_turns_stand_in_the_same_sections():
 
 def test_examples_are_the_first_ones_and_vanilla_has_no_paragraph():
     starts = [InContext(examples=k).form.start for k in (0, 1, 3)]
-    assert starts[1].startswith(starts[0]) and starts[2].startswith(starts[1])
+    assert starts[1].startswith(starts[0])
+    assert starts[2].startswith(starts[1])
     assert [start.count("# Query:\n```") for start in starts] == [0, 1, 3]
     vanilla = text_of(InContext(style="vanilla", examples=1), user("Why?"))
-    assert vanilla.startswith("# Query:\n") and vanilla.endswith("# Query:\nWhy?\n\n# Answer:\n")
-    assert "```" not in vanilla and "# Instruction" not in vanilla
+    assert vanilla.startswith("# Query:\n")
+    assert vanilla.endswith("# Query:\nWhy?\n\n# Answer:\n")
+    assert "```" not in vanilla
+    assert "# Instruction" not in vanilla
 
 
 def test_what_is_a_response():
@@ -97,7 +100,8 @@ def test_rows_generation_and_caches_have_one_prompt():
 
 def test_the_prompt_is_part_of_the_key(tmp_path: Path):
     """Without a transform the key is what it was, so nobody tokenises again."""
-    assert "prompting" not in DataSpec().content() and DataSpec(prompting={}).digest() == DataSpec().digest()
+    assert "prompting" not in DataSpec().content()
+    assert DataSpec(prompting={}).digest() == DataSpec().digest()
     file = tmp_path / "examples.jsonl"
     digests = {DataSpec().digest()}
     for answer in ("one", "two"):
@@ -124,4 +128,5 @@ def test_several_turns_of_a_response_are_refused():
     spec = DataSpec(prompting=InContext(examples=0), cache=False, max_length=None)
     row = {"prompt": [user("Why?")], "response": [assistant("So."), user("And?"), assistant("Yes.")]}
     report = tokenize(Rows(row), qwen_like(), spec, "supervised").report
-    assert report.kept == 0 and "data.spec.mask=response" in report.problems[0].message
+    assert report.kept == 0
+    assert "data.spec.mask=response" in report.problems[0].message
