@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,13 +17,10 @@ from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.console import say
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.folder import RunFolder, held
-from rlhf_lightning.cli.launch import Arguments, split
-from rlhf_lightning.cli.launch import main as launch
-from rlhf_lightning.cli.overrides import quoted, readable
 from rlhf_lightning.cli.results import duration
+from rlhf_lightning.cli.stages import Command, by_stage, check_trusted, folder_option, run_job_of_stage
 from rlhf_lightning.cli.sweep import short
 from rlhf_lightning.cli.train import new_folder
-from rlhf_lightning.cli.trust import commanded, may_be_given
 from rlhf_lightning.files import write_atomically
 from rlhf_lightning.rounds.game import Game, Move, latest, without_references
 
@@ -33,48 +29,23 @@ FILE = "game.json"
 _OF_GAME = ("experiment", "game", "paths")
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command line, sorted by whom its options are for."""
-
-    flags: Arguments
-    of_game: list[str]  #: of the game itself
-    stages: list[str]  #: of all stages, or ``<stage>.<option>`` of one
-
-    @classmethod
-    def of(cls, arguments: Sequence[str]) -> Command:
-        """Sort arguments.
-
-        Raises:
-            ConfigError: a flag that games do not have.
-        """
-        flags = split(arguments)
-        if other := [flag for flag in flags.flags if flag not in ("--config-dir", "-cd", *flags.config_dirs)]:
-            raise ConfigError(f"rlhf game has no flag {other[0]}: rlhf train -m is for sweeps over one job")
-        keys = [option.lstrip("+~").partition("=")[0] for option in flags.overrides]
-        of_game = [option for option, key in zip(flags.overrides, keys, strict=True) if key.split(".")[0] in _OF_GAME]
-        folders = [option for option in of_game if option.startswith("paths.") and "output_dir" not in option]
-        of_stages = [option for option in flags.overrides if option not in of_game or option in folders]
-        return cls(flags, of_game, of_stages)
-
-
 def main(arguments: Sequence[str]) -> int:
     """Play the game of a command line.
 
     Returns:
         0; else the exit code of the stage that ended it.
     """
-    command = Command.of(arguments)
-    cfg = compose("game", command.of_game, config_dirs=command.flags.config_dirs)
+    command = Command.of("game", arguments, _OF_GAME, "rlhf train -m is for sweeps over one job")
+    cfg = compose("game", command.of_command, config_dirs=command.flags.config_dirs)
     named = cfg.paths.output_dir is not None
     folder = Path(cfg.paths.output_dir) if named else new_folder(Path(cfg.paths.runs) / "game")
-    game = game_of(cfg, folder, command.stages)
+    game = game_of(cfg, folder, command.of_stages)
     with held(folder):
         left = list(checked(game, command.flags.config_dirs))
         _write(game)
         for move in left:
             say(f"[bold]{move.name}[/]  {short(move.folder)}")
-            if code := _play(move, command.flags.config_dirs):
+            if code := run_job_of_stage("train", move.options, move.folder, command.config_flags):
                 again = f"the same command with paths.output_dir={folder}" if not named else "the same command"
                 say(f"the game ended in {move.name} (exit code {code}); {again} resumes there")
                 return code
@@ -98,35 +69,33 @@ def game_of(cfg: DictConfig, folder: Path, options: Sequence[str]) -> Game:
     assert isinstance(node, dict)
     stages = {str(name): [str(option) for option in lines or ()] for name, lines in (node["stages"] or {}).items()}
     shared = [str(option) for option in node["shared"] or ()]
-    for name, lines in {"shared": shared, **{f"stages.{name}": lines for name, lines in stages.items()}}.items():
-        _check_trusted(name, lines)
-    everyone = [option for option in options if _stage_of(option) not in stages]
-    for stage, lines in stages.items():
-        inside = [_inside(option) for option in options if _stage_of(option) == stage]
-        stages[stage] = [*shared, *lines, *everyone, *inside]
+    lists = {"game.shared": shared, **{f"game.stages.{name}": lines for name, lines in stages.items()}}
+    check_trusted({where: [without_references(line) for line in lines] for where, lines in lists.items()})
+    everyone, named = by_stage(options, stages)
+    stages = {stage: [*shared, *lines, *everyone, *named[stage]] for stage, lines in stages.items()}
     try:
         return Game(folder, int(node["rounds"]), stages)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def _stage_of(option: str) -> str:
-    key, dot, _ = option.partition("=")[0].lstrip("+~").partition(".")
-    return key if dot else ""
+def check(cfg: DictConfig, options: Sequence[str], config_dirs: Sequence[str] = ()) -> None:
+    """Compose every move of a game that is a part of something larger.
 
+    Args:
+        cfg: of the command.
+        options: of its command line.
+        config_dirs: further folders with config groups.
 
-def _inside(option: str) -> str:
-    """An option of one stage as that stage's job knows it."""
-    signs = option[: len(option) - len(option.lstrip("+~"))]
-    return signs + option[len(signs) :].partition(".")[2]
-
-
-def _check_trusted(name: str, options: Sequence[str]) -> None:
-    """Refuse options of a yaml that count on the command line alone: a stage's job would take them for the user's."""
-    for option in options:
-        keys = commanded(readable([without_references(option)]))
-        if wrong := sorted(key for key in keys if not may_be_given(key) or key.split(".")[0] in ("hydra", "paths")):
-            raise ConfigError(f"game.{name}: {wrong[0]} stands in a yaml, and counts only on the command line")
+    Raises:
+        ConfigError: an option of a stage is wrong; the message names it.
+    """
+    of_stages = Command.of("game", options, _OF_GAME, "").of_stages
+    for move in game_of(cfg, Path("game"), of_stages).moves():
+        try:
+            compose("train", move.options, config_dirs=config_dirs)
+        except ConfigError as error:
+            raise ConfigError(f"{move.name}: {error}") from error
 
 
 def checked(game: Game, config_dirs: Sequence[str] = ()) -> Iterator[Move]:
@@ -137,7 +106,7 @@ def checked(game: Game, config_dirs: Sequence[str] = ()) -> Iterator[Move]:
     """
     for move in list(game.moves()):
         try:
-            cfg = compose("train", [*move.options, _folder(move)], config_dirs=config_dirs)
+            cfg = compose("train", [*move.options, folder_option(move.folder)], config_dirs=config_dirs)
             folder = RunFolder(cfg)
             folder.check()
         except ConfigError as error:
@@ -146,18 +115,6 @@ def checked(game: Game, config_dirs: Sequence[str] = ()) -> Iterator[Move]:
             yield move
         else:
             say(f"{move.name} [dim]was done before, {duration(result.seconds)} saved[/]")
-
-
-def _play(move: Move, config_dirs: Sequence[str]) -> int:
-    flags = [part for folder in config_dirs for part in ("--config-dir", folder)]
-    try:
-        return launch(["train", *flags, *move.options, _folder(move)])
-    except SystemExit as stop:  # a signal: the job has saved where it is
-        return int(stop.code or 0)
-
-
-def _folder(move: Move) -> str:
-    return f"paths.output_dir={quoted(move.folder.absolute())}"
 
 
 def _write(game: Game) -> None:

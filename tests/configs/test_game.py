@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rlhf_lightning.cli import game
+from rlhf_lightning.cli import stages
 
 STAGES = """game.stages={first: ["method=sft"], second: ["method=sft", "ckpt_path={first}/checkpoints/last.ckpt"]}"""
 
@@ -15,7 +15,7 @@ STAGES = """game.stages={first: ["method=sft"], second: ["method=sft", "ckpt_pat
 def played(rlhf, tiny, monkeypatch):
     """Play a game of two stages; the stages that were begun, in order. One of them may be made to fail."""
     begun: list[str] = []
-    launch = game.launch
+    launch = stages.launch
 
     def play(*options: str, failing: str | None = None):
         def start(arguments):
@@ -23,7 +23,7 @@ def played(rlhf, tiny, monkeypatch):
             begun.append("/".join(folder.strip('"').split("/")[-2:]))
             return 1 if begun[-1] == failing else launch(arguments)
 
-        monkeypatch.setattr(game, "launch", start)
+        monkeypatch.setattr(stages, "launch", start)
         begun.clear()
         common = ["optimizer.lr=1e-2", "paths.output_dir=g"]
         code, out, err = rlhf("game", STAGES, *tiny, *common, *options)
