@@ -20,6 +20,7 @@ from rlhf_lightning.cli.config_file import escaped
 from rlhf_lightning.cli.console import ERR, OUT, setup_logging
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.overrides import readable
+from rlhf_lightning.cli.revise import make_revision, write_pairs
 from rlhf_lightning.cli.runs import read_config, take_over, weights_of, with_prompting
 from rlhf_lightning.cli.schema import check_config
 
@@ -188,8 +189,11 @@ def generate(cfg: DictConfig) -> None:
         )
     if cfg.reward and (cfg.chat or not rows):
         raise ConfigError("reward=... scores answers to prompt=TEXT or prompts=FILE, and a chat has none: name prompts")
+    chain = make_revision(cfg, len(rows))
     answerer = Answerer.load(cfg, rows)
-    if rows and not cfg.chat:
+    if chain is not None:
+        write_pairs(chain, [_turns(cfg.system, row["prompt"]) for row in rows], answerer.answer, cfg)
+    elif rows and not cfg.chat:
         _hand_out([row["prompt"] for row in rows], _answers(answerer, rows, cfg), cfg.output)
     else:
         chat(answerer)

@@ -71,6 +71,9 @@ _SOURCE = Role(
 )
 _SPEC = Role("how rows become tokens", (f"{_R}.data",), bases=(f"{_R}.data.spec.DataSpec",))
 _PROMPTING = Role("a prompt transform", (f"{_R}.prompting",), bases=(f"{_R}.prompting.base.Transform",))
+_REVISION = Role(
+    "a chain of critiques and revisions", (f"{_R}.prompting",), bases=(f"{_R}.prompting.revision.Revision",)
+)
 _CLIENT = Role("a client of a judge", (f"{_R}.rollout",), bases=(f"{_R}.rollout.openai.ChatClient",))
 _TEXTS = Role("a function of prompt and response", (f"{_R}.world",), functions=(f"{_R}.world.claims.claim",))
 
@@ -102,6 +105,7 @@ PLACES: tuple[tuple[str, Role], ...] = (
     (rf"{_REWARDS}\.judge|{_DATAS}\.(?:source|validation)\.judge", _CLIENT),
     (rf"{_REWARDS}\.spec|{_DATAS}\.spec|spec", _SPEC),
     (rf"prompting|(?:{_REWARDS}\.|{_DATAS}\.)?spec\.prompting", _PROMPTING),
+    (r"revision", _REVISION),
     (_DATAS, _DATA),
     (rf"{_DATAS}\.(?:source|validation)(?:\.source|\.sources\.[^.]+)*", _SOURCE),
     (

@@ -95,6 +95,7 @@ class Generate:
     spec: dict[str, Any]
     adapter: dict[str, Any] | None = None
     prompting: dict[str, Any] | None = None
+    revision: dict[str, Any] | None = None
     reward: dict[str, Any] | None = None
     keep: int | None = None
     run: str | None = None

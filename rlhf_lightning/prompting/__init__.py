@@ -4,8 +4,9 @@
 * :class:`Rules`: the rules that fit the query, retrieved (OPO);
 * :class:`Rewriter`: another model's wording of the query (BPO);
 * :class:`Instruction`: a text at a position of the query, as the search of a prompt finds it (OPRO, GEPA).
+* :class:`Revision`: critique and revision of responses under principles (constitutional AI).
 
-All fulfil :class:`~rlhf_lightning.data.transforms.PromptTransform`. Names are loaded when they are first used.
+All but the last fulfil :class:`~rlhf_lightning.data.transforms.PromptTransform`. Names are loaded when they are first used.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.data.transforms import PromptTransform as PromptTransform
     from rlhf_lightning.prompting.in_context import InContext as InContext
     from rlhf_lightning.prompting.instruction import Instruction as Instruction
+    from rlhf_lightning.prompting.revision import Revision as Revision
     from rlhf_lightning.prompting.rewrite_data import PromptRewrites as PromptRewrites
     from rlhf_lightning.prompting.rewriter import Rewriter as Rewriter
     from rlhf_lightning.prompting.rules import Rules as Rules
@@ -26,6 +28,7 @@ _HOME = {
     "Instruction": "rlhf_lightning.prompting.instruction",
     "PromptRewrites": "rlhf_lightning.prompting.rewrite_data",
     "PromptTransform": "rlhf_lightning.data.transforms",
+    "Revision": "rlhf_lightning.prompting.revision",
     "Rewriter": "rlhf_lightning.prompting.rewriter",
     "Rules": "rlhf_lightning.prompting.rules",
 }

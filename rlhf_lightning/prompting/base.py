@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -59,6 +60,30 @@ def existing_file(path: str, option: str) -> Path:
     if not file.is_file():
         raise ValueError(f"{option}={path}: there is no such file")
     return file
+
+
+def texts_of(path: str, option: str, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The texts under some names in every row of a JSONL file.
+
+    Raises:
+        ValueError: there is no such file or no row in it, or a row lacks one of the texts.
+    """
+    found = []
+    for number, line in enumerate(existing_file(path, option).read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{option}={path}:{number} is not JSON: {error}") from error
+        texts = [row.get(name) if isinstance(row, dict) else None for name in names]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            wanted = " and ".join(f'"{name}"' for name in names)
+            raise ValueError(f"{option}={path}:{number} must have texts under {wanted}")
+        found.append(tuple(texts))
+    if not found:
+        raise ValueError(f"{option}={path} has no row")
+    return found
 
 
 def content_digest(path: str | Path) -> str:

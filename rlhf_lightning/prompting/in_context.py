@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from rlhf_lightning.data.checks import Kind, RowError
 from rlhf_lightning.data.messages import Turns
 from rlhf_lightning.options import WholeNumber
-from rlhf_lightning.prompting.base import Transform, existing_file
+from rlhf_lightning.prompting.base import Transform, texts_of
 from rlhf_lightning.prompting.in_context_texts import EXAMPLES, INSTRUCTION, PLAIN_EXAMPLES
 from rlhf_lightning.types import PromptForm
 
 _FENCE = "```"
-Exchange = tuple[str, str]
 
 
 @dataclass
@@ -57,7 +54,7 @@ class InContext(Transform):
         if self.style == "vanilla" and self.instruction is not None:
             raise ValueError("prompting.instruction is a paragraph, and prompting.style=vanilla has none: choose urial")
         ours = EXAMPLES if self.style == "urial" else PLAIN_EXAMPLES
-        given = ours if self.file is None else _read(self.file)
+        given = ours if self.file is None else texts_of(self.file, "prompting.file", ("query", "answer"))
         if not 0 <= self.examples <= len(given):
             raise ValueError(
                 f"prompting.examples={self.examples} must lie between 0 and the {len(given)} that there are; "
@@ -107,24 +104,3 @@ class InContext(Transform):
 
     def _exchange(self, query: str, answer: str) -> str:
         return f"{self._open(query)}{answer}{self.closing}\n\n"
-
-
-def _read(path: str) -> Sequence[Exchange]:
-    """Examples of a file.
-
-    Raises:
-        ValueError: there is no such file, or a row has no ``query`` and ``answer``.
-    """
-    found = []
-    for number, line in enumerate(existing_file(path, "prompting.file").read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"prompting.file={path}:{number} is not JSON: {error}") from error
-        texts = [row.get(name) if isinstance(row, dict) else None for name in ("query", "answer")]
-        if not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ValueError(f'prompting.file={path}:{number} must have texts under "query" and "answer"')
-        found.append((texts[0], texts[1]))
-    return found
