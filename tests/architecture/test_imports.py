@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "methods": {"types", "ops", "options", "losses", "models", "credit", "chat_templates", "checkpointing"},
     "rewards": {"types", "ops", "losses", "models", "data", "yaml_text", "options"},
     "rollout": {"types", "ops", "models", "options"},
-    "prompting": {"types", "options", "data", "models", "rewards", "rollout", "files"},
+    "prompting": {"types", "options", "ops", "data", "models", "rewards", "rollout", "files"},
     "hardening": {"types", "rewards"},
     "world": {"types", "options", "ops", "data", "models"},
     "lessons": {"types", "ops", "data", "options", "selection"},
