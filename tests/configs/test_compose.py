@@ -25,6 +25,12 @@ GAMES = [
 ]
 #: What a file cannot be composed without.
 GIVEN = {"world/online": ["method=grpo", "model=tiny", "data=tiny"]}
+#: Groups of a training job that are chosen independently of each other: a file of each in one composition.
+INDEPENDENT = (
+    "adapter", "callbacks", "data", "logger", "optimizer", "prompting", "reference", "rollout", "rounds",
+    "scheduler", "strategy", "trainer",
+)  # fmt: skip
+FILES = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in INDEPENDENT}
 #: Files that need a package of an extra.
 NEEDS = {"sweep/optuna": "hydra_plugins.hydra_optuna_sweeper", "optimizer/adamw8bit": "bitsandbytes"}
 
@@ -60,7 +66,21 @@ def test_defaults_compose(command):
     assert composed(command).model._target_.startswith("rlhf_lightning.models")
 
 
-@pytest.mark.parametrize("file", GROUPED, ids=lambda file: file.with_suffix("").as_posix())
+@pytest.mark.parametrize("turn", range(max(map(len, FILES.values()))))
+def test_files_of_independent_groups_compose(turn):
+    """Every file of every such group in its turn; the error of a file names it."""
+    chosen = {group: names[turn % len(names)] for group, names in FILES.items()}
+    for group, name in chosen.items():
+        if f"{group}/{name}" in NEEDS and importlib.util.find_spec(NEEDS[f"{group}/{name}"].partition(".")[0]) is None:
+            chosen[group] = FILES[group][0]
+    assert composed("train", *(f"{group}={name}" for group, name in chosen.items())).seed is not None
+
+
+@pytest.mark.parametrize(
+    "file",
+    [file for file in GROUPED if file.parts[0] not in INDEPENDENT],
+    ids=lambda file: file.with_suffix("").as_posix(),
+)
 def test_file_composes(file):
     name = file.with_suffix("").as_posix()
     if name in NEEDS and importlib.util.find_spec(NEEDS[name].partition(".")[0]) is None:
