@@ -29,6 +29,7 @@ SHOWN = (
 SHOWN_ONLINE = (
     ("loss", "train/loss", ".3f"),
     ("reward", "train/reward/mean", "+.2f"),
+    ("score", "train/score/mean", "+.2f"),
 )
 #: Phases of a rollout and its steps, shown as shares of their whole time: label, metric.
 PHASES = (

@@ -80,6 +80,11 @@ class Lesson(Protocol):
         ...
 
     @property
+    def scored_as(self) -> str:
+        """What scores are logged under: ``reward``, or ``score`` where that names the policy's implicit rewards."""
+        ...
+
+    @property
     def options(self) -> RolloutOptions:
         """How responses are drawn and used."""
         ...

@@ -24,6 +24,7 @@ class CreditLesson:
 
     kind = "prompt"
     phase = "credit"
+    scored_as = "reward"
 
     def __init__(self, options: RolloutOptions, method: Callable[[], Rolled]) -> None:
         self.options, self.method = options, method

@@ -37,6 +37,7 @@ class SelectLesson:
     """
 
     phase: ClassVar[str] = "select"
+    scored_as: ClassVar[str] = "score"
 
     options: Rounds
     method: Callable[[], Trained]

@@ -66,7 +66,7 @@ _PLAIN = (
     "train/log_ratio/k3",  # of older runs
     "val/kl/k3",
 )
-_UP = re.compile(r"(^|/)(accuracy|margin|reward|score|win_rate|top1|finished|auc|reward/.*)$")
+_UP = re.compile(r"(^|/)(accuracy|margin|reward|score|win_rate|top1|finished|auc|reward/.*|score/(mean|min|max))$")
 _DOWN = re.compile(r"(^|/)(loss|ece|perplexity|error|brier)$")
 
 

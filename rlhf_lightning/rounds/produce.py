@@ -218,7 +218,7 @@ class Producer:
     def _metrics(self, drawn: Sequence[ScoredGroup], more: Mapping[str, float]) -> dict[str, float]:
         """The numbers of a rollout, as they are logged."""
         seconds = self.clock.pop()
-        found = summary(drawn) | {f"time/{name}": value for name, value in seconds.items()}
+        found = summary(drawn, self.lesson.scored_as) | {f"time/{name}": value for name, value in seconds.items()}
         if seconds.get("generate"):
             tokens = sum(len(sample.ids) for scored in drawn for sample in scored.group.samples)
             found["throughput/generated_tokens_per_second"] = tokens / seconds["generate"]
@@ -248,22 +248,27 @@ class Producer:
         return gathered(local_rows)[0]
 
 
-def summary(drawn: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Rewards and lengths of the responses of the first draw, by name."""
+def summary(drawn: Sequence[ScoredGroup], scored_as: str = "reward") -> dict[str, float]:
+    """Scores and lengths of the responses of the first draw, by name.
+
+    Args:
+        drawn: all groups that were drawn.
+        scored_as: what a score is called.
+    """
     first = [scored.of_draw(0) for scored in drawn]
     score = torch.tensor([numbers(one.score[own]) for one, own in zip(drawn, first, strict=True)]).flatten()
     known = score[~score.isnan()]
-    found = {"reward/unscored": 1 - len(known) / len(score)}
+    found = {"unscored": 1 - len(known) / len(score)}
     if len(known):
-        found |= {"reward/mean": float(known.mean()), "reward/std": float(known.std(correction=0))}
-        found |= {"reward/min": float(known.min()), "reward/max": float(known.max())}
+        found |= {"mean": float(known.mean()), "std": float(known.std(correction=0))}
+        found |= {"min": float(known.min()), "max": float(known.max())}
     for name in drawn[0].terms:
         values = torch.tensor([numbers(one.terms[name][own]) for one, own in zip(drawn, first, strict=True)]).flatten()
         if not values.isnan().all():
-            found[f"reward/{name}"] = float(values.nanmean())
+            found[name] = float(values.nanmean())
     samples = [sample for one, own in zip(drawn, first, strict=True) for sample in one.group.samples[own]]
     lengths = torch.tensor([float(len(sample.ids)) for sample in samples])
-    return found | {
+    return {f"{scored_as}/{name}": value for name, value in found.items()} | {
         "response/length": float(lengths.mean()),
         "response/max_length": float(lengths.max()),
         "response/truncated": sum(sample.finish == "length" for sample in samples) / len(samples),

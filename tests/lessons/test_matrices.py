@@ -54,7 +54,7 @@ def test_matrices_reach_the_selector_and_each_pair_is_judged_once():
     assert [batch.ids[start].item() for start in batch.response_span[:, 0]] == [1, 3] * 4
     assert len(reward.asked) == len(set(reward.asked)) == 4 * 3
     assert data.metrics["train/select/intransitive"] == 1.0
-    assert data.metrics["train/reward/mean"] == pytest.approx(0.5), "scores are mean wins"
+    assert data.metrics["train/score/mean"] == pytest.approx(0.5), "scores are mean wins"
 
 
 def test_matrices_are_kept_over_a_kill_and_not_judged_again(tmp_path):
