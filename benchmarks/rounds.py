@@ -9,6 +9,10 @@ takes one DPO step on the better against the other, with a live reference model.
 same float32 weights, AdamW, clipping and number of threads. The end of a sequence is ignored and no pair is left out,
 so both draw and train on the same number of tokens, which is checked. TRL's gradient checkpointing, on by default, is
 off: it is slower. Before any number is printed, log-probs of fixed rows must agree, and first losses must be ln 2.
+
+TRL stands there as it is, and as "TRL*": with the head on drawn tokens alone, which transformers offers it. All sides
+run in turn, ``--rounds`` times; a ratio is the median over these, beside the smallest and the largest one. Beside the
+measured ratio stands the one that equal speed of all products with weights would give.
 """
 
 from __future__ import annotations
@@ -23,7 +27,8 @@ from typing import Any
 
 import rows as rows_file
 from grpo_vs_trl import MEASURED, rates
-from vs_trl import WARM_UP, common_arguments, ratios, report, require_trl, run, score_gap
+from transformers import AutoConfig
+from vs_trl import TRL, WARM_UP, common_arguments, ratios, report, require_trl, run, score_gap
 
 from rlhf_lightning.models.sources import SmolLM2
 
@@ -41,7 +46,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=128, help="longest prompt; longer ones keep their end")
     parser.add_argument("--response-tokens", type=int, default=64, help="of every response")
     parser.add_argument("--steps", type=int, default=2, help="counted steps of a round of measurements")
-    parser.add_argument("--rounds", type=int, default=1, help="of measurements")
+    parser.add_argument("--rounds", type=int, default=3, help="of measurements")
+    parser.add_argument("--trl-accumulate", type=int, default=1, help="micro-batches of TRL's step; ours has one")
     parser.add_argument("--no-trl", action="store_true", help="only where our time goes")
     return parser.parse_args()
 
@@ -62,6 +68,31 @@ def phases(steps: list[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.mean(step.get(f"train/time/{name}", 0.0) for step in logged) for name in PHASES}
 
 
+def operations(model: Path, lengths: list[int], response: int) -> dict[str, float]:
+    """Floating-point operations of a step's products with weights on each side, attention left out.
+
+    Each side computes what it draws once, its reference's pass once, and its training pass three times over: forward,
+    and twice as much backward. A reference's pass differs from the policy's in nothing.
+
+    Args:
+        model: folder of the model.
+        lengths: of the step's prompts.
+        response: tokens of each of the two responses.
+    """
+    config = AutoConfig.from_pretrained(model)
+    heads = config.num_attention_heads + config.num_key_value_heads
+    attention = 2 * heads * config.hidden_size // config.num_attention_heads
+    layers = 2 * config.num_hidden_layers * config.hidden_size * (attention + 3 * config.intermediate_size)
+    head = 2 * config.vocab_size * config.hidden_size
+    drawn = 2 * len(lengths) * response
+    rows = 2 * len(lengths) * (max(lengths) + response)  # prompts twice, padded to the longest
+    return {
+        "ours": 5 * layers * (sum(lengths) + drawn) + 5 * head * drawn,
+        "TRL": 5 * layers * rows + head * (drawn + 4 * rows),
+        "TRL*": 5 * layers * rows + 5 * head * drawn,
+    }
+
+
 def measure(options: argparse.Namespace, prompts: list[dict[str, Any]], per_step: int) -> dict[str, Any]:
     """Both sides in turn, ``rounds`` times."""
     settings = {
@@ -71,16 +102,19 @@ def measure(options: argparse.Namespace, prompts: list[dict[str, Any]], per_step
         "model": str(options.work / "model"),
         "output": str(options.work / "trl"),
         "threads": options.threads,
+        "compact_head": False,
+        "accumulate": options.trl_accumulate,
     }
+    peers = {} if options.no_trl else TRL
     prompt_tokens = sum(len(prompt["ids"]) for prompt in prompts[WARM_UP * per_step :]) / options.steps
     useful = prompt_tokens + 2 * per_step * options.response_tokens
-    rounds: dict[str, list[dict[str, float]]] = {"ours": []} | ({} if options.no_trl else {"TRL": []})
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ("ours", *peers)}
     gap, spent = 0.0, []
     for _ in range(options.rounds):
         results = {"ours": run("ours_rounds", Path(sys.executable), settings, options.work)}
-        if not options.no_trl:
-            results["TRL"] = run("trl_rounds", options.trl_python, settings, options.work)
-            gap = max(gap, score_gap("fixed rows", results["ours"], results["TRL"], 1e-3))
+        for name, changes in peers.items():
+            results[name] = run("trl_rounds", options.trl_python, settings | changes, options.work)
+            gap = max(gap, score_gap(f"fixed rows, {name}", results["ours"], results[name], 1e-3))
         for name, result in results.items():
             if abs(result["steps"][0]["loss"] - LN2) > 1e-5:
                 raise SystemExit(f"{name}: the first loss is {result['steps'][0]['loss']:.6f}, and not ln 2")
@@ -88,7 +122,12 @@ def measure(options: argparse.Namespace, prompts: list[dict[str, Any]], per_step
         spent.append(phases(results["ours"]["steps"]))
     mean = {name: statistics.mean(one[name] for one in spent) for name in PHASES}
     ratio = {name: ratios(rounds, name) for name in rounds if name != "ours"}
-    return {"prompts": per_step, "rounds": rounds, "ratio": ratio, "log_prob_gap": gap, "phases": mean}
+    lengths = [len(prompt["ids"]) for prompt in prompts]
+    steps = [lengths[at : at + per_step] for at in range(WARM_UP * per_step, len(lengths), per_step)]
+    counted = [operations(options.work / "model", step, options.response_tokens) for step in steps]
+    flop = {name: sum(step[name] for step in counted) for name in counted[0]}
+    case = {"prompts": per_step, "operations": flop, "log_prob_gap": gap, "phases": mean}
+    return {**case, "rounds": rounds, "ratio": ratio}
 
 
 def print_phases(result: dict[str, Any]) -> None:
@@ -97,6 +136,9 @@ def print_phases(result: dict[str, Any]) -> None:
     print(f"a round of {result['prompts']} prompts, {whole:.2f} s:")
     for name, label in PHASES.items():
         print(f"  {label:24}{result['phases'][name]:8.3f} s{result['phases'][name] / whole:8.1%}")
+    flop = result["operations"]
+    listed = ", ".join(f"{name} {flop[name] / flop['ours']:.2f} x" for name in flop if name != "ours")
+    print(f"  products with weights: ours {flop['ours'] / 1e9:.0f} GFLOP, {listed}")
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from worker import BETA, Clock
 def run(settings: dict[str, Any], prompts: list[dict[str, Any]], clock: Clock) -> list[float]:
     """Train over the prompts; return log-prob sums of fixed rows before the first step."""
     model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.float32)
-    trainer = _Timed(
+    trainer = (_Compact if settings["compact_head"] else _Timed)(
         model=model,
         ref_model=AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.float32),
         reward_funcs=lambda completion_ids, **_: [reward(ids) for ids in completion_ids],
@@ -50,15 +50,27 @@ class _Timed(OnlineDPOTrainer):
 
     def training_step(self, *args: Any, **options: Any) -> Any:
         loss = super().training_step(*args, **options)
-        self.last_loss = float(loss)
+        self.last_loss = float(loss) * self.args.gradient_accumulation_steps
         return loss
+
+
+class _Compact(_Timed):
+    """TRL*: only the tokens that are drawn reach the vocabulary, in the policy's and in the reference's pass."""
+
+    def _forward(
+        self, model: Any, prompt_ids: Any, prompt_mask: Any, completion_ids: Any, completion_mask: Any, _: Any = None
+    ) -> torch.Tensor:
+        ids, mask = torch.cat([prompt_ids, completion_ids], 1), torch.cat([prompt_mask, completion_mask], 1)
+        logits = model(ids, attention_mask=mask, logits_to_keep=completion_ids.shape[1] + 1).logits[:, :-1]
+        return logits.log_softmax(-1).gather(2, completion_ids[..., None])[..., 0]
 
 
 def _options(settings: dict[str, Any], prompts: int) -> OnlineDPOConfig:
     length = settings["response_tokens"]
     return OnlineDPOConfig(
         output_dir=settings["output"],
-        per_device_train_batch_size=settings["prompts"],
+        per_device_train_batch_size=settings["prompts"] // settings["accumulate"],
+        gradient_accumulation_steps=settings["accumulate"],
         max_steps=prompts // settings["prompts"],
         max_new_tokens=length,
         max_length=4096,
