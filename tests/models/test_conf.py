@@ -30,8 +30,10 @@ def test_the_first_line_says_what_it_is_and_how_to_use_it(group, name):
 
 
 @pytest.mark.parametrize("name", names("model"))
-def test_every_model_becomes_a_source(name):
-    overrides = [f"model={name}", *(["model.name=some/model"] if name == "hub" else [])]
+def test_every_model_becomes_a_source(name, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    left_out = {"hub": ["model.name=some/model"], "run": [f"model.run={tmp_path}"]}
+    overrides = [f"model={name}", *left_out.get(name, [])]
     source = make(compose("train", overrides).model)
     assert isinstance(source, ModelSource)
     assert isinstance(source, Pretrained) == (not name.startswith("tiny"))
