@@ -13,6 +13,7 @@ from rlhf_lightning.models.buffers import keep_float32_buffers
 from rlhf_lightning.models.merging import iterate_merged, merged_config
 from rlhf_lightning.models.naming import transformers_model
 from rlhf_lightning.models.sharding import unsharded
+from rlhf_lightning.models.steering import copy_steering
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,6 +44,7 @@ class CastCopy:
         keep_float32_buffers(model)
         if getattr(policy, "backend", None) == "packed":
             attention.install(model)  # for its way of decoding
+        copy_steering(own, model)
         self.model: PreTrainedModel = model.to(own.device).eval().requires_grad_(False)
         self.model.generation_config = own.generation_config
 

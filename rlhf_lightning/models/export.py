@@ -21,6 +21,7 @@ from rlhf_lightning.models.adapters import is_adapted, is_quantized, without_ada
 from rlhf_lightning.models.merging import check_mergeable, merged_config, merged_weights, tied_names
 from rlhf_lightning.models.naming import ADDED_ROWS, BASE_NOTE, plain_name, transformers_model
 from rlhf_lightning.models.sharding import reshard, unsharded, whole
+from rlhf_lightning.models.steering import refuse_steered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -104,6 +105,7 @@ def written_form(
     """
     if form not in ("auto", "adapter", "merged"):
         raise ValueError(f"export form {form!r} is not auto, adapter or merged")
+    refuse_steered(policy, "an export would be another model. Set callbacks.export=null, and use the run (run=FOLDER)")
     if not is_adapted(policy.model):
         if form == "adapter":
             raise ValueError("there is no adapter to export: choose form=auto for the full weights")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rlhf_lightning.models.naming import adapter_parts, plain_name, transformers_model
 from rlhf_lightning.models.sharding import whole
+from rlhf_lightning.models.steering import steered_blocks
 from rlhf_lightning.ops.log_probs import LOG_PROB_VERSION
 
 #: Config fields that say where a model came from or how it is run, not what it computes.
@@ -84,6 +85,7 @@ def reference_fingerprint(model: nn.Module, *, adapter: bool = True, precision: 
         f"precision {precision}",
         json.dumps(config, sort_keys=True, default=str),
         *(_adapter_settings(model, tensors) if adapter else ()),
+        *(f"layer {number} {hook} {_digest(vector)}" for number, hook, vector in steered_blocks(plain)),
         *(f"{name} {digest}" for name, digest in sorted(zip(tensors, digests, strict=True))),
     ):
         whole.update(part.encode() + b"\0")

@@ -192,3 +192,28 @@ def _without_report() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(level)
+
+
+@contextmanager
+def clear_errors(name: str) -> Iterator[None]:
+    """Errors of the hub's client that say which of our options to change."""
+    try:
+        yield
+    except (FileNotFoundError, ModuleNotFoundError):
+        raise
+    except OSError as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise OSError(
+            f"model.name={name!r} could not be loaded: {reason} (a hub id needs a network or a filled hub cache, and "
+            "HF_TOKEN where it is gated or private; otherwise give a folder or a .gguf file, or model=smollm2, which "
+            "needs neither)"
+        ) from error
+    except ValueError as error:
+        if "backend tokenizer" in str(error):
+            raise ValueError(f"{name} has no tokenizer: name one with model.tokenizer_name") from error
+        if "trust_remote_code" not in str(error) and "custom code" not in str(error):
+            raise
+        raise ValueError(
+            f"model.name={name!r} needs code that comes with the model, and such code is never run here. Use an "
+            "architecture that transformers itself has, or convert the checkpoint to one"
+        ) from error

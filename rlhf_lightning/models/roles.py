@@ -31,6 +31,7 @@ from rlhf_lightning.models.reference import ReferenceKind as ReferenceKind
 from rlhf_lightning.models.reference import Teacher, initial_policy
 from rlhf_lightning.models.sharding import shard_actor
 from rlhf_lightning.models.sources import Execution, ModelSource
+from rlhf_lightning.models.steering import Steerable
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -96,6 +97,9 @@ class ModelBuilder:
             raise ValueError("reference=adapter_off needs an adapter: adapter=lora, or choose reference=frozen")
         if (self.reference is ReferenceKind.TEACHER) != (self.teacher is not None):
             raise ValueError("reference=teacher goes with the teacher's model: model@reference.source=...")
+        for source in (self.source, self.teacher):
+            if isinstance(source, Steerable):
+                source.check_steering(source.name, source.sizes)
         if self.reference is ReferenceKind.AUTO and self.adapter is None:
             self.reference = ReferenceKind.FROZEN
         self._tokenizer: PreTrainedTokenizerBase | None = None

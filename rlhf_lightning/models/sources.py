@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args, runtime_checkable
@@ -17,9 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args, runtim
 import torch
 
 from rlhf_lightning.models import gguf
-from rlhf_lightning.models.loading import load_model
+from rlhf_lightning.models.loading import clear_errors, load_model
 from rlhf_lightning.models.naming import BASE_NOTE
 from rlhf_lightning.models.run_folders import Export, exported
+from rlhf_lightning.models.sizes import Sizes, sizes_at
+from rlhf_lightning.models.steering import Steerable
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer, resolve_chat_template
 from rlhf_lightning.options import Count, Seed
 
@@ -39,6 +40,10 @@ class ModelSource(Protocol):
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer; reads no weights."""
+        ...
+
+    def sizes(self) -> Sizes:
+        """Its depth and width; reads no weights, but of a GGUF file, which is dequantised once."""
         ...
 
     def load(self, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
@@ -67,7 +72,7 @@ class Execution:
 
 
 @dataclass(frozen=True)
-class Pretrained(Execution):
+class Pretrained(Execution, Steerable):
     """A causal language model with trained weights: hub id, local folder, or GGUF file.
 
     Only safetensors files, or pickles read with ``weights_only``, are loaded, and no code that came with the model
@@ -114,7 +119,7 @@ class Pretrained(Execution):
         """The tokenizer, with EOS, a padding token of its own and the chosen chat template."""
         from transformers import AutoTokenizer
 
-        with _clear_errors(self.tokenizer_name or self.name):
+        with clear_errors(self.tokenizer_name or self.name):
             tokenizer: Any
             if self.tokenizer_name is not None:
                 tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_name, trust_remote_code=False)
@@ -125,6 +130,14 @@ class Pretrained(Execution):
                     self._location(), revision=self.revision, trust_remote_code=False
                 )
         return prepare_tokenizer(tokenizer, pad_token=self.pad_token, chat_template=self.chat_template)
+
+    def sizes(self) -> Sizes:
+        """Its depth and width, from its configuration."""
+        with clear_errors(self.name):
+            if (path := self._gguf_path()) is None:
+                return sizes_at(self._location(), self.revision)
+            dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
+            return sizes_at(gguf.model_folder(path, dtype))
 
     def load(self, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
         """The model, in evaluation mode: a causal language model, or a reward model without its head.
@@ -141,6 +154,9 @@ class Pretrained(Execution):
             ValueError: the model needs code that comes with it, or its files do not hold the whole of it; or it is an
                 adapter whose base does not load by its name, or is on the hub.
         """
+        return self.steer(self._load(quantization), self.name, self.sizes)
+
+    def _load(self, quantization: BitsAndBytesConfig | None) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM
 
         from rlhf_lightning.models.adapter_folders import holds_adapter, load_merged, refuse_injected
@@ -151,7 +167,7 @@ class Pretrained(Execution):
             options["attn_implementation"] = self.attention
         if quantization is not None:
             options["quantization_config"] = quantization
-        with _clear_errors(self.name):
+        with clear_errors(self.name):
             if path := self._gguf_path():
                 return self._named(self._load_gguf(path, options), path)
             options["dtype"] = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
@@ -273,7 +289,7 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class TinyRandom(Execution):
+class TinyRandom(Execution, Steerable):
     """A model of about 100 thousand random weights and a byte tokenizer: no download, the same for the same seed.
 
     The weights do not depend on, and do not disturb, the global random number generators.
@@ -324,8 +340,15 @@ class TinyRandom(Execution):
         """The byte tokenizer: 256 bytes, ``<pad>``, ``<s>``, ``<|im_start|>`` and ``<|im_end|>`` (EOS)."""
         return prepare_tokenizer(byte_tokenizer(), chat_template=self.chat_template)
 
+    def sizes(self) -> Sizes:
+        """Its depth and width."""
+        return Sizes(self.layers, self.hidden_size)
+
     def load(self, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
         """The model, in evaluation mode; quantised by way of a temporary folder when asked to."""
+        return self.steer(self._load(quantization), self.name, self.sizes)
+
+    def _load(self, quantization: BitsAndBytesConfig | None) -> PreTrainedModel:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         tokenizer = self.tokenizer()
@@ -377,28 +400,3 @@ def _check_dtype(dtype: str) -> None:
 
 def _log_uncached(error: OSError) -> None:
     log.warning("the GGUF cache %s cannot be used (%s); reading the file itself", gguf.cache_dir(), error)
-
-
-@contextmanager
-def _clear_errors(name: str) -> Iterator[None]:
-    """Errors of the hub's client that say which of our options to change."""
-    try:
-        yield
-    except (FileNotFoundError, ModuleNotFoundError):
-        raise
-    except OSError as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise OSError(
-            f"model.name={name!r} could not be loaded: {reason} (a hub id needs a network or a filled hub cache, and "
-            "HF_TOKEN where it is gated or private; otherwise give a folder or a .gguf file, or model=smollm2, which "
-            "needs neither)"
-        ) from error
-    except ValueError as error:
-        if "backend tokenizer" in str(error):
-            raise ValueError(f"{name} has no tokenizer: name one with model.tokenizer_name") from error
-        if "trust_remote_code" not in str(error) and "custom code" not in str(error):
-            raise
-        raise ValueError(
-            f"model.name={name!r} needs code that comes with the model, and such code is never run here. Use an "
-            "architecture that transformers itself has, or convert the checkpoint to one"
-        ) from error

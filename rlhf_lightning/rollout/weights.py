@@ -15,6 +15,7 @@ from rlhf_lightning.models.adapters import is_quantized
 from rlhf_lightning.models.merging import iterate_base, merged_config, merged_weights
 from rlhf_lightning.models.naming import transformers_model
 from rlhf_lightning.models.sharding import unsharded
+from rlhf_lightning.models.steering import refuse_steered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,8 +39,7 @@ def policy_weights(policy: Actor) -> dict[str, Tensor]:
     Raises:
         ValueError: the base is quantised, so that its update cannot be merged.
     """
-    if is_quantized(policy.model):
-        raise ValueError(QUANTIZED)
+    _check_sent(policy)
     model = transformers_model(policy)
     with unsharded(policy):
         return _in_checkpoint(model, merged_weights(model))
@@ -92,11 +92,17 @@ def base_weights(policy: Actor) -> dict[str, Tensor]:
     Raises:
         ValueError: the base is quantised.
     """
-    if is_quantized(policy.model):
-        raise ValueError(QUANTIZED)
+    _check_sent(policy)
     model = transformers_model(policy)
     with unsharded(policy):
         return _in_checkpoint(model, {name: value.to("cpu", copy=True) for name, value in iterate_base(model)})
+
+
+def _check_sent(policy: Actor) -> None:
+    """Refuse a policy whose weights cannot be sent, or are not all that it is."""
+    if is_quantized(policy.model):
+        raise ValueError(QUANTIZED)
+    refuse_steered(policy, "vLLM would answer as another model. Set rollout=transformers")
 
 
 def _in_checkpoint(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -24,7 +24,9 @@ from filelock import FileLock
 
 from rlhf_lightning.data.cache import default_folder
 from rlhf_lightning.models.loading import load_model
+from rlhf_lightning.models.sizes import Sizes
 from rlhf_lightning.models.sources import Dtype, Execution
+from rlhf_lightning.models.steering import Steerable
 from rlhf_lightning.models.tokenizers import prepare_tokenizer
 from rlhf_lightning.options import Count, Positive, Seed, WholeNumber
 from rlhf_lightning.world import grammar
@@ -42,7 +44,7 @@ _PATIENCE = 1800.0
 
 
 @dataclass(frozen=True)
-class TinyWorld(Execution):
+class TinyWorld(Execution, Steerable):
     """The tiny world's base: a Llama of half a million parameters that has read answers of every style.
 
     It is trained on the first use, in under a minute on one core, and kept under ``$RLHF_CACHE``. Its weights do not
@@ -82,6 +84,10 @@ class TinyWorld(Execution):
         """One token a word; needs no training."""
         return prepare_tokenizer(tiny_tokenizer())
 
+    def sizes(self) -> Sizes:
+        """Its depth and width."""
+        return Sizes(self.layers, self.hidden_size)
+
     def load(self, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
         """The base, in evaluation mode; trained now if it is not in the cache.
 
@@ -92,7 +98,7 @@ class TinyWorld(Execution):
 
         options: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
         model: Any = load_model(LlamaForCausalLM, self.folder() / "model", dtype=getattr(torch, self.dtype), **options)
-        return cast("PreTrainedModel", model.eval())
+        return self.steer(cast("PreTrainedModel", model.eval()), self.name, self.sizes)
 
     def folder(self) -> Path:
         """The cached base: ``model``, ``base.json`` with what is known about it; made now if it is not there."""
@@ -142,7 +148,7 @@ class TinyWorld(Execution):
 
 
 #: Fields that say how the base is run, not what it is.
-_NOT_CONTENT = frozenset({"backend", "dropout", "gradient_checkpointing", "compile", "dtype", "name"})
+_NOT_CONTENT = frozenset({"backend", "dropout", "gradient_checkpointing", "compile", "dtype", "name", "steering"})
 
 
 def kept(folder: Path, make: Callable[[Path], None]) -> Path:

@@ -1,0 +1,31 @@
+"""How deep and how wide a model is, known before its weights are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Decoder blocks of a model, and the width of the states between them."""
+
+    layers: int
+    width: int
+
+
+def sizes_at(location: str | Path, revision: str | None = None) -> Sizes:
+    """Sizes of the model in a folder or on the hub, from its configuration; of an adapter, those of its base.
+
+    Raises:
+        OSError: there is no configuration.
+    """
+    from transformers import AutoConfig
+
+    from rlhf_lightning.models.adapter_folders import adapter_base
+
+    base = adapter_base(location)
+    where, chosen = (location, revision or "main") if base is None else (base, "main")
+    config: Any = AutoConfig.from_pretrained(where, revision=chosen, trust_remote_code=False).get_text_config()
+    return Sizes(int(config.num_hidden_layers), int(config.hidden_size))
