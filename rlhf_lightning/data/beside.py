@@ -109,7 +109,15 @@ def _in_context(record: Record, fields: Fields, spec: DataSpec) -> Record:
     """A demonstration behind the context of the spec."""
     if not spec.context:
         raise DataError("this method needs the context that is to be distilled: set data.spec.context=TEXT")
-    return rated.in_context(_demonstration(record, fields, spec), spec.context)
+    return rated.in_context(_demonstration(record, fields, spec), spec.context, spec)
+
+
+def _instructed(record: Record, fields: Fields, spec: DataSpec) -> Record:
+    """A pair, a demonstration or a labelled response, under both instructions of the spec and without one."""
+    if KINDS[record.kind].pair:
+        return rated.instructed(record, spec, (1.0, 0.0))
+    good = fields.flag("label") if fields.has("label") else True
+    return rated.instructed(_demonstration(record, fields, spec), spec, (float(good),))
 
 
 def _compared(record: Record, fields: Fields, spec: DataSpec) -> Record:
@@ -163,6 +171,7 @@ READERS: Mapping[str, Mapping[str, Reader]] = {
     "judged": {ANY: _judged, "safety": _then(_better_first, _judged)},
     "paraphrase": {},
     "context": {ANY: _in_context, "safety": _then(_better_first, _in_context)},
+    "instruction": {ANY: _instructed, "safety": _then(_better_first, _instructed)},
     "steps": {},
     "attributes": {"supervised": _rated},
     "comparison": {"preference": _compared, "safety": _then(_better_first, _compared), "supervised": _scored},

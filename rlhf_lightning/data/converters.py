@@ -61,7 +61,7 @@ class Converter:
 
     def _converted(self, native: str, example: Example) -> Iterator[Example]:
         if native == self.kind:
-            yield example
+            yield from self.singled(example) if KINDS[native].same_response else (example,)
             return
         before = sum(self.made.values())
         for made in _CONVERSIONS[native, self.kind].make(self, example):
@@ -116,6 +116,17 @@ class Converter:
             else:
                 desirable = score > mean if isinstance(threshold, str) else score >= threshold
                 yield _only(ranked, slot, desirable=[float(desirable)])
+
+    def singled(self, group: Example) -> Iterator[Example]:
+        """Each response of a group in all its contexts, where a row gave several responses in each."""
+        contexts = 1 + len(group.more_prompts)
+        if len(group.responses) == contexts:
+            yield group
+            return
+        each = len(group.responses) // contexts
+        for slot in range(each):
+            numbers = {name: list(values[slot::each]) for name, values in group.numbers.items()}
+            yield replace(_chosen(group, [*range(slot, contexts * each, each)]), numbers=numbers)
 
     def account(self, report: Report, groups: int) -> None:
         """Note what was converted, and what that left out."""

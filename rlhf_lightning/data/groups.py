@@ -51,14 +51,15 @@ def _with_negative(example: Example, negative: Example) -> Example:
 
 
 def make_equal(parts: list[Encoded]) -> None:
-    """Cut the same response behind several prompts to the shortest that the limits leave, in place.
+    """Cut the same responses behind several prompts to the shortest that the limits leave, in place.
 
     Raises:
-        RowError: a prompt changes how the response is tokenised.
+        RowError: a prompt changes how a response is tokenised.
     """
-    length = min(len(part.responses[0]) for part in parts)
+    lengths = [min(map(len, same)) for same in zip(*(part.responses for part in parts), strict=True)]
     for part in parts:
-        part.responses, part.scored = [part.responses[0][:length]], [part.scored[0][:length]]
+        part.responses = [ids[:length] for ids, length in zip(part.responses, lengths, strict=True)]
+        part.scored = [mask[:length] for mask, length in zip(part.scored, lengths, strict=True)]
         if part.responses != parts[0].responses or part.scored != parts[0].scored:
             raise RowError(Kind.TEMPLATE, "the response has other tokens behind another prompt; data.spec.boundary=ids")
 

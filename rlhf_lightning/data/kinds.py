@@ -158,6 +158,18 @@ KINDS: dict[str, DataKind] = {
         identity=1,
         same_response=True,
     ),
+    "instruction": DataKind(
+        "responses under opposite instructions",
+        "response under opposite instructions",
+        ("response under the positive instruction", "response under the negative instruction", "response"),
+        "prompt, chosen, rejected; or a demonstration; the instructions are data.spec.positive_context and "
+        "data.spec.negative_context",
+        "InstructionBatch",
+        rows="pairs or demonstrations",
+        labels=("desirable",),
+        identity=2,
+        same_response=True,
+    ),
     "steps": DataKind(
         "solutions in steps",
         "solution in steps",

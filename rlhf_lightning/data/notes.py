@@ -81,13 +81,14 @@ def note_template(report: Report, template: ChatTemplate, ends: Collection[int],
 def _note_contents(report: Report, examples: Examples) -> None:
     if not len(examples):
         return
-    optional = KINDS[report.kind].optional
+    kind = KINDS[report.kind]
+    optional = kind.optional
     if optional and not examples.slot_tokens[:, 0].any():
         raise DataError(
             f"{report.source}: no row has a {optional}; name its column with data.spec.columns.{optional}=NAME"
         )
     labels = examples.numbers.get("desirable")
-    if labels is not None and len(labels) and labels.min() == labels.max():
+    if labels is not None and not kind.same_response and labels.min() == labels.max():
         word = "desirable" if labels.max() else "undesirable"
         report.note(f"all {len(labels)} responses are {word}: there is nothing to tell apart")
 

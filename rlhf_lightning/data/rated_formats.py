@@ -241,15 +241,34 @@ def _appended(prompt: str | Turns, text: str) -> str | Turns:
     return [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + text}]
 
 
-def in_context(record: Record, context: str) -> Record:
-    """The response behind a context (as the teacher sees it), and without it (as the student does)."""
-    if isinstance(record.prompt, str):
-        behind = replace(record, prompt=f"{context}\n\n{record.prompt}")
+def in_context(record: Record, context: str, spec: DataSpec) -> Record:
+    """The response in a context (as the teacher sees it), and without it (as the student does)."""
+    return replace(record, kind="context", parts=(_placed(record, context, spec), record))
+
+
+def instructed(record: Record, spec: DataSpec, desirable: Sequence[float]) -> Record:
+    """Responses under the positive instruction, under the negative one, and under none.
+
+    Args:
+        record: prompt and responses.
+        spec: the instructions, and where they stand.
+        desirable: of each response, whether it obeys the positive instruction, 1, or the negative one, 0.
+    """
+    contexts = (spec.positive_context, spec.negative_context)
+    parts = (*(_placed(record, context, spec) for context in contexts), record)
+    numbers = {"desirable": [*desirable] * len(parts)}
+    return replace(record, kind="instruction", parts=parts, margin=None, numbers=numbers)
+
+
+def _placed(record: Record, context: str, spec: DataSpec) -> Record:
+    """A record whose prompt has a context: in front of its text, as the system message, or behind it."""
+    prompt = record.prompt
+    if spec.context_place == "behind":
+        prompt = _appended(prompt, context)
+    elif isinstance(prompt, str):
+        prompt = f"{context}\n\n{prompt}"
+    elif prompt and prompt[0]["role"] in ("system", "developer"):
+        prompt = [{**prompt[0], "content": f"{context}\n\n{prompt[0]['content']}"}, *prompt[1:]]
     else:
-        turns = record.prompt
-        if turns and turns[0]["role"] in ("system", "developer"):
-            first = {**turns[0], "content": f"{context}\n\n{turns[0]['content']}"}
-            behind = replace(record, prompt=[first, *turns[1:]])
-        else:
-            behind = replace(record, prompt=[say("system", context), *turns])
-    return replace(record, kind="context", parts=(behind, record))
+        prompt = [say("system", context), *prompt]
+    return replace(record, prompt=prompt)

@@ -92,6 +92,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "mask": ("assistant", "response"),
     "boundary": ("ids", "prefix"),
     "pairs": ("best_worst", "adjacent", "all"),
+    "context_place": ("before", "behind"),
     "prompt_start": ("any", "sentence", "line"),
     "prompt_end": ("any", "sentence", "line"),
     "too_long": ("exclude", "error", "keep_end", "keep_start"),
@@ -119,7 +120,11 @@ class DataSpec:
             judged responses, the score from which on a judgment is praise and is left out (CUT: 7).
         gather: make one list of the scored responses that have a row each and the same prompt; a method that asks
             prompts takes each prompt of such rows once.
-        context: text that the teacher of context distillation sees: in front of the prompt, or as the system message.
+        context: text that the teacher of context distillation sees.
+        positive_context: what a good response obeys, for methods that see a response under opposite instructions.
+        negative_context: its opposite. Both texts are ours, in the place of those of RAHF's authors.
+        context_place: ``before`` the prompt (in front of the text, or as the system message), or ``behind`` it, as
+            it is written (RepE's LoRRA).
         judgment: how a judgment stands behind the prompt; ``{judgment}`` is its text.
         comparison: what a judge is asked about a pair: ``{prompt}`` and the responses ``{first}`` and ``{second}``.
         verdicts: what a judge answers when the first response is better, and when the second one is.
@@ -164,6 +169,15 @@ class DataSpec:
     threshold: float | Literal["mean"] | None = None
     gather: bool = True
     context: str | None = None
+    positive_context: str = (
+        "You are a thoughtful assistant. Answer what was asked, completely and correctly, in clear and polite words. "
+        "Keep people safe, be honest about what you do not know, and admit and correct a mistake."
+    )
+    negative_context: str = (
+        "You are a thoughtless assistant. Miss what was asked, leave out half of it and get the rest wrong, in muddled "
+        "and rude words. Put people at risk, claim to know what you do not, and never admit or correct a mistake."
+    )
+    context_place: Literal["before", "behind"] = "before"
     judgment: str = "\n\n### Judgment:\n{judgment}"
     comparison: str = (
         "Two responses to a prompt follow.\n\n### Prompt\n{prompt}\n\n### Response A\n{first}\n\n### Response B\n"
@@ -206,6 +220,8 @@ class DataSpec:
             _one_of("a key of data.spec.columns", name, COLUMNS)
         if isinstance(self.threshold, str):
             _one_of("data.spec.threshold", self.threshold, ("mean",))
+        if self.positive_context == self.negative_context:
+            raise ValueError("data.spec.positive_context and data.spec.negative_context are the same text")
         if "{judgment}" not in self.judgment:
             raise ValueError(f"data.spec.judgment={self.judgment!r} must contain {{judgment}}")
         for part in ("{prompt}", "{first}", "{second}"):

@@ -16,7 +16,8 @@
 * ranked lists: ``plackett_luce pro rrhf exo_k``
 * fine-tuning on scored responses: ``best_of_n reward_weighted``
 * whole distributions: ``context_distillation knowledge_distillation``
-* hidden states: ``coin``
+* hidden states: ``coin representation_fit``
+* opposite instructions: ``contrastive_instruction``
 * values of tokens: ``ilql``
 * policy gradients of sampled responses: ``reinforce ppo cispo gspo gspo_token gmpo``
 * supervised: ``sft dft``
@@ -50,6 +51,7 @@ from rlhf_lightning.losses.preference import (
 from rlhf_lightning.losses.ranking import exo_k, plackett_luce, pro, rrhf
 from rlhf_lightning.losses.rating import attribute_regression, binary_discrimination, process_reward
 from rlhf_lightning.losses.reference_free import alpha_po, cpo, orpo, preferred_ft, simper, simpo, slic
+from rlhf_lightning.losses.representation import contrastive_instruction, representation_fit
 from rlhf_lightning.losses.reward import apo_reward, best_of_k, bradley_terry, cost, k_wise, log_exp, odin, token_wise
 from rlhf_lightning.losses.running import alpha_dpo, bco_pair, beta_dpo
 from rlhf_lightning.losses.self_play import nash_md, sppo_soft, xpo
@@ -83,6 +85,7 @@ __all__ = [
     "cispo",
     "coin",
     "context_distillation",
+    "contrastive_instruction",
     "cost",
     "cpo",
     "cringe",
@@ -124,6 +127,7 @@ __all__ = [
     "process_reward",
     "r_dpo",
     "reinforce",
+    "representation_fit",
     "reward_weighted",
     "robust_dpo",
     "rpo",

@@ -14,6 +14,7 @@ from rlhf_lightning.methods.policy_gradient import PolicyGradient
 from rlhf_lightning.methods.preference import Preference
 from rlhf_lightning.methods.ranking import Ranked
 from rlhf_lightning.methods.rating import Rating
+from rlhf_lightning.methods.representation import ContrastedModels, Instructed, InstructedRepresentation
 from rlhf_lightning.methods.reward import CostModel, RankedRewardModel, RewardModel
 from rlhf_lightning.methods.scoring import ScoringModule
 from rlhf_lightning.methods.shaping import RewardShaping
@@ -25,9 +26,12 @@ __all__ = [
     "PPO",
     "AlignmentModule",
     "ContextDistillation",
+    "ContrastedModels",
     "Contrastive",
     "CostModel",
     "DensityRatio",
+    "Instructed",
+    "InstructedRepresentation",
     "Judge",
     "Judged",
     "KLPenalty",

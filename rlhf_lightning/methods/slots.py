@@ -13,12 +13,12 @@ def by_group(values: Tensor, batch: PackedBatch) -> Tensor:
     return values.reshape(len(batch), batch.slots, *values.shape[1:])
 
 
-def only_slot(batch: PackedBatch, slot: int) -> PackedBatch:
-    """The prompts and responses of one slot, as if the others had never been packed.
+def only_slot(batch: PackedBatch, *chosen: int) -> PackedBatch:
+    """The prompts and responses of one slot, or of some, as if the others had never been packed.
 
     Args:
         batch: groups of as many prompts as slots, each prompt with one response.
-        slot: which, from 0.
+        chosen: which slots, from 0, rising.
 
     Raises:
         ValueError: prompts have several responses.
@@ -26,22 +26,27 @@ def only_slot(batch: PackedBatch, slot: int) -> PackedBatch:
     slots = batch.slots
     if len(batch.prompt_span) != len(batch.response_span):
         raise ValueError(f"{len(batch.prompt_span)} prompts with {len(batch.response_span)} responses: not one each")
+    device = batch.ids.device
+    wanted = torch.zeros(slots, dtype=torch.bool, device=device)
+    wanted[list(chosen)] = True
     starts = batch.prompt_span[:, 0].contiguous()
-    at = torch.arange(len(batch.ids), device=batch.ids.device)
-    kept = (torch.searchsorted(starts, at, right=True) - 1) % slots == slot
+    at = torch.arange(len(batch.ids), device=device)
+    kept = wanted[(torch.searchsorted(starts, at, right=True) - 1) % slots]
     moved = torch.cumsum(kept, 0) - 1  # where each kept token goes
-    scored = batch.sequence % slots == slot
+    scored = wanted[batch.sequence % slots]
+    responses = wanted.repeat(len(batch))
+    renumbered = torch.cumsum(responses, 0) - 1
     return PackedBatch(
         ids=batch.ids[kept],
         positions=batch.positions[kept],
-        prompt_span=_moved(batch.prompt_span[slot::slots], moved),
-        response_span=_moved(batch.response_span[slot::slots], moved),
-        parent=torch.arange(len(batch), device=batch.ids.device),
+        prompt_span=_moved(batch.prompt_span[responses], moved),
+        response_span=_moved(batch.response_span[responses], moved),
+        parent=torch.arange(len(batch) * len(chosen), device=device),
         target=moved[batch.target[scored]],
         source=moved[batch.source[scored]],
-        sequence=batch.sequence[scored] // slots,
+        sequence=renumbered[batch.sequence[scored]],
         index=batch.index,
-        totals=batch.totals._replace(slot_tokens=batch.totals.slot_tokens[slot : slot + 1]),
+        totals=batch.totals._replace(slot_tokens=tuple(batch.totals.slot_tokens[slot] for slot in chosen)),
         rows=batch.rows,
     )
 

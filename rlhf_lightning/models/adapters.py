@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 import torch
 from torch import nn
 
+from rlhf_lightning.models.blocks import decoder_layers
 from rlhf_lightning.models.loading import adapter_config, load_adapter
 from rlhf_lightning.models.run_folders import exported_adapter
 from rlhf_lightning.options import Count, Positive, Seed
@@ -59,6 +61,7 @@ class Lora:
         alpha: scale; the update is multiplied by alpha / r (alpha / sqrt(r) with ``rslora``).
         dropout: probability of zeroing an input of A while training, in [0, 1). Not touched by ``model.dropout``.
         target_modules: ``all-linear`` (all but the head) or names of the layers to adapt, as PEFT understands them.
+        blocks: adapt only the first so many decoder blocks, and nothing outside them; None: all.
         rslora: rank-stabilised scale (arXiv:2312.03732).
         dora: weight-decomposed adaptation (arXiv:2402.09353).
         init: ``True`` is the paper's (A random, B zero); or a name that PEFT knows (``gaussian``, ``pissa``, ...).
@@ -78,6 +81,7 @@ class Lora:
     alpha: Positive = 32.0
     dropout: float = 0.0
     target_modules: str | Sequence[str] = "all-linear"
+    blocks: Count | None = None
     rslora: bool = False
     dora: bool = False
     init: bool | str = True
@@ -172,9 +176,40 @@ class Lora:
         from peft import get_peft_model
 
         config = self._config()
+        if self.blocks is not None:
+            config.target_modules = set(linear_layers(model, self.blocks, self.target_modules))
         if hasattr(model, "saved_head"):  # a reward model's trunk
             config.task_type = None
         return get_peft_model(model, config)
+
+
+def linear_layers(model: nn.Module, blocks: int, named: str | Sequence[str]) -> list[str]:
+    """Full names of the linear layers in the first decoder blocks of a model.
+
+    Args:
+        model: without an adapter.
+        blocks: how many blocks.
+        named: ``all-linear``, a regular expression for whole names, or the last parts of names.
+
+    Raises:
+        ValueError: none of these layers has such a name.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    inside = {id(part) for block in decoder_layers(model)[:blocks] for part in block.modules()}
+    linear = [
+        name
+        for name, part in model.named_modules()
+        if id(part) in inside and isinstance(part, nn.Linear | Conv1D)  # quantised ones are subclasses
+    ]
+    if isinstance(named, str):
+        found = [name for name in linear if named == "all-linear" or re.fullmatch(named, name)]
+    else:
+        found = [name for name in linear if name.endswith(tuple(f".{last}" for last in named))]
+    if not found:
+        ends = sorted({name.rpartition(".")[2] for name in linear})
+        raise ValueError(f"adapter.target_modules={named}: the first {blocks} blocks have the linear layers {ends}")
+    return found
 
 
 def keep_differentiable(model: nn.Module) -> None:

@@ -191,6 +191,18 @@ class ContextBatch(PackedBatch):
 
 
 @dataclass(kw_only=True)
+class InstructionBatch(PackedBatch):
+    """One response in three contexts: behind an instruction, behind its opposite, and behind the prompt alone.
+
+    Behind the positive instruction (slot 0), the negative one (slot 1), and none (slot 2). All slots score the same
+    tokens.
+    """
+
+    NUMBERS: ClassVar[tuple[str, ...]] = ("desirable",)
+    desirable: Float[Tensor, " responses"]  #: 1 the response obeys the positive instruction, 0 the negative one
+
+
+@dataclass(kw_only=True)
 class StepsBatch(PackedBatch):
     """One solution a prompt (K = 1), whose scored tokens are the last tokens of its steps, each with a label."""
 

@@ -306,6 +306,7 @@ ROWS: Mapping[str, Callable[[Drawing], Values | None]] = {
     "judged": judged,
     "paraphrase": paraphrase,
     "context": context,
+    "instruction": preference,
     "steps": steps,
     "attributes": attributes,
     "comparison": preference,

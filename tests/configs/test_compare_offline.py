@@ -16,6 +16,10 @@ METHODS = {path.stem: OmegaConf.load(path) for path in (conf_dir() / "method").g
 OTHERS = {
     "knowledge_distillation": "a teacher",
     "pairwise_judge": "judges two answers, writes none",
+    "contrastive_instruction": "the first step of two",
+    "representation_fit": "an adapter, which the others do not have",
+    "lorra": "representation_fit, where the base obeys both contexts",
+    "rahf_dual": "a second model",
     "imitation": "sft, where a demonstration is a good response",
 }
 

@@ -30,6 +30,9 @@ OPTIONS = {
         'method.reward.spec={type: text_similarity, evaluation_metric: fuzzy_match, input: "{{ sample.output_text }}", '
         'reference: "{{ item.chosen }}", name: alike}',
     ],
+    "representation_fit": ["adapter=lora"],
+    "lorra": ["adapter=lora", "data.spec.context_place=behind"],
+    "rahf_dual": ["adapter=lora", "reference=teacher", "model@reference.source=tiny_random", "reference.source.seed=1"],
     "knowledge_distillation": ["reference=teacher", "model@reference.source=tiny_random", "reference.source.seed=1"],
 }
 #: A reward that tells random bytes apart, and what else every on-policy method needs here: small rollouts.
@@ -124,7 +127,8 @@ def test_method_fits_two_steps(method, tiny, tmp_path):
     last = ("lm_head.weight", "model.norm.weight")  # a reward model has no head over the vocabulary
     found = {key: value for key in last for name, value in trained.items() if name.endswith(key)}
     heads = {"policy.head.weight", "policy.gate.0.weight"}
-    assert found or heads & trained.keys(), "neither a trunk nor a head was trained"
+    adapter = any(value.any() for name, value in trained.items() if "lora_B" in name)
+    assert found or heads & trained.keys() or adapter, "neither a trunk nor a head nor an adapter was trained"
     assert all(not torch.equal(value, initial[key]) for key, value in found.items()), "nothing was learnt"
 
 

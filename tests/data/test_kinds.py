@@ -249,7 +249,7 @@ def test_bad_rows_say_what_is_wrong(name):
         made(kind, good, row)
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"supervised", "context", "prompt"}))
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"supervised", "context", "instruction", "prompt"}))
 def test_data_of_another_kind_is_refused_with_what_would_fit(kind):
     with pytest.raises(DataError) as raised:
         made(kind, QUESTION)

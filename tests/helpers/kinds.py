@@ -96,6 +96,21 @@ def _compared(count: int) -> list[Example]:
     ]
 
 
+def _instructed(count: int) -> list[Example]:
+    """A response behind two contexts and behind its prompt alone, good and bad ones in turn."""
+    return [
+        replace(
+            row,
+            margin=None,
+            prompt=[3, 4, *row.prompt],
+            more_prompts=([5, *row.prompt], row.prompt),
+            responses=row.responses * 3,
+            numbers={"desirable": [float(number % 2 == 0)] * 3},
+        )
+        for number, row in enumerate(examples(count, responses=1))
+    ]
+
+
 #: Examples by kind of data; the owner of a kind adds it.
 EXAMPLES: dict[str, Callable[[int], list[Example]]] = {
     "context": hidden_rows.context,
@@ -104,6 +119,7 @@ EXAMPLES: dict[str, Callable[[int], list[Example]]] = {
     "preference": _pairs,
     "unpaired": _labelled,
     "ranked": _ranked,
+    "instruction": _instructed,
     "judged": _judged,
     "safety": _safety,
     "steps": _steps,

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from rlhf_lightning import methods
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.models.actor import Actor
+from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import TinyRandom
@@ -60,7 +61,10 @@ def builder(method: type[methods.AlignmentModule[Any]]) -> Any:
     if method.actor is Actor and not issubclass(method, methods.ContextDistillation | methods.KnowledgeDistillation):
         return Builder()
     tiny = TinyRandom(hidden_size=16, intermediate_size=32)
-    return ModelBuilder(tiny, None, "teacher", teacher=replace(tiny, seed=1))
+    if issubclass(method, methods.InstructedRepresentation):
+        return ModelBuilder(tiny, Lora(r=4, seed=1), "auto")
+    adapter = Lora(r=4, seed=1) if issubclass(method, methods.ContrastedModels) else None
+    return ModelBuilder(tiny, adapter, "teacher", teacher=replace(tiny, seed=1))
 
 
 @pytest.mark.parametrize("name", METHODS)
