@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rlhf_lightning.models.loading import load_model
+from rlhf_lightning.models.naming import BASE_NOTE
 
 if TYPE_CHECKING:
     import torch
@@ -173,3 +174,17 @@ def _remove_abandoned(parent: Path) -> None:
                 shutil.rmtree(entry, ignore_errors=True)
         except FileNotFoundError:  # another process was quicker
             continue
+
+
+def reload(model: PreTrainedModel, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
+    """The same weights loaded again with other options (quantisation happens only while loading)."""
+    from transformers import AutoModelForCausalLM
+
+    options = {name: value for name, value in options.items() if name not in ("dtype", "revision")}
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, Path(folder))
+        loaded: Any = load_model(AutoModelForCausalLM, folder, dtype=dtype, **options)
+    loaded.name_or_path = loaded.config._name_or_path = model.name_or_path  # not the folder that is gone
+    if (note := getattr(model, BASE_NOTE, None)) is not None:
+        setattr(loaded, BASE_NOTE, note)
+    return cast("PreTrainedModel", loaded)

@@ -7,15 +7,15 @@ is cheap to make and to pickle; ``load()`` gives a new, unquantised or quantised
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 
 from rlhf_lightning.models import gguf
+from rlhf_lightning.models.gguf import reload
 from rlhf_lightning.models.loading import clear_errors, load_model
 from rlhf_lightning.models.naming import BASE_NOTE
 from rlhf_lightning.models.run_folders import Export, exported
@@ -177,7 +177,7 @@ class Pretrained(Execution, Steerable):
             if holds_adapter(self._location()):
                 plain = {name: value for name, value in options.items() if name != "quantization_config"}
                 merged = load_merged(self._location(), plain)
-                return merged if quantization is None else _reload(merged, merged.dtype, options)
+                return merged if quantization is None else reload(merged, merged.dtype, options)
             return refuse_injected(load_model(AutoModelForCausalLM, self._location(), **options), self.name)
 
     def _named(self, model: PreTrainedModel, path: Path) -> PreTrainedModel:
@@ -234,7 +234,7 @@ class Pretrained(Execution, Steerable):
                 return load_model(AutoModelForCausalLM, gguf.model_folder(path, dtype), dtype=dtype, **options)
             except OSError as error:
                 _log_uncached(error)
-        return _reload(gguf.read_model(path, dtype), dtype, options)
+        return reload(gguf.read_model(path, dtype), dtype, options)
 
 
 @dataclass(frozen=True)
@@ -375,22 +375,8 @@ class TinyRandom(Execution, Steerable):
             maker: Any = AutoModelForCausalLM
             model: PreTrainedModel = maker.from_config(config, dtype=dtype, **options).eval()
         if quantization is not None:
-            return _reload(model, dtype, {**options, "quantization_config": quantization})
+            return reload(model, dtype, {**options, "quantization_config": quantization})
         return model
-
-
-def _reload(model: PreTrainedModel, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
-    """The same weights loaded again with other options (quantisation happens only while loading)."""
-    from transformers import AutoModelForCausalLM
-
-    options = {name: value for name, value in options.items() if name not in ("dtype", "revision")}
-    with tempfile.TemporaryDirectory() as folder:
-        gguf.save_model(model, Path(folder))
-        loaded: Any = load_model(AutoModelForCausalLM, folder, dtype=dtype, **options)
-    loaded.name_or_path = loaded.config._name_or_path = model.name_or_path  # not the folder that is gone
-    if (note := getattr(model, BASE_NOTE, None)) is not None:
-        setattr(loaded, BASE_NOTE, note)
-    return cast("PreTrainedModel", loaded)
 
 
 def _check_dtype(dtype: str) -> None:
