@@ -3,10 +3,11 @@
 * :class:`InContext`: constant examples in front of the query (URIAL);
 * :class:`Rules`: the rules that fit the query, retrieved (OPO);
 * :class:`Rewriter`: another model's wording of the query (BPO);
-* :class:`Instruction`: a text at a position of the query, as the search of a prompt finds it (OPRO, GEPA).
+* :class:`Instruction`: a text at a position of the query, as the search of a prompt finds it (OPRO, GEPA);
 * :class:`Revision`: critique and revision of responses under principles (constitutional AI).
 
-All but the last fulfil :class:`~rlhf_lightning.data.transforms.PromptTransform`. Names are loaded when they are first used.
+All but the last fulfil :class:`~rlhf_lightning.data.transforms.PromptTransform`. Names are loaded when they are first
+used.
 """
 
 from __future__ import annotations
