@@ -170,6 +170,15 @@ def test_every_file_of_rounds_makes_a_run_of_each_method_that_it_names(name, met
     check_run(name, [*tiny, f"method={method}", f"rounds={name}", f"paths.output_dir={tmp_path}"])
 
 
+#: Files without an experiment of their own, and the experiment that has the same paper's values.
+IN_ANOTHER = {"iterative": "rlhflow", "pairwise_cringe": "iterative_cringe"}
+
+
+def test_every_file_of_rounds_has_an_experiment():
+    assert set(ENTRIES) - set(EXPERIMENTS.values()) == set(IN_ANOTHER)
+    assert set(IN_ANOTHER.values()) <= set(EXPERIMENTS)
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_with_rounds_makes_a_run(name, tiny, tmp_path):
     """With the tests' model, data and reward in the place of the paper's."""

@@ -17,6 +17,11 @@ _ROUNDS = {
     "sppo": ("sppo_soft", "reward=gold"),
     "xpo": ("xpo", "reward=gold"),
     "ilr_dpo": ("ilr_dpo", "reward=gold"),
+    "nash_md": ("nash_md", "reward=gold"),
+    "cringe": ("cringe", "reward=gold"),
+    "pairwise_cringe": ("pairwise_cringe", "reward=gold"),
+    # The loop alone: that a policy can judge for itself is a claim of its own.
+    "self_rewarding": ("dpo", "reward=gold"),
 }
 CASES = [
     Case(method, [f"rounds={name}", "data.source.size=512", *options], representative=name == "iterative")

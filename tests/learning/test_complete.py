@@ -11,12 +11,26 @@ ELSEWHERE = {
     "rlsc": "it claims sharper answers, not a higher gold reward: tests/learning/test_self_rewarding.py",
     "armorm": "its first stage has a case, the second needs that model and is tested in tests/methods/test_rating.py",
 }
+#: Files of conf/rounds whose claim is tested elsewhere, and where.
+ROUNDS_ELSEWHERE = {
+    "dice": "it starts from a DPO run and claims pairs of equal lengths: tests/learning/test_rounds.py",
+}
 
 
 def test_every_method_has_a_case():
     """A yaml that is added to conf/method fails here until a case claims that the method learns."""
     methods = {path.stem for path in (conf_dir() / "method").glob("*.yaml")}
     assert methods - {case.method for case in CASES} == set(ELSEWHERE)
+
+
+def test_every_file_of_rounds_has_a_case():
+    """A yaml that is added to conf/rounds fails here until a case claims that a method learns with it."""
+    files = {path.stem for path in (conf_dir() / "rounds").glob("*.yaml")} - {"none"}
+    chosen = [
+        option.removeprefix("rounds=") for case in CASES for option in case.overrides if option.startswith("rounds=")
+    ]
+    assert files - set(chosen) == set(ROUNDS_ELSEWHERE)
+    assert set(chosen) <= files
 
 
 def test_cases_are_about_methods_and_differ():
