@@ -196,10 +196,11 @@ def real_options(function: Callable[..., Any]) -> frozenset[str]:
 
 def unwrap(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
     """A function and the options that a partial of it was given; of a partial of a partial, the outer one's count."""
+    plain: Any = function
     given: dict[str, Any] = {}
-    while isinstance(function, functools.partial):
-        function, given = function.func, {**function.keywords, **given}
-    return function, given
+    while isinstance(plain, functools.partial):
+        plain, given = plain.func, {**plain.keywords, **given}
+    return plain, given
 
 
 def _is_real(hint: Any) -> bool:
