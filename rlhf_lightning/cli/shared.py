@@ -54,11 +54,15 @@ def shared_rounds(cfg: DictConfig, models: ModelBuilder, data: OnlineData, preci
     reward = reward_identity(cfg)
     if reward is None:
         return None
-    parts = (versions(), precision, torch.get_num_threads(), OmegaConf.to_yaml(cfg.get("rounds") or {}, resolve=True))
+    rounds = cfg.get("rounds") or OmegaConf.create()
+    decides = OmegaConf.masked_copy(rounds, [name for name in rounds if name != "loss_options"])
+    parts = (versions(), precision, torch.get_num_threads(), OmegaConf.to_yaml(decides, resolve=True))
     device = str(cfg.trainer.get("accelerator")), torch.cuda.is_available()
     identity = key_of(reward, tokenizer_digest(models.tokenizer()), *parts, *device)
-    rounds = cfg.get("rounds") or {}
-    return SharedRounds(folder, identity, None if reference is None else f"{reference} {rounds.get('reference')}")
+    compared = None if reference is None else f"{reference} {rounds.get('reference')}"
+    drawing = {draw.source for draw in data.options.draws}
+    fixed = compared is not None and drawing == {"reference"} and rounds.get("reference") == "initial"
+    return SharedRounds(folder, identity, compared, fixed)
 
 
 def reward_identity(cfg: DictConfig) -> str | None:

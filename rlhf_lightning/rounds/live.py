@@ -15,6 +15,8 @@ from rlhf_lightning.data.module import Place
 from rlhf_lightning.data.plan import Plan
 from rlhf_lightning.lessons.base import Round
 from rlhf_lightning.lessons.tokens import IntArray, exact_totals
+from rlhf_lightning.models.fingerprint import reference_fingerprint
+from rlhf_lightning.models.reference import FrozenCopy
 from rlhf_lightning.models.roles import evaluating
 from rlhf_lightning.rounds.processes import gathered
 from rlhf_lightning.rounds.record import checksum
@@ -42,6 +44,20 @@ class LivePolicy:
             if hasattr(part, "reshard"):  # FSDP2: a forward pass without gradients leaves weights gathered
                 part.reshard()
         return checksum(self.module.trained_parameters(), _sum_over_processes)
+
+    def fingerprint(self) -> str:
+        """Of all that the policy computes; a collective call where it is sharded."""
+        return reference_fingerprint(self.module.policy)
+
+    def start_fingerprint(self) -> str:
+        """Of the policy as the run starts with it, which the reference is; a collective call where it is sharded.
+
+        The same as :meth:`fingerprint` before the first step.
+        """
+        reference = self.module.placed_reference()
+        if isinstance(reference, FrozenCopy):
+            return reference_fingerprint(reference.actor)
+        return reference_fingerprint(self.module.policy, adapter=False)
 
     @contextmanager
     def forward(self) -> Iterator[None]:

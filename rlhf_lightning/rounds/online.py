@@ -322,7 +322,7 @@ class OnlineData(L.LightningDataModule):
             loader: whose number, place in the stream and plan count.
         """
         self.sync()
-        collector = self.collector()
+        collector, started = self.collector(), self.trainer is not None and self.trainer.global_step > 0
         judged = {} if self.held_out is None else collector.judged(self.held_out, self.module)
         produce = Producer(
             PromptSource(self.examples, self.stream, loader.size),
@@ -332,7 +332,7 @@ class OnlineData(L.LightningDataModule):
             lambda learned: loader.plan_of(learned, 0),
             self._record(),
             self.identity,
-            self.shared if self.trainer is None or not self.trainer.global_step else None,
+            None if started and self.shared is not None and not self.shared.fixed else self.shared,
         )
         learned = produce(loader.number, loader.cursor)
         learned.metrics |= {f"train/{name}": value for name, value in judged.items()}

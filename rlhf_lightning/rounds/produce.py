@@ -12,7 +12,6 @@ from torch import Tensor
 from rlhf_lightning.data.plan import Plan
 from rlhf_lightning.lessons.base import Lesson, Round
 from rlhf_lightning.lessons.experience import numbers
-from rlhf_lightning.models.fingerprint import reference_fingerprint
 from rlhf_lightning.rewards import why_unscored
 from rlhf_lightning.rollout.probe import check
 from rlhf_lightning.rounds.collect import Collector
@@ -42,7 +41,8 @@ class Producer:
         plan_of: how the first inner epoch deals a round's groups out.
         record: where rollouts are written, and read after a kill; None: nowhere.
         identity: what else decides samples and scores.
-        shared: rounds of other runs; the policy must be that of the run's start. None: none.
+        shared: rounds of other runs; the policy must be that of the run's start, unless nothing is drawn from it
+            (``fixed``). None: none.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class Producer:
 
     def _rollout(self, number: int, cursor: int) -> tuple[Round | None, int]:
         """A rollout as a round, or None where it is skipped; and the place of the next prompt."""
-        key = self._key(cursor)
-        with self._claimed(key) as shared:
+        key = self._key(cursor, self.live.digest())
+        with self._claimed(cursor, key) as shared:
             recorded = self._recorded(number, key, shared)
             drawn, groups, cursor = self._drawn(number, cursor, recorded.groups)
             counts = self.collector.metrics()  # of what was not read; a collective call
@@ -110,12 +110,20 @@ class Producer:
     # What runs share
 
     @contextmanager
-    def _claimed(self, key: str) -> Iterator[SharedRound | None]:
-        """The round as other runs have it; None where none is shared. A collective call."""
+    def _claimed(self, cursor: int, key: str) -> Iterator[SharedRound | None]:
+        """The round as other runs have it; None where none is shared. A collective call.
+
+        Args:
+            cursor: place of its first prompt.
+            key: of the run's own round.
+        """
         if self.shared is None or self.record is None:
             yield None
             return
-        weights = reference_fingerprint(self.live.module.policy)
+        if self.shared.fixed:
+            key, weights = self._key(cursor, ""), self.live.start_fingerprint()
+        else:
+            weights = self.live.fingerprint()
         if self.place.rank:  # the first process reads and writes for all
             yield None
             return
@@ -137,9 +145,13 @@ class Producer:
 
     # Drawing
 
-    def _key(self, cursor: int) -> str:
-        """What a rollout's samples and scores are a function of."""
-        weights = self.live.digest()
+    def _key(self, cursor: int, weights: str) -> str:
+        """What a rollout's samples and scores are a function of.
+
+        Args:
+            cursor: place of its first prompt.
+            weights: digest of the policy's; empty where nothing is drawn from it.
+        """
         return key_of(
             self.prompts.ids(cursor),
             cursor,

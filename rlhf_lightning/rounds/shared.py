@@ -1,9 +1,10 @@
 """What jobs that start alike draw, score and compare once: samples, scores and reference log-probs of a run's start.
 
 A sweep over losses begins every job with the same weights, prompts, engine and reward, so the first round of all is the
-same. A folder per round is named by the digest of everything that it is a function of; in it lie the samples with their
-scores, in the form of a run's own files, and the reference's log-probs by the micro-batches that they were computed in.
-What is read has the bits of what would have been computed.
+same. Where nothing but the run's start draws, as in RSO, so are all later rounds. A folder per round is named by the
+digest of everything that it is a function of; in it lie the samples with their scores, in the form of a run's own
+files, and the reference's log-probs by the micro-batches that they were computed in. What is read has the bits of what
+would have been computed.
 
 The first job that wants a round holds the folder's lock while it draws, and the others wait; the lock dies with its
 process. Files appear whole. A folder that cannot be written costs time, never a run.
@@ -47,12 +48,14 @@ class SharedRounds:
             reward's files, tokenizer, versions, precision, processor.
         reference: what decides log-probs of the reference beside the policy's start; None: it is another model, and
             they are not shared.
+        fixed: responses are drawn from that reference alone, so that later rounds are the same in every run, too.
         patience: seconds to wait for a job that draws the same round; then it is drawn here too, and not kept.
     """
 
     folder: Path
     identity: str
     reference: str | None
+    fixed: bool = False
     patience: float = 3600.0
 
     @contextmanager

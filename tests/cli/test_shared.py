@@ -41,6 +41,21 @@ def test_what_code_or_a_server_says_is_not_shared(reward):
 
 
 @pytest.mark.parametrize(
+    ("options", "fixed"),
+    [
+        (["method=rso_sigmoid", "rounds=rso"], True),
+        (["method=rso_sigmoid", "rounds=rso", "rounds.reference=ema", "reference=frozen"], False),
+        (["method=xpo", "rounds=xpo"], False),
+        ([], False),
+    ],
+)
+def test_later_rounds_are_shared_where_the_start_draws_alone(options, fixed, tmp_path):
+    given = ["reward=gold", f"paths.shared={tmp_path / 'store'}", f"paths.output_dir={tmp_path}"]
+    run = make_run(compose("train", [*TINY, *options, *given]))
+    assert run.data.shared.fixed is fixed
+
+
+@pytest.mark.parametrize(
     ("options", "sweeping", "shares"),
     [
         (["reward=gold"], False, False),

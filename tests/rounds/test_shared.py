@@ -9,15 +9,19 @@ from functools import partial
 import pytest
 import torch
 
-from rlhf_lightning.losses import ipo
+from rlhf_lightning.losses import dpo, ipo
 from rlhf_lightning.methods import Preference
+from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.roles import ModelBuilder
+from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rounds.live import LivePolicy
 from rlhf_lightning.rounds.record import Rollouts
 from rlhf_lightning.rounds.shared import SharedRounds
 from rlhf_lightning.schedules import cosine
+from rlhf_lightning.types import Draw
 from tests.helpers.jobs import ranks
 from tests.helpers.online import Engine, builder
-from tests.helpers.rounds import data_of, module_of
+from tests.helpers.rounds import data_of, module_of, rounds_of
 from tests.helpers.training import trainer
 
 
@@ -61,6 +65,28 @@ def test_the_start_is_drawn_and_compared_once_for_two_losses(tmp_path, passes):
     assert calls == 1
     assert passes == [0, 1, 1]
     alone = run(tmp_path / "alone", ipo_of())
+    assert alone[1] == 2
+    assert all(torch.equal(weights[name], alone[0][name]) for name in weights)
+    assert (rows, groups) == alone[2:]
+
+
+@pytest.mark.parametrize("adapter", [None, Lora(r=2, seed=0)], ids=["frozen", "adapter_off"])
+def test_what_the_start_draws_is_drawn_once_for_all_rounds(tmp_path, passes, adapter):
+    """RSO's samples: the second job draws and compares nothing, and is what it would be without the first."""
+    shared = SharedRounds(tmp_path / "store", "one", "auto", fixed=True)
+    rounds = rounds_of(draws=[Draw(source="reference", n=3)])
+    small = partial(ModelBuilder, TinyRandom(hidden_size=16, intermediate_size=32), adapter, "auto")
+
+    def trained(name, loss, store):
+        module = Preference(small(), loss, partial(torch.optim.AdamW, lr=1e-2), partial(cosine, warmup=0.2))
+        return run(tmp_path / name, module, store, rounds=rounds)
+
+    assert trained("first", dpo, shared)[1] == 2
+    assert passes == [0, 1]
+    weights, calls, rows, groups = trained("second", ipo, shared)
+    assert calls == 0
+    assert passes == [0, 1]
+    alone = trained("alone", ipo, None)
     assert alone[1] == 2
     assert all(torch.equal(weights[name], alone[0][name]) for name in weights)
     assert (rows, groups) == alone[2:]
