@@ -115,6 +115,11 @@ class EMAWeights(Callback):
             if f"policy.{name}" in state:
                 state[f"policy.{name}"] = _saved(weight, self._weights[name])
 
+    def restore(self, module: Any, state_dict: dict[str, Any]) -> None:
+        """Let a module that no trainer runs export the average of a checkpoint."""
+        self.load_state_dict(state_dict)
+        self._prepare(module)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the average, whole or sharded, until the weights are there."""
         self._saved = state_dict["weights"]

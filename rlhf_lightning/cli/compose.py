@@ -34,7 +34,7 @@ from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.yaml_text import OversizedYamlError, check_folder
 
 _UNCOMPOSED = "these options cannot be composed"
-COMMANDS = ("train", "evaluate", "generate", "data", "game")
+COMMANDS = ("train", "evaluate", "generate", "data", "game", "chain", "export")
 
 
 def compose(
@@ -47,7 +47,7 @@ def compose(
     """Compose a command's configuration as ``rlhf <command> <overrides>`` would, and check it.
 
     Args:
-        command: ``train``, ``evaluate``, ``generate``, ``data`` or ``game``.
+        command: one of ``COMMANDS``.
         overrides: in Hydra's grammar, ``["method=ipo", "method.loss.beta=0.2"]``; text that it cannot read is quoted
             (:func:`rlhf_lightning.cli.overrides.readable`). A key that no yaml mentions needs
             no ``+``: whether it is an option of what it configures is checked against that thing's own signature.
@@ -117,6 +117,7 @@ def register() -> None:
     if not OmegaConf.has_resolver("rlhf.first"):
         OmegaConf.register_new_resolver("rlhf.first", _first)
         OmegaConf.register_new_resolver("rlhf.choices", _choices)
+        OmegaConf.register_new_resolver("stage", _stage)
     known = {plugin.__name__ for plugin in Plugins.instance().discover()}
     if RlhfLightningSearchPath.__name__ not in known:
         Plugins.instance().register(RlhfLightningSearchPath)
@@ -170,6 +171,11 @@ def _values(override: Override, folders: Sequence[Path]) -> Iterator[str]:
 def _first(*values: Any) -> Any:
     """Resolver ``rlhf.first``: the first value that is not null."""
     return next((value for value in values if value is not None), None)
+
+
+def _stage(reference: str) -> str:
+    """Resolver ``stage``: a chain's reference to another stage as it stands; the chain puts a value in its place."""
+    return f"${{stage:{reference}}}"
 
 
 def _choices(group: str, but: Sequence[str] = ()) -> str:

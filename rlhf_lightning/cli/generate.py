@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     """``rlhf generate key=value ...``."""
     cfg, overrides = composed(arguments)
     if cfg.run:
-        cfg = _from_run(cfg, overrides)
+        cfg = from_run(cfg, read_config(cfg.run), overrides)
         clock.take_over(Path(cfg.run).expanduser())
     check_config(cfg, "generate", overrides)
     setup_logging()
@@ -60,10 +60,10 @@ def composed(arguments: Sequence[str]) -> tuple[DictConfig, list[str]]:
     return cfg, overrides
 
 
-def _from_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The run's model and adapter, and its way to render prompts unless the user has another."""
-    result = take_over(cfg, _FROM_RUN, overrides)
-    spec = OmegaConf.select(read_config(cfg.run), "data.spec")
+def from_run(cfg: DictConfig, run: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration with a run's model and adapter, and its way to render prompts unless the user has another."""
+    result = take_over(cfg, run, _FROM_RUN, overrides)
+    spec = OmegaConf.select(run, "data.spec")
     if spec is not None and not any(override.startswith("spec.") for override in overrides):
         result.spec = spec
     return with_prompting(result)

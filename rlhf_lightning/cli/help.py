@@ -25,6 +25,27 @@ count for every stage; <stage>.<key>=<value> is for one of them:
 
   rlhf game experiment=apo_tiny
   rlhf game experiment=apo_tiny game.rounds=5 scorer.optimizer.lr=5e-4 paths.output_dir=runs/apo""",
+    "chain": """\
+usage: rlhf chain experiment=NAME [size=SIZE] [-m] [paths.output_dir=FOLDER] [key=value ...]
+
+Runs the stages of a recipe, each an ordinary job (train, evaluate, generate, export or game) on what earlier ones left,
+in FOLDER/<stage>/<digest>, and writes one page about all of them. Without a folder it is runs/chain/NAME/SIZE. What is
+finished is not run again, what was stopped is resumed, and a stage whose options changed runs again with every stage
+behind it. size=tiny is the recipe in the tiny world, in a minute or two. <stage>.<key>=<value> is an option of one
+stage, others are for every stage that trains; with -m several values are a chain each, which share the stages before:
+
+  rlhf chain experiment=instructgpt size=tiny
+  rlhf chain experiment=instructgpt size=tiny -m ppo.method.kl.coef=0.05,0.2
+  rlhf chain experiment=zephyr size=tiny dpo.optimizer.lr=2e-4 'dpo.model.run=${stage:sft}'""",
+    "export": """\
+usage: rlhf export run=FOLDER [form=auto|adapter|merged] [dtype=float16] [output=DIR] [ckpt_path=FILE]
+
+Writes what a run trained as a folder that transformers or PEFT loads, from its last checkpoint, into FOLDER/export/last
+or DIR. form=auto is the adapter where its base loads by name, else all weights; form=merged adds the adapter to its
+base, also to one that was trained on in 4 or 8 bits:
+
+  rlhf export run=runs/first
+  rlhf export run=runs/first form=merged dtype=float16 output=exports/mine""",
     "quickstart": """\
 usage: rlhf quickstart [key=value ...]
 

@@ -206,9 +206,22 @@ def digest(cfg: DictConfig) -> str:
     Returns:
         32 hexadecimal digits.
     """
+    tree = computed(cfg)
+    if HydraConfig.initialized():
+        tree["method"] = {"name": method_name(), "options": tree.get("method")}
+    return digest_of_tree(tree)
+
+
+def digest_of_tree(tree: Tree) -> str:
+    """Digest of containers, whatever the order of their keys: 32 hexadecimal digits."""
+    return hashlib.blake2b(json.dumps(tree, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+def computed(cfg: DictConfig) -> dict[str, Any]:
+    """What of a configuration decides what a job computes: without folders and what is only kept."""
     copy = cfg.copy()
     with open_dict(copy):
-        for key in ("output_dir", "runs", "sweeps"):  # other options are made from them
+        for key in ("output_dir", "runs", "sweeps") if "paths" in copy else ():  # other options are made from them
             copy.paths[key] = f"<{key}>"
         copy.pop("hydra", None)
         if copy.get("strategy"):
@@ -217,10 +230,7 @@ def digest(cfg: DictConfig) -> str:
             copy.callbacks.pop(name, None)
         tree = OmegaConf.to_container(copy, resolve=True, enum_to_str=True)
     assert isinstance(tree, dict)
-    kept = {name: value for name, value in tree.items() if name not in _NOT_COMPUTED}
-    if HydraConfig.initialized():
-        kept["method"] = {"name": method_name(), "options": kept.get("method")}
-    return hashlib.blake2b(json.dumps(kept, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+    return {str(name): value for name, value in tree.items() if name not in _NOT_COMPUTED}
 
 
 def method_name() -> str | None:

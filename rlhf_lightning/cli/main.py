@@ -15,8 +15,10 @@ from rlhf_lightning.signals import exit_on_sigterm
 COMMANDS = {
     "train": ("rlhf_lightning.cli.launch", "train a model with any method; -m sweeps"),
     "game": ("rlhf_lightning.cli.game", "train models in turn, each on what the others left"),
+    "chain": ("rlhf_lightning.cli.chain", "run the stages of a recipe, each on what earlier ones left; -m sweeps"),
     "evaluate": ("rlhf_lightning.cli.launch", "score a run, a checkpoint or a model on held-out data"),
     "generate": ("rlhf_lightning.cli.generate", "answer prompts, or chat, with a model or a run"),
+    "export": ("rlhf_lightning.cli.export", "write what a run trained for transformers, PEFT: adapter or merged"),
     "report": ("rlhf_lightning.cli.report", "compare runs: one page with table, reward and KL, curves, samples"),
     "data": ("rlhf_lightning.cli.data", "inspect: show what a data set becomes, and every problem in it"),
     "methods": ("rlhf_lightning.cli.methods", "list the methods: paper, data and reference they need"),
@@ -24,7 +26,7 @@ COMMANDS = {
     "completion": ("rlhf_lightning.cli.complete", "print a shell's tab completion: rlhf completion bash"),
 }
 #: Of these, what writes files and is one process.
-_ALONE = ("game", "generate", "quickstart")
+_ALONE = ("game", "chain", "generate", "export", "quickstart")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

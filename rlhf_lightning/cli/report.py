@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, sweep folders, globs")
+    made.add_argument("runs", nargs="+", metavar="RUNS", help="run folders, folders of sweeps and chains, globs")
     made.add_argument(
         "-o", "--output", metavar="DIR", help="folder of the report; without it: report/ in the first RUNS"
     )
@@ -56,10 +56,11 @@ def main(arguments: Sequence[str]) -> int:
     given = parser().parse_args(arguments)
     from rlhf_lightning.cli.console import OUT
     from rlhf_lightning.report import Runs, write_report
+    from rlhf_lightning.report.chains import read_chains
 
     runs = Runs.read(*given.runs, metric=given.metric, mode=given.mode, families=families())
     OUT.print(table(runs))
-    report = write_report(runs, folder_of(given.output, given.runs), given.title, given.top)
+    report = write_report(runs, folder_of(given.output, given.runs), given.title, given.top, read_chains(given.runs))
     OUT.print(f"\npage      [bold]{report.page}[/]")
     for name, files in (("pictures", report.pictures), ("tables", report.tables)):
         if files:

@@ -28,12 +28,24 @@ def from_run(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     if cfg.run is None:
         return cfg
-    online = OmegaConf.select(read_config(cfg.run), "method.rollout") is not None
-    result = take_over(cfg, (*EVALUATED, *(ROLLED_OUT if online else ())), overrides)
-    precision = OmegaConf.select(read_config(cfg.run), "trainer.precision")
+    result = evaluated(cfg, read_config(cfg.run), overrides)
+    result.ckpt_path = str(weights_of(cfg.run, cfg.ckpt_path))
+    return result
+
+
+def evaluated(cfg: DictConfig, run: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of ``rlhf evaluate`` with what a run's configuration decides filled in.
+
+    Args:
+        cfg: of the command.
+        run: of the run.
+        overrides: the user's.
+    """
+    online = OmegaConf.select(run, "method.rollout") is not None
+    result = take_over(cfg, run, (*EVALUATED, *(ROLLED_OUT if online else ())), overrides)
+    precision = OmegaConf.select(run, "trainer.precision")
     if precision is not None and not any(o.startswith(("trainer=", "trainer.precision=")) for o in overrides):
         result.trainer.precision = precision
-    result.ckpt_path = str(weights_of(cfg.run, cfg.ckpt_path))
     return with_prompting(result)
 
 
@@ -50,11 +62,12 @@ def read_config(folder: str | Path) -> DictConfig:
     return read_data(file)
 
 
-def take_over(cfg: DictConfig, keys: Iterable[str], overrides: Sequence[str]) -> DictConfig:
-    """Start from the configuration of ``cfg.run``; what the user overrode stands above it.
+def take_over(cfg: DictConfig, run: DictConfig, keys: Iterable[str], overrides: Sequence[str]) -> DictConfig:
+    """Start from the configuration of a run; what the user overrode stands above it.
 
     Args:
-        cfg: composed, with ``run`` set.
+        cfg: composed.
+        run: of the run.
         keys: top-level keys that a run decides.
         overrides: the user's, to tell their values from defaults.
 
@@ -62,7 +75,7 @@ def take_over(cfg: DictConfig, keys: Iterable[str], overrides: Sequence[str]) ->
         A new configuration. An override of a group (``data=hh_rlhf``) replaces the run's node, one of a single key
         (``data.batch_size=8``) changes that key of it.
     """
-    run, result = read_config(cfg.run), cfg.copy()
+    result = cfg.copy()
     given = [override.key_or_group for override in parse(overrides)]
     with open_dict(result):
         for key in keys:

@@ -138,7 +138,46 @@ class Game:
     paths: dict[str, Any]
 
 
-_TOP: Mapping[str, type] = {"train": Train, "evaluate": Evaluate, "generate": Generate, "data": Data, "game": Game}
+@dataclass
+class ChainRules:
+    """Keys of ``chain``."""
+
+    shared: list[str]
+    stages: dict[str, list[str]]
+    sizes: dict[str, dict[str, Any] | None]
+
+
+@dataclass
+class Chain:
+    """Top-level keys of ``rlhf chain``."""
+
+    chain: dict[str, Any]
+    paths: dict[str, Any]
+    size: str
+
+
+@dataclass
+class Export:
+    """Top-level keys of ``rlhf export``."""
+
+    run: str
+    form: str
+    ckpt_path: str | None = None
+    dtype: str | None = None
+    output: str | None = None
+
+
+_TOP: Mapping[str, type] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "generate": Generate,
+    "data": Data,
+    "game": Game,
+    "chain": Chain,
+    "export": Export,
+}
+#: Commands of several jobs: what their key of the same name may hold.
+_SEVERAL: Mapping[str, type] = {"game": GameRules, "chain": ChainRules}
 
 
 def check_config(cfg: DictConfig, command: str, overrides: Sequence[str]) -> None:
@@ -146,14 +185,16 @@ def check_config(cfg: DictConfig, command: str, overrides: Sequence[str]) -> Non
 
     Args:
         cfg: without Hydra's own part.
-        command: ``train``, ``evaluate``, ``generate``, ``data`` or ``game``.
+        command: whose configuration it is.
         overrides: the user's: some keys count on the command line alone (``cli.trust``).
 
     Raises:
         ConfigError: one line for every problem found.
     """
-    if command != "game" and "game" in cfg:
-        raise ConfigError(f"rlhf {command} is for one job, and this is a game of several: rlhf game experiment=...")
+    if several := [name for name in _SEVERAL if name != command and name in cfg]:
+        raise ConfigError(
+            f"this is a {several[0]} of several jobs, not rlhf {command}: rlhf {several[0]} experiment=..."
+        )
     tree = _resolved(cfg)
     missing = sorted(OmegaConf.missing_keys(tree))
     if missing:
@@ -201,8 +242,8 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
 
 def _check_top(cfg: DictConfig, tree: dict[str, Any], command: str) -> Iterator[str]:
     yield from _check_call(cfg, "", _TOP[command], tree, f"rlhf {command}", partial=False)
-    if command == "game" and isinstance(tree.get("game"), dict):
-        yield from _check_call(cfg, "game", GameRules, tree["game"], "game", partial=False)
+    if command in _SEVERAL and isinstance(tree.get(command), dict):
+        yield from _check_call(cfg, command, _SEVERAL[command], tree[command], command, partial=False)
     if isinstance(tree.get("paths"), dict):
         yield from _check_call(cfg, "paths", Paths, tree["paths"], "paths", partial=False)
 

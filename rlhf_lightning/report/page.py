@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rlhf_lightning.report.chains import Chain
 from rlhf_lightning.report.drawing import Picture
 from rlhf_lightning.report.grouping import flat, plain
 from rlhf_lightning.report.leaderboard import Row, steps_of, write_runs
@@ -32,7 +33,13 @@ class Report:
     tables: tuple[Path, ...]
 
 
-def write_report(runs: Runs, folder: str | Path = "report", title: str | None = None, named: int = 12) -> Report:
+def write_report(
+    runs: Runs,
+    folder: str | Path = "report",
+    title: str | None = None,
+    named: int = 12,
+    chains: Sequence[Chain] = (),
+) -> Report:
     """Write ``report.html``, a PNG of each picture, ``leaderboard.csv`` and ``runs.csv``.
 
     Args:
@@ -40,6 +47,7 @@ def write_report(runs: Runs, folder: str | Path = "report", title: str | None = 
         folder: made when it is missing; files of an earlier report are replaced.
         title: of the page; None: says how many runs.
         named: groups that are named in the figures.
+        chains: whose stages the runs are.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +58,7 @@ def write_report(runs: Runs, folder: str | Path = "report", title: str | None = 
         write_runs(runs.runs, runs.groups, folder / "runs.csv"),
     )
     page = folder / PAGE
-    page.write_text(render(runs, pictures, title), encoding="utf-8")
+    page.write_text(render(runs, pictures, title, chains), encoding="utf-8")
     return Report(page, tuple(written), tables)
 
 
@@ -66,7 +74,7 @@ def pictures_of(runs: Runs, named: int) -> Iterator[Picture]:
     return (picture for picture in candidates if picture is not None)
 
 
-def render(runs: Runs, pictures: list[Picture], title: str | None = None) -> str:
+def render(runs: Runs, pictures: list[Picture], title: str | None = None, chains: Sequence[Chain] = ()) -> str:
     """The page as text. Everything that comes from a run is escaped by the template engine."""
     import jinja2
 
@@ -88,6 +96,7 @@ def render(runs: Runs, pictures: list[Picture], title: str | None = None) -> str
         arrows={name: {"max": "↑", "min": "↓", None: ""}[mode_of(name)] for name in runs.leaderboard().metrics},
         figures={kind: [p for p in pictures if p.name.split(" ")[0] == kind] for kind in _KINDS},
         samples=runs.samples(),
+        chains=chains,
         rounds=runs.rounds(),
         options=options_table(runs),
         listed=[_listed(runs, index) for index in range(count)],

@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 #: Files that make a folder that of a run; a job that failed while it was composed has the last one only.
 CONFIG, RESULT = "config.yaml", "result.json"
+#: File that makes a folder that of a chain: it names those of its stages, of which earlier ones may lie there as well.
+CHAIN = "chain.json"
 #: Never searched for runs.
 _SKIPPED = frozenset({".hydra", "checkpoints", "export", "samples", "report", ".git", ".venv", "node_modules"})
 #: Names of log-ratios on the data's responses in older runs, which called them KL, and what they are called now.
@@ -168,9 +170,26 @@ def find_runs(start: Path) -> Iterator[Path]:
     """Folders of runs at or below a folder; what lies inside a run is not searched."""
     for folder, below, files in os.walk(start):
         below[:] = sorted(name for name in below if name not in _SKIPPED)
-        if CONFIG in files or RESULT in files:
+        if CHAIN in files:
+            below.clear()
+            yield from _runs_of_chain(Path(folder))
+        elif CONFIG in files or RESULT in files:
             below.clear()
             yield Path(folder)
+
+
+def _runs_of_chain(folder: Path) -> Iterator[Path]:
+    """The runs among the stages of a chain, each once; of a game those that it is made of."""
+    stages = {
+        str(stage["folder"]): stage["command"]
+        for chain in read_json(folder / CHAIN).get("chains") or ()
+        for stage in chain["stages"]
+    }
+    for below, command in stages.items():
+        if command in ("train", "evaluate"):
+            yield folder / below
+        elif command == "game":
+            yield from (run for part in sorted((folder / below).glob("*/")) for run in find_runs(part))
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -181,7 +200,7 @@ def read_run(folder: Path, name: str) -> Run:
         config = resolved(composed, folder) if composed else {}
     hydra = _yaml(folder / ".hydra" / "hydra.yaml") or {}
     choices = ((hydra.get("hydra") or {}).get("runtime") or {}).get("choices") or {}
-    result = _json(folder / RESULT)
+    result = read_json(folder / RESULT)
     return Run(folder, name, config, result, {k: str(v) for k, v in choices.items() if v is not None})
 
 
@@ -303,7 +322,8 @@ def _yaml(file: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """What a file of JSON holds; nothing where it cannot be read."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -47,6 +47,9 @@ class SampleTable:
     rows: tuple[Comparison, ...]
 
 
+Column = tuple[str, dict[tuple[str, str], dict[str, Any]]]  #: a name, and samples by row and prompt
+
+
 def compare(groups: Sequence[Group], *, columns: int = 6, prompts: int = 8, characters: int = 1500) -> SampleTable:
     """The last samples of the best groups for the prompts that most of them answered.
 
@@ -64,6 +67,17 @@ def compare(groups: Sequence[Group], *, columns: int = 6, prompts: int = 8, char
     before = next((run.samples[0] for group in groups for run in _finished(group) if run.samples.get(0)), None)
     if before is not None:
         tables.insert(0, ("before training", _by_prompt(before)))
+    return side_by_side(tables, prompts=prompts, characters=characters)
+
+
+def side_by_side(tables: Sequence[Column], *, prompts: int = 8, characters: int = 1500) -> SampleTable:
+    """Samples for the prompts that most columns answered, after the data's own response.
+
+    Args:
+        tables: of each column, its name and its samples by row and prompt.
+        prompts: most prompts.
+        characters: longer texts are cut, and say so.
+    """
     if not tables:
         return SampleTable((), ())
     counts: dict[tuple[str, str], int] = {}

@@ -14,15 +14,20 @@ from rlhf_lightning.cli.game import game_of
 from rlhf_lightning.conf_dir import conf_dir
 
 CONF = conf_dir()
-ROOTS = ("train", "evaluate", "generate", "data", "game")
+ROOTS = ("train", "evaluate", "generate", "data", "game", "chain", "export")
 #: Methods and rewards are composed, and more than that, by test_methods_fit and test_generate_rewards.
 GROUPED = sorted(
     path.relative_to(CONF) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("method", "reward")
 )
-#: Experiments of several jobs.
-GAMES = [
-    file for file in GROUPED if file.parts[0] == "experiment" and re.search(r"^game:", (CONF / file).read_text(), re.M)
-]
+
+
+def _experiments_with(key: str) -> list[Path]:
+    """Experiments of several jobs."""
+    files = [file for file in GROUPED if file.parts[0] == "experiment"]
+    return [file for file in files if re.search(rf"^{key}:", (CONF / file).read_text(), re.M)]
+
+
+GAMES, CHAINS = _experiments_with("game"), _experiments_with("chain")
 #: What a file cannot be composed without.
 GIVEN = {"world/online": ["method=grpo", "model=tiny", "data=tiny"]}
 #: Groups of a training job that are chosen independently of each other: a file of each in one composition.
@@ -61,7 +66,7 @@ def command_of(group: str) -> str:
     return next(root for root in ROOTS if re.search(rf"- (optional )?{group}:", (CONF / f"{root}.yaml").read_text()))
 
 
-@pytest.mark.parametrize("command", [root for root in ROOTS if root != "game"])
+@pytest.mark.parametrize("command", [root for root in ROOTS if root not in ("game", "chain", "export")])
 def test_defaults_compose(command):
     assert composed(command).model._target_.startswith("rlhf_lightning.models")
 
@@ -78,7 +83,7 @@ def test_files_of_independent_groups_compose(turn):
 
 @pytest.mark.parametrize(
     "file",
-    [file for file in GROUPED if file.parts[0] not in INDEPENDENT],
+    [file for file in GROUPED if file.parts[0] not in INDEPENDENT and file not in CHAINS],
     ids=lambda file: file.with_suffix("").as_posix(),
 )
 def test_file_composes(file):
@@ -105,7 +110,10 @@ def test_every_folder_is_a_group_of_some_command():
 
 
 @pytest.mark.parametrize(
-    "name", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if path.relative_to(CONF) not in GAMES)
+    "name",
+    sorted(
+        path.stem for path in (CONF / "experiment").glob("*.yaml") if path.relative_to(CONF) not in [*GAMES, *CHAINS]
+    ),
 )
 def test_command_line_wins_over_an_experiment(name):
     assert composed("train", f"experiment={name}", "optimizer.lr=0.125", "seed=7").optimizer.lr == 0.125

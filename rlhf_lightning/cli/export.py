@@ -1,0 +1,142 @@
+"""``rlhf export``: what a run trained as a folder for transformers or PEFT, after the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from rlhf_lightning import clock
+from rlhf_lightning.cli.compose import compose
+from rlhf_lightning.cli.console import say, setup_logging
+from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.folder import command_of
+from rlhf_lightning.cli.overrides import readable
+from rlhf_lightning.cli.runs import read_config, weights_of
+from rlhf_lightning.cli.sweep import short
+
+if TYPE_CHECKING:
+    from rlhf_lightning.methods import AlignmentModule
+
+log = logging.getLogger(__name__)
+
+FORMS = ("auto", "adapter", "merged", "gguf")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``rlhf export run=FOLDER [form=auto|adapter|merged] [key=value ...]``."""
+    cfg = compose("export", readable(arguments))
+    run = run_of(cfg)
+    from transformers.utils.logging import disable_progress_bar
+
+    setup_logging()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    clock.take_over(Path(cfg.run).expanduser())
+    folder = export_run(cfg, run)
+    say(
+        f"exported {short(Path(cfg.run).expanduser())} to [bold]{short(folder)}[/]; model=run model.run={short(folder)}"
+    )
+    return 0
+
+
+def run_of(cfg: DictConfig) -> DictConfig:
+    """The configuration of the run that is exported, after a check of what it can be exported as.
+
+    Raises:
+        ConfigError: an option is wrong, or the folder holds no run, or not one of this form.
+    """
+    run = read_config(cfg.run)
+    check_form(cfg, run)
+    if command_of(Path(cfg.run).expanduser()) != "train":
+        raise ConfigError(f"run={cfg.run} is an evaluation, which trained nothing: give the folder of a training run")
+    return run
+
+
+def check_form(cfg: DictConfig, run: DictConfig) -> None:
+    """Refuse a form that is none, or none of this run's.
+
+    Raises:
+        ConfigError: as above; the message names the option.
+    """
+    if cfg.form == "gguf":
+        raise ConfigError(
+            "form=gguf: no library on PyPI converts weights to GGUF: export form=merged, and give that folder to "
+            "llama.cpp's convert_hf_to_gguf.py"
+        )
+    if cfg.form not in FORMS:
+        raise ConfigError(f"form={cfg.form} is none of {', '.join(FORMS)}")
+    if cfg.dtype not in (None, *DTYPES):
+        raise ConfigError(f"dtype={cfg.dtype} is none of {', '.join(DTYPES)}")
+    if cfg.form == "adapter" and not run.get("adapter"):
+        raise ConfigError(f"form=adapter: run={cfg.run} trained whole weights and has no adapter: choose form=auto")
+
+
+def export_run(cfg: DictConfig, run: DictConfig) -> Path:
+    """Export a run from a checkpoint.
+
+    Args:
+        cfg: of the command.
+        run: of the run; changed where the form asks for it.
+
+    Returns:
+        The folder that was written.
+    """
+    folder = Path(cfg.run).expanduser()
+    checkpoint = weights_of(folder, cfg.ckpt_path)
+    apart = cfg.form == "merged" and OmegaConf.select(run, "adapter.quantize") is not None
+    if apart:
+        log.info(
+            "%-9s the adapter was trained on a base in %s and is merged into it in full", "base", run.adapter.quantize
+        )
+        run.adapter.quantize = None
+    if cfg.dtype is not None:
+        run.model.dtype = cfg.dtype
+    module = _trained(run, checkpoint, compared=not apart)
+    output = Path(cfg.output).expanduser() if cfg.output else folder / "export" / "last"
+    return module.export(output, cfg.form, _template(module, run, folder))
+
+
+def _trained(run: DictConfig, checkpoint: Path, *, compared: bool) -> AlignmentModule[Any]:
+    """The method's module with the weights of a checkpoint; no reference is loaded.
+
+    Args:
+        run: configuration.
+        checkpoint: of the run.
+        compared: whether the adapter's base must be the one that it was trained on, to the bit.
+    """
+    from rlhf_lightning.callbacks import EMAWeights
+    from rlhf_lightning.checkpoint_files import read_checkpoint
+    from rlhf_lightning.cli.build import make_models
+    from rlhf_lightning.cli.instantiate import make
+    from rlhf_lightning.models.roles import ReferenceKind
+    from rlhf_lightning.models.trained import load_trained
+
+    method = make(run.method)
+    needed = "reference" in method.func.requires(method.keywords)
+    models = make_models(run, ReferenceKind.CACHED if needed else ReferenceKind.NONE)
+    module: AlignmentModule[Any] = method(models=models, optimizer=make(run.optimizer), scheduler=make(run.scheduler))
+    module.configure_model()
+    load_trained(checkpoint, module.policy, module.adapter_start if compared else None)
+    averages: Mapping[str, Any] = read_checkpoint(checkpoint).get("callbacks") or {}
+    if (average := averages.get(EMAWeights.__name__)) is not None:
+        EMAWeights().restore(module, average)
+    return module
+
+
+def _template(module: AlignmentModule[Any], run: DictConfig, folder: Path) -> Any:
+    """The chat template of the rows that the run was trained on; None where they were no conversations."""
+    from rlhf_lightning.cli.instantiate import make
+    from rlhf_lightning.data.encode import trained_template
+
+    try:
+        reports = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    spec = OmegaConf.select(run, "data.spec")
+    conversations = (reports.get("train") or {}).get("conversations")
+    return trained_template(module.tokenizer, make(spec)) if conversations and spec is not None else None
