@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from rlhf_lightning.cli.trust import leaves
 
 #: Stands for the chain's folder in what a stage computes, so that a chain may be moved.
 _FOLDER = "<chain>"
-#: Last parts of keys whose value may be a file or folder that a job reads.
+#: Last parts of keys whose value may be a folder that a job reads; a file may be the value of any key.
 _READ = ("path", "run", "prompts", "ckpt_path", "tokenizer_name", "parent")
 #: Keys of models, whose value may be a folder or a name.
 _MODELS = ("model.name", "source.name")
@@ -202,10 +203,10 @@ def _read_files(tree: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
     """Files and folders that a configuration says a job reads, with their keys."""
     for name, node in tree.items():
         for key, value in leaves(node, name):
+            path = os.path.expanduser(value) if isinstance(value, str) else ""
             is_read = key.rpartition(".")[2] in _READ or key.endswith(_MODELS)
-            path = Path(value).expanduser() if is_read and isinstance(value, str) and 0 < len(value) < 4096 else None
-            if path is not None and path.exists():
-                yield key, path.absolute()
+            if os.path.isfile(path) or (is_read and os.path.isdir(path)):  # text of any length may be asked
+                yield key, Path(path).absolute()
 
 
 def _check_options(command: str, cfg: DictConfig, options: Sequence[str], planned: Mapping[Path, DictConfig]) -> None:

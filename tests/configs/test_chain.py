@@ -100,6 +100,7 @@ def test_a_sweep_over_a_late_stage_shares_the_early_ones(ran, tmp_path):
     assert len({chain["dpo"]["folder"] for chain in chains}) == 3
 
 
+@pytest.mark.slow
 def test_changed_data_of_the_same_name_is_other_data(ran, pairs, tmp_path):
     (file := tmp_path / "pairs.jsonl").write_text(pairs.read_text())
     options = ["data=json", f"data.source.path={file}", "data.validation=0.3"]
@@ -111,6 +112,7 @@ def test_changed_data_of_the_same_name_is_other_data(ran, pairs, tmp_path):
     assert "content.data.source.path" in text
 
 
+@pytest.mark.slow
 def test_an_export_that_was_removed_is_missed_before_its_stage(ran, tmp_path):
     ran(failing="dpo")
     (config,) = tmp_path.glob("c/sft/*/export/last/config.json")
@@ -130,7 +132,6 @@ def test_an_export_that_was_removed_is_missed_before_its_stage(ran, tmp_path):
         (["dpo.optimizer.lrr=1"], "stage dpo: optimizer.lrr: AdamW has no option 'lrr'"),
         (["size=smal"], "size=smal: the chain has no such size. Did you mean size=small?"),
         (["dpo.optimizer.lr=1e-4,1e-3"], "add -m to run a chain for each"),
-        (["-m", "dpo.optimizer.lr=1e-4,1e-3", "reward.x.y=1"], "stage reward: x"),
         (["--cfg", "job"], "rlhf chain has no flag --cfg"),
     ],
 )
@@ -140,9 +141,11 @@ def test_refused_before_the_first_stage(ran, options, message):
     assert message in text
 
 
-@pytest.mark.parametrize("option", ["allow_targets=[os]", "hydra.run.dir=x", "rollout.environment={A: b}"])
-def test_a_yaml_cannot_speak_for_the_command_line(ran, recipe, option):
-    (recipe / "experiment" / "three.yaml").write_text(YAML.replace("trainer.max_steps=1", f"'{option}'"))
+def test_a_yaml_cannot_speak_for_the_command_line(ran, recipe):
+    """As in games, whose tests have more such options."""
+    (recipe / "experiment" / "three.yaml").write_text(
+        YAML.replace("trainer.max_steps=1", "'rollout.environment={A: b}'")
+    )
     code, begun, text = ran("size=small")
     assert (code, begun) == (2, []), text
     assert "chain.stages.dpo: " in text

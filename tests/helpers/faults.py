@@ -95,6 +95,22 @@ ROUND_METHODS = {
 STAGES = {"draw": "sample", "score": "score", "select": "select", "train": "micro-batch", "write": "groups"}
 
 
+#: A chain of stages, under the name of an experiment.
+CHAIN = {
+    "shared": OPTIONS,
+    "stages": {
+        "sft": ["method=sft"],
+        "reward": ["method=bradley_terry", "model=run", "model.run=${stage:sft}"],
+        "dpo": [
+            "method=dpo",
+            "model=run",
+            "model.run=${stage:sft}",
+            "method.loss.beta=${stage:reward.metrics.val/loss}",
+        ],
+    },
+}
+
+
 class Ending(TransformersEngine):
     """Says of every response that it ended: a random model ends none, and what was cut off wins no pair."""
 
@@ -147,7 +163,7 @@ class Fault:
 
 
 def _command(folder: Path, method: str, fault: Fault) -> None:
-    """``rlhf train`` in this process, which ends with its exit code."""
+    """``rlhf train`` or ``rlhf chain`` in this process, which ends with its exit code."""
     os.chdir(folder.parent)
     os.environ["RLHF_CACHE"] = str(folder.parent / f"cache-{folder.name}")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
@@ -156,11 +172,9 @@ def _command(folder: Path, method: str, fault: Fault) -> None:
     os.dup2(sys.stderr.fileno(), 2)
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))  # nothing may hang on the global generator's start
     fault.install()
-    source = folder.parent / "pairs.jsonl"
-    options = [*OPTIONS, f"data.source.path={source}", *(METHODS | ROUND_METHODS)[method], f"paths.output_dir={folder}"]
     code = 1
     try:
-        code = main(["train", *options])
+        code = main(_arguments(folder, method))
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     except BaseException:
@@ -172,8 +186,19 @@ def _command(folder: Path, method: str, fault: Fault) -> None:
         os._exit(code)
 
 
+def _arguments(folder: Path, method: str) -> list[str]:
+    """The command line of a method's run, or of the chain, in a folder."""
+    places = [f"data.source.path={folder.parent / 'pairs.jsonl'}", f"paths.output_dir={folder}"]
+    if method != "chain":
+        return ["train", *OPTIONS, *(METHODS | ROUND_METHODS)[method], *places]
+    experiments = folder.parent / "conf" / "experiment"
+    experiments.mkdir(parents=True, exist_ok=True)
+    (experiments / "faults.yaml").write_text("# @package _global_\n" + json.dumps({"chain": CHAIN}))
+    return ["chain", "--config-dir", str(experiments.parent), "experiment=faults", *places]
+
+
 def command(folder: Path, method: str, fault: Fault | None = None) -> int:
-    """Exit code of ``rlhf train`` in a process of its own, negative where a signal ended it."""
+    """Exit code of ``rlhf train``, or of ``rlhf chain``, in a process of its own, negative where a signal ended it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     (folder.parent / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
     process = multiprocessing.get_context("fork").Process(target=_command, args=(folder, method, fault or Fault()))
