@@ -34,7 +34,7 @@ from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.yaml_text import OversizedYamlError, check_folder
 
 _UNCOMPOSED = "these options cannot be composed"
-COMMANDS = ("train", "evaluate", "generate", "data", "game", "chain", "export")
+COMMANDS = ("train", "evaluate", "generate", "data", "game", "chain", "export", "optimize_prompt")
 
 
 def compose(
@@ -47,7 +47,7 @@ def compose(
     """Compose a command's configuration as ``rlhf <command> <overrides>`` would, and check it.
 
     Args:
-        command: one of ``COMMANDS``.
+        command: one of :data:`COMMANDS`.
         overrides: in Hydra's grammar, ``["method=ipo", "method.loss.beta=0.2"]``; text that it cannot read is quoted
             (:func:`rlhf_lightning.cli.overrides.readable`). A key that no yaml mentions needs
             no ``+``: whether it is an option of what it configures is checked against that thing's own signature.

@@ -49,6 +49,19 @@ def function_docs(folder: Path) -> Iterator[FunctionDoc]:
                     yield FunctionDoc(node.name, path.name, inputs, **_parts(text))
 
 
+def class_docs(folder: Path) -> Iterator[FunctionDoc]:
+    """Every class of a package that has a source of its own in its docstring.
+
+    Args:
+        folder: of the package.
+    """
+    for path in sorted(folder.glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            text = (ast.get_docstring(node) or "") if isinstance(node, ast.ClassDef) else ""
+            if "\nSource:" in text:
+                yield FunctionDoc(node.name, path.name, (), **_parts(text))  # type: ignore[attr-defined]
+
+
 def class_kinds(folder: Path) -> dict[str, str]:
     """By class of method the kind of data that it learns from: its own ``kind``, else that of the first base with one.
 

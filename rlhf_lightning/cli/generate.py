@@ -163,13 +163,14 @@ class Answerer:
     def _ids(self, conversation: Turns) -> list[int]:
         """The prompt's ids exactly as training makes them."""
         from rlhf_lightning.data.conversations import Rendered
+        from rlhf_lightning.data.transforms import prompt_text
 
         if self.transform is not None:
             conversation = self.transform(conversation)
         if self.template is None or (self.transform is not None and self.transform.plain):
             rendered = Rendered(conversation[-1]["content"], [], [], templated=False)
         else:
-            rendered = Rendered(self.template.prompt(conversation), [], [], self.template.brings_bos)
+            rendered = Rendered(prompt_text(conversation, self.template), [], [], self.template.brings_bos)
         return list(self.encoder.encode([rendered])[0].prompt)
 
 

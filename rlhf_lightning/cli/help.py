@@ -12,7 +12,7 @@ from pathlib import Path
 from rlhf_lightning.conf_dir import conf_dir
 
 #: Commands that are configured by the files in conf/.
-CONFIGURED = ("train", "evaluate", "generate", "data")
+CONFIGURED = ("train", "evaluate", "generate", "data", "optimize_prompt")
 
 #: Help of the commands that are not configured by groups and do not parse flags themselves.
 FIXED = {
@@ -78,6 +78,10 @@ _EXAMPLES = {
         "rlhf generate run=runs/first                    # chat",
         "rlhf generate model=hub model.name=exports/mine prompts=questions.txt output=answers.jsonl",
     ),
+    "optimize_prompt": (
+        "rlhf optimize_prompt data=gsm8k reward=math proposer=server proposer.url=http://localhost:8000",
+        "rlhf optimize_prompt search=gepa data=json data.source.path=questions.jsonl reward=exact_match",
+    ),
     "data": (
         "rlhf data inspect data=smollm2_pairs",
         "rlhf data inspect data=json data.source.path=pairs.jsonl model=smollm2 rows=5",
@@ -105,7 +109,7 @@ def overview(commands: Mapping[str, tuple[str, str]]) -> str:
         "Alignment of language models: every method is a loss and a yaml.",
         "",
     ]
-    lines += [f"  {name:<11} {text}" for name, (_, text) in commands.items()]
+    lines += [f"  {name:<15} {text}" for name, (_, text) in commands.items()]
     lines += ["", "examples:", "  rlhf quickstart", *(f"  {_EXAMPLES[name][0]}" for name in CONFIGURED)]
     return "\n".join([*lines, "", "rlhf COMMAND --help lists what can be configured."])
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": ("rlhf_lightning.cli.launch", "score a run, a checkpoint or a model on held-out data"),
     "generate": ("rlhf_lightning.cli.generate", "answer prompts, or chat, with a model or a run"),
     "export": ("rlhf_lightning.cli.export", "write what a run trained for transformers, PEFT: adapter or merged"),
+    "optimize_prompt": ("rlhf_lightning.cli.optimize_prompt", "search the text that makes responses score higher"),
     "report": ("rlhf_lightning.cli.report", "compare runs: one page with table, reward and KL, curves, samples"),
     "data": ("rlhf_lightning.cli.data", "inspect: show what a data set becomes, and every problem in it"),
     "methods": ("rlhf_lightning.cli.methods", "list the methods: paper, data and reference they need"),
@@ -26,7 +27,7 @@ COMMANDS = {
     "completion": ("rlhf_lightning.cli.complete", "print a shell's tab completion: rlhf completion bash"),
 }
 #: Of these, what writes files and is one process.
-_ALONE = ("game", "chain", "generate", "export", "quickstart")
+_ALONE = ("game", "chain", "generate", "export", "optimize_prompt", "quickstart")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

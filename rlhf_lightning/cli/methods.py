@@ -21,6 +21,7 @@ from typing import Any
 from rlhf_lightning.cli.docstrings import FunctionDoc, class_kinds, function_docs
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.cli.headers import options, plain, read_yaml
+from rlhf_lightning.cli.prompt_methods import prompt_entries, prompt_lines, prompt_page
 from rlhf_lightning.cli.round_methods import rounds_entries, rounds_lines, rounds_page
 from rlhf_lightning.cli.selectors import selection_page, selector_lines, selectors
 from rlhf_lightning.conf_dir import conf_dir
@@ -232,6 +233,7 @@ def render_markdown(entries: Sequence[MethodEntry]) -> str:
         out += ["", f"### Credit: {name}", "", *_function_section(used[name], "credit")]
     out += rounds_page(_linked)
     out += selection_page(_function_section)
+    out += prompt_page(_linked, _markdown)
     return "\n".join(out) + "\n"
 
 
@@ -315,7 +317,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="rlhf methods", description="List the methods, or say more about one.")
     parser.add_argument(
-        "name", nargs="?", help="a method, rounds or a selector, to read its equation, source, defaults and differences"
+        "name",
+        nargs="?",
+        help="a method, rounds, a selector, a prompt or a search: its equation, source, defaults and differences",
     )
     parser.add_argument("--write", metavar="FILE", nargs="?", const="METHODS.md", help="write METHODS.md")
     given = parser.parse_args(arguments)
@@ -347,8 +351,10 @@ def _show_one(name: str, entries: Sequence[MethodEntry]) -> None:
         lines += ["", *rounds_lines(rounds[name], _linked)]
     if name in selectors():
         lines += selector_lines(name, _function_section)
+    if (prompts := prompt_entries()) and name in prompts:
+        lines += ["", *prompt_lines(prompts[name], _linked, _markdown)]
     if not lines:
-        names = [*(entry.name for entry in entries), *rounds, *selectors()]
+        names = [*(entry.name for entry in entries), *rounds, *selectors(), *prompts]
         raise ConfigError(f"no method {name!r}.{suggestion(name, names)}")
     text = "\n".join(lines).replace("$`", "`").replace("`$", "`").replace("```math", "```tex")
     Console(highlight=False).print(Markdown(text, hyperlinks=False))

@@ -70,6 +70,7 @@ _SOURCE = Role(
     "a source of rows", (f"{_R}.data", f"{_R}.world", f"{_R}.prompting"), bases=(f"{_R}.data.sources.Source",)
 )
 _SPEC = Role("how rows become tokens", (f"{_R}.data",), bases=(f"{_R}.data.spec.DataSpec",))
+_WRITERS = (f"{_R}.rollout.openai.ChatClient", f"{_R}.prompting.language.LocalModel")
 _PROMPTING = Role("a prompt transform", (f"{_R}.prompting",), bases=(f"{_R}.prompting.base.Transform",))
 _REVISION = Role(
     "a chain of critiques and revisions", (f"{_R}.prompting",), bases=(f"{_R}.prompting.revision.Revision",)
@@ -104,6 +105,8 @@ PLACES: tuple[tuple[str, Role], ...] = (
     (rf"{_REWARDS}\.(?:function|extract)", _TEXTS),
     (rf"{_REWARDS}\.judge|{_DATAS}\.(?:source|validation)\.judge", _CLIENT),
     (rf"{_REWARDS}\.spec|{_DATAS}\.spec|spec", _SPEC),
+    (r"search", Role("a search of a prompt", (f"{_R}.prompting",), bases=(f"{_R}.prompting.search.PromptSearch",))),
+    (r"proposer", Role("what writes prompts", (f"{_R}.prompting", f"{_R}.rollout"), bases=_WRITERS)),
     (rf"prompting|(?:{_REWARDS}\.|{_DATAS}\.)?spec\.prompting", _PROMPTING),
     (r"revision", _REVISION),
     (_DATAS, _DATA),

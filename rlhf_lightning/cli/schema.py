@@ -23,9 +23,11 @@ from rlhf_lightning.cli.metrics import check_optimized
 from rlhf_lightning.cli.roles import role_of
 from rlhf_lightning.cli.targets import TargetError, allow_current_folder, resolve, targets
 from rlhf_lightning.cli.trust import allowed_targets, leaves, uncommanded
-from rlhf_lightning.options import Count, Seed
+from rlhf_lightning.options import Count, NonNegative, Seed, WholeNumber
 
 _HYDRA_KEYS = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
+#: Where the node of the group ``prompting`` stands once more; its problems are reported once.
+_SPEC_PROMPTING = "spec.prompting"
 #: Trainer arguments that ``train()`` itself gives.
 _TRAINER_OURS = frozenset({"self", "callbacks", "logger", "plugins", "default_root_dir"})
 
@@ -167,6 +169,28 @@ class Export:
     output: str | None = None
 
 
+@dataclass
+class OptimizePrompt:
+    """Top-level keys of ``rlhf optimize_prompt``."""
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+    search: dict[str, Any]
+    rollout: dict[str, Any]
+    paths: dict[str, Any]
+    start: list[str]
+    examples: Count
+    held_out: WholeNumber
+    answer: str
+    proposal_temperature: NonNegative
+    proposal_tokens: Count
+    seed: Seed
+    adapter: dict[str, Any] | None = None
+    reward: dict[str, Any] | None = None
+    proposer: dict[str, Any] | None = None
+    allow_targets: list[str] = field(default_factory=list)
+
+
 _TOP: Mapping[str, type] = {
     "train": Train,
     "evaluate": Evaluate,
@@ -175,6 +199,7 @@ _TOP: Mapping[str, type] = {
     "game": Game,
     "chain": Chain,
     "export": Export,
+    "optimize_prompt": OptimizePrompt,
 }
 #: Commands of several jobs: what their key of the same name may hold.
 _SEVERAL: Mapping[str, type] = {"game": GameRules, "chain": ChainRules}
@@ -185,7 +210,7 @@ def check_config(cfg: DictConfig, command: str, overrides: Sequence[str]) -> Non
 
     Args:
         cfg: without Hydra's own part.
-        command: whose configuration it is.
+        command: one of ``compose.COMMANDS``.
         overrides: the user's: some keys count on the command line alone (``cli.trust``).
 
     Raises:
@@ -212,7 +237,8 @@ def check_config(cfg: DictConfig, command: str, overrides: Sequence[str]) -> Non
 
 
 def _without_values(keys: Sequence[str]) -> str:
-    return "\n".join(f"{key} has no value and needs one: {key}=..." for key in keys)
+    told = [key for key in keys if not (_SPEC_PROMPTING in key and key.partition("spec.")[2] in keys)]
+    return "\n".join(f"{key} has no value and needs one: {key}=..." for key in told)
 
 
 def _unset(node: Any, prefix: str = "") -> Iterator[str]:
@@ -294,7 +320,7 @@ def _check_targets(cfg: DictConfig, tree: dict[str, Any]) -> Iterator[str]:
     allow_current_folder(allowed)
     users: list[str] = []  # keys of what the user's own code makes
     for key, node in targets(tree):
-        if key.endswith("spec.prompting") and node == tree.get("prompting"):
+        if key.endswith(_SPEC_PROMPTING) and node == tree.get("prompting"):
             continue  # the group's own node once more
         path, within = node["_target_"], any(key.startswith((f"{outer}.", f"{outer}[")) for outer in users)
         try:

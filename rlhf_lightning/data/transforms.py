@@ -112,3 +112,16 @@ def _plain(record: Record, prompt: str, closing: str) -> Record:
             )
         responses.append(cast("str", turns[0]["content"]) + closing)
     return replace(record, prompt=prompt, responses=tuple(responses), continued=False)
+
+
+def prompt_text(turns: Turns, template: Any) -> str:
+    """What a model is given of some turns; a response that they begin is continued.
+
+    Args:
+        turns: of a conversation.
+        template: a chat template; None: the last turn's text is all.
+    """
+    if template is None:
+        return str(turns[-1]["content"])
+    begun = turns[-1]["content"] if turns[-1]["role"] == "assistant" else ""
+    return str(template.prompt(turns[:-1] if begun else turns)) + begun

@@ -16,7 +16,8 @@ POSITIONS = ("before_Q", "Q_begin", "Q_end", "A_begin")
 class Instruction(Transform):
     """An instruction at one of OPRO's four positions.
 
-    Source: "Large Language Models as Optimizers", arXiv:2309.03409, section 5.1. Differences: the query and its answer
+    Source: "Large Language Models as Optimizers", arXiv:2309.03409, section 5.1.
+    Differences: the query and its answer
     are turns of a chat, not ``Q:`` and ``A:``; an instruction before the query is the system message.
 
     Args:

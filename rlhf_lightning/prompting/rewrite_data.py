@@ -48,8 +48,8 @@ _ASK = """An assistant was given a prompt and gave two responses, a good one and
 
 First compare the responses: are they correct, and then, how helpful and how harmless are they? Then rewrite the \
 prompt so that an assistant that has never seen these responses gives one like the good one. Keep everything that the \
-prompt says, whatever stands between [PROTECT] marks to the letter. Do not put the content of a response into the prompt, and \
-do not answer it. If it asks for something unsafe, make a safe prompt of it.
+prompt says, whatever stands between [PROTECT] marks to the letter. Do not put the content of a response into the \
+prompt, and do not answer it. If it asks for something unsafe, make a safe prompt of it.
 
 Write your comparison, then the line "{rewrite}", the rewritten prompt alone, and the line "{end}"."""
 #: Prompts that are this many times longer than their rewrites, and rewrites that are longer than their prompts, are
@@ -67,7 +67,8 @@ class PromptRewrites:
     or that are out of bounds, are left out and counted in the log.
 
     Source: construction of the data in "Black-Box Prompt Optimization", arXiv:2311.04155, with the filters of
-    thu-coai/BPO. Differences: the judge's question is our own wording, and its text is parsed and not evaluated.
+    thu-coai/BPO.
+    Differences: the judge's question is our own wording, and its text is parsed and not evaluated.
 
     Args:
         source: of pairs.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -35,7 +36,8 @@ class Rewriter(Transform):
     one line; the first one without a mark of the construction is taken, else the query stays.
 
     Source: "Black-Box Prompt Optimization: Aligning Large Language Models without Model Training", arXiv:2311.04155;
-    settings of thu-coai/BPO. Differences: there the aggressive mode bans the marks token by token and shows all five;
+    settings of thu-coai/BPO.
+    Differences: there the aggressive mode bans the marks token by token and shows all five;
     the question is our own wording, so the authors' weights need theirs.
 
     Args:
@@ -73,6 +75,8 @@ class Rewriter(Transform):
         """Check the question."""
         if "{prompt}" not in self.question:
             raise ValueError(f"prompting.question={self.question!r} must contain {{prompt}}")
+        if self.path.startswith(("/", ".", "~")) and not Path(self.path).expanduser().exists():
+            raise ValueError(f"prompting.path={self.path}: there is no such folder")
 
     def __call__(self, turns: Turns) -> Turns:
         """The turns with the query rewritten; the same turns where the rewrite is the query."""

@@ -27,7 +27,8 @@ class Rules(Transform):
     rule fits is left as it is.
 
     Source: "Align on the Fly: Adapting Chatbot Behavior to Established Norms", arXiv:2312.15907 (there OPO, a name
-    that later papers have for something else). Differences: the authors' code takes the nearest 1536 rules and filters
+    that later papers have for something else).
+    Differences: the authors' code takes the nearest 1536 rules and filters
     then, which can leave none of a rare field; its 200 rules are cut at 1000 tokens in mid-rule; embeddings there are
     ada-002's, and here tf-idf by default.
 

@@ -62,3 +62,22 @@ def test_yaml_begins_with_what_it_is_and_a_command():
         if "rlhf " not in " ".join(first):
             wrong.append(file.relative_to(CONF).as_posix())
     assert wrong == [], "the first comment says what it is, its source, and a command to copy"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for group in ("prompting", "search") for p in sorted((CONF / group).glob("*.yaml"))],
+    ids=lambda p: p.stem,
+)
+def test_prompts_and_searches_are_complete(path: Path):
+    if path.stem == "none":
+        assert yaml.safe_load(path.read_text()) == {}
+        return
+    name = yaml.safe_load(path.read_text())["_target_"].rpartition(".")[2]
+    tests = "".join(file.read_text() for file in (ROOT / "tests" / "prompting").glob("test_*.py"))
+    assert re.search(rf"\b{name}\(", tests), "no test makes it"
+    assert (
+        f"`{path.stem}`" in (ROOT / "docs" / "prompting.md").read_text()
+        or f"search={path.stem}" in (ROOT / "docs" / "prompting.md").read_text()
+    )
+    assert re.search(rf": {path.stem}$", (ROOT / "METHODS.md").read_text(), re.MULTILINE), "run `make docs`"

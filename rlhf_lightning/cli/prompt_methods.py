@@ -1,0 +1,85 @@
+"""Transforms and searches of prompts in METHODS.md and ``rlhf methods NAME``: their yaml and docstring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_lightning.cli.docstrings import FunctionDoc, class_docs
+from rlhf_lightning.cli.headers import Header, options, plain, read_yaml
+from rlhf_lightning.conf_dir import conf_dir
+
+PROMPTING = Path(__file__).resolve().parents[1] / "prompting"
+#: Groups of conf/, and what their files are called.
+GROUPS = {"prompting": "Prompt", "search": "Search"}
+
+_INTRODUCTION = """Nothing is trained here: `prompting=...` changes what a model is given, in rows, rollouts,
+evaluation and generation alike, and `rlhf optimize_prompt search=...` looks for a text to give
+([docs/prompting.md](docs/prompting.md)). Tests (`tests/prompting`): prompts to the letter, golden retrieval and Pareto
+front, a copying rewriter changes no token, the numeric demos without a language model, and a search that is killed at
+every row of its file."""
+
+
+@dataclass(frozen=True)
+class PromptEntry:
+    """One file of conf/prompting or conf/search."""
+
+    group: str
+    name: str
+    header: Header
+    body: dict[str, Any]
+    doc: FunctionDoc
+
+
+def prompt_entries() -> dict[str, PromptEntry]:
+    """All files of both groups by name, but ``none``.
+
+    Raises:
+        ConfigError: a file's first line is not ``# title (paper). command``.
+    """
+    docs = {doc.name: doc for doc in class_docs(PROMPTING)}
+    found = {}
+    for group in GROUPS:
+        for path in sorted((conf_dir() / group).glob("*.yaml")):
+            if path.stem != "none":
+                header, body = read_yaml(path, f"rlhf ... {group}={path.stem}")
+                found[path.stem] = PromptEntry(group, path.stem, header, body, docs[_class_of(body)])
+    return found
+
+
+def prompt_lines(entry: PromptEntry, linked: Callable[[str], str], markdown: Callable[[str], str]) -> Iterator[str]:
+    """One file as lines of a page.
+
+    Args:
+        entry: the file.
+        linked: a paper with its address.
+        markdown: a docstring's text as GitHub writes it.
+    """
+    yield from (f"### {GROUPS[entry.group]}: {entry.name}", "", markdown(entry.doc.summary))
+    yield from ["", markdown(entry.doc.notes)] if entry.doc.notes else []
+    yield ""
+    yield f"- Paper: {linked(markdown(entry.doc.source))}"
+    yield f"- Class: `rlhf_lightning.prompting.{entry.doc.name}` in `prompting/{entry.doc.file}`"
+    values = ", ".join(f"`{key}={_one_line(value)}`" for key, value in options(entry.body))
+    yield f"- Yaml: `conf/{entry.group}/{entry.name}.yaml`: {values}"
+    yield f"- Run: `{entry.header.command}`"
+    if entry.doc.differences:
+        yield f"- Deviations: {markdown(entry.doc.differences)}"
+
+
+def prompt_page(linked: Callable[[str], str], markdown: Callable[[str], str]) -> list[str]:
+    """All files as lines of a page."""
+    lines = ["", "## Without training", "", _INTRODUCTION]
+    for entry in prompt_entries().values():
+        lines += ["", *prompt_lines(entry, linked, markdown)]
+    return lines
+
+
+def _class_of(body: dict[str, Any]) -> str:
+    return str(body["_target_"]).rpartition(".")[2]
+
+
+def _one_line(value: Any) -> str:
+    return plain(value).replace("\n", "\\n")

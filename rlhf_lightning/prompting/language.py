@@ -1,0 +1,157 @@
+"""What texts are tried on: a language model responds to prompts with the text in them, and a reward scores it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_lightning.data.conversations import Rendered
+from rlhf_lightning.data.encode import Encoder
+from rlhf_lightning.data.formats import convert
+from rlhf_lightning.data.messages import Turns
+from rlhf_lightning.data.sources import Source, for_kind
+from rlhf_lightning.data.spec import DataSpec
+from rlhf_lightning.data.templates import ChatTemplate
+from rlhf_lightning.data.transforms import prompt_text, turns_in
+from rlhf_lightning.ops.streams import stream_seed
+from rlhf_lightning.options import Seed
+from rlhf_lightning.prompting.instruction import Instruction, Position
+from rlhf_lightning.prompting.search import Optimizer, Trial
+from rlhf_lightning.rewards.asking import Ask, AskPolicy
+from rlhf_lightning.rewards.base import Reward, scored
+from rlhf_lightning.types import Sample, SampleGroup
+
+#: Token ids of prompts -> a response to each.
+Respond = Callable[[Sequence[Sequence[int]]], Sequence[Sample]]
+
+
+@dataclass(frozen=True)
+class Query:
+    """A row of the data: what is asked, and its columns."""
+
+    turns: Turns
+    columns: Mapping[str, Any]
+    row: str
+
+
+def queries_of(source: Source, spec: DataSpec) -> list[Query]:
+    """The prompts of a source.
+
+    Raises:
+        RowError: a row that is none.
+    """
+    found = []
+    for row in for_kind(source, "prompt").rows():
+        record = convert(row.values, spec, kind="prompt", unmapped=row.unmapped)
+        if record is not None:
+            found.append(Query(turns_in(record), {**row.values, "prompt": record.prompt}, row.id))
+    return found
+
+
+class LanguageTask:
+    """Rows of the data, a model that responds to them, and a reward.
+
+    Args:
+        queries: the examples.
+        respond: the model, greedy.
+        reward: of the responses; it sees the columns of the rows.
+        encoder: of the model's prompts.
+        template: of them; None: the last turn's text.
+        position: where texts stand in a query.
+        answer: column with the answer that the optimiser is shown.
+    """
+
+    def __init__(
+        self,
+        queries: Sequence[Query],
+        respond: Respond,
+        reward: Reward,
+        encoder: Encoder,
+        template: ChatTemplate | None,
+        position: Position = "Q_end",
+        answer: str = "answer",
+    ) -> None:
+        self.queries, self.respond, self.reward = queries, respond, reward
+        self.encoder, self.template, self.position, self.answer = encoder, template, position, answer
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def trials(self, text: str, examples: Sequence[int]) -> list[Trial]:
+        """See :class:`~rlhf_lightning.prompting.search.Task`."""
+        place = Instruction(text=text, position=self.position)
+        prompts = [self._ids(place(self.queries[example].turns)) for example in examples]
+        groups = [
+            SampleGroup(list(ids), [sample], self.queries[example].columns, self.queries[example].row, example)
+            for ids, sample, example in zip(prompts, self.respond(prompts), examples, strict=True)
+        ]
+        decode = self.encoder.tokenizer.decode
+        responses = [str(decode(group.responses[0], skip_special_tokens=True)).strip() for group in groups]
+        scores = scored(self.reward, groups)[0] if groups else []
+        return [Trial(score, text) for (score,), text in zip(scores, responses, strict=True)]
+
+    def shown(self, example: int, placeholder: str) -> tuple[str, str]:
+        """See :class:`~rlhf_lightning.prompting.search.Task`."""
+        query = self.queries[example]
+        turns = Instruction(text=placeholder, position=self.position)(query.turns)
+        lines = [turn["content"] if turn["role"] == "user" else f"{turn['role']}: {turn['content']}" for turn in turns]
+        answer = query.columns.get(self.answer)
+        return "\n".join(lines), "" if answer is None else str(answer)
+
+    def _ids(self, turns: Turns) -> list[int]:
+        templated = self.template is not None and self.template.brings_bos
+        text = prompt_text(turns, self.template)
+        return list(self.encoder.encode([Rendered(text, [], [], templated)])[0].prompt)
+
+
+class LocalModel:
+    """A language model in this process that writes new prompts.
+
+    Args:
+        path: folder (a run's ``export/last``) or hub id, or of an adapter.
+        dtype: of the weights.
+        device: ``auto`` takes CUDA where there is some.
+    """
+
+    def __init__(self, path: str, *, dtype: str = "float32", device: str = "auto") -> None:
+        self.path, self.dtype, self.device = path, dtype, device
+        self._ask: Ask | None = None
+
+    def ask_each(
+        self, conversations: Sequence[Sequence[Mapping[str, str]]], *, max_tokens: int, temperature: float, seed: int
+    ) -> Sequence[str | None]:
+        """See :class:`~rlhf_lightning.rewards.asking.Ask`."""
+        if self._ask is None:
+            from rlhf_lightning.rewards.log_prob import language_model
+            from rlhf_lightning.rewards.texts import chosen_device
+
+            tokenizer, actor = language_model(self.path, self.dtype, chosen_device(self.device))  # type: ignore[arg-type]
+            self._ask = AskPolicy(tokenizer, Sampler(actor))
+        return self._ask.ask_each(conversations, max_tokens=max_tokens, temperature=temperature, seed=seed)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """An actor that answers questions, as :class:`~rlhf_lightning.rewards.asking.AskPolicy` asks for."""
+
+    policy: Any
+
+    def sample(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
+        """One response to each prompt; see :func:`~rlhf_lightning.models.generation.generate`."""
+        from rlhf_lightning.models.generation import generate
+
+        return generate(self.policy, prompts, **options)
+
+
+def optimizer_of(proposer: Ask, temperature: float, max_tokens: int) -> Optimizer:
+    """The optimiser of a search: one question, several answers, each with a seed of its own."""
+
+    def answers(question: str, count: int, seed: Seed) -> list[str]:
+        conversation = [{"role": "user", "content": question}]
+        seeds = [stream_seed("proposal", seed, number) % 2**31 for number in range(count)]
+        options = {"max_tokens": max_tokens, "temperature": temperature}
+        written = [proposer.ask_each([conversation], **options, seed=each)[0] for each in seeds]  # type: ignore[arg-type]
+        return [text for text in written if text is not None]
+
+    return answers

@@ -1,0 +1,163 @@
+"""The search of a better prompt: one loop, whose every computation is a row of a file.
+
+A search selects what the optimiser is shown, proposes texts and scores them. What it asks of the outside, texts of an
+optimiser and scores of a task, goes through :class:`Bench`, which looks into the journal first. So a search that was
+killed replays its file and goes on from there, with the same texts: everything that is drawn is a function of the seed
+and the step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Protocol
+
+from rlhf_lightning.prompting.jsonl import Journal
+
+#: A score of an example; None: it could not be judged.
+Score = float | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What happened when a text was tried on an example."""
+
+    score: Score
+    response: str = ""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A text of the pool, with its trial on every example."""
+
+    text: str
+    trials: tuple[Trial, ...]
+    step: int = 0  #: in which it was proposed; 0: it was there at the start
+    parent: str | None = None
+
+    @property
+    def scores(self) -> list[Score]:
+        """One an example."""
+        return [trial.score for trial in self.trials]
+
+    @property
+    def mean(self) -> float:
+        """Mean score of the examples that could be judged; minus infinity of none."""
+        known = [score for score in self.scores if score is not None]
+        return fmean(known) if known else float("-inf")
+
+
+class Task(Protocol):
+    """What texts are tried on."""
+
+    def __len__(self) -> int:
+        """Examples."""
+        ...
+
+    def trials(self, text: str, examples: Sequence[int]) -> Sequence[Trial]:
+        """Try a text on some examples."""
+        ...
+
+    def shown(self, example: int, placeholder: str) -> tuple[str, str]:
+        """An example as the optimiser sees it: the query with a placeholder where the text stands, and its answer."""
+        ...
+
+
+#: Question, number of answers, seed -> answers of the optimiser.
+Optimizer = Callable[[str, int, int], Sequence[str]]
+
+
+class Bench:
+    """Optimiser and task behind a journal.
+
+    Args:
+        optimizer: answers questions.
+        task: tries texts.
+        journal: where every answer and every trial is, and is looked for.
+        seed: of all that is drawn.
+        name: of the task, in the journal.
+    """
+
+    def __init__(self, optimizer: Optimizer, task: Task, journal: Journal, seed: int = 0, name: str = "score") -> None:
+        self.optimizer, self.task, self.journal, self.seed = optimizer, task, journal, seed
+        self.name = name
+
+    def ask(self, question: str, count: int, step: int) -> list[str]:
+        """Answers of the optimiser to the question of a step."""
+        key = f"ask/{step}/{digest(question)}"
+        if key not in self.journal.rows:
+            answers = list(self.optimizer(question, count, self.seed + step))
+            self.journal.add(key, {"step": step, "question": question, "answers": answers})
+        return [str(answer) for answer in self.journal.rows[key]["answers"]]
+
+    def trials(self, text: str, step: int, examples: Sequence[int] | None = None) -> list[Trial]:
+        """Trials of a text; None: on every example."""
+        every = range(len(self.task)) if examples is None else examples
+        key = f"{self.name}/{digest(text)}/{'all' if examples is None else digest(json.dumps(list(examples)))}"
+        if key not in self.journal.rows:
+            made = self.task.trials(text, every)
+            values = {"scores": [trial.score for trial in made], "responses": [trial.response for trial in made]}
+            mean = Candidate(text, tuple(made)).mean
+            self.journal.add(key, {"step": step, "text": text, "score": mean if made else None, **values})
+        row = self.journal.rows[key]
+        return [Trial(*pair) for pair in zip(row["scores"], row["responses"], strict=True)]
+
+    def candidate(self, text: str, step: int, parent: str | None = None) -> Candidate:
+        """A text, tried on every example."""
+        return Candidate(text, tuple(self.trials(text, step)), step, parent)
+
+    def random(self, *parts: Any) -> random.Random:
+        """Random numbers of their own for anything that has a name."""
+        return random.Random(digest(json.dumps([self.seed, *map(str, parts)])))
+
+
+class PromptSearch(Protocol):
+    """How texts become better; see :class:`~rlhf_lightning.prompting.opro.OPRO`."""
+
+    steps: int
+
+    def select(self, pool: Sequence[Candidate], step: int, bench: Bench) -> Sequence[Candidate]:
+        """What the next proposals are made from."""
+        ...
+
+    def propose(self, selected: Sequence[Candidate], step: int, bench: Bench) -> Sequence[str]:
+        """New texts."""
+        ...
+
+    def score(
+        self, texts: Sequence[str], selected: Sequence[Candidate], step: int, bench: Bench
+    ) -> Sequence[Candidate]:
+        """Those of the new texts that join the pool."""
+        ...
+
+
+def run(search: PromptSearch, starts: Sequence[str], bench: Bench) -> Iterator[tuple[int, list[Candidate]]]:
+    """Search, and give the pool after the start and after each step.
+
+    Args:
+        search: how.
+        starts: texts to begin with; different ones.
+        bench: optimiser and task.
+    """
+    pool = [bench.candidate(text, 0) for text in dict.fromkeys(starts)]
+    yield 0, pool
+    for step in range(1, search.steps + 1):
+        selected = search.select(pool, step, bench)
+        known = {candidate.text for candidate in pool}
+        texts = [text for text in dict.fromkeys(search.propose(selected, step, bench)) if text not in known]
+        pool = [*pool, *search.score(texts, selected, step, bench)]
+        yield step, pool
+
+
+def best(pool: Sequence[Candidate]) -> Candidate:
+    """The highest mean; of equals the first one."""
+    return max(pool, key=lambda candidate: candidate.mean)
+
+
+def digest(text: str) -> str:
+    """Of a text, for keys."""
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
