@@ -17,6 +17,7 @@ from rlhf_lightning.callbacks.samples import PolicySamples
 from rlhf_lightning.callbacks.score_normalizer import ScoreNormalizer
 from rlhf_lightning.callbacks.step_seed import StepSeed
 from rlhf_lightning.callbacks.throughput import Throughput
+from rlhf_lightning.callbacks.token_shift import TokenShift
 from rlhf_lightning.callbacks.verbosity_debias import VerbosityDebias
 
 __all__ = [
@@ -38,5 +39,6 @@ __all__ = [
     "ScoreNormalizer",
     "StepSeed",
     "Throughput",
+    "TokenShift",
     "VerbosityDebias",
 ]

@@ -186,11 +186,12 @@ class PolicySamples(Callback):
         seeds = [stream_seed("samples", self.seed, *prompt) for prompt in prompts]
         streams = [(seed, number % self.each) for number, seed in enumerate(seeds)]
         form = getattr(_data(trainer), "prompt_form", None)
+        by_text = form is not None and bool(form.stops)  # a text that ends a response is cut off
         responses = module.sample(prompts, streams=streams, form=form, **self.options)
         ratios = self._log_ratios(module, responses) or [None] * len(responses)
         rewards = self._rewards(module, responses)
         text = module.tokenizer.decode
-        ends = _ends(module)
+        ends, limit = _ends(module), self.options["max_new_tokens"]
         samples = [
             Sample(
                 step=trainer.global_step,
@@ -199,7 +200,7 @@ class PolicySamples(Callback):
                 response=text(response, skip_special_tokens=True),
                 data=text(prompt.data, skip_special_tokens=True),
                 tokens=len(response),
-                finished=response[-1] in ends,
+                finished=response[-1] in ends or (by_text and len(response) < limit),
                 kl=ratio,
                 index=prompt.index,
                 reward=reward,

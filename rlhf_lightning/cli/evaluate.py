@@ -18,7 +18,7 @@ from rlhf_lightning.callbacks.implicit_rewards import FILE as REWARDS
 from rlhf_lightning.cli.agreement import check_found, check_readable, check_same, check_seen, meet
 from rlhf_lightning.cli.announce import describe_run
 from rlhf_lightning.cli.benchmark import benchmark
-from rlhf_lightning.cli.build import make_run
+from rlhf_lightning.cli.build import callbacks_of, make_run
 from rlhf_lightning.cli.console import say
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.folder import check_command, held, note, write_config
@@ -28,9 +28,13 @@ from rlhf_lightning.cli.results import Result
 from rlhf_lightning.cli.train import optimized, prepare
 from rlhf_lightning.cli.versions import versions
 from rlhf_lightning.data import AlignmentDataModule, RewardBench
+from rlhf_lightning.data.conversations import Rendered
+from rlhf_lightning.data.encode import Encoder
 from rlhf_lightning.data.kinds import KINDS
+from rlhf_lightning.data.templates import resolve
+from rlhf_lightning.data.transforms import prompt_text
 from rlhf_lightning.methods import ScoringModule
-from rlhf_lightning.rewards import Reward, metrics_of, scored, why_unscored
+from rlhf_lightning.rewards import Reward, WinRate, metrics_of, scored, why_unscored
 from rlhf_lightning.rewards.base import Scores, reads_columns
 from rlhf_lightning.rewards.statistics import length_statistics, preference_statistics, reward_statistics
 from rlhf_lightning.types import PackedBatch, RankedBatch, SampleGroup, sample_groups
@@ -63,10 +67,17 @@ def evaluate(cfg: DictConfig) -> float | None:
 
 def _evaluate(cfg: DictConfig, folder: Path, started: float) -> float | None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
+    evaluation = make(cfg.get("evaluation"))
+    if isinstance(evaluation, WinRate):
+        return _finish(cfg, folder, evaluate_wins(cfg, evaluation), started)
     if cfg.get("reward") and issubclass(make(cfg.method).func, ScoringModule):
         return _finish(cfg, folder, evaluate_reward(cfg, folder), started)
     (folder / REWARDS).unlink(missing_ok=True)
     run = make_run(cfg)
+    if evaluation is not None:
+        if run.models.reference in ("none", "cached"):
+            raise ConfigError(evaluation.needs_reference)
+        callbacks_of(run.trainer).append(evaluation)
     checkpoint = _checkpoint(cfg)
     meet(run.trainer, run.module)
     check_seen(run.trainer, folder, "paths.output_dir")
@@ -151,6 +162,33 @@ def evaluate_reward(cfg: DictConfig, folder: Path) -> dict[str, float]:
     if isinstance(data.validation, RewardBench):
         metrics |= benchmark(data.validation, rows, better, worse, folder)
     return metrics
+
+
+def evaluate_wins(cfg: DictConfig, evaluation: WinRate) -> dict[str, float]:
+    """The win rate of one file of responses over another by the reward of a configuration; no policy is loaded.
+
+    Raises:
+        ConfigError: nothing judges, or nothing could be judged.
+    """
+    if not cfg.get("reward"):
+        raise ConfigError("evaluation=win_rate needs who judges: choose reward=llm_compare, or any other reward")
+    reward, tokenizer = reward_of(cfg)
+    spec = make(cfg.data.spec)
+    template = resolve(tokenizer, spec)
+    encoder = Encoder(tokenizer, spec, template)
+
+    def prompt_ids(text: str) -> list[int]:
+        brings_bos = template is not None and template.brings_bos
+        prompt = prompt_text([{"role": "user", "content": text}], template)
+        return list(encoder.encode([Rendered(prompt, [], [], brings_bos)])[0].prompt)
+
+    def response_ids(text: str) -> list[int]:
+        return [*tokenizer(text, add_special_tokens=False)["input_ids"], encoder.eos]
+
+    found = evaluation(reward, prompt_ids, response_ids)
+    if "win_rate" not in found:
+        raise ConfigError(f"reward {reward.name!r} judged none of the {found['pairs']:.0f} pairs{why_unscored(found)}")
+    return {f"val/wins/{name}": value for name, value in found.items()}
 
 
 def reward_of(cfg: DictConfig) -> tuple[Reward, PreTrainedTokenizerBase]:

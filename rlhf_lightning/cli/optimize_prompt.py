@@ -49,25 +49,20 @@ def optimize_prompt(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: options that do not go together, too few rows, or a folder with another search.
     """
-    from rlhf_lightning.cli.folder import held, write_config
+    from rlhf_lightning.cli.folder import held
     from rlhf_lightning.cli.train import new_folder
-    from rlhf_lightning.prompting.jsonl import Journal
-    from rlhf_lightning.prompting.search import run
 
     named = cfg.paths.output_dir
     if not cfg.reward:
         raise ConfigError("rlhf optimize_prompt needs a score of the responses: choose reward=...")
     parts = Parts.of(cfg)
     folder = Path(named).expanduser() if named else new_folder(Path(cfg.paths.runs) / "optimize_prompt")
-    with held(folder):
-        _check_same(cfg, folder)
-        write_config(cfg, folder)
-        with Journal(folder / STATE) as journal:
-            training, held_out = parts.benches(journal)
-            pool: list[Candidate] = []
-            for step, pool in run(parts.search, list(cfg.start), training):
-                _show(step, pool)
-            result = _result(pool, held_out)
+    try:
+        with held(folder):
+            result = _searched(cfg, parts, folder)
+    finally:
+        if parts.engine is not None:
+            parts.engine.close()
     write_atomically(folder / BEST, lambda file: file.write_text(result["best"]["text"] + "\n", encoding="utf-8"))
     text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
     write_atomically(folder / RESULT, lambda file: file.write_text(text, encoding="utf-8"))
@@ -78,6 +73,22 @@ def optimize_prompt(cfg: DictConfig) -> dict[str, Any]:
     return result
 
 
+def _searched(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
+    """Search in a folder, or resume what it holds."""
+    from rlhf_lightning.cli.folder import write_config
+    from rlhf_lightning.prompting.jsonl import Journal
+    from rlhf_lightning.prompting.search import run
+
+    _check_same(cfg, folder)
+    write_config(cfg, folder)
+    with Journal(folder / STATE) as journal:
+        training, held_out = parts.benches(journal)
+        pool: list[Candidate] = []
+        for step, pool in run(parts.search, list(cfg.start), training):
+            _show(step, pool)
+        return _result(pool, held_out)
+
+
 @dataclass
 class Parts:
     """What a search is made of; nothing of it has weights until it is asked for."""
@@ -86,6 +97,7 @@ class Parts:
     search: Any
     training: list[Query]
     held_out: list[Query]
+    engine: Any = None
 
     @classmethod
     def of(cls, cfg: DictConfig) -> Parts:
@@ -145,6 +157,7 @@ class Parts:
                 reward.check_columns(names)
         template = resolve(tokenizer, spec)
         engine: Any = make(cfg.rollout)(tokenizer=tokenizer)
+        self.engine = engine
         actor: Any = None
         if not engine.frozen:
             engine.check_adapter(make(cfg.adapter))
@@ -153,7 +166,7 @@ class Parts:
         proposer: Any = make(cfg.proposer)
         if isinstance(proposer, functools.partial):
             proposer = proposer()
-        if hasattr(reward, "policy"):
+        if hasattr(reward, "policy") and actor is not None:
             reward.policy = Sampler(actor)
 
         def respond(prompts: Sequence[Sequence[int]]) -> list[Any]:

@@ -71,6 +71,7 @@ _SOURCE = Role(
 )
 _SPEC = Role("how rows become tokens", (f"{_R}.data",), bases=(f"{_R}.data.spec.DataSpec",))
 _WRITERS = (f"{_R}.rollout.openai.ChatClient", f"{_R}.prompting.language.LocalModel")
+_EVALUATIONS = (f"{_R}.callbacks.token_shift.TokenShift", f"{_R}.rewards.win_rate.WinRate")
 _PROMPTING = Role("a prompt transform", (f"{_R}.prompting",), bases=(f"{_R}.prompting.base.Transform",))
 _REVISION = Role(
     "a chain of critiques and revisions", (f"{_R}.prompting",), bases=(f"{_R}.prompting.revision.Revision",)
@@ -105,6 +106,7 @@ PLACES: tuple[tuple[str, Role], ...] = (
     (rf"{_REWARDS}\.(?:function|extract)", _TEXTS),
     (rf"{_REWARDS}\.judge|{_DATAS}\.(?:source|validation)\.judge", _CLIENT),
     (rf"{_REWARDS}\.spec|{_DATAS}\.spec|spec", _SPEC),
+    (r"evaluation", Role("an evaluation", (f"{_R}.callbacks", f"{_R}.rewards"), bases=_EVALUATIONS)),
     (r"search", Role("a search of a prompt", (f"{_R}.prompting",), bases=(f"{_R}.prompting.search.PromptSearch",))),
     (r"proposer", Role("what writes prompts", (f"{_R}.prompting", f"{_R}.rollout"), bases=_WRITERS)),
     (rf"prompting|(?:{_REWARDS}\.|{_DATAS}\.)?spec\.prompting", _PROMPTING),
@@ -147,7 +149,10 @@ PLACES: tuple[tuple[str, Role], ...] = (
         r"callbacks\.[^.]+\.world",
         Role("a judge that knows the world", (f"{_R}.world",), bases=(f"{_R}.world.evaluator.TinyEvaluator",)),
     ),
-    (r"callbacks\.[^.]+\.pack", Role("a packing", (f"{_R}.data",), functions=(f"{_R}.data.packing.pack",))),
+    (
+        r"(?:callbacks\.[^.]+|evaluation)\.pack",
+        Role("a packing", (f"{_R}.data",), functions=(f"{_R}.data.packing.pack",)),
+    ),
     (
         r"logger\.[^.]+",
         Role(

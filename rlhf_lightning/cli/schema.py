@@ -80,6 +80,7 @@ class Evaluate(_Job):
     """Top-level keys of ``rlhf evaluate``."""
 
     run: str | None = None
+    evaluation: dict[str, Any] | None = None
 
 
 @dataclass

@@ -20,6 +20,7 @@ from rlhf_lightning.rewards.repetition import RepetitionPenalty
 from rlhf_lightning.rewards.text_reward import TextReward
 from rlhf_lightning.rewards.verifiers import MathReward, ReasoningGym
 from rlhf_lightning.rewards.win_matrix import matrix_from_scores, matrix_of, mean_wins, win_matrices
+from rlhf_lightning.rewards.win_rate import WinRate
 
 __all__ = [
     "ClassifierReward",
@@ -49,6 +50,7 @@ __all__ = [
     "SelfConfidence",
     "TextReward",
     "WinMatrix",
+    "WinRate",
     "as_reward",
     "implicit_rewards",
     "matrix_from_scores",

@@ -1,0 +1,148 @@
+"""How many tokens of an aligned model its base would have chosen, too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from rlhf_lightning.options import Count
+from rlhf_lightning.types import Example, PackedBatch
+
+#: Ranks of a token under the base by name: the first one, up to the third one, all others.
+KINDS = ("unshifted", "marginal", "shifted")
+_MARGINAL = 3
+
+
+class TokenShift(Callback):
+    """Log the rank under the base of each token of the aligned model's greedy responses.
+
+    At each validation the policy responds greedily to the first different prompts, and the reference, which is what it
+    was before training or a teacher, ranks every token in its place: the first one is ``unshifted``, the second and the
+    third ``marginal``, others ``shifted``. Logged, over all positions and in each bucket of them:
+
+    * ``val/token_shift/<kind>`` and ``val/token_shift/<kind>/<from>_<to>``: share of the tokens;
+    * ``val/token_shift/<kind>_error``: standard error of the share, responses drawn anew;
+    * ``val/token_shift/tokens``: how many there are.
+
+    Source: "The Unlocking Spell on Base LLMs", arXiv:2312.01552, section 2. Differences: buckets are options.
+
+    Args:
+        pack: makes a batch of examples; ``rlhf_lightning.data.packing.pack``.
+        prompts: how many prompts; every process draws all of them.
+        max_new_tokens: most tokens of a response.
+        batch_size: responses decoded together.
+        buckets: positions, from 0, at which a bucket begins.
+
+    Raises:
+        ValueError: the buckets do not begin at 0 and grow.
+    """
+
+    needs_reference = (
+        "evaluation=token_shift ranks a policy's tokens under its reference, and there is none with weights: set "
+        "reference=frozen, adapter_off, or teacher with the base as reference.source"
+    )
+
+    def __init__(
+        self,
+        pack: Callable[[Sequence[Example]], PackedBatch],
+        prompts: Count = 64,
+        max_new_tokens: Count = 128,
+        batch_size: Count = 8,
+        buckets: Sequence[int] = (0, 5, 20, 50),
+    ) -> None:
+        if list(buckets) != sorted({0, *buckets}):
+            raise ValueError(f"evaluation.buckets={list(buckets)} must begin with 0 and grow")
+        self.pack, self.prompts, self.batch_size = pack, prompts, batch_size
+        self.max_new_tokens, self.buckets = max_new_tokens, tuple(buckets)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Refuse a module without a model to compare with.
+
+        Raises:
+            ValueError: the reference has no weights, or the module is no policy.
+        """
+        reference = pl_module.reference
+        if not getattr(pl_module.policy, "needs_vocabulary", True) or reference is None or reference.kind == "cached":
+            raise ValueError(self.needs_reference)
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Draw, rank and log."""
+        if trainer.sanity_checking:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        prompts = _first_prompts(data.val_examples, self.prompts)
+        responses = pl_module.sample(
+            prompts,
+            temperature=0.0,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+            form=data.prompt_form,
+        )
+        examples = [Example(prompt, [ids]) for prompt, ids in zip(prompts, responses, strict=True)]
+        above, response, position = [], [], []
+        for start in range(0, len(examples), self.batch_size):
+            batch = self.pack(examples[start : start + self.batch_size]).to(pl_module.device)
+            top = pl_module.placed_reference()(batch, top_width=_MARGINAL).top
+            above.append((top.logit > top.target_logit[:, None]).sum(1).cpu())
+            response.append(start + top.sequence.cpu())
+            position.append(_positions(top.sequence.cpu()))
+        found = shares(torch.cat(above), torch.cat(response), torch.cat(position), self.buckets)
+        for name, value in found.items():
+            pl_module.track(f"val/token_shift/{name}", torch.tensor([value], device=pl_module.device))
+
+
+def shares(
+    above: Int[Tensor, " tokens"],
+    response: Int[Tensor, " tokens"],
+    position: Int[Tensor, " tokens"],
+    buckets: Sequence[int],
+) -> dict[str, float]:
+    r"""Shares of the kinds of tokens, their standard errors, and the shares by bucket.
+
+    The error is that of a ratio of sums over responses: :math:`\sqrt{\sum_i (x_i - p n_i)^2} / \sum_i n_i`.
+
+    Args:
+        above: tokens that the base prefers to each token, counted up to three.
+        response: which one each token is from.
+        position: of each token in its response, from 0.
+        buckets: where each begins.
+    """
+    kinds = {"unshifted": above == 0, "marginal": (above > 0) & (above < _MARGINAL), "shifted": above >= _MARGINAL}
+    found = {"tokens": float(len(above))}
+    ends = [*(f"{end - 1}" for end in buckets[1:]), "end"]
+    for name, member in kinds.items():
+        found[name], found[f"{name}_error"] = _share(member, response)
+        for start, end, last in zip(buckets, [*buckets[1:], math.inf], ends, strict=True):
+            inside = (position >= start) & (position < end)
+            if inside.any():
+                found[f"{name}/{start}_{last}"] = float(member[inside].double().mean())
+    return found
+
+
+def _share(member: Bool[Tensor, " tokens"], response: Int[Tensor, " tokens"]) -> tuple[float, float]:
+    counts, hits = torch.bincount(response).double(), torch.bincount(response, weights=member.double())
+    share = float(hits.sum() / counts.sum())
+    return share, float((hits - share * counts).square().sum().sqrt() / counts.sum())
+
+
+def _positions(sequence: Int[Tensor, " tokens"]) -> Int[Tensor, " tokens"]:
+    """The place of each token among those of its response."""
+    first = torch.searchsorted(sequence, sequence)
+    return torch.arange(len(sequence)) - first
+
+
+def _first_prompts(examples: Any, count: int) -> list[list[int]]:
+    """The first different prompts of the validation data."""
+    found: dict[tuple[int, ...], None] = {}
+    for group in range(len(examples)):
+        found.setdefault(tuple(examples[group].prompt))
+        if len(found) == count:
+            break
+    return [list(prompt) for prompt in found]
