@@ -141,7 +141,7 @@ class Parts:
         from rlhf_lightning.prompting.language import LanguageTask, Sampler, optimizer_of
         from rlhf_lightning.rewards import as_reward
         from rlhf_lightning.rewards.asking import AskPolicy
-        from rlhf_lightning.rewards.base import reads_columns, smallest_group
+        from rlhf_lightning.rewards.base import PolicyReward, reads_columns, smallest_group
         from rlhf_lightning.types import Sampling
 
         cfg = self.cfg
@@ -166,7 +166,7 @@ class Parts:
         proposer: Any = make(cfg.proposer)
         if isinstance(proposer, functools.partial):
             proposer = proposer()
-        if hasattr(reward, "policy") and actor is not None:
+        if isinstance(reward, PolicyReward) and actor is not None:
             reward.policy = Sampler(actor)
 
         def respond(prompts: Sequence[Sequence[int]]) -> list[Any]:

@@ -166,7 +166,8 @@ class _Pipeline:
         self.unknown = tokenizer.unk_token_id
         if self.unknown in self.encoder.special.ends:
             self.unknown = None
-        self.could_be_turns = bool(tokenizer.chat_template) and template is not None
+        plain = spec.prompting is not None and spec.prompting.plain  # turns would become text again
+        self.could_be_turns = bool(tokenizer.chat_template) and template is not None and not plain
         self.templated = False  #: whether any row went through the template
 
     def run(self, rows: Iterable[Row]) -> tuple[Examples, Report]:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from rlhf_lightning.data.checks import Kind, RowError
 from rlhf_lightning.data.messages import Turns
+from rlhf_lightning.models.run_folders import exported
 from rlhf_lightning.types import PromptForm
 
 
@@ -84,6 +85,20 @@ def texts_of(path: str, option: str, names: Sequence[str]) -> list[tuple[str, ..
     if not found:
         raise ValueError(f"{option}={path} has no row")
     return found
+
+
+def model_location(path: str, option: str) -> str:
+    """Where a model's weights are: a hub id, a folder of weights, or of a run its export.
+
+    Raises:
+        ValueError: there is no such folder, or the run has no export.
+    """
+    folder = Path(path).expanduser()
+    if path.startswith(("/", ".", "~")) and not folder.exists():
+        raise ValueError(f"{option}={path}: there is no such folder")
+    if folder.is_dir():
+        return str(exported(folder, option))
+    return str(folder) if folder.exists() else path
 
 
 def content_digest(path: str | Path) -> str:

@@ -16,6 +16,7 @@ from rlhf_lightning.data.templates import ChatTemplate
 from rlhf_lightning.data.transforms import prompt_text, turns_in
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.options import Seed
+from rlhf_lightning.prompting.base import model_location
 from rlhf_lightning.prompting.instruction import Instruction, Position
 from rlhf_lightning.prompting.search import Optimizer, Trial
 from rlhf_lightning.rewards.asking import Ask, AskPolicy
@@ -109,13 +110,13 @@ class LocalModel:
     """A language model in this process that writes new prompts.
 
     Args:
-        path: folder (a run's ``export/last``) or hub id, or of an adapter.
+        path: folder of a run, of weights or of an adapter, or a hub id.
         dtype: of the weights.
         device: ``auto`` takes CUDA where there is some.
     """
 
     def __init__(self, path: str, *, dtype: str = "float32", device: str = "auto") -> None:
-        self.path, self.dtype, self.device = path, dtype, device
+        self.path, self.dtype, self.device = model_location(path, "proposer.path"), dtype, device
         self._ask: Ask | None = None
 
     def ask_each(

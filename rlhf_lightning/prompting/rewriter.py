@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,7 +12,7 @@ from rlhf_lightning.data.messages import Turns
 from rlhf_lightning.models.generation import sample
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.options import Count, NonNegative, PositiveShare, Seed
-from rlhf_lightning.prompting.base import Transform, content_digest, query_of, with_query
+from rlhf_lightning.prompting.base import Transform, content_digest, model_location, query_of, with_query
 from rlhf_lightning.types import Sampling
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ class Rewriter(Transform):
     the question is our own wording, so the authors' weights need theirs.
 
     Args:
-        path: folder (a run's ``export/last``) or hub id of the rewriter, or of an adapter.
+        path: folder of the run that trained the rewriter, of its weights or its adapter, or a hub id.
         question: what it is asked, with ``{prompt}``; as it was trained.
         temperature: of the rewrite; 0 is the most likely one.
         top_p: of it.
@@ -53,7 +52,7 @@ class Rewriter(Transform):
         device: ``auto`` takes CUDA where there is some.
 
     Raises:
-        ValueError: the question lacks ``{prompt}``.
+        ValueError: the question lacks ``{prompt}``, there is no such folder, or the run has no export.
     """
 
     path: str
@@ -75,8 +74,7 @@ class Rewriter(Transform):
         """Check the question."""
         if "{prompt}" not in self.question:
             raise ValueError(f"prompting.question={self.question!r} must contain {{prompt}}")
-        if self.path.startswith(("/", ".", "~")) and not Path(self.path).expanduser().exists():
-            raise ValueError(f"prompting.path={self.path}: there is no such folder")
+        self.path = model_location(self.path, "prompting.path")
 
     def __call__(self, turns: Turns) -> Turns:
         """The turns with the query rewritten; the same turns where the rewrite is the query."""

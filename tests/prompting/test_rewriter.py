@@ -83,6 +83,22 @@ def test_the_aggressive_mode_takes_the_first_without_a_mark(monkeypatch: pytest.
     assert calls == []
 
 
+def test_a_run_stands_for_what_it_exported(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"prompting.path=.*nowhere: there is no such folder"):
+        Rewriter(str(tmp_path / "nowhere"))
+    export = tmp_path / "run" / "export" / "last"
+    export.mkdir(parents=True)
+    with pytest.raises(ValueError, match="has no export/last"):
+        Rewriter(str(tmp_path / "run"))
+    (export / "config.json").write_text("{}")
+    before = Rewriter(str(tmp_path / "run"))
+    assert before.path == str(export)
+    digest = before.content()["path"]
+    (export / "config.json").write_text('{"other": "weights"}')
+    assert Rewriter(str(export)).content()["path"] != digest  # weights count by content
+    assert Rewriter("owner/name").path == "owner/name"
+
+
 def test_what_can_be_read():
     assert parsed(f"The first is right.\n{REWRITE}\nSay why.\n{END}\nMore") == "Say why."
     assert parsed(f"{REWRITE}: __import__('os')") == "__import__('os')"
