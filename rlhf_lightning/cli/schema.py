@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -22,188 +21,14 @@ from rlhf_lightning.cli.keys import choices_for, right_keys
 from rlhf_lightning.cli.metrics import check_optimized
 from rlhf_lightning.cli.roles import role_of
 from rlhf_lightning.cli.targets import TargetError, allow_current_folder, resolve, targets
+from rlhf_lightning.cli.top_keys import SEVERAL_JOBS, TOP_KEYS, Paths
 from rlhf_lightning.cli.trust import allowed_targets, leaves, uncommanded
-from rlhf_lightning.options import Count, NonNegative, Seed, WholeNumber
 
 _HYDRA_KEYS = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
 #: Where the node of the group ``prompting`` stands once more; its problems are reported once.
 _SPEC_PROMPTING = "spec.prompting"
 #: Trainer arguments that ``train()`` itself gives.
 _TRAINER_OURS = frozenset({"self", "callbacks", "logger", "plugins", "default_root_dir"})
-
-
-@dataclass
-class Paths:
-    """Keys of ``paths``."""
-
-    runs: str
-    sweeps: str
-    output_dir: str | None = None
-    shared: str | None = "auto"
-
-
-@dataclass
-class _Job:
-    """Top-level keys of what has a method, data and a trainer."""
-
-    method: dict[str, Any]
-    model: dict[str, Any]
-    data: dict[str, Any]
-    trainer: dict[str, Any]
-    optimizer: dict[str, Any]
-    paths: dict[str, Any]
-    seed: Seed
-    adapter: dict[str, Any] | None = None
-    prompting: dict[str, Any] | None = None
-    reward: dict[str, Any] | None = None
-    rollout: dict[str, Any] | None = None
-    reference: dict[str, Any] | str | None = None
-    strategy: dict[str, Any] | None = None
-    scheduler: dict[str, Any] | None = None
-    callbacks: dict[str, Any] | None = None
-    logger: dict[str, Any] | None = None
-    ckpt_path: str | None = "auto"
-    optimized_metric: str | None = None
-    allow_targets: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Train(_Job):
-    """Top-level keys of ``rlhf train``."""
-
-    rounds: dict[str, Any] | None = None
-    rerun: bool = False
-
-
-@dataclass
-class Evaluate(_Job):
-    """Top-level keys of ``rlhf evaluate``."""
-
-    run: str | None = None
-    evaluation: dict[str, Any] | None = None
-
-
-@dataclass
-class Generate:
-    """Top-level keys of ``rlhf generate``."""
-
-    model: dict[str, Any]
-    seed: Seed
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    samples: int
-    batch_size: int
-    device: str
-    spec: dict[str, Any]
-    adapter: dict[str, Any] | None = None
-    prompting: dict[str, Any] | None = None
-    revision: dict[str, Any] | None = None
-    reward: dict[str, Any] | None = None
-    keep: int | None = None
-    run: str | None = None
-    ckpt_path: str | None = None
-    prompt: str | None = None
-    prompts: str | None = None
-    output: str | None = None
-    system: str | None = None
-    chat: bool = False
-    allow_targets: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Data:
-    """Top-level keys of ``rlhf data``."""
-
-    method: dict[str, Any]
-    model: dict[str, Any]
-    data: dict[str, Any]
-    rows: int
-    seed: Seed
-    prompting: dict[str, Any] | None = None
-    allow_targets: list[str] = field(default_factory=list)
-
-
-@dataclass
-class GameRules:
-    """Keys of ``game``."""
-
-    rounds: Count
-    shared: list[str]
-    stages: dict[str, list[str]]
-
-
-@dataclass
-class Game:
-    """Top-level keys of ``rlhf game``."""
-
-    game: dict[str, Any]
-    paths: dict[str, Any]
-
-
-@dataclass
-class ChainRules:
-    """Keys of ``chain``."""
-
-    shared: list[str]
-    stages: dict[str, list[str]]
-    sizes: dict[str, dict[str, Any] | None]
-
-
-@dataclass
-class Chain:
-    """Top-level keys of ``rlhf chain``."""
-
-    chain: dict[str, Any]
-    paths: dict[str, Any]
-    size: str
-
-
-@dataclass
-class Export:
-    """Top-level keys of ``rlhf export``."""
-
-    run: str
-    form: str
-    ckpt_path: str | None = None
-    dtype: str | None = None
-    output: str | None = None
-
-
-@dataclass
-class OptimizePrompt:
-    """Top-level keys of ``rlhf optimize_prompt``."""
-
-    model: dict[str, Any]
-    data: dict[str, Any]
-    search: dict[str, Any]
-    rollout: dict[str, Any]
-    paths: dict[str, Any]
-    start: list[str]
-    examples: Count
-    held_out: WholeNumber
-    answer: str
-    proposal_temperature: NonNegative
-    proposal_tokens: Count
-    seed: Seed
-    adapter: dict[str, Any] | None = None
-    reward: dict[str, Any] | None = None
-    proposer: dict[str, Any] | None = None
-    allow_targets: list[str] = field(default_factory=list)
-
-
-_TOP: Mapping[str, type] = {
-    "train": Train,
-    "evaluate": Evaluate,
-    "generate": Generate,
-    "data": Data,
-    "game": Game,
-    "chain": Chain,
-    "export": Export,
-    "optimize_prompt": OptimizePrompt,
-}
-#: Commands of several jobs: what their key of the same name may hold.
-_SEVERAL: Mapping[str, type] = {"game": GameRules, "chain": ChainRules}
 
 
 def check_config(cfg: DictConfig, command: str, overrides: Sequence[str]) -> None:
@@ -217,7 +42,7 @@ def check_config(cfg: DictConfig, command: str, overrides: Sequence[str]) -> Non
     Raises:
         ConfigError: one line for every problem found.
     """
-    if several := [name for name in _SEVERAL if name != command and name in cfg]:
+    if several := [name for name in SEVERAL_JOBS if name != command and name in cfg]:
         raise ConfigError(
             f"this is a {several[0]} of several jobs, not rlhf {command}: rlhf {several[0]} experiment=..."
         )
@@ -268,9 +93,9 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _check_top(cfg: DictConfig, tree: dict[str, Any], command: str) -> Iterator[str]:
-    yield from _check_call(cfg, "", _TOP[command], tree, f"rlhf {command}", partial=False)
-    if command in _SEVERAL and isinstance(tree.get(command), dict):
-        yield from _check_call(cfg, command, _SEVERAL[command], tree[command], command, partial=False)
+    yield from _check_call(cfg, "", TOP_KEYS[command], tree, f"rlhf {command}", partial=False)
+    if command in SEVERAL_JOBS and isinstance(tree.get(command), dict):
+        yield from _check_call(cfg, command, SEVERAL_JOBS[command], tree[command], command, partial=False)
     if isinstance(tree.get("paths"), dict):
         yield from _check_call(cfg, "paths", Paths, tree["paths"], "paths", partial=False)
 
