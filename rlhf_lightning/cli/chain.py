@@ -74,9 +74,8 @@ def _run(planner: Planner, stages: Sequence[Stage], finished: list[Finished], cf
             say(f"[bold]stage {job.stage.name}[/]  {short(job.folder)}")
             if (why := planner.why(job)) is not None:
                 say(f"       [dim]{why}[/]")
-            planner.check_present(job)
             planner.ran.add(job.folder)
-            if code := _timed(job):
+            if code := _timed(planner, job):
                 say(f"the chain ended in stage {job.stage.name} (exit code {code}); the same command resumes there")
                 return code
         finished[-1].stages.append(job.record(planner.folder))
@@ -84,9 +83,13 @@ def _run(planner: Planner, stages: Sequence[Stage], finished: list[Finished], cf
     return 0
 
 
-def _timed(job: Job) -> int:
+def _timed(planner: Planner, job: Job) -> int:
     started = time.perf_counter()
-    code = job.run()
+    try:
+        planner.check_present(job)
+        code = job.run()
+    except ConfigError as error:
+        raise ConfigError(f"stage {job.stage.name}: {error}") from error
     job.keep_time(time.perf_counter() - started, code)
     return code
 
