@@ -9,14 +9,13 @@ CASES = [
     # What the base would say under the good context it comes to say without one.
     Case("representation_fit", overrides=SHORT),
     Case("lorra", overrides=SHORT),
-    # The likelihood is higher under the context that a response obeys, which the base finds by 0.02 nats a token as
-    # often as not: an accuracy over 512 responses has a standard error of 0.02.
+    # The base ranks 0.64 of 512 responses of its own by the context that they obey; two accuracies over the same
+    # responses differ by 0.02 by chance.
     Case(
         "contrastive_instruction",
         overrides=SHORT,
         metric="val/instruction/accuracy",
-        start=0.5,
-        margin=0.2,
-        flipped_limit=0.1,
+        start=0.643,
+        margin=0.06,
     ),
 ]
