@@ -24,6 +24,8 @@ _rlhf() {
 complete -o default -F _rlhf rlhf
 """
 _ZSH = "autoload -U +X bashcompinit && bashcompinit\n" + _BASH
+#: What stands behind the name of a command that does several things.
+_ACTIONS = {"data": ("inspect",), "steer": ("build", "show")}
 SHELLS = {"bash": _BASH, "zsh": _ZSH}
 
 
@@ -52,8 +54,8 @@ def complete(line: str) -> list[str]:
     command, word = words[0], words[-1]
     if len(words) == 1:
         return [name for name in COMMANDS if name.startswith(word)]
-    if command == "data" and len(words) == 2:
-        return [action for action in ("inspect",) if action.startswith(word)]
+    if command in _ACTIONS and len(words) == 2:
+        return [action for action in _ACTIONS[command] if action.startswith(word)]
     if command == "report":
         return _report(words[1:])
     if command not in CONFIGURED:

@@ -34,7 +34,7 @@ from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.yaml_text import OversizedYamlError, check_folder
 
 _UNCOMPOSED = "these options cannot be composed"
-COMMANDS = ("train", "evaluate", "generate", "data", "game", "chain", "export", "optimize_prompt")
+COMMANDS = ("train", "evaluate", "generate", "data", "game", "chain", "export", "optimize_prompt", "steer")
 
 
 def compose(

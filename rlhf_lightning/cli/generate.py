@@ -115,7 +115,7 @@ class Answerer:
         if cfg.run:
             load_trained(weights_of(cfg.run, cfg.ckpt_path), actor, models.start)
         encoder = Encoder(builder.tokenizer(), spec, template)
-        return cls(actor.to(_device(cfg.device)), encoder, template, cfg, reward)
+        return cls(actor.to(device_of(cfg.device)), encoder, template, cfg, reward)
 
     def answer(self, conversations: Sequence[Turns], samples: int = 1) -> list[list[str]]:
         """``samples`` answers to each conversation."""
@@ -313,7 +313,8 @@ def _hand_out(prompts: list[str], answers: list[list[Answer]], output: str | Non
                 OUT.print()
 
 
-def _device(name: str) -> str:
+def device_of(name: str) -> str:
+    """The device that a name stands for: ``auto`` is the GPU where there is one."""
     import torch
 
     if name != "auto":

@@ -12,7 +12,7 @@ from pathlib import Path
 from rlhf_lightning.conf_dir import conf_dir
 
 #: Commands that are configured by the files in conf/.
-CONFIGURED = ("train", "evaluate", "generate", "data", "optimize_prompt")
+CONFIGURED = ("train", "evaluate", "generate", "data", "optimize_prompt", "steer")
 
 #: Help of the commands that are not configured by groups and do not parse flags themselves.
 FIXED = {
@@ -86,6 +86,12 @@ _EXAMPLES = {
         "rlhf data inspect data=smollm2_pairs",
         "rlhf data inspect data=json data.source.path=pairs.jsonl model=smollm2 rows=5",
     ),
+    "steer": (
+        "rlhf steer build data=json data.source.path=pairs.jsonl output=polite.safetensors",
+        "rlhf steer build contrast=instructions tokens=last_prompt layers=[9,11,13]",
+        "rlhf steer show polite.safetensors",
+        "rlhf generate model.steering.path=polite.safetensors model.steering.coefficient=2 prompt=Hello",
+    ),
 }
 _FLAGS = (
     ("-m, --multirun", "one job for every combination of a=1,2 b=x,y"),
@@ -117,7 +123,7 @@ def overview(commands: Mapping[str, tuple[str, str]]) -> str:
 def command(name: str, summary: str) -> str:
     """What ``rlhf <command> --help`` says: the groups with their files, the other keys, flags and examples."""
     groups, keys = _defaults(conf_dir() / f"{name}.yaml")
-    title = "rlhf data inspect" if name == "data" else f"rlhf {name}"
+    title = {"data": "rlhf data inspect", "steer": "rlhf steer build"}.get(name, f"rlhf {name}")
     lines = [f"usage: {title} [flags] [key=value ...]", "", summary, "", "groups (group=file, then group.key=value):"]
     for group, default in groups.items():
         files = options(group)

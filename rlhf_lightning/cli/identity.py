@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -95,6 +96,8 @@ OBSERVERS: Mapping[str, str] = {
 }
 #: With a budget of tokens a step is as many micro-batches as there are: these are then part of the run.
 _CUT_BY_TOKENS = ("trainer.accumulate_grad_batches", "strategy")
+#: Keys of files that a job computes with, and that no checkpoint of it holds.
+_FILES = ("model.steering.path", "reference.source.steering.path")
 #: Stands for the run's own folder, which may have been moved.
 _FOLDER = "<folder of the run>"
 #: Differences that a message names.
@@ -197,6 +200,17 @@ def _text(value: Any) -> str:
     return "none" if value is None else json.dumps(value) if isinstance(value, list) else str(value)
 
 
+def file_contents(cfg: DictConfig) -> dict[str, str]:
+    """Digests of the files that a job computes with, by their keys; a file that is missing has none."""
+    paths = {key: OmegaConf.select(cfg, key) for key in _FILES}
+    files = {key: Path(str(path)).expanduser() for key, path in paths.items() if path is not None}
+    return {
+        key: hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+        for key, file in files.items()
+        if file.is_file()
+    }
+
+
 def digest(cfg: DictConfig) -> str:
     """What two jobs share exactly when they compute the same, whatever their folders and the order of their options.
 
@@ -230,7 +244,8 @@ def computed(cfg: DictConfig) -> dict[str, Any]:
             copy.callbacks.pop(name, None)
         tree = OmegaConf.to_container(copy, resolve=True, enum_to_str=True)
     assert isinstance(tree, dict)
-    return {str(name): value for name, value in tree.items() if name not in _NOT_COMPUTED}
+    kept = {str(name): value for name, value in tree.items() if name not in _NOT_COMPUTED}
+    return kept | ({"files": contents} if (contents := file_contents(cfg)) else {})
 
 
 def method_name() -> str | None:

@@ -20,6 +20,10 @@ COMMANDS = {
     "generate": ("rlhf_lightning.cli.generate", "answer prompts, or chat, with a model or a run"),
     "export": ("rlhf_lightning.cli.export", "write what a run trained for transformers, PEFT: adapter or merged"),
     "optimize_prompt": ("rlhf_lightning.cli.optimize_prompt", "search the text that makes responses score higher"),
+    "steer": (
+        "rlhf_lightning.cli.steer",
+        "build: make steering vectors for model.steering; show: what a file of them holds",
+    ),
     "report": ("rlhf_lightning.cli.report", "compare runs: one page with table, reward and KL, curves, samples"),
     "data": ("rlhf_lightning.cli.data", "inspect: show what a data set becomes, and every problem in it"),
     "methods": ("rlhf_lightning.cli.methods", "list the methods: paper, data and reference they need"),
@@ -27,7 +31,7 @@ COMMANDS = {
     "completion": ("rlhf_lightning.cli.complete", "print a shell's tab completion: rlhf completion bash"),
 }
 #: Of these, what writes files and is one process.
-_ALONE = ("game", "chain", "generate", "export", "optimize_prompt", "quickstart")
+_ALONE = ("game", "chain", "generate", "export", "optimize_prompt", "quickstart", "steer")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

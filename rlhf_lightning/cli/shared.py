@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.cli.folder import digest_of
+from rlhf_lightning.cli.identity import file_contents
 from rlhf_lightning.cli.sweep import SWEEP
 from rlhf_lightning.cli.trust import leaves
 from rlhf_lightning.cli.versions import versions
@@ -58,7 +59,9 @@ def shared_rounds(cfg: DictConfig, models: ModelBuilder, data: OnlineData, preci
     decides = OmegaConf.masked_copy(rounds, [name for name in rounds if name != "loss_options"])
     parts = (versions(), precision, torch.get_num_threads(), OmegaConf.to_yaml(decides, resolve=True))
     device = str(cfg.trainer.get("accelerator")), torch.cuda.is_available()
-    identity = key_of(reward, tokenizer_digest(models.tokenizer()), *parts, *device)
+    chosen_steering = cfg.model.get("steering")  # of a steered model the weights do not say all
+    steering = (OmegaConf.to_yaml(chosen_steering, resolve=True), file_contents(cfg)) if chosen_steering else ()
+    identity = key_of(reward, tokenizer_digest(models.tokenizer()), *parts, *device, *steering)
     compared = None if reference is None else f"{reference} {rounds.get('reference')}"
     drawing = {draw.source for draw in data.options.draws}
     fixed = compared is not None and drawing == {"reference"} and rounds.get("reference") == "initial"

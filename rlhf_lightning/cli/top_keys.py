@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rlhf_lightning.options import Count, NonNegative, Seed, WholeNumber
 
@@ -102,6 +102,24 @@ class Data:
 
 
 @dataclass
+class Steer:
+    """Top-level keys of ``rlhf steer build``."""
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+    output: str
+    direction: Literal["mean_diff", "pca", "random"]
+    contrast: Literal["responses", "instructions"]
+    tokens: Literal["response", "last_prompt"]
+    examples: Count
+    device: str
+    seed: Seed
+    layers: list[int] | None = None
+    adapter: dict[str, Any] | None = None
+    allow_targets: list[str] = field(default_factory=list)
+
+
+@dataclass
 class GameRules:
     """Keys of ``game``."""
 
@@ -178,6 +196,7 @@ TOP_KEYS: Mapping[str, type] = {
     "chain": Chain,
     "export": Export,
     "optimize_prompt": OptimizePrompt,
+    "steer": Steer,
 }
 #: Commands of several jobs: what their key of the same name may hold.
 SEVERAL_JOBS: Mapping[str, type] = {"game": GameRules, "chain": ChainRules}

@@ -21,6 +21,7 @@ from rlhf_lightning.cli.build import Run, callbacks_of, checkpoint_to_resume, ma
 from rlhf_lightning.cli.console import ERR
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.cli.folder import RunFolder, digest_of, held, write_config
+from rlhf_lightning.cli.identity import file_contents
 from rlhf_lightning.cli.metrics import check_logged, check_reached
 from rlhf_lightning.cli.processes import is_first_process, join_job, several_commands
 from rlhf_lightning.cli.progress import Progress
@@ -75,7 +76,8 @@ def _train(cfg: DictConfig, folder: RunFolder, started: float) -> float | None:
         if before is not None and before.status == "done" and progress.finished(run.trainer):
             return nothing_left(cfg, before)
     run.data.setup("fit")
-    content = run.data.content() | ({} if folder.start is None else {"ckpt_path": digest_of(folder.start)})
+    content = run.data.content() | file_contents(cfg)
+    content |= {} if folder.start is None else {"ckpt_path": digest_of(folder.start)}
     check_same(run.trainer, content)
     folder.check_content(content)
     if (cfg.optimized_metric or "").startswith("val/"):
