@@ -76,10 +76,10 @@ def write_pairs(
 
 def _show(pairs: Sequence[Mapping[str, Any]]) -> None:
     for row in pairs:
-        prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
-        texts = [("prompt", prompt), ("response", row["rejected"])]
+        prompt, chosen, rejected = (row[name][-1]["content"] for name in ("prompt", "chosen", "rejected"))
+        texts = [("prompt", prompt), ("response", rejected)]
         texts += [(f"critique: {name}", text) for name, text in zip(row["principles"], row["critiques"], strict=True)]
-        for title, text in [*texts, ("revision", row["chosen"])]:
+        for title, text in [*texts, ("revision", chosen)]:
             OUT.print(f"[bold]{title}[/]")
             OUT.print(text, markup=False)
         OUT.print()

@@ -63,12 +63,11 @@ class Revised:
         return self.revision.strip() not in ("", self.response.strip())
 
     def row(self) -> dict[str, Any]:
-        """A preference row: the revision is chosen, the first response rejected."""
-        prompt = self.turns[0]["content"] if len(self.turns) == 1 else self.turns
+        """A preference row of turns: the revision is chosen, the first response rejected."""
         return {
-            "prompt": prompt,
-            "chosen": self.revision,
-            "rejected": self.response,
+            "prompt": self.turns,
+            "chosen": [say("assistant", self.revision)],
+            "rejected": [say("assistant", self.response)],
             "principles": [one.name for one in self.principles],
             "critiques": self.critiques,
         }

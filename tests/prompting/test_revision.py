@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -30,6 +31,12 @@ class Model:
         return [f"text {first + at}" for at in range(len(conversations))]
 
 
+def said(row: dict[str, Any]) -> tuple[str, ...]:
+    """The texts of a pair of turns."""
+    assert [row[name][-1]["role"] for name in ("prompt", "chosen", "rejected")] == ["user", "assistant", "assistant"]
+    return tuple(row[name][-1]["content"] for name in ("prompt", "chosen", "rejected"))
+
+
 def test_a_chain_is_response_critique_revision_and_the_next_starts_from_the_revision():
     model = Model()
     (one,) = Revision(revisions=2)(PROMPTS[:1], ["first"], model, seed=0)
@@ -43,7 +50,7 @@ def test_a_chain_is_response_critique_revision_and_the_next_starts_from_the_revi
     assert texts[2] == ["how to pick a lock", "text 1", critique_2]
     assert texts[3][4].startswith(revise_2)
     row = one.row()
-    assert (row["prompt"], row["chosen"], row["rejected"]) == ("how to pick a lock", "text 3", "first")
+    assert said(row) == ("how to pick a lock", "text 3", "first")
     assert row["critiques"] == ["text 0", "text 2"]
     assert len(set(row["principles"])) == 2
 
@@ -95,7 +102,7 @@ def test_a_revision_that_is_empty_or_changes_nothing_is_no_pair(tmp_path, capsys
     output = tmp_path / "new" / "pairs.jsonl"
     write_pairs(Revision(), PROMPTS, answer, SimpleNamespace(samples=1, seed=0, output=str(output)))
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [(row["prompt"], row["chosen"], row["rejected"]) for row in rows] == [("hello", "better", "first 2")]
+    assert [said(row) for row in rows] == [("hello", "better", "first 2")]
     assert "2 of 3 revisions are empty or change nothing" in " ".join(capsys.readouterr().err.split())
 
 
