@@ -53,7 +53,7 @@ def test_spin_gains_from_demonstrations_alone_and_its_margin_falls(tmp_path):
 
 def test_raft_learns_more_from_the_best_of_more_samples(tmp_path):
     """Measured: 0.80 points with one sample, which is trained on whatever it is worth, 2.28 with the best of 4, both
-    means of three seeds, and 2.60 with the best of 16 (one seed). The standard error of the last difference is 0.10.
+    means of three seeds, and 2.60 with the best of 16 (seed 1). The standard error of the last difference is 0.10.
     """
     method = ("method=sft", "rounds=raft", "rounds.inner_epochs=1", "reward=gold", "data.source.size=512")
     seeds = {1: SEEDS, 4: SEEDS, 16: SEEDS[:1]}
