@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_lightning.data.checks import DataError, RowError
 from rlhf_lightning.data.conversations import Rendered
 from rlhf_lightning.data.encode import Encoder
 from rlhf_lightning.data.formats import convert
@@ -40,11 +41,16 @@ def queries_of(source: Source, spec: DataSpec) -> list[Query]:
     """The prompts of a source.
 
     Raises:
-        RowError: a row that is none.
+        DataError: a row that cannot be read or has no prompt.
     """
     found = []
     for row in for_kind(source, "prompt").rows():
-        record = convert(row.values, spec, kind="prompt", unmapped=row.unmapped)
+        if row.error is not None:
+            raise DataError(f"{row.id}: {row.error}")
+        try:
+            record = convert(row.values, spec, kind="prompt", unmapped=row.unmapped)
+        except RowError as error:
+            raise DataError(f"{row.id}: {error.message}") from error
         if record is not None:
             found.append(Query(turns_in(record), {**row.values, "prompt": record.prompt}, row.id))
     return found
