@@ -56,7 +56,7 @@ def shared_rounds(cfg: DictConfig, models: ModelBuilder, data: OnlineData, preci
     if reward is None:
         return None
     rounds = cfg.get("rounds") or OmegaConf.create()
-    decides = OmegaConf.masked_copy(rounds, [name for name in rounds if name != "loss_options"])
+    decides = OmegaConf.masked_copy(rounds, [str(name) for name in rounds if name != "loss_options"])
     parts = (versions(), precision, torch.get_num_threads(), OmegaConf.to_yaml(decides, resolve=True))
     device = str(cfg.trainer.get("accelerator")), torch.cuda.is_available()
     chosen_steering = cfg.model.get("steering")  # of a steered model the weights do not say all
