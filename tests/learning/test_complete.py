@@ -13,7 +13,7 @@ ELSEWHERE = {
 }
 #: Files of conf/rounds whose claim is tested elsewhere, and where.
 ROUNDS_ELSEWHERE = {
-    "dice": "it starts from a DPO run and claims pairs of equal lengths: tests/learning/test_rounds.py",
+    "dice": "it claims pairs of equal lengths, which its selector makes: tests/selection/test_calibrated.py",
 }
 
 
