@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.console import OUT, setup_logging
 from rlhf_lightning.cli.errors import ConfigError, suggestion
+from rlhf_lightning.files import write_atomically
 
 if TYPE_CHECKING:
     from rlhf_lightning.types import PackedBatch
@@ -75,7 +76,7 @@ def build(cfg: DictConfig) -> None:
     notes |= {"model": builder.source.name, "data": data.source.name, "examples": str(len(found[layers[0]]))}
     if cfg.contrast == "instructions":
         notes |= {name: str(cfg.data.spec[name]) for name in ("positive_context", "negative_context", "context_place")}
-    write_vectors(Path(cfg.output).expanduser(), vectors, notes)
+    write_atomically(Path(cfg.output).expanduser(), lambda temporary: write_vectors(temporary, vectors, notes))
 
 
 def _pairs(batches: Any) -> Iterator[PackedBatch]:

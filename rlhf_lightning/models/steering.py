@@ -15,7 +15,6 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
-from rlhf_lightning.files import write_atomically
 from rlhf_lightning.models.blocks import check_layers, decoder_layers
 from rlhf_lightning.models.sizes import Sizes
 from rlhf_lightning.ops.steering import OPERATORS, Operator, steered
@@ -256,8 +255,8 @@ def read_vectors(path: Path) -> dict[int, Tensor]:
 
 
 def write_vectors(path: Path, vectors: Mapping[int, Tensor], notes: Mapping[str, str]) -> None:
-    """Write directions by layer, with what they are; whole or not at all."""
+    """Write directions by layer, with what they are."""
     from safetensors.torch import save_file
 
     tensors = {f"{_KEY}{layer}": vector.contiguous() for layer, vector in vectors.items()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"format": FORMAT, **notes}))
+    save_file(tensors, path, metadata={"format": FORMAT, **notes})

@@ -1,4 +1,4 @@
-"""RAHF and LoRRA on a base that obeys the tiny world's two contexts; RAHF-Dual has a test of its own."""
+"""RAHF and LoRRA on a base that obeys the tiny world's two contexts."""
 
 from tests.learning.harness import Case
 
