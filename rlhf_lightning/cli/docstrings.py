@@ -57,9 +57,8 @@ def class_docs(folder: Path) -> Iterator[FunctionDoc]:
     """
     for path in sorted(folder.glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            text = (ast.get_docstring(node) or "") if isinstance(node, ast.ClassDef) else ""
-            if "\nSource:" in text:
-                yield FunctionDoc(node.name, path.name, (), **_parts(text))  # type: ignore[attr-defined]
+            if isinstance(node, ast.ClassDef) and "\nSource:" in (text := ast.get_docstring(node) or ""):
+                yield FunctionDoc(node.name, path.name, (), **_parts(text))
 
 
 def class_kinds(folder: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import numpy as np
@@ -183,7 +183,7 @@ def evaluate_wins(cfg: DictConfig, evaluation: WinRate) -> dict[str, float]:
         return list(encoder.encode([Rendered(prompt, [], [], brings_bos)])[0].prompt)
 
     def response_ids(text: str) -> list[int]:
-        return [*tokenizer(text, add_special_tokens=False)["input_ids"], encoder.eos]
+        return [*cast("list[int]", tokenizer(text, add_special_tokens=False)["input_ids"]), encoder.eos]
 
     found = evaluation(reward, prompt_ids, response_ids)
     if "win_rate" not in found:

@@ -137,7 +137,8 @@ class Answerer:
     @property
     def transform(self) -> PromptTransform | None:
         """What changes the prompts; None: they are rendered as they are."""
-        return self.encoder.spec.prompting  # type: ignore[no-any-return]
+        transform: PromptTransform | None = self.encoder.spec.prompting
+        return transform
 
     def text(self, ids: Sequence[int]) -> str:
         """An answer as people read it; a space in front of a plain continuation parts it from the prompt and stays."""

@@ -228,14 +228,19 @@ def _result(pool: Sequence[Candidate], held_out: Bench) -> dict[str, Any]:
 
     found, start = best(pool), best([candidate for candidate in pool if candidate.step == 0])
     tried = {one.text: held_out.trials(one.text, one.step) for one in (found, start)}
-    described = {}
+    described: dict[str, dict[str, Any]] = {}
     for name, one in (("start", start), ("best", found)):
         scores = [trial.score for trial in tried[one.text] if trial.score is not None]
         described[name] = {"text": one.text, "step": one.step, "score": one.mean, "held_out": _mean(scores)}
     pairs = zip(tried[found.text], tried[start.text], strict=True)
     differences = [a.score - b.score for a, b in pairs if a.score is not None and b.score is not None]
     error = stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else None
-    result = {**described, "texts": len(pool), "difference": _mean(differences), "difference_error": error}
+    result: dict[str, Any] = {
+        **described,
+        "texts": len(pool),
+        "difference": _mean(differences),
+        "difference_error": error,
+    }
     if result["difference"] is not None:
         margin = "" if error is None else f" +- {error:.2g}"
         say(

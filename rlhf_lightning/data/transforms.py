@@ -28,7 +28,11 @@ class PromptTransform(Protocol):
     """
 
     plain: bool
-    closing: str
+
+    @property
+    def closing(self) -> str:
+        """See above."""
+        ...
 
     @property
     def form(self) -> PromptForm:

@@ -23,9 +23,13 @@ class Transform:
     """
 
     plain: ClassVar[bool] = False
-    closing: ClassVar[str] = ""
     files: ClassVar[tuple[str, ...]] = ()
     tokenizer: ClassVar[Any] = None
+
+    @property
+    def closing(self) -> str:
+        """See :class:`~rlhf_lightning.data.transforms.PromptTransform`."""
+        return ""
 
     @property
     def form(self) -> PromptForm:

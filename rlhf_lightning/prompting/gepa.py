@@ -50,7 +50,7 @@ class GEPA:
         weights = front([candidate.scores for candidate in pool])
         if not any(weights):  # nothing could be judged
             return [pool[0]]
-        return bench.random("parent", step).choices(list(pool), weights)
+        return bench.generator("parent", step).choices(list(pool), weights)
 
     def propose(self, selected: Sequence[Candidate], step: int, bench: Bench) -> list[str]:
         """One child."""
@@ -75,7 +75,7 @@ class GEPA:
     def examples(self, step: int, bench: Bench) -> list[int]:
         """The batch of a step."""
         count = min(self.minibatch, len(bench.task))
-        return sorted(bench.random("minibatch", step).sample(range(len(bench.task)), count))
+        return sorted(bench.generator("minibatch", step).sample(range(len(bench.task)), count))
 
 
 def front(scores: Sequence[Sequence[Score]]) -> list[int]:

@@ -65,7 +65,7 @@ class InContext(Transform):
         self._start = head + "".join(self._exchange(query, answer) for query, answer in given[: self.examples])
 
     @property
-    def closing(self) -> str:  # type: ignore[override]
+    def closing(self) -> str:
         """What closes a response."""
         return f"\n{_FENCE}" if self.style == "urial" else ""
 

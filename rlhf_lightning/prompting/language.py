@@ -15,6 +15,7 @@ from rlhf_lightning.data.sources import Source, for_kind
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.templates import ChatTemplate
 from rlhf_lightning.data.transforms import prompt_text, turns_in
+from rlhf_lightning.models.sources import Dtype
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.options import Seed
 from rlhf_lightning.prompting.base import model_location
@@ -121,7 +122,7 @@ class LocalModel:
         device: ``auto`` takes CUDA where there is some.
     """
 
-    def __init__(self, path: str, *, dtype: str = "float32", device: str = "auto") -> None:
+    def __init__(self, path: str, *, dtype: Dtype = "float32", device: str = "auto") -> None:
         self.path, self.dtype, self.device = model_location(path, "proposer.path"), dtype, device
         self._ask: Ask | None = None
 
@@ -133,7 +134,7 @@ class LocalModel:
             from rlhf_lightning.rewards.log_prob import language_model
             from rlhf_lightning.rewards.texts import chosen_device
 
-            tokenizer, actor = language_model(self.path, self.dtype, chosen_device(self.device))  # type: ignore[arg-type]
+            tokenizer, actor = language_model(self.path, self.dtype, chosen_device(self.device))
             self._ask = AskPolicy(tokenizer, Sampler(actor))
         return self._ask.ask_each(conversations, max_tokens=max_tokens, temperature=temperature, seed=seed)
 
@@ -157,8 +158,10 @@ def optimizer_of(proposer: Ask, temperature: float, max_tokens: int) -> Optimize
     def answers(question: str, count: int, seed: Seed) -> list[str]:
         conversation = [{"role": "user", "content": question}]
         seeds = [stream_seed("proposal", seed, number) % 2**31 for number in range(count)]
-        options = {"max_tokens": max_tokens, "temperature": temperature}
-        written = [proposer.ask_each([conversation], **options, seed=each)[0] for each in seeds]  # type: ignore[arg-type]
+        written = [
+            proposer.ask_each([conversation], max_tokens=max_tokens, temperature=temperature, seed=each)[0]
+            for each in seeds
+        ]
         return [text for text in written if text is not None]
 
     return answers

@@ -102,7 +102,7 @@ class OPRO:
         every, count = range(len(bench.task)), min(self.exemplars, len(bench.task))
         if self.choice in ("random", "constant"):
             name = step if self.choice == "random" else 0
-            return sorted(bench.random("exemplars", name).sample(every, count))
+            return sorted(bench.generator("exemplars", name).sample(every, count))
         among = self._pool if self.choice == "accumulative_most_frequent" else selected
         errors = [sum((one.scores[at] or 0.0) < self.right for one in among) for at in every]
         return sorted(sorted(every, key=lambda at: -errors[at])[:count])

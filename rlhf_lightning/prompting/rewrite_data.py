@@ -105,7 +105,7 @@ class PromptRewrites:
         self.source, self.file = source, Path(file).expanduser()
         self._judge, self.context, self.question = judge, context, question
         self.spec = DataSpec(columns=columns or {}, cache=False)
-        self.options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        self.options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         self.seed, self.chunk = seed, chunk
 
     @property

@@ -10,6 +10,7 @@ import torch
 
 from rlhf_lightning.data.messages import Turns
 from rlhf_lightning.models.generation import sample
+from rlhf_lightning.models.sources import Dtype
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.options import Count, NonNegative, PositiveShare, Seed
 from rlhf_lightning.prompting.base import Transform, content_digest, model_location, query_of, with_query
@@ -63,7 +64,7 @@ class Rewriter(Transform):
     aggressive: bool = False
     batch_size: Count = 16
     seed: Seed = 0
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     device: str = "auto"
     _rewritten: dict[str, str] = field(init=False, repr=False, default_factory=dict)
     _loaded: Any = field(init=False, repr=False, default=None)
@@ -141,7 +142,7 @@ class Rewriter(Transform):
 
             cuda = self.device == "auto" and torch.cuda.is_available()
             device = torch.device("cuda" if cuda else "cpu" if self.device == "auto" else self.device)
-            self._loaded = language_model(self.path, self.dtype, device)  # type: ignore[arg-type]
+            self._loaded = language_model(self.path, self.dtype, device)
         loaded: tuple[Any, Actor] = self._loaded
         return loaded
 

@@ -76,11 +76,12 @@ class Rules(Transform):
         if tokenizer is self.tokenizer:
             return
         super().begin(tokenizer)
-        for number, rule in enumerate(self._rules, start=1) if self.max_tokens is not None else ():
-            if (length := self._length(shown(rule))) > self.max_tokens:  # type: ignore[operator]
+        limit = self.max_tokens
+        for number, rule in enumerate(self._rules, start=1):
+            if limit is not None and (length := self._length(shown(rule))) > limit:
                 raise ValueError(
-                    f"prompting.max_tokens={self.max_tokens} is less than rule {number} of {self.file} has: {length} "
-                    "tokens; raise it, or shorten the rule"
+                    f"prompting.max_tokens={limit} is less than rule {number} of {self.file} has: {length} tokens; "
+                    "raise it, or shorten the rule"
                 )
 
     def __call__(self, turns: Turns) -> Turns:

@@ -110,7 +110,7 @@ class Bench:
         """A text, tried on every example."""
         return Candidate(text, tuple(self.trials(text, step)), step, parent)
 
-    def random(self, *parts: Any) -> random.Random:
+    def generator(self, *parts: Any) -> random.Random:
         """Random numbers of their own for anything that has a name."""
         return random.Random(digest(json.dumps([self.seed, *map(str, parts)])))
 
