@@ -9,6 +9,9 @@
 3. ``rlhf_lightning.hardening`` mines the answers that the detector missed, labels them by the grammar, trains the
    detector on them too, and evaluates it on held-out rows of both kinds.
 
+Detector and policy are the stages of a game (``rlhf_lightning.rounds.game``): ``round_1/detector``, ``round_1/attack``,
+``round_2/detector``, ... in the folder. The same command resumes what was interrupted.
+
 After "Unveiling the Implicit Toxicity in Large Language Models", arXiv:2311.17391.
 """
 
@@ -23,8 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_lightning import compose, train
+from rlhf_lightning.cli.stages import run_job_of_stage
 from rlhf_lightning.hardening import Detector, Labelled, Round, Text, classifier, harden, read_rollouts, write_rows
+from rlhf_lightning.rounds.game import Game, Move
 from rlhf_lightning.world import grammar
 from rlhf_lightning.world.tokenizer import tiny_tokenizer
 
@@ -47,51 +51,51 @@ def rows(split: grammar.Split, number: int, seed: int) -> list[Labelled]:
     return [Labelled(text, polite(text)) for text in texts]
 
 
-class Bench:
-    """Where the runs of the example lie, and how they are made.
+class Players:
+    """The detector and the policy that attacks it, as the stages of a game: each move is an ordinary job.
 
     Args:
-        folder: of the runs.
+        folder: of the game; a job that is done is not run again, and one that was interrupted is resumed.
+        rounds: attacks, each with the detector that is trained after it.
         overrides: further options of the attack, such as ``trainer.max_steps=20``.
     """
 
-    def __init__(self, folder: Path, overrides: Sequence[str] = ()) -> None:
-        self.folder, self.overrides = folder, list(overrides)
-        self.detectors = self.attacks = 0
+    def __init__(self, folder: Path, rounds: int, overrides: Sequence[str] = ()) -> None:
+        self.folder = folder
+        stages = {
+            "detector": [
+                *("method=binary_discrimination", "model=tiny", "data=json", "trainer=tiny", "callbacks=export"),
+                *(f"data.source.path={folder}/rows_{{round}}.jsonl", "data.validation=0.05"),
+                *("data.spec.template=tokenizer", "optimizer.lr=2e-3"),
+            ],
+            "attack": ["experiment=red_teaming", "reward.terms.detected.path={detector}/export/last", *overrides],
+        }
+        self.moves = Game(folder, rounds + 1, stages).moves()
 
     def fit(self, labelled: Sequence[Labelled]) -> Detector:
-        """Train a detector on rows and give it back; its folder is ``detector_<n>/export/last``."""
-        run = self.folder / f"detector_{self.detectors}"
-        self.detectors += 1
-        file = write_rows(run / "rows.jsonl", labelled)
-        options = [
-            *("method=binary_discrimination", "model=tiny", "data=json", "trainer=tiny", "callbacks=export"),
-            *(f"data.source.path={file}", "data.validation=0.05", "data.spec.template=tokenizer"),
-            *("optimizer.lr=2e-3", f"paths.output_dir={run}", "rerun=true"),
-        ]
-        train(compose("train", options))
-        return classifier(self.detector_folder(), device="cpu")
-
-    def detector_folder(self) -> str:
-        """The newest detector's weights."""
-        return str(self.folder / f"detector_{self.detectors - 1}" / "export" / "last")
+        """Train the next round's detector on rows; its weights lie in ``round_<n>/detector/export/last``."""
+        move = next(self.moves)
+        write_rows(self.folder / f"rows_{move.round}.jsonl", labelled)
+        return classifier(str(_done(move) / "export" / "last"), device="cpu")
 
     def attack(self, _: Detector) -> list[Text]:
         """What a policy writes that was trained to be polite behind the newest detector's back."""
-        run = self.folder / f"attack_{self.attacks}"
-        self.attacks += 1
-        path = f"reward.terms.detected.path={self.detector_folder()}"
-        options = ["experiment=red_teaming", path, f"paths.output_dir={run}", "rerun=true", *self.overrides]
-        train(compose("train", options))
-        return read_rollouts(run / "rollouts", tiny_tokenizer(), last=10)
+        return read_rollouts(_done(next(self.moves)) / "rollouts", tiny_tokenizer(), last=10)
+
+
+def _done(move: Move) -> Path:
+    """The folder of a move's job, after it was run."""
+    if code := run_job_of_stage("train", move.options, move.folder, ()):
+        raise SystemExit(code)
+    return move.folder
 
 
 def main(folder: Path, *, size: int = 960, rounds: int = 1, overrides: Sequence[str] = ()) -> list[Round]:
     """Detector, attack, hardening; returns what each round did."""
-    bench = Bench(folder, overrides)
+    players = Players(folder, rounds, overrides)
     learned, tested = rows("train", size, seed=0), rows("validation", 600, seed=1)
-    detector = bench.fit(learned)
-    steps: dict[str, Any] = {"attack": bench.attack, "oracle": polite, "fit": bench.fit, "rounds": rounds}
+    detector = players.fit(learned)
+    steps: dict[str, Any] = {"attack": players.attack, "oracle": polite, "fit": players.fit, "rounds": rounds}
     _, done = harden(detector, train=learned, test=tested, **steps)
     return done
 

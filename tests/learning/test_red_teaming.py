@@ -37,7 +37,7 @@ def test_the_rows_have_openings_only(example: ModuleType):
 def test_attack_and_defence(example: ModuleType, tmp_path: Path):
     """The policy learns the overlooked style; hardening finds it again and loses nothing."""
     [done] = example.main(tmp_path, overrides=["callbacks.gold=null"])
-    drawn = tmp_path / "attack_0" / "rollouts"
+    drawn = tmp_path / "round_1" / "attack" / "rollouts"
     first, last = rollout(drawn, 0), rollout(drawn, 31)
     closing = [sum("hope that helps" in str(row["response"]) for row in rows) / len(rows) for rows in (first, last)]
     assert closing[0] < 0.3
