@@ -42,7 +42,8 @@ def direction(
             raise ValueError("direction=pca needs at least two examples")
         drawn = torch.linalg.svd(differences.double() - mean, full_matrices=False).Vh[0]
         drawn = torch.where(drawn @ mean < 0, -drawn, drawn)
-    return (drawn / torch.linalg.vector_norm(drawn) * torch.linalg.vector_norm(mean)).float()
+    scale: Tensor = torch.linalg.vector_norm(mean) / torch.linalg.vector_norm(drawn)
+    return (scale * drawn).float()
 
 
 def steered(
@@ -74,4 +75,5 @@ def steered(
     if not rescale:
         return moved
     length = torch.linalg.vector_norm(moved, dim=-1, keepdim=True).clamp(min=torch.finfo(state.dtype).tiny)
-    return moved * (torch.linalg.vector_norm(state, dim=-1, keepdim=True) / length)
+    scale: Tensor = torch.linalg.vector_norm(state, dim=-1, keepdim=True) / length
+    return scale * moved

@@ -9,7 +9,7 @@ from tests.learning.test_learning import CASES
 ELSEWHERE = {
     "ttrl": "it claims more right answers, not a higher gold reward: tests/learning/test_self_rewarding.py",
     "rlsc": "it claims sharper answers, not a higher gold reward: tests/learning/test_self_rewarding.py",
-    "rahf_dual": "it needs two models that were trained before; its target is tested in tests/methods/test_representation.py",
+    "rahf_dual": "it needs two trained models; its target is tested in tests/methods/test_representation.py",
     "armorm": "its first stage has a case, the second needs that model and is tested in tests/methods/test_rating.py",
 }
 #: Files of conf/rounds whose claim is tested elsewhere, and where.
