@@ -79,7 +79,7 @@ def changed(record: Record, transform: PromptTransform) -> Record:
     Raises:
         RowError: the record has no such prompt, or shows its responses in another way than the transform does.
     """
-    if any(part is not None and part.prompt != record.prompt for part in record.parts) or record.kind == "comparison":
+    if any(part is not None and part.prompt != record.prompt for part in record.parts):
         raise RowError(
             Kind.TYPE, "prompting=... changes the prompt of a row, and this row makes several: set prompting=none"
         )
