@@ -73,7 +73,11 @@ def build(cfg: DictConfig) -> None:
     found = differences(actor, _pairs(data.train_dataloader()), layers, cfg.tokens, cfg.examples)
     vectors = {layer: direction(each, cfg.direction, seed=cfg.seed + layer) for layer, each in found.items()}
     notes = {name: str(cfg[name]) for name in ("direction", "contrast", "tokens", "seed")}
-    notes |= {"model": builder.source.name, "data": data.source.name, "examples": str(len(found[layers[0]]))}
+    notes |= {
+        "model": builder.source.name,
+        "data": str(getattr(data.source, "name", "examples")),
+        "examples": str(len(found[layers[0]])),
+    }
     if cfg.contrast == "instructions":
         notes |= {name: str(cfg.data.spec[name]) for name in ("positive_context", "negative_context", "context_place")}
     write_atomically(Path(cfg.output).expanduser(), lambda temporary: write_vectors(temporary, vectors, notes))

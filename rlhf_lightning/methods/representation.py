@@ -154,7 +154,8 @@ class RepresentationAlignment(AlignmentModule[BatchT]):
         if self.policy is not None:
             return
         super().configure_model()
-        above = decoder_layers(self.policy)[max(self.layers) :]
+        policy: Any = self.policy
+        above = decoder_layers(policy)[max(self.layers) :]
         if any(parameter.requires_grad for block in above for parameter in block.parameters()):
             raise ValueError(
                 f"adapter.path holds an adapter on blocks above {max(self.layers)}, the highest layer that "
@@ -215,7 +216,7 @@ class InstructedRepresentation(RepresentationAlignment[InstructionBatch]):
 
         Each in a pass of its own: the base's has the very layout of the policy's, so that both give the same bits.
         """
-        return tuple(  # type: ignore[return-value]
+        return tuple(
             self._live_reference(only_slot(batch, slot), layers=self.layers) for slot in (PLAIN, POSITIVE, NEGATIVE)
         )
 

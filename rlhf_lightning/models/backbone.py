@@ -98,7 +98,8 @@ class Backbone(nn.Module):
             layout.check_used(trunk)
             return states
         ids, mask = padded(batch)
-        return trunk(input_ids=ids, attention_mask=mask, **plain_options(trunk)).last_hidden_state
+        rows: Tensor = trunk(input_ids=ids, attention_mask=mask, **plain_options(trunk)).last_hidden_state
+        return rows
 
     def at(self, states: Tensor, batch: PackedBatch, source: Tensor, sequence: Tensor) -> Tensor:
         """States at some tokens, out of the states of all tokens in the layout that the trunk ran in."""
