@@ -62,7 +62,7 @@ class Job:
 
     def run(self) -> int:
         """Run or resume it in this process; its exit code."""
-        write_json(self.folder / STAGE, {"stage": self.stage.name, "options": self.options, "computes": self.tree})
+        write_json(self.folder / STAGE, {"stage": self.stage.name, "computes": self.tree})
         if self.stage.command in ("train", "evaluate"):
             return run_job_of_stage(self.stage.command, self.options, self.folder, self.config_flags)
         if self.stage.command == "game":
