@@ -112,7 +112,7 @@ PLACES: tuple[tuple[str, Role], ...] = (
     (rf"prompting|(?:{_REWARDS}\.|{_DATAS}\.)?spec\.prompting", _PROMPTING),
     (r"revision", _REVISION),
     (_DATAS, _DATA),
-    (rf"{_DATAS}\.(?:source|validation)(?:\.source|\.sources\.[^.]+)*", _SOURCE),
+    (rf"{_DATAS}\.(?:source|validation)(?:\.source|\.chosen|\.rejected|\.sources\.[^.]+)*", _SOURCE),
     (
         r"rollout",
         Role("a rollout engine", (f"{_R}.rollout",), bases=(f"{_R}.rollout.base.RolloutEngine",)),

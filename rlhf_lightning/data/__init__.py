@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.data.checks import Report as Report
     from rlhf_lightning.data.examples import Examples as Examples
     from rlhf_lightning.data.mixture import Mixture as Mixture
+    from rlhf_lightning.data.model_pairs import ModelPairs as ModelPairs
     from rlhf_lightning.data.module import AlignmentDataModule as AlignmentDataModule
     from rlhf_lightning.data.module import Place as Place
     from rlhf_lightning.data.reasoning import ReasoningGym as ReasoningGym
@@ -33,6 +34,7 @@ _HOME = {
     "Files": "rlhf_lightning.data.sources",
     "Hub": "rlhf_lightning.data.sources",
     "Mixture": "rlhf_lightning.data.mixture",
+    "ModelPairs": "rlhf_lightning.data.model_pairs",
     "Packaged": "rlhf_lightning.data.sources",
     "Place": "rlhf_lightning.data.module",
     "Problem": "rlhf_lightning.data.checks",
@@ -50,6 +52,7 @@ __all__ = [
     "Files",
     "Hub",
     "Mixture",
+    "ModelPairs",
     "Packaged",
     "Place",
     "Problem",
