@@ -93,8 +93,8 @@ class TokenShift(Callback):
             above.append((top.logit > top.target_logit[:, None]).sum(1).cpu())
             response.append(start + top.sequence.cpu())
             position.append(_positions(top.sequence.cpu()))
-        found = shares(torch.cat(above), torch.cat(response), torch.cat(position), self.buckets)
-        for name, value in found.items():
+        metrics = shares(torch.cat(above), torch.cat(response), torch.cat(position), self.buckets)
+        for name, value in metrics.items():
             pl_module.track(f"val/token_shift/{name}", torch.tensor([value], device=pl_module.device))
 
 
@@ -115,15 +115,15 @@ def shares(
         buckets: where each begins.
     """
     kinds = {"unshifted": above == 0, "marginal": (above > 0) & (above < _MARGINAL), "shifted": above >= _MARGINAL}
-    found = {"tokens": float(len(above))}
+    metrics = {"tokens": float(len(above))}
     ends = [*(f"{end - 1}" for end in buckets[1:]), "end"]
     for name, member in kinds.items():
-        found[name], found[f"{name}_error"] = _share(member, response)
+        metrics[name], metrics[f"{name}_error"] = _share(member, response)
         for start, end, last in zip(buckets, [*buckets[1:], math.inf], ends, strict=True):
             inside = (position >= start) & (position < end)
             if inside.any():
-                found[f"{name}/{start}_{last}"] = float(member[inside].double().mean())
-    return found
+                metrics[f"{name}/{start}_{last}"] = float(member[inside].double().mean())
+    return metrics
 
 
 def _share(member: Bool[Tensor, " tokens"], response: Int[Tensor, " tokens"]) -> tuple[float, float]:
@@ -140,9 +140,9 @@ def _positions(sequence: Int[Tensor, " tokens"]) -> Int[Tensor, " tokens"]:
 
 def _first_prompts(examples: Any, count: int) -> list[list[int]]:
     """The first different prompts of the validation data."""
-    found: dict[tuple[int, ...], None] = {}
+    prompts: dict[tuple[int, ...], None] = {}
     for group in range(len(examples)):
-        found.setdefault(tuple(examples[group].prompt))
-        if len(found) == count:
+        prompts.setdefault(tuple(examples[group].prompt))
+        if len(prompts) == count:
             break
-    return [list(prompt) for prompt in found]
+    return [list(prompt) for prompt in prompts]

@@ -131,12 +131,12 @@ def _size(sizes: dict[str, Any], name: str) -> dict[str, Any]:
         ConfigError: the chain has no such size, or it says something else.
     """
     if name != PUBLISHED and name not in sizes:
-        known = [PUBLISHED, *sizes]
-        raise ConfigError(f"size={name}: the chain has no such size.{suggestion(name, known, prefix='size=')}")
-    found = sizes.get(name) or {}
-    if other := sorted(set(found) - {"shared", "stages"}):
+        offered = [PUBLISHED, *sizes]
+        raise ConfigError(f"size={name}: the chain has no such size.{suggestion(name, offered, prefix='size=')}")
+    changes = sizes.get(name) or {}
+    if other := sorted(set(changes) - {"shared", "stages"}):
         raise ConfigError(f"chain.sizes.{name}.{other[0]}: a size has shared and stages")
-    return {"shared": found.get("shared"), "stages": found.get("stages") or {}}
+    return {"shared": changes.get("shared"), "stages": changes.get("stages") or {}}
 
 
 def _lines(node: Any) -> list[str]:

@@ -194,10 +194,10 @@ def _left_by(command: str, cfg: DictConfig) -> set[str]:
         return _LEFT_BY.get(command, set())
     nodes: list[Any] = [node for node in (cfg.get("callbacks") or {}).values() if node]
     exports = [node for node in nodes if str(node.get("_target_")).endswith(".HFExport")]
-    found = {"checkpoint"} if any(str(node.get("_target_")).endswith(".LastCheckpoint") for node in nodes) else set()
-    found |= {"export"} if any(node.get("last", True) for node in exports) else set()
-    found |= {"best"} if any(node.get("monitor") for node in exports) else set()
-    return found | ({"groups"} if cfg.get("rounds") else set())
+    left = {"checkpoint"} if any(str(node.get("_target_")).endswith(".LastCheckpoint") for node in nodes) else set()
+    left |= {"export"} if any(node.get("last", True) for node in exports) else set()
+    left |= {"best"} if any(node.get("monitor") for node in exports) else set()
+    return left | ({"groups"} if cfg.get("rounds") else set())
 
 
 def _near(name: str, names: Sequence[str] = COMMANDS) -> str:

@@ -185,10 +185,12 @@ def evaluate_wins(cfg: DictConfig, evaluation: WinRate) -> dict[str, float]:
     def response_ids(text: str) -> list[int]:
         return [*cast("list[int]", tokenizer(text, add_special_tokens=False)["input_ids"]), encoder.eos]
 
-    found = evaluation(reward, prompt_ids, response_ids)
-    if "win_rate" not in found:
-        raise ConfigError(f"reward {reward.name!r} judged none of the {found['pairs']:.0f} pairs{why_unscored(found)}")
-    return {f"val/wins/{name}": value for name, value in found.items()}
+    metrics = evaluation(reward, prompt_ids, response_ids)
+    if "win_rate" not in metrics:
+        raise ConfigError(
+            f"reward {reward.name!r} judged none of the {metrics['pairs']:.0f} pairs{why_unscored(metrics)}"
+        )
+    return {f"val/wins/{name}": value for name, value in metrics.items()}
 
 
 def reward_of(cfg: DictConfig) -> tuple[Reward, PreTrainedTokenizerBase]:

@@ -215,8 +215,8 @@ def _check_same(cfg: DictConfig, folder: Path) -> None:
 def _show(step: int, pool: Sequence[Candidate]) -> None:
     from rlhf_lightning.prompting.search import best
 
-    found = best(pool)
-    say(f"step {step}: {len(pool)} texts, best {found.mean:.4g} (of step {found.step}): {found.text!r}")
+    leader = best(pool)
+    say(f"step {step}: {len(pool)} texts, best {leader.mean:.4g} (of step {leader.step}): {leader.text!r}")
 
 
 def _result(pool: Sequence[Candidate], held_out: Bench) -> dict[str, Any]:
@@ -226,13 +226,13 @@ def _result(pool: Sequence[Candidate], held_out: Bench) -> dict[str, Any]:
     """
     from rlhf_lightning.prompting.search import best
 
-    found, start = best(pool), best([candidate for candidate in pool if candidate.step == 0])
-    tried = {one.text: held_out.trials(one.text, one.step) for one in (found, start)}
+    leader, start = best(pool), best([candidate for candidate in pool if candidate.step == 0])
+    tried = {one.text: held_out.trials(one.text, one.step) for one in (leader, start)}
     described: dict[str, dict[str, Any]] = {}
-    for name, one in (("start", start), ("best", found)):
+    for name, one in (("start", start), ("best", leader)):
         scores = [trial.score for trial in tried[one.text] if trial.score is not None]
         described[name] = {"text": one.text, "step": one.step, "score": one.mean, "held_out": _mean(scores)}
-    pairs = zip(tried[found.text], tried[start.text], strict=True)
+    pairs = zip(tried[leader.text], tried[start.text], strict=True)
     differences = [a.score - b.score for a, b in pairs if a.score is not None and b.score is not None]
     error = stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else None
     result: dict[str, Any] = {

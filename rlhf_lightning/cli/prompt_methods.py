@@ -40,13 +40,13 @@ def prompt_entries() -> dict[str, PromptEntry]:
         ConfigError: a file's first line is not ``# title (paper). command``.
     """
     docs = {doc.name: doc for doc in class_docs(PROMPTING)}
-    found = {}
+    entries = {}
     for group in GROUPS:
         for path in sorted((conf_dir() / group).glob("*.yaml")):
             if path.stem != "none":
                 header, body = read_yaml(path, f"rlhf ... {group}={path.stem}")
-                found[path.stem] = PromptEntry(group, path.stem, header, body, docs[_class_of(body)])
-    return found
+                entries[path.stem] = PromptEntry(group, path.stem, header, body, docs[_class_of(body)])
+    return entries
 
 
 def prompt_lines(entry: PromptEntry, linked: Callable[[str], str], markdown: Callable[[str], str]) -> Iterator[str]:

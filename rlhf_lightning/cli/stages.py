@@ -39,9 +39,11 @@ class Command:
         if other := [flag for flag in flags.flags if flag not in allowed]:
             why = f": {multirun}" if multirun and other[0] in ("-m", "--multirun") else ""
             raise ConfigError(f"rlhf {name} has no flag {other[0]}{why}")
-        own = [option for option in flags.overrides if _root(option) in keys]
-        folders = [option for option in own if option.startswith("paths.") and "output_dir" not in option]
-        return cls(flags, own, [option for option in flags.overrides if option not in own or option in folders])
+        of_command = [option for option in flags.overrides if _root(option) in keys]
+        folders = [option for option in of_command if option.startswith("paths.") and "output_dir" not in option]
+        return cls(
+            flags, of_command, [option for option in flags.overrides if option not in of_command or option in folders]
+        )
 
     @property
     def config_flags(self) -> list[str]:

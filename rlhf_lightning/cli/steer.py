@@ -70,13 +70,13 @@ def build(cfg: DictConfig) -> None:
     data = make_data(cfg, builder, KINDS[cfg.contrast])
     data.setup("fit")
     actor = builder(LayerActor).policy.to(device_of(cfg.device)).eval()
-    found = differences(actor, _pairs(data.train_dataloader()), layers, cfg.tokens, cfg.examples)
-    vectors = {layer: direction(each, cfg.direction, seed=cfg.seed + layer) for layer, each in found.items()}
+    by_layer = differences(actor, _pairs(data.train_dataloader()), layers, cfg.tokens, cfg.examples)
+    vectors = {layer: direction(each, cfg.direction, seed=cfg.seed + layer) for layer, each in by_layer.items()}
     notes = {name: str(cfg[name]) for name in ("direction", "contrast", "tokens", "seed")}
     notes |= {
         "model": builder.source.name,
         "data": str(getattr(data.source, "name", "examples")),
-        "examples": str(len(found[layers[0]])),
+        "examples": str(len(by_layer[layers[0]])),
     }
     if cfg.contrast == "instructions":
         notes |= {name: str(cfg.data.spec[name]) for name in ("positive_context", "negative_context", "context_place")}

@@ -203,13 +203,13 @@ def linear_layers(model: nn.Module, blocks: int, named: str | Sequence[str]) -> 
         if id(part) in inside and isinstance(part, nn.Linear | Conv1D)  # quantised ones are subclasses
     ]
     if isinstance(named, str):
-        found = [name for name in linear if named == "all-linear" or re.fullmatch(named, name)]
+        modules = [name for name in linear if named == "all-linear" or re.fullmatch(named, name)]
     else:
-        found = [name for name in linear if name.endswith(tuple(f".{last}" for last in named))]
-    if not found:
+        modules = [name for name in linear if name.endswith(tuple(f".{last}" for last in named))]
+    if not modules:
         ends = sorted({name.rpartition(".")[2] for name in linear})
         raise ValueError(f"adapter.target_modules={named}: the first {blocks} blocks have the linear layers {ends}")
-    return found
+    return modules
 
 
 def keep_differentiable(model: nn.Module) -> None:

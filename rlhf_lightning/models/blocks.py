@@ -35,10 +35,10 @@ def block_list(trunk: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
     Raises:
         ValueError: the blocks do not lie in one list.
     """
-    found = decoder_layers(trunk)
+    blocks = decoder_layers(trunk)
     for holder in trunk.modules():
         for name, part in holder._modules.items():
-            if isinstance(part, nn.ModuleList) and len(part) == len(found) and all(map(is_, part, found)):
+            if isinstance(part, nn.ModuleList) and len(part) == len(blocks) and all(map(is_, part, blocks)):
                 return holder, name, part
     raise ValueError(f"the decoder blocks of {type(trunk).__name__} are not known, so no layer of it can be read")
 

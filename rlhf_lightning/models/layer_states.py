@@ -74,8 +74,8 @@ def layer_states(
     source, sequence, mean_length = _chosen(batch, tokens)
     with _first_blocks(backbone.trunk, layers, lambda state: backbone.at(state, batch, source, sequence)) as states:
         backbone.trunk_states(batch)
-    found = tuple(states[layer] for layer in layers)
-    return LayerStates(tuple(layers), found, sequence, len(batch.response_span), mean_length)
+    by_layer = tuple(states[layer] for layer in layers)
+    return LayerStates(tuple(layers), by_layer, sequence, len(batch.response_span), mean_length)
 
 
 def _chosen(batch: PackedBatch, tokens: StateTokens) -> tuple[Tensor, Tensor, float | None]:

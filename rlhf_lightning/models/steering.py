@@ -57,9 +57,9 @@ class Steering:
         Raises:
             ValueError: see the class.
         """
-        known = [each.name for each in fields(cls)]
-        if unknown := sorted(set(options) - set(known)):
-            raise ValueError(f"model.steering.{unknown[0]}: there is no such option; options: {', '.join(known)}")
+        names = [each.name for each in fields(cls)]
+        if unknown := sorted(set(options) - set(names)):
+            raise ValueError(f"model.steering.{unknown[0]}: there is no such option; options: {', '.join(names)}")
         if not isinstance(options.get("path"), str):
             raise ValueError("model.steering.path=FILE is missing: a file of rlhf steer build")
         given = {name: value for name, value in options.items() if value is not None}

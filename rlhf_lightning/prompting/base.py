@@ -73,7 +73,7 @@ def texts_of(path: str, option: str, names: Sequence[str]) -> list[tuple[str, ..
     Raises:
         ValueError: there is no such file or no row in it, or a row lacks one of the texts.
     """
-    found = []
+    rows = []
     for number, line in enumerate(existing_file(path, option).read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
@@ -86,10 +86,10 @@ def texts_of(path: str, option: str, names: Sequence[str]) -> list[tuple[str, ..
         if len(texts) < len(names):
             wanted = " and ".join(f'"{name}"' for name in names)
             raise ValueError(f"{option}={path}:{number} must have texts under {wanted}")
-        found.append(tuple(texts))
-    if not found:
+        rows.append(tuple(texts))
+    if not rows:
         raise ValueError(f"{option}={path} has no row")
-    return found
+    return rows
 
 
 def model_location(path: str, option: str) -> str:
@@ -125,10 +125,10 @@ def query_of(turns: Turns) -> int:
     Raises:
         RowError: there is none.
     """
-    found = [at for at, turn in enumerate(turns) if turn["role"] == "user"]
-    if not found:
+    positions = [at for at, turn in enumerate(turns) if turn["role"] == "user"]
+    if not positions:
         raise RowError(Kind.TYPE, "the prompt has no turn of the user that prompting=... could change")
-    return found[-1]
+    return positions[-1]
 
 
 def with_query(turns: Turns, content: str) -> Turns:

@@ -86,9 +86,9 @@ def front(scores: Sequence[Sequence[Score]]) -> list[int]:
     """
     weights = [0] * len(scores)
     for column in zip(*scores, strict=True):
-        known = [score for score in column if score is not None]
+        present = [score for score in column if score is not None]
         for number, score in enumerate(column):
-            weights[number] += bool(known) and score == max(known)
+            weights[number] += bool(present) and score == max(present)
     return weights
 
 

@@ -44,7 +44,7 @@ def queries_of(source: Source, spec: DataSpec) -> list[Query]:
     Raises:
         DataError: a row that cannot be read or has no prompt.
     """
-    found = []
+    queries = []
     for row in for_kind(source, "prompt").rows():
         if row.error is not None:
             raise DataError(f"{row.id}: {row.error}")
@@ -53,8 +53,8 @@ def queries_of(source: Source, spec: DataSpec) -> list[Query]:
         except RowError as error:
             raise DataError(f"{row.id}: {error.message}") from error
         if record is not None:
-            found.append(Query(turns_in(record), {**row.values, "prompt": record.prompt}, row.id))
-    return found
+            queries.append(Query(turns_in(record), {**row.values, "prompt": record.prompt}, row.id))
+    return queries
 
 
 class LanguageTask:

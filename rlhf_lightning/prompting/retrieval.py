@@ -43,11 +43,11 @@ class TfIdf:
 
     def similarities(self, query: str) -> list[float]:
         """See :class:`Index`."""
-        found = [0.0] * self._size
+        sums = [0.0] * self._size
         for word, weight in self._weights(_words(query)).items():
             for number, other in self._postings[word]:
-                found[number] += weight * other
-        return found
+                sums[number] += weight * other
+        return sums
 
     def _weights(self, counts: Counter[str]) -> dict[str, float]:
         weights = {word: count * self._idf[word] for word, count in counts.items() if word in self._idf}
@@ -87,8 +87,8 @@ class Embeddings:
 
 def nearest(similarities: Sequence[float], allowed: Sequence[int], top_k: int) -> list[int]:
     """The closest of the allowed texts, the closest first and of equals the earlier one; never one at 0 or below."""
-    found = [number for number in allowed if similarities[number] > 0]
-    return sorted(found, key=lambda number: -similarities[number])[:top_k]
+    candidates = [number for number in allowed if similarities[number] > 0]
+    return sorted(candidates, key=lambda number: -similarities[number])[:top_k]
 
 
 def _words(text: str) -> Counter[str]:

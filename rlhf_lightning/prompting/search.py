@@ -47,8 +47,8 @@ class Candidate:
     @property
     def mean(self) -> float:
         """Mean score of the examples that could be judged; minus infinity of none."""
-        known = [score for score in self.scores if score is not None]
-        return fmean(known) if known else float("-inf")
+        scores = [score for score in self.scores if score is not None]
+        return fmean(scores) if scores else float("-inf")
 
 
 class Task(Protocol):
@@ -147,8 +147,8 @@ def run(search: PromptSearch, starts: Sequence[str], bench: Bench) -> Iterator[t
     yield 0, pool
     for step in range(1, search.steps + 1):
         selected = search.select(pool, step, bench)
-        known = {candidate.text for candidate in pool}
-        texts = [text for text in dict.fromkeys(search.propose(selected, step, bench)) if text not in known]
+        tried = {candidate.text for candidate in pool}
+        texts = [text for text in dict.fromkeys(search.propose(selected, step, bench)) if text not in tried]
         pool = [*pool, *search.score(texts, selected, step, bench)]
         yield step, pool
 

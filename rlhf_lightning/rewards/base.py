@@ -246,9 +246,9 @@ def evaluated(reward: Any, groups: Sequence[SampleGroup], module: Any) -> Scores
     """
     introduce(reward, module)
     large = [len(group.samples) >= smallest_group(reward) for group in groups]
-    found = iter(scored(reward, [group for group, asked in zip(groups, large, strict=True) if asked])[0])
+    scores = iter(scored(reward, [group for group, asked in zip(groups, large, strict=True) if asked])[0])
     metrics_of(reward)
-    return [next(found) if asked else [None] * len(group.samples) for group, asked in zip(groups, large, strict=True)]
+    return [next(scores) if asked else [None] * len(group.samples) for group, asked in zip(groups, large, strict=True)]
 
 
 def why_unscored(counts: Mapping[str, float]) -> str:

@@ -70,9 +70,9 @@ class WinRate:
         for (row, _), point in zip(self.pairs, points, strict=True):
             if point is not None:
                 by_prompt.setdefault(str(row["prompt"]), []).append(point)
-        found = {"pairs": float(len(points)), "left_out": float(self.left_out)}
-        found["unjudged"] = fmean(point is None for point in points)
-        return found | _statistics(by_prompt) | metrics_of(reward)
+        metrics = {"pairs": float(len(points)), "left_out": float(self.left_out)}
+        metrics["unjudged"] = fmean(point is None for point in points)
+        return metrics | _statistics(by_prompt) | metrics_of(reward)
 
 
 def _statistics(by_prompt: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -107,7 +107,7 @@ def _read(path: str, option: str) -> Rows:
     file = Path(path).expanduser()
     if not file.is_file():
         raise ValueError(f"{option}={path}: there is no such file; rlhf generate prompts=... output={path} writes one")
-    found: Rows = {}
+    rows: Rows = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
@@ -117,5 +117,5 @@ def _read(path: str, option: str) -> Rows:
             raise ValueError(f"{option}={path}:{number} is not JSON: {error}") from error
         if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("prompt", "response")):
             raise ValueError(f'{option}={path}:{number} must have texts under "prompt" and "response"')
-        found.setdefault(row["prompt"], []).append(row)
-    return found
+        rows.setdefault(row["prompt"], []).append(row)
+    return rows
