@@ -81,6 +81,7 @@ def compose_with_overrides(
     accepted = readable(overrides)
     if several := [override for override in parse(accepted) if override.is_sweep_override()]:
         raise ConfigError(several_values(several[0]))
+    _check_chosen(accepted, [conf_dir(), *_folders(config_dirs), *_environment()])
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3", job_name=command):
         # Each turn adds one override for a key that no yaml mentions; the schema judges it below.
         for _ in range(len(accepted) + 1):
@@ -201,13 +202,17 @@ def _target_of(path: Path) -> str:
 def _folders(config_dirs: Iterable[str | Path]) -> list[Path]:
     """Folders with config groups, and those of ``RLHF_CONF`` looked at, before Hydra reads any file in them."""
     folders = [Path(folder).expanduser().resolve() for folder in config_dirs]
-    environment = [Path(folder).expanduser() for folder in os.environ.get("RLHF_CONF", "").split(os.pathsep) if folder]
     try:
-        for folder in [*folders, *environment]:
+        for folder in [*folders, *_environment()]:
             check_folder(folder)
     except OversizedYamlError as error:
         raise ConfigError(f"a config file cannot be read: {error}") from error
     return folders
+
+
+def _environment() -> list[Path]:
+    """Folders of ``RLHF_CONF``."""
+    return [Path(folder).expanduser() for folder in os.environ.get("RLHF_CONF", "").split(os.pathsep) if folder]
 
 
 def _naming_override(error: ConfigError, overrides: Sequence[str]) -> ConfigError:
@@ -225,6 +230,24 @@ def _no_choice(overrides: Sequence[str]) -> str | None:
         if (conf_dir() / group).is_dir() and not isinstance(override.value(), str | list | None):
             return text
     return None
+
+
+def _check_chosen(overrides: Sequence[str], folders: Sequence[Path]) -> None:
+    """Refuse a file of a group that does not exist: of an optional group Hydra would leave it out without a word.
+
+    Raises:
+        ConfigError: as Hydra says it of groups that are not optional.
+    """
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        group, value = override.key_or_group or "", override.value()
+        homes = [folder / group for folder in folders if (folder / group).is_dir()]
+        if group.startswith("hydra") or override.is_delete():  # of Hydra's own groups plugins have more files
+            continue
+        for name in value if isinstance(value, list) else [value]:
+            chosen = homes and isinstance(name, str) and "${" not in name
+            if chosen and not any((home / f"{name.removesuffix('.yaml')}.yaml").is_file() for home in homes):
+                files = [file.relative_to(home) for home in homes for file in home.rglob("*.yaml")]
+                raise ConfigError(_no_file(group, name, sorted({file.with_suffix("").as_posix() for file in files})))
 
 
 def _pop(cfg: DictConfig, key: str) -> Any:
@@ -267,4 +290,8 @@ def _missing_file(error: MissingConfigException) -> str:
     group, _, name = wanted.rpartition("/")
     if not group or options is None:
         return str(error)
-    return f"{group}={name}: there is no {wanted}.yaml.{suggestion(name, options, prefix=f'{group}=')}"
+    return _no_file(group, name, options)
+
+
+def _no_file(group: str, name: str, options: Sequence[str]) -> str:
+    return f"{group}={name}: there is no {group}/{name}.yaml.{suggestion(name, options, prefix=f'{group}=')}"

@@ -27,6 +27,12 @@ MESSAGES = {
         "strategy=dpp: there is no strategy/dpp.yaml. Did you mean strategy=ddp?\n"
         "  options: ddp, fsdp, fsdp_offload, single"
     ),
+    # groups that are optional, of which Hydra would leave out a file that does not exist
+    "experiment=tinny": "experiment=tinny: there is no experiment/tinny.yaml. Did you mean experiment=tiny?",
+    "recipe=rounds/spinn": "recipe=rounds/spinn: there is no recipe/rounds/spinn.yaml. Did you mean recipe=rounds/spin?",
+    "sweep=seed": "sweep=seed: there is no sweep/seed.yaml. Did you mean sweep=seeds?",
+    "debug=overfitt": "debug=overfitt: there is no debug/overfitt.yaml. Did you mean debug=overfit?",
+    "callbacks=[tiny,exprt]": "callbacks=exprt: there is no callbacks/exprt.yaml. Did you mean callbacks=export?",
     "seed": "Error parsing override 'seed'\nmissing EQUAL at '<EOF>'",
     "callbacks.throughput.peak_tflop=1": (
         "callbacks.throughput.peak_tflop: Throughput has no option 'peak_tflop'. Did you mean peak_tflops?"
@@ -43,7 +49,7 @@ MESSAGES = {
     "batch_size=2": "batch_size: rlhf train has no option 'batch_size'. Did you mean data.batch_size?\n",
     "num_epochs=2": "num_epochs: rlhf train has no option 'num_epochs'. Did you mean trainer.max_epochs?\n",
     "output_dir=x": "output_dir: rlhf train has no option 'output_dir'. Did you mean paths.output_dir?\n",
-    "rank=8": "rank: rlhf train has no option 'rank'. Did you mean adapter.r (with adapter=lora or adapter=qlora)?\n",
+    "rank=8": "rank: rlhf train has no option 'rank'. Did you mean adapter.r (with adapter=lora or adapter=qlora or adapter=run)?\n",
     "optimizer.max_steps=3": "optimizer.max_steps: AdamW has no option 'max_steps'. Did you mean trainer.max_steps?\n",
     "trainer.seed=1": "trainer.seed: lightning.Trainer has no option 'seed'. Did you mean seed?\n",
     "logger.wandb.project=x": (
