@@ -7,27 +7,17 @@ on the left. Rows whose response has ended are taken out of the batch once enoug
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
-from rlhf_lightning.models.forwarding import (
-    CACHE_NAMES,
-    cache_name,
-    plain_options,
-    report_every_position,
-    report_once,
-    takes,
-    without_router_loss,
-)
-from rlhf_lightning.models.growing_cache import growing_cache
+from rlhf_lightning.models.decode_states import State, WeightedModels, state_of
+from rlhf_lightning.models.reward_guidance import BlockChoice, TokenReward
 from rlhf_lightning.models.shared_prefix import SharedPrefix
 from rlhf_lightning.ops.draw import draw
-from rlhf_lightning.types import PromptForm, Sampling
+from rlhf_lightning.types import Sample, Sampling, ended_by_text
 
 #: Changes the logits of the next token: (ids so far ``[rows, length]``, logits ``[rows, vocabulary]``) -> logits.
 Processor = Callable[[Tensor, Tensor], Tensor]
@@ -50,18 +40,6 @@ class Batch:
     prefix: SharedPrefix | None = None  #: beginning of every prompt that is computed already
 
 
-@dataclass(frozen=True)
-class SecondModel:
-    r"""A model whose logits are mixed into those of another one, which gives the geometric mixture of both.
-
-    .. math:: p(y) \propto p_{second}(y)^w\, p_{first}(y)^{1 - w}
-    """
-
-    model: Any  #: of the same vocabulary, in evaluation mode, its weights whole
-    weight: float  #: w, in [0, 1]
-    context: Callable[[], AbstractContextManager[Any]] = nullcontext  #: what its forward passes run in
-
-
 @dataclass
 class Drawn:
     """Responses of a batch, row by row, on the CPU."""
@@ -71,274 +49,175 @@ class Drawn:
     ended: list[bool]  #: by a token; else cut off at the limit
 
 
-class _State(Protocol):
-    """A model in the middle of some responses."""
-
-    ids: Tensor  #: all so far, padded on the left ``[rows, length]``
-
-    def start(self) -> Tensor:
-        """Logits of the first token of each prompt, ``[prompts, vocabulary]``."""
-        ...
-
-    def expand(self, repeats: Tensor) -> None:
-        """Make the rows: each prompt as often as it is sampled."""
-        ...
-
-    def step(self, ids: Tensor) -> Tensor:
-        """Append a token to each row; logits of the next one, ``[rows, vocabulary]``."""
-        ...
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some of the rows only."""
-        ...
-
-
 def decode(
     model: Any,
     batch: Batch,
     sampling: Sampling,
     ends: Tensor,
     processor: Processor | None = None,
-    second: SecondModel | None = None,
+    mixture: WeightedModels | None = None,
+    guide: TokenReward | BlockChoice | None = None,
 ) -> Drawn:
     """Sample responses.
 
     Args:
         model: a transformers causal language model in evaluation mode, its weights whole.
-        batch: prompts and random numbers.
+        batch: prompts and random numbers; with a choice of blocks a row is a candidate, those of a response in a row.
         sampling: how tokens are drawn; its ``stop`` must be among ``ends``.
         ends: tokens that end a response, on the model's device.
         processor: changes the logits before the temperature divides them.
-        second: whose logits are mixed in, before that; None: nothing is.
+        mixture: models whose logits are mixed in, before that; None: none are.
+        guide: a reward that decides too, on tokens or blocks of them; None: none does.
     """
     device, repeats = model.device, torch.tensor(batch.repeats, device=model.device)
-    rows, longest = int(repeats.sum()), sampling.max_new_tokens
+    longest = sampling.max_new_tokens
     uniform = batch.uniform.to(device)
-    ids = torch.zeros((rows, longest), dtype=torch.long, device=device)
-    log_probs = torch.zeros((rows, longest), device=device)
-    length = torch.full((rows,), longest, device=device)
-    ended = torch.zeros(rows, dtype=torch.bool, device=device)
-    state = _state(model, batch.prompts, longest, batch.prefix)
-    if second is not None:
-        state = _Mixed(state, _state(second.model, batch.prompts, longest), second)
+    rows = _Rows(batch, sampling, ends)
+    blocks = _Blocks(guide, rows) if isinstance(guide, BlockChoice) else None
+    state = state_of(model, batch.prompts, longest, batch.prefix, mixture)
     logits = _processed(state, state.start(), processor).repeat_interleave(repeats, dim=0)
     state.expand(repeats)
-    active = torch.arange(rows, device=device)
     stride = 1 if device.type == "cpu" else _DEVICE_STRIDE
     for step in range(longest):
         held = step < sampling.min_new_tokens and not sampling.ignore_eos
+        forbidden = ends if held and len(ends) else None
+        if isinstance(guide, TokenReward):
+            logits = rows.guided(guide, step, logits, forbidden)
         token, log_prob = draw(
             logits,
-            uniform[active, step],
+            uniform[rows.active, step],
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            forbidden=ends if held and len(ends) else None,
+            forbidden=forbidden,
         )
-        ids[active, step], log_probs[active, step] = token, log_prob
-        if len(ends) and not sampling.ignore_eos:
-            ends_here = torch.isin(token, ends) & ~ended[active]
-            length[active] = torch.where(ends_here, step + 1, length[active])
-            ended[active] |= ends_here
-        if sampling.form.stops and (step + 1) % _TEXT_STRIDE == 0:
-            _end_at_text(ids, length, ended, step + 1, sampling.form)
+        rows.append(step, token, log_prob)
         if step + 1 == longest:
             break
+        if blocks is not None and (step + 1) % blocks.choice.tokens == 0:
+            token = blocks.choose(state, token, step + 1)
         if (step + 1) % stride == 0:
-            active, token = _drop(state, active, token, ended)
-            if not len(active):
-                break
+            token = rows.drop(state, token)
+        if not len(rows.active):
+            break
         logits = _processed(state, state.step(token), processor)
-    return _collected(ids, log_probs, length, ended)
+    if blocks is not None:
+        blocks.close(longest)
+    return rows.drawn()
 
 
-def _end_at_text(ids: Tensor, length: Tensor, ended: Tensor, tokens: int, form: PromptForm) -> None:
-    """End the rows whose text has come to a stop, in place; what stands behind it is cut when all rows are drawn."""
-    for row in (~ended).nonzero()[:, 0].tolist():
-        if form.last_ended(ids[row, :tokens].tolist(), _TEXT_WINDOW):
-            length[row], ended[row] = tokens, True
+class _Rows:
+    """Responses so far, one a row, and which rows are decoded further."""
+
+    def __init__(self, batch: Batch, sampling: Sampling, ends: Tensor) -> None:
+        self.sampling, self.ends = sampling, ends
+        self.prompts = [prompt for prompt, n in zip(batch.prompts, batch.repeats, strict=True) for _ in range(n)]
+        rows, longest, device = len(self.prompts), sampling.max_new_tokens, ends.device
+        self.ids = torch.zeros((rows, longest), dtype=torch.long, device=device)
+        self.log_probs = torch.zeros((rows, longest), device=device)
+        self.length = torch.full((rows,), longest, device=device)
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.active = torch.arange(rows, device=device)
+
+    def append(self, step: int, token: Tensor, log_prob: Tensor) -> None:
+        """Write a token of each active row, and see which of them end there."""
+        active, ends = self.active, self.ends
+        self.ids[active, step], self.log_probs[active, step] = token, log_prob
+        if len(ends) and not self.sampling.ignore_eos:
+            ends_here = torch.isin(token, ends) & ~self.ended[active]
+            self.length[active] = torch.where(ends_here, step + 1, self.length[active])
+            self.ended[active] |= ends_here
+        if (step + 1) % _TEXT_STRIDE == 0:
+            self.end_at_text(step + 1)
+
+    def end_at_text(self, tokens: int) -> None:
+        """End the rows whose text has come to a stop; what stands behind it is cut when all rows are drawn."""
+        form = self.sampling.form
+        for row in (~self.ended).nonzero()[:, 0].tolist() if form.stops else ():
+            if form.last_ended(self.ids[row, :tokens].tolist(), _TEXT_WINDOW):
+                self.length[row], self.ended[row] = tokens, True
+
+    def drop(self, state: State, token: Tensor) -> Tensor:
+        """Take the rows that have ended out of the batch, when there are enough of them; tokens of those that stay."""
+        going = (~self.ended[self.active]).nonzero()[:, 0]
+        gone = len(self.active) - len(going)
+        if not gone or (len(going) and gone < _DROP_SHARE * len(self.active)):
+            return token
+        return self.keep(state, token, going, self.active[going])
+
+    def keep(self, state: State, token: Tensor, positions: Tensor, active: Tensor) -> Tensor:
+        """Go on with other rows.
+
+        Args:
+            state: of the rows that were active.
+            token: the last one of each of them.
+            positions: for each row that is active from now on, which of them it continues.
+            active: the rows that are active from now on.
+        """
+        if len(positions):
+            state.keep(positions)
+        self.active = active
+        return token[positions]
+
+    def guided(self, guide: TokenReward, step: int, logits: Tensor, forbidden: Tensor | None) -> Tensor:
+        """Logits of the active rows as a reward changes them; rows that have ended are not asked for."""
+        at = (~self.ended[self.active]).nonzero()[:, 0]
+        rows = self.active[at].tolist()
+        prefixes = self.ids[rows, :step].tolist()
+        prompts = [self.prompts[row] for row in rows]
+        # Its own tensor: the logits of rows beside these may be read once more.
+        logits = logits.float().clone()
+        logits[at] = guide.logits(prompts, prefixes, logits[at], self.ends, forbidden)
+        return logits
+
+    def sample(self, row: int, tokens: int) -> Sample:
+        """The response of a row after so many steps, without log-probs."""
+        ids = self.ids[row, : min(tokens, int(self.length[row]))].tolist()
+        return ended_by_text(Sample(ids, [], "stop" if self.ended[row] else "length"), self.sampling)
+
+    def drawn(self) -> Drawn:
+        """All responses."""
+        lengths = self.length.tolist()
+        return Drawn(
+            [row[:n] for row, n in zip(self.ids.tolist(), lengths, strict=True)],
+            [row[:n] for row, n in zip(self.log_probs.tolist(), lengths, strict=True)],
+            self.ended.tolist(),
+        )
 
 
-def _drop(state: _State, active: Tensor, token: Tensor, ended: Tensor) -> tuple[Tensor, Tensor]:
-    """Take the rows that have ended out of the batch, when there are enough of them."""
-    going = (~ended[active]).nonzero()[:, 0]
-    gone = len(active) - len(going)
-    if not gone or (len(going) and gone < _DROP_SHARE * len(active)):
-        return active, token
-    if len(going):
-        state.keep(going)
-    return active[going], token[going]
+class _Blocks:
+    """Candidates of each response, the rows ``k r .. k r + k - 1``, all of which continue the best one of them."""
+
+    def __init__(self, choice: BlockChoice, rows: _Rows) -> None:
+        self.choice, self.rows = choice, rows
+        #: Responses whose best candidate has ended.
+        self.settled = rows.ended.new_zeros(len(rows.prompts) // choice.candidates)
+
+    def choose(self, state: State, token: Tensor, tokens: int) -> Tensor:
+        """Put the best candidates, so many tokens long, in the place of the others; the last token of each row."""
+        rows = self.rows
+        position = torch.full_like(rows.length, -1)
+        position[rows.active] = torch.arange(len(rows.active), device=position.device)
+        source = self.close(tokens)
+        active = (~self.settled).repeat_interleave(self.choice.candidates).nonzero()[:, 0]
+        # The best candidate of a response that goes on has not ended, so it is among the active rows.
+        return rows.keep(state, token, position[source[active]], active)
+
+    def close(self, tokens: int) -> Tensor:
+        """Copy the best candidates, so many tokens long, over the others; for each row, the row that was copied."""
+        rows, count = self.rows, self.choice.candidates
+        rows.end_at_text(tokens)
+        going = (~self.settled).nonzero()[:, 0].tolist()
+        candidates = [[rows.sample(count * at + number, tokens) for number in range(count)] for at in going]
+        best = self.choice.best([rows.prompts[count * at] for at in going], candidates)
+        source = torch.arange(len(rows.prompts), device=rows.ids.device)
+        for at, number in zip(going, best, strict=True):
+            source[count * at : count * (at + 1)] = count * at + number
+        rows.ids, rows.log_probs = rows.ids[source], rows.log_probs[source]
+        rows.length, rows.ended = rows.length[source], rows.ended[source]
+        self.settled = rows.ended[::count].clone()  # of this moment: the rows go on to end
+        return source
 
 
-def _processed(state: _State, logits: Tensor, processor: Processor | None) -> Tensor:
+def _processed(state: State, logits: Tensor, processor: Processor | None) -> Tensor:
     return logits if processor is None else processor(state.ids, logits)
-
-
-def _collected(ids: Tensor, log_probs: Tensor, length: Tensor, ended: Tensor) -> Drawn:
-    lengths = length.tolist()
-    return Drawn(
-        [row[:n] for row, n in zip(ids.tolist(), lengths, strict=True)],
-        [row[:n] for row, n in zip(log_probs.tolist(), lengths, strict=True)],
-        ended.tolist(),
-    )
-
-
-def why_uncached(model: Any) -> str | None:
-    """The reason why a model keeps no keys and values that can be repeated, selected and padded on the left.
-
-    State-space models and hybrids keep a state that padding runs through; they are computed without a cache. None: the
-    model is computed with one.
-    """
-    if getattr(model, "_is_stateful", False) or growing_cache(model.config) is None:
-        return "keeps a state that is not keys and values alone"
-    if cache_name(model) is None:
-        return f"takes no cache under a name that is known here ({', '.join(CACHE_NAMES)})"
-    return None
-
-
-def _state(model: Any, prompts: Sequence[Sequence[int]], room: int, prefix: SharedPrefix | None = None) -> _State:
-    ids, lengths = _padded(prompts, model.device, 0 if prefix is None else prefix.length)
-    if not takes(model, "logits_to_keep"):
-        report_every_position(model)
-    reason = why_uncached(model)
-    if reason is None:
-        return _Cached(model, ids, lengths, room, prefix)
-    report_once(model, reason, "each token of a response computes its prompt and the response so far once more")
-    return _Whole(model, ids, lengths)
-
-
-def _padded(prompts: Sequence[Sequence[int]], device: torch.device, shared: int) -> tuple[Tensor, Tensor]:
-    """Ids padded on the left, behind the first ``shared`` tokens, which all prompts have; lengths without padding."""
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.zeros((len(prompts), longest), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, :shared] = torch.as_tensor(prompt[:shared])
-        ids[row, longest - len(prompt) + shared :] = torch.as_tensor(prompt[shared:])
-    return ids.to(device), torch.tensor([len(prompt) for prompt in prompts], device=device)
-
-
-class _Cached:
-    """Keys and values of everything so far are kept; a step computes one token a row."""
-
-    def __init__(self, model: Any, ids: Tensor, lengths: Tensor, room: int, prefix: SharedPrefix | None = None) -> None:
-        self.model, self.ids, self.next = model, ids, lengths
-        self.cache: Any = growing_cache(model.config)
-        self.shared = 0
-        if prefix is not None:
-            prefix.fill(self.cache, len(ids))
-            self.shared = prefix.length
-        self.options: dict[str, Any] = {str(cache_name(model)): self.cache, "use_cache": True}
-        self.options |= without_router_loss(model)
-        self.takes_positions, self.keeps_logits = takes(model, "position_ids"), takes(model, "logits_to_keep")
-        column = torch.arange(ids.shape[1], device=ids.device)
-        prompt = (column < self.shared) | (column >= self.shared + (ids.shape[1] - lengths)[:, None])
-        self.mask: Tensor | None = None  # without padding every row sees everything before it
-        if not bool(prompt.all()):
-            self.mask = torch.cat([prompt.long(), prompt.new_ones((len(ids), room), dtype=torch.long)], dim=1)
-
-    def start(self) -> Tensor:
-        first = self.ids.shape[1] - self.next[:, None]
-        positions = (torch.arange(self.ids.shape[1], device=self.ids.device) - first).clamp_min(0)
-        logits = self._forward(self.ids[:, self.shared :], positions[:, self.shared :])
-        if self.cache.get_seq_length() != self.ids.shape[1]:
-            raise RuntimeError(
-                f"{type(self.model).__name__} left the cache that it was given empty under transformers "
-                f"{transformers.__version__}, so the tokens of a response would not see what is before them"
-            )
-        return logits
-
-    def expand(self, repeats: Tensor) -> None:
-        self.keep(torch.arange(len(repeats), device=repeats.device).repeat_interleave(repeats))
-
-    def step(self, ids: Tensor) -> Tensor:
-        self.ids = torch.cat([self.ids, ids[:, None]], dim=1)
-        logits = self._forward(ids[:, None], self.next[:, None])
-        self.next = self.next + 1
-        return logits
-
-    def keep(self, rows: Tensor) -> None:
-        self.cache.batch_select_indices(rows)
-        self.ids, self.next = self.ids[rows], self.next[rows]
-        self.mask = None if self.mask is None else self.mask[rows]
-
-    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        options = dict(self.options)
-        if self.takes_positions:
-            options["position_ids"] = positions
-        if self.keeps_logits:
-            # An index and not 1: a slice of the states is not contiguous, and the head would be copied for every row.
-            options["logits_to_keep"] = torch.tensor([ids.shape[1] - 1], device=ids.device)
-        mask = None if self.mask is None else self.mask[:, : self.ids.shape[1]]
-        out = self.model(input_ids=ids, attention_mask=mask, **options)
-        logits: Tensor = out.logits[:, -1]
-        return logits
-
-
-class _Mixed:
-    """Two models in the middle of the same responses; each keeps keys and values of its own."""
-
-    def __init__(self, first: _State, other: _State, second: SecondModel) -> None:
-        self.first, self.other, self.second = first, other, second
-        self.ids = first.ids
-
-    def start(self) -> Tensor:
-        with self.second.context():
-            other = self.other.start()
-        return self._mix(self.first.start(), other)
-
-    def expand(self, repeats: Tensor) -> None:
-        self.first.expand(repeats)
-        self.other.expand(repeats)
-        self.ids = self.first.ids
-
-    def step(self, ids: Tensor) -> Tensor:
-        with self.second.context():
-            other = self.other.step(ids)
-        return self._mix(self.first.step(ids), other)
-
-    def keep(self, rows: Tensor) -> None:
-        self.first.keep(rows)
-        self.other.keep(rows)
-        self.ids = self.first.ids
-
-    def _mix(self, first: Tensor, other: Tensor) -> Tensor:
-        # Of logits as of log-probs: what normalises each of them is the same for every token.
-        self.ids = self.first.ids
-        return (1 - self.second.weight) * first.float() + self.second.weight * other.float()
-
-
-class _Whole:
-    """Nothing is kept: each step computes the whole row again, padded on the right, where no causal model looks."""
-
-    def __init__(self, model: Any, ids: Tensor, lengths: Tensor) -> None:
-        self.model, self.ids, self.lengths = model, ids, lengths
-        self.options, self.keeps_logits = plain_options(model), takes(model, "logits_to_keep")
-
-    def start(self) -> Tensor:
-        return self._forward()
-
-    def expand(self, repeats: Tensor) -> None:
-        self.keep(torch.arange(len(repeats), device=repeats.device).repeat_interleave(repeats))
-
-    def step(self, ids: Tensor) -> Tensor:
-        self.ids = torch.cat([self.ids, ids[:, None]], dim=1)
-        self.lengths = self.lengths + 1
-        return self._forward()
-
-    def keep(self, rows: Tensor) -> None:
-        self.ids, self.lengths = self.ids[rows], self.lengths[rows]
-
-    def _forward(self) -> Tensor:
-        width = self.ids.shape[1]
-        column = torch.arange(width, device=self.ids.device)
-        mask = column < self.lengths[:, None]
-        shift = (width - self.lengths)[:, None]
-        ids = self.ids.gather(1, (column + shift).clamp_max(width - 1)).where(mask, 0)
-        last = (self.lengths - 1)[:, None]
-        if self.keeps_logits:
-            logits: Tensor = self.model(
-                input_ids=ids, attention_mask=mask.long(), logits_to_keep=last, **self.options
-            ).logits
-            return logits[:, -1]
-        logits = self.model(input_ids=ids, attention_mask=mask.long(), **self.options).logits
-        return logits.gather(1, last[..., None].expand(-1, -1, logits.shape[-1]))[:, 0]

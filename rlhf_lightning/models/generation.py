@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlhf_lightning.models.adapters import is_adapted
-from rlhf_lightning.models.decoding import Batch, Processor, SecondModel, decode
+from rlhf_lightning.models.decode_states import WeightedModel, WeightedModels
+from rlhf_lightning.models.decoding import Batch, Processor, decode
+from rlhf_lightning.models.modes import evaluating
 from rlhf_lightning.models.naming import transformers_model
-from rlhf_lightning.models.roles import evaluating
+from rlhf_lightning.models.reward_guidance import BlockChoice, TokenReward
 from rlhf_lightning.models.sharding import unsharded
 from rlhf_lightning.models.shared_prefix import SharedPrefix, shared_prefix
-from rlhf_lightning.ops.streams import uniforms
+from rlhf_lightning.ops.streams import stream_seed, uniforms
 from rlhf_lightning.types import PromptForm, Sample, Sampling, ended_by_text
 
 if TYPE_CHECKING:
@@ -33,11 +35,29 @@ unsharded_for_generation = unsharded
 
 @dataclass(frozen=True)
 class Mixed:
-    """An actor whose distribution is mixed into that of the policy, token by token; see ``decoding.SecondModel``."""
+    """An actor whose logits, times a weight, are added to those of the policy."""
 
     actor: Actor
-    weight: float  #: of its logits, in [0, 1]
+    weight: float
     adapter: bool = True  #: False: the model beneath its adapter
+
+
+@dataclass(frozen=True)
+class Guide:
+    r"""What decides on tokens beside the policy's own distribution.
+
+    Logits are :math:`z = w\,z_{policy} + \sum_i w_i z_i`, before the temperature divides them; see
+    ``decode_states``. Other models whose weight is 0 are not run.
+    """
+
+    weight: float = 1.0  #: w, of the policy's logits
+    others: tuple[Mixed, ...] = ()
+    reward: TokenReward | BlockChoice | None = None  #: which decides on tokens, or on blocks of them
+
+    @property
+    def candidates(self) -> int:
+        """Rows that are decoded for each response."""
+        return self.reward.candidates if isinstance(self.reward, BlockChoice) else 1
 
 
 def generate(
@@ -53,6 +73,7 @@ def generate(
     processor: Processor | None = None,
     streams: Sequence[tuple[int, int]] | None = None,
     form: PromptForm | None = None,
+    guide: Guide | None = None,
 ) -> list[list[int]]:
     """Sample one response for each prompt; see :func:`sample`.
 
@@ -72,6 +93,7 @@ def generate(
             far and the logits, ``[rows, length]`` and ``[rows, vocabulary]``.
         streams: of random numbers, one a prompt: a seed and a number under it; None: see above.
         form: of the prompts: what text ends a response, and how all of them begin; None: a chat template says both.
+        guide: what else decides on tokens; None: nothing does.
 
     Returns:
         The response of each prompt in the order of ``prompts``, with its EOS token; without one it was cut off.
@@ -87,6 +109,7 @@ def generate(
         batch_size=batch_size,
         adapter=adapter,
         processor=processor,
+        guide=guide,
     )
     return [drawn.ids for drawn in samples]
 
@@ -102,7 +125,7 @@ def sample(
     batch_tokens: int | None = None,
     adapter: bool = True,
     processor: Processor | None = None,
-    mixed: Mixed | None = None,
+    guide: Guide | None = None,
     version: int = 0,
 ) -> list[Sample]:
     """Sample one response for each prompt, with the log-prob of each token.
@@ -120,7 +143,8 @@ def sample(
         batch_tokens: most tokens of a batch with its prompts, were all responses as long as they may be; None: any.
         adapter: False samples from the model beneath the adapter.
         processor: changes the logits; see :func:`generate`.
-        mixed: another actor whose distribution is mixed in; None: none is.
+        guide: what else decides on tokens; None: nothing does. Log-probs are then of the guided distribution, and there
+            are none where several candidates of blocks were compared, whose distribution is not known.
         version: written into the samples.
 
     Raises:
@@ -130,11 +154,17 @@ def sample(
     model: Any = transformers_model(actor)
     ends = torch.tensor(_ends(model, sampling), dtype=torch.long, device=model.device)
     samples: dict[int, Sample] = {}
-    with _decoding(actor, model, adapter), _second(mixed, actor) as second:
-        prefix = shared_prefix(model, prompts, sampling.form) if second is None else None
-        for rows in _batches(prompts, sampling.max_new_tokens, batch_size, batch_tokens):
-            drawn = decode(model, _batch(prompts, rows, streams, sampling, prefix), sampling, ends, processor, second)
-            for row, ids, log_probs, ended in zip(rows, drawn.ids, drawn.log_probs, drawn.ended, strict=True):
+    guide = guide or Guide()
+    several = guide.candidates
+    with _decoding(actor, model, adapter), _mixture(guide, actor, prompts, sampling.form) as mixture:
+        prefix = shared_prefix(model, prompts, sampling.form)
+        tokens = None if batch_tokens is None else batch_tokens // several
+        for rows in _batches(prompts, sampling.max_new_tokens, max(1, batch_size // several), tokens):
+            batch = _batch(prompts, rows, streams, sampling, prefix, several)
+            drawn = decode(model, batch, sampling, ends, processor, mixture, guide.reward)
+            for at, row in enumerate(rows):
+                ids, ended = drawn.ids[at * several], drawn.ended[at * several]
+                log_probs = drawn.log_probs[at] if several == 1 else []
                 samples[row] = ended_by_text(Sample(ids, log_probs, "stop" if ended else "length", version), sampling)
     return [samples[row] for row in range(len(prompts))]
 
@@ -161,18 +191,25 @@ def _decoding(actor: Any, model: Any, adapter: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _second(mixed: Mixed | None, first: Any) -> Iterator[SecondModel | None]:
-    """The other model of a mixture, ready to decode; that of the first actor's own base is ready already."""
-    if mixed is None:
-        yield None
-        return
-    actor: Any = mixed.actor
-    context = nullcontext if mixed.adapter else actor.model.disable_adapter
+def _mixture(
+    guide: Guide, first: Any, prompts: Sequence[Sequence[int]], form: PromptForm
+) -> Iterator[WeightedModels | None]:
+    """The other models of a mixture, ready to decode; that of the first actor's own base is ready already."""
     with ExitStack() as stack:
-        if actor is not first:
-            stack.enter_context(unsharded(actor))
-            stack.enter_context(evaluating(actor))
-        yield SecondModel(transformers_model(actor), mixed.weight, context)
+        others = []
+        for mixed in guide.others:
+            if not mixed.weight:
+                continue
+            actor: Any = mixed.actor
+            context = nullcontext if mixed.adapter else actor.model.disable_adapter
+            if actor is not first:
+                stack.enter_context(unsharded(actor))
+                stack.enter_context(evaluating(actor))
+            model: Any = transformers_model(actor)
+            with context():
+                prefix = shared_prefix(model, prompts, form)
+            others.append(WeightedModel(model, mixed.weight, context, prefix))
+        yield WeightedModels(guide.weight, tuple(others)) if others or guide.weight != 1 else None
 
 
 def _ends(model: Any, sampling: Sampling) -> list[int]:
@@ -205,10 +242,17 @@ def _batch(
     streams: Sequence[tuple[int, int]],
     sampling: Sampling,
     prefix: SharedPrefix | None,
+    candidates: int,
 ) -> Batch:
     repeats: dict[tuple[int, ...], int] = {}
     for row in rows:
         prompt = tuple(prompts[row])
-        repeats[prompt] = repeats.get(prompt, 0) + 1
-    uniform = uniforms([streams[row] for row in rows], sampling.max_new_tokens)
-    return Batch(list(repeats), list(repeats.values()), uniform, prefix)
+        repeats[prompt] = repeats.get(prompt, 0) + candidates
+    each = [stream for row in rows for stream in candidate_streams(streams[row], candidates)]
+    return Batch(list(repeats), list(repeats.values()), uniforms(each, sampling.max_new_tokens), prefix)
+
+
+def candidate_streams(stream: tuple[int, int], candidates: int) -> list[tuple[int, int]]:
+    """Streams of the candidates of one response, of which the first one is that of the response itself."""
+    seed, number = stream
+    return [stream, *((stream_seed("candidate", seed, other), number) for other in range(1, candidates))]

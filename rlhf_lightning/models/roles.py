@@ -177,6 +177,19 @@ class ModelBuilder:
                 f"rounds.parent={parent.name} {differing}: name the model that the policy was trained from"
             )
 
+    def check_vocabulary(self, other: ModelSource, option: str) -> None:
+        """Compare the vocabulary of a model that is decoded beside the policy; reads tokenizers, no weights.
+
+        Args:
+            other: where it comes from.
+            option: that names it.
+
+        Raises:
+            ValueError: the vocabularies differ.
+        """
+        if differing := self._differing(other):
+            raise ValueError(f"{option} {differing}. Logits are added token by token: choose one of the same family")
+
     def _differing(self, other: ModelSource) -> str | None:
         """How another model's vocabulary differs from the policy's; None: it does not."""
         ids, other_ids = self.tokenizer().get_vocab(), other.tokenizer().get_vocab()

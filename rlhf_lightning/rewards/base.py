@@ -38,7 +38,8 @@ class Reward(Protocol):
     * ``check_columns`` (:class:`ColumnReward`), and ``reads_columns: bool``: False where it has ``check_columns`` and
       yet reads no column, see :func:`reads_columns`;
     * ``smallest_group: int``: responses to one prompt that the reward needs at least, see :func:`smallest_group`;
-    * ``policy`` (:class:`PolicyReward`);
+    * ``reads_log_probs: bool``: whether it reads the log-probs of samples, see :func:`reads_log_probs`;
+    * ``policy`` (:class:`PolicyReward`), and ``asks_policy: bool``: False where it has ``policy`` and yet asks nothing;
     * ``win_matrix`` (:class:`ComparingReward`);
     * ``roles`` and ``assign`` (:class:`RoleReward`).
 
@@ -215,6 +216,16 @@ def reads_columns(reward: Any) -> bool:
 def smallest_group(reward: Any) -> int:
     """Responses to one prompt that a reward needs at least: 2 where it compares them, 1 where it says nothing."""
     return int(getattr(reward, "smallest_group", 1))
+
+
+def asks_policy(reward: Any) -> bool:
+    """Whether a reward asks the policy itself: it has a place for it, and does not deny it."""
+    return isinstance(reward, PolicyReward) and bool(getattr(reward, "asks_policy", True))
+
+
+def reads_log_probs(reward: Any) -> bool:
+    """Whether a reward reads the log-probs that responses were drawn with; False where it says nothing."""
+    return bool(getattr(reward, "reads_log_probs", False))
 
 
 def metrics_of(reward: Any) -> dict[str, float]:

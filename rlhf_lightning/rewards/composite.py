@@ -16,6 +16,7 @@ from rlhf_lightning.rewards.base import (
     StepReward,
     metrics_of,
     reads_columns,
+    reads_log_probs,
     roles_of,
     scored,
     smallest_group,
@@ -149,6 +150,16 @@ class Composite:
     def smallest_group(self) -> int:
         """Responses to one prompt that every term can score."""
         return max(map(smallest_group, self.rewards.values()))
+
+    @property
+    def reads_log_probs(self) -> bool:
+        """Whether any term reads the log-probs of samples."""
+        return any(map(reads_log_probs, self.rewards.values()))
+
+    @property
+    def asks_policy(self) -> bool:
+        """Whether any term asks the policy."""
+        return bool(self._asking())
 
     @property
     def policy(self) -> Any:

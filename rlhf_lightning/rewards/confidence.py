@@ -33,6 +33,8 @@ class SelfConfidence:
         ValueError: an unknown reduction.
     """
 
+    reads_log_probs = True
+
     def __init__(self, tokenizer: Any = None, *, reduction: Reduction = "mean", name: str = "self_confidence") -> None:
         if reduction not in ("mean", "sum", "product", "geometric_mean"):
             raise ValueError(f"reward.reduction={reduction!r} is none of mean, sum, product, geometric_mean")

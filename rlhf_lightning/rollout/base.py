@@ -10,6 +10,7 @@ from rlhf_lightning.types import Sample, Sampling
 if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor
     from rlhf_lightning.models.adapters import Adapter
+    from rlhf_lightning.models.guidance import Guidance
 
 
 @runtime_checkable
@@ -77,6 +78,19 @@ class RolloutEngine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds (processes, copies of weights)."""
+        ...
+
+
+@runtime_checkable
+class GuidedEngine(RolloutEngine, Protocol):
+    """An engine that also draws guided samples."""
+
+    def guide(self, guidance: Guidance) -> None:
+        """Let this decide on tokens too where ``Sampling.guided`` asks for it.
+
+        Args:
+            guidance: checked, see :class:`~rlhf_lightning.models.guidance.Guidance`.
+        """
         ...
 
 

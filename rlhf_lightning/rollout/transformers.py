@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 
 from rlhf_lightning.models.cast_copy import CastCopy
-from rlhf_lightning.models.generation import Mixed, sample
+from rlhf_lightning.models.generation import Guide, Mixed, sample
 from rlhf_lightning.models.reference import AdapterDisabled, FrozenCopy
 from rlhf_lightning.types import Sample, Sampling
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from rlhf_lightning.models.actor import Actor
     from rlhf_lightning.models.adapters import Adapter
+    from rlhf_lightning.models.guidance import Guidance
 
 
 class TransformersEngine:
@@ -70,6 +71,7 @@ class TransformersEngine:
         self.dtype = None if dtype is None else cast("torch.dtype", getattr(torch, dtype))
         self.policy: Actor | None = None
         self.reference: FrozenCopy | AdapterDisabled | None = None
+        self.guidance: Guidance | None = None
         self.version = 0
         self._copy: CastCopy | None = None
 
@@ -129,20 +131,29 @@ class TransformersEngine:
             )
         self.reference = reference
 
+    def guide(self, guidance: Guidance) -> None:
+        """Let this decide on tokens too where a sampling asks for it.
+
+        Log-probs are then not the policy's, so ``max_gap`` bounds nothing.
+        """
+        self.guidance, self.max_gap = guidance, None
+
     def _source(self, sampling: Sampling) -> tuple[Actor | PreTrainedModel, dict[str, Any]]:
         """The model that a sampling draws from, and how."""
         assert self.policy is not None
         policy = self.policy if self._copy is None else self._copy.model
         if sampling.source == "policy":
-            return policy, {}
+            if self.guidance is None or not sampling.guided:
+                return policy, {}
+            return policy, {"guide": self.guidance.guide(self.policy)}
         if self.reference is None:
             raise ValueError("the engine has no reference yet: call hold(reference) before generate")
         own = isinstance(self.reference, FrozenCopy)
         actor = cast("Actor", self.reference.actor if isinstance(self.reference, FrozenCopy) else self.policy)
         if sampling.source == "reference":
             return actor, {"adapter": own}
-        return policy, {"mixed": Mixed(actor, sampling.mix, adapter=own)}
+        return policy, {"guide": Guide(1 - sampling.mix, (Mixed(actor, sampling.mix, adapter=own),))}
 
     def close(self) -> None:
         """Let go of the models."""
-        self.policy = self._copy = self.reference = None
+        self.policy = self._copy = self.reference = self.guidance = None

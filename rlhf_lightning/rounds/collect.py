@@ -82,6 +82,7 @@ class Collector:
             source=draw.source,
             mix=draw.mix,
             form=self.form,
+            guided=draw.source == "policy" and not self.validating,
         )
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,16 @@ class CreditRule(Protocol):
         ...
 
 
+@runtime_checkable
+class EngineCorrection(Protocol):
+    """What a method does about samples of another distribution than the policy's, before anything is drawn."""
+
+    @property
+    def needs_rollout(self) -> bool:
+        """Whether it reads the log-probs that samples were drawn with."""
+        ...
+
+
 class Rolled(Trained, Protocol):
     """A method that learns from rollouts through credit assignment."""
 
@@ -80,6 +90,11 @@ class Rolled(Trained, Protocol):
     assignment: CreditRule
     own_reward: Any  #: what scores where no other reward is chosen; None: nothing does
     ptx_coef: float  #: weight of demonstrations beside the rollouts; 0: they have no part in the loss
+
+    @property
+    def mismatch(self) -> EngineCorrection:
+        """The correction of samples that another distribution than the policy's drew."""
+        ...
 
     @property
     def needs_reward(self) -> bool:

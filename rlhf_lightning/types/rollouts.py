@@ -40,6 +40,7 @@ class Sampling:
             samples are of that distribution.
         mix: weight of the reference in the mixture.
         form: of the prompts, where a transform made them: texts that end a response, and the beginning that all share.
+        guided: whether the engine's guidance decides too, where it has one; log-probs are then not the policy's.
     """
 
     max_new_tokens: int = 256
@@ -52,6 +53,7 @@ class Sampling:
     source: Source = field(default="policy", repr=False)  # another one says so in Draw
     mix: float = field(default=0.0, repr=False)
     form: PromptForm = field(default=PromptForm(), repr=False)  # the prompts' tokens and options say so
+    guided: bool = field(default=False, repr=False)  # the job's options say so
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or not 0 <= self.min_new_tokens <= self.max_new_tokens:

@@ -7,8 +7,8 @@ import torch
 from transformers import GenerationConfig
 
 from rlhf_lightning.data.packing import pack
-from rlhf_lightning.models import decoding
-from rlhf_lightning.models.decoding import why_uncached
+from rlhf_lightning.models import decode_states, decoding
+from rlhf_lightning.models.decode_states import why_uncached
 from rlhf_lightning.models.generation import sample
 from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
@@ -140,8 +140,8 @@ def test_rows_that_ended_are_left_out(architecture, monkeypatch):
     """Ends are frequent, so the batch shrinks all the time; every row must be what it is alone."""
     actor = _actor(architecture, config=ARCHITECTURES[architecture])
     sizes = []
-    step = decoding._Cached.step if architecture != "mamba" else decoding._Whole.step
-    kind = decoding._Cached if architecture != "mamba" else decoding._Whole
+    step = decode_states._Cached.step if architecture != "mamba" else decode_states._Whole.step
+    kind = decode_states._Cached if architecture != "mamba" else decode_states._Whole
 
     def counted(self, ids):
         sizes.append(len(ids))
@@ -194,13 +194,13 @@ def test_an_end_at_the_limit_is_an_end(llama):
 
 def test_a_prompt_is_computed_once(llama, monkeypatch):
     shapes = []
-    forward = decoding._Cached._forward
+    forward = decode_states._Cached._forward
 
     def counted(self, ids, positions):
         shapes.append(tuple(ids.shape))
         return forward(self, ids, positions)
 
-    monkeypatch.setattr(decoding._Cached, "_forward", counted)
+    monkeypatch.setattr(decode_states._Cached, "_forward", counted)
     prompts = [prompt for prompt in PROMPTS[:2] for _ in range(4)]
     sample(llama, prompts, Sampling(max_new_tokens=3, ignore_eos=True), streams=_streams(8))
     assert shapes == [(2, 3), (8, 1), (8, 1)]
