@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.data.messages import Turns
     from rlhf_lightning.data.transforms import PromptTransform
     from rlhf_lightning.models.actor import Actor
+    from rlhf_lightning.models.guidance import Guidance
     from rlhf_lightning.rewards.base import Scores
 
 #: What a run decides unless the user does.
@@ -91,6 +92,7 @@ class Answerer:
     template: Any  #: data.templates.ChatTemplate or None
     cfg: DictConfig
     reward: Any = None  #: rewards.Reward or None
+    guidance: Guidance | None = None
 
     @classmethod
     def load(cls, cfg: DictConfig, rows: Sequence[Mapping[str, Any]] = ()) -> Answerer:
@@ -100,6 +102,7 @@ class Answerer:
             cfg: of the command.
             rows: of the prompts, for a reward that reads their columns.
         """
+        from rlhf_lightning.cli.guidance import make_guidance
         from rlhf_lightning.cli.instantiate import make
         from rlhf_lightning.data.encode import Encoder
         from rlhf_lightning.data.templates import resolve
@@ -109,13 +112,14 @@ class Answerer:
         spec = make(cfg.spec)
         builder = ModelBuilder(make(cfg.model), make(cfg.adapter), ReferenceKind.NONE)
         template = resolve(builder.tokenizer(), spec)
+        guidance = make_guidance(cfg.get("guidance"), builder)
         reward = _reward(cfg, builder.tokenizer(), rows)
         models = builder()
         actor = models.policy
         if cfg.run:
             load_trained(weights_of(cfg.run, cfg.ckpt_path), actor, models.start)
         encoder = Encoder(builder.tokenizer(), spec, template)
-        return cls(actor.to(device_of(cfg.device)), encoder, template, cfg, reward)
+        return cls(actor.to(device_of(cfg.device)), encoder, template, cfg, reward, guidance)
 
     def answer(self, conversations: Sequence[Turns], samples: int = 1) -> list[list[str]]:
         """``samples`` answers to each conversation."""
@@ -131,6 +135,7 @@ class Answerer:
             self.transform.prepare(conversations)
         prompts = [self._ids(conversation) for conversation in conversations]
         options = {name: self.cfg[name] for name in ("max_new_tokens", "temperature", "top_p", "seed", "batch_size")}
+        options["guide"] = None if self.guidance is None else self.guidance.guide(self.actor)
         responses = iter(sample(self.actor, [ids for ids in prompts for _ in range(samples)], form=form, **options))
         return [(ids, [next(responses) for _ in range(samples)]) for ids in prompts]
 

@@ -97,7 +97,8 @@ OBSERVERS: Mapping[str, str] = {
 #: With a budget of tokens a step is as many micro-batches as there are: these are then part of the run.
 _CUT_BY_TOKENS = ("trainer.accumulate_grad_batches", "strategy")
 #: Keys of files that a job computes with, and that no checkpoint of it holds.
-_FILES = ("model.steering.path", "reference.source.steering.path")
+_GUIDES = ("guidance.tuned", "guidance.untuned", "guidance.reference")
+_FILES = tuple(f"{model}.steering.path" for model in ("model", "reference.source", *_GUIDES))
 #: Stands for the run's own folder, which may have been moved.
 _FOLDER = "<folder of the run>"
 #: Differences that a message names.

@@ -376,6 +376,8 @@ def without_effect(cfg: DictConfig, module: Any, data: Any) -> Iterator[str]:
     if not draws(cfg, module):
         if cfg.get("rollout") and not str(cfg.rollout.get("_target_")).endswith(".TransformersEngine"):
             yield "rollout: this method learns from the responses of the data and draws none"
+        if cfg.get("guidance"):
+            yield "guidance: this method learns from the responses of the data and draws none"
         return
     if cfg.data.get("num_workers"):
         yield f"data.num_workers={cfg.data.num_workers}: rollouts are packed in the process that draws them"

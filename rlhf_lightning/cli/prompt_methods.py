@@ -1,4 +1,4 @@
-"""Transforms and searches of prompts in METHODS.md and ``rlhf methods NAME``: their yaml and docstring."""
+"""Transforms and searches of prompts, and guidance, in METHODS.md and ``rlhf methods NAME``: yaml and docstring."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from rlhf_lightning.cli.docstrings import FunctionDoc, class_docs
 from rlhf_lightning.cli.headers import Header, options, plain, read_yaml
 from rlhf_lightning.conf_dir import conf_dir
 
-PROMPTING = Path(__file__).resolve().parents[1] / "prompting"
+PACKAGE = Path(__file__).resolve().parents[1]
 #: Groups of conf/, and what their files are called.
-GROUPS = {"prompting": "Prompt", "search": "Search"}
+GROUPS = {"prompting": "Prompt", "search": "Search", "guidance": "Guidance"}
 
 _INTRODUCTION = """Nothing is trained here: `prompting=...` changes what a model is given, in rows, rollouts,
 evaluation and generation alike, and `rlhf optimize_prompt search=...` looks for a text to give
 ([docs/prompting.md](docs/prompting.md)). Tests (`tests/prompting`): prompts to the letter, golden retrieval and Pareto
 front, a copying rewriter changes no token, the numeric demos without a language model, and a search that is killed at
-every row of its file."""
+every row of its file.
+
+`guidance=...` changes how tokens are drawn, in rollouts and `rlhf generate` ([docs/guidance.md](docs/guidance.md)).
+Tests (`tests/models/test_guidance.py`): golden values, the identities at the ends of each option, and plain loops
+without a cache."""
 
 
 @dataclass(frozen=True)
 class PromptEntry:
-    """One file of conf/prompting or conf/search."""
+    """One file of a group."""
 
     group: str
     name: str
@@ -34,12 +38,12 @@ class PromptEntry:
 
 
 def prompt_entries() -> dict[str, PromptEntry]:
-    """All files of both groups by name, but ``none``.
+    """All files of the groups by name, but ``none``.
 
     Raises:
         ConfigError: a file's first line is not ``# title (paper). command``.
     """
-    docs = {doc.name: doc for doc in class_docs(PROMPTING)}
+    docs = {doc.name: doc for part in ("prompting", "models") for doc in class_docs(PACKAGE / part)}
     entries = {}
     for group in GROUPS:
         for path in sorted((conf_dir() / group).glob("*.yaml")):
@@ -61,7 +65,8 @@ def prompt_lines(entry: PromptEntry, linked: Callable[[str], str], markdown: Cal
     yield from ["", markdown(entry.doc.notes)] if entry.doc.notes else []
     yield ""
     yield f"- Paper: {linked(markdown(entry.doc.source))}"
-    yield f"- Class: `rlhf_lightning.prompting.{entry.doc.name}` in `prompting/{entry.doc.file}`"
+    target = str(entry.body["_target_"])
+    yield f"- Class: `{target}` in `{target.split('.')[1]}/{entry.doc.file}`"
     values = ", ".join(f"`{key}={_one_line(value)}`" for key, value in options(entry.body))
     yield f"- Yaml: `conf/{entry.group}/{entry.name}.yaml`: {values}"
     yield f"- Run: `{entry.header.command}`"

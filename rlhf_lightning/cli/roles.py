@@ -84,12 +84,12 @@ def _part(name: str, cls: str) -> Role:
     return Role(name, (f"{_R}.methods",), bases=(f"{_R}.methods.{cls}",))
 
 
-_REWARDS = r"(?:method\.)?reward(?:\.terms\.[^.]+|\.right)*"
+_REWARDS = r"(?:method\.|guidance\.)?reward(?:\.terms\.[^.]+|\.right)*"
 _DATAS = r"data(?:\.ptx)*"
 
 #: Patterns of whole keys, and the role of what is made there.
 PLACES: tuple[tuple[str, Role], ...] = (
-    (r"model|reference\.source|method\.critic\.source", _MODEL),
+    (r"model|reference\.source|method\.critic\.source|guidance\.(?:tuned|untuned|reference)", _MODEL),
     (r"adapter", Role("an adapter", (f"{_R}.models",), bases=(f"{_R}.models.adapters.Lora",))),
     (r"method", Role("a method", (f"{_R}.methods",), bases=(f"{_R}.methods.base.AlignmentModule",))),
     (r"method\.loss(?:\.terms\.[^.]+\.loss)*", _LOSS),
@@ -111,6 +111,7 @@ PLACES: tuple[tuple[str, Role], ...] = (
     (r"proposer", Role("what writes prompts", (f"{_R}.prompting", f"{_R}.rollout"), bases=_WRITERS)),
     (rf"prompting|(?:{_REWARDS}\.|{_DATAS}\.)?spec\.prompting", _PROMPTING),
     (r"revision", _REVISION),
+    (r"guidance", Role("a guidance", (f"{_R}.models",), bases=(f"{_R}.models.guidance.Guidance",))),
     (_DATAS, _DATA),
     (rf"{_DATAS}\.(?:source|validation)(?:\.source|\.chosen|\.rejected|\.sources\.[^.]+)*", _SOURCE),
     (

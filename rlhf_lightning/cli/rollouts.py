@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.guidance import check_credit, check_texts, make_guidance
 from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.cli.online_checks import (
     check,
@@ -26,12 +27,14 @@ from rlhf_lightning.models.earlier import MODEL, ROLES, Earlier
 from rlhf_lightning.models.sources import Pretrained
 from rlhf_lightning.rewards import as_reward
 from rlhf_lightning.rewards.base import roles_of
+from rlhf_lightning.rollout.base import GuidedEngine
 from rlhf_lightning.rounds import OnlineData
 from rlhf_lightning.rounds.responses import DataResponses
 
 if TYPE_CHECKING:
     from rlhf_lightning.data.module import AlignmentDataModule
     from rlhf_lightning.methods import AlignmentModule
+    from rlhf_lightning.models.guidance import Guidance
     from rlhf_lightning.models.roles import ModelBuilder
     from rlhf_lightning.rollout.base import RolloutEngine
     from rlhf_lightning.types import Rolled
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 #: Makes the data of the run as a kind, its name; ``mismatched``: with what KTO's reference point is estimated from.
 MakeData = Callable[..., "AlignmentDataModule"]
 #: What makes samples and scores beside the method's options: a rollout of others is not taken up again.
-_IDENTITY = ("reward", "method.reward", "rollout", "model", "adapter", "prompting")
+_IDENTITY = ("reward", "method.reward", "rollout", "model", "adapter", "prompting", "guidance")
 
 
 def make_rounds(
@@ -67,6 +70,9 @@ def make_rounds(
     check_scorer(rounds, scorer)  # before the models of a reward load
     reward = None if scorer is None else as_reward(scorer, tokenizer=models.tokenizer())
     check_rounds(rounds, module, reward, str(models.reference))
+    engine = make_engine(cfg, models)
+    guidance = make_guidance(cfg.get("guidance"), models)
+    check_texts(guidance, module, reward)
     models.earlier = earlier_of(rounds, roles_of(reward), models)
     models.check_parent()
     names_responses = "same_as" in rounds.needs or any(draw.source == "data" for draw in rounds.draws)
@@ -78,7 +84,7 @@ def make_rounds(
     lesson = functools.partial(SelectLesson, kind=module.kind, seed=cfg.seed, responses=responses, replay=replay)
     return OnlineData(
         prompts,
-        make_engine(cfg, models),
+        guided(engine, guidance),
         reward,
         rounds,
         Path(cfg.paths.output_dir) / "rollouts",
@@ -128,8 +134,28 @@ def make_rollouts(cfg: DictConfig, models: ModelBuilder, module: Rolled, prompts
     check_cost(module, terms_to_make(scorer), inside=True)  # before the reward models among them load
     reward = None if scorer is None else as_reward(scorer, tokenizer=models.tokenizer())
     check(module, reward, prompts)
+    engine = make_engine(cfg, models)
+    guidance = make_guidance(cfg.get("guidance"), models)
+    check_credit(guidance, module)
     folder = Path(cfg.paths.output_dir) / "rollouts"
-    return OnlineData(prompts, make_engine(cfg, models), reward, module.rollout, folder, _identity(cfg))
+    return OnlineData(prompts, guided(engine, guidance), reward, module.rollout, folder, _identity(cfg))
+
+
+def guided(engine: RolloutEngine, guidance: Guidance | None) -> RolloutEngine:
+    """An engine with the guidance of a run.
+
+    Raises:
+        ConfigError: it cannot be guided.
+    """
+    if guidance is None:
+        return engine
+    if not isinstance(engine, GuidedEngine):
+        raise ConfigError(
+            f"guidance={guidance.name}: rollout={engine.name} draws tokens by itself: choose rollout=transformers, or "
+            "guidance=none"
+        )
+    engine.guide(guidance)
+    return engine
 
 
 def make_engine(cfg: DictConfig, models: ModelBuilder) -> RolloutEngine:

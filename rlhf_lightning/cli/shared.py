@@ -44,6 +44,8 @@ def shared_rounds(cfg: DictConfig, models: ModelBuilder, data: OnlineData, preci
         precision: of the trainer.
     """
     chosen = cfg.paths.get("shared")
+    if cfg.get("guidance"):  # other models, or a reward, whose content the weights do not say
+        return None
     if chosen is None or (chosen == "auto" and not os.environ.get(SWEEP)):
         return None
     folder = default_folder() / "rounds" if chosen == "auto" else Path(chosen).expanduser()

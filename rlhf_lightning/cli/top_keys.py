@@ -49,6 +49,7 @@ class Train(_Job):
     """Top-level keys of ``rlhf train``."""
 
     rounds: dict[str, Any] | None = None
+    guidance: dict[str, Any] | None = None
     rerun: bool = False
 
 
@@ -75,6 +76,7 @@ class Generate:
     spec: dict[str, Any]
     adapter: dict[str, Any] | None = None
     prompting: dict[str, Any] | None = None
+    guidance: dict[str, Any] | None = None
     revision: dict[str, Any] | None = None
     reward: dict[str, Any] | None = None
     keep: int | None = None

@@ -41,8 +41,10 @@ __all__ = [
     "WholeNumber",
     "check_cut",
     "compares_groups",
+    "is_on_policy",
     "loss_function",
     "needs",
+    "on_policy",
     "option_values",
     "takes",
     "validate",
@@ -108,6 +110,23 @@ def compares_groups(
         return loss
 
     return mark
+
+
+def on_policy(loss: LossT) -> LossT:
+    """Mark a loss whose gradient is one of samples that the policy drew by its own distribution."""
+    loss.__dict__["on_policy"] = True
+    return loss
+
+
+def is_on_policy(loss: Callable[..., Any]) -> bool:
+    """Whether a loss, or a term of a sum, is marked with :func:`on_policy`.
+
+    Args:
+        loss: a loss, a partial of one, or a sum of several.
+    """
+    if any(map(is_on_policy, getattr(loss, "losses", {}).values())):
+        return True
+    return bool(getattr(unwrap(loss)[0], "on_policy", False))
 
 
 def check_cut(loss: Callable[..., Any], micro_batches: int) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlhf_lightning.losses.anchored import regressed
 from rlhf_lightning.losses.lists import shares
-from rlhf_lightning.losses.options import NonNegative, Positive, loss_function
+from rlhf_lightning.losses.options import NonNegative, Positive, loss_function, on_policy
 from rlhf_lightning.losses.terms import log_ratios, logistic
 from rlhf_lightning.ops.segments import segment_to_go
 from rlhf_lightning.types import GroupLoss, Pair, PreferenceLoss, Ragged
@@ -109,6 +109,7 @@ def xpo(
     )
 
 
+@on_policy
 @loss_function
 def nash_md(
     policy: Ragged,

@@ -66,18 +66,18 @@ def test_yaml_begins_with_what_it_is_and_a_command():
 
 @pytest.mark.parametrize(
     "path",
-    [p for group in ("prompting", "search") for p in sorted((CONF / group).glob("*.yaml"))],
+    [p for group in ("prompting", "search", "guidance") for p in sorted((CONF / group).glob("*.yaml"))],
     ids=lambda p: p.stem,
 )
-def test_prompts_and_searches_are_complete(path: Path):
+def test_what_trains_nothing_is_complete(path: Path):
     if path.stem == "none":
         assert yaml.safe_load(path.read_text()) == {}
         return
     name = yaml.safe_load(path.read_text())["_target_"].rpartition(".")[2]
-    tests = "".join(file.read_text() for file in (ROOT / "tests" / "prompting").glob("test_*.py"))
+    files = [*(ROOT / "tests" / "prompting").glob("test_*.py"), ROOT / "tests" / "models" / "test_guidance.py"]
+    tests = "".join(file.read_text() for file in files)
     assert re.search(rf"\b{name}\(", tests), "no test makes it"
-    assert (
-        f"`{path.stem}`" in (ROOT / "docs" / "prompting.md").read_text()
-        or f"search={path.stem}" in (ROOT / "docs" / "prompting.md").read_text()
-    )
+    page = "guidance.md" if path.parent.name == "guidance" else "prompting.md"
+    text = (ROOT / "docs" / page).read_text()
+    assert f"`{path.stem}`" in text or f"search={path.stem}" in text
     assert re.search(rf": {path.stem}$", (ROOT / "METHODS.md").read_text(), re.MULTILINE), "run `make docs`"

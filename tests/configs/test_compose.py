@@ -32,7 +32,7 @@ GAMES, CHAINS = _experiments_with("game"), _experiments_with("chain")
 GIVEN = {"world/online": ["method=grpo", "model=tiny", "data=tiny"]}
 #: Groups of a training job that are chosen independently of each other: a file of each in one composition.
 INDEPENDENT = (
-    "adapter", "callbacks", "data", "logger", "optimizer", "prompting", "reference", "rollout", "rounds",
+    "adapter", "callbacks", "data", "guidance", "logger", "optimizer", "prompting", "reference", "rollout", "rounds",
     "scheduler", "strategy", "trainer",
 )  # fmt: skip
 FILES = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in INDEPENDENT}
