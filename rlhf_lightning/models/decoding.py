@@ -170,10 +170,13 @@ class _Rows:
         logits[at] = guide.logits(prompts, prefixes, logits[at], self.ends, forbidden)
         return logits
 
-    def sample(self, row: int, tokens: int) -> Sample:
-        """The response of a row after so many steps, without log-probs."""
-        ids = self.ids[row, : min(tokens, int(self.length[row]))].tolist()
-        return ended_by_text(Sample(ids, [], "stop" if self.ended[row] else "length"), self.sampling)
+    def samples(self, tokens: int) -> list[Sample]:
+        """The response of each row after so many steps, without log-probs."""
+        ids, lengths = self.ids[:, :tokens].tolist(), self.length.tolist()
+        return [
+            ended_by_text(Sample(row[:length], [], "stop" if ended else "length"), self.sampling)
+            for row, length, ended in zip(ids, lengths, self.ended.tolist(), strict=True)
+        ]
 
     def drawn(self) -> Drawn:
         """All responses."""
@@ -208,7 +211,8 @@ class _Blocks:
         rows, count = self.rows, self.choice.candidates
         rows.end_at_text(tokens)
         going = (~self.settled).nonzero()[:, 0].tolist()
-        candidates = [[rows.sample(count * at + number, tokens) for number in range(count)] for at in going]
+        samples = rows.samples(tokens)
+        candidates = [samples[count * at : count * (at + 1)] for at in going]
         best = self.choice.best([rows.prompts[count * at] for at in going], candidates)
         source = torch.arange(len(rows.prompts), device=rows.ids.device)
         for at, number in zip(going, best, strict=True):

@@ -11,6 +11,7 @@ import torch
 from rlhf_lightning import losses
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.generate import Answerer
 from rlhf_lightning.cli.guidance import check_credit, check_texts, make_guidance
 from rlhf_lightning.cli.identity import digest
 from rlhf_lightning.cli.instantiate import make
@@ -120,6 +121,23 @@ def test_a_run_is_refused_before_its_weights_load():
     assert digest(cfg) != digest(compose("train", job))
     cfg.paths.shared = "somewhere"
     assert shared_rounds(cfg, builder(), SimpleNamespace(), "32-true") is None
+
+
+def test_responses_of_a_configuration_are_guided():
+    """``rlhf generate``: blocks as long as a response keep the longest of the candidates."""
+    job = ["model=tiny_random", "max_new_tokens=16", "temperature=1", "device=cpu", "prompt=x"]
+    guidance = ["guidance=blocks", "guidance.tokens=16", "guidance.candidates=6", "reward@guidance.reward=length"]
+    conversations = [[{"role": "user", "content": text}] for text in ("ab", "c")]
+
+    def lengths(*more: str) -> list[int]:
+        answerer = Answerer.load(compose("generate", [*job, *more]))
+        ends = answerer.actor.base.generation_config
+        ends.eos_token_id = [ends.eos_token_id, *range(0, 260, 9)]  # most responses end early
+        return [len(response) for _, group in answerer.sampled(conversations, 3) for response in group]
+
+    plain, guided_lengths = lengths(), lengths(*guidance)
+    assert all(longer >= length for longer, length in zip(guided_lengths, plain, strict=True))
+    assert sum(guided_lengths) > sum(plain)
 
 
 def test_training_draws_are_guided_and_others_are_not():
