@@ -29,7 +29,9 @@ MESSAGES = {
     ),
     # groups that are optional, of which Hydra would leave out a file that does not exist
     "experiment=tinny": "experiment=tinny: there is no experiment/tinny.yaml. Did you mean experiment=tiny?",
-    "recipe=rounds/spinn": "recipe=rounds/spinn: there is no recipe/rounds/spinn.yaml. Did you mean recipe=rounds/spin?",
+    "recipe=rounds/spinn": (
+        "recipe=rounds/spinn: there is no recipe/rounds/spinn.yaml. Did you mean recipe=rounds/spin?"
+    ),
     "sweep=seed": "sweep=seed: there is no sweep/seed.yaml. Did you mean sweep=seeds?",
     "debug=overfitt": "debug=overfitt: there is no debug/overfitt.yaml. Did you mean debug=overfit?",
     "callbacks=[tiny,exprt]": "callbacks=exprt: there is no callbacks/exprt.yaml. Did you mean callbacks=export?",
@@ -49,7 +51,10 @@ MESSAGES = {
     "batch_size=2": "batch_size: rlhf train has no option 'batch_size'. Did you mean data.batch_size?\n",
     "num_epochs=2": "num_epochs: rlhf train has no option 'num_epochs'. Did you mean trainer.max_epochs?\n",
     "output_dir=x": "output_dir: rlhf train has no option 'output_dir'. Did you mean paths.output_dir?\n",
-    "rank=8": "rank: rlhf train has no option 'rank'. Did you mean adapter.r (with adapter=lora or adapter=qlora or adapter=run)?\n",
+    "rank=8": (
+        "rank: rlhf train has no option 'rank'. "
+        "Did you mean adapter.r (with adapter=lora or adapter=qlora or adapter=run)?\n"
+    ),
     "optimizer.max_steps=3": "optimizer.max_steps: AdamW has no option 'max_steps'. Did you mean trainer.max_steps?\n",
     "trainer.seed=1": "trainer.seed: lightning.Trainer has no option 'seed'. Did you mean seed?\n",
     "logger.wandb.project=x": (
