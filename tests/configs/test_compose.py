@@ -14,7 +14,7 @@ from rlhf_lightning.cli.game import game_of
 from rlhf_lightning.conf_dir import conf_dir
 
 CONF = conf_dir()
-ROOTS = ("train", "evaluate", "generate", "data", "game", "chain", "export")
+ROOTS = ("train", "evaluate", "generate", "data", "game", "chain", "export", "optimize_prompt", "steer")
 #: Methods and rewards are composed, and more than that, by test_methods_fit and test_generate_rewards.
 GROUPED = sorted(
     path.relative_to(CONF) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("method", "reward")

@@ -173,7 +173,7 @@ def test_quantised_weights_are_counted_as_what_they_stand_for():
 
 
 def test_the_line():
-    summary = ModelSummary(134_515_008, 4_884_480, "float32", 2**29, 0, 2**24, 2**25, 3 * 2**30, 48 * 2**20)
+    summary = ModelSummary(134_515_008, 4_884_480, "float32", 2**29, 0, 0, 2**24, 2**25, 3 * 2**30, 48 * 2**20)
     assert str(summary) == (
         "135M parameters, 4.88M trainable (3.63 %), float32; predicted peak 3.59 GiB: weights 512 MiB, "
         "gradients 16 MiB, optimizer 32 MiB, activations 3 GiB, head 48 MiB"
