@@ -244,8 +244,9 @@ def _check_chosen(overrides: Sequence[str], folders: Sequence[Path]) -> None:
         if group.startswith("hydra") or override.is_delete():  # of Hydra's own groups plugins have more files
             continue
         for name in value if isinstance(value, list) else [value]:
-            chosen = homes and isinstance(name, str) and "${" not in name
-            if chosen and not any((home / f"{name.removesuffix('.yaml')}.yaml").is_file() for home in homes):
+            if not homes or not isinstance(name, str) or "${" in name:
+                continue
+            if not any((home / f"{name.removesuffix('.yaml')}.yaml").is_file() for home in homes):
                 files = [file.relative_to(home) for home in homes for file in home.rglob("*.yaml")]
                 raise ConfigError(_no_file(group, name, sorted({file.with_suffix("").as_posix() for file in files})))
 
