@@ -113,6 +113,7 @@ def test_a_number_does_not_take_over_the_folder_of_another_configuration(rlhf, t
     assert Result.read(new[0]).steps == 2, "it went on from another job's checkpoint"
 
 
+@pytest.mark.slow
 def test_a_failed_job_is_run_again(rlhf, tiny, tmp_path):
     assert rlhf("train", "-m", BETAS, *tiny)[0] == 0
     (sweep,) = (tmp_path / "multirun").iterdir()

@@ -74,7 +74,7 @@ def test_killed_fsdp_run_resumes_exactly(tmp_path, kind, strategy):
     assert max((tensor.numel() for tensor in tensors(expected["rest"])), default=0) < 32
 
 
-@pytest.mark.parametrize("kind", ["tiny", "tiny_lora"])
+@pytest.mark.parametrize("kind", ["tiny", pytest.param("tiny_lora", marks=pytest.mark.slow)])
 def test_fsdp_goes_on_from_a_single_process_and_back(tmp_path, kind):
     """Fails when optimiser state is matched by position: decayed and other weights are separate groups."""
     single, moved = tmp_path / "single", tmp_path / "moved"
