@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -20,6 +21,8 @@ from rlhf_lightning.lessons.rounds import Rounds
 from rlhf_lightning.lessons.tokens import IntArray, examples_of
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.types import DATA, Example, PackedBatch, Sample, SampleGroup, ScoredGroup, Selected, Trained
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -89,6 +92,7 @@ class SelectLesson:
     def begin(self, number: int, cursor: int, groups: Sequence[ScoredGroup]) -> SelectedRound:
         """The groups of this round, and those of the rounds that are carried along."""
         selected = self.select(groups, number)
+        warn_of_few(number, groups, set(selected.prompt.tolist()))
         chosen = [groups[at].group for at in selected.prompt.tolist()]
         slots, margin = selected.slots.tolist(), selected.numbers.get("margin")
         filled = [response_of(group, slot, self._own) for group, row in zip(chosen, slots, strict=True) for slot in row]
@@ -243,6 +247,27 @@ class SelectLesson:
         rows = self.responses or {}
         own = [self._text(rows[one.group.row].responses[0]) if one.group.row in rows else None for one in drawn]
         return same_as(texts, own)
+
+
+def warn_of_few(number: int, groups: Sequence[ScoredGroup], with_group: set[int]) -> None:
+    """Say when most prompts of a round have no group because most of their samples were cut off or not scored.
+
+    Args:
+        number: of the round.
+        groups: its prompts with their scored samples.
+        with_group: positions of prompts that have one.
+    """
+    without = [group for at, group in enumerate(groups) if at not in with_group]
+    if 2 * len(without) <= len(groups):
+        return
+    cut_off = np.mean([sample.finish == "length" for group in without for sample in group.group.samples])
+    unscored = np.mean([score is None for group in without for score in group.score])
+    if cut_off + unscored > 0.5:
+        log.warning(
+            "round %d: %d of %d prompts have no group, and the round is trained on the others alone. Of their samples "
+            "%.0f %% were cut off at the length limit (rollout.max_new_tokens), %.0f %% have no score",
+            *(number, len(without), len(groups), 100 * cut_off, 100 * unscored),
+        )
 
 
 def _table(drawn: Sequence[ScoredGroup], number: Callable[[Sample], float], dtype: torch.dtype) -> Tensor:

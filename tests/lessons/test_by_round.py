@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
 from rlhf_lightning.callbacks import ImplicitRewards
+from rlhf_lightning.lessons.select import warn_of_few
 from rlhf_lightning.losses import dpo
 from tests.helpers.jobs import Memory
 from tests.helpers.online import LowBytes
@@ -67,3 +70,27 @@ def test_a_schedule_is_the_loss_with_each_rounds_option(tmp_path):
     followed = run("followed", loss_options={"beta": [0.2, 3.0]})
     assert followed[:2] == plain[:2]
     assert followed[2] != plain[2]
+
+
+def test_a_round_of_few_groups_is_reported_with_what_explains_it(caplog):
+    """Four samples of five prompts, three of them without a group: six cut off and three without a score of twelve."""
+
+    def prompt(finishes: str, scores: list[float | None]) -> SimpleNamespace:
+        samples = [SimpleNamespace(finish="length" if finish == "x" else "stop") for finish in finishes]
+        return SimpleNamespace(group=SimpleNamespace(samples=samples), score=scores)
+
+    whole, cut, unscored = (
+        prompt("....", [1.0, 2.0, 3.0, 4.0]),
+        prompt("xxx.", [1.0] * 4),
+        prompt("....", [None] * 3 + [1.0]),
+    )
+    groups = [whole, cut, whole, cut, unscored]
+    with caplog.at_level(logging.WARNING):
+        warn_of_few(0, groups[:4], {0, 2})
+        warn_of_few(0, [whole] * 4, {0})  # a selector may ask for the best prompts alone
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        warn_of_few(7, groups, {0, 2})
+    assert "round 7: 3 of 5 prompts have no group" in caplog.text
+    assert "Of their samples 50 % were cut off" in caplog.text
+    assert "25 % have no score" in caplog.text
