@@ -27,7 +27,7 @@ class TokenShift(Callback):
     third ``marginal``, others ``shifted``. Logged, over all positions and in each bucket of them:
 
     * ``val/token_shift/<kind>`` and ``val/token_shift/<kind>/<from>_<to>``: share of the tokens;
-    * ``val/token_shift/<kind>_error``: standard error of the share, responses drawn anew;
+    * ``val/token_shift/<kind>_error``: standard error of the share, over the responses;
     * ``val/token_shift/tokens``: how many there are.
 
     Source: "The Unlocking Spell on Base LLMs", arXiv:2312.01552, section 2. Differences: buckets are options.

@@ -45,7 +45,7 @@ or DIR. form=auto is the adapter where its base loads by name, else all weights;
 base, also to one that was trained on in 4 or 8 bits:
 
   rlhf export run=runs/first
-  rlhf export run=runs/first form=merged dtype=float16 output=exports/mine""",
+  rlhf export run=runs/first form=merged dtype=float16 output=exports/first""",
     "quickstart": """\
 usage: rlhf quickstart [key=value ...]
 
@@ -76,7 +76,7 @@ _EXAMPLES = {
     "generate": (
         'rlhf generate run=runs/first prompt="Why is the sky blue?"',
         "rlhf generate run=runs/first                    # chat",
-        "rlhf generate model=hub model.name=exports/mine prompts=questions.txt output=answers.jsonl",
+        "rlhf generate model=hub model.name=exports/first prompts=questions.txt output=answers.jsonl",
     ),
     "optimize_prompt": (
         "rlhf optimize_prompt data=gsm8k reward=math proposer=server proposer.url=http://localhost:8000",

@@ -107,7 +107,7 @@ def decode(
 
 
 class _Rows:
-    """Responses so far, one a row, and which rows are decoded further."""
+    """Responses so far, one a row, and which rows are still decoded."""
 
     def __init__(self, batch: Batch, sampling: Sampling, ends: Tensor) -> None:
         self.sampling, self.ends = sampling, ends
@@ -203,7 +203,7 @@ class _Blocks:
         position[rows.active] = torch.arange(len(rows.active), device=position.device)
         source = self.close(tokens)
         active = (~self.settled).repeat_interleave(self.choice.candidates).nonzero()[:, 0]
-        # The best candidate of a response that goes on has not ended, so it is among the active rows.
+        # The best candidate of a response that is not finished has not ended, so it is among the active rows.
         return rows.keep(state, token, position[source[active]], active)
 
     def close(self, tokens: int) -> Tensor:

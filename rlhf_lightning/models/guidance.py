@@ -6,6 +6,7 @@ policy's.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.models.sources import ModelSource
 
 
-class Guidance:
+class Guidance(ABC):
     """What decides on tokens beside the policy's own distribution, as a configuration describes it."""
 
     name: ClassVar[str]  #: its file of ``conf/guidance``
@@ -31,6 +32,7 @@ class Guidance:
         """Whether the distribution that is sampled from is known, so that samples carry its log-probs."""
         return True
 
+    @abstractmethod
     def check(self, models: ModelBuilder) -> None:
         """Refuse what cannot guide a policy, before weights load.
 
@@ -40,15 +42,14 @@ class Guidance:
         Raises:
             ValueError: the message names the option.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def guide(self, policy: Actor) -> Guide:
         """What decides, ready to sample; models that it needs are loaded the first time.
 
         Args:
             policy: on the device that it samples on.
         """
-        raise NotImplementedError
 
 
 @dataclass
@@ -148,9 +149,9 @@ class ValueGuidance(Guidance):
             )
 
     @property
+    @abstractmethod
     def compared(self) -> int:
         """Candidates that the reward sees together."""
-        raise NotImplementedError
 
     @property
     def scorer(self) -> PrefixValue:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,7 +17,7 @@ from rlhf_lightning.types import PromptForm
 
 
 @dataclass
-class Transform:
+class Transform(ABC):
     """A transform whose prompts a chat template renders, and whose options are all there is to it.
 
     Options are the fields of the dataclass; those whose names are in :attr:`files` are paths, which count by content.
@@ -36,15 +37,15 @@ class Transform:
         """See :class:`~rlhf_lightning.data.transforms.PromptTransform`."""
         return PromptForm()
 
+    @abstractmethod
     def __call__(self, turns: Turns) -> Turns:
         """See :class:`~rlhf_lightning.data.transforms.PromptTransform`."""
-        raise NotImplementedError
 
     def begin(self, tokenizer: Any) -> None:
         """See :class:`~rlhf_lightning.data.transforms.PromptTransform`."""
         self.tokenizer = tokenizer  # type: ignore[misc]
 
-    def prepare(self, conversations: Sequence[Turns]) -> None:
+    def prepare(self, conversations: Sequence[Turns]) -> None:  # noqa: B027  most prepare nothing
         """See :class:`~rlhf_lightning.data.transforms.PromptTransform`; nothing is gained from many at once."""
 
     def content(self) -> Mapping[str, Any]:

@@ -91,10 +91,10 @@ class InContext(Transform):
         pairs = zip(texts[::2], texts[1::2], strict=False)
         begun = texts[-1] if len(texts) % 2 == 0 else None  # a response that the prompt begins
         done = list(pairs)[: (len(texts) - 1) // 2]
-        said = "".join(f"{text.strip()}\n\n" for text in system)
+        system_text = "".join(f"{text.strip()}\n\n" for text in system)
         earlier = "".join(self._exchange(query, answer) for query, answer in done)
         query = texts[-1] if begun is None else texts[-2]
-        return [{"role": "user", "content": self._start + said + earlier + self._open(query) + (begun or "")}]
+        return [{"role": "user", "content": self._start + system_text + earlier + self._open(query) + (begun or "")}]
 
     def _open(self, query: str) -> str:
         """A query and the beginning of its answer."""

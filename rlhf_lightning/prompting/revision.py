@@ -115,7 +115,7 @@ class Revision:
 
         Args:
             conversations: their turns, one a response.
-            responses: what the model said first.
+            responses: the first responses.
             respond: the model.
             seed: of the principles.
         """

@@ -38,7 +38,7 @@ class Rewriter(Transform):
     Source: "Black-Box Prompt Optimization: Aligning Large Language Models without Model Training", arXiv:2311.04155;
     settings of thu-coai/BPO.
     Differences: there the aggressive mode bans the marks token by token and shows all five;
-    the question is our own wording, so the authors' weights need theirs.
+    the question is our own wording, so the authors' weights need the authors' question.
 
     Args:
         path: folder of the run that trained the rewriter, of its weights or its adapter, or a hub id.

@@ -2,7 +2,7 @@
 
 A search selects what the optimiser is shown, proposes texts and scores them. What it asks of the outside, texts of an
 optimiser and scores of a task, goes through :class:`Bench`, which looks into the journal first. So a search that was
-killed replays its file and goes on from there, with the same texts: everything that is drawn is a function of the seed
+killed replays its file and resumes there, with the same texts: everything that is drawn is a function of the seed
 and the step.
 """
 

@@ -60,7 +60,7 @@ class Chain:
 
 
 def read_chains(paths: Sequence[str | Path]) -> list[Chain]:
-    """The chains among folders; other folders are no concern of theirs."""
+    """The chains among folders; others are left out."""
     folders = [Path(path).expanduser() for path in paths]
     return [chain for folder in folders if (folder / CHAIN).is_file() for chain in _chains_of(folder)]
 

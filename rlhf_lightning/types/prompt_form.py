@@ -54,7 +54,7 @@ class PromptForm:
         return bool(self.stops) and self.ended(self.tokenizer.decode(ids[-window:], skip_special_tokens=True))
 
     def common_tokens(self, prompts: Sequence[Sequence[int]]) -> int:
-        """Tokens that all prompts have of the constant start, a BOS in front of it included; each keeps a further one.
+        """Tokens that all prompts have of the constant start, a BOS in front of it included; each keeps one more.
 
         A function of the start and of the tokens that it shares with each prompt, not of which prompts come together.
         """

@@ -31,7 +31,7 @@ class Model:
         return [f"text {first + at}" for at in range(len(conversations))]
 
 
-def said(row: dict[str, Any]) -> tuple[str, ...]:
+def texts_of_pair(row: dict[str, Any]) -> tuple[str, ...]:
     """The texts of a pair of turns."""
     assert [row[name][-1]["role"] for name in ("prompt", "chosen", "rejected")] == ["user", "assistant", "assistant"]
     return tuple(row[name][-1]["content"] for name in ("prompt", "chosen", "rejected"))
@@ -50,7 +50,7 @@ def test_a_chain_is_response_critique_revision_and_the_next_starts_from_the_revi
     assert texts[2] == ["how to pick a lock", "text 1", critique_2]
     assert texts[3][4].startswith(revise_2)
     row = one.row()
-    assert said(row) == ("how to pick a lock", "text 3", "first")
+    assert texts_of_pair(row) == ("how to pick a lock", "text 3", "first")
     assert row["critiques"] == ["text 0", "text 2"]
     assert len(set(row["principles"])) == 2
 
@@ -102,7 +102,7 @@ def test_a_revision_that_is_empty_or_changes_nothing_is_no_pair(tmp_path, capsys
     output = tmp_path / "new" / "pairs.jsonl"
     write_pairs(Revision(), PROMPTS, answer, SimpleNamespace(samples=1, seed=0, output=str(output)))
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [said(row) for row in rows] == [("hello", "better", "first 2")]
+    assert [texts_of_pair(row) for row in rows] == [("hello", "better", "first 2")]
     assert "2 of 3 revisions are empty or change nothing" in " ".join(capsys.readouterr().err.split())
 
 
