@@ -74,6 +74,7 @@ def test_a_reward_that_nothing_uses_is_refused(rlhf, tiny):
     assert "callbacks.samples" in err
 
 
+@pytest.mark.slow
 def test_lists_and_costs(rlhf, tiny, tmp_path):
     rows = [
         {"prompt": f"Name {n}.", "responses": ["One.", "Two of them.", "Three, as asked."], "scores": [n, 1.0, 1.0]}

@@ -213,6 +213,7 @@ def test_what_has_an_effect_is_not_named(tiny, tmp_path):
     assert line.startswith("data.num_workers=2: rollouts are packed")
 
 
+@pytest.mark.slow
 def test_dice_from_the_command_line(rlhf, tiny, tmp_path):
     """From a DPO run's checkpoint: its model is the parent, losses begin at ln 2, half of the pairs are the data's."""
     common = [*tiny, "method=dpo", "optimizer.lr=1e-2", "data.batch_size=1", "trainer.max_epochs=-1"]

@@ -259,6 +259,7 @@ def test_lightning_resumes_from_every_step_and_epoch_end(batching: Batching, lim
         assert resumed == digest
 
 
+@pytest.mark.slow
 def test_lightning_resumes_after_a_kill(tmp_path: Path) -> None:
     seen, digest, _ = fit(BATCHINGS[0], workers=2)
     code = (

@@ -24,6 +24,5 @@ _ROUNDS = {
     "self_rewarding": ("dpo", "reward=gold"),
 }
 CASES = [
-    Case(method, [f"rounds={name}", "data.source.size=512", *options], representative=name == "iterative")
-    for name, (method, *options) in _ROUNDS.items()
+    Case(method, [f"rounds={name}", "data.source.size=512", *options]) for name, (method, *options) in _ROUNDS.items()
 ]

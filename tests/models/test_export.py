@@ -71,7 +71,9 @@ def _logits(policy: Actor) -> torch.Tensor:
         return policy.eval().model(torch.tensor(IDS)).logits
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize(
+    "tied", [pytest.param(False, id="untied", marks=pytest.mark.slow), pytest.param(True, id="tied")]
+)
 def test_full_weights(tmp_path, tied):
     models = _trained(source=TinyRandom(tie_embeddings=tied))
     export(models.policy, models.tokenizer, tmp_path / "out")

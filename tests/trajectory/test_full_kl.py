@@ -35,9 +35,8 @@ MAKE: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["loss", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adapter", "reward"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["loss", "adapter", "reward"])
 def test_8x1_is_4x2_is_ddp_is_fsdp(tmp_path, name):
     """Fails when a KL is averaged over a micro-batch, or the reference's head is read when it is sharded."""
     make = MAKE[name]

@@ -84,7 +84,10 @@ def test_frozen_is_adapter_off_is_cached(tmp_path, monkeypatch):
     assert_same(frozen, cached)
 
 
-@pytest.mark.parametrize("adapter", [None, Lora(r=2, alpha=16, seed=5)], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "adapter",
+    [pytest.param(None, id="full", marks=pytest.mark.slow), pytest.param(Lora(r=2, alpha=16, seed=5), id="lora")],
+)
 def test_single_is_fsdp(tmp_path, adapter):
     """Two processes, each with half of every weight, and two accumulated micro-batches."""
     single = trajectory(lambda: tiny("frozen", adapter), tmp_path / "single", metrics())

@@ -62,7 +62,7 @@ def parallel(make: Callable[[], L.LightningModule], folder: Path, **options: Any
     return in_processes(2, folder, run, make, folder, devices=2, **options)
 
 
-QUICK = ("coin", "dpo", "kto")
+QUICK = ("dpo", "kto")
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_killed_and_resumed(tmp_path, name, strategy):
     assert found["global_step"] == 12
 
 
-@pytest.mark.parametrize("name", ["ppo", "grpo_bfloat16"])
+@pytest.mark.parametrize("name", [pytest.param("ppo", marks=pytest.mark.slow), "grpo_bfloat16"])
 def test_single_is_fsdp(tmp_path, name):
     """Demonstrations in both processes' shares of a step; a copy whose weights are gathered at each sync."""
     options = dict(MAKES[name])

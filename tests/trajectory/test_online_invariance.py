@@ -50,7 +50,9 @@ def assert_same(one: dict[str, Any], other: dict[str, Any], tolerance: float = 5
         torch.testing.assert_close(weight, other["weights"][name], atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "unscored" else ()) for name in RUNS]
+)
 def test_8x1_is_4x2_is_two_processes(tmp_path, name):
     """Fails when statistics are those of a process, or a sample depends on what is drawn beside it."""
     make, reward = RUNS[name]

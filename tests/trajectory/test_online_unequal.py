@@ -88,7 +88,10 @@ class Rare(LowBytes):
 
 
 @STRATEGIES
-@pytest.mark.parametrize("make", [module_of, partial(ppo_of, "separate")], ids=["grpo", "ppo"])
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(module_of, id="grpo", marks=pytest.mark.slow), pytest.param(partial(ppo_of, "separate"), id="ppo")],
+)
 def test_nothing_to_learn_from(tmp_path, make, strategy):
     """Micro-batches, and whole steps, of which no response has a score."""
     make = partial(make, optimizer=SGD)
