@@ -143,6 +143,16 @@ def check_value(value: Any, annotation: Any) -> tuple[Any, str | None]:
     return value, None
 
 
+def json_schema_of(annotation: Any) -> dict[str, Any]:
+    """JSON Schema of what a yaml value may be, empty where nothing can be said."""
+    plain = _plain_part(annotation)
+    if plain is None:
+        return {}
+    schema = _adapter(plain).json_schema()
+    interval = _interval(annotation)
+    return schema if interval is None else {**schema, "title": f"in {interval}"}
+
+
 def _is_made(annotation: Any) -> bool:
     """Whether an annotation is of objects alone: classes that are no plain type, and callables."""
     if get_origin(annotation) in (Union, types.UnionType):

@@ -16,6 +16,7 @@ from rlhf_lightning.cli.config_file import read_data
 from rlhf_lightning.cli.cpu import emulates_bf16
 from rlhf_lightning.cli.draws import draws
 from rlhf_lightning.cli.online_checks import without_effect
+from rlhf_lightning.cli.results import short
 from rlhf_lightning.models.adapter_folders import adapter_base
 from rlhf_lightning.models.memory import describe
 from rlhf_lightning.models.roles import Models
@@ -107,8 +108,8 @@ def _lines(cfg: DictConfig, run: Run, checkpoint: str | None) -> Iterator[tuple[
     for option in without_effect(cfg, run.module, run.data):
         yield "no effect", option
     if checkpoint is not None:
-        yield "resume", _short(checkpoint)
-    yield "results", _short(run.folder)
+        yield "resume", short(checkpoint)
+    yield "results", short(run.folder)
     if not torch.cuda.is_available() and run.trainer.world_size == 1:
         slow = str(run.trainer.precision).startswith("bf16") and emulates_bf16()
         note = " (this processor has no instructions for it: trainer.precision=32-true is faster)" if slow else ""
@@ -152,8 +153,3 @@ def _loss(loss: Any) -> str:
     options = ", ".join(f"{name}={value}" for name, value in getattr(loss, "keywords", {}).items())
     function = getattr(loss, "func", loss)
     return f"{getattr(function, '__name__', type(function).__name__)}({options})"
-
-
-def _short(path: str | Path) -> str:
-    absolute = Path(path).absolute()
-    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)

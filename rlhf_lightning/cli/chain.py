@@ -26,9 +26,8 @@ from rlhf_lightning.cli.console import say
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.cli.folder import held
 from rlhf_lightning.cli.overrides import several_values
-from rlhf_lightning.cli.results import duration
+from rlhf_lightning.cli.results import duration, short
 from rlhf_lightning.cli.stages import Command, by_stage, check_trusted
-from rlhf_lightning.cli.sweep import short
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.rounds.game import latest
 

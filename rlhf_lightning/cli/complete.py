@@ -23,14 +23,21 @@ _rlhf() {
 }
 complete -o default -F _rlhf rlhf
 """
+_FISH = """\
+function __rlhf_words
+    set -l line (string replace -r '^\\S+\\s?' '' -- (commandline -cp))
+    rlhf completion words "$line"
+end
+complete -c rlhf -a '(__rlhf_words)'
+"""
 _ZSH = "autoload -U +X bashcompinit && bashcompinit\n" + _BASH
 #: What stands behind the name of a command that does several things.
 _ACTIONS = {"data": ("inspect",), "steer": ("build", "show")}
-SHELLS = {"bash": _BASH, "zsh": _ZSH}
+SHELLS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``rlhf completion bash|zsh`` prints the shell's part; ``rlhf completion words LINE`` is what that calls."""
+    """``rlhf completion bash|zsh|fish`` prints the shell's part; ``rlhf completion words LINE`` is what that calls."""
     what = arguments[0] if arguments else ""
     if what == "words":
         line = arguments[1] if len(arguments) > 1 else ""

@@ -16,8 +16,8 @@ from rlhf_lightning.cli.console import say, setup_logging
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.folder import command_of
 from rlhf_lightning.cli.overrides import readable
+from rlhf_lightning.cli.results import short
 from rlhf_lightning.cli.runs import read_config, weights_of
-from rlhf_lightning.cli.sweep import short
 
 if TYPE_CHECKING:
     from rlhf_lightning.methods import AlignmentModule

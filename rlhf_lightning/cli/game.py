@@ -17,9 +17,8 @@ from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.console import say
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.folder import RunFolder, held
-from rlhf_lightning.cli.results import duration
+from rlhf_lightning.cli.results import duration, short
 from rlhf_lightning.cli.stages import Command, by_stage, check_trusted, folder_option, run_job_of_stage
-from rlhf_lightning.cli.sweep import short
 from rlhf_lightning.cli.train import new_folder
 from rlhf_lightning.files import write_atomically
 from rlhf_lightning.rounds.game import Game, Move, latest, without_references

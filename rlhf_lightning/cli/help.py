@@ -53,12 +53,18 @@ Trains SmolLM2-135M-Instruct with DPO and LoRA on pairs that ship with the packa
 The same as rlhf train experiment=quickstart with a summary at the end; takes the same options:
 
   rlhf quickstart paths.output_dir=runs/mine optimizer.lr=1e-4""",
+    "env": """\
+usage: rlhf env
+
+Prints, as Markdown, the versions of everything that a run stands on, the processor and accelerators, and the variables
+that change what a run does. Values of tokens and keys are left out.""",
     "completion": """\
-usage: rlhf completion bash|zsh
+usage: rlhf completion bash|zsh|fish
 
-Prints the shell's part of tab completion. Put into ~/.bashrc or ~/.zshrc:
+Prints the shell's part of tab completion. Put into ~/.bashrc or ~/.zshrc, or into ~/.config/fish/config.fish:
 
-  eval "$(rlhf completion bash)\"""",
+  eval "$(rlhf completion bash)"
+  rlhf completion fish | source""",
 }
 
 _EXAMPLES = {

@@ -35,9 +35,10 @@ from rlhf_lightning.cli.processes import (
     refuse_other_launchers,
     several_commands,
 )
-from rlhf_lightning.cli.results import Result, duration
+from rlhf_lightning.cli.results import Result, duration, short
 from rlhf_lightning.cli.schema import check_config
-from rlhf_lightning.cli.sweep import SWEEP, SweepSummary, prepare_sweep, short
+from rlhf_lightning.cli.show import show_changes
+from rlhf_lightning.cli.sweep import SWEEP, SweepSummary, prepare_sweep
 from rlhf_lightning.cli.worker import die_with_parent, run_job
 from rlhf_lightning.conf_dir import conf_dir
 
@@ -79,15 +80,16 @@ class Arguments:
         return any(flag.split("=", 1)[0] in _PRINTING for flag in self.flags)
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], ending: Callable[[Path], None] = show_changes) -> int:
     """Run ``rlhf train ...`` or ``rlhf evaluate ...``.
 
     Args:
         arguments: the command, then flags and overrides in any order.
+        ending: called with the folder of a single job that was trained to its end.
     """
     command, given = arguments[0], split(arguments[1:])
     register()
-    SweepSummary.folder = None
+    SweepSummary.folder = SweepSummary.trained = None
     overrides = printed(command, given) if given.prints else check(command, given)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting; we print
     named = [] if given.prints else [f"hydra.job.name={command}"]
@@ -104,6 +106,8 @@ def main(arguments: Sequence[str]) -> int:
         if (reason := SweepSummary.why_no_value()) is None:
             raise
         raise ConfigError(reason) from error
+    if SweepSummary.trained is not None and is_first_process():
+        ending(SweepSummary.trained)
     return SweepSummary.exit_code
 
 
@@ -295,7 +299,10 @@ def _job_alone(command: str, cfg: DictConfig, overrides: list[str]) -> Result:
                 offer(folder, overrides)
         if is_first_process() and finished is None:
             write_record(path)
-        return _run(command, cfg, overrides)
+        result = _run(command, cfg, overrides)
+        if command == "train" and finished is None and result.status == "done":
+            SweepSummary.trained = path
+        return result
 
 
 def _job_of_sweep(cfg: DictConfig, overrides: list[str], sweep: Path) -> Result:

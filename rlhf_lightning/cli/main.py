@@ -24,10 +24,13 @@ COMMANDS = {
         "rlhf_lightning.cli.steer",
         "build: make steering vectors for model.steering; show: what a file of them holds",
     ),
+    "show": ("rlhf_lightning.cli.show", "what a run was, what it changed, its files and the commands that follow"),
     "report": ("rlhf_lightning.cli.report", "compare runs: one page with table, reward and KL, curves, samples"),
     "data": ("rlhf_lightning.cli.data", "inspect: show what a data set becomes, and every problem in it"),
     "methods": ("rlhf_lightning.cli.methods", "list the methods: paper, data and reference they need"),
     "quickstart": ("rlhf_lightning.cli.quickstart", "align SmolLM2-135M in a few minutes and show what changed"),
+    "schema": ("rlhf_lightning.cli.editor_schema", "write JSON Schema of the yaml files, for editors"),
+    "env": ("rlhf_lightning.cli.environment", "versions, machine and variables, to paste into a report of a fault"),
     "completion": ("rlhf_lightning.cli.complete", "print a shell's tab completion: rlhf completion bash"),
 }
 #: Of these, what writes files and is one process.

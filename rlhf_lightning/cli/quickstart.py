@@ -22,15 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     """Train ``experiment=quickstart`` with the given overrides; end with a table, three prompts and a picture."""
     from rlhf_lightning.cli.launch import main as launch
 
-    command = ["experiment=quickstart", *precision(arguments), *arguments]
-    code = launch(["train", *command])
-    if code:
-        return code
-    from rlhf_lightning.cli.compose import compose
-
-    folder = Path(compose("train", command, check=False).paths.output_dir)
-    show(folder)
-    return 0
+    return launch(["train", "experiment=quickstart", *precision(arguments), *arguments], ending=show)
 
 
 def precision(arguments: Sequence[str]) -> list[str]:

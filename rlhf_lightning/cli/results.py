@@ -47,6 +47,12 @@ class Result:
             return None
 
 
+def short(path: str | Path) -> str:
+    """A path as it is typed here: relative below the working directory, whole elsewhere."""
+    absolute = Path(path).absolute()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
+
+
 def duration(seconds: float) -> str:
     """``12.3 s``, ``3:21 min`` or ``2:05:10 h``."""
     if seconds < 60:

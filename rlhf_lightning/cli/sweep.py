@@ -19,21 +19,13 @@ from rlhf_lightning import clock
 from rlhf_lightning.cli.console import ERR, OUT, say
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.identity import digest
-from rlhf_lightning.cli.results import FILE, Result, duration
+from rlhf_lightning.cli.results import FILE, Result, duration, short
+from rlhf_lightning.report.metrics import shown
 
 FILE_OF_SWEEP = "sweep.json"
 #: Set while a sweep runs, to the keys that vary; the processes of its jobs inherit it.
 SWEEP = "RLHF_SWEEP"
-#: Metrics of the terminal's table, best first; multirun.csv has all.
-_SHOWN = (
-    "val/loss",
-    "val/reward/accuracy",
-    "val/reward/margin",
-    "val/kl/reference",
-    "train/loss",
-    "train/reward/accuracy",
-    "train/reward/margin",
-)
+#: Metrics of the terminal's table; multirun.csv has all.
 _COLUMNS = 4
 
 
@@ -44,6 +36,7 @@ class SweepSummary(Callback):
     key: ClassVar[str | None] = None  #: what the sweep computes, see :func:`prepare_sweep`
     going_on: ClassVar[Path | None] = None  #: the folder of an earlier sweep of the same key
     folder: ClassVar[Path | None] = None  #: of the sweep that this process launched
+    trained: ClassVar[Path | None] = None  #: folder of the single job that this process trained to its end
 
     def __init__(self) -> None:
         self._started = 0.0
@@ -163,12 +156,6 @@ def _key_of(file: Path) -> str | None:
     return str(found)
 
 
-def short(path: Path) -> str:
-    """A path as it is named from here."""
-    absolute = path.absolute()
-    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
-
-
 def gather(folder: Path) -> dict[str, Result]:
     """Results of a sweep's jobs by the name of their folder, in the order of the jobs."""
     files = {*folder.rglob(FILE), *folder.glob(f"*/{FILE}")}  # the second follows the links to jobs of other sweeps
@@ -206,17 +193,16 @@ def table(jobs: dict[str, Result]) -> Table:
     keys = list(next(iter(options.values())))
     logged = {metric for result in jobs.values() for metric in result.metrics}
     optimized = {result.optimized_metric for result in jobs.values() if result.optimized_metric}
-    shown = [*sorted(optimized & logged), *(name for name in _SHOWN if name in logged and name not in optimized)]
-    shown = shown[:_COLUMNS]
+    columns = shown(logged, _COLUMNS, sorted(optimized))
     drawn = Table(title=f"{len(jobs)} jobs", title_justify="left", header_style="bold", box=None, pad_edge=False)
     for name in ["job", *keys, "status", "time"]:
         drawn.add_column(name, justify="right" if name == "time" else "left")
-    for name in shown:
+    for name in columns:
         head, slash, tail = name.rpartition("/")  # on two lines, so that more columns fit
         drawn.add_column(f"{head}{slash}\n{tail}", justify="right")
     for name, result in jobs.items():
         status = "done" if result.status == "done" else f"[red]{result.status}[/]"
-        numbers = [_number(result.metrics.get(metric)) for metric in shown]
+        numbers = [_number(result.metrics.get(metric)) for metric in columns]
         drawn.add_row(name, *options[name].values(), status, duration(result.seconds), *numbers)
     return drawn
 

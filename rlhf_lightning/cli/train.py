@@ -8,7 +8,6 @@ import math
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from omegaconf import DictConfig
@@ -25,7 +24,7 @@ from rlhf_lightning.cli.identity import file_contents
 from rlhf_lightning.cli.metrics import check_logged, check_reached
 from rlhf_lightning.cli.processes import is_first_process, join_job, several_commands
 from rlhf_lightning.cli.progress import Progress
-from rlhf_lightning.cli.results import FILE, Result, duration
+from rlhf_lightning.cli.results import FILE, Result, duration, short
 from rlhf_lightning.cli.versions import versions
 
 log = logging.getLogger(__name__)
@@ -168,7 +167,7 @@ def finish(cfg: DictConfig, run: Run, seconds: float) -> float | None:
     )
     if run.trainer.is_global_zero:
         result.write(run.folder)
-        log.info("done in %s, results in %s", duration(seconds), _short(run.folder))
+        log.info("done in %s, results in %s", duration(seconds), short(run.folder))
     return value
 
 
@@ -253,7 +252,3 @@ def new_folder(parent: Path) -> Path:
             continue
         return folder
     raise ConfigError(f"{parent} is full of runs of this very second; set paths.output_dir")
-
-
-def _short(path: Path) -> Any:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

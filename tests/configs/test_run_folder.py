@@ -150,12 +150,14 @@ def test_a_longer_run_is_the_longer_run(root):
 
 def test_the_same_command_once_more_changes_nothing(root, rlhf):
     """Not a byte of result, configuration, metrics, logs and records, whatever metric is asked for now."""
-    assert rlhf("train", *command(root, "trainer.max_steps=3"))[0] == 0
+    code, out, _ = rlhf("train", *command(root, "trainer.max_steps=3"))
+    assert code == 0
+    assert "What the run changed" in out
     before = contents(root / "run")
     assert len(before) > 8
     for options in ([], ["optimized_metric=train/loss"]):
-        code, _, err = rlhf("train", *command(root, "trainer.max_steps=3", *options))
-        assert code == 0
+        code, out, err = rlhf("train", *command(root, "trainer.max_steps=3", *options))
+        assert (code, out) == (0, "")
         assert "nothing was left to do after step 3" in " ".join(err.split())
         assert contents(root / "run") == before
 
