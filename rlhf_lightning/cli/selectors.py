@@ -15,9 +15,10 @@ Section = Callable[[FunctionDoc, str], Iterator[str]]
 
 _INTRODUCTION = """What makes groups of the samples of a whole round (`rounds=...`, option `rounds.selector`). It
 sees every prompt's samples with their scores, lengths and whether they were cut off, and says which become which
-groups. Samples without a score are in no group, cut-off samples never win and get no end-of-sequence token that they
-did not draw, and what is left out is counted. $`s_i`$ is the score of sample i of a prompt, $`y_w`$ the chosen and
-$`y_l`$ the rejected response.
+groups. Samples without a score are in no group, and what is left out is counted. Samples that were cut off at the
+length limit get no end-of-sequence token that they did not draw; they are in no group (`cut_off=drop`), may lose
+(`lose`), or count as finished ones (`keep`), for responses of a fixed length. $`s_i`$ is the score of sample i of a
+prompt, $`y_w`$ the chosen and $`y_l`$ the rejected response.
 Tests (`tests/selection`): golden groups, a plain-loop twin on generated rounds, and properties."""
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import torch
 
-from rlhf_lightning.options import Count, PositiveShare, Range, WholeNumber
+from rlhf_lightning.options import Count, PositiveShare, Range, WholeNumber, option_values
 from rlhf_lightning.selection.options import least_samples, needs, sources, validate
 from rlhf_lightning.types import Draw, RolloutOptions, Selected, Source
 
@@ -140,6 +140,11 @@ class Rounds(RolloutOptions):
     def reads_reward(self) -> bool:
         """Whether the selector reads scores or who beats whom."""
         return self.needs_wins or "score" in self.needs
+
+    @property
+    def keeps_cut_off(self) -> bool:
+        """Whether the selector takes samples that were cut off for finished ones."""
+        return option_values(self.selector, "cut_off") == ["keep"]
 
     @property
     def validation_draws(self) -> tuple[Draw, ...]:

@@ -23,6 +23,8 @@ from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.types import DATA, Example, PackedBatch, Sample, SampleGroup, ScoredGroup, Selected, Trained
 
 log = logging.getLogger(__name__)
+#: What helps against samples that were cut off.
+_LONGER = "raise rollout.max_new_tokens (rounds.selector.cut_off=keep where responses are meant to have its length)"
 
 
 @dataclass
@@ -92,7 +94,7 @@ class SelectLesson:
     def begin(self, number: int, cursor: int, groups: Sequence[ScoredGroup]) -> SelectedRound:
         """The groups of this round, and those of the rounds that are carried along."""
         selected = self.select(groups, number)
-        warn_of_few(number, groups, set(selected.prompt.tolist()))
+        warn_of_few(number, groups, set(selected.prompt.tolist()), keeps_cut_off=self.options.keeps_cut_off)
         chosen = [groups[at].group for at in selected.prompt.tolist()]
         slots, margin = selected.slots.tolist(), selected.numbers.get("margin")
         filled = [response_of(group, slot, self._own) for group, row in zip(chosen, slots, strict=True) for slot in row]
@@ -139,9 +141,13 @@ class SelectLesson:
         """A selector leaves out what it cannot compare."""
         if all(score is None for group in groups for score in group.score):
             return None
+        if self.options.keeps_cut_off:
+            state, longer = "tied or unscored", ""
+        else:
+            state, longer = "tied, cut off or unscored", f", or {_LONGER}"
         return (
-            "the selector made no group of its samples, which are all tied, cut off or unscored: draw more "
-            "(rounds.draws.0.n), refill (rounds.max_refills), or raise rollout.max_new_tokens"
+            f"the selector made no group of its samples, which are all {state}: draw more (rounds.draws.0.n), refill "
+            f"(rounds.max_refills){longer}"
         )
 
     def scores(self, batch: PackedBatch) -> Mapping[str, Tensor]:
@@ -249,24 +255,29 @@ class SelectLesson:
         return same_as(texts, own)
 
 
-def warn_of_few(number: int, groups: Sequence[ScoredGroup], with_group: set[int]) -> None:
+def warn_of_few(
+    number: int, groups: Sequence[ScoredGroup], with_group: set[int], *, keeps_cut_off: bool = False
+) -> None:
     """Say when most prompts of a round have no group because most of their samples were cut off or not scored.
 
     Args:
         number: of the round.
         groups: its prompts with their scored samples.
         with_group: positions of prompts that have one.
+        keeps_cut_off: whether cut-off samples count as finished ones, and are no reason.
     """
     without = [group for at, group in enumerate(groups) if at not in with_group]
     if 2 * len(without) <= len(groups):
         return
-    cut_off = np.mean([sample.finish == "length" for group in without for sample in group.group.samples])
     unscored = np.mean([score is None for group in without for score in group.score])
+    cut_off = np.mean([sample.finish == "length" for group in without for sample in group.group.samples])
+    cut_off *= not keeps_cut_off
     if cut_off + unscored > 0.5:
+        reason = "" if keeps_cut_off else f"{100 * cut_off:.0f} % were cut off at the length limit ({_LONGER}), "
         log.warning(
             "round %d: %d of %d prompts have no group, and the round is trained on the others alone. Of their samples "
-            "%.0f %% were cut off at the length limit (rollout.max_new_tokens), %.0f %% have no score",
-            *(number, len(without), len(groups), 100 * cut_off, 100 * unscored),
+            "%s%.0f %% have no score",
+            *(number, len(without), len(groups), reason, 100 * unscored),
         )
 
 

@@ -6,9 +6,9 @@
 * lists: ``win_rates``
 
 A selector's positional parameters are the inputs it needs (``selection/options.py``), its keyword-only ones its
-options. It gives ``types.Selected``: no group has a sample without a score, a cut-off sample never wins, and what is
-left out is counted: ``left_out`` (prompts without enough usable samples), ``tie_rate`` (ties among what was compared),
-``cut_off_rate`` and ``unscored_rate`` (of all samples).
+options. It gives ``types.Selected``: no group has a sample without a score, no cut-off sample wins unless
+``cut_off=keep`` lets it, and what is left out is counted: ``left_out`` (prompts without enough usable samples),
+``tie_rate`` (ties among what was compared), ``cut_off_rate`` and ``unscored_rate`` (of all samples).
 """
 
 from rlhf_lightning.selection.calibrated import length_calibrated

@@ -8,7 +8,18 @@ from torch import Tensor
 
 from rlhf_lightning.options import NonNegative, Positive, Range
 from rlhf_lightning.selection.options import makes, selector
-from rlhf_lightning.selection.terms import Lengths, Mask, Scores, Ties, best_against, counted, eligible, gap, one_pair
+from rlhf_lightning.selection.terms import (
+    DropOrKeep,
+    Lengths,
+    Mask,
+    Scores,
+    Ties,
+    best_against,
+    counted,
+    eligible,
+    gap,
+    one_pair,
+)
 from rlhf_lightning.types import Selected
 
 
@@ -24,6 +35,7 @@ def length_calibrated(
     largest: Positive = 1.0,
     least: Annotated[int, Range("[2, inf)")] = 2,
     ties: Ties = "drop",
+    cut_off: DropOrKeep = "drop",
 ) -> Selected:
     r"""Best and worst sample of scores less a price on length, at which chosen responses are as long as rejected ones.
 
@@ -43,14 +55,15 @@ def length_calibrated(
     Args:
         score: of each sample; for DICE the log-ratio of two policies in nats, without beta.
         length: of each sample.
-        truncated: whether it was cut off; such a sample is in no pair.
+        truncated: whether it was cut off.
         alpha: the price; None: searched.
         step: of the grid.
         largest: end of the grid.
         least: fewest usable samples of a prompt.
         ties: as in ``best_and_worst``, of the calibrated scores.
+        cut_off: whether a cut-off sample counts, for the price and in a pair.
     """
-    members, _ = eligible(score, truncated, "drop")
+    members, _ = eligible(score, truncated, cut_off)
     members = members & (members.sum(1, keepdim=True) >= least)
     score, length = score.double(), length.double()
     price = _searched(score, length, members, step, largest) if alpha is None else alpha

@@ -43,7 +43,8 @@ def best_and_worst(score: Scores, truncated: Mask, *, ties: Ties = "drop", cut_o
         truncated: whether it was cut off.
         ties: what becomes of a prompt whose best and worst score are equal; ``keep``: the first sample of the highest
             and the last of the lowest score are a pair.
-        cut_off: whether a cut-off sample may lose. Where its score is above all that may win there is no pair.
+        cut_off: whether a cut-off sample may lose (``lose``: where its score is above all that may win there is no
+            pair), or win too (``keep``).
     """
     members, winners = eligible(score, truncated, cut_off)
     selected, metrics = one_pair(score, *best_against(score, -score, members, winners), ties)

@@ -13,7 +13,17 @@ from torch import Tensor
 
 from rlhf_lightning.options import OpenShare, PositiveShare, Real
 from rlhf_lightning.selection.options import makes, selector
-from rlhf_lightning.selection.terms import CutOff, Mask, PromptStreams, Scores, Ties, counted, eligible, share
+from rlhf_lightning.selection.terms import (
+    CutOff,
+    DropOrKeep,
+    Mask,
+    PromptStreams,
+    Scores,
+    Ties,
+    counted,
+    eligible,
+    share,
+)
 from rlhf_lightning.types import Selected
 
 
@@ -26,19 +36,20 @@ def best_of_n(
     keep: Literal["local", "top"] = "local",
     fraction: PositiveShare = 0.2,
     ties: Ties = "keep",
+    cut_off: DropOrKeep = "drop",
 ) -> Selected:
     r"""The best sample of every prompt, or the best samples of the round whatever their prompts.
 
     .. math:: \{\arg\max_i s_{x,i}\}_x \quad\text{or}\quad \text{the } \lfloor f N \rfloor \text{ largest } s_{x,i}
 
-    N is the number of samples of the round that have a score and were not cut off.
+    N is the number of samples of the round that have a score and may be kept.
 
     Source: "RAFT: Reward rAnked FineTuning for Generative Foundation Model Alignment", arXiv:2304.06767, and its code
     (OptimalScale/LMFlow): ``local`` and ``top``.
     Defaults: ``local`` is what the authors' script runs and .2 their fraction (the script: .125, that is the best of
     8). The keeping of ties is theirs too.
     Differences: ``top`` ends in a NameError in LMFlow, so all published runs are ``local``. LMFlow also drops
-    responses that hold '#'; cut-off samples are left out here.
+    responses that hold '#'; cut-off samples are left out here unless ``cut_off=keep``.
 
     Args:
         score: of each sample.
@@ -46,8 +57,9 @@ def best_of_n(
         keep: ``local``: one sample a prompt; ``top``: the best of all, at least one, more from easy prompts.
         fraction: f, with ``top`` alone.
         ties: with ``local``, what becomes of a prompt all of whose samples have the same score; ``keep``: the first.
+        cut_off: whether a cut-off sample may be kept.
     """
-    _, winners = eligible(score, truncated, "drop")
+    _, winners = eligible(score, truncated, cut_off)
     ranked = score.masked_fill(~winners, -torch.inf)
     lowest = score.masked_fill(~winners, torch.inf).amin(1)
     equal = (winners.sum(1) > 1) & (ranked.amax(1) == lowest)
@@ -84,7 +96,7 @@ def threshold(
     step); with the bad examples and ``balance`` the iterations of "The CRINGE Loss", arXiv:2211.05826.
     Defaults: 0 is the middle of a classifier's logit and of a log-ratio, and our choice; ReST raises its thresholds
     from step to step. The CRINGE authors' code balances.
-    Differences: cut-off samples are never desirable; neither paper says.
+    Differences: cut-off samples are desirable with ``cut_off=keep`` alone; neither paper says.
 
     Args:
         score: of each sample.
@@ -95,7 +107,8 @@ def threshold(
             instead of ``above``.
         undesirable: whether samples at or below the threshold are groups too, with the number ``desirable`` 0.
         balance: drop random samples of the label that the round has more of, until there are as many of both.
-        cut_off: whether a cut-off sample may be undesirable; one above the threshold is in no group.
+        cut_off: whether a cut-off sample may be undesirable (``lose``: one above the threshold is in no group), or
+            desirable too (``keep``).
     """
     members, winners = eligible(score, truncated, cut_off)
     values = score[members].double()

@@ -52,7 +52,7 @@ def data_vs_own(
         truncated: whether a sample was cut off.
         same_as: which samples have the text of the data's response.
         equal: what becomes of such samples.
-        cut_off: whether a cut-off sample may lose.
+        cut_off: whether a cut-off sample may lose: ``lose`` and ``keep`` are one, since no sample wins here.
     """
     same = same_as == DATA
     kept = ~truncated if cut_off == "drop" else torch.ones_like(truncated)
@@ -88,7 +88,8 @@ def policy_vs_reference(
         truncated: whether it was cut off.
         source: the draw of each sample.
         ties: what becomes of two samples with equal scores; ``keep``: the policy's is chosen.
-        cut_off: whether a cut-off sample may lose. Where its score is the higher one there is no pair.
+        cut_off: whether a cut-off sample may lose (``lose``: where its score is the higher one there is no pair), or
+            win too (``keep``).
     """
     first, second = of_draw(source, 0), of_draw(source, 1)
     count = min(len(first), len(second))
@@ -134,7 +135,7 @@ def random_pair(
         generator: of the pairs and the coin.
         label: ``score``: the higher one is chosen, ties are dropped; ``random``: either, so that nothing can be
             learned from the pairs, and no margin is given.
-        cut_off: whether a cut-off sample may lose.
+        cut_off: whether a cut-off sample may lose (``lose``), or win too (``keep``).
     """
     members, winners = eligible(score, truncated, cut_off)
     draws = PromptStreams(generator, len(score)).draw(score.shape[1] + 1)

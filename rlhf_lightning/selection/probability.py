@@ -17,6 +17,7 @@ from rlhf_lightning.selection.terms import (
     Ties,
     best_against,
     counted,
+    eligible,
     of_draw,
     one_pair,
     share,
@@ -61,15 +62,15 @@ def win_probability(
         include_self: whether a sample's chance against itself, 1/2, is part of the mean.
         target: the number is against the policy, or against the other response of the pair.
         ties: what becomes of a prompt whose best and worst chance are equal; as in ``best_and_worst``.
-        cut_off: whether a cut-off sample may lose.
+        cut_off: whether a cut-off sample may lose (``lose``), or win too (``keep``).
 
     Raises:
         ValueError: what ``judge`` asks for was not given, or a preference is no probability.
     """
     chances = _matrix(preference, score, judge)
     against = _against_policy(chances, include_self)
-    members = against.isfinite() if cut_off == "lose" else against.isfinite() & ~truncated
-    best, worst, exists = best_against(against, -against, members, members & ~truncated)
+    members, winners = eligible(against, truncated, cut_off)
+    best, worst, exists = best_against(against, -against, members, winners)
     rows = torch.arange(len(chances))
     known = chances[rows, best, worst].isfinite() & chances[rows, worst, best].isfinite()
     selected, metrics = one_pair(against, best, worst, exists & known if target == "pair" else exists, ties)
@@ -122,16 +123,16 @@ def win_rates(
         preference: P, with ``judge=matrix``; a rival j for whom :math:`P_{ij}` is unknown does not count for i.
         score: s, with ``judge=scores``.
         judge: what P is: any pairwise judge's matrix, or made of scores.
-        cut_off: a cut-off sample of the policy is left out, or has lost (``lose``): its number is 0.
+        cut_off: a cut-off sample of the policy is left out, has lost (``lose``: its number is 0), or counts as any
+            other (``keep``).
 
     Raises:
         ValueError: what ``judge`` asks for was not given, or a preference is no probability.
     """
     policy, rivals = of_draw(source, 0), of_draw(source, 1)
     against = _matrix(preference, score, judge)[:, policy][:, :, rivals].nanmean(2)
-    cut = truncated[:, policy]
-    members = against.isfinite() & (~cut | (cut_off == "lose"))
-    against = against.masked_fill(cut, 0.0)
+    members, winners = eligible(against, truncated[:, policy], cut_off)
+    against = against.masked_fill(~winners, 0.0)
     order = members.logical_not().long().argsort(dim=1, stable=True)  # members first
     present = members.gather(1, order)
     kept = members.any(1)

@@ -30,7 +30,7 @@ def all_pairs(score: Scores, truncated: Mask, *, cut_off: CutOff = "drop") -> Se
     Args:
         score: of each sample.
         truncated: whether it was cut off.
-        cut_off: whether a cut-off sample may lose.
+        cut_off: whether a cut-off sample may lose (``lose``), or win too (``keep``).
     """
     better, worse = torch.triu_indices(score.shape[1], score.shape[1], offset=1)
     return _ranked(score, truncated, cut_off, better, worse)
@@ -51,7 +51,8 @@ def adjacent_pairs(score: Scores, truncated: Mask, *, cut_off: CutOff = "drop") 
     Args:
         score: of each sample.
         truncated: whether it was cut off.
-        cut_off: whether a cut-off sample may lose; where it is the better one of two neighbours they are no pair.
+        cut_off: whether a cut-off sample may lose (``lose``: where it is the better one of two neighbours they are no
+            pair), or win too (``keep``).
     """
     better = torch.arange(score.shape[1] - 1)
     return _ranked(score, truncated, cut_off, better, better + 1)

@@ -55,7 +55,8 @@ def rejection_sampling(
         beta: score a nat; 0: those with the highest score.
         sampler: how they are drawn; what ``exact`` draws twice is paired as two samples, and with itself is a tie.
         pairing: ``first_round`` pairs them at random, n / 2 pairs; in a ``tournament`` winners are paired again, n - 1.
-        cut_off: whether a cut-off sample may be drawn, and lose; it advances in a tournament against another one only.
+        cut_off: whether a cut-off sample may be drawn, and lose (``lose``: it advances in a tournament against another
+            one only), or win too (``keep``).
     """
     members, winners = eligible(score, truncated, cut_off)
     score = score.double()

@@ -1,6 +1,7 @@
 """What several selectors need: who may be in a group, who may win, pairs, and what is counted.
 
-A score that is nan or infinite is none. A cut-off sample never wins; ``cut_off`` says whether it may lose.
+A score that is nan or infinite is none. ``cut_off`` says what a sample that was cut off at the length limit may do:
+nothing (``drop``), lose (``lose``), or all that a finished one may (``keep``), for responses of a fixed length.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ Scores = Float[Tensor, "prompts samples"]
 Lengths = Num[Tensor, "prompts samples"]
 Mask = Bool[Tensor, "prompts samples"]
 Draws = Int[Tensor, " samples"]
-CutOff = Literal["drop", "lose"]
-Ties = Literal["drop", "keep"]
+CutOff = Literal["drop", "lose", "keep"]
+DropOrKeep = Literal["drop", "keep"]
+Ties = DropOrKeep
 
 
 def eligible(score: Scores, truncated: Mask, cut_off: CutOff) -> tuple[Mask, Mask]:
     """Samples that may be in a group, and those of them that may win."""
     scored = score.isfinite()
-    winners = scored & ~truncated
-    return (winners if cut_off == "drop" else scored), winners
+    finished = scored & ~truncated
+    return (finished if cut_off == "drop" else scored), (scored if cut_off == "keep" else finished)
 
 
 def of_draw(source: Draws, number: int) -> Int[Tensor, " drawn"]:

@@ -20,7 +20,7 @@ from tests.configs.test_rounds import REWARD
 SEED, STEPS = 5, 2
 SAME = ["method=dpo", "optimizer=sgd", "optimizer.momentum=0", "optimizer.lr=0.5", "scheduler=constant",
         "trainer.max_epochs=-1", f"seed={SEED}", "data.validation=null", "model.hidden_size=16"]  # fmt: skip
-ROUNDS = [*REWARD, "rounds=iterative", "rounds.selector._target_=tests.helpers.rounds.extremes",
+ROUNDS = [*REWARD, "rounds=iterative", "rounds.selector.cut_off=keep",
           "rounds.draws=[{source: policy, n: 2}]", f"rounds.minibatches={STEPS}", "rounds.reference=round_start",
           "rollout.max_new_tokens=4"]  # fmt: skip
 

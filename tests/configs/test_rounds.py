@@ -219,8 +219,8 @@ def test_dice_from_the_command_line(rlhf, tiny, tmp_path):
     common = [*tiny, "method=dpo", "optimizer.lr=1e-2", "data.batch_size=1", "trainer.max_epochs=-1"]
     code, _, err = rlhf("train", *common, "trainer.max_steps=2", "paths.output_dir=dpo")
     assert code == 0, err
-    # A random model ends no response, and of such the selector of the paper makes no pairs.
-    selector = ["rounds=iterative", "rounds.selector._target_=tests.helpers.rounds.extremes", "allow_targets=[tests]"]
+    # A random model ends no response.
+    selector = ["rounds=dice", "rounds.selector.least=2", "rounds.selector.cut_off=keep"]
     options = ["reward=dice", "rounds.parent=model", "rounds.reference=round_start", "rounds.replay=0.5", *SMALL]
     length = ["trainer.max_steps=4", "rounds.judge_pairs=2", "ckpt_path=dpo/checkpoints/last.ckpt"]
     run = [*common, *selector, *options, *length, "rollout.max_new_tokens=4", "paths.output_dir=run"]
@@ -252,8 +252,7 @@ def check_groups_train(rlhf, tiny, groups, rows):
 def test_iterative_dpo_from_the_command_line(rlhf, tiny, tmp_path):
     """Rounds are drawn, scored, selected and written; validation is on the data's own pairs; a resume has all of it."""
     length = ["trainer.max_steps=4", "trainer.max_epochs=-1", "rounds.reference=round_start", "optimizer.lr=1e-2"]
-    # A random model ends no response, and of such the selector of the paper lets none win.
-    selector = ["rounds.selector._target_=tests.helpers.rounds.extremes"]
+    selector = ["rounds.selector.cut_off=keep"]  # a random model ends no response
     command = [*tiny, *ROUNDS, *SMALL, *selector, *REWARD, *length, "paths.output_dir=run"]
     code, _, err = rlhf("train", *command)
     assert code == 0, err

@@ -16,13 +16,25 @@ from tests.helpers.selection_inputs import Group, SampleRound
 
 def scored(b: SampleRound, p: int, cut_off: str) -> list[int]:
     """Samples of a prompt that may be in a group."""
-    return [i for i, s in enumerate(b.score[p]) if math.isfinite(s) and (cut_off == "lose" or not b.truncated[p][i])]
+    return [i for i, s in enumerate(b.score[p]) if math.isfinite(s) and (cut_off != "drop" or not b.truncated[p][i])]
 
 
-def pair(b: SampleRound, p: int, values: list[float], winner: int, loser: int, ties: str = "drop") -> Iterator[Group]:
+def may_win(b: SampleRound, p: int, i: int, cut_off: str) -> bool:
+    """Whether a sample may be chosen."""
+    return cut_off == "keep" or not b.truncated[p][i]
+
+
+def winners_of(b: SampleRound, p: int, cut_off: str) -> list[int]:
+    """Samples of a prompt that may be chosen."""
+    return [i for i in scored(b, p, cut_off) if may_win(b, p, i, cut_off)]
+
+
+def pair(
+    b: SampleRound, p: int, values: list[float], winner: int, loser: int, ties: str = "drop", cut_off: str = "drop"
+) -> Iterator[Group]:
     """A pair if its winner may win and is ahead."""
     margin = values[winner] - values[loser]
-    if not b.truncated[p][winner] and (margin > 0 or (margin == 0 and ties == "keep")):
+    if may_win(b, p, winner, cut_off) and (margin > 0 or (margin == 0 and ties == "keep")):
         yield p, (winner, loser), {"margin": margin}
 
 
@@ -36,22 +48,22 @@ def extremes(values: list[float], winners: list[int], members: list[int]) -> tup
 
 def best_and_worst(b: SampleRound, ties: str = "drop", cut_off: str = "drop") -> Iterator[Group]:
     for p, values in enumerate(b.score):
-        found = extremes(values, scored(b, p, "drop"), scored(b, p, cut_off))
+        found = extremes(values, winners_of(b, p, cut_off), scored(b, p, cut_off))
         if found:
-            yield from pair(b, p, values, *found, ties)
+            yield from pair(b, p, values, *found, ties, cut_off)
 
 
 def best_and_another(
     b: SampleRound, other: str = "random", ties: str = "drop", cut_off: str = "drop"
 ) -> Iterator[Group]:
     for p, values in enumerate(b.score):
-        winners, members = scored(b, p, "drop"), scored(b, p, cut_off)
+        winners, members = winners_of(b, p, cut_off), scored(b, p, cut_off)
         if not winners or len(members) < 2:
             continue
         best = max(winners, key=lambda i: (values[i], -i))
         others = [i for i in members if i != best]
         rival = others[0] if other == "random" else max(others, key=lambda i: (values[i], i))
-        yield from pair(b, p, values, best, rival, ties)
+        yield from pair(b, p, values, best, rival, ties, cut_off)
 
 
 def length_penalised(
@@ -59,15 +71,15 @@ def length_penalised(
 ) -> Iterator[Group]:
     for p, values in enumerate(b.score):
         priced = [s - penalty * n for s, n in zip(values, b.length[p], strict=True)]
-        found = extremes(priced, scored(b, p, "drop"), scored(b, p, cut_off))
+        found = extremes(priced, winners_of(b, p, cut_off), scored(b, p, cut_off))
         if not found:
             continue
         if label == "score":
             if values[found[1]] > values[found[0]]:
                 found = found[::-1]
-            yield from pair(b, p, values, *found, ties)
+            yield from pair(b, p, values, *found, ties, cut_off)
         else:
-            yield from pair(b, p, priced, *found, ties)
+            yield from pair(b, p, priced, *found, ties, cut_off)
 
 
 def length_calibrated(
@@ -77,8 +89,9 @@ def length_calibrated(
     largest: float = 1.0,
     least: int = 2,
     ties: str = "drop",
+    cut_off: str = "drop",
 ) -> Iterator[Group]:
-    usable = [scored(b, p, "drop") for p in range(len(b.score))]
+    usable = [scored(b, p, cut_off) for p in range(len(b.score))]
     usable = [samples if len(samples) >= least else [] for samples in usable]
 
     def priced(price: float) -> list[list[float]]:
@@ -102,7 +115,7 @@ def length_calibrated(
     for p, values in enumerate(priced(alpha)):
         found = extremes(values, usable[p], usable[p])
         if found:
-            yield from pair(b, p, values, *found, ties)
+            yield from pair(b, p, values, *found, ties, cut_off)
 
 
 def ranking(b: SampleRound, p: int, cut_off: str) -> list[int]:
@@ -114,17 +127,19 @@ def all_pairs(b: SampleRound, cut_off: str = "drop") -> Iterator[Group]:
         order = ranking(b, p, cut_off)
         for place, winner in enumerate(order):
             for loser in order[place + 1 :]:
-                yield from pair(b, p, values, winner, loser)
+                yield from pair(b, p, values, winner, loser, cut_off=cut_off)
 
 
 def adjacent_pairs(b: SampleRound, cut_off: str = "drop") -> Iterator[Group]:
     for p, values in enumerate(b.score):
         for winner, loser in pairwise(ranking(b, p, cut_off)):
-            yield from pair(b, p, values, winner, loser)
+            yield from pair(b, p, values, winner, loser, cut_off=cut_off)
 
 
-def best_of_n(b: SampleRound, keep: str = "local", fraction: float = 0.2, ties: str = "keep") -> Iterator[Group]:
-    everything = [(p, i) for p in range(len(b.score)) for i in scored(b, p, "drop")]
+def best_of_n(
+    b: SampleRound, keep: str = "local", fraction: float = 0.2, ties: str = "keep", cut_off: str = "drop"
+) -> Iterator[Group]:
+    everything = [(p, i) for p in range(len(b.score)) for i in winners_of(b, p, cut_off)]
     if keep == "top":
         everything.sort(key=lambda at: -b.score[at[0]][at[1]])
         count = max(int(fraction * len(everything)), 1)
@@ -152,7 +167,7 @@ def threshold(
         rest = at - math.floor(at)
         low, high = values[math.floor(at)], values[math.ceil(at)]
         above = low + rest * (high - low)
-    good = [(p, i) for p, i in members if b.score[p][i] > above and not b.truncated[p][i]]
+    good = [(p, i) for p, i in members if b.score[p][i] > above and may_win(b, p, i, cut_off)]
     bad = [(p, i) for p, i in members if b.score[p][i] <= above] if undesirable == "keep" else []
     if balance:
         draws = b.streams.draw(len(b.score[0]) if b.score else 2).tolist()
@@ -179,11 +194,11 @@ def random_pair(b: SampleRound, label: str = "score", cut_off: str = "drop") -> 
         winner, loser = members[:2]
         if label == "random":
             winner, loser = (loser, winner) if draws[-1] < 0.5 else (winner, loser)
-            if not b.truncated[p][winner]:
+            if may_win(b, p, winner, cut_off):
                 yield p, (winner, loser), {}
         else:
             winner, loser = (loser, winner) if values[loser] > values[winner] else (winner, loser)
-            yield from pair(b, p, values, winner, loser)
+            yield from pair(b, p, values, winner, loser, cut_off=cut_off)
 
 
 def policy_vs_reference(b: SampleRound, ties: str = "drop", cut_off: str = "drop") -> Iterator[Group]:
@@ -193,7 +208,7 @@ def policy_vs_reference(b: SampleRound, ties: str = "drop", cut_off: str = "drop
         for i, j in zip(policy, reference, strict=False):
             if i in members and j in members:
                 winner, loser = (j, i) if values[j] > values[i] else (i, j)
-                for _, slots, numbers in pair(b, p, values, winner, loser, ties):
+                for _, slots, numbers in pair(b, p, values, winner, loser, ties, cut_off):
                     yield p, slots, numbers | {"reference_sample": [float(b.source[s]) for s in slots]}
 
 
@@ -204,7 +219,7 @@ def win_rates(b: SampleRound, judge: str = "matrix", cut_off: str = "drop") -> I
         for i in policy:
             known = [chance[i][j] for j in rivals if not math.isnan(chance[i][j])]
             if known and not (b.truncated[p][i] and cut_off == "drop"):
-                rates[i] = 0.0 if b.truncated[p][i] else sum(known) / len(known)
+                rates[i] = sum(known) / len(known) if may_win(b, p, i, cut_off) else 0.0
         if rates:
             empty = len(policy) - len(rates)
             yield p, (*rates, *[NONE] * empty), {"score": [*rates.values(), *[0.0] * empty]}
@@ -225,14 +240,14 @@ def win_probability(
             known = [x for j, x in enumerate(row) if not math.isnan(x) and (include_self or i != j)]
             against.append(round(sum(known) / len(known), 12) if known else math.nan)
         members = [i for i, x in enumerate(against) if not (math.isnan(x) or (cut_off == "drop" and b.truncated[p][i]))]
-        found = extremes(against, [i for i in members if not b.truncated[p][i]], members)
+        found = extremes(against, [i for i in members if may_win(b, p, i, cut_off)], members)
         if not found:
             continue
         winner, loser = found
         to_policy, to_other = [against[winner], against[loser]], [chance[winner][loser], chance[loser][winner]]
         numbers = to_policy if target == "policy" else to_other
         if not any(math.isnan(x) for x in numbers):
-            for _, slots, _ in pair(b, p, against, winner, loser, ties):
+            for _, slots, _ in pair(b, p, against, winner, loser, ties, cut_off):
                 yield p, slots, {"win_probability": numbers}
 
 
@@ -286,10 +301,10 @@ def rejection_sampling(
     for p, draws in enumerate(pairing_draws):
         keys = draws[: len(drawn[p])]
         players = [drawn[p][k] for k in sorted(range(len(keys)), key=lambda k: keys[k])]
-        yield from _matches(b, p, players, pairing)
+        yield from _matches(b, p, players, pairing, cut_off)
 
 
-def _matches(b: SampleRound, p: int, players: list[int], pairing: str) -> Iterator[Group]:
+def _matches(b: SampleRound, p: int, players: list[int], pairing: str, cut_off: str) -> Iterator[Group]:
     values = b.score[p]
     while len(players) > 1:
         winners = []
@@ -298,7 +313,7 @@ def _matches(b: SampleRound, p: int, players: list[int], pairing: str) -> Iterat
                 winners.append(i)
                 continue
             winner, loser = (i, j) if values[i] >= values[j] else (j, i)
-            yield from pair(b, p, values, winner, loser)
-            rank: list[Any] = [-math.inf if b.truncated[p][k] else values[k] for k in (i, j)]
+            yield from pair(b, p, values, winner, loser, cut_off=cut_off)
+            rank: list[Any] = [values[k] if may_win(b, p, k, cut_off) else -math.inf for k in (i, j)]
             winners.append(j if rank[1] > rank[0] else i)
         players = winners if pairing == "tournament" else []

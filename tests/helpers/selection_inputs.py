@@ -128,23 +128,24 @@ def sample_rounds(distinct: bool = False) -> st.SearchStrategy[SampleRound]:
     return st.integers(0, 2**32).map(lambda seed: _round(seed, distinct))
 
 
-TIES, CUT_OFF = st.sampled_from(["drop", "keep"]), st.sampled_from(["drop", "lose"])
+DROP_OR_KEEP, CUT_OFF = st.sampled_from(["drop", "keep"]), st.sampled_from(["drop", "lose", "keep"])
 #: Options of each selector for generated tests.
 OPTIONS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
-    "best_and_worst": st.fixed_dictionaries({}, optional={"ties": TIES, "cut_off": CUT_OFF}),
+    "best_and_worst": st.fixed_dictionaries({}, optional={"ties": DROP_OR_KEEP, "cut_off": CUT_OFF}),
     "best_and_another": st.fixed_dictionaries(
-        {}, optional={"other": st.sampled_from(["random", "second"]), "ties": TIES, "cut_off": CUT_OFF}
+        {}, optional={"other": st.sampled_from(["random", "second"]), "ties": DROP_OR_KEEP, "cut_off": CUT_OFF}
     ),
     "length_penalised": st.fixed_dictionaries(
         {"penalty": st.sampled_from([0.0, 0.25, 1.0])},
-        optional={"label": st.sampled_from(["score", "penalised"]), "ties": TIES, "cut_off": CUT_OFF},
+        optional={"label": st.sampled_from(["score", "penalised"]), "ties": DROP_OR_KEEP, "cut_off": CUT_OFF},
     ),
     "length_calibrated": st.fixed_dictionaries(
         {"step": st.sampled_from([0.125, 0.25])},  # the default's grid has 1001 values
         optional={
             "alpha": st.sampled_from([None, 0.0, 0.5]),
             "least": st.integers(2, 4),
-            "ties": TIES,
+            "ties": DROP_OR_KEEP,
+            "cut_off": DROP_OR_KEEP,
         },
     ),
     "all_pairs": st.fixed_dictionaries({}, optional={"cut_off": CUT_OFF}),
@@ -154,7 +155,8 @@ OPTIONS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         optional={
             "keep": st.sampled_from(["local", "top"]),
             "fraction": st.sampled_from([0.2, 0.5, 1.0]),
-            "ties": TIES,
+            "ties": DROP_OR_KEEP,
+            "cut_off": DROP_OR_KEEP,
         },
     ),
     "threshold": st.fixed_dictionaries(
@@ -167,8 +169,8 @@ OPTIONS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "cut_off": CUT_OFF,
         },
     ),
-    "data_vs_own": st.fixed_dictionaries({}, optional={"equal": TIES, "cut_off": CUT_OFF}),
-    "policy_vs_reference": st.fixed_dictionaries({}, optional={"ties": TIES, "cut_off": CUT_OFF}),
+    "data_vs_own": st.fixed_dictionaries({}, optional={"equal": DROP_OR_KEEP, "cut_off": CUT_OFF}),
+    "policy_vs_reference": st.fixed_dictionaries({}, optional={"ties": DROP_OR_KEEP, "cut_off": CUT_OFF}),
     "win_rates": st.fixed_dictionaries(
         {}, optional={"judge": st.sampled_from(["matrix", "scores"]), "cut_off": CUT_OFF}
     ),
@@ -181,7 +183,7 @@ OPTIONS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "judge": st.sampled_from(["matrix", "scores"]),
             "include_self": st.booleans(),
             "target": st.sampled_from(["policy", "pair"]),
-            "ties": TIES,
+            "ties": DROP_OR_KEEP,
             "cut_off": CUT_OFF,
         },
     ),

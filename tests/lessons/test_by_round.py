@@ -88,9 +88,15 @@ def test_a_round_of_few_groups_is_reported_with_what_explains_it(caplog):
     with caplog.at_level(logging.WARNING):
         warn_of_few(0, groups[:4], {0, 2})
         warn_of_few(0, [whole] * 4, {0})  # a selector may ask for the best prompts alone
+        warn_of_few(0, groups, {0, 2}, keeps_cut_off=True)  # ties: what was cut off counts
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         warn_of_few(7, groups, {0, 2})
     assert "round 7: 3 of 5 prompts have no group" in caplog.text
     assert "Of their samples 50 % were cut off" in caplog.text
     assert "25 % have no score" in caplog.text
+    assert "rounds.selector.cut_off=keep" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        warn_of_few(8, [unscored], set(), keeps_cut_off=True)
+    assert "Of their samples 75 % have no score" in caplog.text

@@ -18,6 +18,7 @@ from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rounds import OnlineData
 from rlhf_lightning.rounds.responses import DataResponses
+from rlhf_lightning.selection import best_and_worst
 from rlhf_lightning.selection.options import makes, selector
 from rlhf_lightning.types import DATA, NONE, Draw, Example, Sample, Selected
 from tests.helpers.fake_rollouts import FakeEngine, Sum
@@ -174,7 +175,14 @@ def test_a_round_without_groups_is_skipped_and_too_many_end_the_run():
             return [[1.0] * len(group.samples) for group in groups]
 
     data, _ = looped(rounds_of(max_empty=2), reward=Never())
-    with pytest.raises(RuntimeError, match=r"rollouts 0 to 1 .* all tied, cut off or unscored: draw more"):
+    with pytest.raises(
+        RuntimeError, match=r"rollouts 0 to 1 .* all tied, cut off or unscored: draw more .*cut_off=keep"
+    ):
+        next(iter(data.train_dataloader()))
+    data, _ = looped(rounds_of(selector=partial(best_and_worst, cut_off="keep"), max_empty=1), reward=Never())
+    with pytest.raises(
+        RuntimeError, match=r"all tied or unscored: draw more \(rounds.draws.0.n\), refill \(\S+\)\. As"
+    ):
         next(iter(data.train_dataloader()))
 
 

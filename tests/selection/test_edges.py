@@ -104,6 +104,23 @@ def test_a_cut_off_sample_does_not_advance_in_a_tournament() -> None:
         assert len(pairs) == 2  # the pair with the cut-off sample has a better loser, and is none
 
 
+def test_a_kept_cut_off_sample_wins_a_tournament() -> None:
+    """The same with ``keep``: it beats whoever it meets."""
+    scores = SampleRound(score=[[0.0, 1.0, 2.0, 3.0]], truncated=[[False, False, False, True]])
+    for seed in range(4):
+        rule = {"n": 4, "beta": 100.0, "pairing": "tournament", "cut_off": "keep"}
+        pairs = groups(run("rejection_sampling", replace(scores, seed=seed), **rule))
+        assert len(pairs) == 3
+        assert pairs[-1][1][0] == 3
+
+
+@pytest.mark.parametrize("name", ["best_of_n", "length_calibrated"])
+def test_cut_off_samples_that_count_or_not(name: str) -> None:
+    """A response that is trained on alone cannot lose, nor can one whose length has a price that hangs on who wins."""
+    with pytest.raises(ValueError, match="cut_off"):
+        run(name, SampleRound(score=[[1.0, 2.0]]), cut_off="lose")
+
+
 def test_the_best_sample_wins_a_tournament() -> None:
     """Sample 0 is the best of four: in whatever order they meet, it wins the last pair."""
     scores = SampleRound(score=[[3.0, 1.0, 2.0, 0.0]])

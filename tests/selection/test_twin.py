@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ def test_equals_its_twin_and_keeps_the_rules(name: str) -> None:
 
 
 def check_rules(name: str, samples: SampleRound, options: dict[str, Any], given: list[Any]) -> None:
-    """No sample without a score, no winner that was cut off, no loser that was unless it is allowed."""
+    """No sample without a score, and no winner or loser that was cut off unless it is allowed."""
     uses_scores = name != "data_vs_own" and not (
         name in ("win_probability", "win_rates") and options.get("judge") != "scores"
     )
@@ -61,7 +62,8 @@ def check_rules(name: str, samples: SampleRound, options: dict[str, Any], given:
                 continue
             assert math.isfinite(samples.score[prompt][sample]) or not uses_scores
             wins = numbers.get("desirable", numbers.get("score", [len(slots) == 2, 0]))[slot]
-            if options.get("cut_off", "drop") == "drop" or wins:
+            cut_off = options.get("cut_off", "drop")
+            if cut_off == "drop" or (cut_off == "lose" and wins):
                 assert not samples.truncated[prompt][sample]
 
 
@@ -85,6 +87,22 @@ def test_permuted_samples_give_permuted_groups(name: str) -> None:
         if name in ("length_penalised", "length_calibrated") and tied_lengths(samples):
             return
         assert sorted(moved, key=str) == sorted(groups(run(name, samples, **options)), key=str)
+
+    check()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kept_samples_that_were_cut_off_count_as_finished_ones(name: str) -> None:
+    """Groups, numbers and metrics are those of the round with nothing cut off, whose share is counted all the same."""
+
+    @settings(max_examples=40, deadline=None)
+    @given(sample_rounds(), OPTIONS[name])
+    def check(samples: SampleRound, options: dict[str, Any]) -> None:
+        finished = replace(samples, truncated=[[False for _ in row] for row in samples.score])
+        kept, whole = (run(name, one, **{**options, "cut_off": "keep"}) for one in (samples, finished))
+        assert groups(kept) == groups(whole)
+        cut = [one for row in samples.truncated for one in row]
+        assert kept.metrics == {**whole.metrics, "cut_off_rate": sum(cut) / max(len(cut), 1)}
 
     check()
 
