@@ -1,9 +1,10 @@
-"""``rlhf export``: what a run trained as a folder for transformers or PEFT, after the run."""
+"""``rlhf export``: what a run trained as a folder for transformers or PEFT, or as a GGUF file, after the run."""
 
 from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +27,11 @@ log = logging.getLogger(__name__)
 
 FORMS = ("auto", "adapter", "merged", "gguf")
 DTYPES = ("float32", "bfloat16", "float16")
+GGUF_DTYPES = (*DTYPES, "q8_0")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``rlhf export run=FOLDER [form=auto|adapter|merged] [key=value ...]``."""
+    """``rlhf export run=FOLDER [form=auto|adapter|merged|gguf] [key=value ...]``."""
     cfg = compose("export", readable(arguments))
     run = run_of(cfg)
     from transformers.utils.logging import disable_progress_bar
@@ -38,9 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     clock.take_over(Path(cfg.run).expanduser())
     folder = export_run(cfg, run)
-    say(
-        f"exported {short(Path(cfg.run).expanduser())} to [bold]{short(folder)}[/]; model=run model.run={short(folder)}"
-    )
+    use = f"model=hub model.name={short(folder)}" if cfg.form == "gguf" else f"model=run model.run={short(folder)}"
+    say(f"exported {short(Path(cfg.run).expanduser())} to [bold]{short(folder)}[/]; {use}")
     return 0
 
 
@@ -63,15 +64,11 @@ def check_form(cfg: DictConfig, run: DictConfig) -> None:
     Raises:
         ConfigError: as above; the message names the option.
     """
-    if cfg.form == "gguf":
-        raise ConfigError(
-            "form=gguf: no library on PyPI converts weights to GGUF: export form=merged, and give that folder to "
-            "llama.cpp's convert_hf_to_gguf.py"
-        )
     if cfg.form not in FORMS:
         raise ConfigError(f"form={cfg.form} is none of {', '.join(FORMS)}")
-    if cfg.dtype not in (None, *DTYPES):
-        raise ConfigError(f"dtype={cfg.dtype} is none of {', '.join(DTYPES)}")
+    dtypes = GGUF_DTYPES if cfg.form == "gguf" else DTYPES
+    if cfg.dtype not in (None, *dtypes):
+        raise ConfigError(f"dtype={cfg.dtype} is none of {', '.join(dtypes)}, which form={cfg.form} has")
     if cfg.form == "adapter" and not run.get("adapter"):
         raise ConfigError(f"form=adapter: run={cfg.run} trained whole weights and has no adapter: choose form=auto")
 
@@ -84,8 +81,10 @@ def export_run(cfg: DictConfig, run: DictConfig) -> Path:
         run: of the run; changed where the form asks for it.
 
     Returns:
-        The folder that was written.
+        The folder that was written, or the GGUF file.
     """
+    if cfg.form == "gguf":
+        return _export_gguf(cfg, run)
     folder = Path(cfg.run).expanduser()
     checkpoint = weights_of(folder, cfg.ckpt_path)
     apart = cfg.form == "merged" and OmegaConf.select(run, "adapter.quantize") is not None
@@ -99,6 +98,49 @@ def export_run(cfg: DictConfig, run: DictConfig) -> Path:
     module = _trained(run, checkpoint, compared=not apart)
     output = Path(cfg.output).expanduser() if cfg.output else folder / "export" / "last"
     return module.export(output, cfg.form, _template(module, run, folder))
+
+
+def _export_gguf(cfg: DictConfig, run: DictConfig) -> Path:
+    """Merge into a temporary folder beside the file, and write the file from there.
+
+    Raises:
+        ConfigError: the model or its tokenizer cannot be written; before weights are loaded where that can be seen.
+    """
+    from rlhf_lightning.models.gguf_export import FILE, write_gguf
+
+    check_gguf(run)
+    folder = Path(cfg.run).expanduser()
+    output = Path(cfg.output).expanduser() if cfg.output else folder / "export" / "gguf"
+    path = output if output.suffix == ".gguf" else output / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".merged-", dir=path.parent) as merged:
+        export_run(OmegaConf.merge(cfg, {"form": "merged", "dtype": None, "output": merged}), run)
+        try:
+            write_gguf(Path(merged), path, cfg.dtype or str(run.model.dtype), name=folder.name)
+        except ValueError as error:
+            raise ConfigError(f"form=gguf: {error}") from error
+    return path
+
+
+def check_gguf(run: DictConfig) -> None:
+    """Refuse, before weights are loaded, a run whose model or tokenizer has no form in a GGUF file.
+
+    Raises:
+        ConfigError: as above.
+    """
+    from rlhf_lightning.cli.instantiate import make
+    from rlhf_lightning.methods.scoring import ScoringModule
+    from rlhf_lightning.models.gguf_export import check_family
+    from rlhf_lightning.models.gguf_tokenizer import vocabulary_of
+
+    if issubclass(make(run.method).func, ScoringModule):
+        raise ConfigError("form=gguf: the run trained a reward model, and a GGUF file holds a language model")
+    source = make(run.model)
+    try:
+        check_family(source.sizes().family)
+        vocabulary_of(source.tokenizer())
+    except ValueError as error:
+        raise ConfigError(f"form=gguf: {error}") from error
 
 
 def _trained(run: DictConfig, checkpoint: Path, *, compared: bool) -> AlignmentModule[Any]:

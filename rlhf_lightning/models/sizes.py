@@ -1,4 +1,4 @@
-"""How deep and how wide a model is, known before its weights are loaded."""
+"""Of what architecture, how deep and how wide a model is, known before its weights are loaded."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sizes:
-    """Decoder blocks of a model, and the width of the states between them."""
+    """Decoder blocks of a model, the width of the states between them, and its architecture (``model_type``)."""
 
     layers: int
     width: int
+    family: str
 
 
 def sizes_at(location: str | Path, revision: str | None = None) -> Sizes:
@@ -28,4 +29,4 @@ def sizes_at(location: str | Path, revision: str | None = None) -> Sizes:
     base = adapter_base(location)
     where, chosen = (location, revision or "main") if base is None else (base, "main")
     config: Any = AutoConfig.from_pretrained(where, revision=chosen, trust_remote_code=False).get_text_config()
-    return Sizes(int(config.num_hidden_layers), int(config.hidden_size))
+    return Sizes(int(config.num_hidden_layers), int(config.hidden_size), str(config.model_type))

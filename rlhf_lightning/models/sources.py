@@ -342,7 +342,7 @@ class TinyRandom(Execution, Steerable):
 
     def sizes(self) -> Sizes:
         """Its depth and width."""
-        return Sizes(self.layers, self.hidden_size)
+        return Sizes(self.layers, self.hidden_size, self.architecture)
 
     def load(self, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
         """The model, in evaluation mode; quantised by way of a temporary folder when asked to."""

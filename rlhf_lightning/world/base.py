@@ -86,7 +86,7 @@ class TinyWorld(Execution, Steerable):
 
     def sizes(self) -> Sizes:
         """Its depth and width."""
-        return Sizes(self.layers, self.hidden_size)
+        return Sizes(self.layers, self.hidden_size, "llama")
 
     def load(self, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
         """The base, in evaluation mode; trained now if it is not in the cache.

@@ -44,7 +44,8 @@ def files(folder: str) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"form": "gguf"}, r"form=gguf: .* export form=merged"),
+        ({"dtype": "q8_0"}, r"dtype=q8_0 is none of float32, bfloat16, float16, which form=auto has"),
+        ({"form": "gguf", "dtype": "q4"}, r"dtype=q4 is none of .*q8_0, which form=gguf has"),
         ({"form": "mergd"}, r"form=mergd is none of auto, adapter, merged, gguf"),
         ({"dtype": "int3"}, r"dtype=int3 is none of"),
         ({"form": "adapter"}, r"form=adapter: run=r trained whole weights and has no adapter"),
