@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "losses": {"types", "ops", "options"},
     "credit": {"types", "ops", "options"},
     "selection": {"types", "ops", "options"},
-    "models": {"types", "ops", "options", "checkpoint_files", "sharded_state"},
+    "models": {"types", "ops", "options", "checkpoint_files", "files", "sharded_state"},
     "data": {"types", "ops", "clock", "chat_templates", "options"},
     "callbacks": {"types", "ops", "checkpointing", "options", "sharded_state", "files"},
     "methods": {"types", "ops", "options", "losses", "models", "credit", "chat_templates", "checkpointing"},

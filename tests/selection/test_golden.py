@@ -11,7 +11,8 @@ import torch
 import rlhf_lightning.selection as selection
 from tests.helpers import reference_selection
 from tests.helpers.selection_inputs import OPTIONS, groups, run
-from tests.selection.golden_rows import FIVE, ROWS, Golden
+from tests.selection.golden_inputs import FIVE, Golden
+from tests.selection.golden_rows import ROWS
 
 #: Every public function that is declared as a selector.
 NAMES = sorted(name for name in selection.__all__ if getattr(getattr(selection, name), "declares", "") == "selector")
