@@ -6,13 +6,12 @@ import importlib.metadata
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rlhf_lightning.cli.console import OUT
 from rlhf_lightning.cli.errors import ConfigError
-from rlhf_lightning.cli.versions import versions
+from rlhf_lightning.cli.versions import checkout, versions
 
 #: Variables that change what a run does.
 _VARIABLES = re.compile(r"^(RLHF|HF|HYDRA|OMP|MKL|TORCH|PYTORCH|NCCL|GLOO|CUDA|ROCR|HIP|VLLM|TRANSFORMERS|SLURM)_")
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
 def sections() -> dict[str, list[tuple[str, str]]]:
     """Title -> rows of name and value."""
     return {
-        "Software": [*versions().items(), *_commit(), *_extras()],
+        "Software": [*versions().items(), ("commit", checkout() or "not a checkout"), *_extras()],
         "Machine": [*_machine(), *_accelerators()],
         "Variables": list(_variables(os.environ)) or [("none of ours is set", "-")],
     }
@@ -57,20 +56,6 @@ def _extras() -> Iterator[tuple[str, str]]:
             yield match[1], f"{importlib.metadata.version(match[1])} (extra {match[2]})"
         except importlib.metadata.PackageNotFoundError:
             continue
-
-
-def _commit() -> Iterator[tuple[str, str]]:
-    """Of a checkout: the commit that the package is at, and whether files differ from it."""
-    folder = Path(__file__).resolve().parents[2]
-    if not (folder / ".git").exists():
-        return
-    try:
-        asked = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):  # no git on this machine
-        return
-    if done.returncode == 0:
-        yield "commit", done.stdout.strip()
 
 
 def _machine() -> Iterator[tuple[str, str]]:

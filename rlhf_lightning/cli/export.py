@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning import clock
+from rlhf_lightning.cli.card import write_card
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.console import say, setup_logging
 from rlhf_lightning.cli.errors import ConfigError
@@ -97,7 +98,9 @@ def export_run(cfg: DictConfig, run: DictConfig) -> Path:
         run.model.dtype = cfg.dtype
     module = _trained(run, checkpoint, compared=not apart)
     output = Path(cfg.output).expanduser() if cfg.output else folder / "export" / "last"
-    return module.export(output, cfg.form, _template(module, run, folder))
+    written = module.export(output, cfg.form, _template(module, run, folder))
+    write_card(written, folder)
+    return written
 
 
 def _export_gguf(cfg: DictConfig, run: DictConfig) -> Path:

@@ -313,10 +313,10 @@ def write_record(folder: Path) -> None:
 
 
 def digest_of(path: Path) -> str:
-    """Digest of a checkpoint's content, a file or a folder."""
+    """Digest of a checkpoint's content, a file or a folder; the model card of a folder says nothing of its weights."""
     whole = hashlib.blake2b(digest_size=16)
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
+        if file.is_file() and file.name != "README.md":
             with file.open("rb") as handle:
                 whole.update(hashlib.file_digest(handle, "blake2b").digest())
     return whole.hexdigest()

@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": ("rlhf_lightning.cli.launch", "score a run, a checkpoint or a model on held-out data"),
     "generate": ("rlhf_lightning.cli.generate", "answer prompts, or chat, with a model or a run"),
     "export": ("rlhf_lightning.cli.export", "write what a run trained for transformers, PEFT: adapter or merged"),
+    "push": ("rlhf_lightning.cli.push", "put an export, with its model card, on the Hugging Face hub"),
     "optimize_prompt": ("rlhf_lightning.cli.optimize_prompt", "search the text that makes responses score higher"),
     "steer": (
         "rlhf_lightning.cli.steer",
@@ -34,7 +35,7 @@ COMMANDS = {
     "completion": ("rlhf_lightning.cli.complete", "print a shell's tab completion: rlhf completion bash"),
 }
 #: Of these, what writes files and is one process.
-_ALONE = ("game", "chain", "generate", "export", "optimize_prompt", "quickstart", "steer")
+_ALONE = ("game", "chain", "generate", "export", "push", "optimize_prompt", "quickstart", "steer")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

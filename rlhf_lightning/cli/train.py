@@ -17,6 +17,7 @@ from rlhf_lightning.callbacks import LastCheckpoint
 from rlhf_lightning.cli.agreement import agreed, check_found, check_readable, check_same, check_seen, meet
 from rlhf_lightning.cli.announce import ModelLine, describe_run
 from rlhf_lightning.cli.build import Run, callbacks_of, checkpoint_to_resume, make_run
+from rlhf_lightning.cli.card import write_cards
 from rlhf_lightning.cli.console import ERR
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.cli.folder import RunFolder, digest_of, held, write_config
@@ -167,6 +168,7 @@ def finish(cfg: DictConfig, run: Run, seconds: float) -> float | None:
     )
     if run.trainer.is_global_zero:
         result.write(run.folder)
+        write_cards(run.folder)
         log.info("done in %s, results in %s", duration(seconds), short(run.folder))
     return value
 
