@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean
 
 import pytest
 
-from rlhf_lightning import compose, train
-from rlhf_lightning.cli.results import Result
 from rlhf_lightning.world import TinyEvaluator
-from tests.learning.harness import GOLD
+from tests.learning.claims import SEEDS, column, golds
 
 pytestmark = pytest.mark.slow
-SEEDS = (1, 2, 3)
-COMMON = ("experiment=tiny", "ckpt_path=null")
-
-
-def golds(folder: Path, *options: str, seeds: Sequence[int] = SEEDS) -> list[float]:
-    """Gold reward at the end of a run with each seed; its mean over samples has a standard error of 0.09 points."""
-    found = []
-    for seed in seeds:
-        train(compose("train", [*COMMON, *options, f"seed={seed}", f"paths.output_dir={folder / str(seed)}"]))
-        result = Result.read(folder / str(seed))
-        assert result is not None
-        found.append(result.metrics[GOLD])
-    return found
-
-
-def column(folder: Path, name: str) -> list[float]:
-    """Every value of a metric that a run logged."""
-    with (folder / "metrics.csv").open() as file:
-        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
 def test_spin_gains_from_demonstrations_alone_and_its_margin_falls(tmp_path):
