@@ -7,7 +7,7 @@ from statistics import fmean
 import pytest
 
 from rlhf_lightning.world import TinyEvaluator
-from tests.learning.claims import SEEDS, column, golds
+from tests.learning.claims import SEEDS, column, golds, run
 
 pytestmark = pytest.mark.slow
 
@@ -36,3 +36,21 @@ def test_raft_learns_more_from_the_best_of_more_samples(tmp_path):
     one, four, many = (fmean(golds(tmp_path / str(n), *method, f"rounds.draws.0.n={n}", seeds=seeds[n])) for n in seeds)
     assert four > one + 1.0, (one, four, many)
     assert many > four + 0.1, (one, four, many)
+
+
+def test_dice_takes_back_what_its_parent_pays_for_length(tmp_path):
+    """The policy was trained on labels that liked length, so its implicit reward does: chosen responses are longer.
+
+    Measured: 37.7, 39.1 and 38.1 characters longer than rejected ones, and 0.0, 0.3 and 0.1 shorter with the price.
+    """
+    liked = ("reward=composite", "+reward@reward.terms.gold=gold", "+reward@reward.terms.length=length")
+    biased = ("method=dpo", "rounds=iterative", *liked, "reward.terms.length.per_token=0.3", "data.source.size=512")
+    dice = ("method=dpo", "rounds=dice", "reward=dice", "rounds.parent=model", "data.source.size=256")
+    for seed in SEEDS:
+        start, folder = tmp_path / f"start{seed}", tmp_path / f"dice{seed}"
+        run(start, seed, *biased, "callbacks=last")
+        first = (f"ckpt_path={start / 'checkpoints' / 'last.ckpt'}", "trainer.max_epochs=-1", "trainer.max_steps=8")
+        run(folder, seed, *dice, *first, "callbacks=none")
+        gap, unpriced = (column(folder, f"train/select/{name}")[0] for name in ("length_gap", "length_gap_before"))
+        assert unpriced > 10, f"seed {seed}: {unpriced:.1f} characters without the price"
+        assert abs(gap) < unpriced / 2, f"seed {seed}: {unpriced:.1f} characters, and {gap:.1f} with the price"
