@@ -174,3 +174,27 @@ def test_xpo_finds_a_rare_bonus_that_online_dpo_does_not():
     assert finds_the_bonus("dpo") == 0
     assert finds_the_bonus("xpo", alpha=0.0) <= 0.25
     assert finds_the_bonus("xpo", alpha=1e-3) >= 0.75
+
+
+def test_xpos_optimism_has_no_first_step():
+    """At the start the policy is the reference, whose mean score is zero: one step a sample, there is nothing to gain.
+
+    Only away from it, or where many steps are taken on the same samples, does the term raise what they lack.
+    """
+    policy, other = torch.cartesian_prod(torch.arange(3), torch.arange(3)).unbind(1)
+
+    def optimism(logits: Tensor) -> Tensor:
+        """Expected gradient of the term, over all pairs of a sample of the policy and one of the reference."""
+        leaf = logits.detach().requires_grad_()
+        table, reference = leaf.log_softmax(0), START.log()
+        both = [Pair(responses(logs[policy]), responses(logs[other])) for logs in (table, reference)]
+        drawn = torch.tensor([[0.0, 1.0]], dtype=torch.float64).expand(len(policy), 2)
+        more, less = (losses.xpo(*both, drawn, alpha=alpha).loss for alpha in (1.0, 0.0))
+        weight = table.detach().exp()[policy] * START[other]
+        (weight * (more - less)).sum().backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    assert optimism(START.log()).abs().max() < 1e-12
+    moved = optimism(START.log() + torch.tensor([1.0, 0.0, 0.0]))
+    torch.testing.assert_close(moved, START - (START.log() + torch.tensor([1.0, 0.0, 0.0])).softmax(0))
