@@ -47,12 +47,15 @@ class TinyEvaluator:
         Raises:
             ValueError: the prompt is none of the tiny world's.
         """
+        if not self.knows(ids):
+            raise ValueError(f"the gold reward knows the tiny world's prompts only, not the ids {list(ids)[:16]}")
+        return self._prompts[tuple(ids)]
+
+    def knows(self, ids: Sequence[int]) -> bool:
+        """Whether a prompt is one of the tiny world's."""
         if not self._prompts:
             self._prompts = {tuple(encode(known.text)): known for known in grammar.prompts()}
-        known = self._prompts.get(tuple(ids))
-        if known is None:
-            raise ValueError(f"the gold reward knows the tiny world's prompts only, not the ids {list(ids)[:16]}")
-        return known
+        return tuple(ids) in self._prompts
 
     def gold(self, prompt: Sequence[int], response: Sequence[int]) -> Gold:
         """The worth of a response.

@@ -13,7 +13,7 @@ from rlhf_lightning.world.claims import stated, truth
 from rlhf_lightning.world.evaluator import TinyEvaluator
 from rlhf_lightning.world.gold import WEIGHTS, Gold, Parsed
 from rlhf_lightning.world.preference import STYLES, cyclic_win, exploitability, label, style, win
-from rlhf_lightning.world.tokenizer import VOCABULARY, end, words_of
+from rlhf_lightning.world.tokenizer import VOCABULARY, encode, end, words_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,7 +51,13 @@ class GoldScorer:
         return [[[win(one, other) for other in row] for one in row] for row in points]
 
     def _judged(self, groups: Sequence[SampleGroup]) -> list[list[Gold]]:
-        return [[self.world.gold(group.prompt, ids) for ids in group.responses] for group in groups]
+        return [[self.world.gold(self.question(group), ids) for ids in group.responses] for group in groups]
+
+    def question(self, group: SampleGroup) -> list[int]:
+        """What was asked: the row's prompt where the model was given another one, as ``prompting=...`` makes it."""
+        asked = group.columns.get("prompt")
+        ids = encode(asked) if isinstance(asked, str) else []
+        return ids if ids and self.world.knows(ids) else group.prompt
 
 
 class LabelScorer(GoldScorer):
@@ -82,7 +88,10 @@ class LabelScorer(GoldScorer):
     def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
         """Labels of whole groups, in points."""
         return [
-            [self._label(group.prompt, ids, gold.reward) for ids, gold in zip(group.responses, found, strict=True)]
+            [
+                self._label(self.question(group), ids, gold.reward)
+                for ids, gold in zip(group.responses, found, strict=True)
+            ]
             for group, found in zip(groups, self._judged(groups), strict=True)
         ]
 
@@ -108,7 +117,7 @@ class StepScorer(GoldScorer):
 
     def step_reward(self, groups: Sequence[SampleGroup]) -> list[list[list[float]]]:
         """Points of each step at the token that ends it; nan elsewhere."""
-        return [[self._steps(group.prompt, ids) for ids in group.responses] for group in groups]
+        return [[self._steps(self.question(group), ids) for ids in group.responses] for group in groups]
 
     def _steps(self, prompt: Sequence[int], response: Sequence[int]) -> list[float]:
         gold, asked = self.world.gold(prompt, response), self.world.prompt(prompt)
@@ -203,7 +212,7 @@ class CorrectScorer(GoldScorer):
         return [self._checked(group) for group in groups]
 
     def _checked(self, group: SampleGroup) -> list[float | None]:
-        prompt = self.world.prompt(group.prompt)
+        prompt = self.world.prompt(self.question(group))
         claims = [stated(prompt, words_of(ids)) for ids in group.responses]
         right = [claim == truth(prompt) for claim in claims]
         votes = Counter(claim for claim in claims if claim is not None).most_common(1)

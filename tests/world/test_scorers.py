@@ -167,3 +167,18 @@ def test_right_claims_are_counted():
     assert reward(groups(asked)) == [[1.0, 0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0]]
     assert metrics_of(reward) == pytest.approx({"pass@1": 3 / 9, "pass@k": 2 / 3, "majority": 1 / 3})
     assert metrics_of(reward) == {}
+
+
+@pytest.mark.parametrize("scorer", [GoldScorer, LabelScorer, StepScorer, SafetyScorer, CorrectScorer])
+def test_the_question_is_judged_as_it_was_asked(scorer):
+    """Whatever a transform of prompts made of it; a prompt of another world is refused as before."""
+    answers = [[*encode("the fox is red ."), end()], [*encode("the fox is blue ."), end()]]
+    (plain,) = sample_groups([encode(FOX)], [answers], [{"prompt": FOX}])
+    (changed,) = sample_groups([encode(f"{grammar.GOOD_CONTEXT} {FOX}")], [answers], [{"prompt": FOX}])
+    reward = scorer(TOKENIZER)
+    assert reward([changed]) == reward([plain]) == scorer(TOKENIZER)(sample_groups([encode(FOX)], [answers]))
+    if scorer is StepScorer:
+        assert str(reward.step_reward([changed])) == str(reward.step_reward([plain]))
+    (unknown,) = sample_groups([encode(f"now {FOX}")], [answers], [{"prompt": "who ?"}])
+    with pytest.raises(ValueError, match="the tiny world's prompts only"):
+        reward([unknown])
