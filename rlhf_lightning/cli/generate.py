@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning import clock
+from rlhf_lightning.cli.answers import Answer, check_reference, hand_out, log_ratios, summary
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.config_file import escaped
 from rlhf_lightning.cli.console import ERR, OUT, setup_logging
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor
     from rlhf_lightning.models.guidance import Guidance
     from rlhf_lightning.rewards.base import Scores
+    from rlhf_lightning.types import SampleGroup
 
 #: What a run decides unless the user does.
 _FROM_RUN = ("model", "adapter", "prompting")
@@ -41,21 +43,34 @@ _FREE_TEXT = ("prompt", "system")
 
 def main(arguments: Sequence[str]) -> int:
     """``rlhf generate key=value ...``."""
-    cfg, overrides = composed(arguments)
+    run(arguments)
+    return 0
+
+
+def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> dict[str, float]:
+    """Answer what options describe.
+
+    Args:
+        arguments: options of ``rlhf generate``.
+        config_dirs: further folders with config groups.
+
+    Returns:
+        Metrics; see :func:`generate`.
+    """
+    cfg, overrides = composed(arguments, config_dirs)
     if cfg.run:
         cfg = from_run(cfg, read_config(cfg.run), overrides)
         clock.take_over(Path(cfg.run).expanduser())
     check_config(cfg, "generate", overrides)
     setup_logging()
-    generate(cfg)
-    return 0
+    return generate(cfg)
 
 
-def composed(arguments: Sequence[str]) -> tuple[DictConfig, list[str]]:
+def composed(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> tuple[DictConfig, list[str]]:
     """The configuration, and the overrides less ``prompt=`` and ``system=``, whose text is taken as it was typed."""
     texts = {key: text for key, _, text in (argument.partition("=") for argument in arguments) if key in _FREE_TEXT}
     overrides = readable(argument for argument in arguments if argument.partition("=")[0] not in texts)
-    cfg = compose("generate", overrides, check=False)
+    cfg = compose("generate", overrides, config_dirs=config_dirs, check=False)
     for key, text in texts.items():
         cfg[key] = escaped(text)
     return cfg, overrides
@@ -70,19 +85,6 @@ def from_run(cfg: DictConfig, run: DictConfig, overrides: Sequence[str]) -> Dict
     return with_prompting(result)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One answer and, with a reward, what it is worth."""
-
-    text: str
-    score: float | None = None
-
-    def row(self, prompt: str) -> dict[str, Any]:
-        """A line of the output; with scores the file is a data set of ranked answers."""
-        scored = {} if self.score is None else {"score": self.score}
-        return {"prompt": prompt, "response": self.text, **scored}
-
-
 @dataclass
 class Answerer:
     """A model, its tokenizer and template: from conversations to answers."""
@@ -93,6 +95,7 @@ class Answerer:
     cfg: DictConfig
     reward: Any = None  #: rewards.Reward or None
     guidance: Guidance | None = None
+    reference: Actor | None = None  #: that samples are compared with
 
     @classmethod
     def load(cls, cfg: DictConfig, rows: Sequence[Mapping[str, Any]] = ()) -> Answerer:
@@ -114,30 +117,58 @@ class Answerer:
         template = resolve(builder.tokenizer(), spec)
         guidance = make_guidance(cfg.get("guidance"), builder)
         reward = _reward(cfg, builder.tokenizer(), rows)
+        reference = make(OmegaConf.select(cfg, "reference.source"))
+        if reference is not None:
+            builder.check_vocabulary(reference, "reference.source")
         models = builder()
         actor = models.policy
         if cfg.run:
             load_trained(weights_of(cfg.run, cfg.ckpt_path), actor, models.start)
         encoder = Encoder(builder.tokenizer(), spec, template)
-        return cls(actor.to(device_of(cfg.device)), encoder, template, cfg, reward, guidance)
+        compared = None if reference is None else ModelBuilder(reference, None, ReferenceKind.NONE)().policy
+        device = device_of(cfg.device)
+        frozen = None if compared is None else compared.to(device).requires_grad_(False).eval()
+        return cls(actor.to(device), encoder, template, cfg, reward, guidance, frozen)
 
     def answer(self, conversations: Sequence[Turns], samples: int = 1) -> list[list[str]]:
         """``samples`` answers to each conversation."""
-        return [[self.text(ids) for ids in group] for _, group in self.sampled(conversations, samples)]
+        groups = self.sampled(conversations, samples)
+        return [[self.text(ids) for ids in group.responses] for group in groups]
 
-    def sampled(self, conversations: Sequence[Turns], samples: int) -> list[tuple[list[int], list[list[int]]]]:
-        """Token ids of each conversation and of ``samples`` answers to it."""
+    def sampled(
+        self, conversations: Sequence[Turns], samples: int, rows: Sequence[Mapping[str, Any]] = ()
+    ) -> list[SampleGroup]:
+        """Each conversation with ``samples`` answers to it.
+
+        Args:
+            conversations: to be answered.
+            samples: answers to each.
+            rows: of the conversations, for a reward that reads their columns.
+        """
         from rlhf_lightning.data.transforms import form_of
-        from rlhf_lightning.models.generation import generate as sample
+        from rlhf_lightning.models.generation import sample
+        from rlhf_lightning.types import SampleGroup, Sampling
 
         form = form_of(self.transform, self.encoder.tokenizer)
         if self.transform is not None:
             self.transform.prepare(conversations)
-        prompts = [self._ids(conversation) for conversation in conversations]
-        options = {name: self.cfg[name] for name in ("max_new_tokens", "temperature", "top_p", "seed", "batch_size")}
-        options["guide"] = None if self.guidance is None else self.guidance.guide(self.actor)
-        responses = iter(sample(self.actor, [ids for ids in prompts for _ in range(samples)], form=form, **options))
-        return [(ids, [next(responses) for _ in range(samples)]) for ids in prompts]
+        prompts = [self.prompt_ids(conversation, self.transform) for conversation in conversations]
+        repeated = [ids for ids in prompts for _ in range(samples)]
+        drawn = iter(
+            sample(
+                self.actor,
+                repeated,
+                Sampling(self.cfg.max_new_tokens, float(self.cfg.temperature), float(self.cfg.top_p), form=form),
+                streams=[(self.cfg.seed, number) for number in range(len(repeated))],
+                batch_size=self.cfg.batch_size,
+                guide=None if self.guidance is None else self.guidance.guide(self.actor),
+            )
+        )
+        columns = rows or [{}] * len(prompts)
+        return [
+            SampleGroup(ids, [next(drawn) for _ in range(samples)], row)
+            for ids, row in zip(prompts, columns, strict=True)
+        ]
 
     @property
     def transform(self) -> PromptTransform | None:
@@ -151,37 +182,38 @@ class Answerer:
         plain = self.template is None and self.transform is None
         return text.rstrip() if plain else text.strip()
 
-    def scores(self, sampled: Sequence[tuple[list[int], list[list[int]]]], rows: Sequence[Mapping[str, Any]]) -> Scores:
-        """What ``reward`` says of every answer; the columns of the prompts' rows are the reward's."""
+    def scores(self, groups: Sequence[SampleGroup]) -> Scores:
+        """What ``reward`` says of every answer."""
         from rlhf_lightning.models.generation import generate as sample
         from rlhf_lightning.rewards.base import introduce, scored
-        from rlhf_lightning.types import sample_groups
 
         # A judge without a server asks the model that answered.
         introduce(self.reward, SimpleNamespace(sample=partial(sample, self.actor), policy=self.actor))
-        prompts, responses = [ids for ids, _ in sampled], [group for _, group in sampled]
-        found = scored(self.reward, sample_groups(prompts, responses, rows))[0]
+        found = scored(self.reward, groups)[0]
         answers, without = sum(map(len, found)), sum(score is None for group in found for score in group)
         if without:
             ERR.print(f"reward {self.reward.name!r} could not judge {without} of {answers} answers", markup=False)
         return found
 
-    def _ids(self, conversation: Turns) -> list[int]:
-        """The prompt's ids exactly as training makes them."""
+    def prompt_ids(self, conversation: Turns, transform: PromptTransform | None) -> list[int]:
+        """The prompt's ids exactly as training makes them, under a transform or as it is."""
         from rlhf_lightning.data.conversations import Rendered
         from rlhf_lightning.data.transforms import prompt_text
 
-        if self.transform is not None:
-            conversation = self.transform(conversation)
-        if self.template is None or (self.transform is not None and self.transform.plain):
+        if transform is not None:
+            conversation = transform(conversation)
+        if self.template is None or (transform is not None and transform.plain):
             rendered = Rendered(conversation[-1]["content"], [], [], templated=False)
         else:
             rendered = Rendered(prompt_text(conversation, self.template), [], [], self.template.brings_bos)
         return list(self.encoder.encode([rendered])[0].prompt)
 
 
-def generate(cfg: DictConfig) -> None:
+def generate(cfg: DictConfig) -> dict[str, float]:
     """Answer ``prompt``, every prompt of the file ``prompts``, or whoever sits at the terminal.
+
+    Returns:
+        Metrics of the answers to prompts; see :func:`rlhf_lightning.cli.answers.statistics`.
 
     Raises:
         ConfigError: no such file or run, or prompts in an unknown form.
@@ -196,14 +228,19 @@ def generate(cfg: DictConfig) -> None:
         )
     if cfg.reward and (cfg.chat or not rows):
         raise ConfigError("reward=... scores answers to prompt=TEXT or prompts=FILE, and a chat has none: name prompts")
+    check_reference(cfg, len(rows))
     chain = make_revision(cfg, len(rows))
     answerer = Answerer.load(cfg, rows)
     if chain is not None:
         write_pairs(chain, [_turns(cfg.system, row["prompt"]) for row in rows], answerer.answer, cfg)
     elif rows and not cfg.chat:
-        _hand_out([row["prompt"] for row in rows], _answers(answerer, rows, cfg), cfg.output)
+        answers = _answers(answerer, rows, cfg)
+        hand_out([row["prompt"] for row in rows], answers, cfg.output)
+        if cfg.reward or answerer.reference is not None:
+            return summary(answers, cfg, answerer.guidance)
     else:
         chat(answerer)
+    return {}
 
 
 def _reward(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -233,12 +270,17 @@ def _reward(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[
 
 def _answers(answerer: Answerer, rows: Sequence[Mapping[str, Any]], cfg: DictConfig) -> list[list[Answer]]:
     """The answers to each prompt; with a reward each with its score, the best ones first where only some are kept."""
-    sampled = answerer.sampled([_turns(cfg.system, row["prompt"]) for row in rows], cfg.samples)
-    unscored: Scores = [[None] * len(group) for _, group in sampled]
-    scores = answerer.scores(sampled, rows) if cfg.reward else unscored
+    conversations = [_turns(cfg.system, row["prompt"]) for row in rows]
+    groups = answerer.sampled(conversations, cfg.samples, rows)
+    unscored: Scores = [[None] * len(group.samples) for group in groups]
+    scores = answerer.scores(groups) if cfg.reward else unscored
+    plain = [answerer.prompt_ids(conversation, None) for conversation in conversations]
+    ratios = log_ratios(answerer.reference, plain, groups, cfg.batch_size)
     answers = []
-    for (_, group), found in zip(sampled, scores, strict=True):
-        each = [Answer(answerer.text(ids), score) for ids, score in zip(group, found, strict=True)]
+    for group, asked, found, kl in zip(groups, plain, scores, ratios, strict=True):
+        texts = [answerer.text(ids) for ids in group.responses]
+        sizes = [(len(group.prompt), len(asked), len(ids)) for ids in group.responses]
+        each = [Answer(*parts) for parts in zip(texts, found, kl, sizes, strict=True)]
         if cfg.keep is not None:
             each = sorted(each, key=lambda answer: -math.inf if answer.score is None else answer.score, reverse=True)
         answers.append(each[: cfg.keep])
@@ -296,27 +338,6 @@ def chat(answerer: Answerer) -> None:
 def _turns(system: str | None, *users: str) -> Turns:
     start: Turns = [{"role": "system", "content": system}] if system else []
     return start + [{"role": "user", "content": text} for text in users]
-
-
-def _hand_out(prompts: list[str], answers: list[list[Answer]], output: str | None) -> None:
-    if output is not None:
-        pairs = [(prompt, answer) for prompt, group in zip(prompts, answers, strict=True) for answer in group]
-        file = Path(output).expanduser()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(answer.row(prompt), ensure_ascii=False) + "\n" for prompt, answer in pairs]
-        file.write_text("".join(lines), encoding="utf-8")
-        ERR.print(f"{len(lines)} responses in {output}")
-        return
-    for prompt, group in zip(prompts, answers, strict=True):
-        if len(prompts) > 1:
-            OUT.print(f"[bold]{'>'}[/] ", end="")
-            OUT.print(prompt, style="bold", markup=False)
-        for answer in group:
-            if answer.score is not None:
-                OUT.print(f"[dim]{answer.score:.4g}[/]", end="  ")
-            OUT.print(answer.text, markup=False)
-            if len(group) > 1 or len(prompts) > 1:
-                OUT.print()
 
 
 def device_of(name: str) -> str:

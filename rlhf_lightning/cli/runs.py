@@ -76,7 +76,8 @@ def take_over(cfg: DictConfig, run: DictConfig, keys: Iterable[str], overrides: 
         (``data.batch_size=8``) changes that key of it.
     """
     result = cfg.copy()
-    given = [override.key_or_group for override in parse(overrides)]
+    # What is chosen for another place (model@guidance.reference=hub) is an option of that place.
+    given = [override.package or override.key_or_group for override in parse(overrides)]
     with open_dict(result):
         for key in keys:
             if key in run and key not in given:

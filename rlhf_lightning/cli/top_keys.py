@@ -78,6 +78,7 @@ class Generate:
     prompting: dict[str, Any] | None = None
     guidance: dict[str, Any] | None = None
     revision: dict[str, Any] | None = None
+    reference: dict[str, Any] | None = None
     reward: dict[str, Any] | None = None
     keep: int | None = None
     run: str | None = None
@@ -142,7 +143,7 @@ class Game:
 class ChainRules:
     """Keys of ``chain``."""
 
-    shared: list[str]
+    shared: list[str] | dict[str, list[str]] | None
     stages: dict[str, list[str]]
     sizes: dict[str, dict[str, Any] | None]
 

@@ -174,7 +174,7 @@ class SteeringHook:
         """The block's output, its states moved."""
         state = output[0] if isinstance(output, tuple) else output
         vector, options = cast("Tensor", getattr(block, _BUFFER)), self.steering
-        moved = steered(state, vector, options.operator, options.coefficient, rescale=options.rescale)
+        moved = steered(state, vector, options.operator, float(options.coefficient), rescale=options.rescale)
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
 

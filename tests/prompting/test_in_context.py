@@ -91,7 +91,7 @@ def test_rows_generation_and_caches_have_one_prompt():
     example = made[0]
     template = resolve(tokenizer, spec)
     answerer = Answerer(None, Encoder(tokenizer, spec, template), template, SimpleNamespace())  # type: ignore[arg-type]
-    assert example.prompt == answerer._ids([user("Why?")])
+    assert example.prompt == answerer.prompt_ids([user("Why?")], spec.prompting)
     assert tokenizer.decode(example.prompt) == text_of(spec.prompting, user("Why?"))
     assert tokenizer.decode(example.responses[0]) == "So.\n```" + tokenizer.decode([END])
     plain = tokenize(Rows({"prompt": "Why?", "chosen": "So.", "rejected": "No."}), tokenizer, spec, "preference")

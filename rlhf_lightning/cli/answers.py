@@ -1,0 +1,176 @@
+"""What ``rlhf generate`` hands out: answers, what they are worth, and how far they are from another model's."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from rlhf_lightning.cli.console import ERR, OUT
+from rlhf_lightning.cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rlhf_lightning.models.actor import Actor
+    from rlhf_lightning.models.guidance import Guidance
+    from rlhf_lightning.types import SampleGroup
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        text: as people read it.
+        score: with a reward, what it is worth.
+        log_ratio: with a reference, log-prob of the distribution that it was drawn from less the reference's, in nats.
+        sizes: tokens of the prompt that the model was given, of the prompt as it is, and of the answer.
+    """
+
+    text: str
+    score: float | None = None
+    log_ratio: float | None = None
+    sizes: tuple[int, int, int] = (0, 0, 0)
+
+    def row(self, prompt: str) -> dict[str, Any]:
+        """A line of the output; with scores the file is a data set of ranked answers."""
+        numbers = {"score": self.score, "log_ratio": self.log_ratio}
+        known = {name: value for name, value in numbers.items() if value is not None}
+        return {"prompt": prompt, "response": self.text, **known}
+
+
+def check_reference(cfg: DictConfig, prompts: int) -> None:
+    """Refuse to measure a KL where samples are not those of a distribution with log-probs.
+
+    Raises:
+        ConfigError: nothing is sampled, or not from the whole distribution; the message names the option.
+    """
+    if OmegaConf.select(cfg, "reference.source") is None:
+        return
+    if cfg.chat or not prompts or cfg.revision:
+        raise ConfigError("reference.source needs answers to prompt=TEXT or prompts=FILE to compare: name prompts")
+    if cfg.temperature != 1 or cfg.top_p != 1:
+        raise ConfigError(
+            "reference.source: the KL is measured on samples of the whole distribution, which temperature="
+            f"{cfg.temperature} and top_p={cfg.top_p} change: set temperature=1 top_p=1"
+        )
+
+
+def log_ratios(
+    reference: Actor | None, prompts: Sequence[Sequence[int]], groups: Sequence[SampleGroup], batch_size: int
+) -> list[list[float | None]]:
+    """Summed log-ratio of every sample, from its prompt as it was answered to the reference on the prompt as it is.
+
+    Args:
+        reference: None: nothing is measured.
+        prompts: token ids without any transform, one a group.
+        groups: samples; those without log-probs, whose distribution is not known, have no ratio.
+        batch_size: samples that the reference reads together.
+
+    Returns:
+        One number a sample, in nats.
+    """
+    if reference is None or not all(sample.log_probs for group in groups for sample in group.samples):
+        return [[None] * len(group.samples) for group in groups]
+    import torch
+
+    from rlhf_lightning.data.packing import pack
+    from rlhf_lightning.types import Example
+
+    device = next(reference.parameters()).device
+    each = max(1, batch_size // max(len(group.samples) for group in groups))
+    found: list[list[float | None]] = []
+    for start in range(0, len(groups), each):
+        part = groups[start : start + each]
+        examples = [Example(list(p), g.responses) for p, g in zip(prompts[start : start + each], part, strict=True)]
+        with torch.no_grad():
+            logged = iter(reference(pack(examples).to(device)).sum().tolist())
+        found += [[math.fsum(sample.log_probs) - next(logged) for sample in group.samples] for group in part]
+    return found
+
+
+def statistics(
+    answers: Sequence[Sequence[Answer]], samples: int, keep: int | None, guidance: Guidance | None
+) -> dict[str, float]:
+    """What answers are worth and what they cost.
+
+    Args:
+        answers: that are handed out, by prompt.
+        samples: that were drawn for each prompt.
+        keep: of them, the best ones; None: all.
+        guidance: that they were drawn under.
+
+    Returns:
+        ``val/sample/reward`` with its standard error over prompts (``_error``), ``val/sample/length`` in tokens,
+        ``val/kl/reference`` in nats with its standard error over samples, ``val/prompt/tokens``, of them those that the
+        transform added (``val/prompt/added``), ``val/sample/drawn``: samples drawn for one that is handed out, and
+        ``val/kl/choice``: of the best of n, and of blocks, the most nats that choosing adds to the distribution that
+        the candidates are drawn from.
+    """
+    from rlhf_lightning.models.guidance import BlockGuidance
+
+    every = [answer for group in answers for answer in group]
+    metrics = {
+        "val/sample/length": fmean(answer.sizes[2] for answer in every),
+        "val/prompt/tokens": fmean(answer.sizes[0] for answer in every),
+        "val/prompt/added": fmean(answer.sizes[0] - answer.sizes[1] for answer in every),
+        "val/sample/drawn": samples / (keep or samples),
+    }
+    means = [fmean(scores) for group in answers if (scores := [a.score for a in group if a.score is not None])]
+    metrics |= _mean("val/sample/reward", means)
+    if keep is None:
+        metrics |= _mean("val/kl/reference", [a.log_ratio for a in every if a.log_ratio is not None])
+    elif keep == 1:
+        metrics["val/kl/choice"] = _best_of(samples)
+    if isinstance(guidance, BlockGuidance) and guidance.candidates > 1:
+        blocks = fmean(math.ceil(answer.sizes[2] / guidance.tokens) for answer in every)
+        metrics["val/sample/drawn"] *= guidance.candidates
+        metrics["val/kl/choice"] = metrics.get("val/kl/choice", 0.0) + blocks * _best_of(guidance.candidates)
+    return metrics
+
+
+def summary(answers: Sequence[Sequence[Answer]], cfg: DictConfig, guidance: Guidance | None) -> dict[str, float]:
+    """Show the statistics of the answers, and return them."""
+    metrics = statistics(answers, cfg.samples, cfg.keep, guidance)
+    ERR.print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()), markup=False, soft_wrap=True)
+    return metrics
+
+
+def _mean(name: str, values: Sequence[float]) -> dict[str, float]:
+    """A mean and its standard error; nothing of no values."""
+    if not values:
+        return {}
+    error = {f"{name}_error": stdev(values) / math.sqrt(len(values))} if len(values) > 1 else {}
+    return {name: fmean(values), **error}
+
+
+def _best_of(count: int) -> float:
+    """The most that the best of n samples differs from one of them, in nats: log n - (n - 1) / n."""
+    return math.log(count) - (count - 1) / count
+
+
+def hand_out(prompts: Sequence[str], answers: Sequence[Sequence[Answer]], output: str | None) -> None:
+    """Write the answers to a file, or show them."""
+    if output is not None:
+        pairs = [(prompt, answer) for prompt, group in zip(prompts, answers, strict=True) for answer in group]
+        file = Path(output).expanduser()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(answer.row(prompt), ensure_ascii=False) + "\n" for prompt, answer in pairs]
+        file.write_text("".join(lines), encoding="utf-8")
+        ERR.print(f"{len(lines)} responses in {output}")
+        return
+    for prompt, group in zip(prompts, answers, strict=True):
+        if len(prompts) > 1:
+            OUT.print(f"[bold]{'>'}[/] ", end="")
+            OUT.print(prompt, style="bold", markup=False)
+        for answer in group:
+            if answer.score is not None:
+                OUT.print(f"[dim]{answer.score:.4g}[/]", end="  ")
+            OUT.print(answer.text, markup=False)
+            if len(group) > 1 or len(prompts) > 1:
+                OUT.print()
