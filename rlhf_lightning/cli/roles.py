@@ -70,7 +70,11 @@ _SOURCE = Role(
     "a source of rows", (f"{_R}.data", f"{_R}.world", f"{_R}.prompting"), bases=(f"{_R}.data.sources.Source",)
 )
 _SPEC = Role("how rows become tokens", (f"{_R}.data",), bases=(f"{_R}.data.spec.DataSpec",))
-_WRITERS = (f"{_R}.rollout.openai.ChatClient", f"{_R}.prompting.language.LocalModel")
+_WRITERS = (
+    f"{_R}.rollout.openai.ChatClient",
+    f"{_R}.prompting.language.LocalModel",
+    f"{_R}.prompting.phrases.Phrases",
+)
 _EVALUATIONS = (f"{_R}.callbacks.token_shift.TokenShift", f"{_R}.rewards.win_rate.WinRate")
 _PROMPTING = Role("a prompt transform", (f"{_R}.prompting",), bases=(f"{_R}.prompting.base.Transform",))
 _REVISION = Role(

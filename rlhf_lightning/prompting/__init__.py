@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.prompting.instruction import Instruction as Instruction
     from rlhf_lightning.prompting.language import LocalModel as LocalModel
     from rlhf_lightning.prompting.opro import OPRO as OPRO
+    from rlhf_lightning.prompting.phrases import Phrases as Phrases
     from rlhf_lightning.prompting.revision import Revision as Revision
     from rlhf_lightning.prompting.rewrite_data import PromptRewrites as PromptRewrites
     from rlhf_lightning.prompting.rewriter import Rewriter as Rewriter
@@ -34,6 +35,7 @@ _HOME = {
     "Instruction": "rlhf_lightning.prompting.instruction",
     "LocalModel": "rlhf_lightning.prompting.language",
     "OPRO": "rlhf_lightning.prompting.opro",
+    "Phrases": "rlhf_lightning.prompting.phrases",
     "PromptRewrites": "rlhf_lightning.prompting.rewrite_data",
     "PromptTransform": "rlhf_lightning.data.transforms",
     "Revision": "rlhf_lightning.prompting.revision",

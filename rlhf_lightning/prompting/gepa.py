@@ -38,12 +38,14 @@ class GEPA:
         minibatch: examples that a child is first tried on (3).
         position: where the text stands; see :class:`~rlhf_lightning.prompting.instruction.Instruction`.
         longest: characters of a text, at most.
+        sentence: see :class:`~rlhf_lightning.prompting.opro.OPRO`.
     """
 
     steps: WholeNumber = 100
     minibatch: Count = 3
     position: Position = "Q_end"
     longest: Count = 4000
+    sentence: bool = True
 
     def select(self, pool: Sequence[Candidate], step: int, bench: Bench) -> list[Candidate]:
         """The parent."""
@@ -59,7 +61,7 @@ class GEPA:
         examples = self.examples(step, bench)
         traces = "\n\n".join(_trace(bench, example, placeholder, parent.trials[example]) for example in examples)
         question = _TASK.format(placeholder=placeholder, text=parent.text, traces=traces)
-        texts = [cleaned(answer) for answer in bench.ask(question, 1, step)]
+        texts = [cleaned(answer, sentence=self.sentence) for answer in bench.ask(question, 1, step)]
         return [text for text in texts if 0 < len(text) <= self.longest]
 
     def score(self, texts: Sequence[str], selected: Sequence[Candidate], step: int, bench: Bench) -> list[Candidate]:

@@ -54,6 +54,8 @@ class OPRO:
         position: where the text stands; see :class:`~rlhf_lightning.prompting.instruction.Instruction`.
         longest: characters of a text, at most (500).
         digits: keep texts with digits; the authors leave them out on GSM8K, where they are answers.
+        sentence: a text begins with a capital letter and ends with a stop, as the authors have it; False: it stays as
+            it was written.
     """
 
     steps: WholeNumber = 200
@@ -66,6 +68,7 @@ class OPRO:
     position: Position = "Q_end"
     longest: Count = 500
     digits: bool = True
+    sentence: bool = True
 
     @property
     def placeholder(self) -> str:
@@ -81,7 +84,7 @@ class OPRO:
     def propose(self, selected: Sequence[Candidate], step: int, bench: Bench) -> list[str]:
         """New texts, as they will be tried."""
         question = self.question(selected, self.examples(selected, step, bench), bench)
-        texts = (cleaned(answer) for answer in bench.ask(question, self.proposals, step))
+        texts = (cleaned(answer, sentence=self.sentence) for answer in bench.ask(question, self.proposals, step))
         return [text for text in texts if self.usable(text)]
 
     def score(self, texts: Sequence[str], selected: Sequence[Candidate], step: int, bench: Bench) -> list[Candidate]:
@@ -113,11 +116,11 @@ class OPRO:
         return fits and (self.digits or not any(character.isdigit() for character in text))
 
 
-def cleaned(answer: str) -> str:
-    """The text in an answer of the optimiser: between its marks, or all of it; as a sentence."""
+def cleaned(answer: str, *, sentence: bool = True) -> str:
+    """The text in an answer of the optimiser: between its marks, or all of it; as a sentence unless told otherwise."""
     _, opened, inside = answer.partition("<TEXT>")
     text = (inside.partition("</TEXT>")[0] if opened else answer).replace("**", "").strip()
-    if not text:
-        return ""
+    if not text or not sentence:
+        return text
     text = text[0].upper() + text[1:]
     return text if text[-1] in ".!?:" else f"{text}."
