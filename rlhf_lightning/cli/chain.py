@@ -20,14 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 from rlhf_lightning import clock
 from rlhf_lightning.cli.chain_record import Finished, write_chain
 from rlhf_lightning.cli.chain_run import Job, Planner
-from rlhf_lightning.cli.chain_stages import OF_CHAIN, Stage, ordered, without_references
+from rlhf_lightning.cli.chain_stages import COMMANDS, DRAWING, OF_CHAIN, Stage, ordered, without_references
 from rlhf_lightning.cli.compose import compose, parse
 from rlhf_lightning.cli.console import say
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.cli.folder import held
 from rlhf_lightning.cli.overrides import several_values
 from rlhf_lightning.cli.results import duration, short
-from rlhf_lightning.cli.stages import Command, by_stage, check_trusted
+from rlhf_lightning.cli.stages import Command, by_stage, check_trusted, key_of
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.rounds.game import latest
 
@@ -86,11 +86,11 @@ def _timed(planner: Planner, job: Job) -> int:
     started = time.perf_counter()
     try:
         planner.check_present(job)
-        code = job.run()
+        outcome = job.run()
     except ConfigError as error:
         raise ConfigError(f"stage {job.stage.name}: {error}") from error
-    job.keep_time(time.perf_counter() - started, code)
-    return code
+    job.keep(time.perf_counter() - started, outcome)
+    return outcome.code
 
 
 def chain_of(cfg: DictConfig, options: Sequence[str]) -> list[Stage]:
@@ -115,10 +115,10 @@ def chain_of(cfg: DictConfig, options: Sequence[str]) -> list[Stage]:
     stages = []
     for name, lines in described.items():
         bare = Stage.of(name, lines)
-        shared = (_lines(node["shared"]), _lines(size["shared"])) if bare.command == "train" else ([], [])
-        of_yaml = [*shared[0], *bare.options, *shared[1], *_lines(size["stages"].get(name))]
+        first, second = (_shared(one["shared"], bare.command) for one in (node, size))
+        of_yaml = [*first, *bare.options, *second, *_lines(size["stages"].get(name))]
         check_trusted({f"chain.stages.{name}": [without_references(option) for option in of_yaml]})
-        given = [*(everyone if bare.command == "train" else ()), *named[name]]
+        given = [*(option for option in everyone if _is_for(option, bare.command)), *named[name]]
         stages.append(Stage.of(name, [bare.command, *latest([*of_yaml, *given])]))
     return ordered(stages)
 
@@ -136,6 +136,25 @@ def _size(sizes: dict[str, Any], name: str) -> dict[str, Any]:
     if other := sorted(set(changes) - {"shared", "stages"}):
         raise ConfigError(f"chain.sizes.{name}.{other[0]}: a size has shared and stages")
     return {"shared": changes.get("shared"), "stages": changes.get("stages") or {}}
+
+
+def _shared(node: Any, command: str) -> list[str]:
+    """Options of every stage of a command: a list is for those that train, a mapping has the others by command.
+
+    Raises:
+        ConfigError: no stage can be of such a command.
+    """
+    by_command = node if isinstance(node, dict) else {COMMANDS[0]: node}
+    if unknown := sorted(set(by_command) - set(COMMANDS)):
+        raise ConfigError(
+            f"chain.shared.{unknown[0]}: no stage is of such a command.{suggestion(unknown[0], COMMANDS)}"
+        )
+    return _lines(by_command.get(command))
+
+
+def _is_for(option: str, command: str) -> bool:
+    """Whether an option of the command line that names no stage is for those of a command: a seed is for all draws."""
+    return command == "train" or (command in DRAWING and key_of(option) == "seed")
 
 
 def _lines(node: Any) -> list[str]:

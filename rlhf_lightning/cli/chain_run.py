@@ -11,16 +11,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from rlhf_lightning.cli.chain_commands import Outcome, run_stage
 from rlhf_lightning.cli.chain_record import STAGE, read_json, write_json
 from rlhf_lightning.cli.chain_stages import Reference, Stage, check_left
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.cli.folder import digest_of
 from rlhf_lightning.cli.identity import compare, computed, digest_of_tree, listed
-from rlhf_lightning.cli.overrides import quoted
 from rlhf_lightning.cli.results import Result
 from rlhf_lightning.cli.schema import check_config
-from rlhf_lightning.cli.stages import Command, folder_option, run_job_of_stage
+from rlhf_lightning.cli.stages import Command
 from rlhf_lightning.cli.trust import leaves
 
 #: Stands for the chain's folder in what a stage computes, so that a chain may be moved.
@@ -60,25 +60,17 @@ class Job:
         result = Result.read(self.folder)
         return result if result is not None and result.status == "done" else None
 
-    def run(self) -> int:
-        """Run or resume it in this process; its exit code."""
+    def run(self) -> Outcome:
+        """Run or resume it in this process."""
         write_json(self.folder / STAGE, {"stage": self.stage.name, "computes": self.tree})
-        if self.stage.command in ("train", "evaluate"):
-            return run_job_of_stage(self.stage.command, self.options, self.folder, self.config_flags)
-        if self.stage.command == "game":
-            from rlhf_lightning.cli.game import main as game
+        return run_stage(self.stage.command, self.options, self.folder, self.config_flags)
 
-            return game([*self.config_flags, *self.options, folder_option(self.folder)])
-        from rlhf_lightning.cli import export, generate
-
-        if self.stage.command == "export":
-            return export.main([*self.options, f"output={quoted(self.folder / 'export' / 'last')}"])
-        return generate.main([*self.options, f"output={quoted(self.folder / 'responses.jsonl')}"])
-
-    def keep_time(self, seconds: float, code: int) -> None:
+    def keep(self, seconds: float, outcome: Outcome) -> None:
         """Leave the result of a command that writes none."""
-        if self.stage.command not in ("train", "evaluate") and not code:
-            Result("done", seconds=round(seconds, 2), overrides=list(self.options)).write(self.folder)
+        if self.stage.command not in ("train", "evaluate") and not outcome.code:
+            result = Result("done", metrics=dict(outcome.metrics), seconds=round(seconds, 2))
+            result.overrides = list(self.options)
+            result.write(self.folder)
 
     def record(self, chain: Path) -> dict[str, Any]:
         """What ``chain.json`` says of it."""
@@ -218,7 +210,7 @@ def _check_options(command: str, cfg: DictConfig, options: Sequence[str], planne
         options: that it was composed of.
         planned: configurations of the stages so far, by their folders.
     """
-    from rlhf_lightning.cli import export, game, generate, runs
+    from rlhf_lightning.cli import export, game, generate, optimize_prompt, runs, steer
 
     cfg, run = cfg.copy(), None
     if (named := cfg.get("run")) is not None and not OmegaConf.is_missing(cfg, "run"):
@@ -227,7 +219,9 @@ def _check_options(command: str, cfg: DictConfig, options: Sequence[str], planne
     if run is not None and command in ("evaluate", "generate"):
         cfg = (runs.evaluated if command == "evaluate" else generate.from_run)(cfg, run, options)
     check_config(cfg, command, options)
-    if command == "game":
+    if command in ("optimize_prompt", "steer"):
+        (optimize_prompt if command == "optimize_prompt" else steer).check(cfg)
+    elif command == "game":
         game.check(cfg, options)
     elif command == "export":
         export.check_form(cfg, runs.read_config(cfg.run) if run is None else run)

@@ -14,7 +14,9 @@ from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.cli.stages import key_of
 
 #: Commands that a stage may be; without one it is the first.
-COMMANDS = ("train", "evaluate", "generate", "game", "export")
+COMMANDS = ("train", "evaluate", "generate", "optimize_prompt", "steer", "game", "export")
+#: Of them, those that draw random numbers: a seed of the chain is theirs.
+DRAWING = ("train", "evaluate", "generate", "optimize_prompt", "steer")
 #: First parts of a chain's own keys, which a stage cannot be called.
 OF_CHAIN = ("experiment", "chain", "size", "paths")
 
@@ -28,9 +30,18 @@ _FILES: Mapping[str, tuple[str, str]] = {
     "checkpoint": ("checkpoints/last.ckpt", "callbacks=[...,last] writes one"),
     "groups": ("rollouts/groups", "rounds=<name> writes them"),
     "responses": ("responses.jsonl", "only a stage of generate writes them"),
+    "prompt": ("search/best.txt", "only a stage of optimize_prompt writes it"),
+    "vectors": ("vectors.safetensors", "only a stage of steer writes them"),
 }
 #: Which of them stages of other commands than ``rlhf train`` leave.
-_LEFT_BY: Mapping[str, set[str]] = {"generate": {"responses"}, "export": {"export"}}
+_LEFT_BY: Mapping[str, set[str]] = {
+    "generate": {"responses"},
+    "export": {"export"},
+    "optimize_prompt": {"prompt"},
+    "steer": {"vectors"},
+}
+#: Commands whose stages have metrics.
+_MEASURED = ("train", "evaluate", "generate", "optimize_prompt")
 #: What a bare ``${stage:name}`` must have left where it is the value of a key.
 _NEEDED = (("run", "checkpoint"), (".run", "export"))
 
@@ -42,7 +53,8 @@ class Reference:
     Attributes:
         option: that it stands in.
         stage: whose output it is.
-        output: ``export``, ``best``, ``checkpoint``, ``groups``, ``responses``, ``metrics.<name>``; "" is the folder.
+        output: ``export``, ``best``, ``checkpoint``, ``groups``, ``responses``, ``prompt``, ``vectors``,
+            ``metrics.<name>``; "" is the folder.
     """
 
     option: str
@@ -181,7 +193,7 @@ def check_left(reference: Reference, stage: Stage, cfg: DictConfig) -> None:
         ConfigError: the stage does not leave it, for example since nothing exports.
     """
     needed, metric = reference.needed, reference.metric
-    if metric and stage.command not in ("train", "evaluate"):
+    if metric and stage.command not in _MEASURED:
         raise ConfigError(f"{reference.option}: stage {stage.name} is rlhf {stage.command}, which has no metrics")
     if needed and needed not in _left_by(stage.command, cfg):
         _, how = _FILES[needed]

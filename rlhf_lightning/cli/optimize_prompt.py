@@ -34,10 +34,44 @@ STATE, BEST, RESULT = "search.jsonl", "best.txt", "result.json"
 
 def main(arguments: Sequence[str]) -> int:
     """``rlhf optimize_prompt key=value ...``."""
-    cfg = compose("optimize_prompt", readable(arguments))
-    setup_logging()
-    optimize_prompt(cfg)
+    run(arguments)
     return 0
+
+
+def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> dict[str, float]:
+    """Search the text that options describe.
+
+    Args:
+        arguments: options of ``rlhf optimize_prompt``.
+        config_dirs: further folders with config groups.
+
+    Returns:
+        Metrics: mean scores of the start's best text and of the best one, on the rows of the search and on others.
+    """
+    cfg = compose("optimize_prompt", readable(arguments), config_dirs=config_dirs)
+    setup_logging()
+    return metrics_of(optimize_prompt(cfg))
+
+
+def metrics_of(result: dict[str, Any]) -> dict[str, float]:
+    """The numbers of ``result.json`` as metrics; what could not be judged is left out."""
+    found = {f"{name}/{key}": result[name][key] for name in ("start", "best") for key in ("score", "held_out")}
+    found |= {f"held_out/{name}": result[name] for name in ("difference", "difference_error")}
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        ConfigError: nothing scores the responses, or nobody can write new texts.
+    """
+    if not cfg.reward:
+        raise ConfigError("rlhf optimize_prompt needs a score of the responses: choose reward=...")
+    if not cfg.proposer and "openai" in str(cfg.rollout.get("_target_", "")).lower():
+        raise ConfigError(
+            "proposer=self asks the weights of this process, and rollout=openai has none: choose proposer=server"
+        )
 
 
 def optimize_prompt(cfg: DictConfig) -> dict[str, Any]:
@@ -52,9 +86,8 @@ def optimize_prompt(cfg: DictConfig) -> dict[str, Any]:
     from rlhf_lightning.cli.folder import held
     from rlhf_lightning.cli.train import new_folder
 
+    check(cfg)
     named = cfg.paths.output_dir
-    if not cfg.reward:
-        raise ConfigError("rlhf optimize_prompt needs a score of the responses: choose reward=...")
     parts = Parts.of(cfg)
     folder = Path(named).expanduser() if named else new_folder(Path(cfg.paths.runs) / "optimize_prompt")
     try:
@@ -109,10 +142,6 @@ class Parts:
         from rlhf_lightning.cli.instantiate import make
         from rlhf_lightning.prompting.language import queries_of
 
-        if not cfg.proposer and "openai" in str(cfg.rollout.get("_target_", "")).lower():
-            raise ConfigError(
-                "proposer=self asks the weights of this process, and rollout=openai has none: choose proposer=server"
-            )
         rows = queries_of(make(cfg.data.source), make(cfg.data.spec))
         if len(rows) < cfg.examples + cfg.held_out:
             raise ConfigError(

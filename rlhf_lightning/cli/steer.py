@@ -34,11 +34,34 @@ def main(arguments: Sequence[str]) -> int:
             raise ConfigError("rlhf steer show takes one file: rlhf steer show steering.safetensors")
         show(Path(rest[0].removeprefix("path=")).expanduser())
         return 0
-    cfg = compose("steer", rest)
+    run(rest)
+    return 0
+
+
+def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> None:
+    """Build the vectors that options describe, and show them.
+
+    Args:
+        arguments: options of ``rlhf steer build``.
+        config_dirs: further folders with config groups.
+    """
+    cfg = compose("steer", arguments, config_dirs=config_dirs)
     setup_logging()
     build(cfg)
     show(Path(cfg.output).expanduser())
-    return 0
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        ConfigError: as above.
+    """
+    if cfg.contrast == "responses" and cfg.tokens == "last_prompt":
+        raise ConfigError(
+            "tokens=last_prompt with contrast=responses: both responses have the same prompt, whose states do not "
+            "differ. Set tokens=response, or contrast=instructions"
+        )
 
 
 def build(cfg: DictConfig) -> None:
@@ -58,11 +81,7 @@ def build(cfg: DictConfig) -> None:
     from rlhf_lightning.models.steering import write_vectors
     from rlhf_lightning.ops.steering import direction
 
-    if cfg.contrast == "responses" and cfg.tokens == "last_prompt":
-        raise ConfigError(
-            "tokens=last_prompt with contrast=responses: both responses have the same prompt, whose states do not "
-            "differ. Set tokens=response, or contrast=instructions"
-        )
+    check(cfg)
     builder = ModelBuilder(make(cfg.model), make(cfg.adapter), ReferenceKind.NONE)
     sizes = builder.source.sizes()
     layers = list(range(1, sizes.layers + 1)) if cfg.layers is None else list(cfg.layers)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from rlhf_lightning.cli.chain_stages import Stage, check_left, ordered, references
+from rlhf_lightning.cli.chain import chain_of
+from rlhf_lightning.cli.chain_stages import COMMANDS, DRAWING, Stage, check_left, ordered, references
 from rlhf_lightning.cli.errors import ConfigError
 
 
@@ -97,8 +98,51 @@ def test_what_a_stage_will_not_leave_is_refused_before_it_runs(option, callbacks
         check_left(reference, Stage.of("a", ["x=1"]), cfg)
 
 
-@pytest.mark.parametrize("command", ["generate", "game", "export"])
+@pytest.mark.parametrize("command", ["steer", "game", "export"])
 def test_only_jobs_with_metrics_give_metrics(command):
     (reference,) = references("x=${stage:a.metrics.val/loss}")
     with pytest.raises(ConfigError, match=f"stage a is rlhf {command}, which has no metrics"):
         check_left(reference, Stage.of("a", [command, "x=1"]), OmegaConf.create({}))
+
+
+@pytest.mark.parametrize(
+    ("option", "command", "missing"),
+    [
+        ("prompting.file=${stage:a.prompt}", "optimize_prompt", None),
+        ("prompting.file=${stage:a.prompt}", "generate", "prompt: only a stage of optimize_prompt writes it"),
+        ("model.steering.path=${stage:a.vectors}", "steer", None),
+        ("model.steering.path=${stage:a.vectors}", "train", "vectors: only a stage of steer writes them"),
+        ("x=${stage:a.metrics.best/held_out}", "optimize_prompt", None),
+    ],
+)
+def test_what_a_search_and_a_build_of_vectors_leave(option, command, missing):
+    (reference,) = references(option)
+    stage, cfg = Stage.of("a", [command, "x=1"]), OmegaConf.create({"callbacks": {}, "rounds": None})
+    if missing is None:
+        check_left(reference, stage, cfg)
+        return
+    with pytest.raises(ConfigError, match=f"stage a leaves no {missing}"):
+        check_left(reference, stage, cfg)
+
+
+def chained(shared: object, *options: str) -> dict[str, tuple[str, ...]]:
+    """Options of each stage of a chain with one stage of every command."""
+    lines = {name: [name] for name in COMMANDS}
+    cfg = OmegaConf.create({"size": "published", "chain": {"shared": shared, "stages": lines, "sizes": {}}})
+    return {stage.command: stage.options for stage in chain_of(cfg, options)}
+
+
+def test_options_of_every_stage_of_a_command():
+    assert {name for name, given in chained(["a=1"]).items() if given} == {"train"}
+    by_command = chained({"generate": ["b=2"], "steer": ["c=3"]})
+    assert {name: given for name, given in by_command.items() if given} == {"generate": ("b=2",), "steer": ("c=3",)}
+    with pytest.raises(
+        ConfigError, match=r"chain\.shared\.generat: no stage is of such a command\. Did you mean gener"
+    ):
+        chained({"generat": ["b=2"]})
+
+
+def test_a_seed_of_the_command_line_is_for_all_that_draw():
+    given = chained(None, "seed=3", "optimizer.lr=1")
+    assert {name for name, options in given.items() if "seed=3" in options} == set(DRAWING)
+    assert [name for name, options in given.items() if "optimizer.lr=1" in options] == ["train"]
