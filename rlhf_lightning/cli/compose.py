@@ -118,6 +118,7 @@ def register() -> None:
     if not OmegaConf.has_resolver("rlhf.first"):
         OmegaConf.register_new_resolver("rlhf.first", _first)
         OmegaConf.register_new_resolver("rlhf.choices", _choices)
+        OmegaConf.register_new_resolver("rlhf.packaged", _packaged)
         OmegaConf.register_new_resolver("stage", _stage)
     known = {plugin.__name__ for plugin in Plugins.instance().discover()}
     if RlhfLightningSearchPath.__name__ not in known:
@@ -172,6 +173,21 @@ def _values(override: Override, folders: Sequence[Path]) -> Iterator[str]:
 def _first(*values: Any) -> Any:
     """Resolver ``rlhf.first``: the first value that is not null."""
     return next((value for value in values if value is not None), None)
+
+
+def _packaged(name: str) -> str:
+    """Resolver ``rlhf.packaged``: the path of a file that ships with the package.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    from rlhf_lightning.data.sources import PACKAGED_FOLDER
+
+    file = PACKAGED_FOLDER / name
+    if not file.is_file():
+        known = sorted(path.name for path in PACKAGED_FOLDER.iterdir() if path.is_file())
+        raise ConfigError(f"${{rlhf.packaged:{name}}}: the package ships no such file.{suggestion(name, known)}")
+    return str(file)
 
 
 def _stage(reference: str) -> str:
