@@ -57,9 +57,19 @@ def main(arguments: Sequence[str]) -> int:
             finished.append(Finished(swept(point, command), []))
             if code := _run(planner, stages, finished, cfg):
                 return code
-    from rlhf_lightning.cli.report import main as report
+    return _reported(folder)
 
-    return report([str(folder)])
+
+def _reported(folder: Path) -> int:
+    """Write the page of a chain whose stages have all run; stages without numbers make none."""
+    from rlhf_lightning.cli.report import main as report
+    from rlhf_lightning.report import ReportError
+
+    try:
+        return report([str(folder)])
+    except ReportError as error:
+        say(f"the chain ran, and there is no report: {str(error).splitlines()[0]}")
+        return 0
 
 
 def _run(planner: Planner, stages: Sequence[Stage], finished: list[Finished], cfg: DictConfig) -> int:

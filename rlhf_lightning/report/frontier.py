@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.report.drawing import FAINT, INK, PAPER, Picture, canvas, plain_axes
 from rlhf_lightning.report.grouping import Group
+from rlhf_lightning.report.metrics import MOST_DIVERGENCE, WORDS
 from rlhf_lightning.report.palette import Style
 from rlhf_lightning.report.placement import Box, place_labels
+from rlhf_lightning.report.stages import family_of
 from rlhf_lightning.report.statistics import band, pareto_front, pooled
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class Point:
     x: float
     y: float
     seeds: tuple[tuple[float, float], ...]
+    bound: bool = False  #: x is the most that it can be
 
 
 def points_of(groups: Sequence[Group], looks: Sequence[Style], x: str, y: str) -> list[Point]:
@@ -40,9 +43,11 @@ def points_of(groups: Sequence[Group], looks: Sequence[Style], x: str, y: str) -
     found = []
     for index, (group, style) in enumerate(zip(groups, looks, strict=True)):
         seeds = tuple((run.metrics[x], run.metrics[y]) for run in group.done if {x, y} <= run.metrics.keys())
-        if seeds:
-            across, up = (pooled([seed[axis] for seed in seeds]).mean for axis in (0, 1))
-            found.append(Point(index, group, style, across, up, seeds))
+        most = [run.metrics for run in group.done if {MOST_DIVERGENCE, y} <= run.metrics.keys()]
+        bounds = tuple((metrics[MOST_DIVERGENCE], metrics[y]) for metrics in most)
+        if seeds or bounds:
+            across, up = (pooled([seed[axis] for seed in seeds or bounds]).mean for axis in (0, 1))
+            found.append(Point(index, group, style, across, up, seeds or bounds, bound=not seeds))
     return found
 
 
@@ -57,9 +62,11 @@ def draw_frontier(
 ) -> Picture:
     """Final reward over final divergence, a point a group, the Pareto front through those that none beats.
 
-    Small dots are the seeds; with few groups a thin line is a group's path through training. The divergence axis is in
-    square roots where its values span a decade or more, as KL grows with the square of how far a policy has moved
-    ("Scaling Laws for Reward Model Overoptimization", arXiv:2210.10760).
+    A hollow point is drawn at the most that its divergence can be, as of the best of several responses. Stages of a
+    chain whose names end in different numbers are joined. Small dots are the seeds; with few groups a thin line is a
+    group's path through training. The divergence axis is in square roots where its values span a decade or more, as KL
+    grows with the square of how far a policy has moved ("Scaling Laws for Reward Model Overoptimization",
+    arXiv:2210.10760).
 
     Args:
         groups: to draw, best first.
@@ -81,10 +88,13 @@ def draw_frontier(
     with canvas(*(size or (_SMALL if len(chosen) <= 25 else _LARGE))) as (figure, grid):
         axes = grid[0, 0]
         means = ", mean over seeds" if any(len(point.seeds) > 1 for point in points) else ""
-        plain_axes(axes, title or f"{y} against {x}", f"{x}  (nats, final{means})", y)
+        across = f"{WORDS.get(x, x)}  (nats, final{means})"
+        up = WORDS.get(y, y)
+        plain_axes(axes, title or f"{up} against {WORDS.get(x, x)}", across, up)
         rooted = _root_scale(axes, [seed[0] for point in points for seed in point.seeds])
         paths = _paths(axes, points, x, y) if len(points) <= _PATHS else []
         _front(axes, corners)
+        _families(axes, points)
         _scatter(axes, points, front)
         if base is not None:
             axes.scatter(*base, s=46, color=PAPER, edgecolors=FAINT, linewidths=1.4, zorder=6)
@@ -152,6 +162,24 @@ def _front(axes: Axes, corners: Sequence[tuple[float, float]]) -> None:
         )  # fmt: skip
 
 
+def _families(axes: Axes, points: Sequence[Point]) -> None:
+    """A line through the stages of a chain whose names differ in a number alone: those of a sweep over a strength.
+
+    None where stages of one name have several settings.
+    """
+    families: dict[str, list[Point]] = {}
+    for point in points:
+        stage = point.group.runs[0].stage
+        if stage != family_of(stage):
+            families.setdefault(family_of(stage), []).append(point)
+    for family in families.values():
+        if len({point.group.runs[0].stage for point in family}) < len(family):
+            continue
+        ordered = sorted(family, key=lambda point: int(point.group.runs[0].stage.rpartition("_")[2]))
+        line = [point.x for point in ordered], [point.y for point in ordered]
+        axes.plot(*line, color=ordered[0].style.base, linewidth=1, alpha=0.6, zorder=2)
+
+
 def _scatter(axes: Axes, points: Sequence[Point], front: Sequence[int]) -> None:
     for index, point in enumerate(points):
         if len(point.seeds) > 1:
@@ -161,9 +189,10 @@ def _scatter(axes: Axes, points: Sequence[Point], front: Sequence[int]) -> None:
                 for seed in point.seeds:
                     ends = ([point.x, seed[0]], [point.y, seed[1]])
                     axes.plot(*ends, color=point.style.colour, linewidth=0.7, alpha=0.3, zorder=2)
+        edge = point.style.colour if point.bound else INK if index in front else PAPER
         drawn = axes.scatter(
-            [point.x], [point.y], s=62, color=point.style.colour, marker=point.style.marker, zorder=5,
-            edgecolors=INK if index in front else PAPER, linewidths=1.2 if index in front else 0.8,
+            [point.x], [point.y], s=62, color=PAPER if point.bound else point.style.colour, marker=point.style.marker,
+            zorder=5, edgecolors=edge, linewidths=1.4 if point.bound else 1.2 if index in front else 0.8,
         )  # fmt: skip
         drawn.set_gid(f"group-{point.rank}")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.report.reading import Run
+from rlhf_lightning.report.stages import family_of, seedless
 
 #: Callbacks that only look on; others (ema, reference_sync, the user's own) change what is computed.
 _OBSERVERS = (
@@ -106,7 +107,8 @@ def signature(run: Run, copies: Collection[str] = ()) -> Options:
     if isinstance(paths, Mapping) and isinstance(paths.get("output_dir"), str):
         folders.add(paths["output_dir"])
     kept = {}
-    for key, value in flat(run.config).items():
+    config = seedless(run.folder, copies) if run.stage else run.config
+    for key, value in flat(config).items():
         copied = key in copies and value == run.seed
         if key != "seed" and not copied and not _is_bookkeeping(key):
             kept[key] = _without_folder(value, folders)
@@ -132,19 +134,26 @@ def group_runs(runs: Sequence[Run], families: Mapping[str, str] | None = None) -
     for run in runs:
         mine = signature(run, copies)
         # Without a configuration nothing says that two runs are the same.
-        key = (run.title, _hashable(mine)) if mine else run.folder
+        key = (run.stage or run.title, _hashable(mine)) if mine else run.folder
         pools.setdefault(key, []).append(run)
         options[key] = mine
-    methods = [pool[0].method for pool in pools.values()]
-    titles = [pool[0].title for pool in pools.values()]
+    methods = [_method(pool[0]) for pool in pools.values()]
+    titles = [pool[0].stage or pool[0].title for pool in pools.values()]
     labels = labels_of(titles, list(options.values()), [pool[0].name for pool in pools.values()])
     families = families or {}
     return [
-        Group(
-            label, method, families.get(method) or pool[0].module or "other", options[key], tuple(sorted(pool, key=_by))
-        )
+        Group(label, method, families.get(method) or _family(pool[0]), options[key], tuple(sorted(pool, key=_by)))
         for label, method, (key, pool) in zip(labels, methods, pools.items(), strict=True)
     ]
+
+
+def _method(run: Run) -> str:
+    """The method; of a stage that has none, such as one of ``rlhf generate``, what its name begins with."""
+    return run.method if run.config.get("method") or not run.stage else family_of(run.stage)
+
+
+def _family(run: Run) -> str:
+    return run.module or (family_of(run.stage) if run.stage else "other")
 
 
 def labels_of(methods: Sequence[str], options: Sequence[Options], names: Sequence[str]) -> list[str]:

@@ -33,6 +33,16 @@ REWARDS = (
 )
 #: KL of the policy's own samples; log-ratios on the data's responses are none.
 DIVERGENCES = ("val/gold/kl", "val/kl/reference", "train/kl/reference")
+#: Of responses that were chosen among several nobody knows the KL; this is the most that it can be.
+MOST_DIVERGENCE = "val/kl/choice"
+#: What the axes of the frontier are called.
+WORDS = {
+    "val/gold/reward": "gold reward",
+    "val/sample/reward": "mean reward of the responses",
+    "val/reward/accuracy": "accuracy of the implicit reward",
+    "val/gold/kl": "KL to the base",
+    "val/kl/reference": "KL to the reference",
+}
 #: Panels of the curves, and columns of the table, in this order; others follow by name while there is room.
 SHOWN = (
     "val/gold/reward",

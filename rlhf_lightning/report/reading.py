@@ -27,6 +27,8 @@ T = TypeVar("T")
 CONFIG, RESULT = "config.yaml", "result.json"
 #: File that makes a folder that of a chain: it names those of its stages, of which earlier ones may lie there as well.
 CHAIN = "chain.json"
+#: In the folder of a stage: its name, and what it computes.
+STAGE = "stage.json"
 #: Never searched for runs.
 _SKIPPED = frozenset({".hydra", "checkpoints", "export", "samples", "report", ".git", ".venv", "node_modules"})
 #: Names of log-ratios on the data's responses in older runs, which called them KL, and what they are called now.
@@ -54,6 +56,7 @@ class Run:
         config: resolved, nested; empty when the job ended before it was written.
         result: what ``result.json`` holds; empty when there is none.
         choices: files chosen of each config group (``method: dpo``), as far as Hydra recorded them.
+        stage: of a chain that it is; "": it is none.
     """
 
     folder: Path
@@ -61,6 +64,7 @@ class Run:
     config: Mapping[str, Any]
     result: Mapping[str, Any]
     choices: Mapping[str, str] = field(default_factory=dict)
+    stage: str = ""
 
     @property
     def state(self) -> str:
@@ -179,14 +183,14 @@ def find_runs(start: Path) -> Iterator[Path]:
 
 
 def _runs_of_chain(folder: Path) -> Iterator[Path]:
-    """The runs among the stages of a chain, each once; of a game those that it is made of."""
+    """The stages of a chain that were measured, each once; of a game the runs that it is made of."""
     stages = {
         str(stage["folder"]): stage["command"]
         for chain in read_json(folder / CHAIN).get("chains") or ()
         for stage in chain["stages"]
     }
     for below, command in stages.items():
-        if command in ("train", "evaluate"):
+        if command in ("train", "evaluate") or read_json(folder / below / RESULT).get("metrics"):
             yield folder / below
         elif command == "game":
             yield from (run for part in sorted((folder / below).glob("*/")) for run in find_runs(part))
@@ -194,14 +198,17 @@ def _runs_of_chain(folder: Path) -> Iterator[Path]:
 
 def read_run(folder: Path, name: str) -> Run:
     """Read the small files of a run; curves, samples and rewards are read when they are asked for."""
-    config = _yaml(folder / CONFIG)
+    config, stage = _yaml(folder / CONFIG), read_json(folder / STAGE)
+    if config is None and stage:
+        config = dict(stage.get("computes") or {})
     if config is None:
         composed = _yaml(folder / ".hydra" / "config.yaml")
         config = resolved(composed, folder) if composed else {}
     hydra = _yaml(folder / ".hydra" / "hydra.yaml") or {}
     choices = ((hydra.get("hydra") or {}).get("runtime") or {}).get("choices") or {}
     result = read_json(folder / RESULT)
-    return Run(folder, name, config, result, {k: str(v) for k, v in choices.items() if v is not None})
+    chosen = {k: str(v) for k, v in choices.items() if v is not None}
+    return Run(folder, name, config, result, chosen, str(stage.get("stage") or ""))
 
 
 def resolved(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -9,9 +9,11 @@ import pytest
 
 from rlhf_lightning.report import Runs, write_report
 from rlhf_lightning.report.chains import read_chains
+from rlhf_lightning.report.frontier import points_of
 from tests.helpers.synthetic_runs import METHODS, write_run
 
 SFT, DPO = list(METHODS)[:2]
+AXES = ("val/kl/reference", "val/sample/reward")
 
 
 @pytest.fixture
@@ -57,3 +59,60 @@ def test_the_page_has_the_stages(chain, tmp_path):
     assert "<h3>after dpo</h3>" in text
     alone = write_report(Runs.read(chain / "sft/aa"), tmp_path / "alone")
     assert '<section id="stages">' not in alone.page.read_text(encoding="utf-8")
+
+
+def staged(chain: Path, name: str, digest: str, computes: dict, metrics: dict | None = None) -> dict:
+    """A stage of ``rlhf generate`` that a chain ran."""
+    folder = chain / name / digest
+    folder.mkdir(parents=True)
+    (folder / "stage.json").write_text(json.dumps({"stage": name, "computes": {"command": "generate", **computes}}))
+    (folder / "result.json").write_text(json.dumps({"status": "done", "metrics": metrics or {}}))
+    return {"name": name, "command": "generate", "folder": f"{name}/{digest}", "needs": {}, "options": []}
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """A build and two draws with it under two strengths, of two seeds and of two settings of the build."""
+    chains = []
+    for number, (seed, size) in enumerate([(1, 8), (2, 8), (1, 9), (2, 9)]):
+        build = f"{number:012x}"
+        stages = [staged(tmp_path, "build", build, {"seed": seed, "size": size})]
+        for strength in (1, 20):
+            model = {"path": f"<chain>/build/{build}/vectors", "strength": strength}
+            metrics = {"val/sample/reward": size + strength + 0.1 * seed, "val/kl/reference": strength + 0.01 * seed}
+            one = {"seed": seed, "also": {"seed": seed}, "model": model, "files": {"model.path": f"digest of {build}"}}
+            stages.append(staged(tmp_path, f"steer_{strength}", f"{number:011x}{strength // 20}", one, metrics))
+        chains.append({"options": [f"seed={seed}", f"build.size={size}"], "stages": stages})
+    best = {"val/sample/reward": 30.0, "val/kl/choice": 0.5}
+    chains[0]["stages"].append(staged(tmp_path, "best", "f" * 12, {"seed": 1}, best))
+    (tmp_path / "chain.json").write_text(json.dumps({"size": "tiny", "chains": chains}))
+    return tmp_path
+
+
+def test_stages_are_pooled_over_seeds_and_not_over_what_they_were_made_from(sweep):
+    runs = Runs.read(sweep)
+    assert {run.stage for run in runs} == {"steer_1", "steer_20", "best"}  # a build has no numbers
+    pooled = {(group.runs[0].stage, tuple(run.seed for run in group.runs)) for group in runs.groups}
+    assert pooled == {("steer_1", (1, 2)), ("steer_20", (1, 2)), ("best", (1,))}
+    assert len(runs.groups) == 5
+    sizes = sorted(round(group.runs[0].metrics["val/sample/reward"] - 0.1) for group in runs.groups)
+    assert sizes == [9, 10, 28, 29, 30]
+    assert {group.method for group in runs.groups} == {"steer", "best"}
+    assert all(group.label.startswith(group.runs[0].stage) for group in runs.groups)
+
+
+def lines_of(runs: Runs) -> set[tuple[float, ...]]:
+    return {tuple(round(float(x), 3) for x in line.get_xdata()) for line in runs.frontier().figure.axes[0].lines}
+
+
+def test_the_frontier_joins_strengths_and_draws_a_bound_hollow(sweep):
+    runs = Runs.read(sweep)
+    found = {point.group.runs[0].stage: point for point in points_of(runs.groups, runs.looks, *AXES)}
+    assert (found["best"].x, found["best"].y, found["best"].bound) == (0.5, 30.0, True)
+    assert not found["steer_1"].bound
+    axes = runs.frontier().figure.axes[0]
+    words = ("KL to the reference", "mean reward of the responses")
+    assert (axes.get_xlabel().split("  ")[0], axes.get_ylabel()) == words
+    line = (1.015, 20.015)
+    assert line not in lines_of(runs)  # two settings of each
+    assert line in lines_of(Runs([run for run in runs if int(run.metrics["val/sample/reward"]) in (9, 28)]))

@@ -51,7 +51,10 @@ def test_what_the_report_reads_of_a_run(trained):
     assert run.metrics["val/reward/accuracy"] == pytest.approx(float(np.mean(chosen > rejected)))
     assert run.metrics["val/reward/margin"] == pytest.approx(float(np.mean(chosen - rejected)), abs=1e-4)
     assert sorted(run.samples) == [0, 2]
-    assert runs.frontier().figure.axes[0].get_title(loc="left") == "val/reward/accuracy against val/kl/reference"
+    assert (
+        runs.frontier().figure.axes[0].get_title(loc="left")
+        == "accuracy of the implicit reward against KL to the reference"
+    )
 
 
 def test_a_picture_is_shown_and_saved(trained, tmp_path):
