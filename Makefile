@@ -67,8 +67,8 @@ format: $(STAMP) ## Rewrite the code the way `make lint` wants it
 types: $(STAMP) ## mypy: strict on types, ops, losses and selectors
 	$(BIN)/mypy
 
-docs: $(STAMP) ## Write METHODS.md from the docstrings of the losses
-	$(BIN)/rlhf methods --write METHODS.md
+docs: $(STAMP) ## Write METHODS.md and docs/methods from the docstrings of the losses
+	$(BIN)/rlhf methods --write
 
 bench: $(STAMP) ## Compare speed and memory with TRL, which gets an environment of its own
 	benchmarks/setup_trl.sh .venv-trl

@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from rlhf_lightning.cli.methods import MethodEntry, catalogue
+from rlhf_lightning.cli.catalogue import MethodEntry, catalogue
+from rlhf_lightning.cli.method_sections import linked
 from rlhf_lightning.cli.versions import checkout
 from rlhf_lightning.report.reading import Run, read_json, read_run
 from rlhf_lightning.report.statistics import Pooled, rounded
@@ -110,7 +111,7 @@ def _metadata(run: Run, name: str, adapter: Mapping[str, Any], config: Mapping[s
 def _summary(run: Run, name: str, entry: MethodEntry | None, adapter: Mapping[str, Any]) -> Iterator[str]:
     base = _base(run, adapter)
     what = f"`{base}`" if base else f"a model of `{_class(run.config.get('model'))}`"
-    method = f"{entry.title} ({_linked(entry.paper)})" if entry is not None else name
+    method = f"{entry.title} ({linked(entry.paper)})" if entry is not None else name
     yield f"{'A LoRA adapter for' if adapter else 'Trained from'} {what} by `{name}`: {method}."
 
 
@@ -233,7 +234,3 @@ def _class(node: Any) -> str:
 
 def _mapping(node: Any) -> Mapping[str, Any]:
     return node if isinstance(node, Mapping) else {}
-
-
-def _linked(text: str) -> str:
-    return re.sub(r"arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)

@@ -1,14 +1,15 @@
-"""Transforms and searches of prompts, and guidance, in METHODS.md and ``rlhf methods NAME``: yaml and docstring."""
+"""Transforms and searches of prompts, and guidance, in docs/methods and ``rlhf methods NAME``: yaml and docstring."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.cli.docstrings import FunctionDoc, class_docs
 from rlhf_lightning.cli.headers import Header, options, plain, read_yaml
+from rlhf_lightning.cli.method_sections import linked, markdown
 from rlhf_lightning.conf_dir import conf_dir
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -53,13 +54,11 @@ def prompt_entries() -> dict[str, PromptEntry]:
     return entries
 
 
-def prompt_lines(entry: PromptEntry, linked: Callable[[str], str], markdown: Callable[[str], str]) -> Iterator[str]:
+def prompt_lines(entry: PromptEntry) -> Iterator[str]:
     """One file as lines of a page.
 
     Args:
         entry: the file.
-        linked: a paper with its address.
-        markdown: a docstring's text as GitHub writes it.
     """
     yield from (f"### {GROUPS[entry.group]}: {entry.name}", "", markdown(entry.doc.summary))
     yield from ["", markdown(entry.doc.notes)] if entry.doc.notes else []
@@ -74,11 +73,11 @@ def prompt_lines(entry: PromptEntry, linked: Callable[[str], str], markdown: Cal
         yield f"- Deviations: {markdown(entry.doc.differences)}"
 
 
-def prompt_page(linked: Callable[[str], str], markdown: Callable[[str], str]) -> list[str]:
+def prompt_page() -> list[str]:
     """All files as lines of a page."""
     lines = ["", "## Without training", "", _INTRODUCTION]
     for entry in prompt_entries().values():
-        lines += ["", *prompt_lines(entry, linked, markdown)]
+        lines += ["", *prompt_lines(entry)]
     return lines
 
 

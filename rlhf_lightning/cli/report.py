@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def families() -> dict[str, str]:
     """Method -> family, as METHODS.md has them; the colours of many methods."""
-    from rlhf_lightning.cli.methods import catalogue
+    from rlhf_lightning.cli.catalogue import catalogue
 
     return {entry.name: entry.family for entry in catalogue()}
 

@@ -1,13 +1,14 @@
-"""``conf/rounds`` in METHODS.md and ``rlhf methods NAME``: draws, selector, and the methods that it goes with."""
+"""``conf/rounds`` in docs/methods and ``rlhf methods NAME``: draws, selector, and the methods that it goes with."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rlhf_lightning.cli.headers import Header, options, plain, read_yaml
+from rlhf_lightning.cli.method_sections import linked
 from rlhf_lightning.conf_dir import conf_dir
 
 _INTRODUCTION = """How a method learns from groups of its own samples in place of the data's: `rounds=...` beside
@@ -48,12 +49,11 @@ def rounds_entries() -> dict[str, RoundsEntry]:
     return {path.stem: RoundsEntry(path.stem, *read_yaml(path, f"rlhf train rounds={path.stem}")) for path in paths}
 
 
-def rounds_lines(entry: RoundsEntry, linked: Callable[[str], str]) -> Iterator[str]:
+def rounds_lines(entry: RoundsEntry) -> Iterator[str]:
     """One file as lines of a page.
 
     Args:
         entry: the file.
-        linked: a paper with its address.
     """
     selector = str(entry.body["selector"]["_target_"]).rpartition(".")[2]
     chosen = {key: value for key, value in options(entry.body) if key != "draws"}
@@ -68,11 +68,11 @@ def rounds_lines(entry: RoundsEntry, linked: Callable[[str], str]) -> Iterator[s
     yield f"- Run: `{entry.header.command}`"
 
 
-def rounds_page(linked: Callable[[str], str]) -> list[str]:
+def rounds_page() -> list[str]:
     """All files as lines of a page."""
     lines = ["", "## Rounds", "", _INTRODUCTION]
     for entry in rounds_entries().values():
-        lines += ["", *rounds_lines(entry, linked)]
+        lines += ["", *rounds_lines(entry)]
     return lines
 
 

@@ -1,17 +1,16 @@
-"""Selectors in METHODS.md and ``rlhf methods NAME``, read from their docstrings as losses are."""
+"""Selectors in docs/methods and ``rlhf methods NAME``, read from their docstrings as losses are."""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rlhf_lightning.cli.docstrings import FunctionDoc, function_docs
+from rlhf_lightning.cli.method_sections import function_section
 
 SELECTION = Path(__file__).resolve().parents[1] / "selection"
 #: How a function's docstring becomes lines of a page, given its package.
-Section = Callable[[FunctionDoc, str], Iterator[str]]
 
 _INTRODUCTION = """What makes groups of the samples of a whole round (`rounds=...`, option `rounds.selector`). It
 sees every prompt's samples with their scores, lengths and whether they were cut off, and says which become which
@@ -30,12 +29,12 @@ def selectors() -> dict[str, FunctionDoc]:
     return {name: docs[name] for name in [*listed, *sorted(docs.keys() - set(listed))]}
 
 
-def selector_lines(name: str, section: Section) -> list[str]:
+def selector_lines(name: str) -> list[str]:
     """One selector as lines of a page."""
-    return ["", f"### Selector: {name}", "", *section(selectors()[name], "selection")]
+    return ["", f"### Selector: {name}", "", *function_section(selectors()[name], "selection")]
 
 
-def selection_page(section: Section) -> list[str]:
+def selection_page() -> list[str]:
     """All selectors as lines of a page."""
-    lines = [line for name in selectors() for line in selector_lines(name, section)]
+    lines = [line for name in selectors() for line in selector_lines(name)]
     return ["", "## Selection", "", _INTRODUCTION, *lines]

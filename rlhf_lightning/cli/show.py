@@ -104,7 +104,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _paper(method: str) -> str:
-    from rlhf_lightning.cli.methods import catalogue
+    from rlhf_lightning.cli.catalogue import catalogue
 
     return next((f" ({entry.paper})" for entry in catalogue() if entry.name == method and entry.paper), "")
 

@@ -24,7 +24,7 @@
 * several at once: ``WeightedSum``
 
 A loss is a pure function: its positional parameters are the inputs it needs, its keyword-only ones its options
-(``losses/options.py``). METHODS.md is made from their docstrings.
+(``losses/options.py``). docs/methods is made from their docstrings.
 """
 
 from rlhf_lightning.losses.anchored import apo_down, apo_zero, kto_pair, nca, sppo

@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -18,8 +18,9 @@ from omegaconf import OmegaConf
 from rlhf_lightning import compose, credit, losses
 from rlhf_lightning import methods as methods_package
 from rlhf_lightning.cli import methods
+from rlhf_lightning.cli.catalogue import catalogue
 from rlhf_lightning.cli.errors import ConfigError
-from rlhf_lightning.cli.methods import catalogue, render_markdown
+from rlhf_lightning.cli.method_pages import FOLDER, INDEX, _anchors, render_pages
 from rlhf_lightning.cli.selectors import selectors
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.losses import WeightedSum, needs, validate
@@ -36,15 +37,31 @@ VARIATIONS = {"bco_udm", "mpo", "ilr_dpo", "tr_dpo", "rso_hinge", "rso_sigmoid"}
 CREDIT = sorted({entry.credit.name for entry in ENTRIES.values() if entry.credit})
 
 
-def test_methods_md_is_up_to_date() -> None:
-    page = Path(__file__).parents[2] / "METHODS.md"
-    assert page.read_text(encoding="utf-8") == render_markdown(catalogue()), "run: rlhf methods --write METHODS.md"
+def test_the_pages_are_up_to_date() -> None:
+    root = Path(__file__).parents[2]
+    pages = render_pages(catalogue())
+    assert {path.relative_to(root).as_posix() for path in (root / FOLDER).glob("*.md")} | {INDEX} == pages.keys()
+    for path, text in pages.items():
+        assert (root / path).read_text(encoding="utf-8") == text, "run: make docs"
+
+
+def test_links_between_the_pages_lead_somewhere() -> None:
+    pages = render_pages(catalogue())
+    anchors = {path: set(_anchors(text)) for path, text in pages.items()}
+    links = 0
+    for path, text in pages.items():
+        for page, anchor in re.findall(r"\]\(([\w/.]*)#([\w-]+)\)", text):
+            target = (PurePosixPath(path).parent / page).as_posix() if page else path
+            assert anchor in anchors[target], f"{path}: {page}#{anchor}"
+            links += 1
+    assert links > 3 * len(ENTRIES)
 
 
 def test_no_control_characters() -> None:
     r"""A ``\\frac`` that was read as a form feed and "rac" leaves no trace but this on the page."""
     root = Path(__file__).parents[2]
-    files = [root / "METHODS.md", *(root / "rlhf_lightning").rglob("*.py"), *conf_dir().rglob("*.yaml")]
+    pages = [root / "METHODS.md", *(root / FOLDER).glob("*.md")]
+    files = [*pages, *(root / "rlhf_lightning").rglob("*.py"), *conf_dir().rglob("*.yaml")]
     assert len(files) > 100
     control = re.compile(r"[^\n -~\u00a0-\uffff]")
     assert [f"{path}: {found!r}" for path in files for found in control.findall(path.read_text(encoding="utf-8"))] == []
@@ -173,12 +190,12 @@ def test_yaml_lists_every_option_of_its_credit_function(name: str) -> None:
 
 
 def test_an_on_policy_method_says_how_it_is_put_together() -> None:
-    page = render_markdown([ENTRIES["grpo"], ENTRIES["rlsc"], ENTRIES["grpo_process"]])
+    page = "\n".join(render_pages([ENTRIES["grpo"], ENTRIES["rlsc"], ENTRIES["grpo_process"]]).values())
     assert "| prompts and a reward, reference |" in page
     assert "| prompts |" in page
     assert "| prompts and rewards of steps, reference |" in page
-    assert "- Credit: [grpo](#credit-grpo). Reward less the group's mean" in page
-    assert "\n### Credit: grpo\n" in page
+    assert "- Credit: [grpo](credit.md#credit-grpo). Reward less the group's mean" in page
+    assert "\n## Credit: grpo\n" in page
     assert "- Rollout: 8 responses a prompt, optimiser steps on each rollout: 1" in page
     assert "- Tokens: `seq_mean_token_mean`. KL: k3 in the loss, times 0.04" in page
 
@@ -192,14 +209,14 @@ def test_reference_sync_comes_with_tr_dpo() -> None:
 
 
 def test_equations_and_links_are_rendered() -> None:
-    page = render_markdown(catalogue())
+    page = "\n".join(render_pages(catalogue()).values())
     assert page.count("```math") == len(LOSSES) + len(CREDIT) + len(selectors())
     assert "[arXiv:2305.18290](https://arxiv.org/abs/2305.18290)" in page
     assert ":math:" not in page
     assert "``" not in page.replace("```", "")
     for name in ENTRIES:
-        assert f"\n### {name}\n" in page
-        assert f"](#{name})" in page
+        assert f"\n## {name}\n" in page
+        assert f"#{name})" in page
 
 
 def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -235,16 +252,19 @@ def test_unknown_method_names_the_closest() -> None:
 
 
 def test_write(tmp_path: Path) -> None:
-    target = tmp_path / "METHODS.md"
-    assert methods.main(["--write", str(target)]) == 0
-    assert target.read_text(encoding="utf-8") == render_markdown(catalogue())
+    (tmp_path / FOLDER).mkdir(parents=True)
+    (tmp_path / FOLDER / "a_family_that_is_gone.md").touch()
+    assert methods.main(["--write", str(tmp_path)]) == 0
+    pages = render_pages(catalogue())
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.md")} == pages.keys()
+    assert all((tmp_path / path).read_text(encoding="utf-8") == text for path, text in pages.items())
 
 
 @pytest.mark.parametrize("first_line", ["", "_target_: x", "# no paper here", "# DPO (arXiv:2305.18290) rlhf train"])
 def test_a_bad_header_is_reported_with_its_file(first_line: str, tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "mine.yaml").write_text(f"{first_line}\nloss: {{}}\n")
-    monkeypatch.setattr(methods, "conf_dir", lambda: tmp_path)
+    monkeypatch.setattr("rlhf_lightning.cli.catalogue.conf_dir", lambda: tmp_path)
     with pytest.raises(ConfigError, match=r"mine\.yaml: the first line must be"):
         catalogue()
 

@@ -1,18 +1,18 @@
-"""Selectors in METHODS.md and ``rlhf methods NAME``."""
+"""Selectors in docs/methods and ``rlhf methods NAME``."""
 
 from __future__ import annotations
 
 import pytest
 
 import rlhf_lightning.selection as selection
-from rlhf_lightning.cli.methods import catalogue, main, render_markdown
-from rlhf_lightning.cli.selectors import selectors
+from rlhf_lightning.cli.methods import main
+from rlhf_lightning.cli.selectors import selection_page, selectors
 
 NAMES = [name for name in selection.__all__ if getattr(getattr(selection, name), "declares", "") == "selector"]
 
 
 def test_every_selector_has_its_entry() -> None:
-    page = render_markdown(catalogue())
+    page = "\n".join(selection_page())
     assert set(selectors()) == set(NAMES)
     assert next(iter(selectors())) == "best_and_worst"  # in the order of the package's docstring
     for name in NAMES:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from rlhf_lightning.cli.build import make_run, reference_kind
+from rlhf_lightning.cli.catalogue import catalogue
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.instantiate import make
-from rlhf_lightning.cli.methods import catalogue
 from rlhf_lightning.cli.online_checks import without_effect
 from rlhf_lightning.cli.round_methods import rounds_entries
 from rlhf_lightning.conf_dir import conf_dir
@@ -196,14 +196,14 @@ def test_groups_of_validation_are_asked_for_what_the_loss_reads(tiny, tmp_path):
 
 def test_every_file_of_rounds_says_what_it_is():
     """Paper, command, the methods it goes with, an entry in METHODS.md."""
-    page = (Path(__file__).parents[2] / "METHODS.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "methods" / "rounds.md").read_text()
     methods = {entry.name for entry in catalogue()}
     for name, entry in ENTRIES.items():
         assert re.fullmatch(r"arXiv:\d{4}\.\d{5}", entry.header.paper), name
         assert f"rounds={name}" in entry.header.command
         assert entry.methods
         assert set(entry.methods) <= methods, name
-        assert f"### Rounds: {name}\n" in page
+        assert f"## Rounds: {name}\n" in page
 
 
 def test_what_has_an_effect_is_not_named(tiny, tmp_path):

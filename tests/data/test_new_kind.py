@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from rlhf_lightning import types
-from rlhf_lightning.cli import methods
+from rlhf_lightning.cli import catalogue
 from rlhf_lightning.data.beside import READERS
 from rlhf_lightning.data.checks import DataError
 from rlhf_lightning.data.inspect import inspect
@@ -81,8 +81,8 @@ def test_a_new_kind_is_listed(graded):
     assert "data.spec.columns.score=grade" in str(raised.value)
     with pytest.raises(ValueError, match=r"Did you mean 'graded'\? There are supervised, .*, graded$"):
         kind_of("grade")
-    entry = next(entry for entry in methods.catalogue() if entry.name == "sft")
-    assert methods._needs(replace(entry, kind=graded)) == "graded responses"
+    entry = next(entry for entry in catalogue.catalogue() if entry.name == "sft")
+    assert catalogue.needs_of(replace(entry, kind=graded)) == "graded responses"
 
 
 def test_rows_of_a_new_kind_serve_whom_the_entry_says(graded, monkeypatch):
