@@ -167,7 +167,7 @@ class Parts:
         from rlhf_lightning.data.encode import Encoder
         from rlhf_lightning.data.templates import resolve
         from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
-        from rlhf_lightning.prompting.language import LanguageTask, Sampler, optimizer_of
+        from rlhf_lightning.prompting.language import LanguageTask, Sampler, Temperature, optimizer_of
         from rlhf_lightning.rewards import as_reward
         from rlhf_lightning.rewards.asking import AskPolicy
         from rlhf_lightning.rewards.base import PolicyReward, reads_columns, smallest_group
@@ -213,7 +213,9 @@ class Parts:
             answer=cfg.answer,
         )
         asked = proposer or AskPolicy(tokenizer, Sampler(actor))
-        return task, optimizer_of(asked, cfg.proposal_temperature, cfg.proposal_tokens)
+        start, end = cfg.proposal_temperature, cfg.proposal_temperature_end
+        temperature = start if end is None else Temperature(start, end, self.search.steps)
+        return task, optimizer_of(asked, temperature, cfg.proposal_tokens)
 
 
 def _check_same(cfg: DictConfig, folder: Path) -> None:
@@ -229,10 +231,12 @@ def _check_same(cfg: DictConfig, folder: Path) -> None:
     if not state.exists() or not state.stat().st_size:
         return
     comparison = compare(plain(read_config(folder)), plain(cfg))
+    # Where the temperature goes in a line over the steps, more steps are other temperatures.
+    free = [key for key in _MAY_CHANGE if key != "search.steps" or cfg.proposal_temperature_end is None]
     changed = [
         difference
         for difference in comparison.refused
-        if not any(difference.key == key or difference.key.startswith(f"{key}.") for key in _MAY_CHANGE)
+        if not any(difference.key == key or difference.key.startswith(f"{key}.") for key in free)
     ]
     if changed:
         raise ConfigError(

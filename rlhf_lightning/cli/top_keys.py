@@ -184,6 +184,7 @@ class OptimizePrompt:
     proposal_temperature: NonNegative
     proposal_tokens: Count
     seed: Seed
+    proposal_temperature_end: NonNegative | None = None
     adapter: dict[str, Any] | None = None
     reward: dict[str, Any] | None = None
     proposer: dict[str, Any] | None = None

@@ -113,6 +113,26 @@ class LanguageTask:
         return list(self.encoder.encode([Rendered(text, [], [], templated)])[0].prompt)
 
 
+@dataclass(frozen=True)
+class Temperature:
+    """The temperature of proposals, which rises or falls in a line over the steps of a search (OPRO's schedules).
+
+    Args:
+        start: of the first step.
+        end: towards which it goes; a search of n steps has gone (n - 1) / n of the way in its last one, as in
+            google-deepmind/opro.
+        steps: of the search.
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __call__(self, step: int) -> float:
+        """That of a step, counted from 1."""
+        return self.start + (step - 1) / max(self.steps, 1) * (self.end - self.start)
+
+
 class LocalModel:
     """A language model in this process that writes new prompts.
 
@@ -152,15 +172,21 @@ class Sampler:
         return generate(self.policy, prompts, **options)
 
 
-def optimizer_of(proposer: Ask, temperature: float, max_tokens: int) -> Optimizer:
-    """The optimiser of a search: one question, several answers, each with a seed of its own."""
+def optimizer_of(proposer: Ask, temperature: float | Temperature, max_tokens: int) -> Optimizer:
+    """The optimiser of a search: one question, several answers, each with a seed of its own.
 
-    def answers(question: str, count: int, seed: Seed) -> list[str]:
+    Args:
+        proposer: who answers.
+        temperature: of the answers: a number, or one for every step.
+        max_tokens: of an answer, at most.
+    """
+
+    def answers(question: str, count: int, seed: Seed, step: int = 1) -> list[str]:
+        now = temperature if isinstance(temperature, float | int) else temperature(step)
         conversation = [{"role": "user", "content": question}]
         seeds = [stream_seed("proposal", seed, number) % 2**31 for number in range(count)]
         written = [
-            proposer.ask_each([conversation], max_tokens=max_tokens, temperature=temperature, seed=each)[0]
-            for each in seeds
+            proposer.ask_each([conversation], max_tokens=max_tokens, temperature=now, seed=each)[0] for each in seeds
         ]
         return [text for text in written if text is not None]
 

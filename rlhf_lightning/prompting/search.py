@@ -67,8 +67,8 @@ class Task(Protocol):
         ...
 
 
-#: Question, number of answers, seed -> answers of the optimiser.
-Optimizer = Callable[[str, int, int], Sequence[str]]
+#: Question, number of answers, seed, step -> answers of the optimiser.
+Optimizer = Callable[[str, int, int, int], Sequence[str]]
 
 
 class Bench:
@@ -90,7 +90,7 @@ class Bench:
         """Answers of the optimiser to the question of a step."""
         key = f"ask/{step}/{digest(question)}"
         if key not in self.journal.rows:
-            answers = list(self.optimizer(question, count, self.seed + step))
+            answers = list(self.optimizer(question, count, self.seed + step, step))
             self.journal.add(key, {"step": step, "question": question, "answers": answers})
         return [str(answer) for answer in self.journal.rows[key]["answers"]]
 

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.optimize_prompt import _check_same
 from rlhf_lightning.data.checks import DataError
 from rlhf_lightning.data.encode import Encoder
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.templates import resolve
-from rlhf_lightning.prompting.language import LanguageTask, optimizer_of, queries_of
+from rlhf_lightning.prompting.language import LanguageTask, Temperature, optimizer_of, queries_of
 from rlhf_lightning.prompting.search import Trial
 from rlhf_lightning.rewards import as_reward
 from rlhf_lightning.types import Sample
@@ -71,3 +74,31 @@ def test_each_proposal_has_a_seed_of_its_own():
 
     assert optimizer_of(Proposer(), 1.0, 8)("question", 3, 5) == ["text 1", "text 3"]
     assert len(set(seeds)) == 3
+
+
+def test_the_temperature_of_proposals_goes_in_a_line_over_the_steps():
+    """google-deepmind/opro, ``linear_increase``: start + i / n (end - start) in step i of n, counted from 0."""
+    asked = []
+
+    class Proposer:
+        def ask_each(self, conversations, *, max_tokens, temperature, seed):
+            asked.append(temperature)
+            return ["text"]
+
+    optimizer = optimizer_of(Proposer(), Temperature(0.5, 1.5, 4), 8)
+    for step in (1, 2, 3, 4):
+        optimizer("question", 1, 0, step)
+    assert asked == [0.5, 0.75, 1.0, 1.25]
+
+
+@pytest.mark.parametrize(("end", "refused"), [(None, False), (1.5, True)])
+def test_more_steps_resume_a_search_whose_temperature_does_not_hang_on_them(tmp_path, end, refused):
+    before = OmegaConf.create({"search": {"steps": 2}, "proposal_temperature_end": end})
+    OmegaConf.save(before, tmp_path / "config.yaml")
+    (tmp_path / "search.jsonl").write_text("{}\n")
+    now = OmegaConf.create({"search": {"steps": 3}, "proposal_temperature_end": end})
+    if not refused:
+        _check_same(now, tmp_path)
+        return
+    with pytest.raises(ConfigError, match=r"holds another search \(search\.steps: 2 -> 3\)"):
+        _check_same(now, tmp_path)

@@ -42,7 +42,7 @@ class Words:
         return f"{self.words[example]}?\n{placeholder}", self.words[example]
 
 
-def adding(question: str, count: int, seed: int) -> list[str]:
+def adding(question: str, count: int, seed: int, step: int) -> list[str]:
     """An optimiser that adds one word of the question to the best text in it."""
     text = question.rpartition("text:\n")[2].partition("\n")[0] or question.partition("<TEXT>\n")[2].partition("\n")[0]
     known = [word for word in Words.words if f"{word}?" in question]
@@ -81,7 +81,7 @@ def test_regression_is_solved_by_reading_the_meta_prompt(tmp_path: Path):
     """The optimiser sees integers only: the best pair is the last one, and its neighbours are tried."""
     steps = [(dw, db) for dw, db in itertools.product((-1, 0, 1), repeat=2) if (dw, db) != (0, 0)]
 
-    def optimizer(question: str, count: int, seed: int) -> list[str]:
+    def optimizer(question: str, count: int, seed: int, step: int) -> list[str]:
         w, b = last_list(question.rpartition("] value")[0] + "]") or [0, 0]
         return [f"I try [{w + dw}, {b + db}]" for dw, db in steps[:count]]
 
@@ -101,7 +101,7 @@ def test_a_tour_is_shortened_and_what_is_no_tour_has_no_score(tmp_path: Path):
         tour = [int(part) for part in text.split(",")]
         return length(points, tour) if sorted(tour) == list(range(len(points))) else None
 
-    def optimizer(question: str, count: int, seed: int) -> list[str]:
+    def optimizer(question: str, count: int, seed: int, step: int) -> list[str]:
         tour = last_list(question.rpartition("] value")[0] + "]") or []
         draws = random.Random(seed)
         replies = ["[0, 0, 1, 2, 3, 4]", "no list"]
