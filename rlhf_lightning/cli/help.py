@@ -28,11 +28,12 @@ count for every stage; <stage>.<key>=<value> is for one of them:
     "chain": """\
 usage: rlhf chain experiment=NAME [size=SIZE] [-m] [paths.output_dir=FOLDER] [key=value ...]
 
-Runs the stages of a recipe, each an ordinary job (train, evaluate, generate, export or game) on what earlier ones left,
-in FOLDER/<stage>/<digest>, and writes one page about all of them. Without a folder it is runs/chain/NAME/SIZE. What is
-finished is not run again, what was stopped is resumed, and a stage whose options changed runs again with every stage
-behind it. size=tiny is the recipe in the tiny world, in a minute or two. <stage>.<key>=<value> is an option of one
-stage, others are for every stage that trains; with -m several values are a chain each, which share the stages before:
+Runs the stages of a recipe, each an ordinary job (train, evaluate, generate, optimize_prompt, steer, export or game) on
+what earlier ones left, in FOLDER/<stage>/<digest>, and writes one page about all of them. Without a folder it is
+runs/chain/NAME/SIZE. What is finished is not run again, what was stopped is resumed, and a stage whose options changed
+runs again with every stage behind it. size=tiny is the recipe in the tiny world, in a minute or two.
+<stage>.<key>=<value> is an option of one stage, seed is for all that draw, others are for all that train; with -m
+several values are a chain each, which share the stages before:
 
   rlhf chain experiment=instructgpt size=tiny
   rlhf chain experiment=instructgpt size=tiny -m ppo.method.kl.coef=0.05,0.2
@@ -83,6 +84,7 @@ _EXAMPLES = {
         'rlhf generate run=runs/first prompt="Why is the sky blue?"',
         "rlhf generate run=runs/first                    # chat",
         "rlhf generate model=hub model.name=exports/first prompts=questions.txt output=answers.jsonl",
+        "rlhf generate run=runs/first prompts=questions.txt temperature=1 top_p=1 model@reference.source=smollm2",
     ),
     "optimize_prompt": (
         "rlhf optimize_prompt data=gsm8k reward=math proposer=server proposer.url=http://localhost:8000",

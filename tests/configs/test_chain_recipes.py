@@ -22,8 +22,10 @@ def sizes(name: str) -> list[str]:
     return [PUBLISHED, *(node["chain"].get("sizes") or {})]
 
 
+#: So many stages take long to compose.
+LONG = ("compare_training_free",)
 SIZES = [
-    pytest.param(name, size, marks=() if size == "tiny" else pytest.mark.slow)
+    pytest.param(name, size, marks=() if size == "tiny" and name not in LONG else pytest.mark.slow)
     for name in names()
     for size in sizes(name)
 ]
