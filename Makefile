@@ -67,8 +67,10 @@ format: $(STAMP) ## Rewrite the code the way `make lint` wants it
 types: $(STAMP) ## mypy: strict on types, ops, losses and selectors
 	$(BIN)/mypy
 
-docs: $(STAMP) ## Write METHODS.md and docs/methods from the docstrings of the losses
+docs: $(STAMP) ## Write METHODS.md and docs/methods from the docstrings, and the site into site/
 	$(BIN)/rlhf methods --write
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "the site is site/index.html"
 
 bench: $(STAMP) ## Compare speed and memory with TRL, which gets an environment of its own
 	benchmarks/setup_trl.sh .venv-trl

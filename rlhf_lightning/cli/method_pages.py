@@ -140,13 +140,14 @@ def _anchors(text: str) -> list[str]:
 
 
 def _resolved(text: str, homes: Mapping[str, str], page: str, folder: str) -> str:
-    """Links to headings of other pages with the name of the page before them."""
+    """Links to headings of other pages with that page before them, and to other documents from where the page is."""
 
     def with_page(match: re.Match[str]) -> str:
         home = homes.get(match[1], page)
         return match[0] if home == page else f"]({folder}{home}.md#{match[1]})"
 
-    return re.sub(r"\]\(#([\w-]+)\)", with_page, text)
+    text = re.sub(r"\]\(#([\w-]+)\)", with_page, text)
+    return text if folder else text.replace("](docs/", "](../")
 
 
 def _slug(family: str) -> str:
