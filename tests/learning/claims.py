@@ -37,4 +37,9 @@ def column(folder: Path, name: str) -> list[float]:
 
 def rollouts(folder: Path) -> list[list[dict[str, Any]]]:
     """Rows of every rollout of a run, one row a sample."""
-    return [[json.loads(line) for line in file.open()] for file in sorted((folder / "rollouts").glob("*.jsonl"))]
+    return [json_lines(file) for file in sorted((folder / "rollouts").glob("*.jsonl"))]
+
+
+def json_lines(file: Path) -> list[dict[str, Any]]:
+    """Rows of a file of JSON lines."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
