@@ -94,7 +94,7 @@ _DATAS = r"data(?:\.ptx)*"
 #: Patterns of whole keys, and the role of what is made there.
 PLACES: tuple[tuple[str, Role], ...] = (
     (r"model|reference\.source|method\.critic\.source|guidance\.(?:tuned|untuned|reference)", _MODEL),
-    (r"adapter", Role("an adapter", (f"{_R}.models",), bases=(f"{_R}.models.adapters.Lora",))),
+    (r"(?:method\.critic\.)?adapter", Role("an adapter", (f"{_R}.models",), bases=(f"{_R}.models.adapters.Lora",))),
     (r"method", Role("a method", (f"{_R}.methods",), bases=(f"{_R}.methods.base.AlignmentModule",))),
     (r"method\.loss(?:\.terms\.[^.]+\.loss)*", _LOSS),
     (r"method\.advantage", Role("a credit function", (f"{_R}.credit",), declares="credit function")),

@@ -40,7 +40,7 @@ from rlhf_lightning.models.scorer import ScalarHead, Scorer
 from rlhf_lightning.models.sharding import unsharded
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +71,13 @@ def is_classifier(folder: str | Path, revision: str | None = None) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
-def load_whole(folder: str, options: dict[str, Any]) -> PreTrainedModel:
+def load_whole(folder: str, options: dict[str, Any], *, merged: bool = True) -> Any:
     """A sequence-classification model with its head; an adapter is merged into its base.
 
     Args:
         folder: or hub id.
         options: of ``from_pretrained``.
+        merged: False leaves an adapter beside its base, which others may stand on: a PEFT model, not to be trained.
 
     Raises:
         ValueError: it is another kind of model, or its files lack weights, such as the head.
@@ -94,9 +95,9 @@ def load_whole(folder: str, options: dict[str, Any]) -> PreTrainedModel:
     options = {name: value for name, value in options.items() if name != "revision"}
     options |= {"num_labels": config.num_labels, "pad_token_id": config.pad_token_id}
     loaded = load_model(AutoModelForSequenceClassification, base, new=heads, other_heads=True, **options)
-    merged: Any = merge_and_unload(load_adapter(loaded, folder, trainable=False, whole=True))
-    setattr(merged.config, NORMALIZATION, getattr(config, NORMALIZATION, None))
-    return note_merged(merged, folder, base)
+    model: Any = load_adapter(loaded, folder, trainable=False, whole=True)
+    setattr(loaded.config, NORMALIZATION, getattr(config, NORMALIZATION, None))
+    return note_merged(merge_and_unload(model), folder, base) if merged else model
 
 
 def _adapter_config(folder: str, base: str, heads: Sequence[str]) -> Any:
@@ -129,13 +130,19 @@ def _adapter_config(folder: str, base: str, heads: Sequence[str]) -> Any:
     return config
 
 
-def without_head(model: PreTrainedModel) -> PreTrainedModel:
+def without_head(model: Any) -> Any:
     """Take the head off a decoder's sequence-classification model and leave it at ``model.saved_head``.
+
+    Args:
+        model: of transformers, or a PEFT model around one, whose head is then the adapter's copy.
 
     Raises:
         ValueError: the model has no linear head where decoders have it.
     """
+    adapted, model = model, transformers_model(model)
     head: Any = getattr(model, HEAD, None)
+    if is_adapted(adapted) and hasattr(head, "modules_to_save"):
+        head = head.modules_to_save[adapted.active_adapter]
     if not isinstance(head, nn.Linear):
         raise ValueError(
             f"{model.name_or_path}: {type(model).__name__} has no linear head named {HEAD!r}, so it is no decoder that "
@@ -146,7 +153,7 @@ def without_head(model: PreTrainedModel) -> PreTrainedModel:
     noted = {name: getattr(model.config, name, None) for name in (NORMALIZATION, POOL)}
     changed.saved_head = SavedHead.of(head.weight.detach().clone(), bias, noted, str(model.name_or_path))
     changed.score = nn.Identity()
-    return model
+    return adapted
 
 
 def export_scorer(

@@ -21,10 +21,11 @@ from rlhf_lightning.models.critic_parts import (
     CriticHead,
     adapter_active,
     add_critic_adapter,
-    head_init,
+    critic_head,
     separate_critic,
 )
-from rlhf_lightning.models.scorer import ScalarHead, Scorer
+from rlhf_lightning.models.heads import SavedHead
+from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.options import Seed
 from rlhf_lightning.types import PackedBatch, SequenceLogProbs, SequencePredictions
 
@@ -59,11 +60,12 @@ class ActorCritic(Actor):
         kind: of the critic.
         outputs: values a state; PPO-Lagrangian has two critics, of reward and of cost.
         head: how the head starts: ``zeros`` (every value is 0), ``rsqrt`` or ``inverse`` (drawn as a reward model's),
-            ``keep`` (the one that comes with ``source``), ``auto`` (``keep`` where there is one, else ``zeros``).
+            ``keep`` (the one that comes with ``source`` or ``adapter``), ``auto`` (``keep`` where there is one, else
+            ``zeros``).
         source: weights of a separate critic, such as an exported reward model; None: a copy of the policy's. With
             several outputs one for each, or one for all.
-        adapter: LoRA settings of a separate critic that has a source, or of the adapter kind; None: no adapter, and
-            the settings of the policy's.
+        adapter: LoRA settings of a separate critic that has a source, or of the adapter kind, which may start from a
+            saved one, such as a reward model's; None: no adapter, and the settings of the policy's.
         layers: upper layers of a hydra's critic.
         detach: values of a shared or hydra critic do not train the policy's layers.
         seed: of what is drawn.
@@ -89,7 +91,8 @@ class ActorCritic(Actor):
         seed: Seed = 0,
     ) -> None:
         sources = _sources(source, outputs)
-        _check(kind, head, adapted=is_adapted(model), sourced=source is not None, detach=detach)
+        given = kind == "adapter" and adapter is not None and adapter.path is not None
+        _check(kind, head, adapted=is_adapted(model), sourced=source is not None, headed=given, detach=detach)
         super().__init__(model, backend=backend)
         self.kind, self.outputs, self.detach = kind, outputs, detach
         size = self.base.get_output_embeddings().weight.shape[1]
@@ -100,10 +103,10 @@ class ActorCritic(Actor):
         if kind == "hydra":
             self.branches = nn.ModuleList(Branch(self.trunk, layers) for _ in range(outputs))
             size = cast("Branch", self.branches[0]).size
+        saved: list[SavedHead | None] = [None] * outputs
         if kind == "adapter":
-            for i in range(outputs):
-                add_critic_adapter(self.model, f"{ADAPTER}{i}", adapter, seed + i)
-        self.value_heads = nn.ModuleList(ScalarHead(size, init=head_init(head), seed=seed + i) for i in range(outputs))
+            saved = [add_critic_adapter(self.model, f"{ADAPTER}{i}", adapter, seed + i) for i in range(outputs)]
+        self.value_heads = nn.ModuleList(critic_head(saved[i], size, head, seed + i) for i in range(outputs))
 
     def forward(
         self,
@@ -216,7 +219,7 @@ def _sources(source: ModelSource | Sequence[ModelSource] | None, outputs: int) -
     return list(source)
 
 
-def _check(kind: str, head: str, *, adapted: bool, sourced: bool, detach: bool) -> None:
+def _check(kind: str, head: str, *, adapted: bool, sourced: bool, headed: bool, detach: bool) -> None:
     if kind not in get_args(CriticKind) or head not in get_args(CriticHead):
         raise ValueError(
             f"method.critic.kind={kind!r} can be {', '.join(get_args(CriticKind))}, and head={head!r} "
@@ -224,8 +227,11 @@ def _check(kind: str, head: str, *, adapted: bool, sourced: bool, detach: bool) 
         )
     if sourced and kind != "separate":
         raise ValueError(f"method.critic.source gives weights to a critic of its own: kind=separate, not kind={kind}")
-    if head == "keep" and not sourced:
-        raise ValueError("method.critic.head=keep needs a head to keep: give a reward model as method.critic.source")
+    if head == "keep" and not (sourced or headed):
+        raise ValueError(
+            "method.critic.head=keep needs a head to keep: give a reward model as method.critic.source, or to "
+            "kind=adapter its adapter (+adapter@method.critic.adapter=run)"
+        )
     if kind == "adapter" and not adapted:
         raise ValueError("method.critic.kind=adapter stands beside the policy's adapter: adapter=lora")
     if detach and kind not in ("shared", "hydra"):

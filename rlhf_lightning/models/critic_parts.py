@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from rlhf_lightning.models.blocks import decoder_layers
 from rlhf_lightning.models.buffers import keep_float32_buffers
+from rlhf_lightning.models.heads import HEAD, SavedHead
+from rlhf_lightning.models.loading import adapter_config, load_adapter
 from rlhf_lightning.models.roles import disable_dropout
-from rlhf_lightning.models.scorer import HeadInit, Scorer
+from rlhf_lightning.models.scorer import HeadInit, ScalarHead, Scorer
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.adapters import Adapter
@@ -148,7 +150,7 @@ def _states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return states
 
 
-def add_critic_adapter(model: Any, name: str, adapter: Adapter | None, seed: int) -> None:
+def add_critic_adapter(model: Any, name: str, adapter: Adapter | None, seed: int) -> SavedHead | None:
     """Put a second LoRA adapter on a PEFT model: the critic's. Both are trained, the policy's stays switched on.
 
     Whether they require gradients is settled here for good: DDP and FSDP2 look at it once, when they wrap the model.
@@ -156,9 +158,29 @@ def add_critic_adapter(model: Any, name: str, adapter: Adapter | None, seed: int
     Args:
         model: with the policy's adapter.
         name: of the new one.
-        adapter: its settings; None: the policy's.
-        seed: of its weights.
+        adapter: its settings, or one that was saved, such as a reward model's; None: the policy's settings.
+        seed: of its weights, where they are drawn.
+
+    Returns:
+        The head that came with a saved adapter.
+
+    Raises:
+        ValueError: the saved adapter does not fit the base, or changes more than layers.
     """
+    trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    saved = None
+    if adapter is not None and adapter.path is not None:
+        saved = _load_critic_adapter(model, name, adapter.path)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model.add_adapter(name, _critic_config(model, adapter))
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(key in trained or f".{name}." in key)
+    return saved
+
+
+def _critic_config(model: Any, adapter: Adapter | None) -> Any:
     config = copy.deepcopy(model.peft_config[model.active_adapter])
     for option, attribute in (("r", "r"), ("alpha", "lora_alpha"), ("dropout", "lora_dropout")):
         if adapter is not None:
@@ -166,12 +188,40 @@ def add_critic_adapter(model: Any, name: str, adapter: Adapter | None, seed: int
     # Nothing of the policy may change: some ways to start an adapter rewrite the base that both stand on.
     config.init_lora_weights, config.bias = True, "none"
     config.modules_to_save = config.trainable_token_indices = None
-    trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model.add_adapter(name, config)
-    for key, parameter in model.named_parameters():
-        parameter.requires_grad_(key in trained or f".{name}." in key)
+    return config
+
+
+def _load_critic_adapter(model: Any, name: str, path: str) -> SavedHead | None:
+    config = adapter_config(path)
+    if {*(config.modules_to_save or ())} - {HEAD} or config.bias != "none" or config.trainable_token_indices:
+        raise ValueError(
+            f"method.critic.adapter: {path} changes more than layers (modules_to_save, bias or tokens), which "
+            "the policy on the same base would feel: choose method.critic.kind=separate"
+        )
+    load_adapter(model, path, trainable=True, name=name)
+    base = model.get_base_model()
+    saved: SavedHead | None = vars(base).pop("saved_head", None)
+    return saved
+
+
+def critic_head(saved: SavedHead | None, size: int, head: CriticHead, seed: int) -> ScalarHead:
+    """The head of an adapter's or a shared critic: a saved one in its normalised units, or a new one.
+
+    Raises:
+        ValueError: the saved one has several outputs, or is to be kept and there is none.
+    """
+    if saved is None or head not in ("auto", "keep"):
+        if head == "keep":
+            raise ValueError("method.critic.head=keep: the adapter of method.critic.adapter is no reward model's")
+        return ScalarHead(size, init=head_init(head), seed=seed)
+    if len(saved.weight) != 1:
+        raise ValueError(f"method.critic.adapter: {saved.origin} has a head of {len(saved.weight)} outputs, not of one")
+    made = ScalarHead(size, bias=True, init="zeros")
+    assert made.bias is not None
+    with torch.no_grad():
+        made.weight.copy_(saved.weight / saved.std)
+        made.bias.copy_(((0.0 if saved.bias is None else saved.bias.float()) - saved.mean) / saved.std)
+    return made
 
 
 @contextmanager

@@ -51,8 +51,10 @@ def load_model(
     return loaded
 
 
-def load_adapter(model: PreTrainedModel, path: str, *, trainable: bool, whole: bool = False) -> PeftModel:
-    """A PEFT model around a model, with an adapter that was saved.
+def load_adapter(
+    model: PreTrainedModel | PeftModel, path: str, *, trainable: bool, whole: bool = False, name: str = "default"
+) -> PeftModel:
+    """A PEFT model around a model, with an adapter that was saved; a PEFT model gets it beside those that it has.
 
     The head that a reward model's adapter comes with is left at ``saved_head``, where the
     :class:`~rlhf_lightning.models.scorer.Scorer` looks for it.
@@ -62,6 +64,7 @@ def load_adapter(model: PreTrainedModel, path: str, *, trainable: bool, whole: b
         path: folder or hub id of the adapter.
         trainable: whether it is trained further.
         whole: the model is a sequence-classification model with a head of its own, which takes the saved one's place.
+        name: of the adapter in the model.
 
     Raises:
         ValueError: the file lacks weights of the adapter, has others, or the model has other layers.
@@ -76,7 +79,7 @@ def load_adapter(model: PreTrainedModel, path: str, *, trainable: bool, whole: b
     problem = f"the adapter {path} does not fit {model.name_or_path or type(model).__name__}"
     advice = "give the model that it was trained on, and its whole file"
     try:
-        adapted, outcome = _adapted(model, folder, config, trainable)
+        adapted, outcome = _adapted(model, folder, config, trainable, name)
     except KeyError as error:  # of a module that the adapter has a whole copy of
         _refuse(problem, [str(error.args[0])], (), (), advice)
         raise
@@ -120,7 +123,7 @@ def _folder(path: str) -> str:
     return str(folder) if folder.exists() else path
 
 
-def _adapted(model: PreTrainedModel, folder: str, config: Any, trainable: bool) -> tuple[PeftModel, Any]:
+def _adapted(model: Any, folder: str, config: Any, trainable: bool, name: str) -> tuple[PeftModel, Any]:
     """The model with its adapter, and PEFT's account of the names that were missing or had no place.
 
     Only ``load_adapter`` gives that account, so the file is read a second time.
@@ -129,8 +132,12 @@ def _adapted(model: PreTrainedModel, folder: str, config: Any, trainable: bool) 
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
-        adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable, config=config)
-    return adapted, adapted.load_adapter(folder, "default", is_trainable=trainable)
+        if isinstance(model, PeftModel):
+            model.add_adapter(name, config)
+            adapted = model
+        else:
+            adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable, config=config, adapter_name=name)
+        return adapted, adapted.load_adapter(folder, name, is_trainable=trainable)
 
 
 def _without_value(model: PeftModel, missing: Collection[str]) -> list[str]:

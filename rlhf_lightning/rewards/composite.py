@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from rlhf_lightning.rewards.base import (
     ColumnReward,
     ComposedReward,
-    PolicyReward,
     RoleReward,
     Scores,
     StepReward,
+    asks_policy,
+    introduce,
     metrics_of,
     reads_columns,
     reads_log_probs,
@@ -163,13 +164,13 @@ class Composite:
 
     @property
     def policy(self) -> Any:
-        """The module that is trained; terms that ask the policy get it."""
+        """The module that is trained; terms that have a place for it get it."""
         return next((term.policy for term in self._asking()), None)
 
     @policy.setter
     def policy(self, policy: Any) -> None:
-        for term in self._asking():
-            term.policy = policy
+        for term in self.rewards.values():
+            introduce(term, policy)
 
     @property
     def roles(self) -> frozenset[str]:
@@ -200,7 +201,7 @@ class Composite:
         return None
 
     def _asking(self) -> list[Any]:
-        return [term for term in self.rewards.values() if isinstance(term, PolicyReward)]
+        return [term for term in self.rewards.values() if asks_policy(term)]
 
     def _weighted(self, name: str, scores: Scores) -> Scores:
         low, high = self.clip.get(name, (None, None))

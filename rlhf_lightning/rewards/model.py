@@ -16,6 +16,7 @@ from rlhf_lightning.models.heads import HEAD
 from rlhf_lightning.models.roles import align_with_tokenizer
 from rlhf_lightning.models.run_folders import exported
 from rlhf_lightning.models.scorer import Scorer
+from rlhf_lightning.models.shared_storage import share_base
 from rlhf_lightning.models.sources import Pretrained
 from rlhf_lightning.options import Count, WholeNumber
 from rlhf_lightning.rewards.base import Scores
@@ -33,7 +34,8 @@ class ModelReward:
     the last token of the response, its EOS. Encoders such as DeBERTa are run on prompt and response as a pair of texts.
 
     Where the policy has another tokenizer than the reward model, texts are rendered again; see
-    :class:`~rlhf_lightning.rewards.texts.Texts`.
+    :class:`~rlhf_lightning.rewards.texts.Texts`. The adapter of a reward model stays beside its base, and where that is
+    the base of the policy's adapter both stand on one copy (:mod:`~rlhf_lightning.models.shared_storage`).
 
     Args:
         tokenizer: of whoever made the token ids; None: the reward model's own.
@@ -53,6 +55,8 @@ class ModelReward:
         ValueError: ``output`` is none of the head's, neither or both of ``path`` and ``run`` are given, or the run has
             no export.
     """
+
+    asks_policy = False  # it has a policy only to share a base with it
 
     def __init__(
         self,
@@ -75,7 +79,8 @@ class ModelReward:
         self.own = Pretrained(self.path).tokenizer()
         self.texts = Texts(self.own, tokenizer)
         kind = dtype if dtype == "auto" else getattr(torch, dtype)
-        model: Any = load_whole(self.path, {"dtype": kind, "trust_remote_code": False, "weights_only": True})
+        options = {"dtype": kind, "trust_remote_code": False, "weights_only": True}
+        model: Any = load_whole(self.path, options, merged=False)
         self.decoder = hasattr(model, HEAD)
         self.device = chosen_device(device)
         if self.decoder:
@@ -86,6 +91,18 @@ class ModelReward:
             if not 0 <= output < model.outputs:
                 raise ValueError(f"reward.output={output}, but {self.path} has {model.outputs} outputs")
         self.model = model.to(self.device).eval().requires_grad_(False)
+        self._policy: Any = None
+
+    @property
+    def policy(self) -> Any:
+        """The module that is trained, once somebody has said which."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, module: Any) -> None:
+        if module is not self._policy and self.decoder:
+            share_base(self.model, module.policy)
+        self._policy = module
 
     @torch.no_grad()
     def __call__(self, groups: Sequence[SampleGroup]) -> Scores:

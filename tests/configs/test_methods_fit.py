@@ -197,3 +197,10 @@ def test_a_cached_reference_trains_like_a_frozen_one(tiny, tmp_path, monkeypatch
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
     shards = list((tmp_path / "cache" / "reference").rglob("*.safetensors"))
     assert len(shards) == 1, "the second run found everything"
+
+
+def test_a_critic_may_be_given_an_adapter():
+    """Refused once as something that may not be made there."""
+    options = ["method=ppo", "adapter=lora", "method.critic.kind=adapter", "+adapter@method.critic.adapter=lora"]
+    cfg = compose("train", [*options, "method.critic.adapter.r=3", "reward=length", "model=tiny_random", "data=tiny"])
+    assert cfg.method.critic.adapter.r == 3

@@ -208,6 +208,42 @@ def test_a_critic_starts_from_a_reward_model_and_its_head(tmp_path: Path) -> Non
     assert all("lora_" in name or ".head." in name for name in trained)
 
 
+def test_an_adapter_critic_starts_from_a_reward_models_adapter(tmp_path: Path) -> None:
+    """On the policy's base, beside the policy's adapter, which it does not touch; trained with its head."""
+    source, batch = TinyRandom(), pack(GROUPS)
+    source.load().save_pretrained(tmp_path / "base")
+    source.tokenizer().save_pretrained(tmp_path / "base")
+    base = Pretrained(str(tmp_path / "base"))
+    reward = Scorer(Lora(r=3, seed=9, init=False).apply(base.load()), seed=2)
+    reward.mean, reward.std = 0.5, 2.0
+    export_scorer(reward, source.tokenizer(), tmp_path / "reward", form="adapter")
+    policy = Lora(r=4, seed=3, init=False).apply(base.load())
+    alone = Actor(copy.deepcopy(policy))(batch).token
+    critic = Lora(path=str(tmp_path / "reward"))
+    actor = ActorCritic(policy, kind="adapter", head="keep", adapter=critic)
+    log_probs, values = actor(batch, values=True)
+    assert torch.equal(log_probs.token, alone)
+    torch.testing.assert_close(values[0], reward.normalized(reward(batch, "source")))
+    values.sum().backward()
+    moved = {name for name, p in actor.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    assert moved
+    assert all(".critic0." in name or "value_heads" in name for name in moved)
+    assert all(p.requires_grad == ("lora_" in name or "value_heads" in name) for name, p in actor.named_parameters())
+    zero = ActorCritic(Lora(r=4).apply(base.load()), kind="adapter", head="zeros", adapter=critic)
+    assert not zero(batch, values=True)[1].any()
+
+
+def test_adapters_that_no_critic_can_start_from(tmp_path: Path) -> None:
+    source = TinyRandom()
+    for name, adapter in (("plain", Lora(r=2)), ("wide", Lora(r=2, modules_to_save=["lm_head"]))):
+        export(Actor(adapter.apply(source.load())), source.tokenizer(), tmp_path / name, form="adapter")
+    for name, message in (("plain", "no reward model's"), ("wide", "changes more than layers")):
+        with pytest.raises(ValueError, match=message):
+            ActorCritic(
+                Lora(r=4).apply(source.load()), kind="adapter", head="keep", adapter=Lora(path=str(tmp_path / name))
+            )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
