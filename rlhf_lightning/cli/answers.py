@@ -30,18 +30,20 @@ class Answer:
         score: with a reward, what it is worth.
         log_ratio: with a reference, log-prob of the distribution that it was drawn from less the reference's, in nats.
         sizes: tokens of the prompt that the model was given, of the prompt as it is, and of the answer.
+        rewritten: what was asked in the place of the prompt; None: the prompt itself.
     """
 
     text: str
     score: float | None = None
     log_ratio: float | None = None
     sizes: tuple[int, int, int] = (0, 0, 0)
+    rewritten: str | None = None
 
     def row(self, prompt: str) -> dict[str, Any]:
         """A line of the output; with scores the file is a data set of ranked answers."""
-        numbers = {"score": self.score, "log_ratio": self.log_ratio}
-        known = {name: value for name, value in numbers.items() if value is not None}
-        return {"prompt": prompt, "response": self.text, **known}
+        columns = {"score": self.score, "log_ratio": self.log_ratio, "rewritten": self.rewritten}
+        filled = {name: value for name, value in columns.items() if value is not None}
+        return {"prompt": prompt, "response": self.text, **filled}
 
 
 def check_reference(cfg: DictConfig, prompts: int) -> None:

@@ -176,6 +176,19 @@ class Answerer:
         transform: PromptTransform | None = self.encoder.spec.prompting
         return transform
 
+    def rewritten(self, conversation: Turns) -> str | None:
+        """The query as the transform of the prompts has it; None where it leaves the query as it is.
+
+        A plain transform writes whole prompts in which the query stands as it was.
+        """
+        from rlhf_lightning.prompting.base import query_of
+
+        if self.transform is None or self.transform.plain:
+            return None
+        changed = self.transform(conversation)
+        asked = str(changed[query_of(changed)]["content"])
+        return asked if asked != conversation[query_of(conversation)]["content"] else None
+
     def text(self, ids: Sequence[int]) -> str:
         """An answer as people read it; a space in front of a plain continuation parts it from the prompt and stays."""
         text = str(self.encoder.tokenizer.decode(ids, skip_special_tokens=True))
@@ -277,10 +290,11 @@ def _answers(answerer: Answerer, rows: Sequence[Mapping[str, Any]], cfg: DictCon
     plain = [answerer.prompt_ids(conversation, None) for conversation in conversations]
     ratios = log_ratios(answerer.reference, plain, groups, cfg.batch_size)
     answers = []
-    for group, asked, found, kl in zip(groups, plain, scores, ratios, strict=True):
+    for turns, group, asked, found, kl in zip(conversations, groups, plain, scores, ratios, strict=True):
         texts = [answerer.text(ids) for ids in group.responses]
         sizes = [(len(group.prompt), len(asked), len(ids)) for ids in group.responses]
-        each = [Answer(*parts) for parts in zip(texts, found, kl, sizes, strict=True)]
+        rewritten = answerer.rewritten(turns)
+        each = [Answer(*parts, rewritten) for parts in zip(texts, found, kl, sizes, strict=True)]
         if cfg.keep is not None:
             each = sorted(each, key=lambda answer: -math.inf if answer.score is None else answer.score, reverse=True)
         answers.append(each[: cfg.keep])

@@ -98,7 +98,7 @@ OBSERVERS: Mapping[str, str] = {
 _CUT_BY_TOKENS = ("trainer.accumulate_grad_batches", "strategy")
 #: Keys of files that a job computes with, and that no checkpoint of it holds.
 _GUIDES = ("guidance.tuned", "guidance.untuned", "guidance.reference")
-_FILES = tuple(f"{model}.steering.path" for model in ("model", "reference.source", *_GUIDES))
+_FILES = ("prompting.file", *(f"{model}.steering.path" for model in ("model", "reference.source", *_GUIDES)))
 #: Stands for the run's own folder, which may have been moved.
 _FOLDER = "<folder of the run>"
 #: Differences that a message names.

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from rlhf_lightning.cli.generate import Answerer
+from rlhf_lightning.cli.generate import Answer, Answerer
 from rlhf_lightning.data import DataSpec
+from rlhf_lightning.prompting import InContext, Instruction
 from tests.helpers.tokenizers import qwen_like
 
 
@@ -19,3 +20,26 @@ def test_a_continuation_keeps_the_space_in_front(template: Any, expected: str):
     answerer = Answerer(None, SimpleNamespace(tokenizer=tokenizer, spec=DataSpec()), template, None)  # type: ignore[arg-type]
     ids = [*tokenizer(" and it \n")["input_ids"], tokenizer.eos_token_id]
     assert answerer.text(ids) == expected
+
+
+@pytest.mark.parametrize(
+    ("position", "rewritten"),
+    [("Q_end", "Why?\nBe brief."), ("Q_begin", "Be brief.\nWhy?"), ("before_Q", None), ("A_begin", None)],
+)
+def test_rows_have_the_query_that_was_asked(position, rewritten):
+    """Fails when what a transform made of a prompt is lost, or what is no query is told as one."""
+    transform = Instruction(text="Be brief.", position=position)
+    encoder = SimpleNamespace(spec=SimpleNamespace(prompting=transform))
+    answerer = Answerer(None, encoder, None, None)  # type: ignore[arg-type]
+    asked = answerer.rewritten([{"role": "system", "content": "S"}, {"role": "user", "content": "Why?"}])
+    assert asked == rewritten
+    row = Answer("Because.", 0.5, rewritten=asked).row("Why?")
+    assert row.pop("rewritten", None) == rewritten
+    assert row == {"prompt": "Why?", "response": "Because.", "score": 0.5}
+
+
+@pytest.mark.parametrize("transform", [None, InContext(examples=0)])
+def test_what_writes_whole_prompts_rewrites_none(transform):
+    encoder = SimpleNamespace(spec=SimpleNamespace(prompting=transform))
+    answerer = Answerer(None, encoder, None, None)  # type: ignore[arg-type]
+    assert answerer.rewritten([{"role": "user", "content": "Why?"}]) is None

@@ -6,8 +6,9 @@ import importlib
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
-from rlhf_lightning.cli.identity import MAY_CHANGE, OBSERVERS, compare, listed
+from rlhf_lightning.cli.identity import MAY_CHANGE, OBSERVERS, compare, digest, listed
 
 SAMPLES = {"_target_": "rlhf_lightning.callbacks.PolicySamples", "prompts": 8}
 RUN: dict[str, Any] = {
@@ -101,3 +102,15 @@ def test_every_entry_has_a_reason_and_every_observer_exists():
     for path in OBSERVERS:
         module, _, name = path.rpartition(".")
         assert isinstance(getattr(importlib.import_module(module), name), type)
+
+
+def test_the_file_behind_a_transform_counts_by_content(tmp_path):
+    """Fails when two jobs of a sweep with other examples at one path are one job."""
+    file = tmp_path / "best.txt"
+    tree = OmegaConf.create({"paths": {}, "prompting": {"text": None, "file": str(file)}})
+    jobs = []
+    for text in ("Think first.", "Be brief."):
+        file.write_text(text)
+        jobs.append(digest(tree))
+    assert jobs[0] != jobs[1]
+    assert digest(OmegaConf.create({"paths": {}, "prompting": None}))
