@@ -23,7 +23,7 @@ def sizes(name: str) -> list[str]:
 
 
 #: So many stages take long to compose.
-LONG = ("compare_training_free",)
+LONG = ("compare_training_free", "compare_training_free_smollm2")
 SIZES = [
     pytest.param(name, size, marks=() if size == "tiny" and name not in LONG else pytest.mark.slow)
     for name in names()
