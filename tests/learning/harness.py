@@ -43,6 +43,7 @@ class Case:
         flipped_limit: how far the metric may still rise when the loss is turned over.
         kl_limit: nats that the policy's answers may be away from the base's; None: any. Not of the run turned over.
         representative: in the default suite; the others are marked slow, and so are all runs on flipped labels.
+        start_from: options of a run whose checkpoint this one starts from instead of the base.
     """
 
     method: str
@@ -54,6 +55,7 @@ class Case:
     flipped_limit: float = 0.0
     kl_limit: float | None = None
     representative: bool = False
+    start_from: Sequence[str] | None = None
 
     @property
     def name(self) -> str:
@@ -71,6 +73,14 @@ class FlippedGradients(Callback):
                 parameter.grad.neg_()
 
 
+def measured(options: Sequence[str], folder: Path) -> dict[str, float]:
+    """Run ``experiment=tiny`` with options; the metrics of its ``result.json``."""
+    train(compose("train", [*SHORT, *options, f"paths.output_dir={folder}"]))
+    result = Result.read(folder)
+    assert result is not None
+    return result.metrics
+
+
 def gain(case: Case, folder: Path, *, flipped: bool = False) -> float:
     """How far the case's metric has risen at the end of its run; minus infinity when the run blew up.
 
@@ -79,18 +89,19 @@ def gain(case: Case, folder: Path, *, flipped: bool = False) -> float:
         folder: of the run.
         flipped: turn the loss over.
     """
-    options = [*SHORT, f"method={case.method}", *case.overrides, f"paths.output_dir={folder}"]
+    options = [f"method={case.method}", *case.overrides]
+    if case.start_from is not None:
+        measured(case.start_from, folder / "start")
+        options += [f"ckpt_path={folder / 'start' / 'checkpoints' / 'last.ckpt'}"]
     if flipped:
         options += [f"+callbacks.flipped._target_={_HERE}.FlippedGradients", "allow_targets=[tests]"]
     try:
-        train(compose("train", options))
+        metrics = measured(options, folder / "run")
     except NonFiniteError:
         return float("-inf")
-    result = Result.read(folder)
-    assert result is not None
-    assert case.metric in result.metrics, f"{case.method} does not log {case.metric}; it logs {sorted(result.metrics)}"
+    assert case.metric in metrics, f"{case.method} does not log {case.metric}; it logs {sorted(metrics)}"
     if case.kl_limit is not None and not flipped:
-        assert result.metrics["val/gold/kl"] < case.kl_limit, f"{case.method}: {result.metrics['val/gold/kl']:.2f} nats"
+        assert metrics["val/gold/kl"] < case.kl_limit, f"{case.method}: {metrics['val/gold/kl']:.2f} nats"
     start = TinyEvaluator().base_reward() if case.start is None else case.start
-    rise = result.metrics[case.metric] - start
+    rise = metrics[case.metric] - start
     return -rise if case.falls else rise

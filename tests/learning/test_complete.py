@@ -12,10 +12,6 @@ ELSEWHERE = {
     "rahf_dual": "it needs two trained models; its target is tested in tests/methods/test_representation.py",
     "armorm": "its first stage has a case, the second needs that model and is tested in tests/methods/test_rating.py",
 }
-#: Files of conf/rounds whose claim is tested elsewhere, and where.
-ROUNDS_ELSEWHERE = {
-    "dice": "it claims pairs of equal lengths, which its selector makes: tests/selection/test_calibrated.py",
-}
 
 
 def test_every_method_has_a_case():
@@ -30,8 +26,7 @@ def test_every_file_of_rounds_has_a_case():
     chosen = [
         option.removeprefix("rounds=") for case in CASES for option in case.overrides if option.startswith("rounds=")
     ]
-    assert files - set(chosen) == set(ROUNDS_ELSEWHERE)
-    assert set(chosen) <= files
+    assert set(chosen) == files
 
 
 def test_cases_are_about_methods_and_differ():
