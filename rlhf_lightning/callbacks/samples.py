@@ -64,8 +64,8 @@ class PolicySamples(Callback):
     * ``val/sample/length`` in tokens, ``val/sample/finished``: share of responses that ended by themselves.
 
     A module whose model is no policy (a reward model) is left alone. The KL needs a live reference (``frozen`` or
-    ``adapter_off``) and samples of the distribution itself, so temperature and top_p must be 1; otherwise it is left
-    out.
+    ``adapter_off``) and samples of the distribution itself, so temperature and top_p must be 1 and nothing may guide
+    them; otherwise it is left out.
 
     Args:
         pack: makes a batch of examples; ``rlhf_lightning.data.packing.pack``.
@@ -106,6 +106,8 @@ class PolicySamples(Callback):
         self.seed, self.before_training, self.folder = seed, before_training, folder
         #: Scores groups of responses, of which the module may be asked (``rewards.evaluated``); None: nothing does.
         self.scorer: Callable[[Sequence[SampleGroup], Any], list[list[float | None]]] | None = None
+        #: What decides on tokens beside the policy (``models.guidance``), whose samples have no KL; None: nothing does.
+        self.guidance: Any = None
         self._prompts: list[_Prompt] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -187,7 +189,8 @@ class PolicySamples(Callback):
         streams = [(seed, number % self.each) for number, seed in enumerate(seeds)]
         form = getattr(_data(trainer), "prompt_form", None)
         by_text = form is not None and bool(form.stops)  # a text that ends a response is cut off
-        responses = module.sample(prompts, streams=streams, form=form, **self.options)
+        guide = {} if self.guidance is None else {"guide": self.guidance.guide(module.policy)}
+        responses = module.sample(prompts, streams=streams, form=form, **self.options, **guide)
         ratios = self._log_ratios(module, responses) or [None] * len(responses)
         rewards = self._rewards(module, responses)
         text = module.tokenizer.decode
@@ -234,7 +237,7 @@ class PolicySamples(Callback):
 
     def _log_ratios(self, module: Any, responses: list[list[int]]) -> list[float | None] | None:
         """Summed log-ratio of each response; logs the estimates of the KL."""
-        if self.options["temperature"] != 1 or self.options["top_p"] != 1:
+        if self.options["temperature"] != 1 or self.options["top_p"] != 1 or self.guidance is not None:
             return None
         size = self.options["batch_size"]
         examples = [Example(p.ids, [r], row=p.row) for p, r in zip(self._prompts, responses, strict=True)]

@@ -22,6 +22,7 @@ from rlhf_lightning.cli.build import callbacks_of, make_run
 from rlhf_lightning.cli.console import say
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.folder import check_command, held, note, write_config
+from rlhf_lightning.cli.guidance import guide_samples, make_guidance
 from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.cli.processes import is_first_process
 from rlhf_lightning.cli.results import Result
@@ -73,7 +74,9 @@ def _evaluate(cfg: DictConfig, folder: Path, started: float) -> float | None:
     if cfg.get("reward") and issubclass(make(cfg.method).func, ScoringModule):
         return _finish(cfg, folder, evaluate_reward(cfg, folder), started)
     (folder / REWARDS).unlink(missing_ok=True)
-    run = make_run(cfg)
+    # Nothing learns from samples here, so that rollouts need not know what guides them.
+    run = make_run(OmegaConf.merge(cfg, {"guidance": None}))
+    guide_samples(make_guidance(cfg.get("guidance"), run.models), run.trainer)
     if evaluation is not None:
         if run.models.reference in ("none", "cached"):
             raise ConfigError(evaluation.needs_reference)

@@ -36,6 +36,21 @@ def make_guidance(node: Any, models: ModelBuilder) -> Guidance | None:
     return guidance
 
 
+def guide_samples(guidance: Guidance | None, trainer: Any) -> None:
+    """Let the callbacks that sample from the policy sample under a guidance.
+
+    Raises:
+        ConfigError: nothing samples.
+    """
+    from rlhf_lightning.callbacks import PolicySamples
+
+    sampling = [callback for callback in trainer.callbacks if isinstance(callback, PolicySamples)]
+    if guidance is not None and not sampling:
+        raise ConfigError(f"guidance={guidance.name} guides samples, and nothing samples: choose callbacks.samples")
+    for callback in sampling:
+        callback.guidance = guidance
+
+
 def check_credit(guidance: Guidance | None, module: Rolled) -> None:
     """Refuse a policy gradient that would take guided samples for the policy's own.
 

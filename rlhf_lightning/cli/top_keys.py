@@ -32,6 +32,7 @@ class _Job:
     seed: Seed
     adapter: dict[str, Any] | None = None
     prompting: dict[str, Any] | None = None
+    guidance: dict[str, Any] | None = None
     reward: dict[str, Any] | None = None
     rollout: dict[str, Any] | None = None
     reference: dict[str, Any] | str | None = None
@@ -49,7 +50,6 @@ class Train(_Job):
     """Top-level keys of ``rlhf train``."""
 
     rounds: dict[str, Any] | None = None
-    guidance: dict[str, Any] | None = None
     rerun: bool = False
 
 

@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from rlhf_lightning import losses
+from rlhf_lightning.callbacks import PolicySamples
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.generate import Answerer
-from rlhf_lightning.cli.guidance import check_credit, check_texts, make_guidance
+from rlhf_lightning.cli.guidance import check_credit, check_texts, guide_samples, make_guidance
 from rlhf_lightning.cli.identity import digest
 from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.cli.rollouts import guided, make_rollouts
 from rlhf_lightning.cli.shared import shared_rounds
+from rlhf_lightning.data.packing import pack
 from rlhf_lightning.losses.options import is_on_policy
 from rlhf_lightning.methods import Mismatch
 from rlhf_lightning.models.adapters import Lora
@@ -70,6 +72,28 @@ def test_rewards_that_cannot_score_a_prefix_are_refused(reward, why):
 def test_a_composite_of_functions_scores_prefixes():
     value = RewardOfPrefix(Composite(terms={"length": LengthReward()}), 1)
     assert value([[1]], [[Sample([5, 6, 7], [], "length")]]) == [[pytest.approx(0.03)]]
+
+
+def test_samples_of_an_evaluation_are_guided_and_have_no_kl():
+    """Fails when an evaluation leaves the guidance out, or takes guided samples for the policy's."""
+    samples, guidance = PolicySamples(pack), make_guidance(node("BlockGuidance", candidates=3), builder())
+    guide_samples(guidance, SimpleNamespace(callbacks=[samples]))
+    asked = {}
+
+    def sample(prompts, **options):
+        asked.update(options)
+        return [[5, 6] for _ in prompts]
+
+    models = builder(reference="frozen")()
+    module = SimpleNamespace(sample=sample, policy=models.policy, tokenizer=TOKENIZER, log_ratios=pytest.fail)
+    samples._prompts = [SimpleNamespace(ids=[1, 9], data=[], row="a:1", index=0, columns={})]
+    (row,) = samples._sample(SimpleNamespace(global_step=0, evaluating=False, datamodule=None), module)
+    assert asked["guide"].candidates == 3
+    assert row.kl is None
+    guide_samples(None, SimpleNamespace(callbacks=[samples]))
+    assert samples.guidance is None
+    with pytest.raises(ConfigError, match=r"guidance=\w+ guides samples, and nothing samples"):
+        guide_samples(guidance, SimpleNamespace(callbacks=[]))
 
 
 def test_other_engines_are_refused():
