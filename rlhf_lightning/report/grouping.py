@@ -142,7 +142,7 @@ def group_runs(runs: Sequence[Run], families: Mapping[str, str] | None = None) -
     labels = labels_of(titles, list(options.values()), [pool[0].name for pool in pools.values()])
     families = families or {}
     return [
-        Group(label, method, families.get(method) or _family(pool[0]), options[key], tuple(sorted(pool, key=_by)))
+        Group(label, method, _family(pool[0], families), options[key], tuple(sorted(pool, key=_by)))
         for label, method, (key, pool) in zip(labels, methods, pools.items(), strict=True)
     ]
 
@@ -152,8 +152,11 @@ def _method(run: Run) -> str:
     return run.method if run.config.get("method") or not run.stage else family_of(run.stage)
 
 
-def _family(run: Run) -> str:
-    return run.module or (family_of(run.stage) if run.stage else "other")
+def _family(run: Run, families: Mapping[str, str]) -> str:
+    """The family of the method; a stage without one is of its own."""
+    if run.stage and not run.config.get("method"):
+        return family_of(run.stage)
+    return families.get(run.method) or run.module or "other"
 
 
 def labels_of(methods: Sequence[str], options: Sequence[Options], names: Sequence[str]) -> list[str]:
