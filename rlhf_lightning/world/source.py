@@ -15,6 +15,9 @@ from rlhf_lightning.world import grammar, kinds
 from rlhf_lightning.world.base import TinyWorld
 from rlhf_lightning.world.grammar import Split
 
+#: Of a pair; see :class:`TinySource`.
+SIDES = ("chosen", "rejected")
+
 
 class TinySource:
     """A data set of the tiny world, of whatever kind a method eats.
@@ -43,6 +46,7 @@ class TinySource:
         demonstrations: float = 0.0,
         prompts_of: str | None = None,
         error: float = 0.0,
+        side: str | None = None,
     ) -> None:
         """Check the options; nothing is drawn yet.
 
@@ -61,6 +65,8 @@ class TinySource:
             prompts_of: of ``kind="prompt"``: a kind with responses, such as ``supervised``, whose rows ask; None:
                 passes over all prompts.
             error: standard deviation of the labeller's errors in pairs, lists and labels, in points.
+            side: of ``kind="supervised"``: ``chosen`` or ``rejected``, that side of the pairs in the place of
+                demonstrations; None: the grammar's.
 
         Raises:
             DataError: an option is out of range, or there is no such kind.
@@ -80,6 +86,8 @@ class TinySource:
         if prompts_of is not None and not (prompts_of in kinds.ROWS and KINDS[prompts_of].has_responses):
             known = ", ".join(name for name in kinds.ROWS if KINDS[name].has_responses)
             raise DataError(f"data.source.prompts_of={prompts_of!r} is no kind with responses; those are {known}")
+        if side not in (None, *SIDES):
+            raise DataError(f"data.source.side={side!r} is not one of {', '.join(SIDES)}, null")
         self.topics = tuple(sorted(set(topics or kinds.TOPICS)))
         if unknown := set(self.topics) - set(kinds.TOPICS):
             known = ", ".join(kinds.TOPICS)
@@ -88,24 +96,31 @@ class TinySource:
             raise DataError(f"{kind} rows are about {needed}, which data.source.topics={list(self.topics)} leaves out")
         self.split, self.size, self.seed, self.flips, self.longest = split, size, seed, flips, longest
         self.kind, self.base, self.demonstrations = kind, base or TinyWorld(), demonstrations
-        self.prompts_of, self.error = prompts_of, error
+        self.prompts_of, self.error, self.side = prompts_of, error, side
 
     def for_kind(self, kind: str) -> TinySource:
         """The same source with rows of another kind."""
         options: dict[str, Any] = {"seed": self.seed, "flips": self.flips, "longest": self.longest, "base": self.base}
         options |= {"topics": self.topics, "demonstrations": self.demonstrations, "prompts_of": self.prompts_of}
-        options |= {"error": self.error}
+        options |= {"error": self.error, "side": self.side}
         return TinySource(self.split, self.size, kind=kind, **options)
 
     @property
     def name(self) -> str:
         """What reports call this source."""
-        return f"tiny/{self._drawn}/{self.split}"
+        return f"tiny/{self._drawn}{f'/{self.side}' if self._one_side else ''}/{self.split}"
 
     @property
     def _drawn(self) -> str:
         """The kind of the rows that are drawn."""
+        if self._one_side:
+            return "preference"
         return self.kind if KINDS[self.kind].has_responses else self.prompts_of or self.kind
+
+    @property
+    def _one_side(self) -> bool:
+        """Whether the rows are one side of pairs."""
+        return self.side is not None and self.kind == "supervised"
 
     def rows(self) -> Iterator[Row]:
         """The rows; trains and samples the base on the first use."""
@@ -115,6 +130,8 @@ class TinySource:
         # A prompt that comes again is the same row again, not a duplicate.
         places = {prompt.text: place for place, prompt in enumerate(grammar.prompts(self.split), start=1)}
         for number, values in enumerate(kinds.draw(self._drawn, self.base, self.split, options), start=1):
+            if self._one_side:
+                values = {"prompt": values["prompt"], "response": values[str(self.side)]}
             yield Row(self.name, number if KINDS[self._drawn].has_responses else places[values["prompt"]], values)
 
     def fingerprint(self) -> str:
@@ -126,5 +143,6 @@ class TinySource:
             "demonstrations": self.demonstrations,
             "prompts_of": self.prompts_of,
             "error": self.error,
+            **({"side": self.side} if self._one_side else {}),
         }
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

@@ -56,6 +56,20 @@ def test_prompts_of_another_kind_have_its_rows():
         TinySource(prompts_of="prompt")
 
 
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_a_side_of_the_pairs_as_demonstrations(side):
+    """Fails when bad answers cannot be learned, or when the other kinds feel the option."""
+    pairs = [row.values for row in TinySource(size=20).rows()]
+    source = TinySource(size=20, side=side)
+    rows = [row.values for row in source.for_kind("supervised").rows()]
+    assert rows == [{"prompt": pair["prompt"], "response": pair[side]} for pair in pairs]
+    assert [row.values for row in source.rows()] == pairs
+    assert source.fingerprint() == TinySource(size=20).fingerprint()
+    assert source.for_kind("supervised").fingerprint() != TinySource(size=20, kind="supervised").fingerprint()
+    with pytest.raises(DataError, match=r"data.source.side='better' is not one of chosen, rejected"):
+        TinySource(side="better")
+
+
 def test_a_labeller_who_errs_turns_pairs_over():
     """Of pairs some 15 %, and what is said of them is what the labeller believes; the prompts are the same."""
     drawn = rows("preference", 600, error=1.0)
