@@ -85,8 +85,8 @@ def card_text(run: Run, adapter: Mapping[str, Any], config: Mapping[str, Any]) -
         ("Results", _results(run)),
         ("How it was made", _made(run)),
     ):
-        if part := list(part):
-            lines += [f"## {title}", "", *part, ""]
+        if text := list(part):
+            lines += [f"## {title}", "", *text, ""]
     return "\n".join(lines)
 
 

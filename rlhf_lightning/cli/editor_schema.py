@@ -83,8 +83,9 @@ def schemas() -> dict[str, Json]:
 def _job_schema(single: Sequence[str]) -> Json:
     """Of files that set parts of a whole job: its groups, and the other keys of every command."""
     properties: Json = {}
-    for keys in [*TOP_KEYS.values(), *({name: rules} for name, rules in SEVERAL_JOBS.items())]:
-        properties |= _properties(keys) if isinstance(keys, type) else {name: {"type": "object"} for name in keys}
+    for keys in TOP_KEYS.values():
+        properties |= _properties(keys)
+    properties |= {name: {"type": "object"} for name in SEVERAL_JOBS}
     properties |= {name: {"$ref": f"{name}.json"} for name in single if name in properties or name == "evaluation"}
     return _titled(JOB, {**properties, "defaults": _DEFAULTS, "hydra": {"type": "object"}}, closed=True)
 

@@ -75,7 +75,7 @@ def _evaluate(cfg: DictConfig, folder: Path, started: float) -> float | None:
         return _finish(cfg, folder, evaluate_reward(cfg, folder), started)
     (folder / REWARDS).unlink(missing_ok=True)
     # Nothing learns from samples here, so that rollouts need not know what guides them.
-    run = make_run(OmegaConf.merge(cfg, {"guidance": None}))
+    run = make_run(cast("DictConfig", OmegaConf.merge(cfg, {"guidance": None})))
     guide_samples(make_guidance(cfg.get("guidance"), run.models), run.trainer)
     if evaluation is not None:
         if run.models.reference in ("none", "cached"):

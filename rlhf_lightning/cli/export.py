@@ -7,7 +7,7 @@ import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -117,7 +117,8 @@ def _export_gguf(cfg: DictConfig, run: DictConfig) -> Path:
     path = output if output.suffix == ".gguf" else output / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".merged-", dir=path.parent) as merged:
-        export_run(OmegaConf.merge(cfg, {"form": "merged", "dtype": None, "output": merged}), run)
+        whole = cast("DictConfig", OmegaConf.merge(cfg, {"form": "merged", "dtype": None, "output": merged}))
+        export_run(whole, run)
         try:
             write_gguf(Path(merged), path, cfg.dtype or str(run.model.dtype), name=folder.name)
         except ValueError as error:

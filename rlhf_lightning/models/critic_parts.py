@@ -220,7 +220,8 @@ def critic_head(saved: SavedHead | None, size: int, head: CriticHead, seed: int)
     assert made.bias is not None
     with torch.no_grad():
         made.weight.copy_(saved.weight / saved.std)
-        made.bias.copy_(((0.0 if saved.bias is None else saved.bias.float()) - saved.mean) / saved.std)
+        shift = -saved.mean if saved.bias is None else saved.bias.float() - saved.mean
+        made.bias.copy_(torch.as_tensor(shift / saved.std))
     return made
 
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args, runtime_checkable
 
 import torch
 
@@ -173,7 +173,7 @@ class Pretrained(Execution, Steerable):
             options["dtype"] = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
             options["revision"] = self.revision or "main"
             if is_classifier(self._location(), self.revision):
-                return without_head(load_whole(self._location(), options))
+                return cast("PreTrainedModel", without_head(load_whole(self._location(), options)))
             if holds_adapter(self._location()):
                 plain = {name: value for name, value in options.items() if name != "quantization_config"}
                 merged = load_merged(self._location(), plain)

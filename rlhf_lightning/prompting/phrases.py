@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlhf_lightning.ops.streams import stream_seed
@@ -68,7 +68,7 @@ class Phrases:
 
 
 #: Edits that a text with so many phrases, of so many at most, allows.
-_FITS = {
+_FITS: Mapping[str, Callable[[int, int], bool]] = {
     "insert": lambda count, most: count < most,
     "replace": lambda count, most: count > 0,
     "remove": lambda count, most: count > 1,
