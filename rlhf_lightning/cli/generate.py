@@ -110,10 +110,12 @@ class Answerer:
         from rlhf_lightning.data.encode import Encoder
         from rlhf_lightning.data.templates import resolve
         from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
-        from rlhf_lightning.models.trained import load_trained
+        from rlhf_lightning.models.trained import adapter_of_run, load_trained
 
-        spec = make(cfg.spec)
-        builder = ModelBuilder(make(cfg.model), make(cfg.adapter), ReferenceKind.NONE)
+        spec, source, adapter = make(cfg.spec), make(cfg.model), make(cfg.adapter)
+        if cfg.run:
+            adapter = adapter_of_run(adapter, weights_of(cfg.run, cfg.ckpt_path), source.sizes().layers)
+        builder = ModelBuilder(source, adapter, ReferenceKind.NONE)
         template = resolve(builder.tokenizer(), spec)
         guidance = make_guidance(cfg.get("guidance"), builder)
         reward = _reward(cfg, builder.tokenizer(), rows)

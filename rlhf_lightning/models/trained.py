@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import logging
+import re
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from rlhf_lightning.checkpoint_files import read_checkpoint
 from rlhf_lightning.models.adapter_start import BASE, AdapterStart
+from rlhf_lightning.models.adapters import Lora
 
 log = logging.getLogger(__name__)
 
 #: How a checkpoint names a policy's weights, and those of its transformers model.
 _POLICY, _MODEL = "policy.", "model."
+
+
+def adapter_of_run(adapter: Lora | None, checkpoint: Path, layers: int) -> Lora | None:
+    """The adapter of a run on the decoder blocks that it was trained on.
+
+    A method may adapt fewer blocks than its configuration says, where no gradient reaches the others
+    (``methods.RepresentationAlignment``); the checkpoint has the weights of those alone.
+
+    Args:
+        adapter: as the run's configuration has it; None: the run had none.
+        checkpoint: that the run wrote.
+        layers: decoder blocks of the model.
+    """
+    if adapter is None or adapter.blocks is not None or checkpoint.is_dir():
+        return adapter
+    names = [
+        name for name in read_checkpoint(checkpoint)["state_dict"] if name.startswith(_POLICY) and ".lora_" in name
+    ]
+    numbers = [re.search(r"\.(\d+)\.", name) for name in names]
+    if not numbers or None in numbers:  # an adapter outside of the blocks is on all of them
+        return adapter
+    highest = max(int(number[1]) for number in numbers if number is not None) + 1
+    return replace(adapter, blocks=highest) if highest < layers else adapter
 
 
 def load_trained(checkpoint: Path, policy: nn.Module, start: AdapterStart | None = None) -> None:

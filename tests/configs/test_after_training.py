@@ -71,6 +71,18 @@ def test_generate_answers_with_what_the_run_trained(rlhf, run, tmp_path):
     assert answers[0] != answers[1], "the checkpoint was not loaded"
 
 
+def test_generate_from_an_adapter_that_is_on_some_blocks_only(rlhf, tiny, tmp_path):
+    """Representation alignment adapts no block above those that it reads, which the run's configuration does not say."""
+    options = ["method=representation_fit", "method.layers=[1]", "adapter=lora", "optimizer.lr=0.5"]
+    train(compose("train", [*tiny, *options, f"paths.output_dir={tmp_path}/run"]))
+    texts = []
+    for source in (f"run={tmp_path}/run", "model=tiny_random"):
+        code, out, err = rlhf("generate", source, "prompt=Hi, you?", "max_new_tokens=8", "temperature=0")
+        assert code == 0, err
+        texts.append(out)
+    assert texts[0] != texts[1]
+
+
 def test_generate_keeps_the_best_answers_as_a_data_set(rlhf, tmp_path):
     (tmp_path / "prompts.txt").write_text("Hello\nWhat is 2, or 3?\n")
     options = ["model=tiny_random", "prompts=prompts.txt", "max_new_tokens=12", "samples=6", "temperature=1.0"]
