@@ -17,6 +17,8 @@ from rlhf_lightning.world.grammar import Split
 
 #: Of a pair; see :class:`TinySource`.
 SIDES = ("chosen", "rejected")
+#: Kinds whose rows may be one side of another kind's.
+_SIDED: Mapping[str, str] = {"supervised": "preference"}
 
 
 class TinySource:
@@ -114,13 +116,13 @@ class TinySource:
     def _drawn(self) -> str:
         """The kind of the rows that are drawn."""
         if self._one_side:
-            return "preference"
+            return _SIDED[self.kind]
         return self.kind if KINDS[self.kind].has_responses else self.prompts_of or self.kind
 
     @property
     def _one_side(self) -> bool:
         """Whether the rows are one side of pairs."""
-        return self.side is not None and self.kind == "supervised"
+        return self.side is not None and self.kind in _SIDED
 
     def rows(self) -> Iterator[Row]:
         """The rows; trains and samples the base on the first use."""
