@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning import clock
 from rlhf_lightning.cli.answers import Answer, check_reference, hand_out, log_ratios, summary
+from rlhf_lightning.cli.chat import chat
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.config_file import escaped
-from rlhf_lightning.cli.console import ERR, OUT, setup_logging
+from rlhf_lightning.cli.console import ERR, setup_logging
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.overrides import readable
 from rlhf_lightning.cli.revise import make_revision, write_pairs
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.data.messages import Turns
     from rlhf_lightning.data.transforms import PromptTransform
     from rlhf_lightning.models.actor import Actor
+    from rlhf_lightning.models.decoding import Processor
     from rlhf_lightning.models.guidance import Guidance
     from rlhf_lightning.rewards.base import Scores
     from rlhf_lightning.types import SampleGroup
@@ -137,8 +138,17 @@ class Answerer:
         groups = self.sampled(conversations, samples)
         return [[self.text(ids) for ids in group.responses] for group in groups]
 
+    def respond(self, conversation: Turns, processor: Processor) -> str:
+        """The answer to one conversation; the processor sees every token as it is drawn."""
+        (group,) = self.sampled([conversation], 1, processor=processor)
+        return self.text(group.responses[0])
+
     def sampled(
-        self, conversations: Sequence[Turns], samples: int, rows: Sequence[Mapping[str, Any]] = ()
+        self,
+        conversations: Sequence[Turns],
+        samples: int,
+        rows: Sequence[Mapping[str, Any]] = (),
+        processor: Processor | None = None,
     ) -> list[SampleGroup]:
         """Each conversation with ``samples`` answers to it.
 
@@ -146,6 +156,7 @@ class Answerer:
             conversations: to be answered.
             samples: answers to each.
             rows: of the conversations, for a reward that reads their columns.
+            processor: see :func:`rlhf_lightning.models.generation.sample`.
         """
         from rlhf_lightning.data.transforms import form_of
         from rlhf_lightning.models.generation import sample
@@ -163,6 +174,7 @@ class Answerer:
                 Sampling(self.cfg.max_new_tokens, float(self.cfg.temperature), float(self.cfg.top_p), form=form),
                 streams=[(self.cfg.seed, number) for number in range(len(repeated))],
                 batch_size=self.cfg.batch_size,
+                processor=processor,
                 guide=None if self.guidance is None else self.guidance.guide(self.actor),
             )
         )
@@ -254,7 +266,7 @@ def generate(cfg: DictConfig) -> dict[str, float]:
         if cfg.reward or answerer.reference is not None:
             return summary(answers, cfg, answerer.guidance)
     else:
-        chat(answerer)
+        chat(answerer, lambda folder: Answerer.load(composed([f"run={folder}"])[0]))
     return {}
 
 
@@ -328,27 +340,6 @@ def read_prompts(cfg: DictConfig) -> Iterator[Mapping[str, Any]]:
         if not isinstance(row, (str, dict)) or (isinstance(row, dict) and not isinstance(row.get("prompt"), str)):
             raise ConfigError(f'{file}:{number} has no text under "prompt"')
         yield {"prompt": row} if isinstance(row, str) else row
-
-
-def chat(answerer: Answerer) -> None:
-    """A conversation on the terminal; ``/new`` starts another, ``/quit`` or Ctrl-D ends it."""
-    if sys.stdin.isatty():
-        ERR.print("[dim]/new starts over, /quit or Ctrl-D ends[/]")
-    system, turns = answerer.cfg.system, _turns(answerer.cfg.system)
-    while True:
-        try:
-            text = input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return
-        if text == "/quit":
-            return
-        if text == "/new":
-            turns = _turns(system)
-        elif text:
-            turns.append({"role": "user", "content": text})
-            answer = answerer.answer([turns])[0][0]
-            turns.append({"role": "assistant", "content": answer})
-            OUT.print(answer, markup=False)
 
 
 def _turns(system: str | None, *users: str) -> Turns:

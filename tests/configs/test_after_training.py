@@ -72,7 +72,7 @@ def test_generate_answers_with_what_the_run_trained(rlhf, run, tmp_path):
 
 
 def test_generate_from_an_adapter_that_is_on_some_blocks_only(rlhf, tiny, tmp_path):
-    """Representation alignment adapts no block above those that it reads, which the run's configuration does not say."""
+    """Representation alignment adapts no block above those that it reads; the run does not say so."""
     options = ["method=representation_fit", "method.layers=[1]", "adapter=lora", "optimizer.lr=0.5"]
     train(compose("train", [*tiny, *options, f"paths.output_dir={tmp_path}/run"]))
     texts = []
