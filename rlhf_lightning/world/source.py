@@ -90,12 +90,7 @@ class TinySource:
             raise DataError(f"data.source.prompts_of={prompts_of!r} is no kind with responses; those are {known}")
         if side not in (None, *SIDES):
             raise DataError(f"data.source.side={side!r} is not one of {', '.join(SIDES)}, null")
-        self.topics = tuple(sorted(set(topics or kinds.TOPICS)))
-        if unknown := set(self.topics) - set(kinds.TOPICS):
-            known = ", ".join(kinds.TOPICS)
-            raise DataError(f"data.source.topics={list(self.topics)} are not all among {known}: {sorted(unknown)}")
-        if (needed := kinds.ONE_TOPIC.get(kind)) and needed not in self.topics:
-            raise DataError(f"{kind} rows are about {needed}, which data.source.topics={list(self.topics)} leaves out")
+        self.topics = _sorted_topics(topics, kind)
         self.split, self.size, self.seed, self.flips, self.longest = split, size, seed, flips, longest
         self.kind, self.base, self.demonstrations = kind, base or TinyWorld(), demonstrations
         self.prompts_of, self.error, self.side = prompts_of, error, side
@@ -148,3 +143,18 @@ class TinySource:
             **({"side": self.side} if self._one_side else {}),
         }
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _sorted_topics(topics: Sequence[str] | None, kind: str) -> tuple[str, ...]:
+    """The topics of a kind's prompts; all of them where none are named.
+
+    Raises:
+        DataError: there is no such topic, or the kind's own is left out.
+    """
+    named = tuple(sorted(set(topics or kinds.TOPICS)))
+    if unknown := set(named) - set(kinds.TOPICS):
+        known = ", ".join(kinds.TOPICS)
+        raise DataError(f"data.source.topics={list(named)} are not all among {known}: {sorted(unknown)}")
+    if (needed := kinds.ONE_TOPIC.get(kind)) and needed not in named:
+        raise DataError(f"{kind} rows are about {needed}, which data.source.topics={list(named)} leaves out")
+    return named
