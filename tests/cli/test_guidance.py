@@ -157,7 +157,8 @@ def test_responses_of_a_configuration_are_guided():
         answerer = Answerer.load(compose("generate", [*job, *more]))
         ends = answerer.actor.base.generation_config
         ends.eos_token_id = [ends.eos_token_id, *range(0, 260, 9)]  # most responses end early
-        return [len(response) for _, group in answerer.sampled(conversations, 3) for response in group]
+        groups = answerer.sampled(conversations, 3)
+        return [len(response) for group in groups for response in group.responses]
 
     plain, guided_lengths = lengths(), lengths(*guidance)
     assert all(longer >= length for longer, length in zip(guided_lengths, plain, strict=True))

@@ -70,3 +70,4 @@ def test_settings_of_the_world_fit_their_method(file):
     composed = OmegaConf.to_container(compose("train", [*overrides, *GIVEN.get(file.stem, ())]))
     bare = OmegaConf.to_container(compose("train", [*overrides, "~world"], check=False))
     assert composed != bare
+    assert "world" not in composed, "the file's first line is not # @package _global_"

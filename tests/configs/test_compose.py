@@ -29,7 +29,10 @@ def _experiments_with(key: str) -> list[Path]:
 
 GAMES, CHAINS = _experiments_with("game"), _experiments_with("chain")
 #: What a file cannot be composed without.
-GIVEN = {"world/online": ["method=grpo", "model=tiny", "data=tiny"]}
+GIVEN = {
+    "world/online": ["method=grpo", "model=tiny", "data=tiny"],
+    "proposer/phrases": ["proposer.phrases=[please,briefly]"],
+}
 #: Groups of a training job that are chosen independently of each other: a file of each in one composition.
 INDEPENDENT = (
     "adapter", "callbacks", "data", "guidance", "logger", "optimizer", "prompting", "reference", "rollout", "rounds",
