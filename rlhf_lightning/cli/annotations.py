@@ -144,7 +144,7 @@ def check_value(value: Any, annotation: Any) -> tuple[Any, str | None]:
 
 
 def json_schema_of(annotation: Any) -> dict[str, Any]:
-    """JSON Schema of what a yaml value may be, empty where nothing can be said."""
+    """JSON Schema of what a yaml value may be, empty for annotations of objects alone."""
     plain = _plain_part(annotation)
     if plain is None:
         return {}

@@ -37,7 +37,7 @@ class MethodEntry:
     losses: tuple[FunctionDoc, ...]
     target: str  #: what the yaml names as its loss
     credit: FunctionDoc | None = None  #: what makes advantages of rewards
-    remarks: str = ""  #: further comment lines at the top of the yaml
+    remarks: str = ""  #: other comment lines at the top of the yaml
     family: str = field(default="other", compare=False)
 
     @property

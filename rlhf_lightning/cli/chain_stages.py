@@ -15,7 +15,7 @@ from rlhf_lightning.cli.stages import key_of
 
 #: Commands that a stage may be; without one it is the first.
 COMMANDS = ("train", "evaluate", "generate", "optimize_prompt", "steer", "game", "export")
-#: Of them, those that draw random numbers: a seed of the chain is theirs.
+#: Of them, those that draw random numbers: they take the seed of the chain.
 DRAWING = ("train", "evaluate", "generate", "optimize_prompt", "steer")
 #: First parts of a chain's own keys, which a stage cannot be called.
 OF_CHAIN = ("experiment", "chain", "size", "paths")

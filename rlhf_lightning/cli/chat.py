@@ -24,7 +24,7 @@ HELP = """\
 /new                start over
 /system TEXT        start over with this system prompt; without a text, with none
 /temperature T      0 always takes the most likely token
-/compare RUN        each further question goes to a second run too; without a run, to the first alone
+/compare RUN        send each question to a second run too; without a run, to the first alone
 /save FILE          append the conversation to a file, as a row that rlhf train data=json reads
 /help, /quit        this list; the end, as Ctrl-D
 Ctrl-C              stop a response; what was written stays"""
@@ -75,7 +75,7 @@ class Chat:
     """A conversation with one model, or with two of them about the same turns.
 
     Args:
-        model: that answers, and whose responses the conversation goes on with.
+        model: that answers, and whose responses the conversation continues with.
         load: another run's model by its folder.
         show: writes to the terminal without ending the line.
     """
@@ -95,7 +95,7 @@ class Chat:
         """Take a line: a command, or something to be answered.
 
         Returns:
-            Whether the chat goes on.
+            Whether the chat continues.
         """
         name, _, rest = line.removeprefix("/").partition(" ")
         if not line.startswith("/"):
@@ -128,7 +128,7 @@ class Chat:
             return stream.shown
         if response.startswith(stream.shown):
             self._show(response[len(stream.shown) :] + "\n")
-        else:  # a tokenizer that writes earlier characters anew once more follow
+        else:  # a tokenizer that rewrites earlier characters once others follow
             self._show("\n" + response + "\n")
         return response
 

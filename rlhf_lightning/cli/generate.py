@@ -53,7 +53,7 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> dict[str, 
 
     Args:
         arguments: options of ``rlhf generate``.
-        config_dirs: further folders with config groups.
+        config_dirs: other folders with config groups.
 
     Returns:
         Metrics; see :func:`generate`.

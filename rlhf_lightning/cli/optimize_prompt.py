@@ -43,7 +43,7 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> dict[str, 
 
     Args:
         arguments: options of ``rlhf optimize_prompt``.
-        config_dirs: further folders with config groups.
+        config_dirs: other folders with config groups.
 
     Returns:
         Metrics: mean scores of the start's best text and of the best one, on the rows of the search and on others.

@@ -1,4 +1,4 @@
-"""``rlhf show RUN``: what a run was, what it changed, the files it left, and the commands that go on from it.
+"""``rlhf show RUN``: what a run was, what it changed, the files it left, and the commands that follow.
 
 Plain files only: neither torch nor Hydra is imported.
 """
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     """``rlhf show RUN [RUN ...]``."""
     parser = argparse.ArgumentParser(
         prog="rlhf show",
-        description="What a run was, what it changed, its files, and the commands that go on from it.",
+        description="What a run was, what it changed, its files, and the commands that follow.",
         epilog="example: rlhf show runs/first",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, of a sweep, or a glob")
@@ -134,7 +134,7 @@ def _files(folder: Path) -> Iterator[tuple[str, str]]:
     if checkpoints:
         yield "resume", ", ".join(f"{file.name} ({_size(file)})" for file in checkpoints) + " in checkpoints/"
     named = {"metrics.csv": "every metric of every step", "samples": "responses to held-out prompts",
-             "rollouts": "what the policy drew, with scores", "train.log": "what the run said"}  # fmt: skip
+             "rollouts": "what the policy drew, with scores", "train.log": "the log"}  # fmt: skip
     for name, what in named.items():
         if (folder / name).exists():
             yield "", f"{name:<12} {what}"

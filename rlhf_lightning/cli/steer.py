@@ -43,7 +43,7 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> None:
 
     Args:
         arguments: options of ``rlhf steer build``.
-        config_dirs: further folders with config groups.
+        config_dirs: other folders with config groups.
     """
     cfg = compose("steer", arguments, config_dirs=config_dirs)
     setup_logging()

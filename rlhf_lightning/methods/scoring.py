@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -120,13 +121,13 @@ class ScoringModule(AlignmentModule[BatchT]):
         scores, log_probs = self.policy(batch, at, log_probs=True)
         return scores, log_probs
 
+    @abstractmethod
     def inputs(self, batch: BatchT, scores: Tensor, log_probs: SequenceLogProbs | None) -> dict[str, Callable[[], Any]]:
         """How to get each input that a loss may ask for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def report(self, batch: BatchT, result: Any) -> dict[str, Tensor]:
         """What callbacks may use of a batch; with ``response_reward`` and ``response_length`` for the statistics."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def _diagnostics(self, batch: BatchT, result: Any) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """A folder of transformers as one GGUF file, which llama.cpp and what stands on it run.
 
-The ``gguf`` package writes the file and knows the names of its tensors; what is said here is how a configuration reads
-in the format's keys. Written are the architectures that mean the same there in every detail. All else is refused by
+The ``gguf`` package writes the file and knows the names of its tensors; this module knows how a configuration reads in
+the format's keys. Written are the architectures that mean the same there in every detail. All else is refused by
 its name: a file that loads and computes something else would be worse than none.
 """
 

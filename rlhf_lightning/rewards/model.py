@@ -95,7 +95,7 @@ class ModelReward:
 
     @property
     def policy(self) -> Any:
-        """The module that is trained, once somebody has said which."""
+        """The module that is trained; None before it is set."""
         return self._policy
 
     @policy.setter

@@ -96,7 +96,16 @@ class TinySource:
         self.prompts_of, self.error, self.side = prompts_of, error, side
 
     def for_kind(self, kind: str) -> TinySource:
-        """The same source with rows of another kind."""
+        """The same source with rows of another kind.
+
+        Raises:
+            DataError: a side of the pairs was chosen, which is no row of this kind.
+        """
+        if self.side is not None and kind not in _SIDED:
+            raise DataError(
+                f"data.source.side={self.side} takes one side of pairs for a method of {KINDS['supervised'].brought}, "
+                f"and this method learns from {KINDS[kind].brought}: data.source.side=null"
+            )
         options: dict[str, Any] = {"seed": self.seed, "flips": self.flips, "longest": self.longest, "base": self.base}
         options |= {"topics": self.topics, "demonstrations": self.demonstrations, "prompts_of": self.prompts_of}
         options |= {"error": self.error, "side": self.side}

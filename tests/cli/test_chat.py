@@ -1,4 +1,4 @@
-"""A chat: streaming, stopping, and its commands, with models that say what they are told."""
+"""A chat: streaming, stopping, and its commands, with models that repeat what they are asked."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ class Parrot:
 
 
 @pytest.fixture
-def said():
+def shown():
     return []
 
 
-def talk(model: Parrot, said: list[str], *lines: str, **runs: Parrot) -> Chat:
-    chat = Chat(model, lambda folder: runs[folder], said.append)
+def talk(model: Parrot, shown: list[str], *lines: str, **runs: Parrot) -> Chat:
+    chat = Chat(model, lambda folder: runs[folder], shown.append)
     for line in lines:
         assert chat.read(line)
     return chat
 
 
-def test_a_response_appears_as_it_is_drawn(said):
-    talk(Parrot(), said, "abc")
-    assert [part for part in said if part] == ["A", "B", "C\n"]
+def test_a_response_appears_as_it_is_drawn(shown):
+    talk(Parrot(), shown, "abc")
+    assert [part for part in shown if part] == ["A", "B", "C\n"]
 
 
-def test_ctrl_c_stops_the_response_and_not_the_chat(said, capsys):
+def test_ctrl_c_stops_the_response_and_not_the_chat(shown, capsys):
     model = Parrot(stop=3)
-    chat = talk(model, said, "abcdef", "xy")
-    assert "".join(said) == "ABXY\n"
+    chat = talk(model, shown, "abcdef", "xy")
+    assert "".join(shown) == "ABXY\n"
     assert "stopped" in capsys.readouterr().err
     assert [turn["content"] for turn in chat.turns] == ["abcdef", "AB", "xy", "XY"]
 
@@ -68,33 +68,33 @@ def test_a_character_of_several_tokens_waits_for_its_rest():
     assert shown == ["", "a", "é"]
 
 
-def test_a_text_that_is_written_anew_is_shown_whole(said):
+def test_a_text_that_is_rewritten_is_shown_whole(shown):
     class Tidy(Parrot):
         def respond(self, conversation: Any, processor: Stream) -> str:
             return super().respond(conversation, processor).replace("A", "E")
 
-    talk(Tidy(), said, "abc")
-    assert "".join(said) == "AB\nEBC\n"
+    talk(Tidy(), shown, "abc")
+    assert "".join(shown) == "AB\nEBC\n"
 
 
-def test_blocks_that_may_be_taken_back_are_not_shown_before_the_end(said):
+def test_blocks_that_may_be_taken_back_are_not_shown_before_the_end(shown):
     model = Parrot()
     model.cfg.get = {"guidance": {"_target_": "blocks"}}.get
-    talk(model, said, "abc")
-    assert said == ["ABC\n"]
+    talk(model, shown, "abc")
+    assert shown == ["ABC\n"]
 
 
-def test_new_and_system_start_over(said):
+def test_new_and_system_start_over(shown):
     model = Parrot()
-    chat = talk(model, said, "one", "two", "/new", "three", "/system Be kind.", "four", "/system", "five")
+    chat = talk(model, shown, "one", "two", "/new", "three", "/system Be kind.", "four", "/system", "five")
     assert [len(turns) for turns in model.asked] == [1, 3, 1, 2, 1]
     assert model.asked[3][0] == {"role": "system", "content": "Be kind."}
     assert chat.system is None
 
 
-def test_two_runs_answer_the_same_turns(said, capsys):
+def test_two_runs_answer_the_same_turns(shown, capsys):
     first, second = Parrot(run="runs/a"), Parrot(run="runs/b")
-    chat = talk(first, said, "/compare runs/b", "hi", "ho", **{"runs/b": second})
+    chat = talk(first, shown, "/compare runs/b", "hi", "ho", **{"runs/b": second})
     assert capsys.readouterr().out.split() == ["runs/a", "runs/b"] * 2
     assert first.asked == second.asked
     assert chat.read("/compare")
@@ -102,43 +102,43 @@ def test_two_runs_answer_the_same_turns(said, capsys):
     assert len(second.asked) == 2
 
 
-def test_a_run_that_cannot_be_read_is_reported_and_the_chat_goes_on(said, capsys):
+def test_a_run_that_cannot_be_read_is_reported_and_the_chat_continues(shown, capsys):
     def refuse(folder: str) -> Parrot:
         raise ConfigError(f"run={folder} is not the folder of a run")
 
-    chat = Chat(Parrot(), refuse, said.append)
+    chat = Chat(Parrot(), refuse, shown.append)
     assert chat.read("/compare nowhere")
     assert "run=nowhere is not the folder of a run" in capsys.readouterr().err
     assert chat.read("hi")
-    assert said[-1].endswith("\n")
+    assert shown[-1].endswith("\n")
 
 
 @pytest.mark.parametrize(("line", "value"), [("/temperature 0", 0.0), ("/temperature 0.5", 0.5)])
-def test_temperature(said, line, value):
+def test_temperature(shown, line, value):
     model = Parrot()
-    talk(model, said, line)
+    talk(model, shown, line)
     assert model.cfg.temperature == value
 
 
 @pytest.mark.parametrize("line", ["/temperature", "/temperature warm", "/temperature -1", "/temperature nan", "/save"])
-def test_a_command_that_lacks_something_changes_nothing(said, capsys, line):
+def test_a_command_that_lacks_something_changes_nothing(shown, capsys, line):
     model = Parrot()
-    talk(model, said, line)
+    talk(model, shown, line)
     assert capsys.readouterr().err.startswith(line)
     assert model.cfg.temperature == 1.0
 
 
-def test_a_saved_conversation_is_a_row_of_data(said, tmp_path):
+def test_a_saved_conversation_is_a_row_of_data(shown, tmp_path):
     file = tmp_path / "talk.jsonl"
-    talk(Parrot(), said, "/system Be kind.", "hi", f"/save {file}", "ho", f"/save {file}")
+    talk(Parrot(), shown, "/system Be kind.", "hi", f"/save {file}", "ho", f"/save {file}")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [len(row["messages"]) for row in rows] == [3, 5]
 
 
-def test_other_commands(said, capsys):
-    chat = talk(Parrot(), said, "/help", "/sav")
+def test_other_commands(shown, capsys):
+    chat = talk(Parrot(), shown, "/help", "/sav")
     captured = capsys.readouterr()
     assert "/compare RUN" in captured.out
     assert "there is no command /sav. Did you mean save?" in captured.err
     assert not chat.read("/quit")
-    assert not said
+    assert not shown

@@ -89,7 +89,7 @@ def test_a_stopped_search_resumes_to_the_same_text_and_metrics(chain, tmp_path, 
     (asked,) = (tmp_path / "cut").glob("asked/*/result.json")
     assert json.loads(asked.read_text())["metrics"]["val/prompt/added"] > 0
     assert chain("cut")[1].count("was done before") == 4
-    code, text = chain("cut", "build.direction=random")  # what is built anew is drawn with anew, and nothing else
+    code, text = chain("cut", "build.direction=random")  # what is built again is drawn with again, and nothing else
     assert (code, text.count("was done before")) == (0, 2), text
 
 

@@ -29,7 +29,7 @@ CASES = [
     Case(method, [f"rounds={name}", "data.source.size=512", *options]) for name, (method, *options) in _ROUNDS.items()
 ]
 # Its gold reward rises by less than five standard errors. What its last round has taught, the log-ratio to that round's
-# start, orders 0.71 of 256 held-out pairs as gold does, and 0.29 turned over, with a standard error of 0.03. Half of a
+# start, orders 0.71 of 256 held-out pairs as gold does, and 0.29 with its sign flipped (± 0.03). Half of a
 # round's pairs are the data's.
 CASES += [
     Case(

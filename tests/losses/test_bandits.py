@@ -72,7 +72,7 @@ def test_nash_md_stays_at_the_equilibrium_of_the_paper(mix: float, beta: float) 
 
 @pytest.mark.parametrize(("sign", "low", "high"), [(1.0, 0.0, 0.05), (-1.0, 0.35, 0.4)])
 def test_nash_md_comes_to_be_exploited_by_a_quarter_of_its_start(sign: float, low: float, high: float) -> None:
-    """The circle that it goes in shrinks; where the loss is turned over the policy ends pure, exploited by 0.4."""
+    """The circle that it goes in shrinks; with its gradient sign flipped the policy ends pure, exploited by 0.4."""
     logits = START.log()
     for _ in range(120):
         logits = logits - 3.0 * sign * nash_gradient(logits, mix=0.125, beta=0.05)

@@ -70,6 +70,13 @@ def test_a_side_of_the_pairs_as_demonstrations(side):
         TinySource(side="better")
 
 
+@pytest.mark.parametrize("kind", ["preference", "prompt", "unpaired"])
+def test_a_side_of_pairs_is_no_row_of_another_kind(kind):
+    """It was left out without a word, and the method trained on both sides."""
+    with pytest.raises(DataError, match=r"data.source.side=rejected takes one side of pairs .*data.source.side=null"):
+        TinySource(side="rejected").for_kind(kind)
+
+
 def test_a_labeller_who_errs_turns_pairs_over():
     """Of pairs some 15 %, and what is said of them is what the labeller believes; the prompts are the same."""
     drawn = rows("preference", 600, error=1.0)
