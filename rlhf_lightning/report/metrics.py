@@ -78,13 +78,16 @@ _PLAIN = (
 )
 _UP = re.compile(r"(^|/)(accuracy|margin|reward|score|win_rate|top1|finished|auc|reward/.*|score/(mean|min|max))$")
 _DOWN = re.compile(r"(^|/)(loss|ece|perplexity|error|brier)$")
+#: Of rewards: shares of the responses that got no score, and what describes scores without a merit of its own.
+_FAILED = re.compile(r"/(unscored|unanswered|unreadable_answer|parse_failures|no_answer|no_label|errors|timeouts)$")
+_DESCRIBED = re.compile(r"/(std|first|distinct|rating/[^/]+|[^/]*_correlation|[^/]*overlap)$")
 
 
 def mode_of(name: str) -> Mode | None:
     """Which way a metric is better; None where its name does not say, as of divergences: little is not a merit."""
-    if _DOWN.search(name):
+    if _DOWN.search(name) or _FAILED.search(name):
         return "min"
-    if name.endswith(("/chosen", "/rejected", "/length_bias")):
+    if name.endswith(("/chosen", "/rejected", "/length_bias")) or _DESCRIBED.search(name):
         return None
     return "max" if _UP.search(name) else None
 

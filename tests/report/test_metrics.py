@@ -20,6 +20,11 @@ from rlhf_lightning.report.reading import ReportError
         ("val/kl/reference", None),
         ("val/reward/rejected", None),
         ("train/reward/length_bias", None),
+        ("train/reward/unscored", "min"),
+        ("val/reward/judge/parse_failures", "min"),
+        ("val/reward/judge/rating/4", None),
+        ("train/reward/std", None),
+        ("train/reward/unscored_bonus", "max"),  # a term of a reward
         ("train/lr", None),
     ],
 )
