@@ -16,8 +16,7 @@ from rlhf_lightning.cli.chain_record import STAGE, read_json, write_json
 from rlhf_lightning.cli.chain_stages import Reference, Stage, check_left
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.errors import ConfigError, suggestion
-from rlhf_lightning.cli.folder import digest_of
-from rlhf_lightning.cli.identity import compare, computed, digest_of_tree, listed
+from rlhf_lightning.cli.identity import compare, computed, digest_of, digest_of_tree, listed
 from rlhf_lightning.cli.results import Result
 from rlhf_lightning.cli.schema import check_config
 from rlhf_lightning.cli.stages import Command

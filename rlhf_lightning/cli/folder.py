@@ -8,7 +8,6 @@ written; what may change is listed in :mod:`rlhf_lightning.cli.identity`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -310,16 +309,6 @@ def write_record(folder: Path) -> None:
     files = {"hydra": OmegaConf.create({"hydra": own}), "overrides": own.overrides.task, "config": cfg}
     for name, node in files.items():
         _write(record / f"{name}.yaml", OmegaConf.to_yaml(node))
-
-
-def digest_of(path: Path) -> str:
-    """Digest of a checkpoint's content, a file or a folder; the model card of a folder says nothing of its weights."""
-    whole = hashlib.blake2b(digest_size=16)
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file() and file.name != "README.md":
-            with file.open("rb") as handle:
-                whole.update(hashlib.file_digest(handle, "blake2b").digest())
-    return whole.hexdigest()
 
 
 def _write(path: Path, text: str) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from rlhf_lightning.models.run_folders import exported
+
 Tree = Mapping[str, Any]
 
 _LENGTH = "how long it trains: the longer run has the same batches, and the rates that its schedule gives that length"
@@ -96,9 +98,10 @@ OBSERVERS: Mapping[str, str] = {
 }
 #: With a budget of tokens a step is as many micro-batches as there are: these are then part of the run.
 _CUT_BY_TOKENS = ("trainer.accumulate_grad_batches", "strategy")
-#: Keys of files that a job computes with, and that no checkpoint of it holds.
+#: Keys of files and folders that a job computes with, and that no checkpoint of it holds.
 _GUIDES = ("guidance.tuned", "guidance.untuned", "guidance.reference")
-_FILES = ("prompting.file", *(f"{model}.steering.path" for model in ("model", "reference.source", *_GUIDES)))
+_PROMPTING = ("prompting.file", "prompting.path")
+_FILES = (*_PROMPTING, *(f"{model}.steering.path" for model in ("model", "reference.source", *_GUIDES)))
 #: Stands for the run's own folder, which may have been moved.
 _FOLDER = "<folder of the run>"
 #: Differences that a message names.
@@ -202,14 +205,24 @@ def _text(value: Any) -> str:
 
 
 def file_contents(cfg: DictConfig) -> dict[str, str]:
-    """Digests of the files that a job computes with, by their keys; a file that is missing has none."""
-    paths = {key: OmegaConf.select(cfg, key) for key in _FILES}
-    files = {key: Path(str(path)).expanduser() for key, path in paths.items() if path is not None}
-    return {
-        key: hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
-        for key, file in files.items()
-        if file.is_file()
-    }
+    """Digests of the files and folders that a job computes with, by their keys; what is missing has none.
+
+    Of a run's folder what it exported counts, and nothing that it logged.
+    """
+    given = {key: OmegaConf.select(cfg, key) for key in _FILES}
+    paths = {key: Path(str(path)).expanduser() for key, path in given.items() if path is not None}
+    present = {key: path for key, path in paths.items() if path.exists()}
+    return {key: digest_of(exported(path, key) if path.is_dir() else path) for key, path in present.items()}
+
+
+def digest_of(path: Path) -> str:
+    """Digest of a checkpoint's content, a file or a folder; the model card of a folder says nothing of its weights."""
+    whole = hashlib.blake2b(digest_size=16)
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file() and file.name != "README.md":
+            with file.open("rb") as handle:
+                whole.update(hashlib.file_digest(handle, "blake2b").digest())
+    return whole.hexdigest()
 
 
 def digest(cfg: DictConfig) -> str:

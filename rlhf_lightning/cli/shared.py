@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from rlhf_lightning.cli.folder import digest_of
-from rlhf_lightning.cli.identity import file_contents
+from rlhf_lightning.cli.identity import digest_of, file_contents
 from rlhf_lightning.cli.sweep import SWEEP
 from rlhf_lightning.cli.trust import leaves
 from rlhf_lightning.cli.versions import versions

@@ -20,8 +20,8 @@ from rlhf_lightning.cli.build import Run, callbacks_of, checkpoint_to_resume, ma
 from rlhf_lightning.cli.card import write_cards
 from rlhf_lightning.cli.console import ERR
 from rlhf_lightning.cli.errors import ConfigError, suggestion
-from rlhf_lightning.cli.folder import RunFolder, digest_of, held, write_config
-from rlhf_lightning.cli.identity import file_contents
+from rlhf_lightning.cli.folder import RunFolder, held, write_config
+from rlhf_lightning.cli.identity import digest_of, file_contents
 from rlhf_lightning.cli.metrics import check_logged, check_reached
 from rlhf_lightning.cli.processes import is_first_process, join_job, several_commands
 from rlhf_lightning.cli.progress import Progress

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import HfApi, ModelCard
 
 from rlhf_lightning.cli.card import write_card, write_cards
-from rlhf_lightning.cli.folder import digest_of
+from rlhf_lightning.cli.identity import digest_of
 from rlhf_lightning.cli.main import main
 from tests.helpers.synthetic_runs import write_run
 

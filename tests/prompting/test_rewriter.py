@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from rlhf_lightning.cli.identity import digest, file_contents
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.tokenize import tokenize
 from rlhf_lightning.prompting import PromptRewrites, Rewriter, rewriter
@@ -97,6 +99,22 @@ def test_a_run_stands_for_what_it_exported(tmp_path: Path):
     (export / "config.json").write_text('{"other": "weights"}')
     assert Rewriter(str(export)).content()["path"] != digest  # weights count by content
     assert Rewriter("owner/name").path == "owner/name"
+
+
+def test_a_rewriter_of_other_weights_is_another_job(tmp_path: Path):
+    """The same folder with other weights; what a run logged beside them and its model card count for nothing."""
+    export = tmp_path / "export" / "last"
+    export.mkdir(parents=True)
+    (export / "config.json").write_text("{}")
+    cfg = OmegaConf.create({"paths": {}, "prompting": {"path": str(tmp_path)}})
+    jobs = []
+    for weights, noise in (("one", "a"), ("one", "b"), ("two", "b")):
+        (export / "model.safetensors").write_text(weights)
+        for logged in (tmp_path / "train.log", export / "README.md"):
+            logged.write_text(noise)
+        jobs.append(digest(cfg))
+    assert jobs[0] == jobs[1] != jobs[2]
+    assert file_contents(OmegaConf.create({"prompting": {"path": "someone/rewriter"}})) == {}
 
 
 def test_what_can_be_read():
