@@ -18,7 +18,7 @@ from rlhf_lightning.cli.errors import ConfigError
 if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor
     from rlhf_lightning.models.guidance import Guidance
-    from rlhf_lightning.types import SampleGroup
+    from rlhf_lightning.types import Finish, SampleGroup
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Answer:
         log_ratio: with a reference, log-prob of the distribution that it was drawn from less the reference's, in nats.
         sizes: tokens of the prompt that the model was given, of the prompt as it is, and of the answer.
         rewritten: what was asked in the place of the prompt; None: the prompt itself.
+        finish: ``length`` where the limit of tokens ended it.
     """
 
     text: str
@@ -38,12 +39,13 @@ class Answer:
     log_ratio: float | None = None
     sizes: tuple[int, int, int] = (0, 0, 0)
     rewritten: str | None = None
+    finish: Finish = "stop"
 
     def row(self, prompt: str) -> dict[str, Any]:
-        """A line of the output; with scores the file is a data set of ranked answers."""
+        """A line of the output; with scores the file is a data set of ranked responses. Data read ``finish``, too."""
         columns = {"score": self.score, "log_ratio": self.log_ratio, "rewritten": self.rewritten}
         filled = {name: value for name, value in columns.items() if value is not None}
-        return {"prompt": prompt, "response": self.text, **filled}
+        return {"prompt": prompt, "response": self.text, "finish": self.finish, **filled}
 
 
 def check_reference(cfg: DictConfig, prompts: int) -> None:

@@ -308,7 +308,9 @@ def _answers(answerer: Answerer, rows: Sequence[Mapping[str, Any]], cfg: DictCon
         texts = [answerer.text(ids) for ids in group.responses]
         sizes = [(len(group.prompt), len(asked), len(ids)) for ids in group.responses]
         rewritten = answerer.rewritten(turns)
-        each = [Answer(*parts, rewritten) for parts in zip(texts, found, kl, sizes, strict=True)]
+        ends = [sample.finish for sample in group.samples]
+        parts = zip(texts, found, kl, sizes, ends, strict=True)
+        each = [Answer(text, score, ratio, size, rewritten, end) for text, score, ratio, size, end in parts]
         if cfg.keep is not None:
             each = sorted(each, key=lambda answer: -math.inf if answer.score is None else answer.score, reverse=True)
         answers.append(each[: cfg.keep])

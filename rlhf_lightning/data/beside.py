@@ -46,9 +46,8 @@ def read_beside(record: Record, fields: Fields, spec: DataSpec, kind: str) -> Re
 
 def _demonstration(record: Record, fields: Fields, spec: DataSpec) -> Record:
     """The best response alone."""
-    return replace(
-        record, responses=record.responses[:1], kind="supervised", margin=None, numbers={}, parts=(), steps=()
-    )
+    first = replace(record, responses=record.responses[:1], cut_off=record.cut_off[:1])
+    return replace(first, kind="supervised", margin=None, numbers={}, parts=(), steps=())
 
 
 def _better_first(record: Record, fields: Fields, spec: DataSpec) -> Record:

@@ -29,7 +29,7 @@ from rlhf_lightning.data.examples import Examples
 log = logging.getLogger(__name__)
 
 #: Part of the key; raise it when the same rows and options start to give other tokens.
-TOKENISE_VERSION = 6
+TOKENISE_VERSION = 7
 #: Columns of the examples; part of the key too, so that an entry always has the columns that this version reads.
 COLUMNS = tuple(field.name for field in fields(Examples))
 #: Files of the numbers begin so; their names, which may hold any character, stand in ``columns.json``.

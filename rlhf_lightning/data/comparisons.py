@@ -26,6 +26,7 @@ def compared(record: Record, spec: DataSpec) -> Record:
         turn.get(name) for part in parts if not isinstance(part, str) for turn in part for name in CALLS
     ):
         raise RowError(Kind.TYPE, "the row has tools or calls of them, which the question to a judge does not show")
+    record = replace(record, cut_off=())  # the letters are responses of their own
     shown, chosen, rejected = (_shown(part) for part in parts)
     first, second = spec.verdicts
     made = []

@@ -35,7 +35,8 @@ class Rendered:
 
     prompt: str
     responses: list[list[Segment]]
-    closed: list[bool]  #: of each response: it ends with the template's end-of-turn token already
+    #: Of each response: nothing is to be put behind it, since it ends with the template's end-of-turn token or was cut.
+    closed: list[bool]
     templated: bool  #: rendered by a chat template that speaks special tokens, not plain text
     unscored_turns: int = 0  #: assistant turns the template shows differently once others follow
     conversation: bool = False  #: rendered by a chat template
@@ -75,7 +76,7 @@ class Conversation:
         Raises:
             RowError: that beginning calls tools.
         """
-        self.template, self.tools = template, record.tools
+        self.template, self.tools, self.cut_off = template, record.tools, record.cut_off
         turns = cast("Turns", record.prompt)
         begun = turns[-1] if record.continued and turns and turns[-1]["role"] == "assistant" else None
         if begun is not None and any(begun.get(name) for name in CALLS):
@@ -100,13 +101,18 @@ class Conversation:
             if not prompt.startswith(start):
                 raise
             made = [self._response(start, prompt, turns) for turns in self.responses]
+        closed = [template.end_token is not None and part.segments[-1][0].endswith(template.ending) for part in made]
+        for at, part in enumerate(made):
+            if self.cut_off[at : at + 1] == (True,):
+                part.reopen(template.ending)
+                closed[at] = True
         turns = [*self.context, *([] if self.begun is None else [self.begun])]
         everything = [*turns, *(turn for response in self.responses for turn in response)]
         hidden = check_context(turns, prompt, self._text)
         return Rendered(
             start,
             [part.segments for part in made],
-            [template.end_token is not None and part.segments[-1][0].endswith(template.ending) for part in made],
+            closed,
             template.brings_bos,
             sum(part.unscored for part in made),
             conversation=True,
@@ -180,6 +186,11 @@ class _Response:
         """Append a turn of the assistant."""
         self.segments.append((body, is_scored))
         self.text += body
+
+    def reopen(self, ending: str) -> None:
+        """Take away what closes the last turn, which was cut off before it."""
+        body, is_scored = self.segments[-1]
+        self.segments[-1] = (body.removesuffix(ending), is_scored)
 
 
 def _continued(begun: Message | None, turns: Turns) -> Turns:

@@ -302,6 +302,8 @@ def convert(
         raise RowError(Kind.MISSING, f"no format fits its {fields.listed()}")
     asks = _asks_prompts(kind) and name in _CONVERSATIONS
     record = _before_answer(fields, name) if asks else FORMATS[name].convert(fields, spec)
+    if fields.has("finish"):
+        record = replace(record, cut_off=_cut_off(record, fields))
     if fields.has("tools"):
         record = _with_tools(record, tuple(fields.tools()))
     system = fields.text("system") if fields.has("system") else ""
@@ -311,6 +313,22 @@ def convert(
         _refuse_second_system(record, system, fields)
         record = _with_system(record, system or spec.system)
     return record if kind is None else read_beside(record, fields, spec, kind)
+
+
+def _cut_off(record: Record, fields: Fields) -> tuple[bool, ...]:
+    """Which responses a length limit ended, as samples say it: ``length``, or a list of two for a pair.
+
+    Raises:
+        RowError: it says so of another number of responses than the row has.
+    """
+    value = fields.get("finish")
+    listed = value if isinstance(value, list) else [value]
+    if "length" not in listed or not record.responses:
+        return ()
+    if len(listed) != len(record.responses) or not (len(listed) == 1 or KINDS[record.kind].pair):
+        expected = "how the response ended, or of a pair how both did ['length', 'stop']"
+        raise fields.wrong("finish", expected, value)
+    return tuple(finish == "length" for finish in listed)
 
 
 def _with_tools(record: Record, tools: tuple[Mapping[str, Any], ...]) -> Record:

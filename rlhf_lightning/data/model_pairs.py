@@ -101,4 +101,6 @@ def _pair(chosen: Mapping[str, Any], rejected: Mapping[str, Any]) -> dict[str, A
         texts = {name: chosen[name] for name in ("prompt",) if name in chosen}
         return None if tokens[0] == tokens[1] else {**texts, **ids}
     pair = {"prompt": chosen["prompt"], "chosen": chosen["response"], "rejected": rejected["response"]}
-    return None if pair["chosen"] == pair["rejected"] else pair
+    finish = [row.get("finish") for row in (chosen, rejected)]
+    ends = {"finish": finish} if "length" in finish else {}
+    return None if pair["chosen"] == pair["rejected"] else {**pair, **ends}

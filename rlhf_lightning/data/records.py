@@ -33,6 +33,8 @@ class Record:
     #: The prompt ends with the beginning of an assistant turn, which the responses continue.
     continued: bool = False
     tools: tuple[Mapping[str, Any], ...] = ()  #: that the conversation may call
+    #: Of each response, whether a length limit ended it, so that nothing closes it; () where none was.
+    cut_off: tuple[bool, ...] = ()
 
     @property
     def conversation(self) -> bool:

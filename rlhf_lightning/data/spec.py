@@ -37,6 +37,7 @@ COLUMNS = (
     "chosen",
     "rejected",
     "response",
+    "finish",
     "messages",
     "conversations",
     "instruction",
@@ -82,7 +83,7 @@ COLUMNS = (
 OF_RESPONSES = frozenset(
     (
         *("margin", "score_chosen", "score_rejected", "win_chosen", "win_rejected", "policy_sample"),
-        *("reference_sample", "scores", "ranks", "score", "label", "judgment", "attributes"),
+        *("reference_sample", "scores", "ranks", "score", "label", "judgment", "attributes", "finish"),
     )
 )
 #: Data column that a column map names to read none.

@@ -251,7 +251,8 @@ def render(record: Record, template: ChatTemplate | None) -> Rendered:
     if template is not None and record.conversation:
         return template.record(record)
     responses = [[(cast("str", response), True)] for response in record.responses]
-    return Rendered(cast("str", record.prompt), responses, [False] * len(responses), templated=False)
+    closed = list(record.cut_off) or [False] * len(responses)
+    return Rendered(cast("str", record.prompt), responses, closed, templated=False)
 
 
 def _stepwise(record: Record, template: ChatTemplate | None) -> Rendered:

@@ -363,7 +363,7 @@ class _Pipeline:
         """Bring a prompt with its responses within the limits and check it; what was cut, None when nothing was."""
         special = self.encoder.special
         cut = fit(made, self.spec, special.bos)
-        open_end = cut is not None or bool(record.steps)
+        open_end = cut is not None or bool(record.steps) or any(record.cut_off)
         pair = KINDS[record.kind].pair
         check_ids(made.prompt, made.responses, made.scored, special, cut=open_end, pair=pair)
         return cut

@@ -106,7 +106,7 @@ def _plain(record: Record, prompt: str, closing: str) -> Record:
         what = "tools" if record.tools else "labelled steps"
         raise RowError(Kind.TEMPLATE, f"prompting=... makes a prompt without a chat template, which shows no {what}")
     responses = []
-    for response in record.responses:
+    for at, response in enumerate(record.responses):
         turns = response if not isinstance(response, str) else [say("assistant", response)]
         if len(turns) != 1:
             raise RowError(
@@ -114,7 +114,8 @@ def _plain(record: Record, prompt: str, closing: str) -> Record:
                 f"prompting=... makes a prompt without a chat template, and the response has {len(turns)} turns: score "
                 "the last one alone with data.spec.mask=response",
             )
-        responses.append(cast("str", turns[0]["content"]) + closing)
+        end = "" if record.cut_off[at : at + 1] == (True,) else closing
+        responses.append(cast("str", turns[0]["content"]) + end)
     return replace(record, prompt=prompt, responses=tuple(responses), continued=False)
 
 

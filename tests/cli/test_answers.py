@@ -31,6 +31,7 @@ def test_the_same_model_on_the_same_prompts_has_no_divergence(tmp_path):
     metrics = generate.run([*RANDOM, *DRAWN, *where])
     ratios = [row["log_ratio"] for row in read_rows(tmp_path / "answers.jsonl")]
     assert len(ratios) == 6
+    assert {row["finish"] for row in read_rows(tmp_path / "answers.jsonl")} == {"length"}  # a random model ends none
     assert max(map(abs, ratios)) < 1e-4
     assert metrics["val/kl/reference"] == pytest.approx(0, abs=1e-4)
     assert (metrics["val/prompt/added"], metrics["val/sample/drawn"]) == (0, 1)

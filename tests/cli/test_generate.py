@@ -35,7 +35,7 @@ def test_rows_have_the_query_that_was_asked(position, rewritten):
     assert asked == rewritten
     row = Answer("Because.", 0.5, rewritten=asked).row("Why?")
     assert row.pop("rewritten", None) == rewritten
-    assert row == {"prompt": "Why?", "response": "Because.", "score": 0.5}
+    assert row == {"prompt": "Why?", "response": "Because.", "finish": "stop", "score": 0.5}
 
 
 @pytest.mark.parametrize("transform", [None, InContext(examples=0)])

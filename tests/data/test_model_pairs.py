@@ -35,6 +35,9 @@ def test_the_ith_response_to_a_prompt_meets_the_ith(tmp_path):
         {"prompt": "a", "chosen": "a2", "rejected": "-a2"},
     ]
     assert [row.number for row in pairs.rows()] == [1, 2, 3]
+    cut = source(tmp_path / "cut.jsonl", {**text("a", "a"), "finish": "length"})
+    ended = source(tmp_path / "ended.jsonl", {**text("a", "b"), "finish": "stop"})
+    assert [row.values["finish"] for row in ModelPairs(cut, ended).rows()] == [["length", "stop"]]
     turns = [{"role": "user", "content": "a"}]
     other = ModelPairs(
         source(tmp_path / "x.jsonl", text(turns, "x")), source(tmp_path / "y.jsonl", text("a", "no"), text(turns, "y"))

@@ -94,6 +94,8 @@ def test_rows_generation_and_caches_have_one_prompt():
     assert example.prompt == answerer.prompt_ids([user("Why?")], spec.prompting)
     assert tokenizer.decode(example.prompt) == text_of(spec.prompting, user("Why?"))
     assert tokenizer.decode(example.responses[0]) == "So.\n```" + tokenizer.decode([END])
+    cut = tokenize(Rows({"prompt": "Why?", "response": "So", "finish": "length"}), tokenizer, spec, "supervised")
+    assert tokenizer.decode(cut[0].responses[0]) == "So"
     plain = tokenize(Rows({"prompt": "Why?", "chosen": "So.", "rejected": "No."}), tokenizer, spec, "preference")
     assert plain[0].prompt == example.prompt
 
