@@ -23,7 +23,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses import dpo
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.roles import compile_layers

@@ -24,7 +24,7 @@ import torch
 from torch.optim import AdamW
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses import ilql
 from rlhf_lightning.methods import ValueBased
 from rlhf_lightning.models.roles import Models

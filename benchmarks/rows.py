@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 
 from rlhf_lightning.data import DataSpec, Files, Packaged
-from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.data.tokens.tokenize import tokenize
 from rlhf_lightning.models.sources import SmolLM2
 
 #: Files of real pairs, used where they lie beside the checkout; the pairs that ship with the package otherwise.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from worker import BETA, CLIP, RATE, Clock, Row
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses import bradley_terry, dpo, kto, sft
 from rlhf_lightning.methods import AlignmentModule, Preference, RewardModel, Supervised, Unpaired
 from rlhf_lightning.models.roles import ModelBuilder

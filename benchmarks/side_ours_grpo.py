@@ -14,7 +14,7 @@ from worker import CLIP, RATE, Clock
 
 from rlhf_lightning.credit import grpo
 from rlhf_lightning.data import AlignmentDataModule
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses import ppo
 from rlhf_lightning.methods import KLPenalty, PolicyGradient
 from rlhf_lightning.models.roles import ModelBuilder

@@ -14,7 +14,7 @@ from worker import BETA, CLIP, RATE, Clock
 
 from rlhf_lightning.callbacks import PhaseTimes
 from rlhf_lightning.data import AlignmentDataModule
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.lessons import Rounds, SelectLesson
 from rlhf_lightning.losses import dpo
 from rlhf_lightning.methods import Preference

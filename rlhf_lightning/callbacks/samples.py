@@ -68,7 +68,7 @@ class PolicySamples(Callback):
     them; otherwise it is left out.
 
     Args:
-        pack: makes a batch of examples; ``rlhf_lightning.data.packing.pack``.
+        pack: makes a batch of examples; ``rlhf_lightning.data.pack``.
         prompts: how many prompts, over all processes.
         each: responses to each of them.
         max_new_tokens: most tokens of a response.

@@ -33,7 +33,7 @@ class TokenShift(Callback):
     Source: "The Unlocking Spell on Base LLMs", arXiv:2312.01552, section 2. Differences: buckets are options.
 
     Args:
-        pack: makes a batch of examples; ``rlhf_lightning.data.packing.pack``.
+        pack: makes a batch of examples; ``rlhf_lightning.data.pack``.
         prompts: how many prompts; every process draws all of them.
         max_new_tokens: most tokens of a response.
         batch_size: responses decoded together.

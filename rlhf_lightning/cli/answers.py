@@ -83,7 +83,7 @@ def log_ratios(
         return [[None] * len(group.samples) for group in groups]
     import torch
 
-    from rlhf_lightning.data.packing import pack
+    from rlhf_lightning.data.batches.packing import pack
     from rlhf_lightning.types import Example
 
     device = next(reference.parameters()).device

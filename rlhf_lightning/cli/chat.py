@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from rlhf_lightning.data.messages import Turns
+    from rlhf_lightning.data.rows.messages import Turns
 
 #: Decoded text that may still change: a character whose last bytes are in the next token.
 _OPEN = "\N{REPLACEMENT CHARACTER}"

@@ -181,7 +181,7 @@ def _packaged(name: str) -> str:
     Raises:
         ConfigError: there is no such file.
     """
-    from rlhf_lightning.data.sources import PACKAGED_FOLDER
+    from rlhf_lightning.data.sources.files import PACKAGED_FOLDER
 
     file = PACKAGED_FOLDER / name
     if not file.is_file():

@@ -32,7 +32,7 @@ def inspect(cfg: DictConfig) -> None:
     from rlhf_lightning.cli.draws import kind_read
     from rlhf_lightning.cli.instantiate import make
     from rlhf_lightning.data.inspect import inspect as show
-    from rlhf_lightning.data.tokenize import tokenize
+    from rlhf_lightning.data.tokens.tokenize import tokenize
 
     tokenizer, method = make(cfg.model).tokenizer(), make(cfg.method)
     source, spec = make(cfg.data.source), make(cfg.data.spec)

@@ -29,11 +29,11 @@ from rlhf_lightning.cli.results import Result
 from rlhf_lightning.cli.train import optimized, prepare
 from rlhf_lightning.cli.versions import versions
 from rlhf_lightning.data import AlignmentDataModule, RewardBench
-from rlhf_lightning.data.conversations import Rendered
-from rlhf_lightning.data.encode import Encoder
 from rlhf_lightning.data.kinds import KINDS
-from rlhf_lightning.data.templates import resolve
-from rlhf_lightning.data.transforms import prompt_text
+from rlhf_lightning.data.tokens.conversations import Rendered
+from rlhf_lightning.data.tokens.encode import Encoder
+from rlhf_lightning.data.tokens.prompt_transforms import prompt_text
+from rlhf_lightning.data.tokens.templates import resolve
 from rlhf_lightning.methods import ScoringModule
 from rlhf_lightning.rewards import Reward, WinRate, metrics_of, scored, why_unscored
 from rlhf_lightning.rewards.base import Scores, reads_columns

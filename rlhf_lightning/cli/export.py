@@ -177,7 +177,7 @@ def _trained(run: DictConfig, checkpoint: Path, *, compared: bool) -> AlignmentM
 def _template(module: AlignmentModule[Any], run: DictConfig, folder: Path) -> Any:
     """The chat template of the rows that the run was trained on; None where they were no conversations."""
     from rlhf_lightning.cli.instantiate import make
-    from rlhf_lightning.data.encode import trained_template
+    from rlhf_lightning.data.tokens.encode import trained_template
 
     try:
         reports = json.loads((folder / "data.json").read_text(encoding="utf-8"))

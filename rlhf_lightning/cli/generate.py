@@ -28,8 +28,8 @@ from rlhf_lightning.cli.schema import check_config
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from rlhf_lightning.data.messages import Turns
-    from rlhf_lightning.data.transforms import PromptTransform
+    from rlhf_lightning.data.rows.messages import Turns
+    from rlhf_lightning.data.tokens.prompt_transforms import PromptTransform
     from rlhf_lightning.models.actor import Actor
     from rlhf_lightning.models.decoding import Processor
     from rlhf_lightning.models.guidance import Guidance
@@ -91,8 +91,8 @@ class Answerer:
     """A model, its tokenizer and template: from conversations to answers."""
 
     actor: Actor
-    encoder: Any  #: data.encode.Encoder
-    template: Any  #: data.templates.ChatTemplate or None
+    encoder: Any  #: data.tokens.encode.Encoder
+    template: Any  #: data.tokens.templates.ChatTemplate or None
     cfg: DictConfig
     reward: Any = None  #: rewards.Reward or None
     guidance: Guidance | None = None
@@ -108,8 +108,8 @@ class Answerer:
         """
         from rlhf_lightning.cli.guidance import make_guidance
         from rlhf_lightning.cli.instantiate import make
-        from rlhf_lightning.data.encode import Encoder
-        from rlhf_lightning.data.templates import resolve
+        from rlhf_lightning.data.tokens.encode import Encoder
+        from rlhf_lightning.data.tokens.templates import resolve
         from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
         from rlhf_lightning.models.trained import adapter_of_run, load_trained
 
@@ -158,7 +158,7 @@ class Answerer:
             rows: of the conversations, for a reward that reads their columns.
             processor: see :func:`rlhf_lightning.models.generation.sample`.
         """
-        from rlhf_lightning.data.transforms import form_of
+        from rlhf_lightning.data.tokens.prompt_transforms import form_of
         from rlhf_lightning.models.generation import sample
         from rlhf_lightning.types import SampleGroup, Sampling
 
@@ -224,8 +224,8 @@ class Answerer:
 
     def prompt_ids(self, conversation: Turns, transform: PromptTransform | None) -> list[int]:
         """The prompt's ids exactly as training makes them, under a transform or as it is."""
-        from rlhf_lightning.data.conversations import Rendered
-        from rlhf_lightning.data.transforms import prompt_text
+        from rlhf_lightning.data.tokens.conversations import Rendered
+        from rlhf_lightning.data.tokens.prompt_transforms import prompt_text
 
         if transform is not None:
             conversation = transform(conversation)

@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 
 from rlhf_lightning.cli.draws import draws
 from rlhf_lightning.cli.errors import ConfigError, suggestion
+from rlhf_lightning.data.batches.packing import batch_of
 from rlhf_lightning.data.kinds import kind_of
-from rlhf_lightning.data.packing import batch_of
 from rlhf_lightning.losses.options import validate
 from rlhf_lightning.methods.unpaired import Unpaired
 from rlhf_lightning.options import real_options

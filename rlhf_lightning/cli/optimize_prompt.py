@@ -164,8 +164,8 @@ class Parts:
     def _language(self) -> tuple[functools.partial[LanguageTask], Optimizer]:
         """What makes a task of rows, and the optimiser."""
         from rlhf_lightning.cli.instantiate import make
-        from rlhf_lightning.data.encode import Encoder
-        from rlhf_lightning.data.templates import resolve
+        from rlhf_lightning.data.tokens.encode import Encoder
+        from rlhf_lightning.data.tokens.templates import resolve
         from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
         from rlhf_lightning.prompting.language import LanguageTask, Sampler, Temperature, optimizer_of
         from rlhf_lightning.rewards import as_reward

@@ -21,8 +21,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rlhf_lightning.cli.agreement import check_seen
 from rlhf_lightning.cli.build import callbacks_of
 from rlhf_lightning.cli.results import duration
-from rlhf_lightning.data.cache import default_folder
-from rlhf_lightning.data.reference_store import ReferenceStore, ReferenceWriter
+from rlhf_lightning.data.reference.store import ReferenceStore, ReferenceWriter
+from rlhf_lightning.data.tokens.cache import default_folder
 from rlhf_lightning.models.fingerprint import reference_fingerprint
 
 if TYPE_CHECKING:

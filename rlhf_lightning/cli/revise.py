@@ -13,7 +13,7 @@ from rlhf_lightning.cli.console import ERR, OUT
 from rlhf_lightning.cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rlhf_lightning.data.messages import Turns
+    from rlhf_lightning.data.rows.messages import Turns
 
 
 def make_revision(cfg: DictConfig, prompts: int) -> Any:

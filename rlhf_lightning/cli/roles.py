@@ -67,7 +67,7 @@ _LOSS = Role("a loss", (f"{_R}.losses",), bases=(f"{_R}.losses.weighted_sum.Weig
 _REWARD = Role("a reward", (f"{_R}.rewards", f"{_R}.world"), bases=(f"{_R}.rewards.base.Reward",))
 _DATA = Role("a data module", (f"{_R}.data",), bases=(f"{_R}.data.module.AlignmentDataModule",))
 _SOURCE = Role(
-    "a source of rows", (f"{_R}.data", f"{_R}.world", f"{_R}.prompting"), bases=(f"{_R}.data.sources.Source",)
+    "a source of rows", (f"{_R}.data", f"{_R}.world", f"{_R}.prompting"), bases=(f"{_R}.data.sources.base.Source",)
 )
 _SPEC = Role("how rows become tokens", (f"{_R}.data",), bases=(f"{_R}.data.spec.DataSpec",))
 _WRITERS = (
@@ -156,7 +156,7 @@ PLACES: tuple[tuple[str, Role], ...] = (
     ),
     (
         r"(?:callbacks\.[^.]+|evaluation)\.pack",
-        Role("a packing", (f"{_R}.data",), functions=(f"{_R}.data.packing.pack",)),
+        Role("a packing", (f"{_R}.data",), functions=(f"{_R}.data.batches.packing.pack",)),
     ),
     (
         r"logger\.[^.]+",

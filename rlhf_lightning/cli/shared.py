@@ -12,7 +12,7 @@ from rlhf_lightning.cli.identity import digest_of, file_contents
 from rlhf_lightning.cli.sweep import SWEEP
 from rlhf_lightning.cli.trust import leaves
 from rlhf_lightning.cli.versions import versions
-from rlhf_lightning.data.cache import default_folder, tokenizer_digest
+from rlhf_lightning.data.tokens.cache import default_folder, tokenizer_digest
 from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.run_folders import exported
 from rlhf_lightning.rounds import OnlineData

@@ -9,38 +9,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlhf_lightning.data.benchmark import RewardBench as RewardBench
-    from rlhf_lightning.data.binarized import Binarized as Binarized
-    from rlhf_lightning.data.checks import DataError as DataError
-    from rlhf_lightning.data.checks import Problem as Problem
-    from rlhf_lightning.data.checks import Report as Report
-    from rlhf_lightning.data.examples import Examples as Examples
-    from rlhf_lightning.data.mixture import Mixture as Mixture
-    from rlhf_lightning.data.model_pairs import ModelPairs as ModelPairs
+    from rlhf_lightning.data.batches.packing import pack as pack
     from rlhf_lightning.data.module import AlignmentDataModule as AlignmentDataModule
     from rlhf_lightning.data.module import Place as Place
-    from rlhf_lightning.data.reasoning import ReasoningGym as ReasoningGym
-    from rlhf_lightning.data.sources import Files as Files
-    from rlhf_lightning.data.sources import Hub as Hub
-    from rlhf_lightning.data.sources import Packaged as Packaged
+    from rlhf_lightning.data.rows.problems import DataError as DataError
+    from rlhf_lightning.data.rows.problems import Problem as Problem
+    from rlhf_lightning.data.rows.problems import Report as Report
+    from rlhf_lightning.data.sources.binarized import Binarized as Binarized
+    from rlhf_lightning.data.sources.files import Files as Files
+    from rlhf_lightning.data.sources.files import Packaged as Packaged
+    from rlhf_lightning.data.sources.hub import Hub as Hub
+    from rlhf_lightning.data.sources.mixture import Mixture as Mixture
+    from rlhf_lightning.data.sources.model_pairs import ModelPairs as ModelPairs
+    from rlhf_lightning.data.sources.reasoning_gym import ReasoningGym as ReasoningGym
+    from rlhf_lightning.data.sources.rewardbench import RewardBench as RewardBench
     from rlhf_lightning.data.spec import DataSpec as DataSpec
+    from rlhf_lightning.data.tokens.examples import Examples as Examples
 
 _HOME = {
     "AlignmentDataModule": "rlhf_lightning.data.module",
-    "Binarized": "rlhf_lightning.data.binarized",
-    "DataError": "rlhf_lightning.data.checks",
+    "Binarized": "rlhf_lightning.data.sources.binarized",
+    "DataError": "rlhf_lightning.data.rows.problems",
     "DataSpec": "rlhf_lightning.data.spec",
-    "Examples": "rlhf_lightning.data.examples",
-    "Files": "rlhf_lightning.data.sources",
-    "Hub": "rlhf_lightning.data.sources",
-    "Mixture": "rlhf_lightning.data.mixture",
-    "ModelPairs": "rlhf_lightning.data.model_pairs",
-    "Packaged": "rlhf_lightning.data.sources",
+    "Examples": "rlhf_lightning.data.tokens.examples",
+    "Files": "rlhf_lightning.data.sources.files",
+    "Hub": "rlhf_lightning.data.sources.hub",
+    "Mixture": "rlhf_lightning.data.sources.mixture",
+    "ModelPairs": "rlhf_lightning.data.sources.model_pairs",
+    "Packaged": "rlhf_lightning.data.sources.files",
     "Place": "rlhf_lightning.data.module",
-    "Problem": "rlhf_lightning.data.checks",
-    "ReasoningGym": "rlhf_lightning.data.reasoning",
-    "Report": "rlhf_lightning.data.checks",
-    "RewardBench": "rlhf_lightning.data.benchmark",
+    "Problem": "rlhf_lightning.data.rows.problems",
+    "ReasoningGym": "rlhf_lightning.data.sources.reasoning_gym",
+    "Report": "rlhf_lightning.data.rows.problems",
+    "RewardBench": "rlhf_lightning.data.sources.rewardbench",
+    "pack": "rlhf_lightning.data.batches.packing",
 }
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "ReasoningGym",
     "Report",
     "RewardBench",
+    "pack",
 ]
 
 

@@ -21,11 +21,11 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.chat_templates import special_pattern
-from rlhf_lightning.data.checks import ADVICE, Kind, Report, grouped
-from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.batches.packing import ATTRIBUTE
 from rlhf_lightning.data.kinds import KINDS, RANKED_SLOT, slot_names
-from rlhf_lightning.data.measures import PROMPT, lengths_of, remarks, together
-from rlhf_lightning.data.packing import ATTRIBUTE
+from rlhf_lightning.data.rows.problems import ADVICE, Kind, Report, grouped
+from rlhf_lightning.data.statistics import PROMPT, lengths_of, remarks, together
+from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.types import Example
 
 _BINS = 10

@@ -1,8 +1,8 @@
 """Kinds of data, each declared once: what a group holds, what people call it, what its rows serve, its batch.
 
 The kind is what a *method* learns from (``AlignmentModule.kind``). What a *row* gives is its own kind: a ranked list is
-one whatever it is used for. A new kind is an entry of :data:`KINDS` and a reader in ``data.beside``; everything else
-reads the entry. Nothing here imports torch, so that ``rlhf methods`` and tab completion answer at once.
+one whatever it is used for. A new kind is an entry of :data:`KINDS` and a reader in ``data.rows.kind_readers``;
+everything else reads the entry. Nothing here imports torch, so that ``rlhf methods`` and tab completion answer at once.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class DataKind:
         slots: what each response is called; none: lists whose responses are ``RANKED_SLOT`` and a number.
         needs: the columns that make a row one of this kind.
         batch: class of its batches, a name of ``rlhf_lightning.types``.
-        feeds: the other kinds of methods that its rows serve. ``data.beside`` reads them so, or ``data.converters``
-            makes groups of that kind of them.
+        feeds: the other kinds of methods that its rows serve. ``data.rows.kind_readers`` reads them so, or
+            ``data.tokens.converters`` makes groups of that kind of them.
         rows: what people bring, where groups are made of something of another name; empty: ``noun``.
         mapped: an example of ``data.spec.columns`` that may be missing.
         has_responses: whether the rows bring responses; without any they are prompts for the policy to answer.

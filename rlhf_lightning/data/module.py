@@ -14,28 +14,29 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from numpy.typing import NDArray
 
-from rlhf_lightning.data.checks import DataError, Report
-from rlhf_lightning.data.encode import trained_template
-from rlhf_lightning.data.examples import Examples, Groups
+from rlhf_lightning.data.batches.loader import EpochLoader, ListLoader, evaluation_batches, reference_batches
+from rlhf_lightning.data.batches.loader_position import check_limit, steps_taken
+from rlhf_lightning.data.batches.mismatch import Mismatches
+from rlhf_lightning.data.batches.plan import Batching, check_budget
 from rlhf_lightning.data.kinds import KINDS, kind_of
-from rlhf_lightning.data.loader import EpochLoader, ListLoader, evaluation_batches, reference_batches
-from rlhf_lightning.data.mismatch import Mismatches
-from rlhf_lightning.data.optional import has_input
-from rlhf_lightning.data.plan import Batching, check_budget
-from rlhf_lightning.data.position import check_limit, steps_taken
-from rlhf_lightning.data.row_columns import columns_of_rows
-from rlhf_lightning.data.sources import Source, validation_source
+from rlhf_lightning.data.rows.problems import DataError, Report
+from rlhf_lightning.data.sources.base import Source
+from rlhf_lightning.data.sources.files import validation_source
+from rlhf_lightning.data.sources.row_columns import columns_of_rows
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.summary import summary_of
-from rlhf_lightning.data.tokenize import split, tokenize
-from rlhf_lightning.data.transforms import form_of
+from rlhf_lightning.data.tokens.encode import trained_template
+from rlhf_lightning.data.tokens.examples import Examples, Groups
+from rlhf_lightning.data.tokens.optional_numbers import has_input
+from rlhf_lightning.data.tokens.prompt_transforms import form_of
+from rlhf_lightning.data.tokens.tokenize import split, tokenize
 from rlhf_lightning.types import Example, PromptForm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from rlhf_lightning.chat_templates import TrainedTemplate
-    from rlhf_lightning.data.reference_store import ReferenceStore
+    from rlhf_lightning.data.reference.store import ReferenceStore
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """DataSpec: everything that decides how a row becomes tokens, and nothing else.
 
 Two runs with the same rows, tokenizer and spec train on the same tokens; the spec is therefore part of the key of the
-tokenised cache (:mod:`rlhf_lightning.data.cache`).
+tokenised cache (:mod:`rlhf_lightning.data.tokens.cache`).
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ class DataSpec:
             behind the first ``sentence`` or ``line`` that ends in it (excerpts, which may begin in the middle of one).
         prompt_end: where it ends: ``any``, where it does; at the last ``sentence`` or ``line`` that ends within
             ``max_prompt_length`` and ``max_length``, so ``too_long`` never has to cut it
-            (:mod:`rlhf_lightning.data.boundaries`; detail 12 of "The N Implementation Details of RLHF with PPO").
+            (:mod:`rlhf_lightning.data.tokens.prompt_cuts`; detail 12 of "The N Implementation Details of RLHF with
+            PPO").
         max_length: limit in tokens of prompt + longest response, EOS included (1024: TRL's default); None: no limit.
         max_prompt_length: limit of the prompt alone; None: no limit.
         max_response_length: limit of each response alone, EOS included; None: no limit.
@@ -156,7 +157,7 @@ class DataSpec:
         max_left_out: share of the rows that may be left out, as bad or as too long, before the run asks (0.1: ours); 1:
             any. Rows that ``label`` leaves out do not count.
         prompting: what changes prompts before they are rendered, a
-            :class:`~rlhf_lightning.data.transforms.PromptTransform`;
+            :class:`~rlhf_lightning.data.tokens.prompt_transforms.PromptTransform`;
             the commands set it from the group ``prompting``.
         cache: keep tokenised data on disk, addressed by content, shared by all runs.
         cache_dir: where; None: ``$RLHF_CACHE`` or ``~/.cache/rlhf-lightning``.

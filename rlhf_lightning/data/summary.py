@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf_lightning.data.checks import Report
-from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.data.kinds import KINDS
+from rlhf_lightning.data.rows.problems import Report
+from rlhf_lightning.data.tokens.examples import Examples
 
 
 def summary_of(examples: Examples, kind: str, report: Report | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.lessons.tokens import IntArray
 from rlhf_lightning.types import PackedBatch, RolloutOptions, ScoredGroup, StepTotals
 

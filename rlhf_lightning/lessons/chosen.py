@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from rlhf_lightning.data.batches import with_mismatched
-from rlhf_lightning.data.examples import Examples
-from rlhf_lightning.data.mismatch import Mismatches, prompt_numbers
-from rlhf_lightning.data.packing import pack
-from rlhf_lightning.data.position import check_state
+from rlhf_lightning.data.batches.loader_position import check_state
+from rlhf_lightning.data.batches.micro_batches import with_mismatched
+from rlhf_lightning.data.batches.mismatch import Mismatches, prompt_numbers
+from rlhf_lightning.data.batches.packing import pack
+from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.lessons.tokens import IntArray, TokenRound
 from rlhf_lightning.types import PackedBatch, Selected, StepTotals, UnpairedBatch
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.lessons.experience import Experience, numbers
 from rlhf_lightning.lessons.tokens import IntArray
 from rlhf_lightning.types import Credit, Episodes, PackedBatch, Ragged, Rolled, RolloutOptions, ScoredGroup

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_lightning.data.packing import pack
-from rlhf_lightning.data.position import check_state
+from rlhf_lightning.data.batches.loader_position import check_state
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.lessons.tokens import IntArray, TokenRound, examples_of
 from rlhf_lightning.types import PackedBatch, RolloutBatch, ScoredGroup, StepTotals
 

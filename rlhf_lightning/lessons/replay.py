@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.lessons.tokens import IntArray
 from rlhf_lightning.ops.streams import stream_seed
 

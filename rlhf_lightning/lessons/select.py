@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.data.kinds import kind_of, slot_names
-from rlhf_lightning.data.selected import by_response, leave_out_equal, response_of, rows_of, same_as
+from rlhf_lightning.data.tokens.examples import Examples
+from rlhf_lightning.data.tokens.selected_groups import by_response, leave_out_equal, response_of, rows_of, same_as
 from rlhf_lightning.lessons.chosen import SelectedRound, joined
 from rlhf_lightning.lessons.replay import Replay, prompt_tokens, prompts_among
 from rlhf_lightning.lessons.rounds import Rounds
@@ -248,7 +248,7 @@ class SelectLesson:
         return str(self.method().tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _same_as(self, drawn: Sequence[ScoredGroup]) -> Tensor:
-        """See ``data.selected.same_as``; by text."""
+        """See ``data.tokens.selected_groups.same_as``; by text."""
         texts = [[self._text(ids) for ids in one.group.responses] for one in drawn]
         rows = self.responses or {}
         own = [self._text(rows[one.group.row].responses[0]) if one.group.row in rows else None for one in drawn]

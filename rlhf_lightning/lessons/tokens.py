@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlhf_lightning.data.examples import Examples
-from rlhf_lightning.data.plan import Plan
-from rlhf_lightning.data.position import check_state
+from rlhf_lightning.data.batches.loader_position import check_state
+from rlhf_lightning.data.batches.plan import Plan
+from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.types import PackedBatch, Ragged, SampleGroup, StepTotals
 
 IntArray = NDArray[np.int64]

@@ -1,8 +1,8 @@
 """Lightning's counters of micro-batches, kept to whole optimiser steps.
 
-A loader's position is a number of steps (``data.position``), and weights and optimiser change at the end of a step
-only. Lightning counts the micro-batches of a process beside them. In a checkpoint these counters are set to the end of
-the last whole step, so that no state is saved while gradients are accumulated; a run that resumes with other
+A loader's position is a number of steps (``data.batches.loader_position``), and weights and optimiser change at the end
+of a step only. Lightning counts the micro-batches of a process beside them. In a checkpoint these counters are set to
+the end of the last whole step, so that no state is saved while gradients are accumulated; a run that resumes with other
 micro-batches counts the same steps in its own.
 """
 

@@ -6,9 +6,9 @@
 * :class:`Instruction`: a text at a position of the query, as the search of a prompt finds it (OPRO, GEPA);
 * :class:`Revision`: critique and revision of responses under principles (constitutional AI).
 
-All but the last fulfil :class:`~rlhf_lightning.data.transforms.PromptTransform`. :class:`OPRO` and :class:`GEPA` are
-searches (:mod:`rlhf_lightning.prompting.search`), :class:`PromptRewrites` is data for a rewriter. Names are loaded when
-they are first used.
+All but the last fulfil :class:`~rlhf_lightning.data.tokens.prompt_transforms.PromptTransform`. :class:`OPRO` and
+:class:`GEPA` are searches (:mod:`rlhf_lightning.prompting.search`), :class:`PromptRewrites` is data for a rewriter.
+Names are loaded when they are first used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlhf_lightning.data.transforms import PromptTransform as PromptTransform
+    from rlhf_lightning.data.tokens.prompt_transforms import PromptTransform as PromptTransform
     from rlhf_lightning.prompting.gepa import GEPA as GEPA
     from rlhf_lightning.prompting.in_context import InContext as InContext
     from rlhf_lightning.prompting.instruction import Instruction as Instruction
@@ -37,7 +37,7 @@ _HOME = {
     "OPRO": "rlhf_lightning.prompting.opro",
     "Phrases": "rlhf_lightning.prompting.phrases",
     "PromptRewrites": "rlhf_lightning.prompting.rewrite_data",
-    "PromptTransform": "rlhf_lightning.data.transforms",
+    "PromptTransform": "rlhf_lightning.data.tokens.prompt_transforms",
     "Revision": "rlhf_lightning.prompting.revision",
     "Rewriter": "rlhf_lightning.prompting.rewriter",
     "Rules": "rlhf_lightning.prompting.rules",

@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rlhf_lightning.data.checks import Kind, RowError
-from rlhf_lightning.data.messages import Turns
+from rlhf_lightning.data.rows.messages import Turns
+from rlhf_lightning.data.rows.problems import Kind, RowError
 from rlhf_lightning.models.run_folders import exported
 from rlhf_lightning.types import PromptForm
 
@@ -29,27 +29,30 @@ class Transform(ABC):
 
     @property
     def closing(self) -> str:
-        """See :class:`~rlhf_lightning.data.transforms.PromptTransform`."""
+        """See :class:`~rlhf_lightning.data.tokens.prompt_transforms.PromptTransform`."""
         return ""
 
     @property
     def form(self) -> PromptForm:
-        """See :class:`~rlhf_lightning.data.transforms.PromptTransform`."""
+        """See :class:`~rlhf_lightning.data.tokens.prompt_transforms.PromptTransform`."""
         return PromptForm()
 
     @abstractmethod
     def __call__(self, turns: Turns) -> Turns:
-        """See :class:`~rlhf_lightning.data.transforms.PromptTransform`."""
+        """See :class:`~rlhf_lightning.data.tokens.prompt_transforms.PromptTransform`."""
 
     def begin(self, tokenizer: Any) -> None:
-        """See :class:`~rlhf_lightning.data.transforms.PromptTransform`."""
+        """See :class:`~rlhf_lightning.data.tokens.prompt_transforms.PromptTransform`."""
         self.tokenizer = tokenizer  # type: ignore[misc]
 
     def prepare(self, conversations: Sequence[Turns]) -> None:  # noqa: B027  most prepare nothing
-        """See :class:`~rlhf_lightning.data.transforms.PromptTransform`; nothing is gained from many at once."""
+        """See :class:`~rlhf_lightning.data.tokens.prompt_transforms.PromptTransform`.
+
+        Nothing is gained from many at once.
+        """
 
     def content(self) -> Mapping[str, Any]:
-        """See :class:`~rlhf_lightning.data.transforms.PromptTransform`."""
+        """See :class:`~rlhf_lightning.data.tokens.prompt_transforms.PromptTransform`."""
         options = {field.name: getattr(self, field.name) for field in fields(self) if not field.name.startswith("_")}
         for name in self.files:
             options[name] = None if options[name] is None else content_digest(options[name])

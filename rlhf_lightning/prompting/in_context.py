@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from rlhf_lightning.data.checks import Kind, RowError
-from rlhf_lightning.data.messages import Turns
+from rlhf_lightning.data.rows.messages import Turns
+from rlhf_lightning.data.rows.problems import Kind, RowError
 from rlhf_lightning.options import WholeNumber
 from rlhf_lightning.prompting.base import Transform, texts_of
 from rlhf_lightning.prompting.in_context_texts import EXAMPLES, INSTRUCTION, PLAIN_EXAMPLES
@@ -71,7 +71,7 @@ class InContext(Transform):
 
     @property
     def form(self) -> PromptForm:
-        """See :class:`~rlhf_lightning.data.transforms.PromptTransform`."""
+        """See :class:`~rlhf_lightning.data.tokens.prompt_transforms.PromptTransform`."""
         trailing = _FENCE if self.style == "urial" else ""
         return PromptForm(self._start, ("# Query", "# User"), trailing, self.tokenizer)
 

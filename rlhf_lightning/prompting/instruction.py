@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from rlhf_lightning.data.messages import Turns
+from rlhf_lightning.data.rows.messages import Turns
 from rlhf_lightning.prompting.base import Transform, existing_file, query_of, with_query
 
 Position = Literal["before_Q", "Q_begin", "Q_end", "A_begin"]

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_lightning.data.checks import DataError, RowError
-from rlhf_lightning.data.conversations import Rendered
-from rlhf_lightning.data.encode import Encoder
-from rlhf_lightning.data.formats import convert
-from rlhf_lightning.data.messages import Turns
-from rlhf_lightning.data.sources import Source, for_kind
+from rlhf_lightning.data.rows.formats import convert
+from rlhf_lightning.data.rows.messages import Turns
+from rlhf_lightning.data.rows.problems import DataError, RowError
+from rlhf_lightning.data.sources.base import Source, for_kind
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.templates import ChatTemplate
-from rlhf_lightning.data.transforms import prompt_text, turns_in
+from rlhf_lightning.data.tokens.conversations import Rendered
+from rlhf_lightning.data.tokens.encode import Encoder
+from rlhf_lightning.data.tokens.prompt_transforms import prompt_text, turns_in
+from rlhf_lightning.data.tokens.templates import ChatTemplate
 from rlhf_lightning.models.sources import Dtype
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.options import Seed

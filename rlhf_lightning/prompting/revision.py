@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from rlhf_lightning.data.messages import Turns
-from rlhf_lightning.data.records import say
+from rlhf_lightning.data.rows.messages import Turns
+from rlhf_lightning.data.rows.records import say
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.options import Count
 from rlhf_lightning.prompting.base import texts_of

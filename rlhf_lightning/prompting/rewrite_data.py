@@ -15,10 +15,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rlhf_lightning.data.checks import DataError, RowError
-from rlhf_lightning.data.formats import convert
-from rlhf_lightning.data.messages import Turns
-from rlhf_lightning.data.sources import Row, Source
+from rlhf_lightning.data.rows.formats import convert
+from rlhf_lightning.data.rows.messages import Turns
+from rlhf_lightning.data.rows.problems import DataError, RowError
+from rlhf_lightning.data.sources.base import Row, Source
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.options import Count, NonNegative, Seed
 from rlhf_lightning.prompting.jsonl import Journal

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from rlhf_lightning.data.messages import Turns
+from rlhf_lightning.data.rows.messages import Turns
 from rlhf_lightning.models.generation import sample
 from rlhf_lightning.models.sources import Dtype
 from rlhf_lightning.ops.streams import stream_seed
@@ -91,7 +91,10 @@ class Rewriter(Transform):
             self._rewritten |= zip(missing, self.rewrites(missing), strict=True)
 
     def content(self) -> Mapping[str, Any]:
-        """See :class:`~rlhf_lightning.data.transforms.PromptTransform`; a folder of the rewriter counts by content."""
+        """See :class:`~rlhf_lightning.data.tokens.prompt_transforms.PromptTransform`.
+
+        A folder of the rewriter counts by content.
+        """
         kept = {name: value for name, value in super().content().items() if name not in self.not_content}
         return {**kept, "path": content_digest(self.path)}
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from rlhf_lightning.data.messages import Turns
+from rlhf_lightning.data.rows.messages import Turns
 from rlhf_lightning.options import Count
 from rlhf_lightning.prompting.base import Transform, content_digest, existing_file, query_of, with_query
 from rlhf_lightning.prompting.retrieval import Embeddings, Index, TfIdf, nearest
@@ -94,7 +94,10 @@ class Rules(Transform):
         return with_query(turns, re.sub(r"\{(rules|prompt)\}", lambda match: parts[match[1]], self.template))
 
     def content(self) -> Mapping[str, Any]:
-        """See :class:`~rlhf_lightning.data.transforms.PromptTransform`; a folder of an embedder counts by content."""
+        """See :class:`~rlhf_lightning.data.tokens.prompt_transforms.PromptTransform`.
+
+        A folder of an embedder counts by content.
+        """
         return {**super().content(), "embedder": self.embedder and content_digest(self.embedder)}
 
     def listed(self, query: str) -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from rlhf_lightning.data.messages import Turns
-from rlhf_lightning.data.templates import chat_text
+from rlhf_lightning.data.rows.messages import Turns
+from rlhf_lightning.data.tokens.templates import chat_text
 from rlhf_lightning.ops.streams import stream_seed
 
 if TYPE_CHECKING:

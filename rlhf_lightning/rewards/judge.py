@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rlhf_lightning.data.comparisons import compared
-from rlhf_lightning.data.encode import Encoder
-from rlhf_lightning.data.packing import pack
-from rlhf_lightning.data.records import Record, as_conversation
+from rlhf_lightning.data.batches.packing import pack
+from rlhf_lightning.data.rows.judge_questions import compared
+from rlhf_lightning.data.rows.records import Record, as_conversation
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.templates import render, resolve
+from rlhf_lightning.data.tokens.encode import Encoder
+from rlhf_lightning.data.tokens.templates import render, resolve
 from rlhf_lightning.losses.judge import stated_preference
 from rlhf_lightning.models.sources import Dtype
 from rlhf_lightning.options import Count

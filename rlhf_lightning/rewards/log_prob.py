@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.buffers import keep_float32_buffers
 from rlhf_lightning.models.roles import align_with_tokenizer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models.buffers import keep_float32_buffers
 from rlhf_lightning.models.classification import load_whole, without_head
 from rlhf_lightning.models.heads import HEAD

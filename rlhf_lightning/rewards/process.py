@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from rlhf_lightning.data.conversations import Rendered
-from rlhf_lightning.data.encode import Encoder
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.data.spec import DataSpec
+from rlhf_lightning.data.tokens.conversations import Rendered
+from rlhf_lightning.data.tokens.encode import Encoder
 from rlhf_lightning.models.buffers import keep_float32_buffers
 from rlhf_lightning.models.roles import align_with_tokenizer
 from rlhf_lightning.models.scorer import Scorer

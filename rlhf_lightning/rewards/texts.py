@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from jinja2 import TemplateError
 
-from rlhf_lightning.data.templates import chat_text
+from rlhf_lightning.data.tokens.templates import chat_text
 from rlhf_lightning.types import Example, SampleGroup
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.lessons.experience import numbers
 from rlhf_lightning.lessons.tokens import IntArray
 from rlhf_lightning.ops.comparisons import outcomes

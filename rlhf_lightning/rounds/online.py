@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_lightning.data.loader import ListLoader
+from rlhf_lightning.data.batches.loader import ListLoader
+from rlhf_lightning.data.batches.loader_position import check_limit, steps_taken
 from rlhf_lightning.data.module import AlignmentDataModule, Place
-from rlhf_lightning.data.position import check_limit, steps_taken
 from rlhf_lightning.lessons.base import Lesson, Round
 from rlhf_lightning.lessons.credit import CreditLesson
 from rlhf_lightning.rewards.base import ColumnReward, Reward
@@ -36,8 +36,8 @@ from rlhf_lightning.types import PreferenceBatch, RolloutOptions
 
 if TYPE_CHECKING:
     from rlhf_lightning.chat_templates import TrainedTemplate
-    from rlhf_lightning.data.checks import Report
-    from rlhf_lightning.data.examples import Examples
+    from rlhf_lightning.data.rows.problems import Report
+    from rlhf_lightning.data.tokens.examples import Examples
     from rlhf_lightning.rollout.base import RolloutEngine
 
 #: Rows of each part whose columns a reward is shown before weights load.

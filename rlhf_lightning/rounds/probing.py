@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.lessons.base import Round
 from rlhf_lightning.rollout.probe import gap
 from rlhf_lightning.rounds.processes import gathered

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from rlhf_lightning.data.plan import Plan
+from rlhf_lightning.data.batches.plan import Plan
 from rlhf_lightning.lessons.base import Lesson, Round
 from rlhf_lightning.lessons.experience import numbers
 from rlhf_lightning.rewards import why_unscored

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rlhf_lightning.ops.streams import stream_seed
 
 if TYPE_CHECKING:
-    from rlhf_lightning.data.examples import Examples
+    from rlhf_lightning.data.tokens.examples import Examples
 
 IntArray = NDArray[np.int64]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from rlhf_lightning.data.batches import Share
-from rlhf_lightning.data.plan import Plan, plan_epoch
+from rlhf_lightning.data.batches.micro_batches import Share
+from rlhf_lightning.data.batches.plan import Plan, plan_epoch
 from rlhf_lightning.types import PackedBatch
 
 if TYPE_CHECKING:
-    from rlhf_lightning.data.examples import Examples
     from rlhf_lightning.data.module import AlignmentDataModule, Place
+    from rlhf_lightning.data.tokens.examples import Examples
 
 
 class Demonstrations:

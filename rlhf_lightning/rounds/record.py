@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.files import write_atomically
 from rlhf_lightning.types import Draw, Sample, SampleGroup, ScoredGroup
 

@@ -25,9 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from rlhf_lightning.data.examples import Examples
-from rlhf_lightning.data.plan import Plan
-from rlhf_lightning.data.shards import write_atomically
+from rlhf_lightning.data.batches.plan import Plan
+from rlhf_lightning.data.reference.shards import write_atomically
+from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.lessons.base import Round
 from rlhf_lightning.rounds.record import Drawn, Rollouts, key_of
 from rlhf_lightning.types import ScoredGroup

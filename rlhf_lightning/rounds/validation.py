@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_lightning.data.examples import Groups
-from rlhf_lightning.data.packing import local_totals
+from rlhf_lightning.data.batches.packing import local_totals
+from rlhf_lightning.data.tokens.examples import Groups
 from rlhf_lightning.lessons.experience import Experience, numbers
 from rlhf_lightning.lessons.tokens import IntArray
 from rlhf_lightning.ops.streams import stream_seed

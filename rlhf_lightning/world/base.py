@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from filelock import FileLock
 
-from rlhf_lightning.data.cache import default_folder
+from rlhf_lightning.data.tokens.cache import default_folder
 from rlhf_lightning.models.loading import load_model
 from rlhf_lightning.models.sizes import Sizes
 from rlhf_lightning.models.sources import Dtype, Execution

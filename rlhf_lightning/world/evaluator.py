@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.ops.divergence import Predictions, divergence
 from rlhf_lightning.types import Example, PackedBatch
 from rlhf_lightning.world import grammar

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_lightning.data.checks import DataError
 from rlhf_lightning.data.kinds import KINDS
+from rlhf_lightning.data.rows.problems import DataError
 from rlhf_lightning.world import grammar
 from rlhf_lightning.world.base import TinyWorld
 from rlhf_lightning.world.claims import truth

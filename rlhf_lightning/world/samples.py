@@ -89,7 +89,7 @@ def _draw(base: TinyWorld, folder: Path) -> None:
 def _log_probs(actor: object, prompt: list[int], answers: Sequence[list[int]]) -> list[float]:
     import torch
 
-    from rlhf_lightning.data.packing import pack
+    from rlhf_lightning.data.batches.packing import pack
 
     with torch.no_grad():
         scored = actor(pack([Example(prompt, list(answers))], kind="supervised"))  # type: ignore[operator]

@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rlhf_lightning.data.checks import DataError
 from rlhf_lightning.data.kinds import KINDS
-from rlhf_lightning.data.sources import Row
+from rlhf_lightning.data.rows.problems import DataError
+from rlhf_lightning.data.sources.base import Row
 from rlhf_lightning.options import Seed
 from rlhf_lightning.world import grammar, kinds
 from rlhf_lightning.world.base import TinyWorld

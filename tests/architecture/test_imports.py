@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parents[2] / "rlhf_lightning"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -47,6 +49,19 @@ MAY_IMPORT = {
     "quickstart": {"types", "ops", "losses", "models", "data", "methods", "cli", "conf_dir"},
     "cli": None,  # everything
     "": None,  # the package's lazy names
+}
+#: Within a package, sub-packages and modules in the order in which they may import: each itself and those before it.
+LAYERS = {
+    "data": (
+        {"kinds", "spec"},
+        {"rows"},
+        {"sources"},
+        {"tokens"},
+        {"batches"},
+        {"reference"},
+        {"inspect", "statistics", "summary"},
+        {"module"},
+    ),
 }
 #: Packages that only some parts may import.
 ONLY_IN = {
@@ -141,6 +156,29 @@ def wrong_imports(file: Path) -> Iterator[str]:
             yield f"{file.relative_to(PACKAGE)}: {mine} must not import {module}"
 
 
+@pytest.mark.parametrize("package", LAYERS)
+def test_every_module_of_a_layered_package_has_a_layer(package):
+    inside = {path.stem for path in (PACKAGE / package).glob("*") if path.suffix == ".py" or any(path.glob("*.py"))}
+    assert inside - {"__init__"} == set().union(*LAYERS[package])
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_layers_import_one_way(package):
+    files = {*(PACKAGE / package).rglob("*.py")} - {PACKAGE / package / "__init__.py"}
+    assert sorted(problem for file in files for problem in wrong_layers(file, package)) == []
+
+
+def wrong_layers(file: Path, package: str) -> Iterator[str]:
+    """Imports of a file from a layer above its own, or of the package's lazy names, which have all layers."""
+    level = {name: at for at, layer in enumerate(LAYERS[package]) for name in layer}
+    inside = file.relative_to(PACKAGE / package).parts[0].removesuffix(".py")
+    for module in imports(file):
+        if module.startswith(f"rlhf_lightning.{package}."):
+            imported = module.split(".")[2]
+            if level.get(imported, len(level)) > level[inside]:
+                yield f"{file.relative_to(PACKAGE)}: {inside} must not import {module}"
+
+
 def test_losses_and_selectors_are_pure_torch():
     known = {*LOSSES_MAY, "rlhf_lightning"}
     files = [file for package in ("losses", "selection") for file in (PACKAGE / package).glob("*.py")]
@@ -163,3 +201,22 @@ def test_the_rules_would_notice(tmp_path, monkeypatch):
     (tmp_path / "models" / "bad.py").write_text("import hydra\n")
     monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
     assert len([problem for file in tmp_path.rglob("*.py") for problem in wrong_imports(file)]) == 2
+
+
+def test_the_layers_would_notice(tmp_path, monkeypatch):
+    """The check itself: rows that import tokens, late; and a batch that imports a lazy name of the package."""
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
+    for file, text in (
+        ("rows/bad.py", "def f():\n    from rlhf_lightning.data.tokens import encode\n"),
+        ("batches/bad.py", "from rlhf_lightning.data import Files\n"),
+        (
+            "batches/good.py",
+            "from rlhf_lightning.data import spec\nfrom rlhf_lightning.data.rows import records\n",
+        ),
+    ):
+        (tmp_path / "data" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / file).write_text(text)
+    assert sorted(problem for file in tmp_path.rglob("*.py") for problem in wrong_layers(file, "data")) == [
+        "data/batches/bad.py: batches must not import rlhf_lightning.data.Files",
+        "data/rows/bad.py: rows must not import rlhf_lightning.data.tokens.encode",
+    ]

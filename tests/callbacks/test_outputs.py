@@ -28,7 +28,7 @@ from rlhf_lightning.callbacks import (
 from rlhf_lightning.callbacks.rich_progress import clock, compact, redirect_handlers, summary
 from rlhf_lightning.callbacks.tables import log_table
 from rlhf_lightning.data import AlignmentDataModule
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses import dpo
 from rlhf_lightning.methods import Preference
 from rlhf_lightning.models.adapters import Lora

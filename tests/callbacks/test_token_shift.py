@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_lightning.callbacks import TokenShift
 from rlhf_lightning.callbacks.token_shift import shares
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.generation import generate
 from rlhf_lightning.models.reference import FrozenCopy

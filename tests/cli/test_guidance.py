@@ -18,7 +18,7 @@ from rlhf_lightning.cli.identity import digest
 from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.cli.rollouts import guided, make_rollouts
 from rlhf_lightning.cli.shared import shared_rounds
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses.options import is_on_policy
 from rlhf_lightning.methods import Mismatch
 from rlhf_lightning.models.adapters import Lora

@@ -38,7 +38,7 @@ GADGETS: dict[str, dict[str, Any]] = {
     "rlhf_lightning.cli.worker.subprocess.run": {"args": ["touch", "{canary}"]},
     "rlhf_lightning.rollout.vllm_process.ServerProcess": {"command": ["-c", "open('{canary}', 'w')"], "port": 1},
     "rlhf_lightning.rewards.graders.sandbox.subprocess.run": {"args": ["touch", "{canary}"]},
-    "rlhf_lightning.data.cache.cached": {"folder": "{folder}", "key": "x"},
+    "rlhf_lightning.data.tokens.cache.cached": {"folder": "{folder}", "key": "x"},
     "rlhf_lightning.checkpointing.remove": {"path": "{canary}"},
     "evil_module.touch": {},
 }

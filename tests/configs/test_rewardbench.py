@@ -10,7 +10,7 @@ import pytest
 
 from rlhf_lightning.cli.results import Result
 from rlhf_lightning.data import RewardBench
-from rlhf_lightning.data.checks import DataError
+from rlhf_lightning.data.rows.problems import DataError
 
 #: Subset, chosen, rejected. Where length decides, the comment says who wins.
 ROWS = [

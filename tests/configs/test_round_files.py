@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_lightning.data.plan import Batching, plan_steps
+from rlhf_lightning.data.batches.plan import Batching, plan_steps
 from rlhf_lightning.ops.streams import stream_seed
 from tests.configs.test_rounds import REWARD
 

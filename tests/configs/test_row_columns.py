@@ -9,8 +9,8 @@ import pytest
 
 from rlhf_lightning.cli.results import Result
 from rlhf_lightning.data import AlignmentDataModule, DataSpec
-from rlhf_lightning.data.row_columns import columns_of_rows
-from rlhf_lightning.data.sources import Files
+from rlhf_lightning.data.sources.files import Files
+from rlhf_lightning.data.sources.row_columns import columns_of_rows
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rewards import Composite, ExactMatch, FunctionReward, LengthReward, LexiconSentiment
 from rlhf_lightning.rewards.base import reads_columns

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_lightning.data import Files
-from rlhf_lightning.data.binarized import Binarized
-from rlhf_lightning.data.checks import DataError
+from rlhf_lightning.data.rows.problems import DataError
+from rlhf_lightning.data.sources.binarized import Binarized
 
 
 def source(tmp_path: Path, *rows: object) -> Files:

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_lightning.data import boundaries
-from rlhf_lightning.data.boundaries import ENDS
-from rlhf_lightning.data.checks import DataError, Kind, RowError
-from rlhf_lightning.data.encode import Encoder
-from rlhf_lightning.data.records import Record
-from rlhf_lightning.data.sources import Files
+from rlhf_lightning.data.rows.problems import DataError, Kind, RowError
+from rlhf_lightning.data.rows.records import Record
+from rlhf_lightning.data.sources.files import Files
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.tokenize import Tokenized, tokenize
+from rlhf_lightning.data.tokens import prompt_cuts
+from rlhf_lightning.data.tokens.encode import Encoder
+from rlhf_lightning.data.tokens.prompt_cuts import ENDS
+from rlhf_lightning.data.tokens.tokenize import Tokenized, tokenize
 from tests.helpers import tokenizers
 from tests.helpers.rows import Rows
 
@@ -24,7 +24,7 @@ BOTH: dict[str, Any] = {"prompt_start": "sentence", "prompt_end": "sentence"}
 
 def cut(text: str, **options: Any) -> str:
     """The prompt that is left, with a character a token."""
-    record = boundaries.cut(Record(text, (), "prompt", kind="prompt"), DataSpec(**{**BOTH, **options}), len)
+    record = prompt_cuts.cut(Record(text, (), "prompt", kind="prompt"), DataSpec(**{**BOTH, **options}), len)
     assert isinstance(record.prompt, str)
     assert record.cut == len(text) - len(record.prompt)
     return record.prompt
@@ -160,7 +160,7 @@ def test_a_book_is_not_tokenised_for_a_few_sentences() -> None:
 
     book = "It is so. " * 10_000
     spec = DataSpec(**BOTH, max_prompt_length=64)
-    assert len(str(boundaries.cut(Record(book, (), "prompt"), spec, length).prompt)) == 59
+    assert len(str(prompt_cuts.cut(Record(book, (), "prompt"), spec, length).prompt)) == 59
     assert max(seen) < 256
 
 

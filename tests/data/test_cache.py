@@ -9,12 +9,12 @@ import sys
 import numpy as np
 import pytest
 
-from rlhf_lightning.data import cache
-from rlhf_lightning.data.checks import DataError
-from rlhf_lightning.data.encode import Encoder
-from rlhf_lightning.data.sources import Files
+from rlhf_lightning.data.rows.problems import DataError
+from rlhf_lightning.data.sources.files import Files
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.tokenize import split, tokenize
+from rlhf_lightning.data.tokens import cache
+from rlhf_lightning.data.tokens.encode import Encoder
+from rlhf_lightning.data.tokens.tokenize import split, tokenize
 from tests.helpers import tokenizers
 from tests.helpers.rows import Rows
 
@@ -140,10 +140,10 @@ def test_a_full_disk_costs_only_time(file, tmp_path, monkeypatch, caplog):
 
 WORKER = """
 import os, signal, sys
-from rlhf_lightning.data import cache
-from rlhf_lightning.data.sources import Files
+from rlhf_lightning.data.sources.files import Files
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.data.tokens import cache
+from rlhf_lightning.data.tokens.tokenize import tokenize
 from tests.helpers.tokenizers import llama_like
 
 if sys.argv[3] == "kill":

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf_lightning.data.checks import (
+from rlhf_lightning.data.rows.problems import (
     ADVICE,
     MAX_LISTED,
     WARNINGS,
@@ -17,9 +17,9 @@ from rlhf_lightning.data.checks import (
     SpecialIds,
     check_ids,
 )
-from rlhf_lightning.data.sources import Files
+from rlhf_lightning.data.sources.files import Files
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.data.tokens.tokenize import tokenize
 from tests.helpers import tokenizers
 from tests.helpers.rows import Rows
 

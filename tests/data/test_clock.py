@@ -12,11 +12,11 @@ from datetime import date, datetime, time
 import pytest
 
 from rlhf_lightning import clock
-from rlhf_lightning.data.checks import DataError
-from rlhf_lightning.data.sources import Files
+from rlhf_lightning.data.rows.problems import DataError
+from rlhf_lightning.data.sources.files import Files
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.templates import chat_text, resolve
-from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.data.tokens.templates import chat_text, resolve
+from rlhf_lightning.data.tokens.tokenize import tokenize
 from rlhf_lightning.models.tokenizers import byte_tokenizer
 from rlhf_lightning.rewards.asking import conversation_ids
 from rlhf_lightning.rewards.texts import Texts

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_lightning.data import DataSpec, Files
-from rlhf_lightning.data.packing import pack
-from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.data.batches.packing import pack
+from rlhf_lightning.data.tokens.tokenize import tokenize
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.types import ComparisonBatch, Ragged
 

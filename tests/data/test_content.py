@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.types import Example
 
 ROWS = [

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from rlhf_lightning.data.checks import DataError, Kind
+from rlhf_lightning.data.rows.problems import DataError, Kind
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.data.tokens.tokenize import tokenize
 from tests.helpers import tokenizers
 from tests.helpers.rows import Rows
 

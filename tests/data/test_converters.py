@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_lightning.data.checks import DataError, Report
-from rlhf_lightning.data.converters import Converter
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
+from rlhf_lightning.data.rows.problems import DataError, Report
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.tokenize import split, tokenize
+from rlhf_lightning.data.tokens.converters import Converter
+from rlhf_lightning.data.tokens.tokenize import split, tokenize
 from rlhf_lightning.types import Example
 from tests.helpers import tokenizers
 from tests.helpers.rows import Rows

@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
-from rlhf_lightning.data.checks import Kind, RowError
-from rlhf_lightning.data.fields import Fields
-from rlhf_lightning.data.formats import FORMATS, convert, detect, unrecognised
-from rlhf_lightning.data.sources import Files
+from rlhf_lightning.data.rows.fields import Fields
+from rlhf_lightning.data.rows.formats import FORMATS, convert, detect, unrecognised
+from rlhf_lightning.data.rows.problems import Kind, RowError
+from rlhf_lightning.data.sources.files import Files
 from rlhf_lightning.data.spec import COLUMNS, DataSpec
 from rlhf_lightning.data.spec import FORMATS as SPEC_FORMATS
 from tests.helpers.rows import shared_file

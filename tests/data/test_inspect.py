@@ -9,9 +9,9 @@ from rich.console import Console
 
 from rlhf_lightning.cli import data as data_command
 from rlhf_lightning.data.inspect import inspect
-from rlhf_lightning.data.sources import Files
+from rlhf_lightning.data.sources.files import Files
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.data.tokens.tokenize import tokenize
 from tests.helpers import tokenizers
 from tests.helpers.rows import Rows, shared_file
 

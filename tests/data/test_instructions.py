@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_lightning.data.checks import DataError
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
+from rlhf_lightning.data.rows.problems import DataError
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.data.tokens.tokenize import tokenize
 from rlhf_lightning.types import Example
 from tests.helpers import tokenizers
 from tests.helpers.rows import Rows

@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_lightning.data.checks import DataError, Kind
+from rlhf_lightning.data.batches.packing import batch_of, pack
 from rlhf_lightning.data.kinds import KINDS, fed_by
-from rlhf_lightning.data.mixture import Mixture
-from rlhf_lightning.data.packing import batch_of, pack
-from rlhf_lightning.data.sources import Files
+from rlhf_lightning.data.rows.problems import DataError, Kind
+from rlhf_lightning.data.sources.files import Files
+from rlhf_lightning.data.sources.mixture import Mixture
 from rlhf_lightning.data.spec import COLUMNS, DataSpec
-from rlhf_lightning.data.tokenize import split, tokenize
+from rlhf_lightning.data.tokens.tokenize import split, tokenize
 from rlhf_lightning.types import Example
 from tests.helpers import tokenizers
 from tests.helpers.rows import Rows, shared_file

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_lightning.data.examples import Examples
-from rlhf_lightning.data.loader import EpochLoader, ListLoader, evaluation_batches, reference_batches
-from rlhf_lightning.data.plan import Batching
+from rlhf_lightning.data.batches.loader import EpochLoader, ListLoader, evaluation_batches, reference_batches
+from rlhf_lightning.data.batches.plan import Batching
+from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.types import Example, PreferenceBatch
 
 GROUPS, EPOCHS = 26, 3

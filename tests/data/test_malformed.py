@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from rlhf_lightning.data.checks import DataError
-from rlhf_lightning.data.sources import Files
+from rlhf_lightning.data.rows.problems import DataError
+from rlhf_lightning.data.sources.files import Files
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.tokenize import Tokenized, tokenize
+from rlhf_lightning.data.tokens.tokenize import Tokenized, tokenize
 from tests.helpers import tokenizers
 from tests.helpers.rows import Rows
 

@@ -11,15 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_lightning.data import mismatch
-from rlhf_lightning.data.checks import DataError
-from rlhf_lightning.data.examples import Examples
-from rlhf_lightning.data.loader import EpochLoader
-from rlhf_lightning.data.mismatch import Mismatches, partners
+from rlhf_lightning.data.batches import mismatch
+from rlhf_lightning.data.batches.loader import EpochLoader
+from rlhf_lightning.data.batches.mismatch import Mismatches, partners
+from rlhf_lightning.data.batches.packing import pack
+from rlhf_lightning.data.batches.plan import Batching
 from rlhf_lightning.data.module import AlignmentDataModule, Place
-from rlhf_lightning.data.packing import pack
-from rlhf_lightning.data.plan import Batching
-from rlhf_lightning.data.reference_store import ReferenceStore, ReferenceWriter
+from rlhf_lightning.data.reference.store import ReferenceStore, ReferenceWriter
+from rlhf_lightning.data.rows.problems import DataError
+from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.types import Example, UnpairedBatch
 
 GROUPS = 24

@@ -15,12 +15,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-from rlhf_lightning.data.checks import DataError
-from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.data.module import AlignmentDataModule, Place
-from rlhf_lightning.data.reference_store import ReferenceCacheError, ReferenceStore, ReferenceWriter
-from rlhf_lightning.data.sources import Files
+from rlhf_lightning.data.reference.store import ReferenceCacheError, ReferenceStore, ReferenceWriter
+from rlhf_lightning.data.rows.problems import DataError
+from rlhf_lightning.data.sources.files import Files
 from rlhf_lightning.data.spec import DataSpec
+from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.types import (
     Example,
     PackedBatch,

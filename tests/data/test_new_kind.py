@@ -10,14 +10,14 @@ from rich.console import Console
 
 from rlhf_lightning import types
 from rlhf_lightning.cli import catalogue
-from rlhf_lightning.data.beside import READERS
-from rlhf_lightning.data.checks import DataError
+from rlhf_lightning.data.batches.packing import batch_of
 from rlhf_lightning.data.inspect import inspect
 from rlhf_lightning.data.kinds import KINDS, DataKind, fed_by, kind_of, serves
 from rlhf_lightning.data.module import AlignmentDataModule
-from rlhf_lightning.data.packing import batch_of
+from rlhf_lightning.data.rows.kind_readers import READERS
+from rlhf_lightning.data.rows.problems import DataError
 from rlhf_lightning.data.spec import COLUMNS, DataSpec
-from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.data.tokens.tokenize import tokenize
 from rlhf_lightning.types import PackedBatch, RankedBatch
 from tests.helpers import tokenizers
 from tests.helpers.rows import Rows

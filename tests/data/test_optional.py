@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_lightning.data.checks import RowError
-from rlhf_lightning.data.formats import convert
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
+from rlhf_lightning.data.rows.formats import convert
+from rlhf_lightning.data.rows.problems import RowError
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.data.tokens.tokenize import tokenize
 from tests.helpers.rows import Rows
 from tests.helpers.tokenizers import llama_like
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_lightning.data.examples import Examples
-from rlhf_lightning.data.packing import local_totals, pack
+from rlhf_lightning.data.batches.packing import local_totals, pack
+from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.types import Example, PreferenceBatch, RankedBatch, StepTotals, SupervisedBatch
 
 TOKENS = st.integers(0, 500)

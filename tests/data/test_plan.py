@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rlhf_lightning.data import bins
-from rlhf_lightning.data.plan import Batching, Plan, plan_epoch, plan_steps
+from rlhf_lightning.data.batches import bins
+from rlhf_lightning.data.batches.plan import Batching, Plan, plan_epoch, plan_steps
 
 
 def data(count: int, seed: int = 0, longest: int = 120) -> tuple[np.ndarray, np.ndarray]:

@@ -13,16 +13,16 @@ from rich.console import Console
 
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.instantiate import make
-from rlhf_lightning.data import cache
-from rlhf_lightning.data.checks import DataError
-from rlhf_lightning.data.examples import Examples
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.data.inspect import inspect
 from rlhf_lightning.data.module import AlignmentDataModule
-from rlhf_lightning.data.packing import pack
-from rlhf_lightning.data.records import as_json
-from rlhf_lightning.data.sources import Files
+from rlhf_lightning.data.rows.problems import DataError
+from rlhf_lightning.data.rows.records import as_json
+from rlhf_lightning.data.sources.files import Files
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.tokenize import Tokenized, tokenize
+from rlhf_lightning.data.tokens import cache
+from rlhf_lightning.data.tokens.examples import Examples
+from rlhf_lightning.data.tokens.tokenize import Tokenized, tokenize
 from rlhf_lightning.types import Example, RolloutBatch
 from tests.helpers import tokenizers
 from tests.helpers.rows import Rows, shared_file

@@ -8,9 +8,9 @@ import pytest
 
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.instantiate import make
-from rlhf_lightning.data.packing import pack
-from rlhf_lightning.data.sources import Files
-from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.data.batches.packing import pack
+from rlhf_lightning.data.sources.files import Files
+from rlhf_lightning.data.tokens.tokenize import tokenize
 from tests.helpers import tokenizers
 
 PKU_SAFE_RLHF = {

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from rlhf_lightning.data.checks import DataError
-from rlhf_lightning.data.mixture import Mixture
-from rlhf_lightning.data.sources import Files
+from rlhf_lightning.data.rows.problems import DataError
+from rlhf_lightning.data.sources.files import Files
+from rlhf_lightning.data.sources.mixture import Mixture
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.data.tokens.tokenize import tokenize
 from tests.helpers import tokenizers
 
 PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}

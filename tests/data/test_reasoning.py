@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.data import ReasoningGym
-from rlhf_lightning.data.checks import DataError
-from rlhf_lightning.data.sources import Source
+from rlhf_lightning.data.rows.problems import DataError
+from rlhf_lightning.data.sources.base import Source
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.data.tokens.tokenize import tokenize
 from tests.helpers import tokenizers
 
 SMALL = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}

@@ -20,17 +20,17 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf_lightning.data import shards
-from rlhf_lightning.data.examples import Examples
-from rlhf_lightning.data.loader import ListLoader, reference_batches
-from rlhf_lightning.data.packing import pack
-from rlhf_lightning.data.reference_store import (
+from rlhf_lightning.data.batches.loader import ListLoader, reference_batches
+from rlhf_lightning.data.batches.packing import pack
+from rlhf_lightning.data.reference import shards
+from rlhf_lightning.data.reference.store import (
     ReferenceCacheError,
     ReferenceStore,
     ReferenceWriter,
     batch_keys,
     response_keys,
 )
+from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.models.fingerprint import reference_fingerprint
 from rlhf_lightning.types import Example, PackedBatch, Ragged
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf_lightning.data.examples import Examples
-from rlhf_lightning.data.selected import examples_of, leave_out_equal, rows_of, same_as
-from rlhf_lightning.data.sources import Files
+from rlhf_lightning.data.sources.files import Files
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.data.tokens.examples import Examples
+from rlhf_lightning.data.tokens.selected_groups import examples_of, leave_out_equal, rows_of, same_as
+from rlhf_lightning.data.tokens.tokenize import tokenize
 from rlhf_lightning.types import DATA, NONE, Example, Sample, SampleGroup, Selected
 from tests.helpers import tokenizers
 from tests.helpers.rows import Rows

@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from rlhf_lightning.data.checks import DataError
-from rlhf_lightning.data.mixture import Mixture
-from rlhf_lightning.data.readers import Unreadable
-from rlhf_lightning.data.sources import Files, Hub, Packaged, Row, Source
+from rlhf_lightning.data.rows.file_readers import Unreadable
+from rlhf_lightning.data.rows.problems import DataError
+from rlhf_lightning.data.sources.base import Row, Source
+from rlhf_lightning.data.sources.files import Files, Packaged
+from rlhf_lightning.data.sources.hub import Hub
+from rlhf_lightning.data.sources.mixture import Mixture
 
 
 def lines(path, rows):

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf_lightning.data.checks import DataError, Kind, RowError
-from rlhf_lightning.data.formats import Record
+from rlhf_lightning.data.rows.formats import Record
+from rlhf_lightning.data.rows.problems import DataError, Kind, RowError
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.templates import ChatTemplate, render, resolve
+from rlhf_lightning.data.tokens.templates import ChatTemplate, render, resolve
 from tests.helpers import tokenizers
 
 

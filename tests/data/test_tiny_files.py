@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.errors import ConfigError
-from rlhf_lightning.data.sources import PACKAGED_FOLDER
+from rlhf_lightning.data.sources.files import PACKAGED_FOLDER
 from rlhf_lightning.prompting import InContext, Rules
 from rlhf_lightning.world import grammar
 from rlhf_lightning.world.gold import judge

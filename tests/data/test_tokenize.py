@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_lightning.data.checks import DataError
-from rlhf_lightning.data.encode import Encoded, Encoder, fit
-from rlhf_lightning.data.formats import convert
-from rlhf_lightning.data.sources import Files, Packaged
+from rlhf_lightning.data.rows.formats import convert
+from rlhf_lightning.data.rows.problems import DataError
+from rlhf_lightning.data.sources.files import Files, Packaged
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.templates import render, resolve
-from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.data.tokens.encode import Encoded, Encoder, fit
+from rlhf_lightning.data.tokens.templates import render, resolve
+from rlhf_lightning.data.tokens.tokenize import tokenize
 from rlhf_lightning.types import Example
 from tests.helpers import tokenizers
 from tests.helpers.rows import Rows, shared_file

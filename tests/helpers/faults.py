@@ -32,8 +32,8 @@ POINTS = {
     "metrics": ("rlhf_lightning.loggers", "CSVLogger.log_metrics"),
     "row": ("rlhf_lightning.loggers", "CSVLogger._write"),
     "file": ("rlhf_lightning.files", "sync"),  # of checkpoints, results, configurations, tables and rollouts
-    "tokens": ("rlhf_lightning.data.cache", "_save"),
-    "cache": ("rlhf_lightning.data.shards", "write_atomically"),
+    "tokens": ("rlhf_lightning.data.tokens.cache", "_save"),
+    "cache": ("rlhf_lightning.data.reference.shards", "write_atomically"),
     "draw": ("rlhf_lightning.rounds.collect", "Collector.scored"),
     "sample": ("rlhf_lightning.rollout.transformers", "TransformersEngine.generate"),
     "score": ("rlhf_lightning.rounds.collect", "Collector._rewards"),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.types import Example, PackedBatch
 
 VOCAB = 250  # of the byte tokenizer's 260

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.types import Example, PackedBatch, StepTotals, UnpairedBatch
 from tests.helpers import hidden_rows
 from tests.helpers.training import examples

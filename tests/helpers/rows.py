@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_lightning.data.sources import Row
+from rlhf_lightning.data.sources.base import Row
 
 _FOLDER = Path(os.environ.get("RLHF_SHARED_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
 

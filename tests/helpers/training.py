@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses.preference import dpo
 from rlhf_lightning.losses.supervised import sft
 from rlhf_lightning.methods import Preference, Supervised

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses.judgment import detected
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.types import Example, JudgedPair

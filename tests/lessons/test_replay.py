@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.data.module import AlignmentDataModule
+from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.lessons import SelectLesson
 from rlhf_lightning.lessons.replay import Replay, prompt_tokens
 from rlhf_lightning.rounds import OnlineData

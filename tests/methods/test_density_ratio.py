@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlhf_lightning import losses
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.methods import DensityRatio, Unpaired
 from rlhf_lightning.methods.density_ratio import _logistic_regression
 from rlhf_lightning.types import Example

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlhf_lightning import credit
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses import ppo, reinforce
 from rlhf_lightning.methods import KLPenalty, PolicyGradient
 from rlhf_lightning.models.adapters import Lora

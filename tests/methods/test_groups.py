@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from rlhf_lightning import losses
 from rlhf_lightning.callbacks import ImplicitRewards, LogRatios, NonFiniteStop, ResponseStatistics
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses.options import loss_function
 from rlhf_lightning.methods import Preference, Ranked, Supervised, Unpaired
 from rlhf_lightning.options import Positive

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf_lightning import losses
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.methods import ContextDistillation, Contrastive, KnowledgeDistillation, ValueBased
 from rlhf_lightning.methods.slots import only_slot
 from rlhf_lightning.models.adapters import Lora

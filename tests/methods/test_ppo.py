@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from rlhf_lightning.credit import gae
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses.critic import value_error
 from rlhf_lightning.methods import PPO, KLPenalty
 from rlhf_lightning.types import Episodes, Ragged, RolloutBatch, RolloutOptions

@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from rlhf_lightning import compose
 from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.credit.whitening import whiten
-from rlhf_lightning.data.packing import pack
-from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.data.batches.packing import pack
+from rlhf_lightning.data.tokens.tokenize import tokenize
 from rlhf_lightning.methods import PPO, KLPenalty
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.scorer import ScalarHead

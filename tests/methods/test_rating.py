@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.optim import AdamW
 
 from rlhf_lightning.callbacks import VerbosityDebias
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses.preference import dpo
 from rlhf_lightning.losses.rating import attribute_regression, binary_discrimination, process_reward
 from rlhf_lightning.methods.rating import Rating

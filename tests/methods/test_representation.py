@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlhf_lightning import losses
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.methods import ContrastedModels, Instructed, InstructedRepresentation
 from rlhf_lightning.methods.slots import only_slot
 from rlhf_lightning.models.adapters import Lora

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlhf_lightning import losses
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.methods import CostModel, RankedRewardModel, RewardModel
 from rlhf_lightning.methods.reward import by_group, lengths, shared_prefix
 from rlhf_lightning.methods.tracking import ScoreStatistics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.types import Example, PreferenceBatch
 
 

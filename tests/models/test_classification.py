@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from rlhf_lightning.chat_templates import exported_tokenizer
 from rlhf_lightning.data import AlignmentDataModule, DataSpec
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.classification import check_scorer_export, export_scorer, is_classifier, load_whole

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.classification import export_scorer

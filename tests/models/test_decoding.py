@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models import decode_states, decoding
 from rlhf_lightning.models.decode_states import why_uncached
 from rlhf_lightning.models.generation import sample

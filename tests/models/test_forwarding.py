@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses.supervised import sft
 from rlhf_lightning.methods import Supervised
 from rlhf_lightning.models import forwarding

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models.blocks import decoder_layers
 from rlhf_lightning.models.layer_states import LayerActor
 from rlhf_lightning.models.modes import set_gradient_checkpointing

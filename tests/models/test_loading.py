@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses import bradley_terry
 from rlhf_lightning.methods import RewardModel
 from rlhf_lightning.models.actor import Actor

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models import architectures
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.types import Example, PackedBatch

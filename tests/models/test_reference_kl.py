@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.critic import ActorCritic

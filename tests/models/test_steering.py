@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.cast_copy import CastCopy
 from rlhf_lightning.models.export import check_export

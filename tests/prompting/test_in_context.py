@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 
 from rlhf_lightning.cli.generate import Answerer
-from rlhf_lightning.data.checks import RowError
-from rlhf_lightning.data.encode import Encoder
+from rlhf_lightning.data.rows.problems import RowError
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.templates import resolve
-from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.data.tokens.encode import Encoder
+from rlhf_lightning.data.tokens.templates import resolve
+from rlhf_lightning.data.tokens.tokenize import tokenize
 from rlhf_lightning.prompting import InContext, PromptTransform
 from tests.helpers.rows import Rows
 from tests.helpers.tokenizers import END, qwen_like

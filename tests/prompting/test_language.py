@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.optimize_prompt import _check_same
-from rlhf_lightning.data.checks import DataError
-from rlhf_lightning.data.encode import Encoder
+from rlhf_lightning.data.rows.problems import DataError
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.templates import resolve
+from rlhf_lightning.data.tokens.encode import Encoder
+from rlhf_lightning.data.tokens.templates import resolve
 from rlhf_lightning.prompting.language import LanguageTask, Temperature, optimizer_of, queries_of
 from rlhf_lightning.prompting.search import Trial
 from rlhf_lightning.rewards import as_reward

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.revise import make_revision, write_pairs
-from rlhf_lightning.data.messages import Turns
+from rlhf_lightning.data.rows.messages import Turns
 from rlhf_lightning.prompting import Revision
 from rlhf_lightning.prompting.revision_texts import PRINCIPLES
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from rlhf_lightning.cli.identity import digest, file_contents
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.data.tokens.tokenize import tokenize
 from rlhf_lightning.prompting import PromptRewrites, Rewriter, rewriter
 from rlhf_lightning.prompting.jsonl import Journal
 from rlhf_lightning.prompting.rewrite_data import END, REWRITE, asked, joined, out_of_bounds, parsed

@@ -14,8 +14,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data import DataSpec, Files
-from rlhf_lightning.data.packing import pack
-from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.data.batches.packing import pack
+from rlhf_lightning.data.tokens.tokenize import tokenize
 from rlhf_lightning.losses.judge import stated_preference
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Lora

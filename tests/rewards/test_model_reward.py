@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerBase
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models.classification import export_scorer
 from rlhf_lightning.models.roles import ModelBuilder, Models
 from rlhf_lightning.models.scorer import Scorer

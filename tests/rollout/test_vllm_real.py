@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.roles import ModelBuilder, Models, ReferenceKind

@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from rlhf_lightning.data.examples import Examples
 from rlhf_lightning.data.module import AlignmentDataModule, Place
+from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.lessons import SelectLesson
 from rlhf_lightning.rounds import OnlineData
 from rlhf_lightning.rounds.collect import Collector

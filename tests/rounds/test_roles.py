@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.earlier import AdapterCopy, Earlier
 from rlhf_lightning.models.reference import AdapterDisabled, FrozenCopy

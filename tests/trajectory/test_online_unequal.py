@@ -13,7 +13,7 @@ import torch
 
 from rlhf_lightning.callbacks import PolicySamples
 from rlhf_lightning.credit import remax
-from rlhf_lightning.data.packing import pack
+from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.methods import PolicyGradient
 from rlhf_lightning.methods.shaping import RewardShaping
 from rlhf_lightning.models.tokenizers import byte_tokenizer

@@ -7,9 +7,9 @@ import pytest
 
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.instantiate import make
-from rlhf_lightning.data.checks import DataError
+from rlhf_lightning.data.batches.packing import batch_of
 from rlhf_lightning.data.kinds import KINDS
-from rlhf_lightning.data.packing import batch_of
+from rlhf_lightning.data.rows.problems import DataError
 from rlhf_lightning.world import TinySource, TinyWorld, grammar
 from rlhf_lightning.world.gold import judge
 from rlhf_lightning.world.kinds import ROWS

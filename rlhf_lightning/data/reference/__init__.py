@@ -1,0 +1,1 @@
+"""Reference log-probs of rows, kept on disk."""

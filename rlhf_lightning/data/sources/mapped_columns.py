@@ -1,0 +1,51 @@
+"""Columns that ``data.spec.columns`` or a mixture maps, held against the columns that the rows have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rlhf_lightning.data.rows.fields import unfound, unfound_message
+from rlhf_lightning.data.rows.problems import DataError
+from rlhf_lightning.data.sources.base import Row
+
+
+class MappedColumns:
+    """Which mapped columns no row has had so far: a misspelt one is an error, not a column without values."""
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        self.columns = columns
+        self._open: dict[str, dict[str, str]] = {"data.spec.columns": dict(columns)} if columns else {}
+        self._names: dict[str, list[str]] = {}  # columns of the first row, by option
+
+    def look(self, row: Row) -> None:
+        """Take off the list what a row has."""
+        if row.part:
+            self._look(f"data.source.columns.{row.part}", row.unmapped, row)
+        if self._open.get("data.spec.columns"):
+            self._look("data.spec.columns", unfound(self._open["data.spec.columns"], row.values), row)
+
+    def _look(self, option: str, absent: Mapping[str, str], row: Row) -> None:
+        before = self._open.get(option, absent)
+        self._open[option] = {ours: theirs for ours, theirs in before.items() if ours in absent}
+        self._names.setdefault(option, list(map(str, row.values)))
+
+    def absent(self, row: Row) -> str:
+        """The mapped columns that a row does not have, in a sentence; empty when it has all of them."""
+        missing = {"data.spec.columns": unfound(self.columns, row.values)}
+        if row.part:
+            missing[f"data.source.columns.{row.part}"] = {**row.unmapped}
+        return "; ".join(unfound_message(mapping, row.values, option) for option, mapping in missing.items() if mapping)
+
+    def check(self, source: str) -> None:
+        """Refuse a mapped column that no row has.
+
+        Raises:
+            DataError: there is one; the message has the columns that are there.
+        """
+        for option, mapping in self._open.items():
+            if mapping and option in self._names:
+                names = self._names[option]
+                raise DataError(
+                    f"{unfound_message(mapping, names, option)}. No row of {source} has it; the first one has: "
+                    f"{', '.join(names) or 'none'}"
+                )

@@ -1,0 +1,48 @@
+"""Columns of rows that are in use already, for rewards: read again from the source, so that nobody else keeps them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from rlhf_lightning.data.kinds import PROMPTS
+from rlhf_lightning.data.rows.formats import convert
+from rlhf_lightning.data.rows.problems import RowError
+from rlhf_lightning.data.rows.records import as_json
+from rlhf_lightning.data.sources.base import Row, Source, for_kind
+from rlhf_lightning.data.spec import DataSpec
+
+
+def columns_of_rows(source: Source, spec: DataSpec, kind: str, wanted: Collection[str]) -> dict[str, Mapping[str, Any]]:
+    """Columns of some rows, as prompts keep them for every row.
+
+    Tokenised data of other kinds hold no columns, on disk or in memory. What is read here is what the source gives,
+    with ``prompt`` as the row's format has it.
+
+    Args:
+        source: of the tokenised data.
+        spec: how its rows become tokens.
+        kind: of the tokenised data.
+        wanted: ``file:row`` of the rows.
+
+    Returns:
+        Columns by ``file:row``; rows that the source does not give are left out.
+    """
+    missing, found = set(wanted), dict[str, Mapping[str, Any]]()
+    for row in for_kind(source, kind).rows() if missing else ():
+        if row.id in missing:
+            missing.remove(row.id)
+            found[row.id] = json.loads(as_json({**row.values, **_prompt(row, spec)})[0])
+            if not missing:
+                break
+    return found
+
+
+def _prompt(row: Row, spec: DataSpec) -> dict[str, Any]:
+    """The prompt under its own name, wherever the row keeps it; nothing for a row that has none, such as plain text."""
+    try:
+        record = convert(row.values, spec, kind=PROMPTS, conversation=spec.template not in ("auto", "none"))
+    except RowError:
+        return {}
+    return {} if record is None else {"prompt": record.prompt}

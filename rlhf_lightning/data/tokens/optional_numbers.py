@@ -1,0 +1,88 @@
+"""What rows may say of their responses and need not: margins of pairs, win probabilities, who drew which response.
+
+Unlike the numbers that make a row one of its kind, some rows of a data set may lack them. They are therefore kept apart
+while examples are gathered, and what cannot be used for want of a row is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_lightning.data.kinds import KINDS
+from rlhf_lightning.data.rows.problems import Report
+from rlhf_lightning.data.tokens.examples import Examples
+from rlhf_lightning.types import Example, PreferenceBatch
+
+_NAN = float("nan")
+
+
+class OptionalNumbers:
+    """Margins and numbers of examples that may be missing of some rows.
+
+    Args:
+        kind: of the data; only of pairs is anything reported.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.margins: list[float] = []
+        self.rows: dict[str, list[tuple[int, Any]]] = {}  #: by name, the rows that have it and their numbers
+
+    def without(self, example: Example) -> Example:
+        """The example without them."""
+        kept = {name: values for name, values in example.numbers.items() if name not in PreferenceBatch.OPTIONAL}
+        return replace(example, margin=None, numbers=kept)
+
+    def add(self, example: Example) -> None:
+        """Remember those of the next example."""
+        for name in PreferenceBatch.OPTIONAL:
+            if name in example.numbers:
+                self.rows.setdefault(name, []).append((len(self.margins), example.numbers[name]))
+        self.margins.append(_NAN if example.margin is None else example.margin)
+
+    def joined(self, examples: Examples, report: Report) -> Examples:
+        """The gathered examples with them; what some rows lack is left out, with a note."""
+        numbers = {name: table for name in self.rows if (table := self._table(name, examples, report)) is not None}
+        return replace(examples, margin=self._margin(report), numbers={**examples.numbers, **numbers})
+
+    def _table(self, name: str, examples: Examples, report: Report) -> NDArray[np.float32] | None:
+        """A number of every response, (groups, slots)."""
+        absent = len(examples) - len(self.rows[name])
+        if absent and name not in PreferenceBatch.DRAWN_BY:
+            report.note(f"{absent} of {len(examples)} rows have no {name}, so it is not used")
+            return None
+        table = np.zeros((len(examples), examples.slots), dtype=np.float32)
+        for row, values in self.rows[name]:
+            table[row] = values
+        return table
+
+    def _margin(self, report: Report) -> NDArray[np.float32] | None:
+        """Margins of all examples, or None when some have none."""
+        margins = np.asarray(self.margins, dtype=np.float64)
+        absent = int(np.isnan(margins).sum())
+        if 0 < absent < len(margins) and KINDS[self.kind].pair:
+            report.note(f"{absent} of {len(margins)} rows have no margin, so margins are not used")
+        return None if absent or not len(margins) else margins.astype(np.float32)
+
+
+def has_input(parts: Sequence[Examples], name: str) -> bool:
+    """Whether data sets bring what a loss calls so; True where there are none.
+
+    A margin or a win probability (of lists: scores that are one) must be in each; who drew a response in one of them.
+    """
+    found = [_has(part, name) for part in parts]
+    return (any(found) or not found) if name in PreferenceBatch.DRAWN_BY else all(found)
+
+
+def _has(examples: Examples, name: str) -> bool:
+    if name == "margin":
+        return examples.margin is not None
+    if name == "win_probability" and "score" in examples.numbers:
+        scores = examples.numbers["score"][examples.slot_tokens > 0]
+        return bool(((scores >= 0) & (scores <= 1)).all())
+    return name in examples.numbers
