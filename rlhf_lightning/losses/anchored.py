@@ -108,7 +108,7 @@ def apo_zero(policy: Pair, reference: Pair, *, beta: Positive = 0.1) -> Preferen
 
 @loss_function
 def apo_down(policy: Pair, reference: Pair, *, beta: Positive = 0.1) -> PreferenceLoss:
-    r"""Anchored preference optimisation, down: push chosen responses down and rejected ones further down.
+    r"""Anchored preference optimisation, down: push chosen responses down and rejected ones down more.
 
     .. math:: \sigma(r_w) + 1 - \sigma(r_w - r_l)
 

@@ -84,7 +84,7 @@ def coin(
 
 
 def _bound(generation: Tensor, contrastive: Tensor, in_batch: bool) -> Tensor:
-    """What makes the contrastive part as large as the likelihood part: of all groups together, or of each."""
+    """Factor that makes the contrastive part as large as the likelihood part: one for all groups, or one for each."""
     if in_batch:
         generation, contrastive = generation.mean(), contrastive.mean()
     return generation / contrastive.clamp(min=torch.finfo(contrastive.dtype).tiny)

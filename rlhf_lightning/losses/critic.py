@@ -1,4 +1,4 @@
-"""What a critic is trained on: how far its values are from the returns that followed."""
+"""Loss of a critic: the error of its values against the returns that followed."""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ def best_of_n(
     Source: "RAFT: Reward rAnked FineTuning for Generative Foundation Model Alignment", arXiv:2304.06767.
     Defaults: the single best response (``top_fraction`` 0), which with n = 1/fraction samples a prompt is RAFT's own
     per-prompt mode; the mean over a response's tokens.
-    Differences: RAFT samples anew between rounds; this loss is one round, on lists that are there. Its code (LMFlow)
-    also scores the prompt's tokens, here only the response is. LMFlow's other mode, which keeps the best of a whole
+    Differences: RAFT draws new samples between rounds; this loss is one round, on given lists. Its code (LMFlow) also
+    scores the prompt's tokens, here only the response is. LMFlow's other mode, which keeps the best of a whole
     batch of prompts and so favours easy prompts, is not offered. Responses tied with the last one kept are kept too.
     TRL 1.16 has no such loss.
 
@@ -128,7 +128,7 @@ def reward_weighted(
 def _against(
     running: Moments, score: Float[Tensor, "groups slots"], beta: float, largest: float
 ) -> Float[Tensor, "groups slots"]:
-    """Exponentials of scores less the mean of earlier steps, up to a largest one; 1 before there was a step."""
+    """Exponentials of scores minus the mean of earlier steps, bounded above; 1 before the first step."""
     return torch.where(running.count > 0, ((score - running.mean) / beta).exp().clamp(max=largest), 1.0)
 
 

@@ -17,20 +17,20 @@ from rlhf_lightning.types import Pair
 def pairwise_judge(
     verdict: Pair, verdict_swapped: Pair, *, over: Literal["vocabulary", "letters"] = "vocabulary"
 ) -> Float[Tensor, " groups"]:
-    r"""Pairwise preference model: read both responses, then say A or B; trained in both orders.
+    r"""Pairwise preference model: read both responses, then name A or B; trained in both orders.
 
     .. math:: -\tfrac12\big(\log p(a \mid x, y_w, y_l) + \log p(b \mid x, y_l, y_w)\big)
 
-    where a and b name the place in which the chosen response stands. The preference that the model states is the mean
-    over both orders of the probability of the right letter among the two, which removes its liking for a place.
+    where a and b name the position of the chosen response. The preference that the model states is the mean over both
+    orders of the probability of the right letter among the two, which removes its position bias.
 
     Source: "RLHF Workflow: From Reward Modeling to Online RLHF", arXiv:2405.07863, section 2.2.
     Defaults: likelihood of the letter over the whole vocabulary, as in supervised fine-tuning.
     Differences: both orders of a pair are in one group, so a step sees them together.
 
     Args:
-        verdict: log-prob of the right (chosen) and of the wrong letter (rejected), the chosen response in place A.
-        verdict_swapped: the same with the chosen response in place B.
+        verdict: log-prob of the right (chosen) and of the wrong letter (rejected), the chosen response in position A.
+        verdict_swapped: the same with the chosen response in position B.
         over: ``vocabulary`` raises the right letter over every token, ``letters`` over the other letter only.
 
     Returns:

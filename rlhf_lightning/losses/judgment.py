@@ -48,14 +48,14 @@ def cut(policy: JudgedPair, *, threshold: Positive = 1.1, unlikelihood_weight: N
     Raises:
         ValueError: an option is outside its range.
     """
-    found = detected(policy, threshold)
+    detected_tokens = detected(policy, threshold)
     judged, every = policy.judged.step_length, policy.plain.step_length
-    terms = _likelihood_or_not(policy, found, unlikelihood_weight)
+    terms = _likelihood_or_not(policy, detected_tokens, unlikelihood_weight)
     behind_judgment = _per_step(-policy.judged.sum(), every)
     demonstrated = _per_step(_negative_sums(policy, ~policy.criticised, terms), every)
     alone = _per_step(_negative_sums(policy, policy.criticised, terms), judged)
     half = torch.where(judged > 0, 0.5, 1.0)
-    return _result(policy, found, half * (behind_judgment + demonstrated + alone), demonstrated + alone)
+    return _result(policy, detected_tokens, half * (behind_judgment + demonstrated + alone), demonstrated + alone)
 
 
 @loss_function
@@ -91,12 +91,12 @@ def cut_paper(
     Raises:
         ValueError: an option is outside its range.
     """
-    found = detected(policy, threshold)
+    detected_tokens = detected(policy, threshold)
     weight = unlikelihood_weight * (gamma * _aligned(policy)).exp()
-    plain = policy.plain.with_token(_likelihood_or_not(policy, found, weight))
+    plain = policy.plain.with_token(_likelihood_or_not(policy, detected_tokens, weight))
     behind_judgment = negative_log_likelihood(policy.judged, "response_mean")
     alone = negative_log_likelihood(plain, "response_mean")
-    return _result(policy, found, behind_judgment + alone, alone)
+    return _result(policy, detected_tokens, behind_judgment + alone, alone)
 
 
 @loss_function
@@ -108,8 +108,8 @@ def odds_ratio_judgment(
     .. math:: \mathrm{NLL}(y_w) - \lambda\log\sigma(D), \quad
               D = \log\frac{p_w}{1 - p_w} - \log\frac{p_l}{1 - p_l},\ p = e^{\bar\ell}
 
-    The rejected response is the criticised one, the chosen one its correction or any good answer. The criticism serves
-    to make the correction, or stands in the prompt; the formula does not see it.
+    The rejected response is the criticised one, the chosen one its correction or any good response. The criticism
+    serves to make the correction, or stands in the prompt; the formula does not see it.
 
     Source: ORPO's formula (arXiv:2403.07691) on the data of "Reasons to Reject? Aligning Language Models with
     Judgments", arXiv:2312.14591. It is *not* the method of that paper, which is ``cut``.
@@ -156,10 +156,10 @@ def _aligned(policy: JudgedPair) -> Float[Tensor, " plain_tokens"]:
 
 
 def _likelihood_or_not(
-    policy: JudgedPair, found: Bool[Tensor, " plain_tokens"], weight: float | Float[Tensor, " plain_tokens"]
+    policy: JudgedPair, detected_tokens: Bool[Tensor, " plain_tokens"], weight: float | Float[Tensor, " plain_tokens"]
 ) -> Float[Tensor, " plain_tokens"]:
-    """What to maximise at each token: log p, and at detected ones the weighted log(1 - p)."""
-    return torch.where(found, weight * log1mexp(policy.plain.token), policy.plain.token)
+    """Objective to maximise at each token: log p, and at detected ones the weighted log(1 - p)."""
+    return torch.where(detected_tokens, weight * log1mexp(policy.plain.token), policy.plain.token)
 
 
 def _negative_sums(
@@ -176,15 +176,15 @@ def _per_step(sums: Float[Tensor, " groups"], mean_length: Float[Tensor, ""]) ->
 
 def _result(
     policy: JudgedPair,
-    found: Bool[Tensor, " plain_tokens"],
+    detected_tokens: Bool[Tensor, " plain_tokens"],
     loss: Float[Tensor, " groups"],
     plain: Float[Tensor, " groups"],
 ) -> GroupLoss:
     judged = policy.judged.length > 0
     diagnostics = {
-        "detected": found[policy.criticised].float(),
-        "ratio": _ratio(policy)[found],
-        "detected_prob": policy.plain.token[found].exp(),
+        "detected": detected_tokens[policy.criticised].float(),
+        "ratio": _ratio(policy)[detected_tokens],
+        "detected_prob": policy.plain.token[detected_tokens].exp(),
         "loss/judged": -policy.judged.mean()[judged],
         "loss/plain": plain,
     }

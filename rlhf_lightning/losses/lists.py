@@ -1,8 +1,8 @@
-r"""What ranked lists have in common: who is worse than whom, which response is best, and sums over a list.
+r"""Functions of ranked lists: which responses are worse than which, which one is best, and sums over a list.
 
 A list is a row of ``[groups, slots]``: a response a slot, fewer in shorter lists (``present``). Only *strict*
-differences of score count: tied responses are never compared with each other, and what is said of the best response is
-the mean over all that share the highest score. So neither the order of the responses nor how ties are broken matters.
+differences of score count: tied responses are never compared with each other, and a term of the best response is the
+mean over all that share the highest score. So neither the order of the responses nor how ties are broken matters.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ListReduction = Literal["response_mean", "sum"]
 def worse(
     score: Float[Tensor, "groups slots"], present: Bool[Tensor, "groups slots"]
 ) -> Bool[Tensor, "groups slots slots"]:
-    """Entry (g, k, i): responses k and i of list g are there, and i has a strictly lower score than k."""
+    """Entry (g, k, i): list g has responses k and i, and i has a strictly lower score than k."""
     both = present[:, :, None] & present[:, None, :]
     return both & (score[:, None, :] < score[:, :, None])
 
@@ -48,19 +48,19 @@ def log_shares(
 
 
 def top_heavy(
-    own: Float[Tensor, "groups slots"],
+    logits: Float[Tensor, "groups slots"],
     others: Float[Tensor, "groups slots slots"],
     below: Bool[Tensor, "groups slots slots"],
 ) -> Float[Tensor, "groups slots"]:
     r"""For every response k :math:`-\log\big[e^{a_k} / (e^{a_k} + \sum_{i \prec k} e^{b_{ki}})\big]`; 0 for the last.
 
     Args:
-        own: the logits a.
-        others: the logits b, that of i as k sees it; what is not below is not looked at.
+        logits: the logits a.
+        others: the logits b, that of i as k sees it; those not below are ignored.
         below: the responses that k has to beat.
     """
-    logits = torch.cat([own[..., None], others.masked_fill(~below, -torch.inf)], -1)
-    return logits.logsumexp(-1) - own
+    compared = torch.cat([logits[..., None], others.masked_fill(~below, -torch.inf)], -1)
+    return compared.logsumexp(-1) - logits
 
 
 def list_nll(

@@ -1,4 +1,4 @@
-"""What a loss declares: the inputs it needs and the range of each of its options (``rlhf_lightning.options``).
+"""Declarations of a loss: the inputs it needs and the range of each of its options (``rlhf_lightning.options``).
 
 ``needs(dpo)`` is ``{"policy", "reference"}``, so that a method which never asks for a reference never loads one.
 ``validate(partial(dpo, beta=-1.0))`` raises before any weight is loaded; so does calling it.
@@ -99,9 +99,9 @@ def compares_groups(
     """Mark a loss whose number for a group depends on the other groups that share its micro-batch.
 
     Args:
-        what: the loss does with them, for errors.
-        option: that decides whether it does; None: it always does.
-        when: of the option's value, whether it does.
+        what: what the loss does with them, for errors.
+        option: the option that decides whether it compares them; None: it always does.
+        when: returns from the option's value whether it compares them.
         instead: the setting under which it does not; empty: there is none.
     """
 
@@ -119,7 +119,7 @@ def on_policy(loss: LossT) -> LossT:
 
 
 def is_on_policy(loss: Callable[..., Any]) -> bool:
-    """Whether a loss, or a term of a sum, is marked with :func:`on_policy`.
+    """Return whether a loss, or a term of a sum, is marked with :func:`on_policy`.
 
     Args:
         loss: a loss, a partial of one, or a sum of several.
@@ -154,7 +154,7 @@ def refuse_cut(what: str, micro_batches: int, instead: str = "") -> None:
     """Refuse to cut the steps of something that looks at a whole one.
 
     Args:
-        what: it is and does with the groups of a micro-batch, for the error.
+        what: what it is and does with the groups of a micro-batch, for the error.
         micro_batches: of an optimiser step, over all processes; one is no cut.
         instead: the setting under which it does not; empty: there is none.
 

@@ -141,8 +141,8 @@ def gspo_token(
     """
     log_ratio = policy.token - old.token
     mean = policy.with_token(log_ratio).mean()[policy.sequence]
-    own = mean.detach() + policy.token - policy.token.detach()
-    return _clipped(own, log_ratio, advantage.token, eps_low, eps_high)
+    straight_through = mean.detach() + policy.token - policy.token.detach()
+    return _clipped(straight_through, log_ratio, advantage.token, eps_low, eps_high)
 
 
 @loss_function
@@ -262,7 +262,7 @@ SEQUENCE_LEVEL: tuple[Callable[..., TokenLoss], ...] = (gspo, gmpo)
 
 
 def is_sequence_level(loss: Callable[..., Any]) -> bool:
-    """Whether a loss is of whole responses, so that only ``seq_mean_token_mean`` adds it up as it is meant."""
+    """Return whether a loss is of whole responses, so that only ``seq_mean_token_mean`` adds it up as it is meant."""
     return unwrap(loss)[0] in SEQUENCE_LEVEL or option_values(loss, "ratio") == ["sequence"]
 
 
@@ -285,7 +285,7 @@ def _clipped(
 
 @torch.no_grad()
 def _diagnostics(log_ratio: Tensor, ratio: Tensor, below: Tensor, above: Tensor) -> dict[str, Tensor]:
-    """What the module's docstring lists, from the tokens' own log-ratios and the ratio that is clipped."""
+    """Diagnostics that the module's docstring lists, from the tokens' log-ratios and the ratio that is clipped."""
     return {
         "ratio/mean": ratio.detach(),
         "ratio/max": ratio.detach(),

@@ -3,7 +3,7 @@ r"""Losses of ranked lists: several responses to a prompt, each with a score.
 They take log-probs of all responses, ``[groups, slots]`` scores (higher is better; a rank is a negative score) and
 which slots are filled, and return one number a list. Lists may differ in length and have ties; a list of one response
 has nothing to rank, and the loss of one without any is 0. Notation: ``losses/terms.py``; :math:`r_k` is the score of
-response k, :math:`i \prec k` says :math:`r_i < r_k`. Every loss raises ValueError when an option is outside its range.
+response k, :math:`i \prec k` means :math:`r_i < r_k`. Every loss raises ValueError when an option is outside its range.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def pro(
     nll_scale: Literal["squared_length", "none"] = "squared_length",
     nll_reduction: ListReduction = "sum",
 ) -> GroupLoss:
-    r"""Preference ranking optimisation: each response against all worse ones, the harder the more they are worse.
+    r"""Preference ranking optimisation: each response against all worse ones, with more weight on larger score gaps.
 
     .. math:: \sum_k -\log\frac{e^{T_{kk}\bar\ell_k}}{e^{T_{kk}\bar\ell_k} + \sum_{i \prec k} e^{T_{ki}\bar\ell_i}}
               + w (n - 1)^2\,\mathrm{NLL}(y_1), \quad T_{ki} = r_k - r_i,\ T_{kk} = \max_{i \prec k} T_{ki}

@@ -105,9 +105,9 @@ def attribute_regression(
     Returns:
         One loss a response, 0 for a response without a rating; its reward is the mean of its ratings.
     """
-    known = ~torch.isnan(attributes)
-    error = (rating - attributes.to(rating.dtype).nan_to_num()).square() * known
-    return GroupLoss(error.sum(-1) / known.sum(-1).clamp(min=1), rating.detach().mean(-1))
+    rated = ~torch.isnan(attributes)
+    error = (rating - attributes.to(rating.dtype).nan_to_num()).square() * rated
+    return GroupLoss(error.sum(-1) / rated.sum(-1).clamp(min=1), rating.detach().mean(-1))
 
 
 def _by_label(reward: Float[Tensor, " n"], label: Float[Tensor, " n"]) -> dict[str, Tensor]:

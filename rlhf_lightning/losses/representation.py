@@ -1,7 +1,7 @@
 r"""Losses on hidden states, and on a response behind two opposite instructions: RAHF and its relatives.
 
 :math:`H_l` is the state of a response token after block l, y a response, x its prompt, P and N opposite instructions
-("answer as a helpful assistant would ...", "answer as a careless one would ..."). :math:`s^m` and :math:`s^o` are the
+("respond as a helpful assistant would ...", "respond as a careless one would ..."). :math:`s^m` and :math:`s^o` are the
 mean log-probs of a response behind the instruction that it obeys (its *match*) and behind the opposite one. Every loss
 raises ValueError when an option is outside its range.
 """
@@ -60,11 +60,11 @@ def representation_fit(
     """
     distance: Float[Tensor, " state_tokens"] | None = None
     diagnostics: dict[str, Tensor] = {}
-    for layer, own, start, plus, minus in zip(
+    for layer, trained, start, plus, minus in zip(
         states.layers, states.states, base.states, positive.states, negative.states, strict=True
     ):
         start, shift = start.detach().float(), plus.detach().float() - minus.detach().float()
-        moved = own.float() - start
+        moved = trained.float() - start
         left = torch.linalg.vector_norm(moved - alpha * shift, dim=-1)
         distance = left if distance is None else distance + left
         diagnostics |= {
@@ -81,7 +81,7 @@ def representation_fit(
 def contrastive_instruction(
     match: Ragged, opposite: Ragged, *, label_smoothing: FlipRate = 0.2, reduction: Reduction = "token_mean"
 ) -> MeasuredLoss:
-    r"""RAHF-SCIT, first step: one model that answers well under one instruction and badly under its opposite.
+    r"""RAHF-SCIT, first step: one model that responds well under one instruction and badly under its opposite.
 
     .. math:: -\log\pi(y\,|\,match) - (1 - \epsilon)\log\sigma(D) - \epsilon\log\sigma(-D), \qquad D = s^m - s^o
 

@@ -1,8 +1,8 @@
 """Contrastive token losses: at each token of a bad response, prefer one of the tokens that the model would also write.
 
-Where a likelihood term only says what to write, these say what to write *instead*, and they need no reference. Which
-alternative a token is held against is sampled anew at every step; the callback ``step_seed`` makes the draws a function
-of the run's seed and the step. Notation: ``losses/terms.py``; :math:`z_v` is the logit of token v. Every loss raises
+Where a likelihood term only says what to write, these say what to write *instead*, and they need no reference. The
+alternative that a token is compared with is sampled again at every step; the callback ``step_seed`` makes the draws a
+function of the run's seed and the step. Notation: ``losses/terms.py``; :math:`z_v` is the logit of token v. Every loss raises
 ValueError when an option is outside its range.
 """
 

@@ -53,7 +53,7 @@ def aot_unpaired(
 
     .. math:: -\log\sigma\big(\beta(\rho_{w,(i)} - \rho_{l,(i)})\big), \quad \text{each sorted over the batch}
 
-    Chosen and rejected need not answer the same prompt; there are as many of one as of the other.
+    Chosen and rejected responses need not share a prompt; there are equally many of both.
 
     Source: "Distributional Preference Alignment of LLMs via Optimal Transport", arXiv:2406.05882.
     Defaults: beta 0.01, as in TRL's index of papers.

@@ -87,8 +87,8 @@ def bco(
 
     :math:`\delta` is the running mean of the implicit rewards of all responses, and 0 before the first step. The
     weights :math:`w(x)` are 1 unless the method is given a density ratio (``method.density_ratio``): where desirable
-    and undesirable responses answer different prompts, an undesirable one counts by how likely its prompt is to be a
-    desirable one's.
+    and undesirable responses belong to different prompts, an undesirable one is weighted by how likely its prompt is to
+    be that of a desirable one.
 
     Source: "Binary Classifier Optimization for Large Language Model Alignment", arXiv:2404.04656, section 3.
     Defaults: beta 0.01, the paper's (section C).

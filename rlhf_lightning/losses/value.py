@@ -82,7 +82,7 @@ def _bellman_goal(
     score: Float[Tensor, " responses"],
     gamma: float,
 ) -> Float[Tensor, " response_tokens"]:
-    """What each action is worth by the next state's value: r + gamma V', the score at a response's last token."""
+    """Worth of each action by the next state's value: r + gamma V', the score at a response's last token."""
     last = _is_last(sequence)
     following = torch.cat([value[1:], value.new_zeros(min(1, len(last)))]).masked_fill(last, 0.0)
     reward = score[sequence].to(value).masked_fill(~last, 0.0)
@@ -90,7 +90,7 @@ def _bellman_goal(
 
 
 def _is_last(sequence: Tensor) -> Tensor:
-    """Whether each scored token is its response's last one."""
+    """Return whether each scored token is its response's last one."""
     last = torch.ones_like(sequence, dtype=torch.bool)
     last[:-1] = sequence[1:] != sequence[:-1]
     return last

@@ -27,7 +27,7 @@ AB = Responses(
 
 @dataclass
 class Golden:
-    """What a loss gives each token of A and B, how it was worked out, and what breaks it."""
+    """Values that a loss gives the tokens of A and B, how they were worked out, and what breaks them."""
 
     loss: str
     options: dict[str, Any]

@@ -25,7 +25,7 @@ FAR = 5 * math.sqrt(2)
 
 @dataclass
 class Golden:
-    """What a loss must return, how it was worked out, and what breaks it.
+    """Values that a loss must return, how they were worked out, and what breaks them.
 
     ``given`` are the inputs by name: for ``representation_fit`` states by layer, for ``contrastive_instruction``
     log-probs of responses.

@@ -15,7 +15,7 @@ NAN = float("nan")
 
 @dataclass
 class Golden:
-    """What a loss must return, how it was worked out, and what breaks it."""
+    """Values that a loss must return, how they were worked out, and what breaks them."""
 
     loss: str
     inputs: dict[str, Any]  #: tensors as nested lists; ragged ones as a list of rows

@@ -37,7 +37,7 @@ AB = Numbers(
 
 @dataclass
 class Golden:
-    """What a loss must return for ``AB``, how it was worked out, and what breaks it."""
+    """Values that a loss must return for ``AB``, how they were worked out, and what breaks them."""
 
     loss: str
     options: dict[str, Any]

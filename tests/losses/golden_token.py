@@ -34,7 +34,7 @@ PLAIN: Row = ([], [-0.5])
 
 @dataclass
 class Golden:
-    """What a loss must return, how it was worked out, and what breaks it."""
+    """Values that a loss must return, how they were worked out, and what breaks them."""
 
     loss: str
     options: dict[str, Any]

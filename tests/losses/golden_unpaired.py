@@ -31,7 +31,7 @@ ABCD = Labelled(
 
 @dataclass
 class Golden:
-    """What a loss must return for ``ABCD``, how it was worked out, and what breaks it."""
+    """Values that a loss must return for ``ABCD``, how they were worked out, and what breaks them."""
 
     loss: str
     options: dict[str, Any]

@@ -13,7 +13,7 @@ from rlhf_lightning.world.preference import STYLES, cyclic_win, exploitability
 STRENGTH = 0.9
 #: P[i, j], the probability that arm i beats arm j: rock, paper, scissors.
 WINS = torch.tensor([[cyclic_win(one, other, STRENGTH) for other in STYLES] for one in STYLES], dtype=torch.float64)
-#: Where policies start, which is the reference too: the best answer to it wins 18 points more than half of the time.
+#: Where policies start, which is the reference too: the best response to it wins 18 points more than half of the time.
 START = torch.tensor([0.68, 0.22, 0.10], dtype=torch.float64)
 
 
@@ -24,7 +24,7 @@ def responses(log_probs: Tensor) -> SequenceLogProbs:
 
 
 def exploited(policy: Tensor) -> float:
-    """How much more than half of the time the best arm beats a policy."""
+    """Share of wins of the best arm against a policy, above one half."""
     return float((WINS @ policy).max()) - 0.5
 
 

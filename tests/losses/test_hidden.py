@@ -133,13 +133,13 @@ def test_a_constant_added_to_logits_changes_nothing(numbers: Any, shift: float) 
 @given(numbers=instructions(), data=st.data())
 def test_the_contrastive_part_is_never_worth_more_than_the_likelihood(numbers: Any, data: st.DataObject) -> None:
     options = data.draw(st.fixed_dictionaries(OPTIONS["coin"]))
-    found = run("coin", numbers, **options).diagnostics
+    diagnostics = run("coin", numbers, **options).diagnostics
     if options["in_batch"]:  # else each group has a bound of its own, whatever is batched with it
-        found = {name: values.mean() for name, values in found.items()}
-    likelihood = found["nll/original"] + found["nll/paraphrase"]
-    scaled = found["contrastive/scaled"]
+        diagnostics = {name: values.mean() for name, values in diagnostics.items()}
+    likelihood = diagnostics["nll/original"] + diagnostics["nll/paraphrase"]
+    scaled = diagnostics["contrastive/scaled"]
     assert (scaled <= likelihood * (1 + 1e-6) + 1e-9).all()
-    bounded = torch.minimum(options["weight"] * found["contrastive/raw"], likelihood)
+    bounded = torch.minimum(options["weight"] * diagnostics["contrastive/raw"], likelihood)
     torch.testing.assert_close(scaled, bounded, rtol=1e-5, atol=1e-7)
 
 
@@ -155,8 +155,10 @@ def test_the_bound_is_a_constant_for_the_gradient() -> None:
     assert torch.equal(*log_probs)
     given_ = inputs("coin", (GROUPS,))
     losses.coin(**given_, weight=1e-3, temperature=0.5).loss.mean().backward()
-    gradient, found = states[0]
-    factor = (found["nll/original"] + found["nll/paraphrase"]).mean() / found["contrastive/raw"].mean()
+    gradient, diagnostics = states[0]
+    factor = (diagnostics["nll/original"] + diagnostics["nll/paraphrase"]).mean() / diagnostics[
+        "contrastive/raw"
+    ].mean()
     torch.testing.assert_close(gradient, given_["embedding"].grad * factor / 1e-3)
     assert not states[1][0].any()
 
@@ -186,8 +188,8 @@ def test_an_empty_slot_gets_no_gradient() -> None:
 @settings(max_examples=12, deadline=None)
 @given(numbers=episodes())
 def test_the_middle_expectile_is_half_the_squared_error(numbers: Any) -> None:
-    found = run("ilql", numbers, tau=0.5).diagnostics
-    torch.testing.assert_close(found["loss/value"], 0.5 * found["value/advantage"] ** 2)
+    diagnostics = run("ilql", numbers, tau=0.5).diagnostics
+    torch.testing.assert_close(diagnostics["loss/value"], 0.5 * diagnostics["value/advantage"] ** 2)
 
 
 @settings(max_examples=12, deadline=None)
@@ -197,25 +199,25 @@ def test_true_values_have_no_loss(numbers: Any, gamma: float) -> None:
     responses, scores = numbers
     exact = []
     for steps, score in zip(responses, scores, strict=True):
-        known = [score * gamma ** (len(steps) - 1 - number) for number in range(len(steps))]
-        exact.append([Step(s.log_prob, (v, v), (v, v), v, s.q_log_prob) for s, v in zip(steps, known, strict=True)])
-    found = run("ilql", (exact, scores), gamma=gamma).diagnostics
-    assert found["loss/q"].abs().max() < 1e-10
-    assert found["loss/value"].abs().max() < 1e-10
+        returns = [score * gamma ** (len(steps) - 1 - number) for number in range(len(steps))]
+        exact.append([Step(s.log_prob, (v, v), (v, v), v, s.q_log_prob) for s, v in zip(steps, returns, strict=True)])
+    diagnostics = run("ilql", (exact, scores), gamma=gamma).diagnostics
+    assert diagnostics["loss/q"].abs().max() < 1e-10
+    assert diagnostics["loss/value"].abs().max() < 1e-10
 
 
 def test_who_learns_from_what() -> None:
     """V from its own loss, Q from the returns and V', the policy from its likelihood, the copies from nothing."""
     given_ = inputs("ilql", (STEPS, [1.5]))
     losses.ilql(**given_, tau=0.75, gamma=0.5, awac_beta=2.0).loss.sum().backward()
-    found = given_["values"]
-    assert found.target_q.grad is None
+    values = given_["values"]
+    assert values.target_q.grad is None
     # d/dV of tau u^2 with u = Q - V, over 2 tokens: -.75 * 2 * .1 / 2 and .25 * 2 * .3 / 2. Nothing through V' or awac.
-    assert found.value.grad.tolist() == pytest.approx([-0.075, 0.075])
+    assert values.value.grad.tolist() == pytest.approx([-0.075, 0.075])
     # 2 (Q - goal) / 2 tokens: goals 0.35 and 1.5
-    assert found.q.grad.flatten().tolist() == pytest.approx([0.15, -0.5, -0.35, 0.5])
+    assert values.q.grad.flatten().tolist() == pytest.approx([0.15, -0.5, -0.35, 0.5])
     assert given_["policy"].token.grad.tolist() == pytest.approx([-math.exp(0.2) / 2, -math.exp(-0.6) / 2])
-    assert found.q_log_prob.grad.unique().tolist() == pytest.approx([-0.05])
+    assert values.q_log_prob.grad.unique().tolist() == pytest.approx([-0.05])
 
 
 def test_scores_of_empty_slots_are_not_read() -> None:

@@ -36,10 +36,10 @@ def made() -> Numbers:
 @pytest.mark.parametrize("name", PREFERENCE)
 def test_pairs(name: str) -> None:
     batch = made()
-    found, exact = run(name, batch, torch.float32), run(name, batch, torch.float64)
+    rounded, exact = run(name, batch, torch.float32), run(name, batch, torch.float64)
     for field in ("loss", "chosen_reward", "rejected_reward"):
         # A reward is beta = 0.1 times a log-ratio, or one of two terms of 60,000 nats that float32 rounds.
-        one, other = getattr(found, field), getattr(exact, field)
+        one, other = getattr(rounded, field), getattr(exact, field)
         torch.testing.assert_close(one.double(), other, atol=5e-5, rtol=1e-6)
 
 
@@ -49,9 +49,9 @@ def test_labelled_responses(name: str) -> None:
     batch = Labelled(
         pairs.policy_chosen, pairs.reference_chosen, [1.0, 0.0], kl=0.5, running=(0.5, 2.0, 8.0), weight=[1.0, 0.7]
     )
-    found, exact = run_unpaired(name, batch, torch.float32), run_unpaired(name, batch, torch.float64)
-    torch.testing.assert_close(found.reward.double(), exact.reward, atol=5e-5, rtol=0)
-    torch.testing.assert_close(found.loss.double(), exact.loss, atol=5e-5, rtol=1e-6)
+    rounded, exact = run_unpaired(name, batch, torch.float32), run_unpaired(name, batch, torch.float64)
+    torch.testing.assert_close(rounded.reward.double(), exact.reward, atol=5e-5, rtol=0)
+    torch.testing.assert_close(rounded.loss.double(), exact.loss, atol=5e-5, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", RANKED)
@@ -62,16 +62,16 @@ def test_ranked_lists(name: str) -> None:
     )
     items = [Item(policy, reference, float(score)) for score, (policy, reference) in enumerate(models)]
     batch = Lists([[items[0], items[2]], [items[1], items[3]]], running=(0.5, 2.0, 8.0))
-    found, exact = run_ranked(name, batch, torch.float32), run_ranked(name, batch, torch.float64)
-    torch.testing.assert_close(found.reward.double(), exact.reward, atol=5e-5, rtol=1e-6)
-    torch.testing.assert_close(found.loss.double(), exact.loss, atol=5e-5, rtol=1e-6)
+    rounded, exact = run_ranked(name, batch, torch.float32), run_ranked(name, batch, torch.float64)
+    torch.testing.assert_close(rounded.reward.double(), exact.reward, atol=5e-5, rtol=1e-6)
+    torch.testing.assert_close(rounded.loss.double(), exact.loss, atol=5e-5, rtol=1e-6)
 
 
 def test_difference_of_two_sums_is_rounded_once() -> None:
     """60,000 nats each, 600 apart: the two sums in float32 would leave 0.004 of it."""
     batch = made()
-    found, exact = (
+    rounded, exact = (
         summed_margin(Pair(ragged(batch.policy_chosen, dtype), ragged(batch.policy_rejected, dtype)))
         for dtype in (torch.float32, torch.float64)
     )
-    torch.testing.assert_close(found.double(), exact, atol=4e-5, rtol=0)
+    torch.testing.assert_close(rounded.double(), exact, atol=4e-5, rtol=0)

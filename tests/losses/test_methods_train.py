@@ -1,6 +1,6 @@
 """Every yaml of conf/method trains in its real module: twelve optimiser steps on one batch lower what it minimises.
 
-On-policy methods have no such batch: their objective is made anew by each rollout (tests/configs/test_methods_fit.py,
+On-policy methods have no such batch: each rollout makes another objective (tests/configs/test_methods_fit.py,
 tests/learning).
 """
 
@@ -29,8 +29,8 @@ from tests.helpers.training import Builder, trainer
 
 
 def module_class(name: str) -> type[methods.AlignmentModule[Any]]:
-    found: type[methods.AlignmentModule[Any]] = getattr(methods, method_yaml(name)["_target_"].rpartition(".")[2])
-    return found
+    declared: type[methods.AlignmentModule[Any]] = getattr(methods, method_yaml(name)["_target_"].rpartition(".")[2])
+    return declared
 
 
 METHODS = sorted(

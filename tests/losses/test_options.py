@@ -1,4 +1,4 @@
-"""What a loss declares, and what happens to options that are not allowed."""
+"""Declarations of losses, and errors for options that are not allowed."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_whole_numbers_are_numbers() -> None:
 
 
 def test_values_of_an_option() -> None:
-    """What a method reads from its loss: given, by default, of each term of a sum, or none."""
+    """Values that a method reads from its loss: given, by default, of each term of a sum, or none."""
     assert option_values(partial(pairwise_cringe, k=7), "k") == [7]
     assert option_values(pairwise_cringe, "k") == [5]
     assert option_values(dpo, "k") == []
@@ -148,32 +148,32 @@ def test_misspelt_option_names_the_closest() -> None:
 
 
 def test_missing_option_says_how_to_set_it() -> None:
-    def mine(policy: Pair, *, strength: float) -> PreferenceLoss:
+    def custom(policy: Pair, *, strength: float) -> PreferenceLoss:
         raise AssertionError("validation must not call the loss")
 
-    with pytest.raises(ValueError, match=r"loss mine needs a value for \['strength'\]: set method.loss.strength="):
-        validate(mine)
-    validate(partial(mine, strength=1.0))
+    with pytest.raises(ValueError, match=r"loss custom needs a value for \['strength'\]: set method.loss.strength="):
+        validate(custom)
+    validate(partial(custom, strength=1.0))
 
 
 def test_unknown_input_is_refused() -> None:
-    def mine(policy: Pair, beta: float = 0.1) -> PreferenceLoss:
+    def custom(policy: Pair, beta: float = 0.1) -> PreferenceLoss:
         raise AssertionError("validation must not call the loss")
 
     with pytest.raises(ValueError, match=r"asks for \['beta'\], which no method provides.*keyword-only"):
-        needs(mine)
+        needs(custom)
     with pytest.raises(ValueError, match=r"asks for \['beta'\]"):
-        validate(mine)
+        validate(custom)
 
 
 def test_loss_function_keeps_name_and_signature() -> None:
     @loss_function
-    def mine(policy: Pair, *, beta: float = 0.1) -> PreferenceLoss:
-        """Mine."""
+    def custom(policy: Pair, *, beta: float = 0.1) -> PreferenceLoss:
+        """A custom loss."""
         raise AssertionError("not called")
 
-    assert (mine.__name__, mine.__doc__) == ("mine", "Mine.")
-    assert list(inspect.signature(mine).parameters) == ["policy", "beta"]
+    assert (custom.__name__, custom.__doc__) == ("custom", "A custom loss.")
+    assert list(inspect.signature(custom).parameters) == ["policy", "beta"]
 
 
 @pytest.mark.parametrize("margin", [[0.0, 2.0, -1.0], [float("nan"), 2.0, 1.0]])

@@ -88,13 +88,13 @@ def test_gradient_is_that_of_finite_differences(name: str) -> None:
     options = WIDE.get(name, {})
     _, gradient = value_and_gradient(name, AB, **options)
     flat = [x for row in AB.policy for x in row]
-    for place, x in enumerate(flat):
+    for index, x in enumerate(flat):
         moved = []
         for step in (1e-6, -1e-6):
-            values = [*flat[:place], x + step, *flat[place + 1 :]]
+            values = [*flat[:index], x + step, *flat[index + 1 :]]
             batch = dataclasses.replace(AB, policy=[values[:3], values[3:]])
             moved.append(value_and_gradient(name, batch, **options)[0])
-        assert gradient[place].item() == pytest.approx((moved[0] - moved[1]) / 2e-6, abs=1e-6)
+        assert gradient[index].item() == pytest.approx((moved[0] - moved[1]) / 2e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", CLIPPED)

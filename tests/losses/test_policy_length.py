@@ -1,4 +1,4 @@
-"""What an aggregation does to the length of answers: the bias that Dr. GRPO removes (arXiv:2503.20783).
+"""Effect of an aggregation on the length of responses: the bias that Dr. GRPO removes (arXiv:2503.20783).
 
 The policy stops after each token with probability q, whatever it says, and is right or wrong whatever the length. Then
 the length of wrong answers should have no gradient from being wrong. Its expectation is summed over all lengths.
@@ -17,14 +17,14 @@ LONGEST = 120
 
 
 def pull_on_stopping(how: str, advantage: float, q: float) -> float:
-    """Expected gradient ascent on the logit of stopping, from responses of this advantage; above 0: shorter answers."""
+    """Expected gradient ascent on the logit of stopping, from responses of this advantage; above 0: shorter ones."""
     logit = torch.tensor(q, dtype=torch.float64).logit().requires_grad_(True)
     lengths = torch.arange(1, LONGEST + 1)
     probability = q * (1 - q) ** (lengths.double() - 1)
     layout = ragged([[0.0] * int(n) for n in lengths])
     last = layout.offset == lengths[layout.sequence] - 1
-    stop, go_on = torch.nn.functional.logsigmoid(logit), torch.nn.functional.logsigmoid(-logit)
-    policy = layout.with_token(torch.where(last, stop, go_on))
+    stop, continues = torch.nn.functional.logsigmoid(logit), torch.nn.functional.logsigmoid(-logit)
+    policy = layout.with_token(torch.where(last, stop, continues))
     old = policy.with_token(policy.token.detach())
     token = ppo(policy, old, policy.with_token(torch.full_like(policy.token.detach(), advantage))).token
     mean_length = (probability * lengths).sum().item()

@@ -1,4 +1,4 @@
-"""What must hold for every loss, whatever the numbers."""
+"""Properties of every loss, whatever the numbers."""
 
 from __future__ import annotations
 

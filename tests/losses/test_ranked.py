@@ -285,5 +285,5 @@ def test_score_of_what_the_weights_select() -> None:
     """Scores 1 and 3 against a mean of 2 weigh 1/e and e; the empty slot weighs nothing."""
     items = [Item([-1.0], [-1.0], 1.0), Item([-1.0], [-1.0], 3.0)]
     batch = Lists([items], running=(2.0, 1.0, 5.0), slots=3)
-    found = run("reward_weighted", batch, normalise="running").diagnostics["score/selected"]
-    assert found.item() == pytest.approx((1 / math.e + 3 * math.e) / (1 / math.e + math.e))
+    selected = run("reward_weighted", batch, normalise="running").diagnostics["score/selected"]
+    assert selected.item() == pytest.approx((1 / math.e + 3 * math.e) / (1 / math.e + math.e))

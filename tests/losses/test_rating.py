@@ -61,8 +61,8 @@ def test_labels_equal_a_plain_loop(rows: list[list[float]], data: st.DataObject)
     labels = data.draw(st.lists(st.floats(0, 1), min_size=len(flat), max_size=len(flat)))
     label = torch.tensor(labels, dtype=torch.float64)
     each = [cross_entropy(*pair) for pair in zip(flat, labels, strict=True)]
-    found = binary_discrimination(torch.tensor(flat, dtype=torch.float64), label)
-    assert found.loss.tolist() == pytest.approx(each, rel=1e-9, abs=1e-12)
+    result = binary_discrimination(torch.tensor(flat, dtype=torch.float64), label)
+    assert result.loss.tolist() == pytest.approx(each, rel=1e-9, abs=1e-12)
     steps = ragged(rows)
     steps.token = steps.token.double()
     by_step, by_solution, taken = [], [], iter(each)
@@ -72,8 +72,8 @@ def test_labels_equal_a_plain_loop(rows: list[list[float]], data: st.DataObject)
         by_solution.append(sum(losses_of_row) / len(row))
     # rewards were given in float32
     assert process_reward(steps, label).loss.tolist() == pytest.approx(by_step, rel=1e-5, abs=1e-6)
-    found = process_reward(steps, label, reduction="solution_mean")
-    assert found.loss.tolist() == pytest.approx(by_solution, rel=1e-5, abs=1e-6)
+    result = process_reward(steps, label, reduction="solution_mean")
+    assert result.loss.tolist() == pytest.approx(by_solution, rel=1e-5, abs=1e-6)
 
 
 RATING = st.floats(-5, 5)
@@ -87,8 +87,8 @@ def test_ratings_equal_a_plain_loop(attributes: int, responses: int, data: st.Da
 
     ratings, truth = table(RATING), table(RATING | st.just(NAN))
     expected = []
-    for said, known in zip(ratings, truth, strict=True):
-        errors = [(a - b) ** 2 for a, b in zip(said, known, strict=True) if not math.isnan(b)]
+    for rating, true in zip(ratings, truth, strict=True):
+        errors = [(a - b) ** 2 for a, b in zip(rating, true, strict=True) if not math.isnan(b)]
         expected.append(sum(errors) / max(len(errors), 1))
     loss = attribute_regression(*(torch.tensor(part, dtype=torch.float64) for part in (ratings, truth))).loss
     assert loss.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)

@@ -66,8 +66,8 @@ def test_observed_numbers_and_diagnostics() -> None:
     )
     assert run("alpha_dpo", seen, gamma=0.25, eps=2.0).diagnostics["target"].tolist() == [0.25, 0.25]
     for seen.running in ((0.5, 2.0, 4.0), (0.5, 0.0, 1.0)):  # a single gap has a mean too
-        found = run("beta_dpo", seen, beta=0.1, alpha=0.2, level="pair").diagnostics["beta"]
-        assert found.tolist() == pytest.approx([0.17, 0.01])
+        beta = run("beta_dpo", seen, beta=0.1, alpha=0.2, level="pair").diagnostics["beta"]
+        assert beta.tolist() == pytest.approx([0.17, 0.01])
     assert run("rpo", AB).diagnostics["nll"].tolist() == pytest.approx([2.0, 8 / 3])
     assert run("cpo", AB).diagnostics["nll"].tolist() == pytest.approx([2.0, 8 / 3])
     assert run("orpo", AB).diagnostics["nll"].tolist() == pytest.approx([2.0, 8 / 3])

@@ -68,7 +68,7 @@ def test_xpo() -> None:
     lost = Numbers([[-4.0, -3.0]], [[-5.0]], [[-3.0, -3.0]], [[-6.0]], reference_sample=[[1.0, 0.0]])
     assert run("xpo", lost, beta=0.1, alpha=0.01).loss.item() == pytest.approx(0.798139 - 0.07, abs=1e-6)
     usual = run("xpo", lost).loss - run("dpo", lost).loss
-    assert usual.item() == pytest.approx(-7e-5, rel=1e-6), "alpha is 1e-5 unless it is said"
+    assert usual.item() == pytest.approx(-7e-5, rel=1e-6), "alpha is 1e-5 by default"
 
 
 def test_xpo_lowers_what_the_reference_wrote_whichever_won() -> None:
