@@ -20,11 +20,11 @@ class Stage:
     """One stage of a chain.
 
     Attributes:
-        name: of the stage.
-        command: of ``rlhf`` that it is.
-        needs: names of the stages that it takes from.
-        run: its files.
-        metrics: names and last values of the most telling ones.
+        name: the stage's name.
+        command: the ``rlhf`` command that it runs.
+        needs: names of the stages whose outputs it uses.
+        run: the stage's files.
+        metrics: names and last values of the most informative metrics.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Stage:
 
     @property
     def title(self) -> str:
-        """What it does: its method, or its command."""
+        """Method of the stage, or its command if it has none."""
         return self.run.title if self.command == "train" else f"rlhf {self.command}"
 
 
@@ -46,7 +46,7 @@ class Chain:
     Attributes:
         title: its folder and size, and in a sweep what varies.
         stages: in the order in which they ran.
-        samples: of every stage that sampled, before and after it, for the prompts that most of them have.
+        samples: before and after every stage that sampled, for the prompts that most stages share.
     """
 
     title: str
@@ -55,12 +55,12 @@ class Chain:
 
     @property
     def seconds(self) -> float:
-        """That all stages took."""
+        """Total time of all stages."""
         return sum(float(stage.run.result.get("seconds") or 0) for stage in self.stages)
 
 
 def read_chains(paths: Sequence[str | Path]) -> list[Chain]:
-    """The chains among folders; others are left out."""
+    """Read the folders that are chains; other folders are left out."""
     folders = [Path(path).expanduser() for path in paths]
     return [chain for folder in folders if (folder / CHAIN).is_file() for chain in _chains_of(folder)]
 
@@ -83,7 +83,7 @@ def _stage(folder: Path, entry: dict[str, Any]) -> Stage:
 
 
 def _columns(stages: Sequence[Stage]) -> list[Column]:
-    """Samples before and after each stage; the row of the data does not count, since each stage may have its own."""
+    """Samples before and after each stage, matched by prompt alone, since each stage may have its own data set."""
     columns: list[Column] = []
     for stage in stages:
         for step, rows in sorted(stage.run.samples.items()):

@@ -1,4 +1,4 @@
-"""What a run changed: the metrics that matter, at its beginning and at its end."""
+"""Changes made by a run: the metrics that matter, at its beginning and at its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlhf_lightning.report.reading import Curve, Run
 from rlhf_lightning.report.statistics import rounded
 
 _MOST = 10
-#: Metrics that say how a run was trained, not what came of it.
+#: Metrics that describe how a run was trained, not its outcome.
 _MEANS = frozenset({"train/grad_norm"})
 #: Metrics of single steps are averaged over this share of them at either end, of at least ``_LEAST`` steps.
 _SHARE, _LEAST = 0.1, 3
@@ -20,7 +20,7 @@ _RESPONSES = ("val/sample/length", "val/sample/finished")
 
 
 class Point(NamedTuple):
-    """A value and the step at which it was measured; of averaged steps the last one."""
+    """A value and the step at which it was measured (the last step of an average)."""
 
     step: int
     value: float
@@ -32,8 +32,8 @@ class Change:
 
     Attributes:
         metric: its name.
-        first, last: what was measured; equal steps where it was measured once.
-        averaged: each is the mean of several training steps, whose single values are noise.
+        first, last: values with their steps; the steps are equal if the metric was measured once.
+        averaged: each value is the mean of several training steps, whose single values are noisy.
     """
 
     metric: str
@@ -48,7 +48,7 @@ class Change:
 
     @property
     def better(self) -> bool | None:
-        """Whether it changed for the better; None where its name does not say which way that is, or nothing changed."""
+        """True if the metric improved; None if nothing changed or its name does not tell which direction is better."""
         mode = mode_of(self.metric)
         return None if mode is None or not self.difference else (self.difference > 0) == (mode == "max")
 
@@ -62,15 +62,15 @@ class Change:
 
 
 def changes_of(run: Run, first: Iterable[str] = (), *, everything: bool = False) -> list[Change]:
-    """The metrics worth a row, with their values at the beginning and at the end.
+    """Select the metrics worth a row, with their values at the beginning and at the end.
 
-    Of a metric that validations and training steps both have, the validation's is shown, unless there was only one: the
-    steps say the same with more noise.
+    If both validation and training steps log a metric, the validation value is shown, unless there was only one
+    validation: training steps measure the same with more noise.
 
     Args:
-        run: with its curves; one without any has no changes.
-        first: metrics that come before all others, such as the one that is optimised.
-        everything: every metric that was logged, and not the first few of those that matter.
+        run: the run; one without curves has no changes.
+        first: metrics that come before all others, such as the optimised one.
+        everything: return every logged metric, not only the most important ones.
     """
     curves = run.curves
     if everything:

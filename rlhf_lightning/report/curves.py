@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = 3
-#: Of up to so many named groups the bands are filled; more fillings make a fog.
+#: Bands are filled up to this many named groups; more fillings hide one another.
 _FILLED = 8
 _LEGEND_COLUMNS = 4
 
@@ -32,16 +32,16 @@ def draw_curves(
     most: int = 60,
     width: float = 12.0,
 ) -> Picture:
-    """Small multiples by metric over the optimiser steps: the mean over seeds, and from smallest to largest as a band.
+    """Draw one panel per metric over the optimiser steps: the mean over seeds, with a band from smallest to largest.
 
-    Runs that failed or have not finished are drawn as far as they got, in groups where no run has finished.
+    In groups where no run has finished, failed and unfinished runs are drawn as far as they got.
 
     Args:
-        groups: to draw, best first: the best of each colour is named, the rest is grey behind them.
+        groups: groups to draw, best first: the best of each colour is named, the others are grey behind them.
         looks: style of each group.
         metrics: one panel each.
-        named: how many groups at most have their colour and a place in the legend.
-        most: points of a line; longer curves are means of neighbouring steps.
+        named: maximum number of groups with their own colour and a legend entry.
+        most: maximum points per line; longer curves are averaged over neighbouring steps.
         width: in inches.
     """
     ends = [run.curves[name][0][-1] for group in groups for run in group.runs for name in metrics if name in run.curves]
@@ -65,16 +65,16 @@ def draw_curves(
 
 
 def band_of(group: Group, metric: str, most: int) -> Band | None:
-    """A metric of a group over its finished runs (over all of them where none has finished); None if not logged."""
+    """Pool a metric of a group over its finished runs (over all runs if none has finished); None if not logged."""
     runs = group.done or group.runs
-    found = [run.curves[metric] for run in runs if metric in run.curves]
-    return band(found, most) if found else None
+    curves = [run.curves[metric] for run in runs if metric in run.curves]
+    return band(curves, most) if curves else None
 
 
 def _panel(
     axes: Axes, groups: Sequence[Group], looks: Sequence[Style], metric: str, coloured: Sequence[int], most: int
 ) -> None:
-    """Grey lines of the others first, as one artist; then the named groups, the best on top."""
+    """Draw the unnamed groups in grey as one artist, then the named groups, the best on top."""
     from matplotlib.collections import LineCollection
 
     behind = [band_of(group, metric, most // 2) for i, group in enumerate(groups) if i not in coloured]
@@ -101,7 +101,7 @@ def _line(axes: Axes, one: Band, look: Style, index: int, *, filled: bool) -> No
 
 
 def _limits(axes: Axes, drawn: Sequence[Band]) -> None:
-    """All lines in view, but not at the price of a single spike: the inner 99 % of means where they are far apart."""
+    """Keep all lines in view, but clip single spikes: use the inner 99 % of the means if outliers are far away."""
     from matplotlib.ticker import MaxNLocator
 
     if not drawn:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Drawn in exactly these colours, which the SVG replaces by the page's variables; legible as they are on white.
+#: Figures use exactly these colours, which the SVG replaces by the page's variables; they are legible on white.
 INK, FAINT, RULE, PAPER = "#20262e", "#5f6873", "#d9dee4", "#fffffe"
 _VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", RULE: "var(--rule)", PAPER: "var(--paper)"}
 _SETTINGS: dict[str, Any] = {
@@ -48,13 +48,13 @@ _SETTINGS: dict[str, Any] = {
 
 
 class Picture:
-    """A finished figure. Notebooks show it as it is."""
+    """A finished figure, displayed by notebooks."""
 
     def __init__(self, figure: Figure, name: str, alt: str) -> None:
         self.figure, self.name, self.alt = figure, name, alt
 
     def save(self, path: str | Path, dpi: int = 150) -> Path:
-        """Write it as a PNG, or as what the suffix says (``.svg``, ``.pdf``)."""
+        """Write the figure as a PNG, or in the format of the suffix (``.svg``, ``.pdf``)."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with _theme():
@@ -77,7 +77,7 @@ class Picture:
 
 @contextmanager
 def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Iterator[tuple[Any, Any]]:
-    """A figure in inches and its grid of axes (rows, columns); everything drawn inside the block has our look."""
+    """Open a figure (size in inches) with a grid of axes (rows, columns), drawn in the style of the report."""
     with _theme():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -90,7 +90,7 @@ def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **optio
 
 
 def inlined(svg: str, name: str, alt: str) -> str:
-    """An SVG file as an element of a page: no prolog, ids of its own, scaled to the page, colours by variable."""
+    """Turn an SVG file into an element of a page: no prolog, unique ids, scaled to the page, colours as variables."""
     from html import escape
 
     svg = svg[svg.index("<svg") :].strip()

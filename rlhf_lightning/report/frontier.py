@@ -1,4 +1,4 @@
-"""Reward against divergence from the reference: what each method pays for what it gains."""
+"""Reward against divergence from the reference: the cost in KL of each method's gain."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from rlhf_lightning.report.statistics import band, pareto_front, pooled
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: So many points may carry their path through training before the paths hide the points.
+#: Maximum number of points that are drawn with their path through training; more paths would hide the points.
 _PATHS = 12
-_SIZE = 8.5  #: of the names
-_SMALL, _LARGE = (9.6, 5.6), (11.5, 7.0)  #: inches, for few and for many names
+_SIZE = 8.5  #: font size of the names
+_SMALL, _LARGE = (9.6, 5.6), (11.5, 7.0)  #: figure size in inches, for few and for many names
 
 
 @dataclass(frozen=True)
 class Point:
-    """A group in the plane: means over its seeds, and every seed."""
+    """A group as a point: the mean over its seeds, and every seed."""
 
-    rank: int  #: of the group, from 0
+    rank: int  #: rank of the group, from 0
     group: Group
     style: Style
     x: float
     y: float
     seeds: tuple[tuple[float, float], ...]
-    bound: bool = False  #: x is the most that it can be
+    bound: bool = False  #: x is an upper bound
 
 
 def points_of(groups: Sequence[Group], looks: Sequence[Style], x: str, y: str) -> list[Point]:
-    """The groups of which at least one finished run has both metrics."""
-    found = []
+    """Points of the groups with at least one finished run that has both metrics."""
+    points = []
     for index, (group, style) in enumerate(zip(groups, looks, strict=True)):
         seeds = tuple((run.metrics[x], run.metrics[y]) for run in group.done if {x, y} <= run.metrics.keys())
         most = [run.metrics for run in group.done if {MOST_DIVERGENCE, y} <= run.metrics.keys()]
         bounds = tuple((metrics[MOST_DIVERGENCE], metrics[y]) for metrics in most)
         if seeds or bounds:
             across, up = (pooled([seed[axis] for seed in seeds or bounds]).mean for axis in (0, 1))
-            found.append(Point(index, group, style, across, up, seeds or bounds, bound=not seeds))
-    return found
+            points.append(Point(index, group, style, across, up, seeds or bounds, bound=not seeds))
+    return points
 
 
 def draw_frontier(
@@ -60,26 +60,26 @@ def draw_frontier(
     size: tuple[float, float] | None = None,
     title: str | None = None,
 ) -> Picture:
-    """Final reward over final divergence, a point a group, the Pareto front through those that none beats.
+    """Draw final reward over final divergence, one point per group, with the Pareto front.
 
-    A hollow point is drawn at the most that its divergence can be, as of the best of several responses. Stages of a
-    chain whose names end in different numbers are joined. Small dots are the seeds; with few groups a thin line is a
-    group's path through training. The divergence axis is in square roots where its values span a decade or more, as KL
-    grows with the square of how far a policy has moved ("Scaling Laws for Reward Model Overoptimization",
+    A hollow point marks an upper bound of the divergence, as for the best of several responses. Stages of a chain
+    whose names end in different numbers are joined. Small dots are seeds; with few groups, a thin line shows a group's
+    path through training. The divergence axis has a square-root scale if its values span a decade or more, since KL
+    grows with the square of the distance that a policy has moved ("Scaling Laws for Reward Model Overoptimization",
     arXiv:2210.10760).
 
     Args:
-        groups: to draw, best first.
+        groups: groups to draw, best first.
         looks: style of each group.
-        axes_names: metrics of the x (divergence) and the y axis (reward).
-        named: this many groups have their label written, and those on the front.
-        size: in inches; None: by how many names there are.
-        title: None: says what is drawn.
+        axes_names: metrics of the x axis (divergence) and the y axis (reward).
+        named: number of groups that are labelled, in addition to those on the front.
+        size: figure size in inches; None: chosen by the number of labels.
+        title: title of the figure; None: names both metrics.
     """
     x, y = axes_names
     points = points_of(groups, looks, x, y)
     base = base_of(points, x, y)
-    # The untrained policy stands for itself: a method with less reward than it is not on the front.
+    # The untrained policy is a point too: a method with less reward is not on the front.
     positions = [*((point.x, point.y) for point in points), *([base] if base else [])]
     best = pareto_front(positions)
     front, corners = [i for i in best if i < len(points)], [positions[i] for i in best]
@@ -124,7 +124,7 @@ def _root_scale(axes: Axes, values: Sequence[float]) -> bool:
 
 
 def _paths(axes: Axes, points: Sequence[Point], x: str, y: str) -> list[tuple[float, float]]:
-    """Draw them; places along them that a label had better not cover."""
+    """Draw the paths; return points along them that labels should not cover."""
     along: list[tuple[float, float]] = []
     for point in points:
         runs = [run for run in point.group.done if {x, y} <= run.curves.keys()]
@@ -140,17 +140,17 @@ def _paths(axes: Axes, points: Sequence[Point], x: str, y: str) -> list[tuple[fl
 
 
 def base_of(points: Sequence[Point], x: str, y: str) -> tuple[float, float] | None:
-    """The untrained policy: what was logged at step 0 with a divergence of nearly 0; None when nothing was."""
-    found = []
+    """The untrained policy: values logged at step 0 with a divergence close to 0; None if there are none."""
+    starts = []
     far = max((point.x for point in points), default=0.0)
     for run in (run for point in points for run in point.group.done):
         if {x, y} <= run.curves.keys():
             (steps, divergence), (rewarded, reward) = run.curves[x], run.curves[y]
             if steps[0] == rewarded[0] == 0 and abs(divergence[0]) <= 0.01 * far:
-                found.append((float(divergence[0]), float(reward[0])))
-    if not found:
+                starts.append((float(divergence[0]), float(reward[0])))
+    if not starts:
         return None
-    across, up = (pooled(values).mean for values in zip(*found, strict=True))
+    across, up = (pooled(values).mean for values in zip(*starts, strict=True))
     return across, up
 
 
@@ -163,9 +163,9 @@ def _front(axes: Axes, corners: Sequence[tuple[float, float]]) -> None:
 
 
 def _families(axes: Axes, points: Sequence[Point]) -> None:
-    """A line through the stages of a chain whose names differ in a number alone: those of a sweep over a strength.
+    """Draw a line through stages of a chain whose names differ only in a number, such as a sweep over a strength.
 
-    None where stages of one name have several settings.
+    No line is drawn if stages of one name have several settings.
     """
     families: dict[str, list[Point]] = {}
     for point in points:
@@ -198,7 +198,7 @@ def _scatter(axes: Axes, points: Sequence[Point], front: Sequence[int]) -> None:
 
 
 def _room(axes: Axes, points: Sequence[Point], rooted: bool) -> None:
-    """Air for labels at the edges."""
+    """Add margins for labels at the edges."""
     axes.margins(x=0.12, y=0.12)
     axes.autoscale_view()
     low = min((seed[0] for point in points for seed in point.seeds), default=0.0)
@@ -207,7 +207,7 @@ def _room(axes: Axes, points: Sequence[Point], rooted: bool) -> None:
 
 
 def _hue_legend(axes: Axes, points: Sequence[Point], *, line: bool) -> None:
-    """What the colours stand for, where they stand for more than one group."""
+    """Add a legend of the colours, if a colour is shared by several groups."""
     from matplotlib.lines import Line2D
 
     hues: dict[str, Style] = {}
@@ -219,7 +219,7 @@ def _hue_legend(axes: Axes, points: Sequence[Point], *, line: bool) -> None:
         for hue, look in hues.items()
     ]
     front = [Line2D([], [], color=INK, linewidth=1.1, linestyle=(0, (4, 2)), label="Pareto front")] if line else []
-    if len(hues) == len(points):  # every colour is a label beside its point
+    if len(hues) == len(points):  # every point has its own colour and label
         axes.legend(handles=front, loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8.5)
         return
     columns = 1 if len(handles) < 24 else 2
@@ -235,7 +235,7 @@ def _labels(
     corners: Sequence[tuple[float, float]],
     paths: Sequence[tuple[float, float]],
 ) -> None:
-    """Names beside their points, none over another or over a point; a thin line to those that are further away."""
+    """Write labels next to their points without overlaps, with a thin line to those that are further away."""
     figure: Any = axes.get_figure()
     renderer, scale = figure.canvas.get_renderer(), figure.dpi / 100
     named = [(points[i].x, points[i].y, _short(points[i].group.label), INK, i in front) for i in chosen]
@@ -244,25 +244,25 @@ def _labels(
         axes.text(0, 0, text, fontsize=_SIZE, color=colour, weight="bold" if bold else "normal", zorder=7)
         for *_, text, colour, bold in named
     ]
-    boxes = [text.get_window_extent(renderer) for text in texts]
+    extents = [text.get_window_extent(renderer) for text in texts]
     pixels = [_pixel(axes, x, y) for x, y, *_ in named]
     others = [_marker_box(_pixel(axes, point.x, point.y)) for i, point in enumerate(points) if i not in chosen]
     others += _segments([_pixel(axes, *corner) for corner in corners])
     if len(points) <= _PATHS:
         others += [_marker_box(_pixel(axes, *seed), 2.5) for point in points for seed in point.seeds]
-        others += [_marker_box(_pixel(axes, *place), 1.0) for place in paths]
+        others += [_marker_box(_pixel(axes, *corner), 1.0) for corner in paths]
     window = axes.get_window_extent(renderer)
     area = Box(window.x0, window.y0, window.x1 + 2, window.y1 + 2)
-    sizes = [(box.width + 2, box.height + 1) for box in boxes]
-    places = place_labels(pixels, sizes, area, obstacles=others, gap=7 * scale, reach=95 * scale)
+    sizes = [(extent.width + 2, extent.height + 1) for extent in extents]
+    label_boxes = place_labels(pixels, sizes, area, obstacles=others, gap=7 * scale, reach=95 * scale)
     back = axes.transData.inverted()
-    for text, pixel, place in zip(texts, pixels, places, strict=True):
-        if place is None:
+    for text, pixel, box in zip(texts, pixels, label_boxes, strict=True):
+        if box is None:
             text.remove()
             continue
-        centre = ((place.left + place.right) / 2, (place.bottom + place.top) / 2)
+        centre = ((box.left + box.right) / 2, (box.bottom + box.top) / 2)
         text.set(position=back.transform(centre), horizontalalignment="center", verticalalignment="center")
-        _leader(axes, back, pixel, place, 16 * scale)
+        _leader(axes, back, pixel, box, 16 * scale)
 
 
 def _pixel(axes: Axes, x: float, y: float) -> tuple[float, float]:
@@ -270,15 +270,15 @@ def _pixel(axes: Axes, x: float, y: float) -> tuple[float, float]:
     return float(across), float(up)
 
 
-def _leader(axes: Axes, back: Any, pixel: Sequence[float], place: Box, far: float) -> None:
-    end = (min(max(pixel[0], place.left), place.right), min(max(pixel[1], place.bottom), place.top))
+def _leader(axes: Axes, back: Any, pixel: Sequence[float], box: Box, far: float) -> None:
+    end = (min(max(pixel[0], box.left), box.right), min(max(pixel[1], box.bottom), box.top))
     if math.dist(pixel, end) > far:
         (x0, y0), (x1, y1) = back.transform(pixel), back.transform(end)
         axes.plot([x0, x1], [y0, y1], color=FAINT, linewidth=0.6, zorder=4, scalex=False, scaley=False)
 
 
 def _segments(corners: Sequence[Sequence[float]], half: float = 1.5) -> list[Box]:
-    """The steps of the front as rectangles that no label may cover."""
+    """Rectangles along the steps of the front that no label may cover."""
     boxes = []
     for (x0, y0), (x1, y1) in pairwise(corners):
         boxes.append(Box(x0, y0 - half, x1, y0 + half))

@@ -1,4 +1,4 @@
-"""Which runs are the same but for their seed, what to call them, and in which options they differ."""
+"""Grouping of runs that differ only in their seed, labels of the groups, and options in which they differ."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from rlhf_lightning.report.reading import Run
 from rlhf_lightning.report.stages import family_of, seedless
 
-#: Callbacks that only look on; others (ema, reference_sync, the user's own) change what is computed.
+#: Callbacks that only observe; others (ema, reference_sync, the user's own) change what is computed.
 _OBSERVERS = (
     "best",
     "export",
@@ -29,7 +29,7 @@ _OBSERVERS = (
     "step_seed",
     "throughput",
 )
-#: Keys that say where a run lies and what it shows, not what it computes.
+#: Keys that set where a run is stored and what it shows, not what it computes.
 BOOKKEEPING = (
     "paths",
     "logger",
@@ -51,13 +51,13 @@ Options = dict[str, Any]  #: dotted key: value
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed.
+    """Runs that differ only in the seed.
 
     Attributes:
-        label: short: the method, and what tells it from other groups of the same method.
+        label: a short label: the method, and the options that distinguish it from other groups of the same method.
         method: name of the method.
-        family: of the method.
-        options: what its runs were configured with, flat.
+        family: family of the method.
+        options: flat configuration of the runs.
         runs: in the order of their seeds.
     """
 
@@ -69,7 +69,7 @@ class Group:
 
     @cached_property
     def done(self) -> tuple[Run, ...]:
-        """Runs that finished: the only ones whose numbers are pooled."""
+        """Finished runs, the only ones whose numbers are pooled."""
         return tuple(run for run in self.runs if run.state == "done")
 
 
@@ -82,9 +82,9 @@ def flat(config: Any, prefix: str = "") -> Options:
 
 
 def copies_of_the_seed(runs: Sequence[Run]) -> set[str]:
-    """Keys named ``seed`` that follow the runs' own: equal to it in most runs, and for more than one seed.
+    """Keys named ``seed`` that follow the seed of the run: equal to it in most runs, and for more than one seed.
 
-    A model's or a data set's own seed that happens to be that of one run is none.
+    The seed of a model or a data set that happens to equal the seed of one run is not a copy.
     """
     equal: dict[str, list[int | None]] = {}
     for run in runs:
@@ -96,11 +96,11 @@ def copies_of_the_seed(runs: Sequence[Run]) -> set[str]:
 
 
 def signature(run: Run, copies: Collection[str] = ()) -> Options:
-    """What a run computes: its options without the seed and its copies, bookkeeping, and its own folder.
+    """Options that define what a run computes: without the seed and its copies, bookkeeping, and the run's folder.
 
     Args:
-        run: whose.
-        copies: keys that are left out where they equal the run's seed.
+        run: the run.
+        copies: keys that are left out if they equal the run's seed.
     """
     folders = {str(run.folder)}
     paths = run.config.get("paths")
@@ -112,7 +112,7 @@ def signature(run: Run, copies: Collection[str] = ()) -> Options:
         copied = key in copies and value == run.seed
         if key != "seed" and not copied and not _is_bookkeeping(key):
             kept[key] = _without_folder(value, folders)
-    # The weights that a run starts from count; which checkpoint of its own it was resumed from does not.
+    # The weights that a run starts from count; the checkpoint that it was resumed from does not.
     if (start := kept.get("ckpt_path")) in (None, "auto", "last") or str(start).startswith(_RUN):
         kept.pop("ckpt_path", None)
     return kept
@@ -122,8 +122,8 @@ def group_runs(runs: Sequence[Run], families: Mapping[str, str] | None = None) -
     """Pool the seeds.
 
     Args:
-        runs: of a report.
-        families: method -> family, for colours; others take the class of the method's module.
+        runs: runs of a report.
+        families: method -> family, for colours; other methods use the class of their module.
 
     Returns:
         Groups in the order of their first run; labels are unique.
@@ -132,11 +132,11 @@ def group_runs(runs: Sequence[Run], families: Mapping[str, str] | None = None) -
     options: dict[Any, Options] = {}
     copies = copies_of_the_seed(runs)
     for run in runs:
-        mine = signature(run, copies)
-        # Without a configuration nothing says that two runs are the same.
-        key = (run.stage or run.title, _hashable(mine)) if mine else run.folder
+        computed = signature(run, copies)
+        # Without a configuration, two runs cannot be recognised as the same.
+        key = (run.stage or run.title, _hashable(computed)) if computed else run.folder
         pools.setdefault(key, []).append(run)
-        options[key] = mine
+        options[key] = computed
     methods = [_method(pool[0]) for pool in pools.values()]
     titles = [pool[0].stage or pool[0].title for pool in pools.values()]
     labels = labels_of(titles, list(options.values()), [pool[0].name for pool in pools.values()])
@@ -148,31 +148,31 @@ def group_runs(runs: Sequence[Run], families: Mapping[str, str] | None = None) -
 
 
 def _method(run: Run) -> str:
-    """The method; of a stage that has none, such as one of ``rlhf generate``, what its name begins with."""
+    """The method; for a stage without one, such as ``rlhf generate``, the beginning of the stage's name."""
     return run.method if run.config.get("method") or not run.stage else family_of(run.stage)
 
 
 def _family(run: Run, families: Mapping[str, str]) -> str:
-    """The family of the method; a stage without one is of its own."""
+    """The family of the method; a stage without a method is a family of its own."""
     if run.stage and not run.config.get("method"):
         return family_of(run.stage)
     return families.get(run.method) or run.module or "other"
 
 
 def labels_of(methods: Sequence[str], options: Sequence[Options], names: Sequence[str]) -> list[str]:
-    """A short label a group: ``dpo``, or ``dpo beta=0.1`` where other groups use the same method.
+    """Return a short label per group: ``dpo``, or ``dpo beta=0.1`` if other groups use the same method.
 
-    Where many options differ together, as many are named as it takes to tell the groups apart.
+    If several options differ together, a label has only as many as are needed to distinguish the groups.
 
     Args:
-        methods: of each group, with its rounds.
-        options: of each group.
-        names: of each group's first run, to tell groups apart that nothing else does.
+        methods: method of each group, with its rounds.
+        options: options of each group.
+        names: name of each group's first run, used if nothing else distinguishes two groups.
     """
     labels = []
     for index, method in enumerate(methods):
         same = [options[other] for other, name in enumerate(methods) if name == method]
-        keys = telling(same)
+        keys = distinguishing_keys(same)
         named = short_names(keys)
         parts = [f"{named[key]}={_brief(options[index][key])}" for key in keys if key in options[index]]
         labels.append(" ".join([method, *parts]))
@@ -180,21 +180,21 @@ def labels_of(methods: Sequence[str], options: Sequence[Options], names: Sequenc
 
 
 def differing(options: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Keys that not all have with the same value, in the order in which they appear."""
+    """Keys whose values are not the same everywhere, in order of appearance."""
     keys = dict.fromkeys(key for one in options for key in one)
     missing = object()
     return [key for key in keys if any(one.get(key, missing) != options[0].get(key, missing) for one in options)]
 
 
-def telling(options: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The fewest keys, found greedily, whose values are different for all.
+def distinguishing_keys(options: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Choose greedily the fewest keys whose values distinguish all groups.
 
-    Of equally telling ones those of the method are preferred, then those that all have and that are no containers.
+    Of equally good keys, those of the method are preferred, then plain values that all groups have.
     """
     keys = differing(options)
     rank = {
-        key: (not key.startswith("method."), not _simple(options, key), key.endswith("_target_"), place)
-        for place, key in enumerate(keys)
+        key: (not key.startswith("method."), not _simple(options, key), key.endswith("_target_"), position)
+        for position, key in enumerate(keys)
     }
     chosen: list[str] = []
     apart = 1
@@ -217,15 +217,15 @@ def _apart(options: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> int:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The last part of each dotted key, with as many parts before it as make it unique.
+    """Shorten each dotted key to its last parts, as many as make it unique.
 
-    ``method.loss.beta -> beta``; a ``_target_`` is called by what it is the target of.
+    ``method.loss.beta -> beta``; a ``_target_`` takes the name of its parent.
     """
     parts = {key: [part for part in key.split(".") if part != "_target_"] or [key] for key in keys}
     short = {}
-    for key, mine in parts.items():
-        for length in range(1, len(mine) + 1):
-            tail = mine[-length:]
+    for key, words in parts.items():
+        for length in range(1, len(words) + 1):
+            tail = words[-length:]
             if sum(other[-length:] == tail for other in parts.values()) == 1:
                 break
         short[key] = ".".join(tail)
@@ -233,7 +233,7 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def plain(value: Any) -> str:
-    """A value as a person would write it: ``1e-05``, ``dpo`` for the path of a class."""
+    """Format a value as a person would write it: ``1e-05``, ``dpo`` for the path of a class."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, float):
@@ -246,28 +246,28 @@ def plain(value: Any) -> str:
 
 
 def _brief(value: Any, most: int = 28) -> str:
-    """A value in a label: of a path its end."""
+    """Format a value for a label; a path is shortened to its end."""
     text = plain(value)
     text = "/".join(text.split("/")[-2:]) if isinstance(value, str) else text
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def by_numeric_key(groups: Sequence[Group], least: int = 3) -> list[str]:
-    """Keys whose number alone tells several groups of a method apart: those of a sweep over a value.
+    """Keys with different numbers in groups of one method, as in a sweep over a value.
 
     Args:
-        groups: of a report.
-        least: fewest values of a key within one method that make a curve.
+        groups: groups of a report.
+        least: minimum number of values within one method for a curve.
     """
-    found: dict[str, None] = {}
+    numeric_keys: dict[str, None] = {}
     for method in dict.fromkeys(group.method for group in groups):
-        mine = [group.options for group in groups if group.method == method]
-        for key in differing(mine):
-            values = [one.get(key) for one in mine]
+        method_options = [group.options for group in groups if group.method == method]
+        for key in differing(method_options):
+            values = [one.get(key) for one in method_options]
             numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
             if numeric and len(set(values)) >= least:
-                found[key] = None
-    return list(found)
+                numeric_keys[key] = None
+    return list(numeric_keys)
 
 
 def _is_bookkeeping(key: str) -> bool:

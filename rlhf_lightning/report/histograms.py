@@ -21,28 +21,28 @@ Rewards = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def rewards_of(group: Group) -> Rewards | None:
-    """Chosen and rejected rewards of every pair of every finished seed; None when no run kept them."""
-    found = [run.rewards for run in group.done or group.runs]
-    kept = [rewards for rewards in found if rewards is not None]
+    """Chosen and rejected rewards of every pair of every finished seed; None if no run saved them."""
+    rewards_of_runs = [run.rewards for run in group.done or group.runs]
+    kept = [rewards for rewards in rewards_of_runs if rewards is not None]
     return (np.concatenate([r[0] for r in kept]), np.concatenate([r[1] for r in kept])) if kept else None
 
 
 def draw_histograms(
     groups: Sequence[Group], looks: Sequence[Style], *, most: int = 12, width: float = 12.0
 ) -> Picture | None:
-    """A panel a group: rejected in grey behind, chosen in the group's colour, their means as lines.
+    """Draw one panel per group: rejected in grey behind chosen in the group's colour, with their means as lines.
 
-    Methods scale implicit rewards differently (their beta, sums or means), so every panel has its own axis; what lies
-    outside the inner 98 % is counted in the outermost bars.
+    Methods scale implicit rewards differently (beta, sums or means), so every panel has its own axis. Values outside
+    the inner 98 % are counted in the outermost bars.
 
     Args:
-        groups: best first; the first ones that kept their rewards are drawn.
+        groups: best first; the first ones that saved their rewards are drawn.
         looks: style of each group.
-        most: panels.
-        width: in inches.
+        most: maximum number of panels.
+        width: width of the figure in inches.
 
     Returns:
-        None when no run kept the rewards of its pairs.
+        The picture; None if no run saved the rewards of its pairs.
     """
     kept = [(g, look, r) for g, look in zip(groups, looks, strict=True) if (r := rewards_of(g)) is not None][:most]
     if not kept:

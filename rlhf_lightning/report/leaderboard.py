@@ -1,4 +1,4 @@
-"""One row a group, seeds pooled, best first; every run that did not finish is accounted for."""
+"""One row per group, seeds pooled, best first; runs that did not finish are counted."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Row:
     """A group in the leaderboard.
 
     Attributes:
-        group: that it is about.
-        values: of each metric over the finished runs; n = 0 where none logged it.
-        states: how many runs ended how.
+        group: the group.
+        values: each metric pooled over the finished runs; n = 0 if none logged it.
+        states: number of runs by state.
         steps: optimiser steps of the finished runs.
-        seconds: of the finished runs.
+        seconds: duration of the finished runs.
         best: metrics in which no group is better.
     """
 
@@ -37,12 +37,12 @@ class Row:
 
     @property
     def label(self) -> str:
-        """Of the group."""
+        """Label of the group."""
         return self.group.label
 
     @property
     def unfinished(self) -> str:
-        """``1 failed, 2 stopped``; empty when every run is done."""
+        """Unfinished runs by state: ``1 failed, 2 stopped``; empty if every run is done."""
         return ", ".join(f"{count} {state}" for state, count in self.states.items() if state != "done")
 
 
@@ -51,10 +51,10 @@ class Leaderboard(Sequence[Row]):
     """The rows, best first; groups without a finished run come last.
 
     Attributes:
-        rows: of the groups.
+        rows: one per group.
         metrics: columns.
-        metric: that ranks; None when the runs share none that says which way is better.
-        mode: which way.
+        metric: metric to rank by; None if the runs share no metric with a known direction.
+        mode: direction in which the metric is better.
     """
 
     rows: tuple[Row, ...]
@@ -72,9 +72,9 @@ class Leaderboard(Sequence[Row]):
         return iter(self.rows)
 
     def write_csv(self, file: Path) -> Path:
-        """One line a group: label, method, family, runs by state, options in which groups differ, and every metric.
+        """Write one line per group: label, method, family, runs by state, differing options, and every metric.
 
-        Of a metric: mean, standard deviation and number of seeds. Returns the file.
+        A metric has three columns: mean, standard deviation and number of seeds. Returns the file.
         """
         metrics = sorted({name for row in self.rows for run in row.group.done for name in run.metrics})
         keys = differing([row.group.options for row in self.rows])
@@ -107,18 +107,18 @@ class Leaderboard(Sequence[Row]):
 
 
 def rank(groups: Sequence[Group], metrics: Sequence[str], metric: str | None, mode: Mode | None = None) -> Leaderboard:
-    """The leaderboard of groups.
+    """Rank groups.
 
     Args:
-        groups: of a report.
+        groups: groups of a report.
         metrics: columns.
-        metric: to rank by; None: groups stay in their order.
-        mode: which way is better; None: as the metric's name says, larger where it says nothing.
+        metric: metric to rank by; None: keep the order of the groups.
+        mode: direction that is better; None: taken from the metric's name, ``max`` if the name does not tell.
     """
     mode = (mode or mode_of(metric) or "max") if metric else None
     rows = [_row(group, metrics) for group in groups]
     ways = {name: mode if name == metric else mode_of(name) for name in metrics}
-    if len({group.method for group in groups}) > 1:  # every method has a loss of its own scale
+    if len({group.method for group in groups}) > 1:  # losses of different methods have different scales
         ways |= {name: None for name in metrics if name.endswith("/loss")}
     winners = {name: _winners(rows, name, way) for name, way in ways.items()}
     rows = [
@@ -133,7 +133,7 @@ def rank(groups: Sequence[Group], metrics: Sequence[str], metric: str | None, mo
 
 
 def write_runs(runs: Sequence[Run], groups: Sequence[Group], file: Path) -> Path:
-    """``runs.csv``: one line a run with its group, seed, state, what differs, every metric, and its error."""
+    """Write ``runs.csv``: one line per run with group, seed, state, differing options, every metric, and the error."""
     metrics = sorted({name for run in runs for name in run.metrics})
     keys = differing([group.options for group in groups])
     home = {id(run): group for group in groups for run in group.runs}
@@ -151,14 +151,14 @@ def write_runs(runs: Sequence[Run], groups: Sequence[Group], file: Path) -> Path
                 steps_of(run),
                 run.result.get("seconds"),
             ]
-            given = [plain(options[key]) if key in options else "" for key in keys]
+            option_cells = [plain(options[key]) if key in options else "" for key in keys]
             numbers = [_cell(run.metrics[name]) if name in run.metrics else "" for name in metrics]
-            writer.writerow(_cells([*facts, *given, *numbers, run.error, str(run.folder)]))
+            writer.writerow(_cells([*facts, *option_cells, *numbers, run.error, str(run.folder)]))
     return file
 
 
 def steps_of(run: Run) -> int:
-    """Optimiser steps that a run took; of one without a result, as far as its metrics tell."""
+    """Optimiser steps that a run took; without a result, the last logged step."""
     steps = run.result.get("steps")
     if isinstance(steps, int) and steps:
         return steps
@@ -179,7 +179,7 @@ def _of(group: Group, metric: str) -> list[float]:
 
 
 def _winners(rows: Sequence[Row], name: str, mode: Mode | None) -> set[int]:
-    """The best rows of a column; none where all are equal, or nobody knows which way is better."""
+    """The best rows of a column; none if all are equal or the better direction is unknown."""
     values = {i: row.values[name].mean for i, row in enumerate(rows) if row.values[name].n}
     if mode is None or len(set(values.values())) < 2:
         return set()
@@ -192,7 +192,7 @@ def _cell(value: float) -> str:
 
 
 def _cells(values: Iterable[Any]) -> list[Any]:
-    """The cells of a line, such that a spreadsheet takes none for a formula and a terminal none for a command."""
+    """Make cells safe: no spreadsheet reads one as a formula, and no terminal as a control sequence."""
     return [_safe(value) if isinstance(value, str) else value for value in values]
 
 

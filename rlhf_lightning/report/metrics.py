@@ -1,4 +1,4 @@
-"""Metrics of a report: which way each is better, which to rank by, and which to draw."""
+"""Metrics of a report: their better direction, which one to rank by, and which to draw."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlhf_lightning.report.reading import ReportError
 
 Mode = Literal["max", "min"]
 
-#: What to rank by, best first, unless the runs' own optimized_metric or the user says it.
+#: Metrics to rank by, best first, unless the runs' optimized_metric or the user chooses one.
 RANKING = (
     "val/gold/reward",
     "val/reward/mean",
@@ -31,11 +31,11 @@ REWARDS = (
     "val/reward/margin",
     "train/reward/accuracy",
 )
-#: KL of the policy's own samples; log-ratios on the data's responses are none.
+#: KL on samples of the policy; log-ratios on the data's responses are not a KL.
 DIVERGENCES = ("val/gold/kl", "val/kl/reference", "train/kl/reference")
-#: Of responses that were chosen among several nobody knows the KL; this is the most that it can be.
+#: The KL of responses that were chosen among several is unknown; this metric is its upper bound.
 MOST_DIVERGENCE = "val/kl/choice"
-#: What the axes of the frontier are called.
+#: Axis labels of the frontier.
 WORDS = {
     "val/gold/reward": "gold reward",
     "val/sample/reward": "mean reward of the responses",
@@ -66,7 +66,7 @@ SHOWN = (
     "train/log_ratio/mean",
     "train/log_ratio/mismatched",
 )
-#: Never drawn unless asked for: they say how fast a run was or what was asked for, not how good it is.
+#: Drawn only on request: they describe speed and settings, not quality.
 _PLAIN = (
     "train/throughput/",
     "train/memory/",
@@ -84,7 +84,7 @@ _DESCRIBED = re.compile(r"/(std|first|distinct|rating/[^/]+|[^/]*_correlation|[^
 
 
 def mode_of(name: str) -> Mode | None:
-    """Which way a metric is better; None where its name does not say, as of divergences: little is not a merit."""
+    """Direction in which a metric is better; None if its name does not tell, as for divergences."""
     if _DOWN.search(name) or _FAILED.search(name):
         return "min"
     if name.endswith(("/chosen", "/rejected", "/length_bias")) or _DESCRIBED.search(name):
@@ -93,27 +93,31 @@ def mode_of(name: str) -> Mode | None:
 
 
 def ranking_metric(logged: Collection[str], asked: str | None = None, optimized: Iterable[str] = ()) -> str | None:
-    """The metric to rank groups by; None when nothing fits.
+    """Choose the metric to rank groups by; None if nothing fits.
 
     Args:
-        logged: by any run.
-        asked: for by the user.
+        logged: metrics logged by any run.
+        asked: the user's choice.
         optimized: the ``optimized_metric`` of the runs.
 
     Raises:
-        ReportError: no run logged what was asked for.
+        ReportError: no run logged the requested metric.
     """
     if asked is not None:
-        return known(asked, logged)
-    own = {name for name in optimized if name in logged}
-    return next(iter(own)) if len(own) == 1 else next((name for name in RANKING if name in logged), None)
+        return check_logged(asked, logged)
+    optimized_metrics = {name for name in optimized if name in logged}
+    return (
+        next(iter(optimized_metrics))
+        if len(optimized_metrics) == 1
+        else next((name for name in RANKING if name in logged), None)
+    )
 
 
-def known(name: str, logged: Collection[str]) -> str:
-    """The name itself.
+def check_logged(name: str, logged: Collection[str]) -> str:
+    """Return the name of a metric that some run logged.
 
     Raises:
-        ReportError: no run logged it; the text has the closest one.
+        ReportError: no run logged it; the message suggests the closest name.
     """
     if name in logged:
         return name
@@ -125,18 +129,18 @@ def known(name: str, logged: Collection[str]) -> str:
 def frontier_axes(
     logged: Collection[str], reward: str | None = None, divergence: str | None = None
 ) -> tuple[str, str] | None:
-    """Divergence and reward to draw against each other; None when the runs logged no such pair.
+    """Choose the divergence and the reward to draw; None if the runs logged no such pair.
 
     Raises:
-        ReportError: no run logged what was asked for.
+        ReportError: no run logged a requested metric.
     """
-    x = known(divergence, logged) if divergence else next((name for name in DIVERGENCES if name in logged), None)
-    y = known(reward, logged) if reward else next((name for name in REWARDS if name in logged), None)
+    x = check_logged(divergence, logged) if divergence else next((name for name in DIVERGENCES if name in logged), None)
+    y = check_logged(reward, logged) if reward else next((name for name in REWARDS if name in logged), None)
     return (x, y) if x and y and x != y else None
 
 
 def shown(logged: Collection[str], most: int, first: Sequence[str] = ()) -> list[str]:
-    """The metrics worth a panel or a column: first those asked for, then by importance, then by name."""
+    """Select the metrics worth a panel or a column: requested ones first, then by importance, then by name."""
     others = sorted(name for name in logged if not name.startswith(_PLAIN))
     ordered = dict.fromkeys([*first, *SHOWN, *others])
     return [name for name in ordered if name in logged][:most]

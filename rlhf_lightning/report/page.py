@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing else, with its pictures and tables beside it."""
+"""The page: one self-contained HTML file, with its pictures and tables as separate files too."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from rlhf_lightning.report.runs import Runs
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "report.html"
-#: Options of a page's table: more columns would be unreadable, ``leaderboard.csv`` has all.
+#: Maximum number of options in the page's table; ``leaderboard.csv`` has all of them.
 _OPTIONS = 24
-#: Curves over swept options: at most so many.
+#: Maximum number of curves over swept options.
 _SWEPT = 3
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written."""
+    """Files of a written report."""
 
     page: Path
     pictures: tuple[Path, ...]
@@ -43,11 +43,11 @@ def write_report(
     """Write ``report.html``, a PNG of each picture, ``leaderboard.csv`` and ``runs.csv``.
 
     Args:
-        runs: to report on.
-        folder: made when it is missing; files of an earlier report are replaced.
-        title: of the page; None: says how many runs.
-        named: groups that are named in the figures.
-        chains: whose stages the runs are.
+        runs: runs to report on.
+        folder: output folder, created if missing; files of an earlier report are replaced.
+        title: title of the page; None: the number of runs.
+        named: number of groups that are named in the figures.
+        chains: chains whose stages the runs are.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def write_report(
 
 
 def pictures_of(runs: Runs, named: int) -> Iterator[Picture]:
-    """Every picture that the runs have the numbers for."""
+    """Draw every picture that the runs have numbers for."""
     candidates = [
         runs.frontier(named=max(named, 20)),
         *(runs.over(key) for key in runs.swept()[:_SWEPT]),
@@ -75,7 +75,7 @@ def pictures_of(runs: Runs, named: int) -> Iterator[Picture]:
 
 
 def render(runs: Runs, pictures: list[Picture], title: str | None = None, chains: Sequence[Chain] = ()) -> str:
-    """The page as text. Everything that comes from a run is escaped by the template engine."""
+    """Render the page as text. The template engine escapes everything that comes from a run."""
     import jinja2
 
     loader = jinja2.FileSystemLoader(TEMPLATES)
@@ -109,12 +109,12 @@ _KINDS = ("frontier", "over", "curves", "rounds", "rewards")
 
 
 def options_table(runs: Runs) -> dict[str, Any]:
-    """Options in which the groups differ: columns in sections, a row a group.
+    """Table of the options in which the groups differ: columns in sections, one row per group.
 
-    The method's own options share one column, all of them: most exist in one method only.
+    All options of the method share one column, since most exist in one method only.
     """
     keys = runs.differences()
-    own = [key for key in keys if key.startswith("method.")]
+    method_keys = [key for key in keys if key.startswith("method.")]
     others = [key for key in keys if not key.startswith("method.")]
     sections: dict[str, list[str]] = {}
     for key in others[:_OPTIONS]:
@@ -123,10 +123,12 @@ def options_table(runs: Runs) -> dict[str, Any]:
     columns = [f"{section}.{rest}" if section else rest for section, inner in sections.items() for rest in inner]
     rows = []
     for group in runs.groups:
-        given = [f"{_tail(key)}={plain(value)}" for key, value in group.options.items() if own and _is_option(key)]
+        method_options = [
+            f"{_tail(key)}={plain(value)}" for key, value in group.options.items() if method_keys and _is_option(key)
+        ]
         cells = [plain(group.options[key]) if key in group.options else None for key in columns]
-        rows.append({"method": " ".join(given), "cells": cells})
-    return {"sections": sections, "rows": rows, "own": bool(own), "left_out": max(0, len(others) - _OPTIONS)}
+        rows.append({"method": " ".join(method_options), "cells": cells})
+    return {"sections": sections, "rows": rows, "method": bool(method_keys), "left_out": max(0, len(others) - _OPTIONS)}
 
 
 def _is_option(key: str) -> bool:

@@ -1,4 +1,4 @@
-"""One look a group, the same in every figure and table of a report."""
+"""One style per group, the same in every figure and table of a report."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from rlhf_lightning.report.grouping import Group
 
-#: Told apart by people with protanopia, deuteranopia and tritanopia (a test simulates them), on white and near black.
-#: From Okabe and Ito's set, with the colours replaced that are lost on one of the two backgrounds.
+#: Distinguishable with protanopia, deuteranopia and tritanopia (a test simulates them), on white and near black.
+#: Based on Okabe and Ito's palette; colours that are illegible on one of the two backgrounds are replaced.
 COLOURS = ("#1170C4", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#C8102E", "#117733")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.6), (1.4, 1.4), (7, 1.6, 1.4, 1.6), (3, 1.2), (9, 2))
@@ -19,43 +19,43 @@ _REST = "others"
 
 @dataclass(frozen=True)
 class Style:
-    """How a group is drawn."""
+    """Colour, marker and dash of a group."""
 
     colour: str
     marker: str
     dash: tuple[float, ...]
-    hue: str  #: what the colour stands for: the group's own label, its method or its family
+    hue: str  #: meaning of the colour: the group's label, its method or its family
     base: str  #: the colour of the hue, of which ``colour`` is a shade
 
 
 def styles(groups: Sequence[Group]) -> list[Style]:
-    """A style for each group.
+    """Choose a style for each group.
 
-    Up to eight groups have a colour each. Of more groups the colour is that of the method, of more than eight methods
-    that of the family; marker, dash and lightness then tell the members of a colour apart, of which the first has the
-    colour itself. Of more than eight families every one has a colour together with a marker. Of more than eight groups
-    of a single method the first eight have a colour each, the others are grey.
+    Up to eight groups have a colour each. With more groups, the colour stands for the method; with more than eight
+    methods, for the family. Marker, dash and lightness then distinguish groups of the same colour; the first one has
+    the unchanged colour. More than eight families are distinguished by colour and marker together. With more than
+    eight groups of a single method, the first eight have a colour each and the others are grey.
 
     Args:
-        groups: the most important ones first.
+        groups: the groups, most important first.
     """
     hues = hue_names(groups)
     order = list(dict.fromkeys(hues))
-    found: list[Style] = []
+    chosen: list[Style] = []
     for index, hue in enumerate(hues):
         rank = order.index(hue)
         member = hues[:index].count(hue)
-        # Where colours come round again, colour and marker together say which one is meant.
-        place = rank // len(COLOURS) if len(order) > len(COLOURS) else rank + member
-        marker = MARKERS[place % len(MARKERS)]
+        # When colours repeat, colour and marker together identify a hue.
+        marker_number = rank // len(COLOURS) if len(order) > len(COLOURS) else rank + member
+        marker = MARKERS[marker_number % len(MARKERS)]
         base = GREY if hue == _REST else COLOURS[rank % len(COLOURS)]
         colour = base if hue == _REST else shaded(base, member)
-        found.append(Style(colour, marker, DASHES[member % len(DASHES)], hue, base))
-    return found
+        chosen.append(Style(colour, marker, DASHES[member % len(DASHES)], hue, base))
+    return chosen
 
 
 def hue_names(groups: Sequence[Group]) -> list[str]:
-    """What the colour of each group stands for."""
+    """Meaning of each group's colour: a label, a method or a family."""
     labels = [group.label for group in groups]
     if len(labels) <= len(COLOURS):
         return labels
@@ -69,16 +69,16 @@ def hue_names(groups: Sequence[Group]) -> list[str]:
 
 
 def spread(looks: Sequence[Style], most: int = len(COLOURS)) -> list[int]:
-    """Which groups to name where every one of them must be told apart: the first of each colour, in rounds.
+    """Choose the groups to name so that all can be distinguished: the first of each colour, then the second, and so on.
 
-    A further round is taken as long as it fits, so few colours have several members.
+    Another member of each colour is added as long as all of them fit.
 
     Args:
-        looks: of the groups, the most important ones first.
-        most: groups.
+        looks: styles of the groups, most important first.
+        most: maximum number of groups.
 
     Returns:
-        Their indices, ascending.
+        Indices of the chosen groups, ascending.
     """
     seen: dict[str, int] = {}
     rounds: dict[int, list[int]] = {}
@@ -95,7 +95,7 @@ def spread(looks: Sequence[Style], most: int = len(COLOURS)) -> list[int]:
 
 
 def shaded(colour: str, member: int) -> str:
-    """The colour itself, then alternately a little darker and lighter, within what is legible on both backgrounds."""
+    """Shade of a colour: unchanged first, then alternately darker and lighter, legible on both backgrounds."""
     if member == 0:
         return colour
     red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))

@@ -1,4 +1,4 @@
-"""Labels beside points that cover neither each other nor any point."""
+"""Placement of labels next to points so that they cover neither each other nor a point."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Box(NamedTuple):
     top: float
 
     def overlaps(self, other: Box) -> bool:
-        """Whether two rectangles share more than an edge."""
+        """Check if two rectangles share more than an edge."""
         across = self.left < other.right and other.left < self.right
         return across and self.bottom < other.top and other.bottom < self.top
 
     def inside(self, other: Box) -> bool:
-        """Whether this rectangle sticks out nowhere."""
+        """Check if this rectangle lies within another."""
         return (
             self.left >= other.left
             and self.right <= other.right
@@ -30,7 +30,7 @@ class Box(NamedTuple):
         )
 
 
-#: Directions to try, in quarter turns from the right: beside first, then above and below, then aslant.
+#: Directions to try, in quarter turns from the right: sides first, then above and below, then diagonals.
 _TURNS = (0.0, 2.0, 1.0, 3.0, 0.5, 3.5, 1.5, 2.5, 0.25, 3.75, 1.75, 2.25)
 
 
@@ -43,39 +43,39 @@ def place_labels(
     gap: float = 5.0,
     reach: float = 90.0,
 ) -> list[Box | None]:
-    """Where to write each label; the earlier ones choose first.
+    """Place each label; earlier labels choose first.
 
     Args:
-        points: of the labels, in pixels.
+        points: the labelled points, in pixels.
         sizes: width and height of each label, in pixels.
-        area: that no label may leave.
-        obstacles: further rectangles that no label may cover: other markers, a legend.
-        gap: between a marker's centre and its label, in pixels.
-        reach: how far a label may be from its point, in pixels.
+        area: rectangle that no label may leave.
+        obstacles: other rectangles that no label may cover, such as markers or a legend.
+        gap: distance between a marker's centre and its label, in pixels.
+        reach: maximum distance of a label from its point, in pixels.
 
     Returns:
-        The rectangle of each label; None where there is no room for it.
+        The rectangle of each label; None if there is no room for it.
     """
     markers = [Box(x - gap * 0.7, y - gap * 0.7, x + gap * 0.7, y + gap * 0.7) for x, y in points]
-    taken: list[Box] = [*obstacles, *markers]
+    occupied: list[Box] = [*obstacles, *markers]
     placed: list[Box | None] = []
     for point, size in zip(points, sizes, strict=True):
         candidates = (box for box in _candidates(point, size, gap, reach) if box.inside(area))
-        free = next((box for box in candidates if not any(box.overlaps(other) for other in taken)), None)
+        free = next((box for box in candidates if not any(box.overlaps(other) for other in occupied)), None)
         placed.append(free)
         if free is not None:
-            taken.append(free)
+            occupied.append(free)
     return placed
 
 
 def _candidates(point: tuple[float, float], size: tuple[float, float], gap: float, reach: float) -> Iterator[Box]:
-    """Rectangles around a point, the nearest first."""
+    """Candidate rectangles around a point, nearest first."""
     (x, y), (width, height) = point, size
     distance = gap
     while distance <= reach:
         for turn in _TURNS:
             across, up = math.cos(turn * math.pi / 2), math.sin(turn * math.pi / 2)
-            # The rectangle's own half extents are added in that direction, so that beside means beside.
+            # Half the rectangle's extent is added in that direction, so that the gap is measured from its edge.
             centre_x = x + across * distance + _sign(across) * width / 2
             centre_y = y + up * distance + _sign(up) * height / 2
             yield Box(centre_x - width / 2, centre_y - height / 2, centre_x + width / 2, centre_y + height / 2)

@@ -1,4 +1,4 @@
-"""Runs as their folders describe them: configuration, outcome, curves, samples and rewards. Plain files, no torch."""
+"""Reading of run folders: configuration, outcome, curves, samples and rewards. Plain files, no torch."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from rlhf_lightning.yaml_text import OversizedYamlError, read_yaml
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  #: steps, values
 T = TypeVar("T")
 
-#: Files that make a folder that of a run; a job that failed while it was composed has the last one only.
+#: Files by which a run's folder is recognised; a job that failed during composition has the last one only.
 CONFIG, RESULT = "config.yaml", "result.json"
-#: File that makes a folder that of a chain: it names those of its stages, of which earlier ones may lie there as well.
+#: File by which a chain's folder is recognised: it lists the folders of its stages. Older stages may be there too.
 CHAIN = "chain.json"
-#: In the folder of a stage: its name, and what it computes.
+#: File in the folder of a stage: its name, and what it computes.
 STAGE = "stage.json"
 #: Never searched for runs.
 _SKIPPED = frozenset({".hydra", "checkpoints", "export", "samples", "report", ".git", ".venv", "node_modules"})
-#: Names of log-ratios on the data's responses in older runs, which called them KL, and what they are called now.
+#: Old names of log-ratios on the data's responses, which older runs called KL, and their present names.
 _RENAMED = {
     "train/kl/reference": "train/log_ratio/mean",
     "train/kl/k3": "train/log_ratio/k3",
     "train/kl/mismatched": "train/log_ratio/mismatched",
     "val/kl/mismatched": "val/log_ratio/mismatched",
 }
-#: Only methods that learn from their own samples log it, and theirs is a KL under the old name and the new one.
+#: Logged only by methods that learn from their own samples, where it is a KL under both names.
 _SAMPLED = "train/kl/token"
 
 
 class ReportError(ValueError):
-    """Runs that cannot be reported on; the text is for people."""
+    """Runs that cannot be reported on; the message is shown to the user."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Run:
     """One run.
 
     Attributes:
-        folder: of the run.
-        name: short and unique among the runs of a report: the folder below their common parent.
-        config: resolved, nested; empty when the job ended before it was written.
-        result: what ``result.json`` holds; empty when there is none.
-        choices: files chosen of each config group (``method: dpo``), as far as Hydra recorded them.
-        stage: of a chain that it is; "": it is none.
+        folder: folder of the run.
+        name: short name, unique in the report: the folder relative to the common parent.
+        config: resolved nested configuration; empty if the job ended before it was written.
+        result: contents of ``result.json``; empty if there is none.
+        choices: chosen file of each config group (``method: dpo``), as far as Hydra recorded them.
+        stage: name of the chain's stage; "" for other runs.
     """
 
     folder: Path
@@ -68,17 +68,17 @@ class Run:
 
     @property
     def state(self) -> str:
-        """``done``, ``failed``, ``stopped``, or ``unfinished`` for a run that is still going or was killed."""
+        """State: ``done``, ``failed``, ``stopped``, or ``unfinished`` for a run that is still running or was killed."""
         return str(self.result.get("status") or "unfinished")
 
     @property
     def error(self) -> str:
-        """First line of what went wrong."""
+        """First line of the error."""
         return str(self.result.get("error") or "").split("\n")[0]
 
     @property
     def seed(self) -> int | None:
-        """Of the run; None when its configuration has none."""
+        """Seed of the run; None if its configuration has none."""
         seed = self.config.get("seed")
         return seed if isinstance(seed, int) else None
 
@@ -96,47 +96,49 @@ class Run:
 
     @property
     def title(self) -> str:
-        """The method, with the rounds that it learns from, where those were chosen by name."""
+        """The method, with the name of its rounds if one was chosen."""
         rounds = self.choices.get("rounds")
         return f"{self.method} rounds={rounds}" if rounds and rounds != "none" else self.method
 
     @property
     def module(self) -> str:
-        """Class of the method's module: what kind of data flow it is."""
+        """Class of the method's module, which stands for its data flow."""
         method = self.config.get("method")
         return str((method.get("_target_") if isinstance(method, Mapping) else "") or "").rpartition(".")[2].lower()
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """What the run came to: the last value of everything that was logged once training had begun.
+        """Results of the run: the last value of every metric that was logged after training began.
 
-        What was measured before the first step is no result, and neither is an older value of a metric that is null in
-        ``result.json``: its last value was not finite, or the last validation had none. Of a run without a result the
-        numbers come from its curves.
+        Values measured before the first step are not results. Neither is an older value of a metric that is null in
+        ``result.json``: its last value was not finite, or missing in the last validation. Without ``result.json``, the
+        numbers come from the curves.
         """
-        given = self.result.get("metrics")
-        given = renamed(given) if isinstance(given, Mapping) else {}
+        recorded = self.result.get("metrics")
+        recorded = renamed(recorded) if isinstance(recorded, Mapping) else {}
         last = {
             name: float(values[-1])
             for name, (steps, values) in self.curves.items()
-            if name not in given and not (name.startswith("val/") and steps[-1] == 0)
+            if name not in recorded and not (name.startswith("val/") and steps[-1] == 0)
         }
-        return last | {name: float(v) for name, v in given.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+        return last | {
+            name: float(v) for name, v in recorded.items() if isinstance(v, (int, float)) and math.isfinite(v)
+        }
 
     @cached_property
     def curves(self) -> dict[str, Curve]:
-        """Steps and values of each metric of ``metrics.csv``, without gaps and what is not finite."""
+        """Steps and values of each metric of ``metrics.csv``, without gaps and non-finite values."""
         return read_curves(self.folder / "metrics.csv")
 
     @cached_property
     def samples(self) -> dict[int, list[dict[str, Any]]]:
-        """By step, the first and the last sample table: rows with ``prompt``, ``response``, ``row`` ..."""
+        """First and last sample table by step: rows with ``prompt``, ``response``, ``row`` ..."""
         files = sorted((self.folder / "samples").glob("step_*.jsonl"))
         return {int(file.stem.removeprefix("step_")): read_rows(file) for file in dict.fromkeys(files[:1] + files[-1:])}
 
     @cached_property
     def rewards(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """Implicit rewards of the chosen and the rejected response of each validation pair; None if not kept."""
+        """Implicit rewards of the chosen and the rejected response of each validation pair; None if not saved."""
         try:
             with (self.folder / "implicit_rewards.npz").open("rb") as file, np.load(file) as pairs:
                 chosen, rejected = pairs["chosen"], pairs["rejected"]
@@ -147,31 +149,31 @@ class Run:
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """The runs in folders, below folders (sweeps) and behind globs, each once, in the order of their names.
+    """Read the runs in folders, in subfolders (sweeps) and behind globs, each once, in the order of their names.
 
     Args:
         paths: run folders, sweep folders, files of a run, or globs of these.
 
     Raises:
-        ReportError: a path that is not there, or no run in any of them.
+        ReportError: a path does not exist, or none of them has a run.
     """
-    given = [str(path) for path in paths]
+    patterns = [str(path) for path in paths]
     folders: dict[Path, None] = {}
-    for path in given:
-        found = [folder for start in _expanded(path) for folder in find_runs(start)]
-        folders.update(dict.fromkeys(folder.resolve() for folder in found))
+    for path in patterns:
+        run_folders = [folder for start in _expanded(path) for folder in find_runs(start)]
+        folders.update(dict.fromkeys(folder.resolve() for folder in run_folders))
     if not folders:
-        where = ", ".join(given) or "nothing given"
+        where = ", ".join(patterns) or "no paths"
         raise ReportError(
-            f"no runs in {where}\n  A run's folder has a {CONFIG} or a {RESULT}; give one, a sweep's folder or a glob, "
-            "for example rlhf report multirun/2026-01-31_12-00-00 runs/train/*"
+            f"no runs in {where}\n  A run's folder has a {CONFIG} or a {RESULT}. Give run folders, a sweep's folder or "
+            "a glob, for example rlhf report multirun/2026-01-31_12-00-00 runs/train/*"
         )
     names = _names(list(folders))
     return [read_run(folder, name) for folder, name in sorted(zip(folders, names, strict=True), key=_by_name)]
 
 
 def find_runs(start: Path) -> Iterator[Path]:
-    """Folders of runs at or below a folder; what lies inside a run is not searched."""
+    """Find folders of runs at or below a folder; the inside of a run is not searched."""
     for folder, below, files in os.walk(start):
         below[:] = sorted(name for name in below if name not in _SKIPPED)
         if CHAIN in files:
@@ -183,7 +185,7 @@ def find_runs(start: Path) -> Iterator[Path]:
 
 
 def _runs_of_chain(folder: Path) -> Iterator[Path]:
-    """The stages of a chain that were measured, each once; of a game the runs that it is made of."""
+    """Find the measured stages of a chain, each once; a game contributes the runs that it consists of."""
     stages = {
         str(stage["folder"]): stage["command"]
         for chain in read_json(folder / CHAIN).get("chains") or ()
@@ -197,7 +199,7 @@ def _runs_of_chain(folder: Path) -> Iterator[Path]:
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """Read the small files of a run; curves, samples and rewards are read when they are asked for."""
+    """Read the small files of a run; curves, samples and rewards are read on first use."""
     config, stage = _yaml(folder / CONFIG), read_json(folder / STAGE)
     if config is None and stage:
         config = dict(stage.get("computes") or {})
@@ -212,11 +214,11 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def resolved(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A configuration that was never resolved, with its plain references (``${seed}``) followed one step.
+    """Replace the plain references (``${seed}``) of a configuration by their values, one step deep.
 
     Args:
-        config: as Hydra saved it.
-        folder: of the run; stands for ``paths.output_dir``.
+        config: the configuration as Hydra saved it.
+        folder: folder of the run, used for ``paths.output_dir``.
     """
     root = {**config, "paths": {**(config.get("paths") or {}), "output_dir": str(folder)}}
 
@@ -238,7 +240,7 @@ def resolved(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def read_curves(file: Path) -> dict[str, Curve]:
-    """Curves of a metrics file by metric; a last line that a kill has cut short is left out."""
+    """Read the curves of a metrics file; a last line that a kill has cut short is left out."""
     try:
         with file.open(newline="", encoding="utf-8") as handle:
             rows = list(csv.reader(handle))
@@ -261,7 +263,7 @@ def read_curves(file: Path) -> dict[str, Curve]:
 
 
 def renamed(metrics: Mapping[str, T]) -> dict[str, T]:
-    """Metrics of a run under their present names; a run that went on under a newer version keeps the newer values."""
+    """Give metrics their present names; a run that was resumed with a newer version keeps the newer values."""
     if _SAMPLED in metrics:
         return dict(metrics)
     older = {_RENAMED[name]: value for name, value in metrics.items() if name in _RENAMED}
@@ -269,13 +271,13 @@ def renamed(metrics: Mapping[str, T]) -> dict[str, T]:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file that can be read."""
+    """Read the rows of a JSONL file; unreadable lines are left out."""
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
     return [row for line in lines if (row := read_row(line)) is not None]
 
 
 def read_row(line: str) -> dict[str, Any] | None:
-    """The row of a line of JSONL; None where it cannot be read."""
+    """Read a line of JSONL; None if it cannot be read."""
     try:
         row = json.loads(line) if line.strip() else None
     except ValueError:
@@ -284,38 +286,38 @@ def read_row(line: str) -> dict[str, Any] | None:
 
 
 def _expanded(path: str) -> list[Path]:
-    """A path, or what a glob matches; the folder of a file.
+    """Expand a path: matches of a glob, the folder of a file, or the path itself.
 
     Raises:
-        ReportError: it is not there, or matches nothing.
+        ReportError: the path does not exist, or the glob matches nothing.
     """
     plain = Path(path).expanduser()
     matches = [plain] if plain.exists() else [Path(match) for match in sorted(glob.glob(str(plain), recursive=True))]
     if not matches:
-        raise ReportError(f"{path}: there is no such file or folder{_neighbours(plain)}")
+        raise ReportError(f"{path}: no such file or folder{_neighbours(plain)}")
     return [match if match.is_dir() else match.parent for match in matches]
 
 
 def _neighbours(path: Path) -> str:
-    """What there is instead, for the end of a message."""
+    """List similar and neighbouring folders, for the end of a message."""
     import difflib
 
     parent = next((folder for folder in path.parents if folder.is_dir()), Path("."))
     names = sorted(entry.name for entry in parent.iterdir() if entry.is_dir() and entry.name not in _SKIPPED)
-    wanted = path.relative_to(parent).parts[0] if path.is_relative_to(parent) and path != parent else path.name
-    close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.5)
+    missing = path.relative_to(parent).parts[0] if path.is_relative_to(parent) and path != parent else path.name
+    close = difflib.get_close_matches(missing, names, n=1, cutoff=0.5)
     hint = f". Did you mean {parent / close[0]}?" if close else ""
     return f"{hint}\n  {parent} has: {', '.join(names[-8:])}" if names else hint
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Folders below their common parent."""
+    """Names of folders relative to their common parent."""
     common = Path(os.path.commonpath([folder.parent for folder in folders]))
     return [folder.relative_to(common).as_posix() for folder in folders]
 
 
 def _by_name(entry: tuple[Path, str]) -> list[tuple[int, str]]:
-    """Numbered folders in the order of their numbers."""
+    """Sort key that puts numbered folders in the order of their numbers."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in entry[1].split("/")]
 
 
@@ -330,7 +332,7 @@ def _yaml(file: Path) -> dict[str, Any] | None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """What a file of JSON holds; nothing where it cannot be read."""
+    """Read a JSON object; empty if it cannot be read."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

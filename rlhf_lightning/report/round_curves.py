@@ -1,4 +1,4 @@
-"""Statistics of rounds: one panel each, one line a run."""
+"""Statistics of rounds: one panel each, one line per run."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _COLUMNS = 3
 
 
 def draw_rounds(tables: Sequence[RoundTable], looks: Sequence[Style], *, width: float = 12.0) -> Picture:
-    """Small multiples over the rounds.
+    """Draw one panel per statistic over the rounds.
 
     Args:
-        tables: of the runs, at least one.
+        tables: tables of the runs, at least one.
         looks: style of each run.
-        width: in inches.
+        width: width of the figure in inches.
     """
     panels = list(dict.fromkeys(one for table in tables for one in table.statistics))
     columns = min(_COLUMNS, max(1, len(panels)))
     rows = max(1, math.ceil(len(panels) / columns))
-    # Rounds of different lengths stand side by side where equally many steps had been taken; all panels alike.
+    # Rounds of different lengths are aligned by the number of steps taken, in all panels alike.
     by_step = len({table.count for table in tables}) > 1
-    last = max(1, *(_place(one, by_step) for table in tables for one in table.rounds))
+    last = max(1, *(_position(one, by_step) for table in tables for one in table.rounds))
     legend = 0.35 if len(tables) > 1 else 0.0
     with canvas(width, 2.2 * rows + legend + 0.2, rows, columns) as (figure, grid):
         for axes, statistic in zip(grid.flat, panels, strict=False):
@@ -44,7 +44,7 @@ def draw_rounds(tables: Sequence[RoundTable], looks: Sequence[Style], *, width: 
     return Picture(figure, "rounds", f"{', '.join(one.label for one in panels)} over the rounds of {labels}")
 
 
-def _place(one: Round, by_step: bool) -> int:
+def _position(one: Round, by_step: bool) -> int:
     return one.step if by_step else one.number
 
 
@@ -54,9 +54,9 @@ def _panel(
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     for table, look in zip(tables, looks, strict=True):
-        known = [one for one in table.rounds if statistic.name in one.numbers]
-        numbers = [one.numbers[statistic.name] for one in known]
-        axes.add_line(_line([_place(one, by_step) for one in known], numbers, look, table.label))
+        with_number = [one for one in table.rounds if statistic.name in one.numbers]
+        numbers = [one.numbers[statistic.name] for one in with_number]
+        axes.add_line(_line([_position(one, by_step) for one in with_number], numbers, look, table.label))
     axes.autoscale_view()
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if statistic.share:

@@ -10,41 +10,41 @@ from typing import Any, TypeVar
 
 from rlhf_lightning.report.reading import Run, read_row, read_rows
 from rlhf_lightning.report.sample_statistics import correlation, distinct, mean, tie_rate
-from rlhf_lightning.report.samples import Answer, clean
+from rlhf_lightning.report.samples import Response, clean
 from rlhf_lightning.report.statistics import rounded
 
 Item = TypeVar("Item")
 
-#: Rounds of a run that are read; of more, so many at even distances, those with a validation before others.
+#: Maximum number of rounds that are read, evenly spaced; rounds with a validation are preferred.
 READ = 24
-#: Rounds in a table.
+#: Maximum number of rounds in a table.
 _COLUMNS = 12
-#: Rounds whose samples are shown.
+#: Maximum number of rounds whose samples are shown.
 _SHOWN = 6
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """A line of the table and a panel of the picture."""
+    """A statistic: a line of the table and a panel of the picture."""
 
-    name: str  #: of the metric, or of a number of the samples
+    name: str  #: name of the metric, or of a number of the samples
     label: str
     share: bool = False  #: shown in per cent
 
     @property
     def logged(self) -> bool:
-        """Whether it is a metric."""
+        """True if the statistic is a logged metric."""
         return "/" in self.name
 
     def shown(self, value: float) -> str:
-        """The value as people read it; a dash where there is none."""
+        """Format a value; a dash if there is none."""
         if not math.isfinite(value):
             return "-"
         return f"{value:.1%}" if self.share else rounded(value)
 
 
-#: Metrics under ``val/`` are the last of the round, when its steps were taken; those under ``train/`` the mean over its
-#: steps. Numbers of the samples are those of the policy that the round began with.
+#: Metrics under ``val/`` are the last values of the round, after its steps; those under ``train/`` are means over its
+#: steps. Numbers of the samples belong to the policy that the round began with.
 STATISTICS = (
     Statistic("val/gold/reward", "gold reward, after the round"),
     Statistic("score", "score of the samples"),
@@ -62,8 +62,8 @@ STATISTICS = (
     Statistic("log_prob_worse", "log-prob of worse samples"),
     Statistic("train/log_ratio/chosen", "log-ratio of the chosen"),
     Statistic("train/log_ratio/rejected", "log-ratio of the rejected"),
-    Statistic("train/select/tie_rate", "ties that the selector met", share=True),
-    Statistic("train/select/cut_off_rate", "cut-off samples that the selector met", share=True),
+    Statistic("train/select/tie_rate", "ties seen by the selector", share=True),
+    Statistic("train/select/cut_off_rate", "cut-off samples seen by the selector", share=True),
     Statistic("distinct_1", "distinct-1", share=True),
     Statistic("distinct_2", "distinct-2", share=True),
     Statistic("distinct_3", "distinct-3", share=True),
@@ -76,9 +76,9 @@ class Round:
 
     Attributes:
         number: from 0.
-        step: optimiser steps that were taken when it was drawn.
+        step: optimiser steps taken before it was drawn.
         samples: rows of its file that its policy drew.
-        numbers: by name of a statistic; absent where it is not known.
+        numbers: values by name of the statistic; missing if unknown.
     """
 
     number: int
@@ -89,11 +89,11 @@ class Round:
 
 @dataclass(frozen=True)
 class Followed:
-    """A prompt with one sample of every round that asked it."""
+    """A prompt with one sample of every round that used it."""
 
     prompt: str
     row: str
-    answers: tuple[tuple[int, Answer, str], ...]  #: number of the round, response, score
+    responses: tuple[tuple[int, Response, str], ...]  #: number of the round, response, score
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ class RoundTable:
     """Rounds of one run.
 
     Attributes:
-        label: of the run.
-        rounds: that were read.
-        count: of all rounds of the run.
+        label: label of the run.
+        rounds: the rounds that were read.
+        count: number of all rounds of the run.
     """
 
     label: str
@@ -112,26 +112,26 @@ class RoundTable:
 
     @property
     def columns(self) -> list[Round]:
-        """The rounds that a table has room for."""
+        """Rounds that fit into a table."""
         validated = [any(name.startswith("val/") for name in one.numbers) for one in self.rounds]
         return chosen(self.rounds, validated, _COLUMNS)
 
     @property
     def statistics(self) -> list[Statistic]:
-        """Those that are known of any round."""
+        """Statistics with a value in at least one round."""
         return [one for one in STATISTICS if any(one.name in each.numbers for each in self.rounds)]
 
     @property
     def lines(self) -> list[tuple[Statistic, list[str]]]:
-        """Every known statistic with its value in each column."""
+        """Every statistic with its value in each column."""
         columns = self.columns
         return [(one, [one.shown(each.numbers.get(one.name, math.nan)) for each in columns]) for one in self.statistics]
 
     def followed(self, characters: int = 800) -> Followed | None:
-        """The prompt that most rounds asked, the first of these, with its first sample in each; None without samples.
+        """The first prompt used by most rounds, with its first sample in each; None without samples.
 
         Args:
-            characters: longer texts are cut, and say so.
+            characters: longer texts are cut and marked.
         """
         first_samples = [_first_samples(each.samples) for each in self.rounds]
         counts: dict[tuple[str, str], int] = {}
@@ -141,44 +141,44 @@ class RoundTable:
         if not counts:
             return None
         key = max(counts, key=lambda each: counts[each])
-        found = [
+        first_rows = [
             (one.number, asked[key]) for one, asked in zip(self.rounds, first_samples, strict=True) if key in asked
         ]
         return Followed(
             clean(key[1], characters),
             key[0],
-            tuple((number, _answer(row, characters), _score(row)) for number, row in evenly(found, _SHOWN)),
+            tuple((number, _response(row, characters), _score(row)) for number, row in evenly(first_rows, _SHOWN)),
         )
 
 
 def table_of(run: Run, label: str) -> RoundTable | None:
-    """The rounds of a run; None where it drew none, or keeps no files of them.
+    """Read the rounds of a run; None if it drew none or kept no files of them.
 
     Args:
-        run: to read.
-        label: that it is shown under.
+        run: the run.
+        label: label of the run in the table.
     """
     files = sorted(path for path in (run.folder / "rollouts").glob("*.jsonl") if path.stem.isdigit())
     drawn = [(path, step) for path in files if (step := _first_version(path)) is not None]
     if not drawn:
         return None
-    # Of files with the same weights the last one was trained on, the others taught nothing and were skipped.
+    # Of several files drawn with the same weights, only the last was trained on; the others were skipped.
     ends = [*(step for _, step in drawn[1:]), math.inf]
     spans = [(path, step, end) for (path, step), end in zip(drawn, ends, strict=True)]
     validated = {step for name in run.curves if name.startswith("val/") for step in run.curves[name][0].tolist()}
-    telling = [any(start <= step < end for step in validated) for _, start, end in spans]
-    rounds = [read_round(path, run, start, end) for path, start, end in chosen(spans, telling, READ)]
+    has_validation = [any(start <= step < end for step in validated) for _, start, end in spans]
+    rounds = [read_round(path, run, start, end) for path, start, end in chosen(spans, has_validation, READ)]
     return RoundTable(label, tuple(rounds), len(spans))
 
 
 def read_round(path: Path, run: Run, start: int, end: float) -> Round:
-    """A round from its file and the metrics of its steps.
+    """Read a round from its file and the metrics of its steps.
 
     Args:
-        path: of its file.
-        run: whose it is.
-        start: steps that were taken when it was drawn.
-        end: the same of the next round.
+        path: file of the round.
+        run: run of the round.
+        start: steps taken before the round was drawn.
+        end: steps taken before the next round was drawn.
     """
     samples = tuple(row for row in read_rows(path) if row.get("source", "policy") == "policy")
     numbers = (sample_numbers(samples) | step_numbers(run, start, end)).items()
@@ -186,8 +186,8 @@ def read_round(path: Path, run: Run, start: int, end: float) -> Round:
 
 
 def sample_numbers(samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What the samples of a round say, by the name of the statistic; nan where they do not say it."""
-    # Without a reward every sample counts 0, which is no score; then there are no terms either.
+    """Numbers of a round's samples by name of the statistic; nan if they cannot be computed."""
+    # Without a reward, every sample is recorded with 0, which is not a score; then there are no terms either.
     scores = [math.nan if row.get("terms") == {} else _number(row.get("score")) for row in samples]
     lengths = [_number(row.get("tokens")) for row in samples]
     by_prompt: dict[Any, list[float]] = {}
@@ -209,14 +209,14 @@ def sample_numbers(samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def step_numbers(run: Run, start: int, end: float) -> dict[str, float]:
     """Metrics of the steps of a round, by name.
 
-    A validation before the first step says nothing of a round.
+    A validation before the first step does not belong to a round.
 
     Args:
-        run: whose curves are read.
-        start: steps that were taken when the round was drawn: its first step is logged under this number.
-        end: the same of the next round.
+        run: run whose curves are read.
+        start: steps taken before the round was drawn: its first step is logged under this number.
+        end: steps taken before the next round was drawn.
     """
-    found = {}
+    numbers = {}
     for name in (one.name for one in STATISTICS if one.logged and one.name in run.curves):
         steps, values = run.curves[name]
         validated = name.startswith("val/")
@@ -224,38 +224,38 @@ def step_numbers(run: Run, start: int, end: float) -> dict[str, float]:
             steps, values = steps[1:], values[1:]
         inside = values[(steps >= start) & (steps < end)]
         if len(inside):
-            found[name] = float(inside[-1] if validated else inside.mean())
-    return found
+            numbers[name] = float(inside[-1] if validated else inside.mean())
+    return numbers
 
 
 def evenly(items: Sequence[Item], most: int) -> list[Item]:
-    """At most so many items at even distances, the first and the last among them."""
+    """Choose at most ``most`` evenly spaced items, including the first and the last."""
     if len(items) <= most:
         return list(items)
     return [items[round(at * (len(items) - 1) / (most - 1))] for at in range(most)]
 
 
-def chosen(items: Sequence[Item], telling: Sequence[bool], most: int) -> list[Item]:
-    """At most so many items in their order: the first, the last, the telling ones, then others at even distances.
+def chosen(items: Sequence[Item], preferred: Sequence[bool], most: int) -> list[Item]:
+    """Choose at most ``most`` items, in order: the first, the last, preferred ones, then evenly spaced others.
 
     Args:
-        items: to choose from.
-        telling: whether each of them says more than others.
-        most: of them; at least 3.
+        items: items to choose from.
+        preferred: whether each item is preferred.
+        most: maximum number; at least 3.
     """
     if len(items) <= most:
         return list(items)
     last = len(items) - 1
-    inner = [at for at, tells in enumerate(telling) if tells and 0 < at < last]
-    places = {0, last, *evenly(inner, most - 2)}
+    inner = [at for at, is_preferred in enumerate(preferred) if is_preferred and 0 < at < last]
+    positions = {0, last, *evenly(inner, most - 2)}
     for at in evenly(range(len(items)), most):
-        if len(places) < most:
-            places.add(at)
-    return [items[at] for at in sorted(places)]
+        if len(positions) < most:
+            positions.add(at)
+    return [items[at] for at in sorted(positions)]
 
 
 def _side(row: Mapping[str, Any]) -> float:
-    """Above 0 for a sample that was taught as good, below for one that was taught as bad."""
+    """Sign of a sample in training: above 0 for a good example, below 0 for a bad one."""
     kept = row.get("kept") or ()
     if kept:
         return float("chosen" in kept) - float("rejected" in kept)
@@ -264,13 +264,13 @@ def _side(row: Mapping[str, Any]) -> float:
 
 
 def _log_prob(row: Mapping[str, Any]) -> float:
-    """Of a whole response under the policy that drew it, nats; nan where the engine could not say."""
+    """Log-prob of a whole response under the policy that drew it, in nats; nan if the engine did not report it."""
     values = row.get("log_probs") or ()
     return math.fsum(values) if values else math.nan
 
 
 def _first_version(path: Path) -> int | None:
-    """Optimiser steps that were taken when a round was drawn; None where its file has no rows."""
+    """Optimiser steps taken before a round was drawn; None if its file has no rows."""
     with path.open(encoding="utf-8", errors="replace") as file:
         row = read_row(file.readline())
     return None if row is None else _whole(row.get("version"))
@@ -278,15 +278,15 @@ def _first_version(path: Path) -> int | None:
 
 def _first_samples(samples: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
     """The first sample of every prompt."""
-    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    by_row_and_prompt: dict[tuple[str, str], Mapping[str, Any]] = {}
     for row in samples:
-        found.setdefault((str(row.get("row", "")), str(row.get("prompt", ""))), row)
-    return found
+        by_row_and_prompt.setdefault((str(row.get("row", "")), str(row.get("prompt", ""))), row)
+    return by_row_and_prompt
 
 
-def _answer(row: Mapping[str, Any], characters: int) -> Answer:
+def _response(row: Mapping[str, Any], characters: int) -> Response:
     tokens, finish = row.get("tokens"), row.get("finish")
-    return Answer(
+    return Response(
         clean(row.get("response", ""), characters),
         tokens if isinstance(tokens, int) else None,
         None if finish is None else finish != "length",

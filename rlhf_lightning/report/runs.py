@@ -1,4 +1,4 @@
-"""Runs read together: the functions of a report, for the page and for notebooks."""
+"""A collection of runs: the functions of a report, for the page and for notebooks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rlhf_lightning.report.grouping import Group, by_numeric_key, differing, group_runs
 from rlhf_lightning.report.leaderboard import Leaderboard, rank
-from rlhf_lightning.report.metrics import Mode, frontier_axes, known, ranking_metric, shown
+from rlhf_lightning.report.metrics import Mode, check_logged, frontier_axes, ranking_metric, shown
 from rlhf_lightning.report.palette import Style, spread, styles
 from rlhf_lightning.report.reading import ReportError, Run, read_runs
 from rlhf_lightning.report.rounds import RoundTable, table_of
@@ -30,9 +30,9 @@ class Runs(Sequence[Run]):
         write_report(runs, "report")    # everything as a page (``report.page``)
 
     Args:
-        runs: to report on.
-        metric: to rank by; None: the runs' optimized_metric, else the first of ``metrics.RANKING`` that was logged.
-        mode: which way it is better; None: as its name says.
+        runs: runs to report on.
+        metric: metric to rank by; None: the runs' optimized_metric, else the first logged of ``metrics.RANKING``.
+        mode: direction in which it is better; None: taken from its name.
         families: method -> family, for the colours of many methods; None: the class of the method's module.
 
     Raises:
@@ -66,7 +66,7 @@ class Runs(Sequence[Run]):
         """Read run folders, sweep folders and globs.
 
         Raises:
-            ReportError: no runs there, or none logged the metric.
+            ReportError: there are no runs, or none logged the metric.
         """
         return cls(read_runs(paths), metric, mode, families)
 
@@ -93,24 +93,24 @@ class Runs(Sequence[Run]):
 
     @property
     def states(self) -> dict[str, int]:
-        """How many runs are done, failed, stopped, unfinished."""
+        """Number of runs that are done, failed, stopped, unfinished."""
         counts: dict[str, int] = {}
         for run in self.runs:
             counts[run.state] = counts.get(run.state, 0) + 1
         return counts
 
     def leaderboard(self, metrics: Iterable[str] | None = None) -> Leaderboard:
-        """The groups, best first.
+        """Rank the groups, best first.
 
         Args:
-            metrics: columns; None: the metric that ranks and the most telling ones of the others.
+            metrics: columns; None: the ranking metric and the most informative others.
 
         Raises:
             ReportError: no run logged one of them.
         """
         if metrics is None:
             return self._board
-        columns = [known(name, self.logged) for name in metrics]
+        columns = [check_logged(name, self.logged) for name in metrics]
         return rank(self._groups, columns, self.metric, self.mode)
 
     def frontier(
@@ -122,17 +122,17 @@ class Runs(Sequence[Run]):
         size: tuple[float, float] | None = None,
         title: str | None = None,
     ) -> Picture | None:
-        """Reward against KL to the reference, with the Pareto front; None when no finished run logged both.
+        """Draw reward against KL to the reference, with the Pareto front; None if no finished run logged both.
 
         Args:
             reward: metric of the y axis; None: gold reward, else the best reward metric that was logged.
             divergence: metric of the x axis; None: KL to the base, else to the reference.
-            named: groups with their name beside the point.
-            size: in inches; None: by how many names there are.
-            title: None: says what is drawn.
+            named: number of groups with a label at the point.
+            size: figure size in inches; None: chosen by the number of labels.
+            title: title of the figure; None: names both metrics.
 
         Raises:
-            ReportError: no run logged a metric that was asked for.
+            ReportError: no run logged a requested metric.
         """
         from rlhf_lightning.report.frontier import draw_frontier, points_of
 
@@ -142,12 +142,12 @@ class Runs(Sequence[Run]):
         return draw_frontier(self.groups, self.looks, names, named=named, size=size, title=title)
 
     def curves(self, metrics: Iterable[str] | None = None, *, named: int = 8, panels: int = 12) -> Picture | None:
-        """Training curves, one panel a metric; None when nothing was logged more than once.
+        """Draw training curves, one panel per metric; None if nothing was logged more than once.
 
         Args:
-            metrics: one panel each; None: the most telling ones.
-            named: groups with a colour and a place in the legend.
-            panels: at most.
+            metrics: one panel each; None: the most informative ones.
+            named: number of groups with a colour and a legend entry.
+            panels: maximum number of panels.
 
         Raises:
             ReportError: no run logged one of the metrics.
@@ -156,77 +156,77 @@ class Runs(Sequence[Run]):
 
         logged = {name for run in self.runs for name in run.curves}
         several = {name for run in self.runs for name, (steps, _) in run.curves.items() if len(steps) > 1}
-        chosen = [known(name, logged) for name in metrics] if metrics else shown(several, panels, self._first())
+        chosen = [check_logged(name, logged) for name in metrics] if metrics else shown(several, panels, self._first())
         return draw_curves(self.groups, self.looks, chosen, named=named) if chosen else None
 
     def histograms(self, most: int = 12) -> Picture | None:
-        """Implicit rewards of chosen and rejected responses; None when no run kept them."""
+        """Draw implicit rewards of chosen and rejected responses; None if no run saved them."""
         from rlhf_lightning.report.histograms import draw_histograms
 
         chosen = self._spread(most)
         return draw_histograms([self.groups[i] for i in chosen], [self.looks[i] for i in chosen], most=most)
 
     def over(self, key: str, metrics: Iterable[str] | None = None) -> Picture | None:
-        """Metrics over the values of one option, a line a method: ``runs.over("method.loss.beta")``.
+        """Draw metrics over the values of one option, one line per method: ``runs.over("method.loss.beta")``.
 
         Args:
             key: dotted key of the option.
-            metrics: one panel each; None: the metric that ranks, and gold reward, accuracy and KL where logged.
+            metrics: one panel each; None: the ranking metric, and gold reward, accuracy and KL if logged.
 
         Raises:
             ReportError: no run logged one of the metrics.
         """
         from rlhf_lightning.report.sensitivity import draw_sensitivity
 
-        wanted = ("val/gold/reward", "val/gold/kl", "val/reward/accuracy", "val/kl/reference")
-        default = dict.fromkeys([*self._first(), *(name for name in wanted if name in self.logged)])
-        chosen = [known(name, self.logged) for name in metrics] if metrics else list(default)[:3]
+        usual = ("val/gold/reward", "val/gold/kl", "val/reward/accuracy", "val/kl/reference")
+        default = dict.fromkeys([*self._first(), *(name for name in usual if name in self.logged)])
+        chosen = [check_logged(name, self.logged) for name in metrics] if metrics else list(default)[:3]
         colours = {group.method: look.base for group, look in zip(self.groups, self.looks, strict=True)}
         by_method = all(look.hue == group.method for group, look in zip(self.groups, self.looks, strict=True))
         return draw_sensitivity(self.groups, key, chosen, colours=colours if by_method else None)
 
     def swept(self) -> list[str]:
-        """Options with a number of which some method has three values or more."""
+        """Numeric options with three or more values for some method."""
         return by_numeric_key(self._groups)
 
     def samples(self, columns: int = 6, prompts: int = 8) -> SampleTable:
-        """Answers of the best groups of every colour to the same prompts."""
+        """Responses of the best groups of every colour to the same prompts."""
         return compare([self.groups[index] for index in self._spread(columns)], columns=columns, prompts=prompts)
 
     def rounds(self, most: int = 6) -> list[RoundTable]:
-        """Rounds side by side, of the best groups of every colour that draw their own responses; one run of each.
+        """Rounds side by side, for one run of each of the best groups that draw their own responses.
 
         Args:
-            most: groups.
+            most: maximum number of groups.
         """
         return [table for table, _ in self._rounds(most)]
 
     def rounds_picture(self, most: int = 6) -> Picture | None:
-        """What the rounds' samples and steps say, over the rounds; None where no run draws.
+        """Draw statistics of samples and steps over the rounds; None if no run draws responses.
 
         Args:
-            most: groups.
+            most: maximum number of groups.
         """
         from rlhf_lightning.report.round_curves import draw_rounds
 
-        found = self._rounds(most)
-        return draw_rounds([table for table, _ in found], [look for _, look in found]) if found else None
+        tables = self._rounds(most)
+        return draw_rounds([table for table, _ in tables], [look for _, look in tables]) if tables else None
 
     def _rounds(self, most: int) -> list[tuple[RoundTable, Style]]:
         """Tables of rounds with the styles of their groups."""
-        found: list[tuple[RoundTable, Style]] = []
+        styled_tables: list[tuple[RoundTable, Style]] = []
         for group, look in zip(self.groups, self.looks, strict=True):
             tables = (table_of(run, column_of(group, run)) for run in group.done or group.runs)
-            if len(found) < most and (table := next(filter(None, tables), None)) is not None:
-                found.append((table, look))
-        return found
+            if len(styled_tables) < most and (table := next(filter(None, tables), None)) is not None:
+                styled_tables.append((table, look))
+        return styled_tables
 
     def differences(self) -> list[str]:
         """Dotted keys in which the groups differ."""
         return differing([group.options for group in self._groups])
 
     def _spread(self, most: int) -> list[int]:
-        """Groups to show where there is room for a few: the best ones of every colour."""
+        """Groups to show if there is room for a few only: the best ones of every colour."""
         finished = [look for group, look in zip(self.groups, self.looks, strict=True) if group.done]
         return spread(finished or self.looks, most)
 

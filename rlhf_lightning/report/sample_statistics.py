@@ -1,4 +1,4 @@
-"""Numbers of a round's samples: how varied they are, how often tied or cut off, and what scores go along with."""
+"""Statistics of a round's samples: diversity, ties, cut-off rates, and correlations with the score."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections.abc import Hashable, Iterable, Sequence
 
 
 def distinct(responses: Iterable[Sequence[Hashable]], n: int) -> float:
-    """Share of different n-grams among all n-grams of the responses together; nan without any.
+    """Share of distinct n-grams among all n-grams of the responses together; nan without any.
 
-    1: no n-gram comes twice; it falls when responses repeat themselves or one another, and also the more tokens there
-    are, so it compares rounds of like size only.
+    It is 1 if no n-gram occurs twice, and falls when responses repeat themselves or one another. It also falls with
+    the number of tokens, so only rounds of similar size can be compared.
 
     Source: distinct-n of Li et al., arXiv:1510.03055, section 5; they divide by the number of words.
 
     Args:
-        responses: tokens of each.
-        n: tokens of an n-gram.
+        responses: tokens of each response.
+        n: length of the n-grams in tokens.
     """
     counts = Counter(gram for tokens in responses for gram in zip(*(tokens[at:] for at in range(n)), strict=False))
     return len(counts) / counts.total() if counts else math.nan
 
 
 def correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Pearson's correlation of the places where both numbers are finite; nan where either does not vary there.
+    """Pearson's correlation over the samples where both numbers are finite; nan if either does not vary.
 
     Args:
-        first: of each sample.
-        second: of the same samples.
+        first: one number per sample.
+        second: another number of the same samples.
     """
     pairs = [(x, y) for x, y in zip(first, second, strict=True) if math.isfinite(x) and math.isfinite(y)]
     if len(pairs) < 2:
@@ -42,10 +42,10 @@ def correlation(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def tie_rate(groups: Iterable[Sequence[float]]) -> float:
-    """Share of the pairs of responses to one prompt that have equal scores; nan without any pair.
+    """Share of pairs of responses to the same prompt with equal scores; nan without any pair.
 
     Args:
-        groups: of each prompt the scores of its responses; those that are not finite are in no pair.
+        groups: scores of the responses to each prompt; non-finite scores are ignored.
     """
     tied = pairs = 0
     for scores in groups:

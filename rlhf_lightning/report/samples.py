@@ -1,4 +1,4 @@
-"""What the groups answer to the same prompts, side by side."""
+"""Responses of the groups to the same prompts, side by side."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from rlhf_lightning.report.grouping import Group
 from rlhf_lightning.report.reading import Run
 
-#: Control characters, lone surrogates, and marks that turn the reading direction: shown, never obeyed.
+#: Control characters, lone surrogates, and marks that change the reading direction: made visible, never applied.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A response as it is shown."""
+class Response:
+    """A response as the report shows it."""
 
     text: str
     tokens: int | None = None
@@ -26,17 +26,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One prompt with the answers of every column.
+    """One prompt with the responses of every column.
 
     Attributes:
-        prompt: as the model saw it.
+        prompt: the prompt as the model saw it.
         row: "file:row" of the data.
-        answers: in the order of the columns; None where a column has none.
+        responses: in the order of the columns; None if a column has none.
     """
 
     prompt: str
     row: str
-    answers: tuple[Answer | None, ...]
+    responses: tuple[Response | None, ...]
 
 
 @dataclass(frozen=True)
@@ -51,19 +51,19 @@ Column = tuple[str, dict[tuple[str, str], dict[str, Any]]]  #: a name, and sampl
 
 
 def compare(groups: Sequence[Group], *, columns: int = 6, prompts: int = 8, characters: int = 1500) -> SampleTable:
-    """The last samples of the best groups for the prompts that most of them answered.
+    """Compare the last samples of the best groups for the prompts that most of them share.
 
-    Of a group the first seed with samples of a trained policy is shown. The untrained policy is a column of its own and
-    comes from the first group that sampled before training.
+    Each group is represented by its first seed with samples of a trained policy. The untrained policy has its own
+    column, from the first group that sampled before training.
 
     Args:
-        groups: best first.
-        columns: most groups.
-        prompts: most prompts.
-        characters: longer texts are cut, and say so.
+        groups: groups, best first.
+        columns: maximum number of groups.
+        prompts: maximum number of prompts.
+        characters: longer texts are cut and marked.
     """
-    found = [(group, run) for group in groups if (run := _sampled(group)) is not None][:columns]
-    tables = [(column_of(group, run), _by_prompt(run.samples[max(run.samples)])) for group, run in found]
+    sampled_runs = [(group, run) for group in groups if (run := _sampled(group)) is not None][:columns]
+    tables = [(column_of(group, run), _by_prompt(run.samples[max(run.samples)])) for group, run in sampled_runs]
     before = next((run.samples[0] for group in groups for run in _finished(group) if run.samples.get(0)), None)
     if before is not None:
         tables.insert(0, ("before training", _by_prompt(before)))
@@ -71,12 +71,12 @@ def compare(groups: Sequence[Group], *, columns: int = 6, prompts: int = 8, char
 
 
 def side_by_side(tables: Sequence[Column], *, prompts: int = 8, characters: int = 1500) -> SampleTable:
-    """Samples for the prompts that most columns answered, after the data's own response.
+    """Compare the samples of columns for the prompts that most of them share, next to the data's own response.
 
     Args:
-        tables: of each column, its name and its samples by row and prompt.
-        prompts: most prompts.
-        characters: longer texts are cut, and say so.
+        tables: name of each column, and its samples by row and prompt.
+        prompts: maximum number of prompts.
+        characters: longer texts are cut and marked.
     """
     if not tables:
         return SampleTable((), ())
@@ -85,12 +85,12 @@ def side_by_side(tables: Sequence[Column], *, prompts: int = 8, characters: int 
         for key in table:
             counts[key] = counts.get(key, 0) + 1
     keys = sorted(counts, key=lambda key: -counts[key])[:prompts]
-    data = {key: Answer(clean(_first(tables, key).get("data", ""), characters)) for key in keys}
+    data = {key: Response(clean(_first(tables, key).get("data", ""), characters)) for key in keys}
     rows = tuple(
         Comparison(
             clean(key[1], characters),
             key[0],
-            (data[key], *(_answer(table[key], characters) if key in table else None for _, table in tables)),
+            (data[key], *(_response(table[key], characters) if key in table else None for _, table in tables)),
         )
         for key in keys
     )
@@ -98,7 +98,7 @@ def side_by_side(tables: Sequence[Column], *, prompts: int = 8, characters: int 
 
 
 def column_of(group: Group, run: Run) -> str:
-    """What a run of a group is called: with its seed, where the group has several."""
+    """Name of a run's column: the group's label, with the seed if the group has several runs."""
     return group.label if len(group.runs) == 1 or run.seed is None else f"{group.label} (seed {run.seed})"
 
 
@@ -118,9 +118,9 @@ def _first(tables: Sequence[tuple[str, dict[Any, dict[str, Any]]]], key: Any) ->
     return next(table[key] for _, table in tables if key in table)
 
 
-def _answer(row: dict[str, Any], characters: int) -> Answer:
+def _response(row: dict[str, Any], characters: int) -> Response:
     kl, tokens, finished = row.get("kl"), row.get("tokens"), row.get("finished")
-    return Answer(
+    return Response(
         clean(row.get("response", ""), characters),
         tokens if isinstance(tokens, int) else None,
         finished if isinstance(finished, bool) else None,
@@ -129,12 +129,12 @@ def _answer(row: dict[str, Any], characters: int) -> Answer:
 
 
 def clean(text: Any, characters: int) -> str:
-    """Text with its invisible characters made visible, cut to a length. Escaping is the page's part."""
+    """Make invisible characters visible and cut the text to a length. The page does the escaping."""
     shown = _INVISIBLE.sub(lambda match: _visible(match.group()), str(text).replace("\r\n", "\n"))
     return shown if len(shown) <= characters else f"{shown[:characters]} … ({len(shown) - characters} more characters)"
 
 
 def _visible(character: str) -> str:
-    """The symbol of a control character; for others the replacement character."""
+    """Symbol of a control character; the replacement character for others."""
     code = ord(character)
     return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"

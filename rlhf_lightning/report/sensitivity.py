@@ -1,4 +1,4 @@
-"""A metric over one swept option, a line a method: how much a method depends on its beta."""
+"""A metric over one swept option, one line per method: the sensitivity of a method to its beta, for example."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ Line = list[tuple[float, Pooled]]  #: value of the option, metric over the seeds
 
 
 def lines_of(groups: Sequence[Group], key: str, metric: str) -> dict[str, Line]:
-    """The metric at each value of an option by method, values ascending.
+    """Values of a metric at each value of an option, by method, ascending.
 
-    Groups of one method that also differ in other options become lines of their own, named after those.
+    Groups of one method that also differ in other options become separate lines, named after those options.
     """
     lines: dict[str, Line] = {}
     for method in dict.fromkeys(group.method for group in groups):
-        mine = [group for group in groups if group.method == method and _is_number(group.options.get(key))]
-        others = [name for name in differing([group.options for group in mine]) if name != key] if mine else []
+        method_groups = [group for group in groups if group.method == method and _is_number(group.options.get(key))]
+        others = (
+            [name for name in differing([group.options for group in method_groups]) if name != key]
+            if method_groups
+            else []
+        )
         named = short_names(others)
-        for group in mine:
+        for group in method_groups:
             value = pooled([run.metrics[metric] for run in group.done if metric in run.metrics])
             if value.n:
                 parts = [f"{named[name]}={plain(group.options[name])}" for name in others if name in group.options]
@@ -44,20 +48,21 @@ def draw_sensitivity(
     most: int = 10,
     width: float = 12.0,
 ) -> Picture | None:
-    """One panel a metric, one line a method over the values of an option; bars are standard deviations over seeds.
+    """Draw one panel per metric and one line per method over the values of an option, with standard deviations.
 
-    The option's axis is logarithmic where its values span more than a factor of ten.
+    The option's axis is logarithmic if its values span more than a factor of ten. Bars are standard deviations over
+    seeds.
 
     Args:
-        groups: of a sweep, best first.
+        groups: groups of a sweep, best first.
         key: dotted key of the option, for example ``method.loss.beta``.
         metrics: one panel each.
-        colours: of the methods; None: the palette's, in the order of the lines.
-        most: lines; if there are more, a method keeps the one with its best group.
-        width: in inches.
+        colours: colours of the methods; None: the palette's, in the order of the lines.
+        most: maximum number of lines; if there are more, each method keeps the line with its best group.
+        width: width of the figure in inches.
 
     Returns:
-        None when no method has two values of the option.
+        The picture; None if no method has two values of the option.
     """
     panels = [(metric, lines_of(groups, key, metric)) for metric in metrics]
     panels = [(metric, lines) for metric, lines in panels if any(len(line) > 1 for line in lines.values())]
@@ -81,7 +86,7 @@ def draw_sensitivity(
 
 
 def _kept(labels: Sequence[str], most: int) -> list[str]:
-    """All lines, or of too many the first of each method; they are in the order of their best groups."""
+    """Labels of the lines to draw: all, or the first of each method if there are too many."""
     if len(labels) <= most:
         return list(labels)
     first: dict[str, str] = {}
@@ -120,19 +125,19 @@ def _panel(axes: Axes, lines: dict[str, Line], looks: dict[str, dict[str, Any]])
 
 
 def tick_labels(values: Sequence[float], *, logarithmic: bool, least: float = 0.075) -> list[str]:
-    """A label for each value, empty where it would run into its right neighbour's.
+    """Label each value; a label that would overlap its right neighbour is empty.
 
     Args:
-        values: ascending.
-        logarithmic: whether their axis is.
-        least: distance between two labels, as a share of the axis.
+        values: ascending values.
+        logarithmic: whether their axis is logarithmic.
+        least: minimum distance between two labels, as a share of the axis.
     """
-    places = [math.log(value) if logarithmic else value for value in values]
-    wide = places[-1] - places[0] or 1.0
+    positions = [math.log(value) if logarithmic else value for value in values]
+    wide = positions[-1] - positions[0] or 1.0
     labels, right = [""] * len(values), math.inf
     for index in reversed(range(len(values))):
-        if right - places[index] >= least * wide:
-            labels[index], right = f"{values[index]:g}", places[index]
+        if right - positions[index] >= least * wide:
+            labels[index], right = f"{values[index]:g}", positions[index]
     return labels
 
 

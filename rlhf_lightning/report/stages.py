@@ -1,4 +1,4 @@
-"""Stages of chains as runs of a report: what each computes whatever its seed, and those of one family."""
+"""Stages of chains as runs of a report: what each computes apart from its seed, and their families."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from typing import Any
 
 from rlhf_lightning.report.reading import STAGE, read_json
 
-#: A stage's folder, as the stages behind it name it.
+#: Folder of a stage, as later stages refer to it.
 _FOLDER = re.compile(r"<chain>/(\w+)/([0-9a-f]{12})")
-#: Digests of files that other stages left: these are named by their stages already.
+#: Digests of files written by other stages, which are already identified by those stages.
 _FILES = "files"
 
 
 def seedless(folder: Path, copies: Collection[str] = ()) -> dict[str, Any]:
-    """What a stage computes, without the seed; so are the stages that it takes from, in the place of their folders.
+    """Options that define what a stage computes, without the seed.
+
+    Folders of earlier stages are replaced by digests of their options, which are without the seed, too.
 
     Args:
-        folder: of the stage, ``<chain>/<stage>/<digest>``.
-        copies: dotted keys that are left out where they equal the seed.
+        folder: folder of the stage, ``<chain>/<stage>/<digest>``.
+        copies: dotted keys that are left out if they equal the seed.
     """
     tree = dict(read_json(folder / STAGE).get("computes") or {})
     seed = tree.pop("seed", None)
@@ -42,10 +44,10 @@ def seedless(folder: Path, copies: Collection[str] = ()) -> dict[str, Any]:
             return [followed(inner, key) for inner in value]
         return _FOLDER.sub(identity, value) if isinstance(value, str) else value
 
-    found: dict[str, Any] = followed(tree, "")
-    return found
+    options: dict[str, Any] = followed(tree, "")
+    return options
 
 
 def family_of(stage: str) -> str:
-    """What stages have in common that a number at the end of their names tells apart: ``steer`` of ``steer_2``."""
+    """Name of a stage without the number at its end: ``steer`` for ``steer_2``."""
     return re.sub(r"_\d+$", "", stage)

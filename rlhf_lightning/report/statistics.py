@@ -16,14 +16,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Pooled:
-    """A metric over seeds: the mean, the sample standard deviation (nan for one seed), and how many."""
+    """A metric over seeds: mean, sample standard deviation (nan for one seed), and number of seeds."""
 
     mean: float
     std: float
     n: int
 
     def __str__(self) -> str:
-        """``0.812 ± 0.031``: as many digits as the spread leaves certain, at least three."""
+        """Format as ``0.812 ± 0.031``: as many digits as the spread leaves certain, at least three."""
         if not self.n:
             return ""
         if not math.isfinite(self.std):
@@ -33,7 +33,7 @@ class Pooled:
 
 
 def pooled(values: Sequence[float]) -> Pooled:
-    """Mean and sample standard deviation (denominator n - 1) of the finite values."""
+    """Pool the finite values: mean and sample standard deviation (denominator n - 1)."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return Pooled(math.nan, math.nan, 0)
@@ -44,7 +44,7 @@ def pooled(values: Sequence[float]) -> Pooled:
 
 
 def rounded(value: float) -> str:
-    """Four significant digits, without an exponent where people would not write one."""
+    """Format with four significant digits, without an exponent for numbers of everyday size."""
     if not math.isfinite(value):
         return "nan"
     if value and not 1e-4 <= abs(value) < 1e6:
@@ -63,9 +63,9 @@ def decimals(mean: float, std: float) -> int:
 
 
 def thinned(curve: Curve, most: int) -> Curve:
-    """A curve as the means of at most so many stretches of equally many neighbours; the last may be shorter.
+    """Average a curve over at most ``most`` stretches of equal length; the last may be shorter.
 
-    Equally many, because a mean of fewer points is noisier, and a curve that gets noisier would seem to say something.
+    The lengths are equal because a mean of fewer points is noisier, which could be mistaken for a property of the run.
     """
     steps, values = curve
     if len(steps) <= most:
@@ -77,7 +77,7 @@ def thinned(curve: Curve, most: int) -> Curve:
 
 @dataclass(frozen=True)
 class Band:
-    """A metric over the steps, seeds pooled; every field (points,)."""
+    """A metric over the steps, seeds pooled; every field has the shape (points,)."""
 
     steps: Floats
     mean: Floats
@@ -86,21 +86,21 @@ class Band:
 
 
 def band(curves: Sequence[Curve], most: int = 120) -> Band:
-    """Mean, smallest and largest value over seeds at every step where all of them have one.
+    """Compute mean, smallest and largest value over seeds at every step where all seeds have a value.
 
-    Seeds that were logged at other steps are interpolated between their own; where a seed has ended (or was not logged
-    yet), the band ends too, so that its mean never jumps because a seed dropped out.
+    Seeds that were logged at other steps are interpolated. The band covers only the steps between the first and the
+    last value of every seed, so that its mean never jumps because a seed dropped out.
 
     Args:
-        curves: of the seeds, at least one; each has at least one point.
-        most: points of the result.
+        curves: curves of the seeds, at least one; each has at least one point.
+        most: maximum number of points of the result.
     """
     # A step that a resumed run logged twice counts once, with its later value.
     curves = [_unique(curve) for curve in curves]
     start, end = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
     grid = np.unique(np.concatenate([steps for steps, _ in curves]))
     inside = grid[(grid >= start) & (grid <= end)]
-    if not len(inside):  # no step in common: each seed's last value
+    if not len(inside):  # no common step: each seed's last value
         inside = np.array([end])
     rows = np.stack([np.interp(inside, steps, values) for steps, values in curves])
     thin = [thinned((inside, row), most) for row in rows]
@@ -109,9 +109,9 @@ def band(curves: Sequence[Curve], most: int = 120) -> Band:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other one beats: none has less divergence (x) and more reward (y).
+    """Indices, in the order of x, of points that no other point dominates with less divergence (x) and more reward (y).
 
-    Of equal points all are on the front. In the order of x. Points that are not finite are never on it.
+    Equal points are all on the front. Points that are not finite are never on it.
     """
     finite = [i for i, (x, y) in enumerate(points) if math.isfinite(x) and math.isfinite(y)]
     front: list[int] = []
@@ -129,10 +129,10 @@ def accuracy(chosen: NDArray[np.float32], rejected: NDArray[np.float32]) -> floa
 
 
 def edges(chosen: NDArray[np.float32], rejected: NDArray[np.float32], bins: int = 30) -> Floats:
-    """Edges of bins that both histograms share: the inner 98 % of all values, with a little air.
+    """Edges of bins for both histograms: the inner 98 % of all values, with a small margin.
 
-    What lies outside is counted in the first and last bin by the caller, so that one wild pair does not squeeze all
-    others into one bar.
+    The caller counts values outside in the first and last bin, so that one outlier does not squeeze all others into
+    one bar.
     """
     both = np.concatenate([chosen, rejected]).astype(np.float64)
     low, high = np.percentile(both, [1, 99])

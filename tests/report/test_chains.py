@@ -18,7 +18,7 @@ AXES = ("val/kl/reference", "val/sample/reward")
 
 @pytest.fixture
 def chain(tmp_path: Path) -> Path:
-    """Two stages that trained, one of ``rlhf generate``, and a stage of other options that an earlier command left."""
+    """Two training stages, one of ``rlhf generate``, and a stage with other options from an earlier command."""
     for name, method in (("sft/aa", SFT), ("dpo/bb", DPO), ("dpo/old", DPO)):
         write_run(tmp_path / name, method, steps=40)
     (tmp_path / "answers/cc").mkdir(parents=True)
@@ -34,7 +34,7 @@ def chain(tmp_path: Path) -> Path:
 
 
 def test_runs_of_a_chain_are_those_of_its_last_command(chain):
-    """Not those that earlier ones left, nor stages that train nothing."""
+    """Stages of earlier commands and stages that train nothing are left out."""
     assert {run.name for run in Runs.read(chain)} == {"sft/aa", "dpo/bb"}
 
 
@@ -48,7 +48,7 @@ def test_stages_in_their_order_with_samples_around_each(chain):
     assert whole.stages[2].title == "rlhf generate"
     assert whole.seconds == 12.5 * 2 + 2.5
     assert whole.samples.columns == ("in the data", "before sft", "after sft", "before dpo", "after dpo")
-    assert all(answer is not None for row in whole.samples.rows for answer in row.answers)
+    assert all(response is not None for row in whole.samples.rows for response in row.responses)
 
 
 def test_the_page_has_the_stages(chain, tmp_path):
@@ -62,7 +62,7 @@ def test_the_page_has_the_stages(chain, tmp_path):
 
 
 def staged(chain: Path, name: str, digest: str, computes: dict, metrics: dict | None = None) -> dict:
-    """A stage of ``rlhf generate`` that a chain ran."""
+    """Write a stage of ``rlhf generate``."""
     folder = chain / name / digest
     folder.mkdir(parents=True)
     (folder / "stage.json").write_text(json.dumps({"stage": name, "computes": {"command": "generate", **computes}}))
@@ -72,7 +72,7 @@ def staged(chain: Path, name: str, digest: str, computes: dict, metrics: dict | 
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """A build and two draws with it under two strengths, of two seeds and of two settings of the build."""
+    """A build stage and generate stages with two strengths, two seeds and two settings of the build."""
     chains = []
     for number, (seed, size) in enumerate([(1, 8), (2, 8), (1, 9), (2, 9)]):
         build = f"{number:012x}"
@@ -89,7 +89,7 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_stages_are_pooled_over_seeds_and_not_over_what_they_were_made_from(sweep):
+def test_stages_are_pooled_over_seeds_and_not_over_earlier_stages(sweep):
     runs = Runs.read(sweep)
     assert {run.stage for run in runs} == {"steer_1", "steer_20", "best"}  # a build has no numbers
     pooled = {(group.runs[0].stage, tuple(run.seed for run in group.runs)) for group in runs.groups}
@@ -107,9 +107,9 @@ def lines_of(runs: Runs) -> set[tuple[float, ...]]:
 
 def test_the_frontier_joins_strengths_and_draws_a_bound_hollow(sweep):
     runs = Runs.read(sweep)
-    found = {point.group.runs[0].stage: point for point in points_of(runs.groups, runs.looks, *AXES)}
-    assert (found["best"].x, found["best"].y, found["best"].bound) == (0.5, 30.0, True)
-    assert not found["steer_1"].bound
+    by_stage = {point.group.runs[0].stage: point for point in points_of(runs.groups, runs.looks, *AXES)}
+    assert (by_stage["best"].x, by_stage["best"].y, by_stage["best"].bound) == (0.5, 30.0, True)
+    assert not by_stage["steer_1"].bound
     axes = runs.frontier().figure.axes[0]
     words = ("KL to the reference", "mean reward of the responses")
     assert (axes.get_xlabel().split("  ")[0], axes.get_ylabel()) == words

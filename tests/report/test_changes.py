@@ -1,4 +1,4 @@
-"""What a run changed, from its curves."""
+"""Changes made by a run, from its curves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run_of(folder: Path, rows: list[dict[str, float]]):
     return read_run(folder, "run")
 
 
-def test_a_metric_of_validations_is_taken_as_it_was_measured(tmp_path):
+def test_validation_metrics_are_not_averaged(tmp_path):
     run = run_of(tmp_path, [{"step": 0, "val/gold/reward": 0.5}, {"step": 20, "val/gold/reward": 2.0}])
     (change,) = changes_of(run)
     assert (change.first, change.last, change.averaged) == (Point(0, 0.5), Point(20, 2.0), False)
@@ -38,7 +38,7 @@ def test_steps_are_averaged_at_either_end(tmp_path):
 
 
 @pytest.mark.parametrize(("validations", "shown"), [(2, ["val/loss"]), (1, ["val/loss", "train/loss"])])
-def test_steps_repeat_what_validations_say_unless_there_was_one(tmp_path, validations, shown):
+def test_validation_metrics_replace_training_metrics_unless_there_was_one_validation(tmp_path, validations, shown):
     rows = [{"step": step, "train/loss": 1.0 / (step + 1)} for step in range(20)]
     for step in range(20 - validations, 20):
         rows[step]["val/loss"] = 0.5
@@ -48,8 +48,8 @@ def test_steps_repeat_what_validations_say_unless_there_was_one(tmp_path, valida
         assert changes[0].cells() == ("val/loss", "", "0.5000", "")
 
 
-def test_which_way_is_better(tmp_path):
-    """A divergence is neither good nor bad, and what did not change is not worse."""
+def test_better_direction(tmp_path):
+    """A divergence has no better direction, and an unchanged metric is not worse."""
     first = {"step": 0, "val/gold/kl": 0.0, "val/loss": 0.7, "val/reward/accuracy": 0.5, "val/gold/reward": 1.0}
     last = {"step": 9, "val/gold/kl": 3.0, "val/loss": 0.6, "val/reward/accuracy": 0.4, "val/gold/reward": 1.0}
     better = {change.metric: change.better for change in changes_of(run_of(tmp_path, [first, last]))}

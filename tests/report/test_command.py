@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
 
 
 def test_real_runs(trained, tmp_path, capsys):
-    """Seeds are pooled, and every part of the page has what it needs."""
+    """Seeds are pooled, and every section of the page has its data."""
     assert main(["report", str(trained), "-o", str(tmp_path), "--title", "two <methods>"]) == 0
     out = capsys.readouterr().out
     assert "3 runs (3 done), ranked by val/reward/accuracy" in out
@@ -43,7 +43,7 @@ def test_real_runs(trained, tmp_path, capsys):
     }  # fmt: skip
 
 
-def test_what_the_report_reads_of_a_run(trained):
+def test_files_of_a_real_run_are_read(trained):
     runs = Runs.read(trained)
     assert {row.label: len(row.group.done) for row in runs.leaderboard()} == {"dpo": 2, "simpo": 1}
     run = runs[0]
@@ -64,8 +64,8 @@ def test_a_picture_is_shown_and_saved(trained, tmp_path):
     assert "dpo" in Runs.read(trained).leaderboard()._repr_html_()
 
 
-def test_the_report_is_beside_the_runs_by_default(tmp_path, capsys):
-    """And a second report does not take the first for a run."""
+def test_the_report_is_written_next_to_the_runs_by_default(tmp_path, capsys):
+    """A second report does not take the first one for a run."""
     write_run(tmp_path / "sweep" / "0")
     assert main(["report", str(tmp_path / "sweep" / "*")]) == 0
     assert (tmp_path / "sweep" / "report" / "report.html").is_file()
@@ -76,12 +76,12 @@ def test_the_report_is_beside_the_runs_by_default(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["nowhere"], "there is no such file or folder"),
+        (["nowhere"], "no such file or folder"),
         (["."], "no runs in ."),
         (["run", "--metric", "val/gold/rewrad"], "Did you mean val/gold/reward?"),
     ],
 )
-def test_errors_for_people(tmp_path, monkeypatch, capsys, arguments, part):
+def test_errors_are_messages_without_a_traceback(tmp_path, monkeypatch, capsys, arguments, part):
     (tmp_path / "empty").mkdir()
     write_run(tmp_path / "elsewhere" / "run")
     monkeypatch.chdir(tmp_path / ("empty" if arguments[0] == "." else "elsewhere"))

@@ -1,4 +1,4 @@
-"""Which runs are pooled, what the groups are called, and what differs between them."""
+"""Pooling of runs, labels of groups, and differences between groups."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rlhf_lightning.report.grouping import (
     by_numeric_key,
     copies_of_the_seed,
     differing,
+    distinguishing_keys,
     flat,
     group_runs,
     labels_of,
     plain,
     short_names,
     signature,
-    telling,
 )
 from rlhf_lightning.report.reading import Run, read_run, read_runs, resolved
 from tests.helpers.synthetic_runs import config, write_run, write_sweep
@@ -41,9 +41,9 @@ def test_seeds_are_pooled_and_nothing_else(tmp_path):
 
 
 def test_a_copied_seed_is_left_out_only_where_it_equals_the_seed(tmp_path):
-    given = config("dpo", 7, tmp_path)
-    given["data"] |= {"cuts": {"seed": 9}, "log": f"{tmp_path}/log"}
-    kept = signature(Run(tmp_path, "r", given, {}), {"data.source.seed", "data.cuts.seed"})
+    settings = config("dpo", 7, tmp_path)
+    settings["data"] |= {"cuts": {"seed": 9}, "log": f"{tmp_path}/log"}
+    kept = signature(Run(tmp_path, "r", settings, {}), {"data.source.seed", "data.cuts.seed"})
     assert "data.source.seed" not in kept
     assert kept["data.cuts.seed"] == 9
     assert kept["data.log"] == "<run>/log"
@@ -55,17 +55,17 @@ def test_a_copied_seed_is_left_out_only_where_it_equals_the_seed(tmp_path):
     ("ckpt_path", "kept"),
     [("auto", False), ("last", False), (None, False), ("run/checkpoints/best.ckpt", False), ("sft/last.ckpt", True)],
 )
-def test_weights_that_a_run_starts_from_tell_it_from_others(tmp_path, ckpt_path, kept):
-    """Averaging it with runs from the model itself would be wrong; where it was resumed is its own matter."""
+def test_initial_weights_distinguish_runs(tmp_path, ckpt_path, kept):
+    """Averaging it with runs from the original model would be wrong; the resumed checkpoint does not matter."""
     path = f"{tmp_path}/{ckpt_path}" if ckpt_path and "/" in ckpt_path else ckpt_path
-    given = config("dpo", 7, tmp_path / "run") | {"ckpt_path": path, "rerun": True}
-    options = signature(Run(tmp_path / "run", "r", given, {}))
+    settings = config("dpo", 7, tmp_path / "run") | {"ckpt_path": path, "rerun": True}
+    options = signature(Run(tmp_path / "run", "r", settings, {}))
     assert ("ckpt_path" in options) == kept
     assert "rerun" not in options
 
 
-def test_a_seed_that_stands_still_is_no_copy(tmp_path):
-    """The model's seed 0 equals that of one run. Dropping it there would tear that run from its group."""
+def test_a_constant_seed_is_no_copy(tmp_path):
+    """The model's seed 0 equals that of one run. Dropping it there would separate that run from its group."""
     for seed in (0, 1, 2):
         write_run(tmp_path / str(seed), seed=seed)
     runs = read_runs([tmp_path])
@@ -73,13 +73,13 @@ def test_a_seed_that_stands_still_is_no_copy(tmp_path):
     assert labels(tmp_path) == ["dpo"]
 
 
-def test_labels_say_what_tells_groups_of_a_method_apart(tmp_path):
+def test_labels_have_the_options_that_distinguish_groups_of_a_method(tmp_path):
     write_sweep(tmp_path, ["dpo", "ipo"], seeds=1, beta=[0.1, 0.5])
     write_run(tmp_path / "x", "kto", lr=0.1)
     assert sorted(labels(tmp_path)) == ["dpo beta=0.1", "dpo beta=0.5", "ipo beta=0.1", "ipo beta=0.5", "kto"]
 
 
-def test_labels_are_unique_where_nothing_is_known(tmp_path):
+def test_labels_are_unique_without_configurations(tmp_path):
     """Two jobs that failed before they had a configuration are two rows, named after their folders."""
     for name in ("0", "1"):
         (tmp_path / name).mkdir()
@@ -87,30 +87,30 @@ def test_labels_are_unique_where_nothing_is_known(tmp_path):
     assert labels(tmp_path) == ["unknown (0)", "unknown (1)"]
 
 
-def test_no_more_options_in_a_label_than_it_takes():
-    """Two recipes that differ in many ways at once; a grid needs both of its axes, a corner of it does not."""
+def test_labels_have_as_few_options_as_possible():
+    """Two recipes differ in many options at once; a grid needs both of its axes, a corner of it does not."""
     recipe = {"method.loss.beta": 0.1, "trainer.max_steps": 5, "model.name": "a/b/c", "data.name": "x"}
     other = {"method.loss.beta": 0.5, "trainer.max_steps": 9, "model.name": "d", "data.name": "y"}
-    assert telling([recipe, other]) == ["method.loss.beta"]
+    assert distinguishing_keys([recipe, other]) == ["method.loss.beta"]
     assert labels_of(["dpo", "dpo"], [recipe, other], ["0", "1"]) == ["dpo beta=0.1", "dpo beta=0.5"]
     grid = [{"model.name": "a/b/c", "lr": lr, "note": lr} for lr in (1, 2)] + [{"model.name": "d", "lr": 1, "note": 1}]
-    assert telling(grid) == ["model.name", "lr"]
-    assert telling([{"a": {}, "b": 1}, {"b": 2}]) == ["b"]
+    assert distinguishing_keys(grid) == ["model.name", "lr"]
+    assert distinguishing_keys([{"a": {}, "b": 1}, {"b": 2}]) == ["b"]
     assert labels_of(["m"] * 3, grid, ["0", "1", "2"])[0] == "m name=b/c lr=1"
-    assert telling([{"a": 1}, {"a": 1}]) == []
+    assert distinguishing_keys([{"a": 1}, {"a": 1}]) == []
 
 
-def test_looking_on_does_not_count(tmp_path):
+def test_observing_callbacks_do_not_separate_groups(tmp_path):
     """A callback that only observes may differ between seeds; one that changes the weights may not."""
     for seed in (1, 2):
         write_run(tmp_path / str(seed), seed=seed)
     file = tmp_path / "2" / "config.yaml"
-    given = yaml.safe_load(file.read_text())
-    given["callbacks"]["throughput"] = {"peak_tflops": 3}
-    file.write_text(yaml.safe_dump(given))
+    settings = yaml.safe_load(file.read_text())
+    settings["callbacks"]["throughput"] = {"peak_tflops": 3}
+    file.write_text(yaml.safe_dump(settings))
     assert labels(tmp_path) == ["dpo"]
-    given["callbacks"]["ema"] = {"decay": 0.9}
-    file.write_text(yaml.safe_dump(given))
+    settings["callbacks"]["ema"] = {"decay": 0.9}
+    file.write_text(yaml.safe_dump(settings))
     assert len(labels(tmp_path)) == 2
 
 
@@ -151,7 +151,7 @@ def test_flat_keeps_empty_containers():
     assert flat({"a": {"b": 1, "c": {}}, "d": [1]}) == {"a.b": 1, "a.c": {}, "d": [1]}
 
 
-def test_swept_numbers(tmp_path):
+def test_numeric_swept_options(tmp_path):
     """Three values within one method make a curve; two do not, and neither do true and false."""
     write_sweep(tmp_path, ["dpo"], seeds=1, beta=[0.1, 0.2, 0.5], lr=[0.1, 0.2])
     assert by_numeric_key(group_runs(read_runs([tmp_path]))) == ["method.loss.beta"]
@@ -172,7 +172,7 @@ def test_a_job_without_config_joins_its_group(tmp_path):
 
 
 def test_rounds_that_were_chosen_are_part_of_the_label(tmp_path):
-    """Two of the same method are told apart by them, and a run without any has none."""
+    """They distinguish two runs of the same method; a run without rounds has none."""
     for name, rounds in (("a", "iterative"), ("b", "online"), ("c", "none")):
         run = write_run(tmp_path / name, "dpo")
         hydra = {"hydra": {"runtime": {"choices": {"method": "dpo", "rounds": rounds}}}}

@@ -1,4 +1,4 @@
-"""What the tables of a report hold is text of whoever made the runs, and a spreadsheet must not take it for more."""
+"""Tables of a report contain text from runs, which a spreadsheet must not read as a formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which metric ranks, which way it is better, and what is drawn."""
+"""Ranking metric, better direction of each metric, and choice of metrics to draw."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from rlhf_lightning.report.reading import ReportError
         ("train/lr", None),
     ],
 )
-def test_which_way_is_better(name, mode):
+def test_better_direction(name, mode):
     assert mode_of(name) == mode
 
 
-def test_what_ranks():
-    """Asked for, else what all runs optimised, else the first of the list; runs that disagree say nothing."""
+def test_ranking_metric():
+    """The requested metric, else the one that all runs optimised, else the first of the list."""
     logged = {"val/loss", "val/reward/accuracy", "train/lr", "val/mine"}
     assert ranking_metric(logged, "train/lr", ["val/loss"]) == "train/lr"
     assert ranking_metric(logged, None, ["val/mine"]) == "val/mine"
@@ -58,7 +58,7 @@ def test_axes_of_the_frontier():
     assert frontier_axes(gold, reward="val/reward/accuracy") == ("val/gold/kl", "val/reward/accuracy")
 
 
-def test_what_is_shown_first():
+def test_order_of_shown_metrics():
     logged = {"train/lr", "train/throughput/padding", "train/zeta", "train/loss", "val/gold/reward", "val/kl/k3"}
     assert shown(logged, 9) == ["val/gold/reward", "train/loss", "train/zeta"]
     assert shown(logged, 2, ["train/lr"]) == ["train/lr", "val/gold/reward"]

@@ -1,4 +1,4 @@
-"""The page: its structure, that nothing in it comes from elsewhere, and that nothing a run says becomes markup."""
+"""The page: its structure, no external resources, and no markup from the text of runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HOSTILE = "<img src=x onerror=\"alert(1)\"> & 'quoted' {{ 7 * 7 }}"
 
 
 class Outline(HTMLParser):
-    """Sections with the kinds of things in them, links, and whether every element is closed."""
+    """Sections with the kinds of elements in them, and links; checks that every element is closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -34,12 +34,12 @@ class Outline(HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
-        given = dict(attrs)
+        attributes = dict(attrs)
         self.addresses += [value for name, value in attrs if name in ("href", "src", "xlink:href") and value]
-        if "id" in given:
-            self.ids.append(given["id"])
+        if "id" in attributes:
+            self.ids.append(attributes["id"])
         if tag == "section":
-            self.sections[given["id"]] = {}
+            self.sections[attributes["id"]] = {}
         if self.sections and "section" in self.open and tag in ("table", "svg", "article"):
             counts = self.sections[list(self.sections)[-1]]
             counts[tag] = counts.get(tag, 0) + 1
@@ -85,7 +85,7 @@ def test_structure(text):
     }
 
 
-def test_nothing_comes_from_elsewhere(text):
+def test_the_page_loads_no_external_resources(text):
     outline = Outline(text)
     assert [address for address in outline.addresses if not address.startswith("#")] == []
     inside = {address[1:] for address in outline.addresses}
@@ -98,8 +98,8 @@ def test_ids_are_unique(text):
     assert len(ids) == len(set(ids))
 
 
-def test_one_run_makes_sense(tmp_path):
-    """No front, nothing to compare with; its options in full, before and after side by side."""
+def test_report_of_one_run(tmp_path):
+    """No front and no comparison; its options in full, samples before and after side by side."""
     write_run(tmp_path / "run")
     text = page(tmp_path / "run", tmp_path / "report")
     assert Outline(text).sections["samples"] == {"article": 9}
@@ -109,8 +109,8 @@ def test_one_run_makes_sense(tmp_path):
     assert "<title>dpo: run</title>" in text
 
 
-def test_a_run_that_has_nothing_yet(tmp_path):
-    """It was killed before its first step: the page says so."""
+def test_a_run_without_metrics(tmp_path):
+    """The run was killed before its first step; the page reports that."""
     folder = write_run(tmp_path / "run", status=None)
     (folder / "metrics.csv").unlink()
     (folder / "implicit_rewards.npz").unlink()
@@ -130,8 +130,8 @@ def test_failed_runs_are_listed_with_their_reason_and_not_pooled(sweep, text):
     assert (row.unfinished, row.values["val/gold/reward"].n) == ("1 failed", 2)
 
 
-def test_what_a_run_says_is_escaped(tmp_path):
-    """Prompts, responses, errors, option values and metric names are all written by somebody else."""
+def test_text_of_runs_is_escaped(tmp_path):
+    """Prompts, responses, errors, option values and metric names come from users and models."""
     folder = write_run(tmp_path / "a", status="failed", error=HOSTILE)
     row = {"prompt": HOSTILE, "response": HOSTILE, "data": HOSTILE, "row": HOSTILE, "step": 9}
     other = write_run(tmp_path / "b")
@@ -151,7 +151,7 @@ def test_what_a_run_says_is_escaped(tmp_path):
 
 
 def test_options_of_methods_share_a_column(tmp_path):
-    """Also where the methods differ in nothing but their loss; names that only look like a target are kept."""
+    """Also if the methods differ only in their loss; names that only look like a target are kept."""
     for method in ("dpo", "ipo"):
         folder = write_run(tmp_path / method, method, lr=0.1 if method == "dpo" else 0.2)
         text = (folder / "config.yaml").read_text().replace("beta: 0.1", "beta: 0.1\n    max_tokens: 3")
@@ -169,21 +169,21 @@ def test_samples_are_of_the_same_prompts(sweep):
     assert [name.split(" (seed")[0] for name in table.columns[2:]] == [group.label for group in runs.groups[:4]]
     for row in table.rows:
         methods = [name.split()[0] for name in table.columns[2:]]
-        assert [answer.text.split(":")[0] for answer in row.answers[2:]] == methods
-    assert table.rows[1].answers[2].finished is False
+        assert [response.text.split(":")[0] for response in row.responses[2:]] == methods
+    assert table.rows[1].responses[2].finished is False
 
 
-def test_long_and_invisible_text(tmp_path):
+def test_long_text_is_cut_and_invisible_characters_are_shown(tmp_path):
     folder = write_run(tmp_path / "a")
     row = {"prompt": "p\x00\x1b[31m", "response": "x" * 50, "row": "r:0"}
     (folder / "samples" / "step_00000300.jsonl").write_text(json.dumps(row))
     (comparison, *_) = [r for r in compare(Runs.read(tmp_path).groups, characters=40).rows if r.row == "r:0"]
     assert comparison.prompt == "p\u2400\u241b[31m"
-    assert comparison.answers[2].text == "x" * 40 + " … (10 more characters)"
+    assert comparison.responses[2].text == "x" * 40 + " … (10 more characters)"
 
 
 def test_the_best_of_a_column(tmp_path):
-    """Losses of different methods are on different scales, and little divergence is not a merit."""
+    """Losses of different methods have different scales, and a small divergence is not better."""
     for method in ("dpo", "sft"):
         write_run(tmp_path / method, method)
     board = Runs.read(tmp_path).leaderboard()
@@ -222,8 +222,8 @@ def test_tables(sweep, tmp_path):
     }
     failed = next(row for row in runs if row["state"] == "failed")
     assert failed["error"] == "the loss is not finite at step 66"
-    mine = [float(r["val/gold/reward"]) for r in runs if r["group"] == board[0]["label"] and r["state"] == "done"]
-    assert float(board[0]["val/gold/reward mean"]) == pytest.approx(sum(mine) / len(mine))
+    rewards = [float(r["val/gold/reward"]) for r in runs if r["group"] == board[0]["label"] and r["state"] == "done"]
+    assert float(board[0]["val/gold/reward mean"]) == pytest.approx(sum(rewards) / len(rewards))
     assert {file.name for file in report.pictures} == {
         "frontier.png", "over_method_loss_beta.png", "curves.png", "rewards.png"
     }  # fmt: skip
@@ -287,7 +287,7 @@ def test_two_hundred_runs(tmp_path):
     assert report.page.stat().st_size < 15e6
 
 
-def test_samples_before_training_are_no_answers_of_a_run(tmp_path):
+def test_samples_before_training_do_not_count_as_those_of_a_run(tmp_path):
     """A run that was never sampled from again has the column of the untrained policy alone."""
     folder = write_run(tmp_path / "a")
     (folder / "samples" / "step_00000200.jsonl").unlink()

@@ -1,4 +1,4 @@
-"""Colours that colour-blind people tell apart, and who gets which."""
+"""Colours that colour-blind people can distinguish, and their assignment to groups."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def contrast(one, other):
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_colours_are_told_apart_by_everyone():
+def test_colours_are_distinguishable_with_every_colour_vision():
     """CIE76 distance of every pair at least 15; about 2.3 is just noticeable side by side."""
     for matrix in BLINDNESS.values():
         seen = [lab(np.array(matrix) @ linear(colour)) for colour in COLOURS]
@@ -85,13 +85,13 @@ def test_many_methods_share_the_colour_of_their_family():
     assert spread(looks, 5) == [0, 1, 2]  # a second round would need six
 
 
-def test_where_colours_come_round_again_the_marker_tells():
+def test_markers_distinguish_groups_when_colours_repeat():
     looks = styles(groups(*(f"f{i % 12}/m{i}/m{i}" for i in range(24))))
     assert len({(look.base, look.marker) for look in looks}) == 12
     assert all(looks[i].marker == looks[i + 12].marker for i in range(12))
 
 
-def test_of_one_large_sweep_the_first_are_coloured():
+def test_the_first_groups_of_a_large_sweep_are_coloured():
     looks = styles(groups(*(f"f/dpo/{i}" for i in range(20))))
     assert [look.colour for look in looks] == [*COLOURS, *[GREY] * 12]
     assert spread(looks) == list(range(8))

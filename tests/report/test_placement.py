@@ -10,12 +10,12 @@ from rlhf_lightning.report.placement import Box, place_labels
 AREA = Box(0, 0, 400, 300)
 
 
-def test_alone_it_stands_to_the_right():
+def test_a_single_label_is_on_the_right():
     (box,) = place_labels([(100, 100)], [(50, 12)], AREA, gap=6)
     assert box == Box(106, 94, 156, 106)
 
 
-def test_at_the_right_edge_it_stands_to_the_left():
+def test_a_label_at_the_right_edge_is_on_the_left():
     (box,) = place_labels([(390, 100)], [(50, 12)], AREA, gap=6)
     assert box == Box(334, 94, 384, 106)
 
@@ -25,7 +25,7 @@ def test_an_obstacle_is_avoided():
     assert box == Box(44, 94, 94, 106)
 
 
-def test_no_room_no_label():
+def test_no_label_without_room():
     assert place_labels([(100, 100)], [(500, 12)], AREA) == [None]
 
 
@@ -39,7 +39,7 @@ POINTS = st.lists(st.tuples(st.integers(0, 400), st.integers(0, 300)), min_size=
 
 @given(POINTS, st.integers(10, 120))
 def test_nothing_overlaps(points, width):
-    """However crowded: no two labels share an area, none covers a marker's centre, none leaves the figure."""
+    """In any crowd, no two labels overlap, none covers a marker's centre, and none leaves the figure."""
     placed = place_labels(points, [(width, 12)] * len(points), AREA)
     boxes = [box for box in placed if box is not None]
     for i, box in enumerate(boxes):
@@ -49,7 +49,7 @@ def test_nothing_overlaps(points, width):
 
 
 @given(POINTS)
-def test_the_first_label_always_has_a_place(points):
-    """Markers alone cannot take away every place of a small label in an area this large, unless it is crowded."""
+def test_there_is_always_room_for_the_first_label(points):
+    """Markers alone cannot block every position of a small label in an area this large, unless it is crowded."""
     placed = place_labels(points[:5], [(30, 10)] * len(points[:5]), AREA)
     assert placed[0] is not None

@@ -27,7 +27,7 @@ def test_folders_sweeps_globs_and_files(tmp_path):
     assert names(tmp_path / "single", tmp_path / "sweep" / "0") == ["single", "sweep/0"]
 
 
-def test_what_lies_inside_a_run_is_not_a_run(tmp_path):
+def test_folders_inside_a_run_are_not_runs(tmp_path):
     write_run(tmp_path / "run")
     write_run(tmp_path / "run" / "export" / "config")
     write_run(tmp_path / "report" / "old")
@@ -47,7 +47,7 @@ def test_no_runs(tmp_path):
 
 
 def test_states(tmp_path):
-    """A run without a result is unfinished, whatever it has logged; its numbers are those of its last rows."""
+    """A run without a result is unfinished; its numbers are the last logged ones."""
     runs = [
         read_run(write_run(tmp_path / "a"), "a"),
         read_run(write_run(tmp_path / "b", status=None), "b"),
@@ -60,7 +60,7 @@ def test_states(tmp_path):
     assert runs[1].metrics["train/loss"] == runs[1].curves["train/loss"][1][-1]
 
 
-def test_damaged_files_are_as_good_as_none(tmp_path):
+def test_damaged_files_count_as_missing(tmp_path):
     folder = write_run(tmp_path / "a")
     (folder / "result.json").write_text('{"status": "do')
     (folder / "config.yaml").write_text("a: [")
@@ -81,7 +81,7 @@ def test_curves(tmp_path):
 
 
 def logged(folder, csv, metrics=None):
-    """A run with these metrics in its two files."""
+    """Write a run with these metrics in its two files."""
     write_run(folder, status=None if metrics is None else "done")
     (folder / "metrics.csv").write_text(csv)
     if metrics is not None:
@@ -91,14 +91,14 @@ def logged(folder, csv, metrics=None):
 
 
 def test_result_metrics_win_and_null_is_no_result(tmp_path):
-    """Fails where an older value stands for a metric whose last one is not finite or was not measured."""
+    """Fails if an older value replaces a last value that is not finite or was not measured."""
     csv = "step,train/loss,val/loss,val/sample/win_rate\n9,0.5,0.75,0.9\n19,0.4,0.5,\n"
     run = logged(tmp_path / "a", csv, {"val/loss": 0.25, "train/loss": None, "val/sample/win_rate": None})
     assert run.metrics == {"val/loss": 0.25}
 
 
 def test_the_value_before_training_is_no_result(tmp_path):
-    """Step 0 of a sample table or of a world's gold reward: a curve's first point, never what a run came to."""
+    """Step 0 of a sample table or of a world's gold reward is a curve's first point, never a result."""
     csv = "step,train/loss,val/gold/reward,val/kl/reference,val/loss\n0,0.7,1.5,0.0,\n1,0.6,,,0.5\n"
     assert logged(tmp_path / "killed", csv).metrics == {"train/loss": 0.6, "val/loss": 0.5}
     done = logged(tmp_path / "done", csv, {"train/loss": 0.6, "val/loss": 0.5})
@@ -109,7 +109,7 @@ def test_the_value_before_training_is_no_result(tmp_path):
 
 
 def test_older_runs_called_log_ratios_kl(tmp_path):
-    """On the data's responses it was none; of a method that samples it was, and stays so."""
+    """On the data's responses it was not a KL; for a method that samples, it was one and keeps its name."""
     csv = "step,train/kl/reference,train/kl/k3,train/kl/mismatched,val/kl/reference\n0,0,0,0,0\n1,-3,4,0.5,2\n"
     run = logged(tmp_path / "offline", csv, {"train/kl/reference": -3.0, "val/kl/reference": 2.0})
     ratios = {"train/log_ratio/mean": -3.0, "train/log_ratio/k3": 4.0, "train/log_ratio/mismatched": 0.5}
@@ -120,7 +120,7 @@ def test_older_runs_called_log_ratios_kl(tmp_path):
     assert sampled.metrics == {"train/kl/reference": 3.0, "train/kl/token": 0.1}
 
 
-def test_rewards_without_what_is_not_finite(tmp_path):
+def test_non_finite_rewards_are_left_out(tmp_path):
     folder = write_run(tmp_path / "a")
     chosen = np.array([1.0, np.nan, 2.0], dtype=np.float32)
     np.savez(folder / "implicit_rewards.npz", chosen=chosen, rejected=np.zeros(3, dtype=np.float32))

@@ -25,17 +25,17 @@ SAMPLES = (
 
 
 def write_rounds(folder: Path, versions: list[int], **changes: Any) -> Path:
-    """Files of rounds that were drawn after so many steps."""
+    """Write files of rounds that were drawn after the given numbers of steps."""
     (folder / "rollouts").mkdir(parents=True, exist_ok=True)
     for number, version in enumerate(versions):
         rows = [
             {
-                "rollout": number, "place": place, "row": f"prompts:{place}", "sample": at % 2, "prompt": prompt,
+                "rollout": number, "place": group, "row": f"prompts:{group}", "sample": at % 2, "prompt": prompt,
                 "response": f"{prompt} in round {number}", "score": score, "finish": finish, "tokens": len(ids),
                 "version": version, "ids": ids, "log_probs": log_probs, "advantage": advantage, **changes,
             }
             for at, (prompt, score, ids, finish, advantage, log_probs) in enumerate(SAMPLES)
-            for place in [at // 2]
+            for group in [at // 2]
         ]  # fmt: skip
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "rollouts" / f"{number:05d}.jsonl").write_text(text)
@@ -43,18 +43,18 @@ def write_rounds(folder: Path, versions: list[int], **changes: Any) -> Path:
 
 
 def write_metrics(folder: Path, *rows: tuple[int, float | str, float | str]) -> None:
-    """``metrics.csv`` with KL of the samples and gold reward; the first step is logged as 0."""
+    """Write ``metrics.csv`` with KL of the samples and gold reward; the first step is logged as 0."""
     lines = ["step,train/approx_kl,val/gold/reward", *(",".join(map(str, row)) for row in rows)]
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
 
 
 def table(folder: Path) -> RoundTable:
-    found = table_of(read_run(folder, "run"), "grpo")
-    assert found is not None
-    return found
+    rounds = table_of(read_run(folder, "run"), "grpo")
+    assert rounds is not None
+    return rounds
 
 
-def test_what_the_samples_of_a_round_say(tmp_path):
+def test_statistics_of_the_samples_of_a_round(tmp_path):
     (only,) = table(write_rounds(tmp_path, [0])).rounds
     expected = {
         "score": 1.25,
@@ -73,28 +73,28 @@ def test_what_the_samples_of_a_round_say(tmp_path):
 
 
 def test_a_run_without_a_reward_has_no_scores(tmp_path):
-    """Its samples count 0, and have no terms."""
+    """Its samples are recorded with score 0 and without terms."""
     assert "score" in table_of(read_run(write_rounds(tmp_path / "a", [0]), "run"), "dpo").rounds[0].numbers
     without = table_of(read_run(write_rounds(tmp_path / "b", [0], score=0.0, terms={}), "run"), "spin")
     assert not {"score", "tied", "score_length"} & set(without.rounds[0].numbers)
 
 
-def test_rounds_of_different_lengths_stand_at_equal_steps(tmp_path):
-    """Four rounds of four steps beside eight of two; runs with equally many stand by their numbers."""
+def test_rounds_of_different_lengths_are_aligned_by_steps(tmp_path):
+    """Four rounds of four steps and eight of two; runs with equally many rounds are aligned by their numbers."""
     long = table_of(read_run(write_rounds(tmp_path / "a", [0, 4, 8, 12]), "run"), "iterative")
     short = table_of(read_run(write_rounds(tmp_path / "b", list(range(0, 16, 2))), "run"), "online")
     looks = [Style(colour, "o", (), colour, colour) for colour in ("#111111", "#bb2222")]
-    for tables, label, places in (
+    for tables, label, positions in (
         ([long, short], "steps before the round", [[0, 4, 8, 12], list(range(0, 16, 2))]),
         ([long, long], "round", [[0, 1, 2, 3]] * 2),
     ):
         panels = draw_rounds(tables, looks).figure.axes
-        assert [list(line.get_xdata()) for line in panels[0].get_lines()] == places
+        assert [list(line.get_xdata()) for line in panels[0].get_lines()] == positions
         assert {panel.get_xlabel() for panel in panels} - {""} == {label}
 
 
-def test_slots_say_which_samples_are_better(tmp_path):
-    """The samples that a selector put into a pair, whatever else stands in the row."""
+def test_slots_decide_which_samples_are_better(tmp_path):
+    """The slot that the selector chose counts, not the other columns of the row."""
     write_rounds(tmp_path, [0], kept=["rejected"])
     (only,) = table(tmp_path).rounds
     assert only.numbers["log_prob_worse"] == pytest.approx((-3 - 4 - 1) / 3)
@@ -116,7 +116,7 @@ def test_metrics_are_those_of_the_round(tmp_path):
     assert [each.step for each in (first, second)] == [0, 2]
 
 
-def test_what_was_measured_before_training_belongs_to_no_round(tmp_path):
+def test_validation_before_training_belongs_to_no_round(tmp_path):
     write_rounds(tmp_path, [0, 1])
     write_metrics(tmp_path, (0, "", 9.0), (0, 1.0, ""), (1, 3.0, 4.0))
     first, second = table(tmp_path).rounds
@@ -124,8 +124,8 @@ def test_what_was_measured_before_training_belongs_to_no_round(tmp_path):
     assert second.numbers["val/gold/reward"] == 4.0
 
 
-def test_a_skipped_round_has_the_steps_of_none(tmp_path):
-    """Of two files that were drawn from the same weights the second one was trained on: nothing is counted twice."""
+def test_a_skipped_round_has_no_steps(tmp_path):
+    """Of two files drawn from the same weights, only the second was trained on: nothing is counted twice."""
     write_rounds(tmp_path, [0, 0, 4])
     write_metrics(tmp_path, (3, 1.0, ""), (4, 2.0, ""))
     assert [one.numbers.get("train/approx_kl") for one in table(tmp_path).rounds] == [None, 1.0, 2.0]
@@ -142,21 +142,21 @@ def test_files_that_are_no_rounds_are_left_alone(tmp_path):
 
 def test_a_prompt_is_followed_over_the_rounds(tmp_path):
     write_rounds(tmp_path, [0, 1])
-    found = table(tmp_path).followed()
-    assert found is not None
-    assert (found.prompt, found.row) == ("ask", "prompts:0")
-    assert [(number, answer.text, score) for number, answer, score in found.answers] == [
+    prompt = table(tmp_path).followed()
+    assert prompt is not None
+    assert (prompt.prompt, prompt.row) == ("ask", "prompts:0")
+    assert [(number, response.text, score) for number, response, score in prompt.responses] == [
         (0, "ask in round 0", "1.000"),
         (1, "ask in round 1", "1.000"),
     ]
 
 
-def test_of_many_rounds_those_with_a_validation_are_shown(tmp_path):
+def test_rounds_with_a_validation_are_preferred(tmp_path):
     write_rounds(tmp_path, list(range(40)))
     write_metrics(tmp_path, *((step, 1.0, 2.0 if step in (7, 21) else "") for step in range(1, 40)))
-    found = table(tmp_path)
-    assert (found.count, len(found.rounds), len(found.columns)) == (40, 24, 12)
-    numbers = [one.number for one in found.columns]
+    rounds = table(tmp_path)
+    assert (rounds.count, len(rounds.rounds), len(rounds.columns)) == (40, 24, 12)
+    numbers = [one.number for one in rounds.columns]
     assert {0, 7, 21, 39} <= set(numbers)
     assert numbers == sorted(numbers)
 

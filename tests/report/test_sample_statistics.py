@@ -28,7 +28,7 @@ def test_distinct(responses, n, value):
 
 
 @pytest.mark.parametrize("responses", [[], [[]], [[1]]])
-def test_nothing_is_distinct_of_no_pairs(responses):
+def test_distinct_is_nan_without_n_grams(responses):
     assert math.isnan(distinct(responses, 2))
 
 
@@ -68,7 +68,7 @@ def test_tie_rate(groups, value):
     assert tie_rate(groups) == value
 
 
-def test_no_pairs_no_ties():
+def test_tie_rate_is_nan_without_pairs():
     assert math.isnan(tie_rate([[1.0], [NAN, 2.0], []]))
 
 
