@@ -48,8 +48,8 @@ def show(folder: Path) -> None:
     summary = Summary.read(folder)
     say(numbers(summary))
     say(f"[dim]{FOOTNOTE}[/]\n")
-    say(answers(summary))
-    before, after = ([answer.score for answer in side] for side in (summary.before, summary.after))
+    say(examples(summary))
+    before, after = ([response.score for response in side] for side in (summary.before, summary.after))
     draw(metrics_file(folder), before, after, folder / PICTURE)
     say(f"\ncurves      {folder / PICTURE}")
     say(f"weights     {folder / 'export' / 'last'}   (plain transformers or peft load them)")
@@ -67,8 +67,8 @@ def numbers(summary: Summary) -> Table:
     return table
 
 
-def answers(summary: Summary) -> Table:
-    """Three held-out questions with both answers and their scores."""
+def examples(summary: Summary) -> Table:
+    """Table of three held-out questions with both responses and their scores."""
     table = Table(title="Three held-out prompts", title_justify="left", title_style="bold", show_lines=True)
     for column in ("question", "before", "after"):
         table.add_column(column, ratio=1, overflow="fold")

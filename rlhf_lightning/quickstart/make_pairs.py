@@ -1,9 +1,9 @@
-"""Make the quickstart's preference pairs: sample the model's own answers and let the rule choose.
+"""Make the quickstart's preference pairs: sample the model's own responses and let the rule choose.
 
-Run ``python -m rlhf_lightning.quickstart.make_pairs`` to make ``data/files/smollm2_pairs*.jsonl`` anew (some ten
-minutes on two cores; it draws other samples). Nothing in the files is written by hand: a pair is the best and the
-worst, by ``rule.score``, of ``SAMPLES`` answers that SmolLM2-135M-Instruct itself gave to one question at temperature
-1. Answers that did not end in time are left out.
+Run ``python -m rlhf_lightning.quickstart.make_pairs`` to make ``data/files/smollm2_pairs*.jsonl`` again (about ten
+minutes on two cores; the samples will differ). Nothing in the files is written by hand: a pair is the best and the
+worst, by ``rule.score``, of ``SAMPLES`` responses of SmolLM2-135M-Instruct to one question at temperature 1. Responses
+that were cut off are left out.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ if TYPE_CHECKING:
 
 SAMPLES = 8
 MAX_NEW_TOKENS = 96
-MINIMAL_GAP = 0.5  # a smaller difference of scores says little
+MINIMAL_GAP = 0.5  # smaller differences of scores are not meaningful
 VALIDATION_PAIRS = 48
 
 log = logging.getLogger(__name__)
 
 
-def make_pair(question: str, answers: Sequence[str]) -> dict[str, Any] | None:
-    """The best and the worst answer to a question, or None when their scores are closer than ``MINIMAL_GAP``."""
-    ranked = sorted({answer.strip() for answer in answers} - {""}, key=lambda answer: (score(answer), answer))
+def make_pair(question: str, responses: Sequence[str]) -> dict[str, Any] | None:
+    """Pair the best and the worst response to a question; None if their scores are closer than ``MINIMAL_GAP``."""
+    ranked = sorted(
+        {response.strip() for response in responses} - {""}, key=lambda response: (score(response), response)
+    )
     if len(ranked) < 2 or score(ranked[-1]) - score(ranked[0]) < MINIMAL_GAP:
         return None
     return {
@@ -43,8 +45,8 @@ def make_pair(question: str, answers: Sequence[str]) -> dict[str, Any] | None:
     }
 
 
-def sample_answers(asked: Sequence[str], *, samples: int, seed: int) -> list[list[str]]:
-    """For each question, those of ``samples`` answers of the model that ended within ``MAX_NEW_TOKENS`` tokens."""
+def sample_responses(asked: Sequence[str], *, samples: int, seed: int) -> list[list[str]]:
+    """Sample responses to each question; those that do not end within ``MAX_NEW_TOKENS`` tokens are empty."""
     from rlhf_lightning.models.actor import Actor
     from rlhf_lightning.models.generation import generate
     from rlhf_lightning.models.sources import SmolLM2
@@ -53,11 +55,11 @@ def sample_answers(asked: Sequence[str], *, samples: int, seed: int) -> list[lis
     tokenizer, actor = source.tokenizer(), Actor(source.load())
     prompts = [_prompt(tokenizer, question) for question in asked]
     repeated = [prompt for prompt in prompts for _ in range(samples)]
-    responses = generate(
+    drawn = generate(
         actor, repeated, max_new_tokens=MAX_NEW_TOKENS, temperature=1.0, top_p=0.95, seed=seed, batch_size=64
     )
-    answers = [_answer(tokenizer, ids) for ids in responses]
-    return [answers[i : i + samples] for i in range(0, len(answers), samples)]
+    texts = [_text(tokenizer, ids) for ids in drawn]
+    return [texts[i : i + samples] for i in range(0, len(texts), samples)]
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
@@ -66,14 +68,14 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
     return [int(token) for token in tokenizer.encode(text, add_special_tokens=False)]
 
 
-def _answer(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """The text of a response that ended by itself, else nothing."""
+def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """Text of a response that ended by itself; otherwise empty."""
     ended = bool(ids) and ids[-1] == tokenizer.eos_token_id
     return str(tokenizer.decode(ids, skip_special_tokens=True)) if ended else ""
 
 
 def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """One JSON object a line."""
+    """Write one JSON object per line."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -85,8 +87,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     asked = questions(arguments.seed)
-    answered = sample_answers(asked, samples=SAMPLES, seed=arguments.seed)
-    pairs = [pair for question, answers in zip(asked, answered, strict=True) if (pair := make_pair(question, answers))]
+    responses_by_question = sample_responses(asked, samples=SAMPLES, seed=arguments.seed)
+    pairs = [
+        pair
+        for question, responses in zip(asked, responses_by_question, strict=True)
+        if (pair := make_pair(question, responses))
+    ]
     log.info("%d questions, %d pairs with a gap of at least %.1f", len(asked), len(pairs), MINIMAL_GAP)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     write_jsonl(arguments.folder / "smollm2_pairs.jsonl", pairs[VALIDATION_PAIRS:])

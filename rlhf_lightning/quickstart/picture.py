@@ -1,4 +1,4 @@
-"""The quickstart's picture: how the run went, and what it did to the answers."""
+"""The quickstart's picture: the course of the run, and its effect on the responses."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ BEFORE, AFTER, HELD_OUT = "#9aa5b1", "#792ee5", "#f28e2b"
 
 
 def read_curve(metrics: Path, name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one metric in a ``metrics.csv`` of Lightning's CSVLogger; empty when it was never logged."""
+    """Read steps and values of one metric from ``metrics.csv``; empty if it was never logged."""
     with metrics.open(newline="", encoding="utf-8") as file:
         rows = [(int(row["step"]), float(row[name])) for row in csv.DictReader(file) if row.get(name)]
     return [step for step, _ in rows], [value for _, value in rows]
 
 
 def smoothed(values: Sequence[float], window: int = 5) -> list[float]:
-    """Trailing mean over up to ``window`` values."""
+    """Smooth values by a trailing mean over up to ``window`` of them."""
     return [sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i + 1 - window) : i + 1])]
 
 
@@ -30,8 +30,8 @@ def draw(metrics: Path, before: Sequence[float], after: Sequence[float], path: P
 
     Args:
         metrics: the run's ``metrics.csv``.
-        before: the rule's score of every sampled answer of the untrained model.
-        after: the same for the trained model.
+        before: the rule's score of every sampled response of the untrained model.
+        after: scores of the trained model's responses.
         path: the PNG to write.
     """
     import matplotlib as mpl
@@ -64,5 +64,5 @@ def _distributions(axes: Axes, before: Sequence[float], after: Sequence[float]) 
         bins = [0.25 * i for i in range(-4, 9)]
         axes.hist(values, bins=bins, color=colour, alpha=0.55, label=f"{label}: mean {mean:.2f}")
         axes.axvline(mean, color=colour, linewidth=2)
-    axes.set(title="rule's score of fresh answers", xlabel="score", ylabel="answers")
+    axes.set(title="rule's score of new responses", xlabel="score", ylabel="responses")
     axes.legend(frameon=False, loc="upper left")

@@ -1,4 +1,4 @@
-"""The quickstart's questions: a few templates filled with everyday topics, all distinct, in a fixed order."""
+"""The quickstart's questions: templates filled with everyday topics, all distinct, in a fixed order."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ EVENTS = [
 
 FEELINGS = ("nervous", "excited", "worried", "unsure", "curious")
 
-PLACES = [
+OUTINGS = [
     "the beach",
     "a mountain hike",
     "a museum",
@@ -130,7 +130,7 @@ PLACES = [
 
 
 def questions(seed: int = 0) -> list[str]:
-    """Every question once, shuffled by ``seed``; each asks for one or two sentences."""
+    """Return every question once, shuffled by ``seed``; each asks for one or two sentences."""
     asked = [f"How can I {goal}?" for goal in GOALS]
     asked += [f"Give me a tip to {goal}." for goal in GOALS]
     asked += [f"Why is it good to {goal}?" for goal in GOALS]
@@ -138,7 +138,7 @@ def questions(seed: int = 0) -> list[str]:
     asked += [f"Tell me something interesting about {thing}." for thing in THINGS]
     asked += [f"Explain {thing} to a child." for thing in THINGS]
     asked += [f"I feel {feeling} about {event}. What can I do?" for feeling in FEELINGS for event in EVENTS]
-    asked += [f"What should I bring to {place}?" for place in PLACES]
-    asked += [f"Why do people enjoy {place}?" for place in PLACES]
+    asked += [f"What should I bring to {outing}?" for outing in OUTINGS]
+    asked += [f"Why do people enjoy {outing}?" for outing in OUTINGS]
     random.Random(seed).shuffle(asked)
     return [f"{question} {REQUEST}" for question in asked]

@@ -1,6 +1,6 @@
 """The quickstart's judge: a rule that anyone can read and check, no model.
 
-An answer scores for doing what the question asks (one or two sentences, few words) and for a kind tone:
+A response scores for following the question's request (one or two sentences, few words) and for a kind tone:
 
 ===========  =======================================================================================
 brevity      1 for one or two sentences of 8 to 30 words in all; 0 with more than four sentences or 70
@@ -10,7 +10,8 @@ kindness     0.5 when it has a kind or encouraging word (``KIND_WORDS``)
 repetition   minus the share of repeated three-word sequences
 ===========  =======================================================================================
 
-so a score lies between -1 and 2. It says nothing about truth: the point is a preference that can be measured exactly.
+The score lies between -1 and 2. It ignores whether the response is true: its purpose is a preference that can be
+measured exactly.
 """
 
 from __future__ import annotations
@@ -71,12 +72,12 @@ FULL_SENTENCES, MANY_SENTENCES = 2, 4
 
 
 def _falling(value: float, full: float, none: float) -> float:
-    """1 up to ``full``, 0 from ``none`` on, linear in between."""
+    """Linear ramp: 1 up to ``full``, 0 from ``none`` on."""
     return min(1.0, max(0.0, (none - value) / (none - full)))
 
 
 def brevity(text: str) -> float:
-    """1 for one or two short sentences, falling to 0 for long answers and for fewer than eight words."""
+    """Score for brevity: 1 for one or two short sentences, falling to 0 for long responses and few words."""
     words = len(re.findall(r"[\w']+", text))
     sentences = len(re.findall(r"[.!?]+(?=\s|$)", text)) or MANY_SENTENCES
     short = _falling(words, FULL_WORDS, MANY_WORDS) * _falling(sentences, FULL_SENTENCES, MANY_SENTENCES + 1)
@@ -91,7 +92,7 @@ def repetition(text: str) -> float:
 
 
 def score(text: str) -> float:
-    """The rule's score of an answer, in [-1, 2]; higher is better."""
+    """Score of a response by the rule, in [-1, 2]; higher is better."""
     words = set(re.findall(r"[\w']+", text.lower()))
     reader = 0.5 if words & {"you", "your", "you're", "you'll", "yourself"} else 0.0
     kindness = 0.5 if words & KIND_WORDS else 0.0

@@ -1,4 +1,4 @@
-"""What a quickstart run changed, read from the files that the run left behind."""
+"""Changes made by a quickstart run, read from its files."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from rlhf_lightning.quickstart.rule import score
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One fresh answer to a held-out prompt."""
+class Response:
+    """A sampled response to a held-out prompt."""
 
     prompt: str
     text: str
-    kl: float | None  #: log-ratio to the reference, summed over the answer, nats
+    kl: float | None  #: log-ratio to the reference, summed over the response, in nats
 
     @property
     def score(self) -> float:
-        """By the quickstart's rule."""
+        """Score by the quickstart's rule."""
         return score(self.text)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Answers to the same held-out prompts before and after training, and the held-out pairs' metrics at the end."""
+    """Responses to the same held-out prompts before and after training, and metrics of the held-out pairs."""
 
-    before: list[Answer]
-    after: list[Answer]
-    accuracy: float  #: share of held-out pairs whose chosen answer has the larger implicit reward
+    before: list[Response]
+    after: list[Response]
+    accuracy: float  #: share of held-out pairs whose chosen response has the larger implicit reward
     margin: float  #: mean difference of implicit rewards on them, nats
 
     @classmethod
     def read(cls, folder: Path) -> Summary:
-        """From a run's folder.
+        """Read a run's folder.
 
         Raises:
             FileNotFoundError: the run did not sample before and after training.
@@ -46,29 +46,29 @@ class Summary:
         tables = sorted((folder / "samples").glob("step_*.jsonl"))
         if len(tables) < 2:
             raise FileNotFoundError(
-                f"{folder}/samples holds {len(tables)} tables; a summary needs one from before and one from after "
-                "training (callbacks.samples.before_training=true and validation data)"
+                f"{folder}/samples has {len(tables)} tables; the summary needs one from before and one from after "
+                "training (set callbacks.samples.before_training=true and use validation data)"
             )
         metrics = metrics_file(folder)
         accuracy, margin = (read_curve(metrics, f"val/reward/{name}")[1][-1] for name in ("accuracy", "margin"))
-        return cls(_answers(tables[0]), _answers(tables[-1]), accuracy, margin)
+        return cls(_responses(tables[0]), _responses(tables[-1]), accuracy, margin)
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Name, before and after, ready for a table."""
-        kl = [answer.kl for answer in self.after if answer.kl is not None]
-        scores = [mean_and_error([answer.score for answer in side]) for side in (self.before, self.after)]
-        words = [_mean([len(answer.text.split()) for answer in side]) for side in (self.before, self.after)]
+        """Rows of a table: name, before and after."""
+        kl = [response.kl for response in self.after if response.kl is not None]
+        scores = [mean_and_error([response.score for response in side]) for side in (self.before, self.after)]
+        words = [_mean([len(response.text.split()) for response in side]) for side in (self.before, self.after)]
         return [
             ("held-out accuracy", "0.500 *", f"{self.accuracy:.3f}"),
             ("held-out margin (nats)", "0.000 *", f"{self.margin:.3f}"),
-            ("KL to the start (nats an answer)", "0.000 *", mean_and_error(kl)),
-            ("rule's score, fresh answers", scores[0], scores[1]),
-            ("words an answer", f"{words[0]:.1f}", f"{words[1]:.1f}"),
+            ("KL to the start (nats per response)", "0.000 *", mean_and_error(kl)),
+            ("rule's score, new responses", scores[0], scores[1]),
+            ("words per response", f"{words[0]:.1f}", f"{words[1]:.1f}"),
         ]
 
-    def examples(self, count: int = 3) -> list[tuple[str, Answer, Answer]]:
-        """Question, answer before and answer after of the first prompts, what all prompts share left out."""
-        questions = without_common_ends([answer.prompt for answer in self.before])
+    def examples(self, count: int = 3) -> list[tuple[str, Response, Response]]:
+        """Questions with their responses before and after training; text shared by all prompts is left out."""
+        questions = without_common_ends([response.prompt for response in self.before])
         return list(zip(questions, self.before, self.after, strict=True))[:count]
 
 
@@ -78,7 +78,7 @@ def metrics_file(folder: Path) -> Path:
 
 
 def mean_and_error(values: Sequence[float]) -> str:
-    """``1.23 ± 0.04``: mean and standard error."""
+    """Format mean and standard error as ``1.23 ± 0.04``."""
     if len(values) < 2:
         return f"{_mean(values):.3f}"
     mean = _mean(values)
@@ -87,7 +87,7 @@ def mean_and_error(values: Sequence[float]) -> str:
 
 
 def without_common_ends(texts: Sequence[str]) -> list[str]:
-    """Texts without the words that all of them begin and end with: the template around each question."""
+    """Remove the words that all texts begin and end with: the template around each question."""
     words = [text.split() for text in texts]
     shortest = min(map(len, words))
     start = next((i for i in range(shortest) if len({row[i] for row in words}) > 1), 0)
@@ -95,9 +95,9 @@ def without_common_ends(texts: Sequence[str]) -> list[str]:
     return [" ".join(row[start : len(row) - end]) for row in words]
 
 
-def _answers(table: Path) -> list[Answer]:
+def _responses(table: Path) -> list[Response]:
     rows: list[dict[str, Any]] = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
-    return [Answer(row["prompt"], row["response"].strip(), row["kl"]) for row in rows]
+    return [Response(row["prompt"], row["response"].strip(), row["kl"]) for row in rows]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -23,7 +23,7 @@ FILES = Path(__file__).parents[2] / "rlhf_lightning" / "data" / "files"
         ("Air scatters blue light.", 0.5),
         # 3 sentences lie a third of the way from 2 to 5: brevity 2/3. Fails when sentences are not counted.
         ("Air scatters light. Blue scatters most. So skies are blue.", 2 / 3),
-        # 10 words, 8 triples of which 2 are different: repetition 0.75, brevity 1. Fails when the sign is turned.
+        # 10 words, 8 triples of which 2 are different: repetition 0.75, brevity 1. Fails when the sign is flipped.
         ("so it is so it is so it is so.", 0.25 + 0.125),
     ],
 )
@@ -50,7 +50,7 @@ def test_pair_is_best_against_worst() -> None:
     assert make_pair("How?", [best, best.replace("slow", "long")]) is None
 
 
-def test_shipped_pairs_are_what_the_rule_says() -> None:
+def test_shipped_pairs_follow_the_rule() -> None:
     asked = questions()
     assert len(set(asked)) == len(asked)
     seen = []

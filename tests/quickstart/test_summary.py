@@ -1,4 +1,4 @@
-"""What the quickstart reads back from a run's folder."""
+"""Reading a quickstart run's folder, and its summary."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ PROMPT = "<s> user Tell me about {} please <e>"
 
 
 def make_run(folder: Path) -> Path:
-    """The files of a run of two steps: sample tables and metrics."""
+    """Write the files of a run of two steps: sample tables and metrics."""
     (folder / "samples").mkdir(parents=True)
     for step, text, kl in ((0, "Long and dull.", 0.0), (2, "You will enjoy your walk in the warm sun.", 1.5)):
         rows = [
@@ -35,9 +35,9 @@ def test_summary_takes_the_first_and_the_last(tmp_path: Path) -> None:
     assert (summary.accuracy, summary.margin) == (0.75, 0.25)
     rows = {name: (before, after) for name, before, after in summary.rows()}
     assert rows["held-out accuracy"] == ("0.500 *", "0.750")
-    assert rows["words an answer"] == ("3.0", "9.0")
-    assert rows["KL to the start (nats an answer)"][1] == "1.50 ± 0.00"
-    assert rows["rule's score, fresh answers"] == ("0.38 ± 0.00", "2.00 ± 0.00")
+    assert rows["words per response"] == ("3.0", "9.0")
+    assert rows["KL to the start (nats per response)"][1] == "1.50 ± 0.00"
+    assert rows["rule's score, new responses"] == ("0.38 ± 0.00", "2.00 ± 0.00")
     assert [question for question, _, _ in summary.examples()] == ["bees", "snow", "jazz music"]
 
 
@@ -61,7 +61,7 @@ def test_picture_is_drawn(tmp_path: Path) -> None:
     assert (folder / "picture.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def test_the_screen_names_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_table_command_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     show(make_run(tmp_path))
     screen = capsys.readouterr().out
     assert "What the run changed" in screen
