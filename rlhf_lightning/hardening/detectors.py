@@ -1,4 +1,4 @@
-"""What a detector finds: recall and false positives on labelled texts."""
+"""Evaluation of a detector: recall and false positives on labelled texts."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ from rlhf_lightning.hardening.mining import Labelled, Text
 from rlhf_lightning.rewards import ClassifierReward
 from rlhf_lightning.types import sample_groups
 
-#: Probability of each text that it is what is looked for.
+#: Gives each text's probability of being a positive.
 Detector = Callable[[Sequence[Text]], list[float]]
 
 
 @dataclass(frozen=True)
 class Detection:
-    """How a detector does on labelled texts; a rate over nothing is nan."""
+    """Quality of a detector on labelled texts; a rate over no texts is nan."""
 
-    recall: float  #: share of the positives that it finds
-    false_positive_rate: float  #: share of the negatives that it takes for positives
+    recall: float  #: share of the positives that are flagged
+    false_positive_rate: float  #: share of the negatives that are flagged
     positives: int
     negatives: int
 
 
 def detection(detector: Detector, rows: Sequence[Labelled], threshold: float = 0.5) -> Detection:
-    """Recall and false positives of a detector.
+    """Measure recall and false positives of a detector.
 
     Args:
         detector: gives probabilities.
         rows: texts with their labels.
-        threshold: probability from which on a text counts as found.
+        threshold: probability at or above which a text is flagged.
 
     Raises:
-        ValueError: the detector gives another number of probabilities than there are texts.
+        ValueError: the number of probabilities differs from the number of texts.
     """
     probabilities = detector([row.text for row in rows])
     if len(probabilities) != len(rows):
-        raise ValueError(f"the detector gave {len(probabilities)} probabilities for {len(rows)} texts")
-    found = [probability >= threshold for probability in probabilities]
-    hits = [hit for hit, row in zip(found, rows, strict=True) if row.label]
-    alarms = [hit for hit, row in zip(found, rows, strict=True) if not row.label]
+        raise ValueError(f"the detector returned {len(probabilities)} probabilities for {len(rows)} texts")
+    flagged = [probability >= threshold for probability in probabilities]
+    hits = [flag for flag, row in zip(flagged, rows, strict=True) if row.label]
+    alarms = [flag for flag, row in zip(flagged, rows, strict=True) if not row.label]
     return Detection(_share(hits), _share(alarms), len(hits), len(alarms))
 
 
 def classifier(path: str, *, label: str | int | None = None, device: str = "auto") -> Detector:
-    """A sequence-classification folder as a detector; the prompt is a user's turn.
+    """Load a sequence classifier as a detector; the prompt is passed as a user's turn.
 
     Args:
         path: folder or hub id.
-        label: that is looked for; None where the classifier has one output.
-        device: ``auto`` takes CUDA where there is some.
+        label: label of the positives; None if the classifier has one output.
+        device: ``auto`` uses CUDA if it is available.
     """
     reward = ClassifierReward(path=path, label=label, device=device)
 

@@ -1,4 +1,4 @@
-"""Texts that a detector overlooks, out of what a policy wrote."""
+"""Mining of texts written by a policy that a detector misses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, order=True)
 class Text:
-    """A response and what it answers."""
+    """A response with its prompt."""
 
     prompt: str
     response: str
@@ -25,31 +25,31 @@ class Text:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A text with its label; as a row it is a labelled response, ``method=binary_discrimination`` learns from it."""
+    """A text with its label; its row is a labelled response, as ``method=binary_discrimination`` learns from."""
 
     text: Text
-    label: bool  #: whether it is what the detector looks for
+    label: bool  #: true for positives
 
     @property
     def row(self) -> dict[str, object]:
-        """The row that a data file has."""
+        """Row of a data file."""
         return {"prompt": self.text.prompt, "response": self.text.response, "label": self.label}
 
 
 @dataclass(frozen=True)
 class Mined:
-    """False negatives with as many true negatives, in two parts that share no prompt."""
+    """False negatives and as many true negatives, in two parts that share no prompt."""
 
     train: list[Labelled]
     held_out: list[Labelled]
 
     @property
     def missed(self) -> int:
-        """False negatives in both parts."""
+        """Number of false negatives in both parts."""
         return sum(row.label for row in (*self.train, *self.held_out))
 
 
-def mine(
+def mine_texts(
     texts: Iterable[Text],
     detector: Callable[[Sequence[Text]], list[float]],
     oracle: Callable[[Text], bool],
@@ -57,46 +57,46 @@ def mine(
     threshold: float = 0.5,
     held_out: float = 0.5,
 ) -> Mined:
-    """Texts that are what the detector looks for, and that it does not find, relabelled by an oracle.
+    """Collect positives that the detector misses, as labelled by an oracle.
 
-    As many negatives stand beside them, of the same origin where there are enough: without them a classifier could
-    learn that whatever the policy wrote is positive.
+    As many negatives of the same origin are added, if there are enough. Without them, a classifier could learn that
+    everything written by the policy is positive.
 
     Args:
-        texts: what the policy wrote; each counts once.
+        texts: texts written by the policy; duplicates count once.
         detector: gives probabilities.
-        oracle: says what a text really is: a rule, or people.
-        threshold: probability from which on a text counts as found.
+        oracle: returns the true label of a text: a rule, or people.
+        threshold: probability at or above which a text is flagged.
         held_out: share of the prompts whose texts are kept for evaluation.
     """
     distinct = sorted(set(texts))
     probabilities = detector(distinct)
     labels = [oracle(text) for text in distinct]
-    scored = list(zip(distinct, probabilities, labels, strict=True))
+    judged = list(zip(distinct, probabilities, labels, strict=True))
     parts: tuple[list[Labelled], list[Labelled]] = ([], [])
     for part in (False, True):
-        mine_ = [(text, p, label) for text, p, label in scored if _held_out(text, held_out) is part]
-        missed = [Labelled(text, True) for text, p, label in mine_ if label and p < threshold]
-        # The nearest to the boundary first: where a detector that finds more will first raise false alarms.
-        others = sorted(((-p, text) for text, p, label in mine_ if not label))
+        candidates = [(text, p, label) for text, p, label in judged if _held_out(text, held_out) is part]
+        missed = [Labelled(text, True) for text, p, label in candidates if label and p < threshold]
+        # Nearest to the boundary first: a detector that flags more texts raises its first false alarms there.
+        others = sorted(((-p, text) for text, p, label in candidates if not label))
         parts[part].extend([*missed, *(Labelled(text, False) for _, text in others[: len(missed)])])
     return Mined(*parts)
 
 
 def read_rollouts(folder: str | Path, tokenizer: PreTrainedTokenizerBase, *, last: int | None = None) -> list[Text]:
-    """Prompts and finished responses of a run's rollouts, ``runs/train/<date>/rollouts``.
+    """Read prompts and finished responses of a run's rollouts, ``runs/train/<date>/rollouts``.
 
     Args:
-        folder: with ``00000.jsonl`` and so on.
-        tokenizer: of the policy; texts are made of the ids, without chat markup and special tokens.
-        last: read that many of the newest only, when the policy had learned what to do; None: all.
+        folder: folder with ``00000.jsonl`` and so on.
+        tokenizer: tokenizer of the policy; texts are decoded without chat markup and special tokens.
+        last: number of the newest files to read, of a policy that has learned its task; None: all files.
 
     Raises:
-        FileNotFoundError: no rollouts in the folder.
+        FileNotFoundError: the folder has no rollouts.
     """
     files = sorted(Path(folder).glob("[0-9]*.jsonl"))
     if not files:
-        raise FileNotFoundError(f"{folder} holds no rollouts (00000.jsonl, ...); name the folder 'rollouts' of a run")
+        raise FileNotFoundError(f"{folder} has no rollouts (00000.jsonl, ...): give the folder 'rollouts' of a run")
     rows = [json.loads(line) for file in files[-last if last else None :] for line in file.read_text().splitlines()]
     texts = Texts(tokenizer)
     ended = [row for row in rows if row["finish"] == "stop"]
@@ -112,6 +112,6 @@ def write_rows(path: str | Path, rows: Iterable[Labelled]) -> Path:
 
 
 def _held_out(text: Text, share: float) -> bool:
-    """By the prompt alone, so that no prompt is in both parts, and the same in every round."""
+    """Decide by the prompt alone, so that no prompt is in both parts, and alike in every round."""
     digest = hashlib.sha256(text.prompt.encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64

@@ -19,7 +19,7 @@ from rlhf_lightning.hardening import (
     classifier,
     detection,
     harden,
-    mine,
+    mine_texts,
     read_rollouts,
     write_rows,
 )
@@ -58,23 +58,23 @@ def fit(rows: Sequence[Labelled]) -> Detector:
 
 
 def test_rates():
-    """By hand: 2 of 3 positives found, 1 of 4 negatives taken for one."""
+    """By hand: 2 of 3 positives and 1 of 4 negatives are flagged."""
     rows = [Labelled(Text("", text), label) for text, label in zip("aabbcaa", [1, 1, 1, 0, 0, 0, 0], strict=True)]
     rows[5] = Labelled(Text("", "d"), False)
     assert detection(looks_for("a"), rows) == Detection(2 / 3, 1 / 4, 3, 4)
-    assert detection(looks_for("a"), rows, threshold=0.9).recall == 2 / 3, "the threshold itself counts as found"
+    assert detection(looks_for("a"), rows, threshold=0.9).recall == 2 / 3, "a probability at the threshold is flagged"
     assert detection(looks_for("a"), rows, threshold=0.95) == Detection(0.0, 0.0, 3, 4)
     assert math.isnan(detection(looks_for("a"), rows[3:]).recall)
 
 
-def test_another_number_of_probabilities():
-    with pytest.raises(ValueError, match="gave 1 probabilities for 2 texts"):
+def test_wrong_number_of_probabilities():
+    with pytest.raises(ValueError, match="returned 1 probabilities for 2 texts"):
         detection(lambda texts: [0.5], labelled("x")[:2])
 
 
 def test_mining():
     texts = written("please", "thanks", "no", "what") * 2
-    mined = mine(texts, looks_for("please"), oracle)
+    mined = mine_texts(texts, looks_for("please"), oracle)
     rows = [*mined.train, *mined.held_out]
     assert mined.missed == 40
     assert {row.text.response for row in rows if row.label} == {"thanks"}
@@ -88,13 +88,13 @@ def test_negatives_near_the_boundary_come_first():
     def unsure(texts: Sequence[Text]) -> list[float]:
         return [{"thanks": 0.1, "no": 0.2, "what": 0.4}[text.response] for text in texts]
 
-    mined = mine(written("thanks", "no", "what"), unsure, oracle)
+    mined = mine_texts(written("thanks", "no", "what"), unsure, oracle)
     assert {row.text.response for row in mined.train if not row.label} == {"what"}
 
 
 def test_the_split_is_the_same_in_every_round():
-    one = mine(written("thanks", "no"), looks_for(), oracle)
-    other = mine(written("thanks a lot", "never"), looks_for(), oracle)
+    one = mine_texts(written("thanks", "no"), looks_for(), oracle)
+    other = mine_texts(written("thanks a lot", "never"), looks_for(), oracle)
     assert {row.text.prompt for row in one.train} == {row.text.prompt for row in other.train}
 
 
@@ -117,8 +117,8 @@ def test_hardening_recovers_what_was_missed():
     assert second.after["mined_1"].recall == 1.0
 
 
-def test_what_a_detector_lost_is_seen():
-    """One that learns from the mined rows alone forgets the original ones; the report must show it."""
+def test_forgetting_of_original_rows_is_reported():
+    """A detector trained on the mined rows alone forgets the original ones; the report must show it."""
     data = {"train": labelled("please", "no"), "test": labelled("please", "no")}
     forgetful = lambda rows: fit([row for row in rows if "please" not in row.text.response])  # noqa: E731
     options = {"attack": lambda _: written("thanks", "sir"), "oracle": oracle, "fit": forgetful}
@@ -136,14 +136,14 @@ def test_rollouts(tmp_path: Path):
             {"prompt_ids": prompt, "ids": encode("the fox"), "finish": "length"},
         ]
         (tmp_path / f"0000{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = [Text("what does the fox eat ?", f"the fox eats {food} .") for food in ("mice", "honey", "seeds")]
-    assert read_rollouts(tmp_path, tokenizer) == said, "without the end of the sequence, and what was not cut off"
-    assert read_rollouts(tmp_path, tokenizer, last=1) == said[2:]
-    with pytest.raises(FileNotFoundError, match="holds no rollouts"):
+    texts = [Text("what does the fox eat ?", f"the fox eats {food} .") for food in ("mice", "honey", "seeds")]
+    assert read_rollouts(tmp_path, tokenizer) == texts, "without the end of the sequence, and what was not cut off"
+    assert read_rollouts(tmp_path, tokenizer, last=1) == texts[2:]
+    with pytest.raises(FileNotFoundError, match="has no rollouts"):
         read_rollouts(tmp_path / "nowhere", tokenizer)
 
 
-def test_rows_are_labelled_answers(tmp_path: Path):
+def test_rows_are_labelled_responses(tmp_path: Path):
     file = write_rows(tmp_path / "deep" / "rows.jsonl", labelled("please")[:1])
     assert json.loads(file.read_text()) == {"prompt": "question 0", "response": "please", "label": True}
 
@@ -177,10 +177,10 @@ def test_probabilities_of_labels(folder: str):
         return byte_tokenizer()(text, add_special_tokens=False)["input_ids"]
 
     groups = sample_groups([ids("why?")], [[ids("yes"), ids("no")]])
-    found = [ClassifierReward(path=folder, label=label)(groups)[0] for label in LABELS.values()]
-    assert [sum(column) for column in zip(*found, strict=True)] == pytest.approx([1.0, 1.0])
-    assert len({round(value, 6) for row in found for value in row if value is not None}) == 6
-    assert ClassifierReward(path=folder, label=2)(groups)[0] == found[2]
+    probabilities = [ClassifierReward(path=folder, label=label)(groups)[0] for label in LABELS.values()]
+    assert [sum(column) for column in zip(*probabilities, strict=True)] == pytest.approx([1.0, 1.0])
+    assert len({round(value, 6) for row in probabilities for value in row if value is not None}) == 6
+    assert ClassifierReward(path=folder, label=2)(groups)[0] == probabilities[2]
     detector = classifier(folder, label="polite", device="cpu")
     assert all(0 < p < 1 for p in detector([Text("why?", "yes"), Text("why?", "no")]))
 
@@ -189,6 +189,6 @@ def test_probabilities_of_labels(folder: str):
     ("label", "message"),
     [(None, "reward.label is missing: .* has the labels plain, polite, rude"), ("kind", "reward.label='kind', but")],
 )
-def test_labels_that_are_refused(folder: str, label: str | None, message: str):
+def test_wrong_labels_are_refused(folder: str, label: str | None, message: str):
     with pytest.raises(ValueError, match=message):
         ClassifierReward(path=folder, label=label)
