@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses import dpo
 from rlhf_lightning.models.actor import Actor
-from rlhf_lightning.models.roles import compile_layers
+from rlhf_lightning.models.modes import compile_layers
 from rlhf_lightning.types import Example, PreferenceBatch
 
 HERE = Path(__file__).resolve().parent

@@ -159,7 +159,7 @@ def _trained(run: DictConfig, checkpoint: Path, *, compared: bool) -> AlignmentM
     from rlhf_lightning.checkpoint_files import read_checkpoint
     from rlhf_lightning.cli.build import make_models
     from rlhf_lightning.cli.instantiate import make
-    from rlhf_lightning.models.roles import ReferenceKind
+    from rlhf_lightning.models.reference import ReferenceKind
     from rlhf_lightning.models.trained import load_trained
 
     method = make(run.method)

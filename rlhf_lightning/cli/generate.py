@@ -110,7 +110,8 @@ class Answerer:
         from rlhf_lightning.cli.instantiate import make
         from rlhf_lightning.data.tokens.encode import Encoder
         from rlhf_lightning.data.tokens.templates import resolve
-        from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
+        from rlhf_lightning.models.builder import ModelBuilder
+        from rlhf_lightning.models.reference import ReferenceKind
         from rlhf_lightning.models.trained import adapter_of_run, load_trained
 
         spec, source, adapter = make(cfg.spec), make(cfg.model), make(cfg.adapter)

@@ -34,8 +34,8 @@ from rlhf_lightning.rounds.responses import DataResponses
 if TYPE_CHECKING:
     from rlhf_lightning.data.module import AlignmentDataModule
     from rlhf_lightning.methods import AlignmentModule
+    from rlhf_lightning.models.builder import ModelBuilder
     from rlhf_lightning.models.guidance import Guidance
-    from rlhf_lightning.models.roles import ModelBuilder
     from rlhf_lightning.rollout.base import RolloutEngine
     from rlhf_lightning.types import Rolled
 

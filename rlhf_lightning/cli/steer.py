@@ -75,9 +75,10 @@ def build(cfg: DictConfig) -> None:
     from rlhf_lightning.cli.generate import device_of
     from rlhf_lightning.cli.instantiate import make
     from rlhf_lightning.models.blocks import check_layers
+    from rlhf_lightning.models.builder import ModelBuilder
     from rlhf_lightning.models.directions import differences
     from rlhf_lightning.models.layer_states import LayerActor
-    from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
+    from rlhf_lightning.models.reference import ReferenceKind
     from rlhf_lightning.models.steering import write_vectors
     from rlhf_lightning.ops.steering import direction
 

@@ -21,7 +21,7 @@ from rlhf_lightning.methods.optimizers import decay_groups
 from rlhf_lightning.methods.policy_gradient import PolicyGradient
 from rlhf_lightning.methods.shaping import RewardShaping
 from rlhf_lightning.models.critic import ActorCritic
-from rlhf_lightning.models.roles import evaluating
+from rlhf_lightning.models.modes import evaluating
 from rlhf_lightning.ops.exponent import bounded_exp
 from rlhf_lightning.options import NonNegative, Positive, WholeNumber
 from rlhf_lightning.types import (

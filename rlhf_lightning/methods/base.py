@@ -27,9 +27,10 @@ from rlhf_lightning.models.backbone import Backbone
 from rlhf_lightning.models.export import Form, check_export, export
 from rlhf_lightning.models.forwarding import report_router_loss
 from rlhf_lightning.models.generation import generate
+from rlhf_lightning.models.modes import evaluating
 from rlhf_lightning.models.naming import transformers_model
-from rlhf_lightning.models.reference import placed
-from rlhf_lightning.models.roles import Cached, Models, evaluating, shard
+from rlhf_lightning.models.reference import Cached, placed
+from rlhf_lightning.models.roles import Models, shard
 from rlhf_lightning.models.sharding import unsharded
 from rlhf_lightning.types import PackedBatch, Ragged, SequenceLogProbs, StepOutput
 

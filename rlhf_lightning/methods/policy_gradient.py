@@ -17,7 +17,7 @@ from rlhf_lightning.methods.kl import KLPenalty, distance, scored_by_policy
 from rlhf_lightning.methods.mismatch import Mismatch
 from rlhf_lightning.methods.shaping import RewardShaping
 from rlhf_lightning.methods.tracking import Maxima, Means
-from rlhf_lightning.models.roles import evaluating
+from rlhf_lightning.models.modes import evaluating
 from rlhf_lightning.ops.aggregation import aggregate, check_aggregation
 from rlhf_lightning.types import (
     Credit,

@@ -22,7 +22,7 @@ from rlhf_lightning.methods.tracking import ScoreStatistics
 from rlhf_lightning.models.backbone import Backbone
 from rlhf_lightning.models.classification import check_padding, check_scorer_export, export_scorer
 from rlhf_lightning.models.export import Form
-from rlhf_lightning.models.roles import evaluating
+from rlhf_lightning.models.modes import evaluating
 from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.types import PackedBatch, SequenceLogProbs, StepOutput
 

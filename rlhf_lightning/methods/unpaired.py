@@ -15,7 +15,7 @@ from rlhf_lightning.methods.base import DIAGNOSTIC
 from rlhf_lightning.methods.density_ratio import DensityRatio
 from rlhf_lightning.methods.observing import ObservingModule
 from rlhf_lightning.methods.running import all_reduced
-from rlhf_lightning.models.roles import evaluating
+from rlhf_lightning.models.modes import evaluating
 from rlhf_lightning.models.sharding import unsharded
 from rlhf_lightning.types import GroupLoss, PackedBatch, SequenceLogProbs, StepOutput, UnpairedBatch
 

@@ -9,19 +9,19 @@ if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor as Actor
     from rlhf_lightning.models.adapters import Lora as Lora
     from rlhf_lightning.models.backbone import Backbone as Backbone
+    from rlhf_lightning.models.builder import ModelBuilder as ModelBuilder
     from rlhf_lightning.models.critic import ActorCritic as ActorCritic
     from rlhf_lightning.models.fingerprint import reference_fingerprint as reference_fingerprint
     from rlhf_lightning.models.gated import GatedScorer as GatedScorer
     from rlhf_lightning.models.generation import generate as generate
     from rlhf_lightning.models.memory import ModelSummary as ModelSummary
     from rlhf_lightning.models.memory import describe as describe
-    from rlhf_lightning.models.roles import AdapterDisabled as AdapterDisabled
-    from rlhf_lightning.models.roles import Cached as Cached
-    from rlhf_lightning.models.roles import FrozenCopy as FrozenCopy
-    from rlhf_lightning.models.roles import ModelBuilder as ModelBuilder
+    from rlhf_lightning.models.reference import AdapterDisabled as AdapterDisabled
+    from rlhf_lightning.models.reference import Cached as Cached
+    from rlhf_lightning.models.reference import FrozenCopy as FrozenCopy
+    from rlhf_lightning.models.reference import Reference as Reference
+    from rlhf_lightning.models.reference import ReferenceKind as ReferenceKind
     from rlhf_lightning.models.roles import Models as Models
-    from rlhf_lightning.models.roles import Reference as Reference
-    from rlhf_lightning.models.roles import ReferenceKind as ReferenceKind
     from rlhf_lightning.models.roles import shard as shard
     from rlhf_lightning.models.scorer import Scorer as Scorer
     from rlhf_lightning.models.sources import ModelSource as ModelSource
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 _HOME = {
     "Actor": "actor",
     "ActorCritic": "critic",
-    "AdapterDisabled": "roles",
+    "AdapterDisabled": "reference",
     "Backbone": "backbone",
-    "Cached": "roles",
-    "FrozenCopy": "roles",
+    "Cached": "reference",
+    "FrozenCopy": "reference",
     "GatedScorer": "gated",
     "Lora": "adapters",
-    "ModelBuilder": "roles",
+    "ModelBuilder": "builder",
     "ModelSource": "sources",
     "ModelSummary": "memory",
     "Models": "roles",
     "Pretrained": "sources",
-    "Reference": "roles",
-    "ReferenceKind": "roles",
+    "Reference": "reference",
+    "ReferenceKind": "reference",
     "Scorer": "scorer",
     "SmolLM2": "sources",
     "TinyRandom": "sources",

@@ -15,7 +15,7 @@ from rlhf_lightning.models.blocks import decoder_layers
 from rlhf_lightning.models.buffers import keep_float32_buffers
 from rlhf_lightning.models.heads import HEAD, SavedHead
 from rlhf_lightning.models.loading import adapter_config, load_adapter
-from rlhf_lightning.models.roles import disable_dropout
+from rlhf_lightning.models.modes import disable_dropout
 from rlhf_lightning.models.scorer import HeadInit, ScalarHead, Scorer
 
 if TYPE_CHECKING:

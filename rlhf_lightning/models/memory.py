@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from rlhf_lightning.models.blocks import decoder_layers
 from rlhf_lightning.models.earlier import AdapterCopy
+from rlhf_lightning.models.modes import set_gradient_checkpointing
 from rlhf_lightning.models.naming import transformers_model
-from rlhf_lightning.models.roles import set_gradient_checkpointing
 from rlhf_lightning.models.sharding import reshard, unsharded
 from rlhf_lightning.ops.log_probs import BLOCK_BYTES, DEFAULT_BLOCK_BYTES
 from rlhf_lightning.types import PackedBatch, StepTotals

@@ -1,41 +1,21 @@
-"""Who is who in a run: the policy that is trained and the reference it is held against.
+"""Who is who in a run: the policy that is trained, the reference it is compared with, and earlier policies.
 
-A reference is named, never guessed; :mod:`rlhf_lightning.models.reference` has the kinds.
+:mod:`rlhf_lightning.models.builder` gives every role its model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
-from rlhf_lightning.models.actor import Actor
-from rlhf_lightning.models.adapter_start import AdapterStart, adapter_start
-from rlhf_lightning.models.adapters import Adapter
-from rlhf_lightning.models.backbone import Backbone
-from rlhf_lightning.models.buffers import keep_float32_buffers
-from rlhf_lightning.models.earlier import AdapterCopy, Earlier, check_shapes, without_start
-from rlhf_lightning.models.modes import compile_layers
-from rlhf_lightning.models.modes import disable_dropout as disable_dropout
-from rlhf_lightning.models.modes import evaluating as evaluating
-from rlhf_lightning.models.modes import set_gradient_checkpointing as set_gradient_checkpointing
-from rlhf_lightning.models.naming import ADDED_ROWS
-from rlhf_lightning.models.reference import AdapterDisabled as AdapterDisabled
-from rlhf_lightning.models.reference import Cached as Cached
-from rlhf_lightning.models.reference import FrozenCopy as FrozenCopy
-from rlhf_lightning.models.reference import Reference as Reference
-from rlhf_lightning.models.reference import ReferenceKind as ReferenceKind
-from rlhf_lightning.models.reference import Teacher, initial_policy
+from rlhf_lightning.models.adapter_start import AdapterStart
+from rlhf_lightning.models.earlier import AdapterCopy
+from rlhf_lightning.models.reference import FrozenCopy, Reference
 from rlhf_lightning.models.sharding import shard_actor
-from rlhf_lightning.models.sources import Execution, ModelSource
-from rlhf_lightning.models.steering import Steerable
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -46,194 +26,8 @@ class Models:
     reference: Reference | None
     tokenizer: PreTrainedTokenizerBase
     start: AdapterStart | None = None  #: what the policy's adapter does before training; None: there is none
-    earlier: dict[str, Any] = field(
-        default_factory=dict
-    )  #: by role, see :class:`~rlhf_lightning.models.earlier.Earlier`
-
-
-@dataclass
-class ModelBuilder:
-    """Loads the models of a run; refuses combinations that cannot work before it loads anything.
-
-    Args:
-        source: where the weights come from.
-        adapter: what makes few parameters trainable; None trains all of them.
-        reference: what the policy is compared with; ``auto`` is ``adapter_off`` where switching the adapter off gives
-            the initial policy, which is found out once the weights are loaded, else ``frozen``.
-        backend: how a batch is run. This and the following are options of the source
-            (:class:`~rlhf_lightning.models.sources.Execution`); what is given here wins.
-        dropout: keep the model's own dropout.
-        gradient_checkpointing: recompute activations in the backward pass.
-        compile: torch.compile the decoder layers.
-        teacher: where the weights of ``reference=teacher`` come from.
-        start: puts the weights of another run into the new policy, before the reference is made of it.
-        earlier: policies of earlier rounds that something asks for; None: nothing does.
-
-    Raises:
-        ValueError: a combination that cannot work, naming the options to change.
-    """
-
-    source: ModelSource
-    adapter: Adapter | None = None
-    reference: ReferenceKind | str = ReferenceKind.FROZEN
-    backend: Literal["auto", "packed", "padded"] | None = None
-    dropout: bool | None = None
-    gradient_checkpointing: bool | None = None
-    compile: bool | None = None
-    teacher: ModelSource | None = None
-    start: Callable[[Backbone, AdapterStart | None], None] | None = None
-    earlier: Earlier | None = None
-
-    def __post_init__(self) -> None:
-        kinds = [kind.value for kind in ReferenceKind]
-        if self.reference not in kinds:
-            raise ValueError(f"reference={self.reference!r}; it can be {', '.join(kinds)}")
-        self.reference = ReferenceKind(self.reference)
-        self.adapter = self.adapter or None  # adapter=none composes to an empty mapping
-        for option in fields(Execution):
-            if getattr(self, option.name) is None:
-                setattr(self, option.name, getattr(self.source, option.name, option.default))
-        if self.reference is ReferenceKind.ADAPTER_OFF and self.adapter is None:
-            raise ValueError("reference=adapter_off needs an adapter: adapter=lora, or choose reference=frozen")
-        if (self.reference is ReferenceKind.TEACHER) != (self.teacher is not None):
-            raise ValueError("reference=teacher goes with the teacher's model: model@reference.source=...")
-        for source in (self.source, self.teacher):
-            if isinstance(source, Steerable):
-                source.check_steering(source.name, source.sizes)
-        if self.reference is ReferenceKind.AUTO and self.adapter is None:
-            self.reference = ReferenceKind.FROZEN
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, read once; needs no weights."""
-        if self._tokenizer is None:
-            self._tokenizer = self.source.tokenizer()
-        return self._tokenizer
-
-    def __call__(self, actor: Callable[..., Backbone] = Actor) -> Models:
-        """Load the weights and give every role its model.
-
-        Args:
-            actor: what stands around the transformers model and is trained, called with the model (or the PEFT model
-                around it) and ``backend``: an ``Actor``, or a ``Scorer`` for a reward model.
-
-        Raises:
-            ValueError: ``reference=adapter_off``, and the policy without its adapter is not the initial policy.
-        """
-        tokenizer = self.tokenizer()
-        self.check_teacher()
-        policy = self._policy(tokenizer, actor)
-        parent = self._parent(policy, tokenizer, actor)
-        if self.start is not None:
-            self.start(policy, None if self.adapter is None else adapter_start(policy))
-        start = None if self.adapter is None else adapter_start(policy)
-        reference = self._reference(policy, start)
-        if self.gradient_checkpointing:
-            for part in [part for part in policy.modules() if isinstance(part, Backbone)]:  # a critic is one as well
-                set_gradient_checkpointing(part.base, True)
-        if self.compile:
-            compile_layers(policy)
-            if isinstance(reference, FrozenCopy):
-                compile_layers(reference.actor)
-        earlier = {} if self.earlier is None else self.earlier.models(policy, start, reference, parent)
-        return Models(policy, reference, tokenizer, start, earlier)
-
-    def _policy(self, tokenizer: PreTrainedTokenizerBase, actor: Callable[..., Backbone]) -> Backbone:
-        quantization = None
-        if self.adapter is not None and self.adapter.quantize is not None:
-            quantization = self.adapter.quantization(_named_dtype(getattr(self.source, "dtype", "float32")))
-        model = self.source.load(quantization)
-        align_with_tokenizer(model, tokenizer)
-        keep_float32_buffers(model)
-        if not self.dropout:
-            disable_dropout(model)
-        adapted = model if self.adapter is None else self.adapter.apply(model)
-        policy = actor(adapted, backend=self.backend or "auto")
-        # Lightning's true half precision casts what is loaded here once all is loaded; the start is what comes of it.
-        dtype = torch.get_default_dtype()
-        return policy if dtype == torch.float32 else policy.to(dtype)
-
-    def check_teacher(self) -> None:
-        """Compare the vocabularies of teacher and policy; reads tokenizers, no weights.
-
-        Raises:
-            ValueError: they differ.
-        """
-        if self.teacher is not None and (differing := self._differing(self.teacher)):
-            raise ValueError(
-                f"the teacher {self.teacher.name} {differing}. Distillation compares distributions token by token: "
-                "choose a teacher of the same family with model@reference.source=..."
-            )
-
-    def check_parent(self) -> None:
-        """Compare the vocabularies of the policy and of what it was trained from; reads tokenizers, no weights.
-
-        Raises:
-            ValueError: they differ.
-        """
-        parent = None if self.earlier is None else self.earlier.parent
-        if parent is not None and not isinstance(parent, str) and (differing := self._differing(parent)):
-            raise ValueError(
-                f"rounds.parent={parent.name} {differing}: name the model that the policy was trained from"
-            )
-
-    def check_vocabulary(self, other: ModelSource, option: str) -> None:
-        """Compare the vocabulary of a model that is decoded beside the policy; reads tokenizers, no weights.
-
-        Args:
-            other: where it comes from.
-            option: that names it.
-
-        Raises:
-            ValueError: the vocabularies differ.
-        """
-        if differing := self._differing(other):
-            raise ValueError(f"{option} {differing}. Logits are added token by token: choose one of the same family")
-
-    def _differing(self, other: ModelSource) -> str | None:
-        """How another model's vocabulary differs from the policy's; None: it does not."""
-        ids, other_ids = self.tokenizer().get_vocab(), other.tokenizer().get_vocab()
-        if ids == other_ids:
-            return None
-        names = sorted(token for token in ids.keys() | other_ids.keys() if ids.get(token) != other_ids.get(token))
-        return (
-            f"has another vocabulary than {self.source.name}: {len(other_ids)} tokens and {len(ids)}, {len(names)} of "
-            f"them differ, for example {names[0]!r}"
-        )
-
-    def _parent(
-        self, policy: Backbone, tokenizer: PreTrainedTokenizerBase, actor: Callable[..., Backbone]
-    ) -> Reference | AdapterCopy | None:
-        """What the policy was trained from, where a role asks for it."""
-        if self.earlier is None or self.earlier.parent is None:
-            return None
-        parent = self.earlier.parent
-        if isinstance(parent, str):  # the run's own model
-            return without_start(policy, adapted=self.adapter is not None, replaced=self.start is not None)
-        loader = replace(
-            self, source=parent, adapter=None, teacher=None, start=None, earlier=None, reference=ReferenceKind.NONE
-        )
-        copy = FrozenCopy(loader._policy(tokenizer, actor))
-        if self.adapter is None:
-            check_shapes(copy, policy, parent.name)
-        return copy
-
-    def _teacher(self, actor: Callable[..., Backbone]) -> Teacher:
-        assert self.teacher is not None
-        model = self.teacher.load()
-        keep_float32_buffers(model)
-        disable_dropout(model)
-        return Teacher(actor(model, backend=getattr(self.teacher, "backend", "auto")))
-
-    def _reference(self, policy: Backbone, start: AdapterStart | None) -> Reference | None:
-        kind = ReferenceKind(self.reference)
-        if kind is ReferenceKind.NONE:
-            return None
-        if kind is ReferenceKind.CACHED:
-            return Cached()
-        if kind is ReferenceKind.TEACHER:
-            return self._teacher(type(policy))
-        return initial_policy(policy, start, kind)
+    #: by role, see :class:`~rlhf_lightning.models.earlier.Earlier`
+    earlier: dict[str, Any] = field(default_factory=dict)
 
 
 def shard(models: Models, mesh: DeviceMesh, *, cpu_offload: bool = False) -> None:
@@ -254,26 +48,3 @@ def shard(models: Models, mesh: DeviceMesh, *, cpu_offload: bool = False) -> Non
             shard_actor(copy.actor, mesh, cpu_offload=cpu_offload)
         elif isinstance(copy, AdapterCopy):
             copy.shard()
-
-
-def align_with_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Tell the model its tokenizer's special tokens, and give it rows for tokens that were added.
-
-    Generation then stops at the tokenizer's EOS as well as at the model's own ends (Llama 3 has several).
-    """
-    rows = cast("nn.Embedding", model.get_input_embeddings()).num_embeddings
-    if len(tokenizer) > rows:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        setattr(model, ADDED_ROWS, range(rows, len(tokenizer)))
-    generation = cast("Any", getattr(model, "generation_config", None))
-    model.config.pad_token_id = tokenizer.pad_token_id
-    if generation is None:  # a reward model
-        return
-    ends = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
-    ends = [tokenizer.eos_token_id, *(end for end in ends if end not in (None, tokenizer.eos_token_id))]
-    generation.eos_token_id = ends if len(ends) > 1 else ends[0]
-    generation.pad_token_id = tokenizer.pad_token_id
-
-
-def _named_dtype(name: str) -> torch.dtype:
-    return torch.float32 if name == "auto" else cast("torch.dtype", getattr(torch, name))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.models.actor import Actor
-from rlhf_lightning.models.roles import evaluating
+from rlhf_lightning.models.modes import evaluating
 from rlhf_lightning.models.sharding import unsharded
 from rlhf_lightning.models.sources import Dtype
 from rlhf_lightning.options import Count, Share, WholeNumber

@@ -13,11 +13,11 @@ from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models.buffers import keep_float32_buffers
 from rlhf_lightning.models.classification import load_whole, without_head
 from rlhf_lightning.models.heads import HEAD
-from rlhf_lightning.models.roles import align_with_tokenizer
 from rlhf_lightning.models.run_folders import exported
 from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.shared_storage import share_base
 from rlhf_lightning.models.sources import Pretrained
+from rlhf_lightning.models.vocabulary import align_with_tokenizer
 from rlhf_lightning.options import Count, WholeNumber
 from rlhf_lightning.rewards.base import Scores
 from rlhf_lightning.rewards.texts import Texts, batches, chosen_device

@@ -13,7 +13,7 @@ from rlhf_lightning.checkpointing import AtomicCheckpointIO
 from rlhf_lightning.losses import dpo
 from rlhf_lightning.methods import Preference
 from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.roles import ModelBuilder
+from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.sources import Pretrained, TinyRandom
 from rlhf_lightning.models.tokenizers import byte_tokenizer
 from rlhf_lightning.rewards import ImplicitReward

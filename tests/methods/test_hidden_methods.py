@@ -17,7 +17,7 @@ from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.methods import ContextDistillation, Contrastive, KnowledgeDistillation, ValueBased
 from rlhf_lightning.methods.slots import only_slot
 from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.roles import ModelBuilder
+from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.models.value_actor import ValueActor
 from tests.helpers.hidden_rows import ROWS, context, steps

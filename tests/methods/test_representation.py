@@ -15,7 +15,7 @@ from rlhf_lightning.methods import ContrastedModels, Instructed, InstructedRepre
 from rlhf_lightning.methods.slots import only_slot
 from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.blocks import decoder_layers
-from rlhf_lightning.models.roles import ModelBuilder
+from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from tests.helpers.kinds import EXAMPLES, step
 

@@ -14,11 +14,13 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.export import export
 from rlhf_lightning.models.fingerprint import reference_fingerprint
 from rlhf_lightning.models.generation import generate
 from rlhf_lightning.models.memory import describe
-from rlhf_lightning.models.roles import AdapterDisabled, FrozenCopy, ModelBuilder, Models, shard
+from rlhf_lightning.models.reference import AdapterDisabled, FrozenCopy
+from rlhf_lightning.models.roles import Models, shard
 from rlhf_lightning.models.sharding import reshard
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.types import PackedBatch

@@ -13,8 +13,9 @@ from peft import TrainableTokensConfig, get_peft_model
 
 from rlhf_lightning.models.adapter_start import adapter_start
 from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.critic import ActorCritic
-from rlhf_lightning.models.roles import ModelBuilder, Models
+from rlhf_lightning.models.roles import Models
 from rlhf_lightning.models.sources import TinyRandom
 from tests.models.pairs import pairs
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from rlhf_lightning.models.adapters import Lora, is_adapted, is_quantized, keep_differentiable
-from rlhf_lightning.models.roles import FrozenCopy, ModelBuilder, evaluating
+from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.modes import evaluating
+from rlhf_lightning.models.reference import FrozenCopy
 from rlhf_lightning.models.sources import SmolLM2, TinyRandom
 from tests.models.pairs import pairs
 

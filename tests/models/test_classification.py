@@ -19,8 +19,9 @@ from rlhf_lightning.data import AlignmentDataModule, DataSpec
 from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.classification import check_scorer_export, export_scorer, is_classifier, load_whole
-from rlhf_lightning.models.roles import ModelBuilder, Models
+from rlhf_lightning.models.roles import Models
 from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import ARCHITECTURES, Pretrained, TinyRandom
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer

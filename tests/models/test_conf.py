@@ -10,7 +10,8 @@ from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
+from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.reference import ReferenceKind
 from rlhf_lightning.models.sources import ModelSource, Pretrained
 from tests.models.pairs import pairs
 

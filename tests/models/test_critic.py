@@ -16,7 +16,8 @@ from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.classification import export_scorer
 from rlhf_lightning.models.critic import ActorCritic
 from rlhf_lightning.models.export import export
-from rlhf_lightning.models.roles import FrozenCopy, set_gradient_checkpointing
+from rlhf_lightning.models.modes import set_gradient_checkpointing
+from rlhf_lightning.models.reference import FrozenCopy
 from rlhf_lightning.models.scorer import ScalarHead, Scorer
 from rlhf_lightning.models.sources import Pretrained, TinyRandom
 from rlhf_lightning.types import Example

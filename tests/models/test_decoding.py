@@ -8,9 +8,9 @@ from transformers import GenerationConfig
 
 from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models import decode_states, decoding
+from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.decode_states import why_uncached
 from rlhf_lightning.models.generation import sample
-from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.types import Example, Sampling
 

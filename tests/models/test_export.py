@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.export import export
-from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.sources import Pretrained, TinyRandom
 from tests.models.pairs import pairs
 

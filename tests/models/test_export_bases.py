@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapter_folders import refuse_injected
 from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.export import export, written_form
-from rlhf_lightning.models.roles import ModelBuilder, align_with_tokenizer
 from rlhf_lightning.models.sources import Pretrained, TinyRandom
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer
+from rlhf_lightning.models.vocabulary import align_with_tokenizer
 from tests.helpers.tiny_models import tiny_model, write_gguf
 from tests.models.test_merging import IDS, TOKENIZER, adapted, folder_of, logits, moved
 

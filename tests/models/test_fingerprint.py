@@ -14,9 +14,9 @@ import torch
 
 from rlhf_lightning.models import fingerprint
 from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.fingerprint import reference_fingerprint
 from rlhf_lightning.models.naming import plain_name
-from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.sources import Pretrained, TinyRandom
 from tests.models.test_merging import KINDS
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.generation import generate
-from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 
 PROMPTS = [[1, 50, 60], [1, 70], [1, 80, 90, 100, 110, 120], [40]]

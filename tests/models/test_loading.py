@@ -18,9 +18,10 @@ from rlhf_lightning.losses import bradley_terry
 from rlhf_lightning.methods import RewardModel
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.classification import export_scorer
 from rlhf_lightning.models.critic_parts import separate_critic
-from rlhf_lightning.models.roles import ModelBuilder, Models
+from rlhf_lightning.models.roles import Models
 from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import Pretrained, TinyRandom
 from rlhf_lightning.types import Example

@@ -13,7 +13,8 @@ from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.critic import ActorCritic
-from rlhf_lightning.models.roles import AdapterDisabled, FrozenCopy, evaluating, set_gradient_checkpointing
+from rlhf_lightning.models.modes import evaluating, set_gradient_checkpointing
+from rlhf_lightning.models.reference import AdapterDisabled, FrozenCopy
 from rlhf_lightning.ops.log_probs import BLOCK_BYTES, MIN_BLOCK
 from rlhf_lightning.types import Example, PackedBatch, SequencePredictions
 from tests.helpers.tiny_models import tiny_model

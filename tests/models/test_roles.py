@@ -9,16 +9,11 @@ from torch import nn
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Lora
 from rlhf_lightning.models.buffers import keep_float32_buffers
-from rlhf_lightning.models.roles import (
-    AdapterDisabled,
-    Cached,
-    ModelBuilder,
-    ReferenceKind,
-    align_with_tokenizer,
-    disable_dropout,
-    evaluating,
-)
+from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.modes import disable_dropout, evaluating
+from rlhf_lightning.models.reference import AdapterDisabled, Cached, ReferenceKind
 from rlhf_lightning.models.sources import Pretrained, TinyRandom
+from rlhf_lightning.models.vocabulary import align_with_tokenizer
 from tests.models.pairs import pairs
 
 LORA = Lora(r=4, seed=0)

@@ -12,9 +12,9 @@ from torch import Tensor
 from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.fingerprint import reference_fingerprint
 from rlhf_lightning.models.heads import SavedHead
-from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.scorer import ScalarHead, Scorer
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.types import Example

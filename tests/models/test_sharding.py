@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from rlhf_lightning.models.blocks import decoder_layers
-from rlhf_lightning.models.roles import ModelBuilder
+from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.sharding import unsharded
 from rlhf_lightning.models.sources import ARCHITECTURES, TinyRandom
 from tests.models.sharded_job import CASES, PROMPTS

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.classification import export_scorer
 from rlhf_lightning.models.critic import ActorCritic
 from rlhf_lightning.models.reference import AdapterDisabled
-from rlhf_lightning.models.roles import ModelBuilder, Models
+from rlhf_lightning.models.roles import Models
 from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.shared_storage import share_base, stored_bytes
 from rlhf_lightning.models.sources import Pretrained, TinyRandom

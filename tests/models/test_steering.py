@@ -15,13 +15,13 @@ from torch import Tensor
 
 from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.cast_copy import CastCopy
 from rlhf_lightning.models.export import check_export
 from rlhf_lightning.models.fingerprint import reference_fingerprint
 from rlhf_lightning.models.generation import generate
 from rlhf_lightning.models.layer_states import LayerActor
 from rlhf_lightning.models.modes import set_gradient_checkpointing
-from rlhf_lightning.models.roles import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.models.steering import read_header, write_vectors
 from rlhf_lightning.ops.steering import direction, steered

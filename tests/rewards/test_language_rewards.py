@@ -19,9 +19,10 @@ from rlhf_lightning.data.tokens.tokenize import tokenize
 from rlhf_lightning.losses.judge import stated_preference
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.classification import export_scorer
 from rlhf_lightning.models.export import export
-from rlhf_lightning.models.roles import ModelBuilder, Models
+from rlhf_lightning.models.roles import Models
 from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import Pretrained, TinyRandom
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer

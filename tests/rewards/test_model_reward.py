@@ -11,8 +11,9 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerBase
 
 from rlhf_lightning.data.batches.packing import pack
+from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.classification import export_scorer
-from rlhf_lightning.models.roles import ModelBuilder, Models
+from rlhf_lightning.models.roles import Models
 from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer

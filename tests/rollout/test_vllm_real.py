@@ -21,7 +21,9 @@ import torch
 from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.roles import ModelBuilder, Models, ReferenceKind
+from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.reference import ReferenceKind
+from rlhf_lightning.models.roles import Models
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rollout import TransformersEngine, VLLMEngine, VLLMServerEngine
 from rlhf_lightning.rollout import vllm as in_process

@@ -15,7 +15,7 @@ from rlhf_lightning.callbacks import ImplicitRewards, LastCheckpoint, ScoreNorma
 from rlhf_lightning.checkpointing import AtomicCheckpointIO
 from rlhf_lightning.methods import CostModel, RankedRewardModel, RewardModel
 from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.roles import ModelBuilder
+from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.scorer import Scorer
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.strategies import FSDP2Strategy
