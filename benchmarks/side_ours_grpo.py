@@ -58,7 +58,7 @@ def _module(settings: dict[str, Any]) -> Any:
         partial(ppo, eps_low=0.2, eps_high=0.2),
         partial(torch.optim.AdamW, lr=RATE, weight_decay=0.0, fused=True),
         advantage=grpo,
-        aggregation="seq_mean_token_mean",
+        policy_loss={"aggregation": "seq_mean_token_mean"},
         kl=kl,
         rollout=RolloutOptions(group_size=settings["group"], ignore_eos=True),
     )

@@ -6,6 +6,8 @@ keyword-only parameters are options, and an option's allowed values are part of 
 
     @loss_function
     def dpo(policy: Pair, reference: Pair, *, beta: Positive = 0.1) -> PreferenceLoss: ...
+
+Options that belong together are a value object (:class:`Options`): a frozen dataclass that a yaml gives as a mapping.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -154,26 +157,73 @@ class Declared:
 
     def _allowed(self, function: str, name: str, value: Any, hint: Any) -> Any:
         """The value as the annotation wants it; ValueError if it cannot be. Other annotations allow anything."""
-        if type(None) in get_args(hint):  # "Positive | None"
-            others = [arm for arm in get_args(hint) if arm is not type(None)]
-            return value if value is None or len(others) != 1 else self._allowed(function, name, value, others[0])
-        if get_origin(hint) is Annotated:
-            interval = next((extra for extra in get_args(hint)[1:] if isinstance(extra, Range)), None)
-            if interval is not None:
-                kind = int if get_args(hint)[0] is int else float
-                number = isinstance(value, (int, float)) and not isinstance(value, bool)
-                if number and float(value) in interval and kind(value) == value:
-                    return kind(value)
-                wanted = f"a {'whole ' if kind is int else ''}number in {interval}"
-                raise self._refused(function, name, value, wanted)
-        elif get_origin(hint) is Literal and value not in get_args(hint):
-            raise self._refused(function, name, value, f"one of {list(get_args(hint))}")
-        elif hint is bool and not isinstance(value, bool):
-            raise self._refused(function, name, value, "true or false")
+        value, wanted = fitted(value, hint)
+        if wanted is not None:
+            raise ValueError(f"{self.noun} {function}: {name}={value!r} is not allowed, it must be {wanted}")
         return value
 
-    def _refused(self, function: str, name: str, value: Any, allowed: str) -> ValueError:
-        return ValueError(f"{self.noun} {function}: {name}={value!r} is not allowed, it must be {allowed}")
+
+def fitted(value: Any, hint: Any) -> tuple[Any, str | None]:
+    """A value as an annotation wants it, and None; or the value, and in words what it would have to be.
+
+    Annotations without a range, choices or a truth value allow anything.
+    """
+    if type(None) in get_args(hint):  # "Positive | None"
+        others = [arm for arm in get_args(hint) if arm is not type(None)]
+        return (value, None) if value is None or len(others) != 1 else fitted(value, others[0])
+    if get_origin(hint) is Annotated:
+        interval = next((extra for extra in get_args(hint)[1:] if isinstance(extra, Range)), None)
+        if interval is not None:
+            kind = int if get_args(hint)[0] is int else float
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if number and float(value) in interval and kind(value) == value:
+                return kind(value), None
+            return value, f"a {'whole ' if kind is int else ''}number in {interval}"
+    elif get_origin(hint) is Literal and value not in get_args(hint):
+        return value, f"one of {list(get_args(hint))}"
+    elif hint is bool and not isinstance(value, bool):
+        return value, "true or false"
+    return value, None
+
+
+@dataclass(frozen=True)
+class Options:
+    """Base of value objects: options of one idea, each held against its annotation, as those of functions are."""
+
+    node: ClassVar[str]  #: key in the configuration, for messages
+
+    def __post_init__(self) -> None:
+        kind: Any = type(self)
+        hints = _field_hints(kind)
+        for field in fields(self):
+            value, wanted = fitted(getattr(self, field.name), hints[field.name])
+            if wanted is not None:
+                null = " or null" if type(None) in get_args(hints[field.name]) else ""
+                raise ValueError(f"{self.node}.{field.name}={value!r} is not allowed, it must be {wanted}{null}")
+            object.__setattr__(self, field.name, value)
+
+
+def value_object(kind: Callable[..., T], given: T | Mapping[str, Any] | None, node: str) -> T:
+    """A value object that is given as it is, or by the names of its options as in a yaml; None: all of them defaults.
+
+    Args:
+        kind: its class, a dataclass.
+        given: the object or its options.
+        node: where it stands in the configuration, for messages.
+
+    Raises:
+        ValueError: a name is none of its options, or see the class.
+    """
+    if given is not None and not isinstance(given, Mapping):
+        return given
+    options = given or {}
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f"Did you mean {close[0]}? " if close else ""
+            raise ValueError(f"{node}.{name} is no option. {hint}There are {', '.join(known)}")
+    return kind(**options)
 
 
 def option_values(function: Callable[..., Any], name: str) -> list[Any]:
@@ -215,3 +265,9 @@ def _option_hints(function: Callable[..., Any]) -> dict[str, Any]:
     hints = get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters.values()
     return {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in hints}
+
+
+@functools.cache
+def _field_hints(kind: type) -> dict[str, Any]:
+    """Annotation of each field of a dataclass, with the ranges in it."""
+    return get_type_hints(kind, include_extras=True)

@@ -29,6 +29,7 @@ from rlhf_lightning._hydra.searchpath import RlhfLightningSearchPath
 from rlhf_lightning.cli.errors import ConfigError, describe, suggestion
 from rlhf_lightning.cli.hydra_targets import check_hydra
 from rlhf_lightning.cli.overrides import quoting_hint, readable, several_values
+from rlhf_lightning.cli.renamed import with_new_names
 from rlhf_lightning.cli.schema import check_config
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.yaml_text import OversizedYamlError, check_folder
@@ -103,6 +104,7 @@ def compose_with_overrides(
     except ConfigError as error:
         raise _naming_override(error, accepted) from error
     own = _pop(cfg, "hydra")
+    with_new_names(cfg)
     if check:
         check_config(cfg, command, accepted)
     if with_hydra:

@@ -10,11 +10,14 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.renamed import with_new_names
 from rlhf_lightning.yaml_text import read_yaml
 
 
 def read_data(file: Path) -> DictConfig:
     """A resolved configuration that was written to a file: data, whose text is never an interpolation.
+
+    What an older version wrote has the names of this one.
 
     Raises:
         ConfigError: it is not YAML, no mapping, or stands for more than memory holds.
@@ -26,7 +29,7 @@ def read_data(file: Path) -> DictConfig:
     if not isinstance(cfg, dict):
         raise ConfigError(f"{file} is not the configuration of a run: it holds no mapping")
     data: DictConfig = OmegaConf.create(literal(cfg))
-    return data
+    return with_new_names(data, warn=False)
 
 
 def literal(value: Any) -> Any:

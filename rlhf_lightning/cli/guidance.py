@@ -68,7 +68,8 @@ def check_credit(guidance: Guidance | None, module: Rolled) -> None:
     if not module.mismatch.needs_rollout:
         raise ConfigError(
             f"guidance={guidance.name} draws from another distribution than the policy's, and this method takes "
-            "samples for the policy's own: correct for it with +method.mismatch.correction=tis, set guidance=none, or "
+            "samples for the policy's own: correct for it with method.policy_loss.mismatch.correction=tis, set "
+            "guidance=none, or "
             "choose rounds=... with a method that learns from texts, such as method=dpo rounds=online"
         )
 

@@ -35,6 +35,7 @@ from rlhf_lightning.cli.processes import (
     refuse_other_launchers,
     several_commands,
 )
+from rlhf_lightning.cli.renamed import with_new_names
 from rlhf_lightning.cli.results import Result, duration, short
 from rlhf_lightning.cli.schema import check_config
 from rlhf_lightning.cli.show import show_changes
@@ -361,6 +362,7 @@ def _checked(command: str, cfg: DictConfig, overrides: list[str]) -> DictConfig:
     cfg = cfg.copy()
     with open_dict(cfg):
         cfg.pop("hydra", None)
+    with_new_names(cfg, warn=False)  # what the command line has was told when it was composed
     if command == "evaluate":
         from rlhf_lightning.cli.runs import from_run  # reads checkpoints: it imports torch
 

@@ -37,7 +37,7 @@ on the command line: `rlhf train method=ipo method.loss.beta=0.05`.
 
 Methods that need *prompts and a reward* draw their own responses (`rollout=...`), score them (`reward=...`) and turn
 rewards into advantages by a [credit function](#credit-assignment); their loss is one number a token, and
-`method.aggregation` says how tokens are added up.
+`method.policy_loss.aggregation` says how tokens are added up.
 
 **Notation.** w is the chosen and l the rejected response; $`\\ell`$ sums log-probs over a response's scored tokens, of
 which the end-of-sequence token is one; n counts them; $`\\bar\\ell = \\ell/n`$;

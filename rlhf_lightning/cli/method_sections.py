@@ -49,7 +49,7 @@ def _online(entry: MethodEntry) -> Iterator[str]:
     drawn = {key.removeprefix("rollout."): value for key, value in entry.options.items() if key.startswith("rollout.")}
     steps = drawn.get("minibatches", 1) * drawn.get("inner_epochs", 1)
     yield f"- Rollout: {drawn.get('group_size', 1)} responses a prompt, optimiser steps on each rollout: {steps}"
-    yield f"- Tokens: `{entry.options.get('aggregation', 'token_mean')}`. KL: {entry.kl or 'none'}"
+    yield f"- Tokens: `{entry.options.get('policy_loss.aggregation', 'token_mean')}`. KL: {entry.kl or 'none'}"
 
 
 def function_section(doc: FunctionDoc, package: str) -> Iterator[str]:

@@ -244,8 +244,8 @@ def _check_demonstrations(module: Rolled, prompts: AlignmentDataModule) -> None:
     weight = module.ptx_coef
     if weight and prompts.ptx is None:
         raise ConfigError(
-            f"method.ptx_coef={weight} mixes demonstrations or text in, and there are none: name their data with "
-            "+data@data.ptx=..., for example +data@data.ptx=ultrachat, or set method.ptx_coef=0"
+            f"method.policy_loss.ptx_coef={weight} mixes demonstrations or text in, and there are none: name their "
+            "data with +data@data.ptx=..., for example +data@data.ptx=ultrachat, or set method.policy_loss.ptx_coef=0"
         )
 
 
@@ -266,17 +266,18 @@ def _check_terms(module: Rolled, reward: Any) -> None:
     assignment = module.assignment
     if assignment.separate and not isinstance(reward, ComposedReward):
         raise ConfigError(
-            "method.multi_reward=normalize_then_sum standardises each term of a reward, and the reward "
+            "method.credit.multi_reward=normalize_then_sum standardises each term of a reward, and the reward "
             f"{_name(reward)!r} has no terms: choose reward=composite, or sum_then_normalize"
         )
     if assignment.weights and not assignment.separate:
         raise ConfigError(
-            "method.reward_weights are of multi_reward=normalize_then_sum: set that, or weigh the terms with "
+            "method.credit.reward_weights are of multi_reward=normalize_then_sum: set that, or weigh the terms with "
             "reward.weights of reward=composite"
         )
     names = term_names(reward)
     for name in sorted(set(assignment.weights) - set(names or assignment.weights)):
-        raise ConfigError(f"method.reward_weights.{name}: the reward has no such term.{suggestion(name, names or ())}")
+        told = suggestion(name, names or ())
+        raise ConfigError(f"method.credit.reward_weights.{name}: the reward has no such term.{told}")
 
 
 def _check_credit(module: Rolled) -> None:
@@ -345,7 +346,7 @@ def check_cost(module: Rolled, names: Collection[str] | None, *, inside: bool = 
         if names is None or (cost.partition("/")[0] if inside else cost) in names:
             continue
         raise ConfigError(
-            f"method.multiplier.cost={cost} is no term of the reward: set method.multiplier.cost to one of its terms, "
+            f"method.credit.multiplier.cost={cost} is no term of the reward: set it to one of its terms, "
             f"or add the term, for example +reward@reward.terms.{cost}=cost reward.terms.{cost}.path=<cost model> "
             f"'reward.costs=[{cost}]'.{suggestion(cost, names)}"
         )
@@ -372,7 +373,7 @@ def without_effect(cfg: DictConfig, module: Any, data: Any) -> Iterator[str]:
     """
     rolled = cast("Rolled", module) if module.draws else None
     if cfg.data.get("ptx") is not None and not (rolled and rolled.ptx_coef):
-        yield "data.ptx: this method gives it no weight (method.ptx_coef of method=ppo and ppo_lagrangian)"
+        yield "data.ptx: this method gives it no weight (method.policy_loss.ptx_coef of method=ppo and ppo_lagrangian)"
     if not draws(cfg, module):
         if cfg.get("rollout") and not str(cfg.rollout.get("_target_")).endswith(".TransformersEngine"):
             yield "rollout: this method learns from the responses of the data and draws none"

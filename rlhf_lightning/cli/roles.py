@@ -88,7 +88,7 @@ def _part(name: str, cls: str) -> Role:
     return Role(name, (f"{_R}.methods",), bases=(f"{_R}.methods.{cls}",))
 
 
-_REWARDS = r"(?:method\.|guidance\.)?reward(?:\.terms\.[^.]+|\.right)*"
+_REWARDS = r"(?:method\.credit\.|guidance\.)?reward(?:\.terms\.[^.]+|\.right)*"
 _DATAS = r"data(?:\.ptx)*"
 
 #: Patterns of whole keys, and the role of what is made there.
@@ -102,9 +102,9 @@ PLACES: tuple[tuple[str, Role], ...] = (
     (r"rounds\.selector", Role("a selector", (f"{_R}.selection",), declares="selector")),
     (r"method\.(?:head|critic)", _HEAD),
     (r"method\.kl", _part("a KL penalty", "kl.KLPenalty")),
-    (r"method\.shaping", _part("a shaping of rewards", "shaping.RewardShaping")),
-    (r"method\.multiplier", _part("a multiplier of costs", "lagrangian.Multiplier")),
-    (r"method\.mismatch", _part("a correction of the engine's log-probs", "mismatch.Mismatch")),
+    (r"method\.credit\.shaping", _part("a shaping of rewards", "shaping.RewardShaping")),
+    (r"method\.credit\.multiplier", _part("a multiplier of costs", "lagrangian.Multiplier")),
+    (r"method\.policy_loss\.mismatch", _part("a correction of the engine's log-probs", "mismatch.Mismatch")),
     (r"method\.density_ratio", _part("a density ratio", "density_ratio.DensityRatio")),
     (_REWARDS, _REWARD),
     (rf"{_REWARDS}\.(?:function|extract)", _TEXTS),

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 #: Makes the data of the run as a kind, its name; ``mismatched``: with what KTO's reference point is estimated from.
 MakeData = Callable[..., "AlignmentDataModule"]
 #: What makes samples and scores beside the method's options: a rollout of others is not taken up again.
-_IDENTITY = ("reward", "method.reward", "rollout", "model", "adapter", "prompting", "guidance")
+_IDENTITY = ("reward", "method.credit.reward", "rollout", "model", "adapter", "prompting", "guidance")
 
 
 def make_rounds(
@@ -118,7 +118,7 @@ def earlier_of(rounds: Rounds, roles: frozenset[str], models: ModelBuilder) -> E
 def make_rollouts(cfg: DictConfig, models: ModelBuilder, module: Rolled, prompts: AlignmentDataModule) -> OnlineData:
     """The data of an on-policy method.
 
-    The reward is ``reward``; where that is ``none``, the method's own (``method.reward``).
+    The reward is ``reward``; where that is ``none``, the method's own (``method.credit.reward``).
 
     Args:
         cfg: of the run.

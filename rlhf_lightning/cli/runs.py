@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rlhf_lightning.cli.compose import parse
 from rlhf_lightning.cli.config_file import read_data
 from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.renamed import with_new_names
 from rlhf_lightning.files import recovered
 
 #: What a run decides for ``rlhf evaluate``, unless the user does.
@@ -86,7 +87,7 @@ def take_over(cfg: DictConfig, run: DictConfig, keys: Iterable[str], overrides: 
             top = key.partition(".")[0]
             if "." in key and top in keys and top not in given:
                 OmegaConf.update(result, key, _select(cfg, key), force_add=True)
-    return result
+    return with_new_names(result)
 
 
 def with_prompting(cfg: DictConfig) -> DictConfig:

@@ -7,10 +7,12 @@ is checked without anyone writing a schema for it.
 
 from __future__ import annotations
 
+import collections.abc
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
@@ -212,11 +214,22 @@ def _advice(cfg: DictConfig, full: str, offered: Sequence[str]) -> str:
     return f" Did you mean {' or '.join(right)}?\n  options: {', '.join(sorted(offered))}"
 
 
+def _value_object(annotation: Any) -> type | None:
+    """The class of a value object that a yaml gives as a mapping: ``Options | Mapping[str, Any] | None``."""
+    arms = get_args(annotation)
+    if not any(get_origin(arm) is collections.abc.Mapping for arm in arms):
+        return None
+    return next((arm for arm in arms if dataclasses.is_dataclass(arm) and isinstance(arm, type)), None)
+
+
 def _given_later(parameter: inspect.Parameter) -> bool:
     return parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
 
 
 def _check_option(cfg: DictConfig, full: str, value: Any, annotation: Any) -> Iterator[str]:
+    if (kind := _value_object(annotation)) is not None and isinstance(value, dict) and "_target_" not in value:
+        yield from _check_call(cfg, full, kind, value, full, partial=False)
+        return
     if any(True for _ in targets(value)):
         return  # the objects that these nodes become are judged by their own signatures
     accepted, problem = check_value(value, annotation)

@@ -71,7 +71,7 @@ def shared_rounds(cfg: DictConfig, models: ModelBuilder, data: OnlineData, preci
 
 def reward_identity(cfg: DictConfig) -> str | None:
     """What a job's scores are a function of, beside samples and columns; None where that cannot be known."""
-    node = cfg.get("reward") or OmegaConf.select(cfg, "method.reward")
+    node = cfg.get("reward") or OmegaConf.select(cfg, "method.credit.reward")
     if not node:
         return "none"
     tree = OmegaConf.to_container(node, resolve=True)

@@ -14,6 +14,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 
+from rlhf_lightning.cli.renamed import names_of
+
 #: Packages that a ``_target_`` may name, separated by commas; as ``allow_targets`` of every command.
 ALLOW = "RLHF_ALLOW_TARGETS"
 #: Keys, each with everything below it, and what a value becomes; ``*`` is any name.
@@ -39,7 +41,7 @@ def uncommanded(tree: Mapping[str, Any], overrides: Sequence[str]) -> Iterator[s
         tree: a resolved configuration.
         overrides: the user's.
     """
-    given = commanded(overrides)
+    given = names_of(commanded(overrides))
     for key, becomes in COMMANDED.items():
         for leaf, value in _below(tree, key.split(".")):
             if not is_commanded(leaf, given):

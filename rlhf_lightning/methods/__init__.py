@@ -8,9 +8,15 @@ from rlhf_lightning.methods.distillation import ContextDistillation, KnowledgeDi
 from rlhf_lightning.methods.judge import Judge
 from rlhf_lightning.methods.judged import Judged
 from rlhf_lightning.methods.kl import KLPenalty
-from rlhf_lightning.methods.lagrangian import Multiplier
+from rlhf_lightning.methods.lagrangian import CriticCreditOptions, Multiplier
 from rlhf_lightning.methods.mismatch import Mismatch
 from rlhf_lightning.methods.policy_gradient import PolicyGradient
+from rlhf_lightning.methods.policy_options import (
+    ActorLossOptions,
+    CreditOptions,
+    PolicyLossOptions,
+    ValueLossOptions,
+)
 from rlhf_lightning.methods.preference import Preference
 from rlhf_lightning.methods.ranking import Ranked
 from rlhf_lightning.methods.rating import Rating
@@ -24,11 +30,14 @@ from rlhf_lightning.methods.value_based import ValueBased
 
 __all__ = [
     "PPO",
+    "ActorLossOptions",
     "AlignmentModule",
     "ContextDistillation",
     "ContrastedModels",
     "Contrastive",
     "CostModel",
+    "CreditOptions",
+    "CriticCreditOptions",
     "DensityRatio",
     "Instructed",
     "InstructedRepresentation",
@@ -39,6 +48,7 @@ __all__ = [
     "Mismatch",
     "Multiplier",
     "PolicyGradient",
+    "PolicyLossOptions",
     "Preference",
     "Ranked",
     "RankedRewardModel",
@@ -49,4 +59,5 @@ __all__ = [
     "Supervised",
     "Unpaired",
     "ValueBased",
+    "ValueLossOptions",
 ]

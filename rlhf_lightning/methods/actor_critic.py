@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,15 +15,14 @@ from rlhf_lightning.losses.critic import value_error
 from rlhf_lightning.losses.options import refuse_cut
 from rlhf_lightning.methods.assignment import Assignment
 from rlhf_lightning.methods.kl import KLPenalty, scored_by_policy
-from rlhf_lightning.methods.lagrangian import CostAssignment, Multiplier
-from rlhf_lightning.methods.mismatch import Mismatch
+from rlhf_lightning.methods.lagrangian import CostAssignment, CriticCreditOptions
 from rlhf_lightning.methods.optimizers import decay_groups
 from rlhf_lightning.methods.policy_gradient import PolicyGradient
-from rlhf_lightning.methods.shaping import RewardShaping
+from rlhf_lightning.methods.policy_options import ActorLossOptions, ValueLossOptions
 from rlhf_lightning.models.critic import ActorCritic
 from rlhf_lightning.models.modes import evaluating
 from rlhf_lightning.ops.exponent import bounded_exp
-from rlhf_lightning.options import NonNegative, Positive, WholeNumber
+from rlhf_lightning.options import value_object
 from rlhf_lightning.types import (
     Credit,
     Episodes,
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
     from rlhf_lightning.models.roles import Models
 
-Whitening = Literal["minibatch", "rollout", "none"]
 #: What each output of the critic is: its field at the rollout, and that of the returns it learns.
 CRITICS = (("value", "returns"), ("cost_value", "cost_returns"))
 
@@ -61,28 +59,13 @@ class PPO(PolicyGradient):
         scheduler: see ``AlignmentModule``.
         advantage: a credit function that also gives ``returns``, such as ``credit.gae``.
         critic: the class ``models.ActorCritic``, or a partial with its options.
-        value_coef: c_v.
-        value_clip: epsilon of the value loss, in units of the reward; None: no clip.
-        critic_lr: learning rate of the critic; None: the policy's.
-        critic_warmup: first optimiser steps that train the critic alone.
-        whiten_advantages: over each optimiser step (``minibatch``), over the rollout, or not.
-        whiten_unbiased: divide the squares by n - 1 instead of n.
-        advantage_clip: bound of an absolute advantage, after whitening; None: none.
-        max_ratio: a step whose mean ratio exceeds this does not train the policy, and no step may be cut then; None:
-            none is left out.
-        ptx_coef: weight of the likelihood of pretraining text that comes with each batch, as a mean over its tokens.
-        multiplier: price of a cost, with a credit function that weighs one such as ``credit.lagrangian``; the critic
-            then has two values a token, the second one of the cost (PPO-Lagrangian). None: there is no cost.
+        value_loss: weight c_v and clip of the critic's loss, and how it is trained; the options of
+            ``ValueLossOptions`` by name.
         rollout: see ``PolicyGradient``.
         kl: see ``PolicyGradient``.
-        aggregation: of policy and value loss; see ``PolicyGradient``.
-        aggregation_length: see ``PolicyGradient``.
-        shaping: see ``PolicyGradient``.
-        mismatch: see ``PolicyGradient``.
-        entropy_coef: c_e.
-        target_kl: see ``PolicyGradient``.
-        score_temperature: see ``PolicyGradient``.
-        reward: see ``PolicyGradient``.
+        policy_loss: with c_e and c_ptx; the options of ``ActorLossOptions`` by name. ``aggregation`` is that of the
+            value loss too.
+        credit: the options of ``CriticCreditOptions`` by name.
         statistics: see ``AlignmentModule``.
 
     Raises:
@@ -90,6 +73,8 @@ class PPO(PolicyGradient):
     """
 
     assigner: ClassVar[type[Assignment]] = CostAssignment
+
+    policy_loss: ActorLossOptions
 
     def __init__(
         self,
@@ -100,28 +85,14 @@ class PPO(PolicyGradient):
         *,
         advantage: Callable[..., Any],
         critic: Callable[..., ActorCritic] = ActorCritic,
-        value_coef: NonNegative = 0.1,
-        value_clip: Positive | None = 0.2,
-        critic_lr: Positive | None = None,
-        critic_warmup: WholeNumber = 0,
-        whiten_advantages: Whitening = "minibatch",
-        whiten_unbiased: bool = True,
-        advantage_clip: Positive | None = None,
-        max_ratio: Positive | None = None,
-        ptx_coef: NonNegative = 0.0,
-        multiplier: Multiplier | None = None,
+        value_loss: ValueLossOptions | Mapping[str, Any] | None = None,
         rollout: RolloutOptions | Mapping[str, Any] | None = None,
         kl: KLPenalty | None = None,
-        aggregation: str = "token_mean",
-        aggregation_length: float | None = None,
-        shaping: RewardShaping | None = None,
-        mismatch: Mismatch | None = None,
-        entropy_coef: float = 0.0,
-        target_kl: Positive | None = None,
-        score_temperature: Positive | None = None,
-        reward: Any = None,
+        policy_loss: ActorLossOptions | Mapping[str, Any] | None = None,
+        credit: CriticCreditOptions | Mapping[str, Any] | None = None,
         statistics: Sequence[str] = ("entropy",),
     ) -> None:
+        options = value_object(CriticCreditOptions, credit, CriticCreditOptions.node)
         super().__init__(
             models,
             loss,
@@ -130,49 +101,19 @@ class PPO(PolicyGradient):
             advantage=advantage,
             rollout=rollout,
             kl=kl,
-            aggregation=aggregation,
-            aggregation_length=aggregation_length,
-            shaping=shaping,
-            mismatch=mismatch,
-            entropy_coef=entropy_coef,
-            target_kl=target_kl,
-            score_temperature=score_temperature,
-            reward=reward,
+            policy_loss=value_object(ActorLossOptions, policy_loss, ActorLossOptions.node),
+            credit=options,
             statistics=statistics,
         )
-        self.value_coef, self.value_clip = value_coef, value_clip
-        self.critic_lr, self.critic_warmup = critic_lr, critic_warmup
-        self.whiten_advantages, self.whiten_unbiased = whiten_advantages, whiten_unbiased
-        self.advantage_clip, self.max_ratio, self.ptx_coef = advantage_clip, max_ratio, ptx_coef
-        self._check_options()
-        self._attach(multiplier)
+        self.value_loss = value_object(ValueLossOptions, value_loss, ValueLossOptions.node)
+        self.whiten, self.whiten_unbiased, self.advantage_clip = options.whiten, options.whiten_unbiased, options.clip
+        self.ptx_coef = self.policy_loss.ptx_coef
         self.actor = functools.partial(critic, outputs=self.outputs)
-
-    def _attach(self, multiplier: Multiplier | None) -> None:
-        """Give credit assignment its price of a cost."""
-        weighs = "multiplier" in self.assignment.needs
-        if weighs != (multiplier is not None):
-            raise ValueError("method.multiplier goes with method.advantage=credit.lagrangian: give both or neither")
-        assert isinstance(self.assignment, CostAssignment)
-        self.assignment.multiplier = multiplier
 
     @property
     def outputs(self) -> int:
         """Values a token that the critic has: one of the reward, and one of the cost where there is one."""
         return 2 if "cost_value" in self.assignment.needs else 1
-
-    def _check_options(self) -> None:
-        if self.whiten_advantages not in get_args(Whitening):
-            raise ValueError(
-                f"method.whiten_advantages={self.whiten_advantages!r}; it can be {', '.join(get_args(Whitening))}"
-            )
-        for name in ("value_coef", "critic_warmup", "ptx_coef"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"method.{name}={getattr(self, name)} must be at least 0")
-        for name in ("value_clip", "critic_lr", "advantage_clip", "max_ratio"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"method.{name}={value} must be positive or null")
 
     @property
     def cost_terms(self) -> frozenset[str]:
@@ -186,7 +127,7 @@ class PPO(PolicyGradient):
         named = list(self.policy.named_parameters())
         groups = decay_groups(parameter for name, parameter in named if not self.policy.of_critic(name))
         critic = decay_groups(parameter for name, parameter in named if self.policy.of_critic(name))
-        rate = {} if self.critic_lr is None else {"lr": self.critic_lr}
+        rate = {} if self.value_loss.critic_lr is None else {"lr": self.value_loss.critic_lr}
         return groups + [group | rate for group in critic]
 
     # Between rollout and steps
@@ -219,7 +160,7 @@ class PPO(PolicyGradient):
             returns, value = credit.tokens[target].token, episodes.tokens[name].token
             credit.metrics |= {f"{target}/{key}": number for key, number in _moments(returns).items()}
             credit.metrics[f"{name}/explained_variance"] = _explained(value, returns)
-        if self.whiten_advantages == "rollout":
+        if self.whiten == "rollout":
             advantage = credit.tokens["advantage"]
             credit.tokens["advantage"] = advantage.with_token(whiten(advantage.token, unbiased=self.whiten_unbiased))
         return credit
@@ -233,10 +174,10 @@ class PPO(PolicyGradient):
             ValueError: ``max_ratio`` looks at a whole step, and the trainer cuts it.
         """
         super().setup(stage)
-        if stage == "fit" and self.max_ratio is not None:
+        if stage == "fit" and self.policy_loss.max_ratio is not None:
             micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
-            what = f"method.max_ratio={self.max_ratio} looks at the mean ratio of a micro-batch"
-            refuse_cut(what, micro_batches, "method.max_ratio=null")
+            what = f"method.policy_loss.max_ratio={self.policy_loss.max_ratio} looks at the mean ratio of a micro-batch"
+            refuse_cut(what, micro_batches, "method.policy_loss.max_ratio=null")
 
     def compute(self, batch: RolloutBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of a rollout."""
@@ -245,13 +186,13 @@ class PPO(PolicyGradient):
             batch, values=True, temperature=self.temperature, statistics=self.wanted_statistics, **compared
         )
         losses, named = self.objective(batch, policy)
-        if self.max_ratio is not None:
+        if self.policy_loss.max_ratio is not None:
             ratio = bounded_exp(policy.token.detach() - self.old_log_probs(batch, policy).token).mean()
-            skipped = ratio > self.max_ratio
+            skipped = ratio > self.policy_loss.max_ratio
             losses, named["ratio/skipped"] = torch.where(skipped, 0.0, losses), skipped.float()
         for (name, target), value in zip(CRITICS, values, strict=False):
             error, diagnostics = self._value_loss(batch, name, target, batch.ragged(value))
-            losses, named = losses + self.value_coef * error, named | diagnostics
+            losses, named = losses + self.value_loss.coef * error, named | diagnostics
         output = self.output(batch, policy, losses, named)
         return self._with_pretraining(batch, output) if self.ptx_coef else output
 
@@ -264,7 +205,7 @@ class PPO(PolicyGradient):
                 f"the batch has no {name} or no {target}: take batches from the rollout loader, or give a batch those "
                 "of module.scores and module.credit"
             )
-        result = value_error(value, old, returns, clip=self.value_clip)
+        result = value_error(value, old, returns, clip=self.value_loss.clip)
         losses = self.aggregated(value.with_token(result.token))
         prefix = name.removesuffix("value")  # "" or "cost_"
         named = {prefix + key: number for key, number in result.diagnostics.items()}
@@ -274,8 +215,8 @@ class PPO(PolicyGradient):
         text = batch.ptx
         if text is None:
             raise ValueError(
-                f"method.ptx_coef={self.ptx_coef} mixes pretraining text in, and the batch brings none: give the data "
-                "as data.ptx, or set method.ptx_coef=0"
+                f"method.policy_loss.ptx_coef={self.ptx_coef} mixes pretraining text in, and the batch brings none: "
+                "give the data as data.ptx, or set method.policy_loss.ptx_coef=0"
             )
         log_probs: SequenceLogProbs = self.policy(text.stand_in or text)
         losses = (-log_probs.sum() / log_probs.step_length)[: len(text)]
@@ -287,7 +228,7 @@ class PPO(PolicyGradient):
         """See ``PolicyGradient``; whitened over the optimiser step and clipped as the options say."""
         advantage = super().advantages(batch)
         token = advantage.token
-        if self.whiten_advantages == "minibatch":
+        if self.whiten == "minibatch":
             mean, std = batch.advantage_moments
             tokens = sum(batch.totals.slot_tokens)
             correction = tokens / (tokens - 1) if self.whiten_unbiased and tokens > 1 else 1.0
@@ -300,7 +241,7 @@ class PPO(PolicyGradient):
         """Note the critic's learning rate; in the warm-up let the policy have no gradient."""
         super().on_before_optimizer_step(optimizer)
         self.track("train/lr/critic", torch.tensor(optimizer.param_groups[-1]["lr"], device=self.device))
-        if self.trainer.global_step < self.critic_warmup:
+        if self.trainer.global_step < self.value_loss.critic_warmup:
             for name, parameter in self.policy.named_parameters():
                 if not self.policy.of_critic(name):
                     parameter.grad = None

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from rlhf_lightning.credit import options as credit_options
 from rlhf_lightning.credit.token_rewards import token_rewards
 from rlhf_lightning.methods.kl import KLPenalty, distance
+from rlhf_lightning.methods.policy_options import CreditOptions
 from rlhf_lightning.methods.running import RunningMoments
-from rlhf_lightning.methods.shaping import RewardShaping
 from rlhf_lightning.types import Credit, Episodes, Ragged
-
-_ORDERS = ("sum_then_normalize", "normalize_then_sum")
 
 
 class Assignment(nn.Module):
@@ -24,40 +22,34 @@ class Assignment(nn.Module):
     Args:
         advantage: a credit function or a partial of one; see ``PolicyGradient``.
         kl: the penalty for leaving the reference.
-        shaping: see ``PolicyGradient``.
-        multi_reward: see ``PolicyGradient``.
-        weights: see ``PolicyGradient.reward_weights``.
-        decay: see ``PolicyGradient.running_decay``.
+        options: what is done with rewards around the credit function.
 
     Raises:
-        ValueError: an option is unknown or out of its range.
+        ValueError: options do not go with the credit function.
     """
 
     def __init__(
         self,
         advantage: Callable[..., Any],
         kl: KLPenalty,
-        shaping: RewardShaping | None = None,
-        *,
-        multi_reward: str = "sum_then_normalize",
-        weights: Mapping[str, float] | None = None,
-        decay: float | None = None,
+        options: CreditOptions,
     ) -> None:
         super().__init__()
         credit_options.validate(advantage)
-        if multi_reward not in _ORDERS:
-            raise ValueError(f"method.multi_reward={multi_reward!r}; it can be {', '.join(_ORDERS)}")
         self.needs = credit_options.takes(advantage)
-        self.advantage, self.kl, self.shaping = advantage, kl, shaping
-        self.separate, self.weights = multi_reward == "normalize_then_sum", dict(weights or {})
+        self.advantage, self.kl, self.shaping = advantage, kl, options.shaping
+        self.separate = options.multi_reward == "normalize_then_sum"
+        self.weights = dict(options.reward_weights or {})
         if self.separate and "reward" not in self.needs:
-            raise ValueError("method.multi_reward=normalize_then_sum needs a credit function of rewards, such as grpo")
+            raise ValueError(
+                "method.credit.multi_reward=normalize_then_sum needs a credit function of rewards, such as grpo"
+            )
         if self.separate and kl.in_reward:
             raise ValueError(
-                "method.multi_reward=normalize_then_sum standardises each reward, and a KL penalty is none of them: "
-                "set method.kl.place=loss"
+                "method.credit.multi_reward=normalize_then_sum standardises each reward, and a KL penalty is none of "
+                "them: set method.kl.place=loss"
             )
-        self.running = RunningMoments(decay) if "running" in self.needs else None
+        self.running = RunningMoments(options.running_decay) if "running" in self.needs else None
 
     @property
     def cost_terms(self) -> frozenset[str]:
@@ -141,7 +133,8 @@ class Assignment(nn.Module):
     def _sum_of_terms(self, episodes: Episodes, kl: Ragged | None) -> Tensor:
         if not episodes.terms:
             raise ValueError(
-                "method.multi_reward=normalize_then_sum standardises each term of a reward: choose reward=composite"
+                "method.credit.multi_reward=normalize_then_sum standardises each term of a reward: choose "
+                "reward=composite"
             )
         total = torch.zeros_like(episodes.reward)
         for name, term in episodes.terms.items():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from rlhf_lightning.credit.token_rewards import token_rewards
 from rlhf_lightning.methods.assignment import Assignment
+from rlhf_lightning.methods.kl import KLPenalty
+from rlhf_lightning.methods.policy_options import CreditOptions
+from rlhf_lightning.options import Positive
 from rlhf_lightning.types import Credit, Episodes, Ragged
 
 
@@ -59,7 +63,7 @@ class Multiplier(nn.Module):
         super().__init__()
         if not 0 < init <= maximum or lr < 0 or delay < 0 or window < 1:
             raise ValueError(
-                f"method.multiplier: init={init} must be positive and at most maximum={maximum}, lr={lr} and "
+                f"method.credit.multiplier: init={init} must be positive and at most maximum={maximum}, lr={lr} and "
                 f"delay={delay} at least 0, and window={window} at least 1"
             )
         self.cost, self.threshold, self.lr, self.maximum, self.delay = cost, threshold, lr, maximum, delay
@@ -101,14 +105,43 @@ class Multiplier(nn.Module):
         return self
 
 
+@dataclass(frozen=True)
+class CriticCreditOptions(CreditOptions):
+    """The same, of advantages that a critic's values give.
+
+    Attributes:
+        whiten: advantages, over each optimiser step (``minibatch``), over the rollout, or not.
+        whiten_unbiased: divide the squares by n - 1 instead of n.
+        clip: bound of an absolute advantage, after whitening; None: none.
+        multiplier: price of a cost, with a credit function that weighs one such as ``credit.lagrangian``; the critic
+            then has two values a token, the second one of the cost (PPO-Lagrangian). None: there is no cost.
+    """
+
+    whiten: Literal["minibatch", "rollout", "none"] = "minibatch"
+    whiten_unbiased: bool = True
+    clip: Positive | None = None
+    multiplier: Multiplier | None = None
+
+
 class CostAssignment(Assignment):
-    """Credit for a reward and, where there is a multiplier, for a cost that the reward has as a term."""
+    """Credit for a reward and, where there is a multiplier, for a cost that the reward has as a term.
 
-    multiplier: Multiplier | None  #: set by the method
+    Args:
+        advantage: see ``Assignment``.
+        kl: see ``Assignment``.
+        options: see ``Assignment``.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.multiplier = None
+    Raises:
+        ValueError: a multiplier without a credit function that weighs a cost, or such a function without one.
+    """
+
+    def __init__(self, advantage: Callable[..., Any], kl: KLPenalty, options: CriticCreditOptions) -> None:
+        super().__init__(advantage, kl, options)
+        if ("multiplier" in self.needs) != (options.multiplier is not None):
+            raise ValueError(
+                "method.credit.multiplier goes with method.advantage=credit.lagrangian: give both or neither"
+            )
+        self.multiplier = options.multiplier
 
     @property
     def cost_terms(self) -> frozenset[str]:
@@ -151,6 +184,7 @@ class CostAssignment(Assignment):
         if name not in episodes.terms:
             raise ValueError(
                 f"the reward has no term {name!r} to limit; its terms are {sorted(episodes.terms)}: choose "
-                "reward=composite with a cost model among reward.costs, or set method.multiplier.cost to a term's name"
+                "reward=composite with a cost model among reward.costs, or set method.credit.multiplier.cost to a "
+                "term's name"
             )
         return episodes.terms[name]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -74,46 +73,36 @@ class Mismatch:
     def __post_init__(self) -> None:
         for name, allowed in (("correction", Correction), ("ratio", SequenceRatio), ("outside", Outside)):
             if getattr(self, name) not in get_args(allowed):
-                raise ValueError(f"method.mismatch.{name}={getattr(self, name)!r}: choose from {get_args(allowed)}")
+                raise ValueError(
+                    f"method.policy_loss.mismatch.{name}={getattr(self, name)!r}: choose from {get_args(allowed)}"
+                )
         self._check_bounds()
         if self.bypass and self.correction != "none":
             raise ValueError(
-                f"method.mismatch.bypass=true with correction={self.correction}: the loss's ratio contains the weight "
-                "already and it would count twice; choose correction=none or bypass=false"
+                f"method.policy_loss.mismatch.bypass=true with correction={self.correction}: the loss's ratio contains "
+                "the weight already and it would count twice; choose correction=none or bypass=false"
             )
         if self.off_policy_threshold is not None and not self.off_policy_threshold > 0:
-            raise ValueError(f"method.mismatch.off_policy_threshold={self.off_policy_threshold} must be positive")
+            raise ValueError(
+                f"method.policy_loss.mismatch.off_policy_threshold={self.off_policy_threshold} must be positive"
+            )
 
     def _check_bounds(self) -> None:
         given = [name for name in ("low", "high") if getattr(self, name) is not None]
         if given and self.correction == "none":
-            raise ValueError(f"method.mismatch.{given[0]} bounds nothing: correction=none has no weights")
+            raise ValueError(f"method.policy_loss.mismatch.{given[0]} bounds nothing: correction=none has no weights")
         if self.low is not None and self.correction == "tis":
-            raise ValueError("method.mismatch.low: tis has no lower bound; choose correction=clamp")
+            raise ValueError("method.policy_loss.mismatch.low: tis has no lower bound; choose correction=clamp")
         if self.correction != "seq_mask" and (self.ratio, self.outside) != ("product", "mask"):
             raise ValueError(
-                f"method.mismatch.ratio and outside belong to correction=seq_mask, not to {self.correction}"
+                f"method.policy_loss.mismatch.ratio and outside belong to correction=seq_mask, not to {self.correction}"
             )
         low, high = self.bounds
         if not 0 <= low <= 1 <= high:
             raise ValueError(
-                f"method.mismatch: bounds [{low}, {high}] must contain 1, the weight where engine and trainer agree, "
-                "and begin at 0 or above"
+                f"method.policy_loss.mismatch: bounds [{low}, {high}] must contain 1, the weight where engine and "
+                "trainer agree, and begin at 0 or above"
             )
-
-    @classmethod
-    def of(cls, options: Mismatch | Mapping[str, Any] | None) -> Mismatch:
-        """The options themselves, or made of what a configuration gives by name; None: no correction.
-
-        Raises:
-            ValueError: a name is none of the attributes, or see above.
-        """
-        if isinstance(options, Mismatch):
-            return options
-        known = [one.name for one in fields(cls)]
-        if unknown := [name for name in options or {} if name not in known]:
-            raise ValueError(f"method.mismatch has no option {unknown[0]!r}; its options are {known}")
-        return cls(**(options or {}))
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -186,8 +175,8 @@ class Mismatch:
         if rollout is None:
             what = "bypass=true" if self.bypass else f"correction={self.correction}"
             raise ValueError(
-                f"method.mismatch.{what} needs the engine's log-probs and this engine gives none: "
-                "choose rollout=transformers, vllm or vllm_server, or method.mismatch=null"
+                f"method.policy_loss.mismatch.{what} needs the engine's log-probs and this engine gives none: "
+                "choose rollout=transformers, vllm or vllm_server, or method.policy_loss.mismatch=null"
             )
         return rollout
 

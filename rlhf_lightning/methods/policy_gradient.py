@@ -14,11 +14,11 @@ from rlhf_lightning.losses.policy_gradient import is_sequence_level
 from rlhf_lightning.methods.assignment import Assignment
 from rlhf_lightning.methods.base import DIAGNOSTIC, STATISTICS, AlignmentModule
 from rlhf_lightning.methods.kl import KLPenalty, distance, scored_by_policy
-from rlhf_lightning.methods.mismatch import Mismatch
-from rlhf_lightning.methods.shaping import RewardShaping
+from rlhf_lightning.methods.policy_options import CreditOptions, PolicyLossOptions
 from rlhf_lightning.methods.tracking import Maxima, Means
 from rlhf_lightning.models.modes import evaluating
-from rlhf_lightning.ops.aggregation import aggregate, check_aggregation
+from rlhf_lightning.ops.aggregation import aggregate
+from rlhf_lightning.options import value_object
 from rlhf_lightning.types import (
     Credit,
     Episodes,
@@ -50,21 +50,10 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         optimizer: see ``AlignmentModule``.
         scheduler: see ``AlignmentModule``.
         advantage: a credit function or a partial of one.
-        rollout: how samples are drawn and used; a mapping of the options of ``RolloutOptions``.
+        rollout: how samples are drawn and used; the options of ``RolloutOptions`` by name.
         kl: the penalty for leaving the reference; None: none.
-        aggregation: how tokens are added up, see ``ops.aggregation``; ``local_token_mean`` depends on a step's cut.
-        aggregation_length: the constant of ``seq_mean_token_sum_norm``, tokens.
-        shaping: what becomes of rewards before they are used; None: nothing.
-        mismatch: weights of tokens whose engine computes other log-probs than the trainer; None: none.
-        entropy_coef: weight of the entropy bonus, aggregated as the loss is.
-        target_kl: the rest of a rollout's steps is skipped once the mean ``approx_kl`` of a step exceeds this, nats a
-            token; None: never.
-        score_temperature: divides the logits of what is trained on; None: ``rollout.temperature``.
-        multi_reward: ``sum_then_normalize``, or ``normalize_then_sum``: each term of a composite reward gets its
-            advantages, their weighted sum is standardised over the rollout (GDPO).
-        reward_weights: weight of each term by name for ``normalize_then_sum``; a term that is not named has 1.
-        running_decay: of the running mean of rewards that a credit function may ask for; None: a plain average.
-        reward: the method's own reward, which the loop uses when no other is chosen.
+        policy_loss: from a number a token to the loss of a step; the options of ``PolicyLossOptions`` by name.
+        credit: what is done with rewards around the credit function; the options of ``CreditOptions`` by name.
         statistics: see ``AlignmentModule``.
 
     Raises:
@@ -77,6 +66,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
     legal: ClassVar[frozenset[str]] = frozenset({"policy", "old", "advantage", "reference"})
 
     assigner: ClassVar[type[Assignment]] = Assignment  #: what makes advantages of rewards
+    policy_loss: PolicyLossOptions
     ptx_coef: float = 0.0  #: weight of demonstrations beside the rollouts
 
     stopped: Tensor  #: number of the rollout whose further steps are skipped, 0-dimensional; -1: none
@@ -91,17 +81,8 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         advantage: Callable[..., Any],
         rollout: RolloutOptions | Mapping[str, Any] | None = None,
         kl: KLPenalty | None = None,
-        aggregation: str = "token_mean",
-        aggregation_length: float | None = None,
-        shaping: RewardShaping | None = None,
-        mismatch: Mismatch | Mapping[str, Any] | None = None,
-        entropy_coef: float = 0.0,
-        target_kl: float | None = None,
-        score_temperature: float | None = None,
-        multi_reward: str = "sum_then_normalize",
-        reward_weights: Mapping[str, float] | None = None,
-        running_decay: float | None = None,
-        reward: Any = None,
+        policy_loss: PolicyLossOptions | Mapping[str, Any] | None = None,
+        credit: CreditOptions | Mapping[str, Any] | None = None,
         statistics: Sequence[str] = ("entropy",),
     ) -> None:
         penalty = kl or KLPenalty("none")
@@ -113,23 +94,19 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
             statistics=statistics,
             further=self.requires({"loss": loss, "kl": penalty}),
         )
-        constant = None if aggregation_length is None else float(aggregation_length)
-        check_aggregation(aggregation, constant)
-        if is_sequence_level(loss) and aggregation != "seq_mean_token_mean":
+        self.policy_loss = value_object(PolicyLossOptions, policy_loss, PolicyLossOptions.node)
+        if is_sequence_level(loss) and self.policy_loss.aggregation != "seq_mean_token_mean":
             raise ValueError(
-                f"method.aggregation={aggregation} would weigh responses by length, and the loss gives one number a "
-                "response: set method.aggregation=seq_mean_token_mean"
+                f"{self.policy_loss.node}.aggregation={self.policy_loss.aggregation} would weigh responses by length, "
+                "and the loss gives one number a response: set method.policy_loss.aggregation=seq_mean_token_mean"
             )
-        _check_numbers(entropy_coef, target_kl, score_temperature)
         _try_out(loss, self.needs)
-        self.rollout = rollout if isinstance(rollout, RolloutOptions) else RolloutOptions.of(rollout or {})
-        self.kl, self.mismatch, self.own_reward = penalty, Mismatch.of(mismatch), reward
-        self.aggregation, self.aggregation_length = aggregation, constant
-        self.entropy_coef, self.target_kl = entropy_coef, target_kl
-        self.temperature = score_temperature or self.rollout.temperature
-        self.assignment = self.assigner(
-            advantage, penalty, shaping, multi_reward=multi_reward, weights=reward_weights, decay=running_decay
-        )
+        self.rollout = value_object(RolloutOptions, rollout, "method.rollout")
+        self.kl, self.mismatch = penalty, self.policy_loss.correction
+        self.temperature = self.policy_loss.temperature or self.rollout.temperature
+        options = value_object(CreditOptions, credit, CreditOptions.node)
+        self.own_reward = options.reward
+        self.assignment = self.assigner(advantage, penalty, options)
         if "baseline" in self.assignment.needs and not self.rollout.greedy_baseline:
             raise ValueError(
                 "the credit function compares with the greedy response: set method.rollout.greedy_baseline=true"
@@ -235,7 +212,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
     def wanted_statistics(self) -> frozenset[str]:
         """What of the policy's distributions a step computes beside log-probs."""
         wanted = self.statistics if self.training else STATISTICS
-        return wanted | {"entropy"} if self.entropy_coef else wanted
+        return wanted | {"entropy"} if self.policy_loss.entropy_coef else wanted
 
     def objective(self, batch: RolloutBatch, policy: SequenceLogProbs) -> tuple[Tensor, dict[str, Tensor]]:
         """The policy's loss with KL term and entropy bonus, one number a response, and detached numbers to log.
@@ -258,8 +235,8 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
             penalty, logged = self._penalty(batch, policy, old)
             token = token + self.kl.coef.to(token) * penalty
             named |= {"kl/loss": penalty} | logged
-        if self.entropy_coef:
-            token = token - self.entropy_coef * policy.statistic("entropy").token
+        if self.policy_loss.entropy_coef:
+            token = token - self.policy_loss.entropy_coef * policy.statistic("entropy").token
         return self.aggregated(policy.with_token(token)), named
 
     def _penalty(self, batch: RolloutBatch, policy: SequenceLogProbs, old: Ragged) -> tuple[Tensor, dict[str, Tensor]]:
@@ -282,7 +259,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         """
         group_loss = losses.view(len(batch), batch.slots).mean(1)
         # A micro-batch's own token mean has no part in the step's denominators.
-        local = self.aggregation == "local_token_mean"
+        local = self.policy_loss.aggregation == "local_token_mean"
         loss = group_loss.mean() if local else self.scaled(group_loss, batch)
         values = {
             "group_loss": group_loss,
@@ -295,14 +272,14 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         return StepOutput(loss, {name: value.detach() for name, value in values.items() if value is not None})
 
     def aggregated(self, token: Ragged) -> Tensor:
-        """One number a response, as ``aggregation`` says."""
+        """One number a response, as ``policy_loss.aggregation`` says."""
         return aggregate(
             token.token,
             token.sequence,
             token.count,
-            self.aggregation,
+            self.policy_loss.aggregation,
             step_length=token.step_length,
-            length=self.aggregation_length,
+            length=self.policy_loss.aggregation_length,
         )
 
     def old_log_probs(self, batch: RolloutBatch, policy: Ragged) -> Ragged:
@@ -336,7 +313,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         """As in the base class; once the policy went too far on this rollout nothing is computed and nothing moves."""
         self._rollout = batch.rollout
         skipped = int(self.stopped) == batch.rollout
-        if self.target_kl is not None:
+        if self.policy_loss.target_kl is not None:
             self.track("train/early_stop", torch.tensor(float(skipped), device=self.device))
         if not skipped:
             return super().training_step(batch, batch_idx)
@@ -351,7 +328,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         """
         super().on_before_optimizer_step(optimizer)
         moved = self._moved.pop(self._sum).get("approx_kl")
-        if moved is not None and self.target_kl is not None and moved > self.target_kl:
+        if moved is not None and self.policy_loss.target_kl is not None and moved > self.policy_loss.target_kl:
             self.stopped.fill_(self._rollout)
 
     @torch.no_grad()
@@ -376,7 +353,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         super()._track_diagnostics(prefix, {name: value for name, value in extras.items() if name not in highest})
         for name in highest:
             self._highest.add(prefix + name.removeprefix(DIAGNOSTIC), extras[name].float())
-        if self.target_kl is not None and prefix == "train/" and DIAGNOSTIC + "approx_kl" in extras:
+        if self.policy_loss.target_kl is not None and prefix == "train/" and DIAGNOSTIC + "approx_kl" in extras:
             self._moved.add("approx_kl", extras[DIAGNOSTIC + "approx_kl"])
 
     def derived(self, prefix: str, means: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -389,12 +366,3 @@ def _try_out(loss: Callable[..., TokenLoss], wanted: frozenset[str]) -> None:
     token = Ragged(torch.zeros(1), torch.zeros(1, dtype=torch.long), 1)
     if wanted <= {"policy", "old", "advantage", "reference"}:
         loss(**dict.fromkeys(wanted - {"reference"}, token))
-
-
-def _check_numbers(entropy_coef: float, target_kl: float | None, score_temperature: float | None) -> None:
-    if entropy_coef < 0 or (target_kl is not None and target_kl <= 0):
-        raise ValueError(
-            f"method.entropy_coef={entropy_coef} must be at least 0, and method.target_kl={target_kl} positive or null"
-        )
-    if score_temperature is not None and score_temperature <= 0:
-        raise ValueError(f"method.score_temperature={score_temperature} must be positive or null")

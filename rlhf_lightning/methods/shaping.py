@@ -59,15 +59,17 @@ class RewardShaping(nn.Module):
         super().__init__()
         if scale not in get_args(Scale) or missing_eos not in get_args(MissingEos):
             raise ValueError(
-                f"method.shaping.scale={scale!r} can be {', '.join(get_args(Scale))}, and "
+                f"method.credit.shaping.scale={scale!r} can be {', '.join(get_args(Scale))}, and "
                 f"missing_eos={missing_eos!r} {', '.join(get_args(MissingEos))}"
             )
         if (clip is not None and clip <= 0) or ref_samples < 2:
             raise ValueError(
-                f"method.shaping.clip={clip} must be positive or null, and ref_samples={ref_samples} at least 2"
+                f"method.credit.shaping.clip={clip} must be positive or null, and ref_samples={ref_samples} at least 2"
             )
         if center and scale == "none":
-            raise ValueError("method.shaping.center=true needs the mean of some scores: set scale=running or scale=ref")
+            raise ValueError(
+                "method.credit.shaping.center=true needs the mean of some scores: set scale=running or scale=ref"
+            )
         self.clip, self.clip_first, self.scale, self.center = clip, clip_first, scale, center
         self.ref_samples = ref_samples
         self.missing_eos, self.missing_eos_penalty = missing_eos, missing_eos_penalty

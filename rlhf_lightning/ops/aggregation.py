@@ -69,11 +69,11 @@ def check_aggregation(how: str, length: float | None) -> None:
         ValueError: naming the options of a method.
     """
     if how not in AGGREGATIONS:
-        raise ValueError(f"method.aggregation={how!r}; it can be {', '.join(AGGREGATIONS)}")
+        raise ValueError(f"method.policy_loss.aggregation={how!r}; it can be {', '.join(AGGREGATIONS)}")
     if how == "seq_mean_token_sum_norm" and (length is None or not length > 0):
         raise ValueError(
-            "method.aggregation=seq_mean_token_sum_norm divides by a constant: "
-            f"method.aggregation_length={length} must be positive, such as the length limit of a response"
+            "method.policy_loss.aggregation=seq_mean_token_sum_norm divides by a constant: "
+            f"method.policy_loss.aggregation_length={length} must be positive, such as the length limit of a response"
         )
 
 

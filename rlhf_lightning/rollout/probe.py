@@ -53,5 +53,6 @@ def check(found: Mapping[str, float], engine: Bounded) -> None:
         f"the log-probs of rollout={engine.name} differ from the trainer's by {found['mean']:.4f} nats a token in the "
         f"mean (at most {found['max']:.4f}), above rollout.max_gap={engine.max_gap}: the engine may hold other weights "
         "or another dtype, or sample at another temperature. Use the trainer's dtype for rollout.dtype, or raise "
-        "rollout.max_gap (null: no bound) and correct for the difference with method.mismatch.correction=tis"
+        "rollout.max_gap (null: no bound) and correct for the difference with "
+        "method.policy_loss.mismatch.correction=tis"
     )

@@ -87,6 +87,6 @@ class RestrictedSampling:
             self._said = True
             log.warning(
                 "vLLM renormalises log-probs after top_p, top_k and min_new_tokens, so these samples carry none: the "
-                "gap to the trainer cannot be measured and method.mismatch needs correction=none"
+                "gap to the trainer cannot be measured and method.policy_loss.mismatch needs correction=none"
             )
         return restricted

@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Bool, Float, Int
@@ -220,21 +219,6 @@ class RolloutOptions:
             raise ValueError(
                 f"method.rollout.max_refills={self.max_refills} and truncate_from={self.truncate_from} must be >= 0"
             )
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> RolloutOptions:
-        """Options by name, as a yaml gives them.
-
-        Raises:
-            ValueError: a name that is none of the options.
-        """
-        known = [option.name for option in fields(cls)]
-        for name in options:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-                hint = f"Did you mean {close[0]}? " if close else ""
-                raise ValueError(f"method.rollout.{name} is no option. {hint}There are {', '.join(known)}")
-        return cls(**options)
 
     @property
     def node(self) -> str:

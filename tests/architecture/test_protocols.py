@@ -27,7 +27,7 @@ ASKING = [*PACKAGE.glob("rounds/*.py"), *PACKAGE.glob("lessons/*.py"), PACKAGE /
 #: Members of torch's own objects, which some builds of them lack.
 FOREIGN = {"to_local", "reshard"}
 #: What a method has no default for.
-REQUIRED = {"rft": ["method.reward.spec=grader.json"]}
+REQUIRED = {"rft": ["method.credit.reward.spec=grader.json"]}
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
 
 

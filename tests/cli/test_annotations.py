@@ -78,7 +78,7 @@ def test_relatives_in_other_groups(chosen: list[str], message: str):
         ("model.layers=0", "[1, inf)"),
         ("reward.max_tokens=0", "[1, inf)"),
         ("rollout.timeout=0", "(0, inf)"),
-        ("method.critic_warmup=-1", "[0, inf)"),
+        ("method.value_loss.critic_warmup=-1", "[0, inf)"),
     ],
 )
 def test_a_value_out_of_its_range_is_refused(override: str, interval: str):

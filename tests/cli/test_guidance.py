@@ -109,7 +109,7 @@ def method(correction: str | None = None, **options) -> SimpleNamespace:
 
 
 def test_policy_gradients_of_guided_samples_are_refused_or_corrected():
-    with pytest.raises(ConfigError, match=r"guidance=dera .*method.mismatch.correction"):
+    with pytest.raises(ConfigError, match=r"guidance=dera .*method.policy_loss.mismatch.correction"):
         check_credit(Realignment(0.5), method())
     check_credit(Realignment(0.5), method("tis"))
     check_credit(RewardGuidance(LengthReward()), method("icepop"))

@@ -46,7 +46,7 @@ GADGETS: dict[str, dict[str, Any]] = {
 MADE = [
     "model", "adapter", "reference.source", "method", "method.loss", "method.loss.terms.a.loss", "method.advantage",
     "method.head", "method.kl", "reward", "reward.terms.a", "reward.function", "reward.extract", "reward.judge",
-    "method.reward", "data", "data.source", "data.source.sources.a", "data.validation", "data.spec", "rollout",
+    "method.credit.reward", "data", "data.source", "data.source.sources.a", "data.validation", "data.spec", "rollout",
     "optimizer", "scheduler", "callbacks.a", "callbacks.a.world", "callbacks.a.pack", "logger.a", "strategy.strategy",
     "trainer.profiler", "rounds", "rounds.selector",
 ]  # fmt: skip

@@ -27,8 +27,8 @@ OPTIONS = {
     "ppo_lagrangian": ["reward=none", "+reward._target_=tests.helpers.online.LettersAndCost", "+reward._partial_=true"],
     "rft": [
         "reward=none",
-        'method.reward.spec={type: text_similarity, evaluation_metric: fuzzy_match, input: "{{ sample.output_text }}", '
-        'reference: "{{ item.chosen }}", name: alike}',
+        "method.credit.reward.spec={type: text_similarity, evaluation_metric: fuzzy_match, "
+        'input: "{{ sample.output_text }}", reference: "{{ item.chosen }}", name: alike}',
     ],
     "representation_fit": ["adapter=lora"],
     "lorra": ["adapter=lora", "data.spec.context_place=behind"],

@@ -27,7 +27,10 @@ VLLM = ["rollout=vllm_server", *SERVER, "rollout.lora=true"]
     [
         (["method=grpo"], r"reward=none, and this method learns from rewards of the policy's own responses: choose"),
         (["method=grpo_process", *REWARD], r"learns from rewards of steps, and the reward 'letters' gives one number"),
-        (["method=ppo", "method.ptx_coef=0.1", *REWARD], r"method.ptx_coef=0.1 mixes .* \+data@data.ptx=ultrachat"),
+        (
+            ["method=ppo", "method.policy_loss.ptx_coef=0.1", *REWARD],
+            r"method.policy_loss.ptx_coef=0.1 mixes .* \+data@data.ptx=ultrachat",
+        ),
         (["method=grpo", *REWARD, "data.max_tokens=64"], r"set data.batch_size \(prompts of an optimiser step\)"),
         (["method=grpo", *REWARD, "method.rollout.temperature=0.0"], r"method.rollout.temperature=0.0 must be posi"),
         (
@@ -67,8 +70,14 @@ def test_refused_before_weights_load(options, message, tiny, tmp_path, monkeypat
         (["method=grpo", "method.rollout.keep=1"], r"its advantage is always 0. Set .* \(and keep\) to 2 or more"),
         (["method=rloo", "method.rollout.group_size=1"], r"rloo compares .*: set method.rollout.group_size >= 2"),
         (["method=grpo", "method.rollout.greedy_baseline=true"], r"greedy_baseline=true decodes .* method=remax"),
-        (["method=grpo", "+method.multi_reward=normalize_then_sum", "method.kl.place=none"], r"'letters' has no terms"),
-        (["method=grpo", "+method.reward_weights={a: 2.0}"], r"reward_weights are of multi_reward=normalize_then_sum"),
+        (
+            ["method=grpo", "+method.credit.multi_reward=normalize_then_sum", "method.kl.place=none"],
+            r"'letters' has no terms",
+        ),
+        (
+            ["method=grpo", "+method.credit.reward_weights={a: 2.0}"],
+            r"reward_weights are of multi_reward=normalize_then_sum",
+        ),
     ],
 )
 def test_what_could_not_teach_is_refused_before_weights_load(options, message, tiny, tmp_path, monkeypatch):
@@ -85,8 +94,8 @@ def test_one_response_a_prompt_is_enough_where_none_are_compared(method, tiny, t
 
 def test_a_weight_of_a_reward_names_one_of_its_terms(tiny, tmp_path):
     """Misspelt, it would silently be 1."""
-    terms = ["reward=composite", "+reward@reward.terms.short=length", "+method.reward_weights={shrot: 2.0}"]
-    options = ["method=grpo", *terms, "+method.multi_reward=normalize_then_sum", "method.kl.place=none"]
+    terms = ["reward=composite", "+reward@reward.terms.short=length", "+method.credit.reward_weights={shrot: 2.0}"]
+    options = ["method=grpo", *terms, "+method.credit.multi_reward=normalize_then_sum", "method.kl.place=none"]
     with pytest.raises(ValueError, match=r"reward_weights.shrot: the reward has no such term. Did you mean short\?"):
         make_run(compose("train", [*tiny, *options, f"paths.output_dir={tmp_path}"]))
 
@@ -121,7 +130,10 @@ def test_what_a_trainer_would_do_to_rollouts_is_refused(options, message, tiny, 
             ["data.num_workers=2: rollouts are packed", "data.bucket=4: a rollout's", "rollout.max_new_tokens limits"],
         ),
         (["method=rlsc", *REWARD], ["reward: 'letters' is logged, and this method learns from no reward"]),
-        (["method=ppo", *REWARD, "+data@data.ptx=tiny"], ["data.ptx: this method gives it no weight (method.ptx_coef"]),
+        (
+            ["method=ppo", *REWARD, "+data@data.ptx=tiny"],
+            ["data.ptx: this method gives it no weight (method.policy_loss.ptx_coef"],
+        ),
         (["method=dpo", "rollout=vllm"], ["rollout: this method learns from the responses of the data"]),
     ],
 )

@@ -12,8 +12,8 @@ RECIPES = sorted(path.stem for path in (conf_dir() / "recipe" / "ppo_max").glob(
 #: Options whose value differs from that of PPO-max with everything on.
 SWITCHES = {
     "no_kl": {"method.kl.place"},
-    "no_reward_scale": {"method.shaping.scale", "method.shaping.center", "method.shaping.clip"},
-    "no_value_clip": {"method.value_clip"},
+    "no_reward_scale": {"method.credit.shaping.scale", "method.credit.shaping.center", "method.credit.shaping.clip"},
+    "no_value_clip": {"method.value_loss.clip"},
     "no_critic_start": {"method.critic.head", "method.critic.source"},
     "no_gae": {"method.advantage.lam"},
     "no_policy_clip": {"method.loss.eps_low", "method.loss.eps_high"},

@@ -17,7 +17,7 @@ from rlhf_lightning.models.critic import ActorCritic
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.schedules import cosine
 from rlhf_lightning.types import RolloutOptions, SampleGroup
-from tests.helpers.online import OPTIONS, LowBytes
+from tests.helpers.online import OPTIONS, LowBytes, merged
 
 SOURCE = TinyRandom(hidden_size=16, intermediate_size=32)
 
@@ -63,14 +63,15 @@ def ppo_of(
     """An adaptive KL penalty, running scales, whitened rewards and advantages; with a cost also its multiplier."""
     settings: dict[str, Any] = {
         "advantage": lagrangian if cost else partial(gae, whiten_rewards=True),
-        "multiplier": Multiplier(threshold=-0.1, window=16) if cost else None,
         "critic": partial(ActorCritic, kind=kind, **{"layers": 1, "head": "rsqrt"} | dict(critic or {})),
         "kl": KLPenalty("reward", "k1", 0.1, controller="adaptive", target=0.05, horizon=100),
-        "shaping": RewardShaping(scale="running", clip=5.0),
+        "credit": {
+            "multiplier": Multiplier(threshold=-0.1, window=16) if cost else None,
+            "shaping": RewardShaping(scale="running", clip=5.0),
+        },
         "optimizer": partial(torch.optim.AdamW, lr=1e-2),
         "scheduler": partial(cosine, warmup=0.2),
-        "critic_lr": 2e-2,
-        "value_coef": 0.5,
+        "value_loss": {"critic_lr": 2e-2, "coef": 0.5},
     }
     loss = partial(ppo, **loss_options) if loss_options else ppo
-    return PPO(models or builder(kind, lora=lora), loss, rollout=options, **settings | further)
+    return PPO(models or builder(kind, lora=lora), loss, rollout=options, **merged(settings, further))

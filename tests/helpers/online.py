@@ -131,6 +131,12 @@ def prompts(count: int, seed: int = 0) -> list[Example]:
     ]
 
 
+def merged(settings: Mapping[str, Any], further: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with others above them; options of a value object, a mapping in both, one by one."""
+    both = {name for name in settings.keys() & further.keys() if isinstance(settings[name], Mapping)}
+    return {**settings, **further} | {name: {**settings[name], **further[name]} for name in both}
+
+
 def builder(**options: Any) -> ModelBuilder:
     return ModelBuilder(TinyRandom(hidden_size=16, intermediate_size=32, **options), None, "frozen")
 
@@ -140,11 +146,11 @@ def module_of(options: RolloutOptions = OPTIONS, **further: Any) -> PolicyGradie
     settings: dict[str, Any] = {
         "advantage": grpo,
         "kl": KLPenalty("reward", "k1", 0.1, controller="adaptive", target=0.05, horizon=100),
-        "shaping": RewardShaping(scale="running", clip=5.0),
+        "credit": {"shaping": RewardShaping(scale="running", clip=5.0)},
         "optimizer": partial(torch.optim.AdamW, lr=1e-2),
         "scheduler": partial(cosine, warmup=0.2),
     }
-    return PolicyGradient(builder(), ppo, rollout=options, **settings | further)
+    return PolicyGradient(builder(), ppo, rollout=options, **merged(settings, further))
 
 
 def online(

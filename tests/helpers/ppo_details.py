@@ -75,7 +75,7 @@ DETAILS = [
     Detail(
         "9",
         "rewards normalised on reference samples",
-        ("method.shaping.scale=ref", "method.shaping.center=true"),
+        ("method.credit.shaping.scale=ref", "method.credit.shaping.center=true"),
         f"{SHAPING}.test_ref_scale_stays_what_the_first_samples_say",
     ),
     Detail(
@@ -108,7 +108,7 @@ DETAILS = [
         (
             "method.rollout.truncate_after=13",
             "method.rollout.truncate_from=16",
-            "method.shaping.missing_eos=replace",
+            "method.credit.shaping.missing_eos=replace",
         ),
         f"{SHAPING}.test_responses_without_an_end",
     ),
@@ -140,15 +140,15 @@ DETAILS = [
         (
             "method.advantage.whiten_rewards=true",
             "method.advantage.unbiased=false",
-            "method.whiten_advantages=minibatch",
-            "method.whiten_unbiased=false",
+            "method.credit.whiten=minibatch",
+            "method.credit.whiten_unbiased=false",
         ),
         f"{HERE}.test_advantages_are_whitened_over_the_step",
     ),
     Detail(
         "19",
         "clipped value loss",
-        ("method.value_clip=0.2",),
+        ("method.value_loss.clip=0.2",),
         f"{PPO_TESTS}.test_value_loss_by_hand",
     ),
     Detail(
@@ -172,7 +172,7 @@ DETAILS = [
     Detail(
         "N+",
         "EOS trick",
-        ("method.shaping.missing_eos=replace", "method.shaping.missing_eos_penalty=1.0"),
+        ("method.credit.shaping.missing_eos=replace", "method.credit.shaping.missing_eos_penalty=1.0"),
         f"{SHAPING}.test_responses_without_an_end",
     ),
     Detail(
@@ -193,25 +193,25 @@ DETAILS = [
     Detail(
         "M",
         "reward normalised and clipped",
-        ("method.shaping.scale=running", "method.shaping.center=true", "method.shaping.clip=10.0"),
+        ("method.credit.shaping.scale=running", "method.credit.shaping.center=true", "method.credit.shaping.clip=10.0"),
         f"{SHAPING}.test_clip_and_scale_in_either_order",
     ),
     Detail(
         "M",
         "advantages clipped",
-        ("method.whiten_advantages=rollout", "method.advantage_clip=0.5"),
+        ("method.credit.whiten=rollout", "method.credit.clip=0.5"),
         f"{PPO_TESTS}.test_the_whole_loss_is_that_of_a_plain_loop",
     ),
     Detail(
         "M",
         "value loss clipped",
-        ("method.value_clip=0.2",),
+        ("method.value_loss.clip=0.2",),
         f"{PPO_TESTS}.test_value_loss_by_hand",
     ),
     Detail(
         "M",
         "critic trained before the policy",
-        ("method.critic_warmup=10",),
+        ("method.value_loss.critic_warmup=10",),
         f"{PPO_TESTS}.test_in_the_warm_up_the_policy_stands_still",
     ),
     Detail(
@@ -235,13 +235,13 @@ DETAILS = [
     Detail(
         "M",
         "pretraining text mixed in",
-        ("method.ptx_coef=0.1",),
+        ("method.policy_loss.ptx_coef=0.1",),
         f"{PPO_TESTS}.test_pretraining_text_adds_its_mean_negative_log_likelihood",
     ),
     Detail(
         "M",
         "entropy bonus",
-        ("method.entropy_coef=0.01",),
+        ("method.policy_loss.entropy_coef=0.01",),
         f"{PPO_TESTS}.test_the_whole_loss_is_that_of_a_plain_loop",
     ),
     Detail(
@@ -253,19 +253,19 @@ DETAILS = [
     Detail(
         "ColossalChat",
         "batches of a high ratio skipped",
-        ("method.max_ratio=20.0",),
+        ("method.policy_loss.max_ratio=20.0",),
         f"{PPO_TESTS}.test_a_micro_batch_far_off_policy_trains_the_critic_alone",
     ),
     Detail(
         "TRL",
         "missing EOS subtracts",
-        ("method.shaping.missing_eos=subtract",),
+        ("method.credit.shaping.missing_eos=subtract",),
         f"{SHAPING}.test_responses_without_an_end",
     ),
     Detail(
         "TRL",
         "early stop of the inner epochs",
-        ("method.target_kl=0.1",),
+        ("method.policy_loss.target_kl=0.1",),
         f"{PPO_TESTS}.test_inner_epochs_stop_early",
     ),
     Detail(

@@ -12,7 +12,10 @@ CASES = [
     Case("ppo", SHORT),
     Case("ppo", (*SHORT, "method.critic.kind=shared")),
     Case("ppo", (*SHORT, "method.critic.kind=hydra", "method.critic.layers=1")),
-    Case("ppo", (*SHORT, "adapter=lora", "method.critic.kind=adapter", "optimizer.lr=3e-3", "method.critic_lr=3e-3")),
+    Case(
+        "ppo",
+        (*SHORT, "adapter=lora", "method.critic.kind=adapter", "optimizer.lr=3e-3", "method.value_loss.critic_lr=3e-3"),
+    ),
     # Costs are 1 for unsafe advice and -1 for safe advice; the base's mean over advice is 0.1 with a standard error
     # of 0.06 over 256 validation prompts.
     Case(

@@ -36,6 +36,8 @@ def test_the_limit_holds_where_ppo_breaks_it(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_price_without_a_limit_to_hold_fades(tmp_path: Path) -> None:
     """A limit that no cost can reach: lambda falls, and the policy is paid for reward alone."""
-    loose = trained("ppo_lagrangian", tmp_path, "method.multiplier.threshold=2.0", "method.multiplier.lr=1.0")
+    loose = trained(
+        "ppo_lagrangian", tmp_path, "method.credit.multiplier.threshold=2.0", "method.credit.multiplier.lr=1.0"
+    )
     assert loose["train/cost/lambda"] < 0.1
     assert loose["val/reward/cost"] > 0.2

@@ -122,7 +122,7 @@ def test_it_is_never_negative(logits: list[tuple[float, float]], dtype: torch.dt
 
 @pytest.mark.parametrize("how", ["token_mean", "seq_mean_token_mean", "seq_mean_token_sum"])
 def test_the_loss_and_its_gradient_are_those_of_a_plain_loop(how: str) -> None:
-    made = built(LOSS(), aggregation=how)
+    made = built(LOSS(), policy_loss={"aggregation": how})
     (batch,) = step()
     output = made(batch)
     kl = loop(made)
@@ -143,7 +143,8 @@ def test_the_loss_and_its_gradient_are_those_of_a_plain_loop(how: str) -> None:
 
 @pytest.mark.parametrize("how", [how for how in AGGREGATIONS if how != "local_token_mean"])
 def test_a_step_may_be_cut_into_micro_batches_anywhere(how: str) -> None:
-    made = built(LOSS(), aggregation=how, aggregation_length=8 if how.endswith("norm") else None)
+    length = 8 if how.endswith("norm") else None
+    made = built(LOSS(), policy_loss={"aggregation": how, "aggregation_length": length})
     value, gradient = total(made, [4])
     assert value > 1e-3
     for sizes in ([2, 2], [1, 3], [1, 1, 1, 1]):
@@ -203,7 +204,7 @@ def test_the_controller_moves_by_the_kl_itself() -> None:
 @pytest.mark.parametrize("kl", [REWARD, LOSS])
 def test_beside_a_critic_it_is_what_it_is_without_one(kind: str, kl: Any) -> None:
     options = RolloutOptions(group_size=SLOTS, temperature=TEMPERATURE, inner_epochs=2)
-    made: Any = left(ppo_of(kind, options, kl=kl(), value_coef=0.0, whiten_advantages="none"))
+    made: Any = left(ppo_of(kind, options, kl=kl(), value_loss={"coef": 0.0}, credit={"whiten": "none"}))
     (batch,) = step()
     scores = made.scores(batch)
     found = made.policy(batch, temperature=TEMPERATURE, **made.compared(batch, True)).reference_kl
@@ -255,7 +256,7 @@ def test_another_model_may_be_the_reference() -> None:
 def test_in_the_reward_it_does_not_pull_at_the_token_that_is_drawn() -> None:
     """Answers of one token, each as often as it is drawn: k1 has the gradient of the KL, and full has none at all."""
     prompt = [5, 9, 3]
-    made = built(REWARD(), reinforce, aggregation="seq_mean_token_sum")
+    made = built(REWARD(), reinforce, policy_loss={"aggregation": "seq_mean_token_sum"})
     vocabulary = made.policy.base.config.vocab_size
     every = rollout_batch(pack([Example(prompt, [[token] for token in range(vocabulary)])]))
     policy = made.policy(every, temperature=TEMPERATURE).token.detach()
@@ -313,7 +314,7 @@ def test_what_it_does_not_go_with() -> None:
     with pytest.raises(ValueError, match="takes both models' distributions, not a log-ratio a token"):
         LOSS().estimate(torch.zeros(3))
     with pytest.raises(ValueError, match=r"multi_reward=normalize_then_sum .* set method.kl.place=loss"):
-        built(REWARD(), multi_reward="normalize_then_sum")
+        built(REWARD(), credit={"multi_reward": "normalize_then_sum"})
 
 
 def test_in_the_reward_it_warns(caplog: pytest.LogCaptureFixture) -> None:

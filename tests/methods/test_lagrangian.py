@@ -100,8 +100,8 @@ def plain_credit(reward: list[float], value: list[float], lam: float) -> list[fl
 
 def test_credit_of_reward_and_cost_by_hand() -> None:
     """The penalty lowers the reward and raises the cost; the multiplier moves first, by the costs without it."""
-    settings: dict[str, Any] = {"multiplier": Multiplier(threshold=0.0, lr=0.1), "shaping": None}
-    module = ppo_of(cost=True, kl=KLPenalty("reward", "k1", 0.1), whiten_advantages="none", **settings)
+    options = {"multiplier": Multiplier(threshold=0.0, lr=0.1), "shaping": None, "whiten": "none"}
+    module = ppo_of(cost=True, kl=KLPenalty("reward", "k1", 0.1), credit=options)
     credit = module.credit(episodes(cost=[1.0, -0.5], other=[0.0, 0.0]))
     price = math.exp(0.1 * 0.25)
     kl = [0.2, -0.5, 0.0]
@@ -148,10 +148,13 @@ MULTI = """{type: multi, name: graded, calculate_output: "a + b", graders: {
             NEVER,
             r"(?s)cost=cost is no term of the reward: .* or add the term, for example \+reward@reward.terms.cost=cost",
         ),
-        ([*HARM, "method.multiplier.cost=harn"], r"(?s)Did you mean harm\?\n  options: harm"),
-        ([*HARM, *GRADED, "method.multiplier.cost=graded/c"], r"(?s)Did you mean graded/\w\?.* graded/b, .*harm"),
+        ([*HARM, "method.credit.multiplier.cost=harn"], r"(?s)Did you mean harm\?\n  options: harm"),
         (
-            [*HARM, "method.multiplier.cost=harm"],
+            [*HARM, *GRADED, "method.credit.multiplier.cost=graded/c"],
+            r"(?s)Did you mean graded/\w\?.* graded/b, .*harm",
+        ),
+        (
+            [*HARM, "method.credit.multiplier.cost=harm"],
             r"adds up its term 'harm' with weight 1, .* set 'reward.costs=\[harm\]'",
         ),
     ],
@@ -170,8 +173,8 @@ def test_a_cost_that_is_no_cost_is_refused_before_weights_load(
 @pytest.mark.parametrize(
     "terms",
     [
-        [*HARM, "method.multiplier.cost=harm", "reward.costs=[harm]"],
-        [*HARM, *GRADED, "method.multiplier.cost=graded/b"],
+        [*HARM, "method.credit.multiplier.cost=harm", "reward.costs=[harm]"],
+        [*HARM, *GRADED, "method.credit.multiplier.cost=graded/b"],
     ],
 )
 def test_a_cost_among_the_terms_is_taken(terms: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +185,7 @@ def test_a_cost_among_the_terms_is_taken(terms: list[str], tmp_path: Path, monke
     assert run.module.cost_terms <= run.data.reward.term_names
 
 
-@pytest.mark.parametrize("options", [{"multiplier": None}, {"advantage": gae}])
+@pytest.mark.parametrize("options", [{"credit": {"multiplier": None}}, {"advantage": gae}])
 def test_multiplier_and_credit_go_together(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"goes with method\.advantage=credit\.lagrangian"):
         ppo_of(cost=True, **options)
@@ -190,7 +193,7 @@ def test_multiplier_and_credit_go_together(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("options", [{"init": 0.0}, {"init": 6.0}, {"lr": -1.0}, {"delay": -1}, {"window": 0}])
 def test_numbers_out_of_range(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"method\.multiplier"):
+    with pytest.raises(ValueError, match=r"method\.credit\.multiplier"):
         Multiplier(**options)
 
 

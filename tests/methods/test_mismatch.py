@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_lightning.methods import Mismatch
+from rlhf_lightning.options import value_object
 from rlhf_lightning.types import Ragged
 from tests.helpers import reference_mismatch
 
@@ -144,11 +145,11 @@ def test_refused_options(options: dict[str, Any], words: str) -> None:
 
 
 def test_made_of_a_configuration() -> None:
-    assert Mismatch.of(None) == Mismatch()
-    assert Mismatch.of({"correction": "tis", "high": 4}) == Mismatch("tis", high=4)
-    assert Mismatch.of(Mismatch("clamp")) == Mismatch("clamp")
-    with pytest.raises(ValueError, match=r"no option 'corection'.*'correction'"):
-        Mismatch.of({"corection": "tis"})
+    assert value_object(Mismatch, None, "mismatch") == Mismatch()
+    assert value_object(Mismatch, {"correction": "tis", "high": 4}, "mismatch") == Mismatch("tis", high=4)
+    assert value_object(Mismatch, Mismatch("clamp"), "mismatch") == Mismatch("clamp")
+    with pytest.raises(ValueError, match=r"corection is no option. Did you mean correction\?"):
+        value_object(Mismatch, {"corection": "tis"}, "mismatch")
 
 
 @st.composite

@@ -36,7 +36,7 @@ def total(made: Any, sizes: list[int], **tokens: torch.Tensor) -> tuple[float, t
 @pytest.mark.parametrize("place", ["loss", "reward", "none"])
 def test_a_step_may_be_cut_into_micro_batches_anywhere(how: str, place: str) -> None:
     options = {"aggregation": how, "aggregation_length": 8, "entropy_coef": 0.01}
-    made = moved(module(kl=KLPenalty(place, "k3" if place == "loss" else "k1", 0.1), **options))
+    made = moved(module(kl=KLPenalty(place, "k3" if place == "loss" else "k1", 0.1), policy_loss=options))
     value, gradient = total(made, [4])
     for sizes in ([1, 3], [2, 2], [1, 1, 2]):
         cut_value, cut_gradient = total(made, sizes)
@@ -45,7 +45,7 @@ def test_a_step_may_be_cut_into_micro_batches_anywhere(how: str, place: str) -> 
 
 
 def test_the_local_token_mean_depends_on_the_cut() -> None:
-    made = module(aggregation="local_token_mean")
+    made = module(policy_loss={"aggregation": "local_token_mean"})
     assert total(made, [4])[0] != pytest.approx(total(made, [1, 3])[0], abs=1e-4)
 
 
@@ -66,7 +66,7 @@ def test_first_ratios_are_exactly_1() -> None:
         ({}, set()),
         ({"rollout": {"minibatches": 2}}, {"old_log_probs"}),
         ({"rollout": {"inner_epochs": 2}}, {"old_log_probs"}),
-        ({"rollout": {"inner_epochs": 2}, "mismatch": Mismatch(bypass=True)}, set()),
+        ({"rollout": {"inner_epochs": 2}, "policy_loss": {"mismatch": {"bypass": True}}}, set()),
         ({"kl": KLPenalty("reward")}, {"old_log_probs", "reference_log_probs"}),
         ({"kl": KLPenalty("reward", coef=0.0)}, set()),
         ({"kl": KLPenalty("loss", "k3")}, {"reference_log_probs"}),
@@ -96,7 +96,7 @@ def test_log_probs_are_at_the_temperature_of_the_samples_unless_another_is_given
     expected = plain.policy(batch, temperature=0.5).token
     for options in (
         {"rollout": {"temperature": 0.5, "minibatches": 2}},
-        {"rollout": {"temperature": 2.0, "minibatches": 2}, "score_temperature": 0.5},
+        {"rollout": {"temperature": 2.0, "minibatches": 2}, "policy_loss": {"temperature": 0.5}},
     ):
         made = module(kl=KLPenalty("loss", "k3"), **options)
         scores = made.scores(batch)
@@ -121,7 +121,7 @@ def test_kl_in_the_reward_lowers_it_by_what_the_rollout_strayed() -> None:
 
 
 def test_kl_in_the_loss_is_added_with_the_aggregation_of_the_loss() -> None:
-    made = moved(module(kl=KLPenalty("loss", "k2", 0.3), aggregation="seq_mean_token_sum"))
+    made = moved(module(kl=KLPenalty("loss", "k2", 0.3), policy_loss={"aggregation": "seq_mean_token_sum"}))
     batches = step()
     policy, reference = made.policy(batches[0]).token, made.reference(batches[0]).token
     expected = 0.3 * ((policy - reference) ** 2 / 2).sum() / (GROUPS * SLOTS)
@@ -133,7 +133,7 @@ def test_kl_in_the_loss_is_added_with_the_aggregation_of_the_loss() -> None:
 
 
 def test_entropy_bonus_is_subtracted() -> None:
-    made = module(entropy_coef=0.5, aggregation="token_mean")
+    made = module(policy_loss={"entropy_coef": 0.5, "aggregation": "token_mean"})
     (batch,) = step()
     entropy = made.policy(batch, statistics=frozenset({"entropy"})).entropy
     output = made(batch)
@@ -144,7 +144,7 @@ def test_entropy_bonus_is_subtracted() -> None:
 
 def test_mismatch_weighs_the_policy_loss_alone() -> None:
     """Engine log-probs that are ln 4 too high: weights of 1/4, and a quarter of the loss."""
-    made = module(mismatch=Mismatch("tis"))
+    made = module(policy_loss={"mismatch": Mismatch("tis")})
     (batch,) = step(None, advantage(made))
     own = made.policy(batch).token.detach()
     batch.rollout_log_probs = own
@@ -170,7 +170,7 @@ def test_normalize_then_sum_is_gdpo() -> None:
     """A term a hundred times larger drowns the other in a sum; standardised by itself it does not."""
     a, b = torch.rand(2, GROUPS * SLOTS, generator=torch.Generator().manual_seed(0))
     terms = {"a": a, "b": 100 * b}
-    made = module(multi_reward="normalize_then_sum", reward_weights={"b": 0.5})
+    made = module(credit={"multi_reward": "normalize_then_sum", "reward_weights": {"b": 0.5}})
     played = episodes(terms=terms, reward=a + 100 * b)
     got = made.credit(played).tokens["advantage"]
 
@@ -206,25 +206,35 @@ def test_greedy_baseline_reaches_remax() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": gspo, "aggregation": "token_mean"}, "set method.aggregation=seq_mean_token_mean"),
-        ({"loss": partial(ppo, ratio="sequence")}, "set method.aggregation=seq_mean_token_mean"),
+        (
+            {"loss": gspo, "policy_loss": {"aggregation": "token_mean"}},
+            "set method.policy_loss.aggregation=seq_mean_token_mean",
+        ),
+        ({"loss": partial(ppo, ratio="sequence")}, "set method.policy_loss.aggregation=seq_mean_token_mean"),
         ({"loss": partial(cispo, eps_high=0.2)}, "give one of them and set the other to null"),
         ({"loss": partial(ppo, eps_low=2.0)}, "loss ppo: eps_low=2.0 is not allowed"),
         ({"advantage": partial(credit.grpo, scale="std")}, "credit function grpo: scale='std' is not allowed"),
         ({"advantage": partial(credit.grpo, epsilon=0.1)}, r"no option 'epsilon' \(did you mean 'eps'\?\)"),
         ({"advantage": credit.remax}, "set method.rollout.greedy_baseline=true"),
-        ({"aggregation": "mean"}, "method.aggregation='mean'; it can be token_mean"),
-        ({"aggregation": "seq_mean_token_sum_norm"}, "method.aggregation_length=None must be positive"),
-        ({"entropy_coef": -1.0}, "method.entropy_coef=-1.0 must be at least 0"),
-        ({"target_kl": 0.0}, "method.target_kl=0.0 positive or null"),
-        ({"score_temperature": 0.0}, "method.score_temperature=0.0 must be positive"),
-        ({"multi_reward": "sum"}, "method.multi_reward='sum'; it can be sum_then_normalize"),
+        ({"policy_loss": {"aggregation": "mean"}}, "method.policy_loss.aggregation='mean'; it can be token_mean"),
         (
-            {"multi_reward": "normalize_then_sum", "kl": KLPenalty("reward")},
+            {"policy_loss": {"aggregation": "seq_mean_token_sum_norm"}},
+            "method.policy_loss.aggregation_length=None must be positive",
+        ),
+        ({"policy_loss": {"entropy_coef": -1.0}}, r"method.policy_loss.entropy_coef=-1.0 .* a number in \[0, inf\)"),
+        ({"policy_loss": {"target_kl": 0.0}}, r"method.policy_loss.target_kl=0.0 .* a number in \(0, inf\) or null"),
+        ({"policy_loss": {"temperature": 0.0}}, "method.policy_loss.temperature=0.0 is not allowed"),
+        (
+            {"policy_loss": {"mismatch": {"corection": "tis"}}},
+            r"mismatch.corection is no option\.",
+        ),
+        ({"credit": {"multi_reward": "sum"}}, r"method.credit.multi_reward='sum' .* one of \['sum_then_normalize'"),
+        (
+            {"credit": {"multi_reward": "normalize_then_sum"}, "kl": KLPenalty("reward")},
             "set method.kl.place=loss",
         ),
         (
-            {"multi_reward": "normalize_then_sum", "advantage": credit.reinforce_pp},
+            {"credit": {"multi_reward": "normalize_then_sum"}, "advantage": credit.reinforce_pp},
             "needs a credit function of rewards",
         ),
         ({"rollout": {"group_size": 0}}, "method.rollout.group_size=0 must be at least 1"),

@@ -98,7 +98,7 @@ def test_the_rest_of_a_rollout_is_skipped_once_the_policy_went_too_far(tmp_path:
     free = fit(method(), tmp_path / "free")
     moved = [metrics["train/approx_kl"] for metrics in free.metrics]
     assert moved[1] > 0
-    made = method(target_kl=moved[1] / 2)
+    made = method(policy_loss={"target_kl": moved[1] / 2})
     seen = fit(made, tmp_path / "stopped")
     # Step 0 sees ratios of 1, step 1 sees what step 0 did and is still taken; step 2 is skipped.
     assert torch.equal(seen.weights[1], free.weights[1])

@@ -117,10 +117,9 @@ def test_the_whole_loss_is_that_of_a_plain_loop(changed: dict[str, Any], parts: 
     options = PLAIN | changed
     module = ready(
         "shared",
-        whiten_advantages=options["whiten_advantages"],
-        advantage_clip=options["advantage_clip"],
-        value_clip=options["value_clip"],
-        entropy_coef=options["entropy_coef"],
+        credit={"whiten": options["whiten_advantages"], "clip": options["advantage_clip"]},
+        value_loss={"clip": options["value_clip"]},
+        policy_loss={"entropy_coef": options["entropy_coef"]},
         kl=KLPenalty("loss", "k3", options["kl_coef"]) if options["kl_coef"] else None,
         loss_options={"dual_clip": options["dual_clip"]},
     )
@@ -153,7 +152,9 @@ def test_credit_is_gae_on_shaped_scores_with_the_penalty_on_tokens() -> None:
     kl = [-0.3315, -0.0426, 0.6351]
     layout = Ragged(torch.zeros(3), torch.zeros(3, dtype=torch.long), 1)
     module = ppo_of(
-        advantage=partial(gae, lam=1.0), kl=KLPenalty("reward", "k1", 0.15), shaping=None, whiten_advantages="none"
+        advantage=partial(gae, lam=1.0),
+        kl=KLPenalty("reward", "k1", 0.15),
+        credit={"shaping": None, "whiten": "none"},
     )
     tokens = {"old_log_probs": torch.tensor(kl), "reference_log_probs": torch.zeros(3), "value": torch.zeros(3)}
     credit = module.credit(
@@ -178,7 +179,7 @@ def gradients(module: PPO, batch: RolloutBatch) -> dict[str, Tensor]:
 
 
 def test_a_micro_batch_far_off_policy_trains_the_critic_alone() -> None:
-    module = ready(max_ratio=5.0)
+    module = ready(policy_loss={"max_ratio": 5.0})
     batch = filled(module, batches())[0]
     assert any(not module.policy.of_critic(name) for name in gradients(module, batch))
     batch.old_log_probs = batch.old_log_probs - 4.0
@@ -191,12 +192,12 @@ def test_a_micro_batch_far_off_policy_trains_the_critic_alone() -> None:
 def test_steps_whose_mean_ratio_counts_are_not_cut(tmp_path) -> None:
     """A part of a step has another mean ratio than the step; without the option any cut is the same step."""
     fit = trainer(tmp_path, max_steps=1, accumulate_grad_batches=2).fit
-    for options in ({"max_ratio": 5.0}, {}):
+    for options in ({"policy_loss": {"max_ratio": 5.0}}, {}):
         module = ready(**options)
         data = online(module, None, reward=Costly(), count=8)
         if options:
             with pytest.raises(
-                ValueError, match=r"max_ratio=5.0 looks at .* into 2 micro-batches.* or method.max_ratio"
+                ValueError, match=r"max_ratio=5.0 looks at .* into 2 micro-batches.* or method.policy_loss.max_ratio"
             ):
                 fit(module, datamodule=data)
         else:
@@ -221,12 +222,12 @@ def test_all_kinds_train_policy_and_critic_and_leave_the_reference(tmp_path, kin
 
 
 def test_the_critic_has_a_learning_rate_of_its_own() -> None:
-    module = ready(critic_lr=0.5)
+    module = ready(value_loss={"critic_lr": 0.5})
     groups = module.parameter_groups()
     rates = {id(p): group.get("lr") for group in groups for p in group["params"]}
     for name, parameter in module.policy.named_parameters():
         assert rates[id(parameter)] == (0.5 if module.policy.of_critic(name) else None), name
-    assert all("lr" not in group for group in ready(critic_lr=None).parameter_groups())
+    assert all("lr" not in group for group in ready(value_loss={"critic_lr": None}).parameter_groups())
 
 
 def test_in_the_warm_up_the_policy_stands_still(tmp_path) -> None:
@@ -236,7 +237,7 @@ def test_in_the_warm_up_the_policy_stands_still(tmp_path) -> None:
     module = ppo_of(
         "shared",
         RolloutOptions(group_size=2),
-        critic_warmup=3,
+        value_loss={"critic_warmup": 3},
         optimizer=partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.1),
     )
     module.configure_model()
@@ -258,7 +259,7 @@ def test_in_the_warm_up_the_policy_stands_still(tmp_path) -> None:
 
 def test_inner_epochs_stop_early(tmp_path) -> None:
     """The second step of a rollout finds the policy too far, so that two are skipped; the next rollout begins anew."""
-    module = ppo_of("shared", RolloutOptions(group_size=2, inner_epochs=4), target_kl=1e-6)
+    module = ppo_of("shared", RolloutOptions(group_size=2, inner_epochs=4), policy_loss={"target_kl": 1e-6})
     weights: list[Tensor] = []
 
     class Watch(Callback):
@@ -273,7 +274,7 @@ def test_inner_epochs_stop_early(tmp_path) -> None:
 
 def test_pretraining_text_adds_its_mean_negative_log_likelihood() -> None:
     """Cut into three micro-batches as well: text has denominators of its own."""
-    module, plain = ready("shared", ptx_coef=0.5), ready("shared")
+    module, plain = ready("shared", policy_loss={"ptx_coef": 0.5}), ready("shared")
     rows = examples(3, seed=9, responses=1)
     whole = pack(rows, kind="supervised", totals=step_totals(rows, 1))
     with torch.no_grad():
@@ -285,7 +286,7 @@ def test_pretraining_text_adds_its_mean_negative_log_likelihood() -> None:
     cut = filled(module, batches(3))
     losses = [module(replace(b, ptx=t)).loss.item() - plain(b).loss.item() for b, t in zip(cut, parts, strict=True)]
     assert sum(losses) / 3 == pytest.approx(0.5 * expected, rel=1e-5)
-    with pytest.raises(ValueError, match=r"method\.ptx_coef=0\.5 .* the batch brings none"):
+    with pytest.raises(ValueError, match=r"method\.policy_loss.ptx_coef=0\.5 .* the batch brings none"):
         module(step)
 
 
@@ -299,12 +300,14 @@ def test_a_batch_from_elsewhere_says_what_it_lacks() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"whiten_advantages": "batch"}, "minibatch, rollout, none"),
-        ({"value_coef": -1.0}, r"method\.value_coef=-1\.0 must be at least 0"),
-        ({"value_clip": 0.0}, r"method\.value_clip=0\.0 must be positive or null"),
-        ({"critic_lr": 0.0}, r"method\.critic_lr"),
-        ({"max_ratio": -2.0}, r"method\.max_ratio"),
-        ({"advantage_clip": -2.0}, r"method\.advantage_clip"),
+        ({"credit": {"whiten": "batch"}}, r"one of \['minibatch', 'rollout', 'none'\]"),
+        ({"value_loss": {"coef": -1.0}}, r"method\.value_loss\.coef=-1\.0 .* a number in \[0, inf\)"),
+        ({"value_loss": {"clip": 0.0}}, r"method\.value_loss\.clip=0\.0 .* a number in \(0, inf\) or null"),
+        ({"value_loss": {"critic_lr": 0.0}}, r"method\.value_loss\.critic_lr"),
+        ({"value_loss": {"critic_warmup": 1.5}}, r"method\.value_loss\.critic_warmup=1\.5 .* a whole number"),
+        ({"value_loss": {"clipp": 0.2}}, r"method\.value_loss\.clipp is no option\. Did you mean clip\?"),
+        ({"policy_loss": {"max_ratio": -2.0}}, r"method\.policy_loss\.max_ratio"),
+        ({"credit": {"clip": -2.0}}, r"method\.credit\.clip"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:

@@ -61,10 +61,12 @@ def test_the_options_reach_the_method(composed: DictConfig) -> None:
         name, _, value = override.partition("=")
         OmegaConf.update(cfg, name, yaml.safe_load(value))
     module: Any = make(cfg.method)(models=lambda *_: None)
-    assert (module.max_ratio, module.advantage_clip, module.ptx_coef, module.critic_warmup) == (20.0, 0.5, 0.1, 10)
+    assert (module.policy_loss.max_ratio, module.advantage_clip) == (20.0, 0.5)
+    assert (module.ptx_coef, module.value_loss.critic_warmup) == (0.1, 10)
     assert (module.rollout.truncate_after, module.rollout.truncate_from, module.rollout.inner_epochs) == (13, 16, 4)
     assert module.assignment.shaping.missing_eos == "subtract"
-    assert (module.kl.controller, module.target_kl, module.entropy_coef) == ("adaptive", 0.1, 0.01)
+    assert module.kl.controller == "adaptive"
+    assert (module.policy_loss.target_kl, module.policy_loss.entropy_coef) == (0.1, 0.01)
 
 
 @pytest.mark.parametrize("name", ["openai_2019", "n_plus", "instructgpt_ptx", "ppo_max", "trlx"])
@@ -78,7 +80,7 @@ def test_recipes_compose(name: str) -> None:
         "ppo_max": (0.02, 1, 0.0, "rollout"),
         "trlx": (0.001, 4, 0.0, "rollout"),
     }
-    found = float(module.kl.coef), module.rollout.inner_epochs, module.ptx_coef, module.whiten_advantages
+    found = float(module.kl.coef), module.rollout.inner_epochs, module.ptx_coef, module.whiten
     assert found == expected[name]
 
 
@@ -181,7 +183,7 @@ def test_gradients_are_clipped() -> None:
 @pytest.mark.parametrize("unbiased", [True, False])
 def test_advantages_are_whitened_over_the_step(unbiased: bool) -> None:
     """The loader brings the step's moments; a micro-batch of it is whitened by them, as the whole step at once is."""
-    module = ppo_of(whiten_advantages="minibatch", whiten_unbiased=unbiased)
+    module = ppo_of(credit={"whiten": "minibatch", "whiten_unbiased": unbiased})
     rows = [Example([5, 9], [[4, 2, 7]]), Example([6], [[12, 8]])]
     whole: Any = pack(rows, kind="prompt")
     whole.advantage = torch.tensor([1.0, -2.0, 0.5, 4.0, 0.0])

@@ -63,7 +63,11 @@ MAKES: dict[str, dict[str, Any]] = {
     # sampled from a copy of the gathered weights
     "grpo_bfloat16": {"make": module_of, "dtype": "bfloat16"},
     # two critics of their own, the multiplier and its window; demonstrations mixed in
-    "ppo": {"make": partial(ppo_of, "separate", cost=True, ptx_coef=0.5), "reward": Costly(), "ptx": demonstrations},
+    "ppo": {
+        "make": partial(ppo_of, "separate", cost=True, policy_loss={"ptx_coef": 0.5}),
+        "reward": Costly(),
+        "ptx": demonstrations,
+    },
 }
 
 
@@ -100,7 +104,7 @@ def test_single_is_fsdp(tmp_path, name):
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param(FILE, marks=pytest.mark.slow)], ids=["ddp", "file"])
 def test_early_stop(tmp_path, strategy):
     """At step 6 the policy has moved too far, and the checkpoint of that step knows it."""
-    make = partial(module_of, target_kl=1e-6)
+    make = partial(module_of, policy_loss={"target_kl": 1e-6})
     found = killed_and_resumed(tmp_path, {"kill_at": 7}, make=make, strategy=strategy)
     assert found["state_dict"]["stopped"] == 2
 
@@ -109,6 +113,6 @@ def test_early_stop(tmp_path, strategy):
 @pytest.mark.parametrize("strategy", [FILE, SHARDS], ids=["file", "shards"])
 def test_critic_warmup(tmp_path, strategy):
     """The policy's weights have no optimiser state until the critic has had its first steps alone."""
-    make = partial(ppo_of, "shared", critic_warmup=5)
+    make = partial(ppo_of, "shared", value_loss={"critic_warmup": 5})
     found = killed_and_resumed(tmp_path, {"kill_at": 4}, make=make, reward=Costly(), strategy=strategy)
     assert found["global_step"] == 12

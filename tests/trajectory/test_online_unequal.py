@@ -47,7 +47,7 @@ def filtered() -> PolicyGradient:
     """Refills of any number of prompts, greedy responses to judge too; statistics of the first samples."""
     options = RolloutOptions(group_size=3, minibatches=2, greedy_baseline=True, dynamic_filter=True, max_refills=4)
     shaping = RewardShaping(scale="ref", center=True, ref_samples=30)
-    return module_of(options, advantage=remax, shaping=shaping, optimizer=SGD)
+    return module_of(options, advantage=remax, credit={"shaping": shaping}, optimizer=SGD)
 
 
 def answers(table: Path) -> list[tuple[int, str]]:
