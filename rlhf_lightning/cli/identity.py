@@ -66,13 +66,11 @@ MAY_CHANGE: Mapping[str, str] = {
     "method.rollout.max_empty": "when it gives up",
     "rounds.max_empty": "when it gives up",
     "rollout.url": _SERVER,
-    "rollout.port": _SERVER,
-    "rollout.folder": _SERVER,
-    "rollout.environment": _SERVER,
-    "rollout.timeout": _SERVER,
-    "rollout.start_timeout": _SERVER,
-    "rollout.retries": _SERVER,
-    "rollout.concurrency": _SERVER,
+    "rollout.requests": _SERVER,
+    "rollout.server.port": _SERVER,
+    "rollout.server.folder": _SERVER,
+    "rollout.server.environment": _SERVER,
+    "rollout.server.start_timeout": _SERVER,
 }
 #: Callbacks that may come, go and change: what they are -> why.
 OBSERVERS: Mapping[str, str] = {

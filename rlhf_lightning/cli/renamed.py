@@ -29,6 +29,11 @@ _CREDIT = {
     "running_decay": "credit.running_decay",
     "shaping": "credit.shaping",
 }
+_WRITING = {name: f"writing.{name}" for name in ("max_tokens", "seed", "temperature")}
+_VLLM = {
+    name: f"vllm.{name}"
+    for name in ("dtype", "enforce_eager", "gpu_memory_utilization", "max_model_len", "max_num_seqs", "memory")
+}
 #: Class -> old name of an option -> its name now.
 RENAMED: Mapping[str, Mapping[str, str]] = {
     "rlhf_lightning.methods.PolicyGradient": {**_POLICY_LOSS, **_CREDIT},
@@ -45,6 +50,26 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
         "value_coef": "value_loss.coef",
         "whiten_advantages": "credit.whiten",
         "whiten_unbiased": "credit.whiten_unbiased",
+    },
+    "rlhf_lightning.rewards.ComparisonJudge": _WRITING,
+    "rlhf_lightning.rewards.ExpectedRating": {
+        name: f"rating.{name}" for name in ("high", "least_mass", "low", "scaled")
+    },
+    "rlhf_lightning.rewards.RatingJudge": {
+        **_WRITING,
+        **{name: f"rating.{name}" for name in ("high", "histogram", "judgments", "least_read", "low", "scaled")},
+    },
+    "rlhf_lightning.rollout.VLLMEngine": _VLLM,
+    "rlhf_lightning.rollout.VLLMServerEngine": {
+        **_VLLM,
+        "arguments": "server.arguments",
+        "concurrency": "requests.concurrency",
+        "environment": "server.environment",
+        "folder": "server.folder",
+        "port": "server.port",
+        "retries": "requests.retries",
+        "start_timeout": "server.start_timeout",
+        "timeout": "requests.timeout",
     },
 }
 

@@ -24,6 +24,8 @@ COMMANDED: Mapping[str, str] = {
     "logger.*.settings": "settings of a service, such as the program that it starts",
     "rollout.environment": "the environment of a process",
     "rollout.arguments": "the command line of a process",
+    "rollout.server.environment": "the environment of a process",
+    "rollout.server.arguments": "the command line of a process",
     "rollout.options": "arguments of the engine, some of which load code",
 }
 

@@ -7,17 +7,19 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
-from rlhf_lightning.options import Count, PositiveShare
+from rlhf_lightning.options import Count, value_object
 from rlhf_lightning.rollout.completions import copies, draws, server_seed
 from rlhf_lightning.rollout.vllm_adapters import check_adapter
 from rlhf_lightning.rollout.vllm_options import (
     INSTALL,
     RestrictedSampling,
+    VLLMOptions,
+    check_gap,
     check_request,
     fitting,
     installed,
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
     from rlhf_lightning.models.adapters import Adapter
 
 log = logging.getLogger(__name__)
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class VLLMEngine:
@@ -51,12 +51,7 @@ class VLLMEngine:
         tokenizer: not used; ids go in and out.
         max_new_tokens: most tokens of a response, its EOS included.
         min_new_tokens: tokens before which a response cannot end; above 0 samples carry no log-probs.
-        dtype: of vLLM's weights and arithmetic; ``auto``: the policy's.
-        max_model_len: most tokens of a prompt with its response.
-        max_num_seqs: most responses decoded together.
-        memory: GiB for keys and values on a CPU.
-        gpu_memory_utilization: share of a GPU's memory for weights, keys and values.
-        enforce_eager: do not compile: compiled, a CPU decodes about 1.4 times as fast after a start of 100 s.
+        vllm: how it computes; the options of ``VLLMOptions`` by name.
         max_gap: largest mean difference of these log-probs from the trainer's that a run goes on with, in nats a token;
             null: any. In bfloat16 0.03 to 0.05 is usual.
         options: further arguments of ``vllm.LLM``.
@@ -77,25 +72,21 @@ class VLLMEngine:
         *,
         max_new_tokens: Count = 256,
         min_new_tokens: int = 0,
-        dtype: Dtype = "auto",
-        max_model_len: int = 2048,
-        max_num_seqs: int = 64,
-        memory: Count = 1,
-        gpu_memory_utilization: PositiveShare = 0.3,
-        enforce_eager: bool = True,
+        vllm: VLLMOptions | Mapping[str, Any] | None = None,
         max_gap: float | None = 0.2,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         Sampling(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens)  # checks them
-        check_options(max_model_len, max_num_seqs, dtype, max_gap)
+        check_gap(max_gap)
+        self.vllm = value_object(VLLMOptions, vllm, VLLMOptions.node)
         if not installed():
             raise ModuleNotFoundError(INSTALL)
         self.max_new_tokens, self.min_new_tokens, self.max_gap = max_new_tokens, min_new_tokens, max_gap
-        self.dtype, self.max_model_len, self.memory = dtype, max_model_len, memory
+        self.dtype, self.max_model_len, self.memory = self.vllm.dtype, self.vllm.max_model_len, self.vllm.memory
         self._arguments: dict[str, Any] = {
-            "max_num_seqs": max_num_seqs,
-            "gpu_memory_utilization": gpu_memory_utilization,
-            "enforce_eager": enforce_eager,
+            "max_num_seqs": self.vllm.max_num_seqs,
+            "gpu_memory_utilization": self.vllm.gpu_memory_utilization,
+            "enforce_eager": self.vllm.enforce_eager,
             **(options or {}),
         }
         self.version = 0
@@ -229,19 +220,3 @@ def _process_group_kept(*, keep: bool) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group = destroy
-
-
-def check_options(max_model_len: int, max_num_seqs: int, dtype: str, max_gap: float | None) -> None:
-    """Refuse options before anything is loaded.
-
-    Raises:
-        ValueError: one of them is out of range.
-    """
-    if max_model_len < 2 or max_num_seqs < 1:
-        raise ValueError(
-            f"rollout.max_model_len={max_model_len} must be at least 2 and max_num_seqs={max_num_seqs} at least 1"
-        )
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise ValueError(f"rollout.dtype={dtype!r} is not auto, float32, bfloat16 or float16")
-    if max_gap is not None and max_gap <= 0:
-        raise ValueError(f"rollout.max_gap={max_gap} must be positive, or null for no bound")

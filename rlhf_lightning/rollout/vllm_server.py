@@ -14,14 +14,23 @@ from torch import Tensor
 
 from rlhf_lightning.models.adapters import Adapter
 from rlhf_lightning.models.export import adapter_state, save_adapter
-from rlhf_lightning.options import Count, Positive, PositiveShare, WholeNumber
+from rlhf_lightning.options import Count, value_object
 from rlhf_lightning.rollout.completions import choices, copies, draws, sampling_fields, token_sample
 from rlhf_lightning.rollout.endpoint import Endpoint, ServerError, in_threads
 from rlhf_lightning.rollout.openai import only_model
 from rlhf_lightning.rollout.temporary import TemporaryFolder
-from rlhf_lightning.rollout.vllm import Dtype, check_options
 from rlhf_lightning.rollout.vllm_adapters import LORA_RANKS, check_adapter, check_policy, largest_rank
-from rlhf_lightning.rollout.vllm_options import INSTALL, RestrictedSampling, check_request, fitting, installed
+from rlhf_lightning.rollout.vllm_options import (
+    INSTALL,
+    RequestOptions,
+    RestrictedSampling,
+    ServedOptions,
+    ServerOptions,
+    check_gap,
+    check_request,
+    fitting,
+    installed,
+)
 from rlhf_lightning.rollout.vllm_process import ServerProcess, end_of_log, free_port
 from rlhf_lightning.rollout.vllm_worker import EXTENSION
 from rlhf_lightning.rollout.weights import base_weights, dtype_name, ends, policy_weights, write_config, write_weights
@@ -57,25 +66,14 @@ class VLLMServerEngine:
         tokenizer: saved for the server; ids go in and out.
         url: of a running server; null: start one on this machine and end it with the run.
         model: as a running server calls it; null: the only one it serves.
-        folder: of the weights, which the server must see under the same name; null: a temporary one.
         lora: send the adapter alone; the policy must have one.
         max_new_tokens: most tokens of a response, its EOS included.
         min_new_tokens: tokens before which a response cannot end; above 0 samples carry no log-probs.
-        dtype: of the server's weights; ``auto``: the policy's.
-        max_model_len: most tokens of a prompt with its response; of a running server too.
-        max_num_seqs: most responses decoded together.
-        memory: GiB for keys and values on a CPU.
-        gpu_memory_utilization: share of a GPU's memory for weights, keys and values.
-        enforce_eager: do not compile.
         max_gap: largest mean difference of these log-probs from the trainer's that a run goes on with, in nats a token;
             null: any. In bfloat16 0.03 to 0.05 is usual.
-        start_timeout: seconds until a server that is started must answer.
-        timeout: seconds that one request may take.
-        retries: further attempts after the first.
-        concurrency: requests under way at once, one a prompt.
-        port: of a server that is started; null: a free one.
-        environment: set for a server that is started, such as ``CUDA_VISIBLE_DEVICES``.
-        arguments: further ones of vLLM's command line.
+        vllm: how it computes; the options of ``ServedOptions`` by name.
+        server: where it takes weights from and how it is started; the options of ``ServerOptions`` by name.
+        requests: how it is asked; the options of ``RequestOptions`` by name.
 
     Raises:
         ModuleNotFoundError: a server is to be started and vLLM is not installed.
@@ -93,43 +91,31 @@ class VLLMServerEngine:
         *,
         url: str | None = None,
         model: str | None = None,
-        folder: str | None = None,
         lora: bool = False,
         max_new_tokens: Count = 256,
         min_new_tokens: int = 0,
-        dtype: Dtype = "auto",
-        max_model_len: int = 2048,
-        max_num_seqs: int = 64,
-        memory: Count = 1,
-        gpu_memory_utilization: PositiveShare = 0.5,
-        enforce_eager: bool = True,
         max_gap: float | None = 0.2,
-        start_timeout: Positive = 600.0,
-        timeout: Positive = 600.0,
-        retries: WholeNumber = 2,
-        concurrency: Count = 64,
-        port: Count | None = None,
-        environment: Mapping[str, str] | None = None,
-        arguments: Sequence[str] = (),
+        vllm: ServedOptions | Mapping[str, Any] | None = None,
+        server: ServerOptions | Mapping[str, Any] | None = None,
+        requests: RequestOptions | Mapping[str, Any] | None = None,
     ) -> None:
         Sampling(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens)  # checks them
-        check_options(max_model_len, max_num_seqs, dtype, max_gap)
+        check_gap(max_gap)
+        self._vllm = value_object(ServedOptions, vllm, ServedOptions.node)
+        self._server = value_object(ServerOptions, server, ServerOptions.node)
+        self._requests = value_object(RequestOptions, requests, RequestOptions.node)
         if url is None and not installed():
             raise ModuleNotFoundError(INSTALL)
-        if concurrency < 1:
-            raise ValueError(f"rollout.concurrency={concurrency} must be at least 1")
         self.tokenizer, self.lora = tokenizer, lora
         self.max_new_tokens, self.min_new_tokens, self.max_gap = max_new_tokens, min_new_tokens, max_gap
-        self.dtype, self.max_model_len, self.concurrency = dtype, max_model_len, concurrency
-        self.start_timeout, self.version, self.url = start_timeout, 0, url
-        self._patience: dict[str, Any] = {"timeout": timeout, "retries": retries}
-        self._model, self._given_folder = model, folder
-        self._port, self._environment = port, {"VLLM_CPU_KVCACHE_SPACE": str(memory), **(environment or {})}
+        self.max_model_len = self._vllm.max_model_len
+        self.version, self.url, self._model = 0, url, model
+        self._environment = {"VLLM_CPU_KVCACHE_SPACE": str(self._vllm.memory), **(self._server.environment or {})}
         self._arguments = [
-            *("--max-num-seqs", str(max_num_seqs)),
-            *("--gpu-memory-utilization", str(gpu_memory_utilization)),
-            *(["--enforce-eager"] if enforce_eager else []),
-            *map(str, arguments),
+            *("--max-num-seqs", str(self._vllm.max_num_seqs)),
+            *("--gpu-memory-utilization", str(self._vllm.gpu_memory_utilization)),
+            *(["--enforce-eager"] if self._vllm.enforce_eager else []),
+            *map(str, self._server.arguments),
         ]
         self._endpoint: Endpoint | None = None
         self._folder = Path()
@@ -172,20 +158,20 @@ class VLLMServerEngine:
             weights = base_weights(policy) if self.lora else policy_weights(policy)
             address, self._model = agreed(lambda: self._start(policy, weights)), POLICY
             self._log_file = self._folder / LOG_FILE
-        self._endpoint = Endpoint(address, **self._patience)
+        self._endpoint = Endpoint(address, timeout=self._requests.timeout, retries=self._requests.retries)
         if self._model is None:
             self._model = agreed(lambda: only_model(self._reached))
 
     def _new_folder(self) -> str:
-        if self._given_folder is None:
+        if self._server.folder is None:
             self._temporary = TemporaryFolder("rlhf-vllm-")
             return str(self._temporary.path)
-        Path(self._given_folder).mkdir(parents=True, exist_ok=True)
-        return str(Path(self._given_folder).resolve())
+        Path(self._server.folder).mkdir(parents=True, exist_ok=True)
+        return str(Path(self._server.folder).resolve())
 
     def _start(self, policy: Actor, weights: Mapping[str, Tensor]) -> str:
         """Start a server with these weights and wait for it; its address."""
-        home, port = self._folder / "model", free_port(self._port)
+        home, port = self._folder / "model", free_port(self._server.port)
         home.mkdir(exist_ok=True)
         write_config(policy, home, merged=not self.lora)
         write_weights(weights, home, dtype_name(policy))
@@ -194,7 +180,7 @@ class VLLMServerEngine:
             *("-m", "rlhf_lightning.rollout.vllm_serve", "--end-with", str(os.getpid())),
             *("--model", str(home), "--served-model-name", POLICY),
             *("--host", "127.0.0.1", "--port", str(port), "--generation-config", "vllm"),
-            *("--dtype", dtype_name(policy) if self.dtype == "auto" else self.dtype),
+            *("--dtype", dtype_name(policy) if self._vllm.dtype == "auto" else self._vllm.dtype),
             *("--max-model-len", str(self.max_model_len), "--logprobs-mode", "processed_logprobs"),
             *("--worker-extension-cls", EXTENSION, *self._arguments),
         ]
@@ -203,7 +189,7 @@ class VLLMServerEngine:
             command += ["--enable-lora", "--max-lora-rank", str(next(r for r in LORA_RANKS if r >= rank))]
         self._process = ServerProcess(command, port, self._folder / LOG_FILE, self._environment)
         try:
-            self._process.wait(self.start_timeout)
+            self._process.wait(self._server.start_timeout)
         except ServerError:
             self._keep_log()
             raise
@@ -323,7 +309,7 @@ class VLLMServerEngine:
             return copies([ended_by_text(sample, sampling) for sample in samples], n)
 
         with self._explained():
-            return in_threads(one, list(zip(prompts, seeds, strict=True)), self.concurrency)
+            return in_threads(one, list(zip(prompts, seeds, strict=True)), self._requests.concurrency)
 
     def _request(
         self, prompt: Sequence[int], sampling: Sampling, n: int, seed: int, *, log_probs: bool

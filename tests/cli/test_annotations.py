@@ -77,7 +77,7 @@ def test_relatives_in_other_groups(chosen: list[str], message: str):
         ("callbacks.samples.top_p=1.5", "(0, 1]"),
         ("model.layers=0", "[1, inf)"),
         ("reward.max_tokens=0", "[1, inf)"),
-        ("rollout.timeout=0", "(0, inf)"),
+        ("rollout.requests.timeout=0", "(0, inf)"),
         ("method.value_loss.critic_warmup=-1", "[0, inf)"),
     ],
 )

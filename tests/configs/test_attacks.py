@@ -233,8 +233,8 @@ def test_hydras_own_part(way: str, canary: Path, with_hydra: DictConfig):
 
 COMMANDED: dict[str, dict[str, Any]] = {
     "allow_targets[0]": {"allow_targets": ["evil_module"], "optimizer": {"_target_": "evil_module.touch"}},
-    "rollout.environment.LD_PRELOAD": {"rollout": {"environment": {"LD_PRELOAD": "x.so"}}},
-    "rollout.arguments[0]": {"rollout": {"arguments": ["--trust-remote-code"]}},
+    "rollout.server.environment.LD_PRELOAD": {"rollout": {"server": {"environment": {"LD_PRELOAD": "x.so"}}}},
+    "rollout.server.arguments[0]": {"rollout": {"server": {"arguments": ["--trust-remote-code"]}}},
     "rollout.options.trust_remote_code": {"rollout": {"options": {"trust_remote_code": True}}},
     "logger.a.settings.x_executable": {"logger": {"a": {"settings": {"x_executable": "evil"}}}},
 }
@@ -243,17 +243,29 @@ COMMANDED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("key", COMMANDED)
 def test_what_counts_on_the_command_line_alone(key: str, canary: Path, composed: DictConfig):
     cfg = OmegaConf.create(_merged(OmegaConf.to_container(composed), COMMANDED[key]))
-    chosen = ["rollout=vllm_server", "rollout.environment={A: b}", "optimizer._target_=x"]  # says nothing of this key
+    chosen = [
+        "rollout=vllm_server",
+        "rollout.server.environment={A: b}",
+        "optimizer._target_=x",
+    ]  # says nothing of this key
     with pytest.raises(ConfigError, match=rf"(?m)^{re.escape(key)}: .*counts only on the command line"):
         check_config(cfg, "train", chosen)
     assert not canary.exists()
 
 
 def test_given_on_the_command_line_it_counts():
-    given = ["allow_targets=[a,b]", "rollout.environment={A: b}", "+rollout.options.x=1"]
-    tree = {"allow_targets": ["a", "b"], "rollout": {"environment": {"A": "b"}, "options": {"x": 1}}}
+    given = [
+        "allow_targets=[a,b]",
+        "rollout.environment={A: b}",
+        "rollout.server.arguments=[c]",
+        "+rollout.options.x=1",
+    ]
+    tree = {
+        "allow_targets": ["a", "b"],
+        "rollout": {"server": {"environment": {"A": "b"}, "arguments": ["c"]}, "options": {"x": 1}},
+    }
     assert list(uncommanded(tree, given)) == []
-    assert len(list(uncommanded(tree, []))) == 4
+    assert len(list(uncommanded(tree, []))) == 5
 
 
 def test_a_folder_of_groups_cannot_allow_its_own_code(folder: Path, canary: Path):

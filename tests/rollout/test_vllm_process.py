@@ -83,7 +83,7 @@ def test_a_server_that_fails_says_why(tmp_path: Path) -> None:
 
 def test_a_server_that_never_answers(tmp_path: Path) -> None:
     process = ServerProcess(["-c", "import time; time.sleep(99)"], free_port(), tmp_path / "log", {})
-    with pytest.raises(ServerError, match=r"rollout.start_timeout=0.1"):
+    with pytest.raises(ServerError, match=r"rollout.server.start_timeout=0.1"):
         process.wait(0.1)
     assert gone(process._process.pid)
 
@@ -159,7 +159,10 @@ def test_what_shares_a_process_group_outlives_it(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_taken_is_refused() -> None:
-    with fake_server() as fake, pytest.raises(ServerError, match=r"rollout.port=\d+: another server listens there"):
+    with (
+        fake_server() as fake,
+        pytest.raises(ServerError, match=r"rollout.server.port=\d+: another server listens there"),
+    ):
         free_port(int(fake.url.rpartition(":")[2]))
     port = free_port()
     assert free_port(port) == port
@@ -238,7 +241,8 @@ def make() -> Models:
 
 def engine_of(failure: str = "", **options: Any) -> tuple[VLLMServerEngine, Models]:
     models = make()
-    options = {"retries": 0, "timeout": 20.0, "environment": {"FAKE_FAILURE": failure}} | options
+    asked, started = {"retries": 0, "timeout": 20.0}, {"environment": {"FAKE_FAILURE": failure}}
+    options = {"requests": asked, "server": started} | options
     return VLLMServerEngine(models.tokenizer, **options), models
 
 

@@ -88,7 +88,7 @@ def same_as_transformers(engine: Any, policy: Actor, version: int = 0) -> float:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[VLLMEngine]:
-    engine = VLLMEngine(max_model_len=512, max_num_seqs=16)
+    engine = VLLMEngine(vllm={"max_model_len": 512, "max_num_seqs": 16})
     yield engine
     engine.close()
 
@@ -185,7 +185,7 @@ def test_greedy_samples_are_copies(engine: VLLMEngine) -> None:
 
 @pytest.mark.slow
 def test_chunks_of_prompts_are_the_trap() -> None:
-    engine = VLLMEngine(max_model_len=512, max_num_seqs=16, options={"enable_chunked_prefill": True})
+    engine = VLLMEngine(vllm={"max_model_len": 512, "max_num_seqs": 16}, options={"enable_chunked_prefill": True})
     engine.sync(make().policy, 0)
     with pytest.raises(RuntimeError, match="offset"):
         seeded(engine, beyond_a_step())
@@ -195,7 +195,7 @@ def test_chunks_of_prompts_are_the_trap() -> None:
 @pytest.mark.slow
 def test_untied_embeddings() -> None:
     policy = make(tied=False).policy
-    engine = VLLMEngine(max_model_len=512, max_num_seqs=16)
+    engine = VLLMEngine(vllm={"max_model_len": 512, "max_num_seqs": 16})
     assert same_as_transformers(engine, policy) < 1e-4
     step(policy)
     assert same_as_transformers(engine, policy) < 1e-4
@@ -206,7 +206,7 @@ def test_untied_embeddings() -> None:
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_server_follows_the_policy(lora: bool) -> None:
     models = make(lora=lora)
-    engine = VLLMServerEngine(models.tokenizer, lora=lora, max_model_len=512, max_num_seqs=16)
+    engine = VLLMServerEngine(models.tokenizer, lora=lora, vllm={"max_model_len": 512, "max_num_seqs": 16})
     try:
         before = greedy(engine, models.policy, 0)
         assert gap(before, greedy(TransformersEngine(), models.policy, 0)) < 1e-4
@@ -235,7 +235,7 @@ def group_of(leader: int) -> list[int]:
 @pytest.mark.slow
 def test_a_server_whose_engine_is_killed_leaves_its_log() -> None:
     models = make()
-    engine = VLLMServerEngine(models.tokenizer, max_model_len=512, max_num_seqs=16)
+    engine = VLLMServerEngine(models.tokenizer, vllm={"max_model_len": 512, "max_num_seqs": 16})
     try:
         engine.sync(models.policy, 0)
         leader = engine._process._process.pid
@@ -255,7 +255,7 @@ def test_a_server_whose_engine_is_killed_leaves_its_log() -> None:
 
 def run_until_killed(connection: Connection) -> None:
     models = make()
-    engine = VLLMServerEngine(models.tokenizer, max_model_len=512, max_num_seqs=16)
+    engine = VLLMServerEngine(models.tokenizer, vllm={"max_model_len": 512, "max_num_seqs": 16})
     engine.sync(models.policy, 0)
     connection.send((engine._folder, engine._process._process.pid))
     time.sleep(999)
@@ -285,7 +285,7 @@ def test_nothing_of_a_killed_run_stays() -> None:
 )
 def test_grpo_trains_with_it(options: list[str], tmp_path: Path) -> None:
     command = [
-        *("train", "experiment=tiny", "method=grpo", "rollout.max_new_tokens=16", "rollout.max_model_len=256"),
+        *("train", "experiment=tiny", "method=grpo", "rollout.max_new_tokens=16", "rollout.vllm.max_model_len=256"),
         *("rollout.max_gap=0.001", "data.batch_size=4", "trainer.max_steps=2", "callbacks.gold=null"),
         *(f"paths.output_dir={tmp_path}", *options),
     ]

@@ -75,8 +75,8 @@ def make(lora: bool = False) -> Models:
     return ModelBuilder(TinyRandom(tie_embeddings=True), adapter, ReferenceKind.NONE)()
 
 
-def engine_of(server: FakeServer, models: Models, **options: Any) -> VLLMServerEngine:
-    return VLLMServerEngine(models.tokenizer, url=server.url, retries=0, timeout=5.0, **options)
+def engine_of(fake: FakeServer, models: Models, **options: Any) -> VLLMServerEngine:
+    return VLLMServerEngine(models.tokenizer, url=fake.url, requests={"retries": 0, "timeout": 5.0}, **options)
 
 
 def routes(server: FakeServer) -> list[str]:
@@ -206,7 +206,7 @@ def test_a_server_without_token_ids(server: FakeServer, vllm: FakeVLLM) -> None:
 
 def test_a_folder_of_the_users_own_is_kept(server: FakeServer, vllm: FakeVLLM, tmp_path: Path) -> None:
     models = make()
-    engine = engine_of(server, models, folder=str(tmp_path / "shared"))
+    engine = engine_of(server, models, server={"folder": str(tmp_path / "shared")})
     engine.sync(models.policy, 5)
     engine.close()
     assert (tmp_path / "shared" / "weights-5" / "model.safetensors").is_file()
@@ -217,7 +217,9 @@ def one_of_two(url: str, folder: Path, refused: bool) -> None:
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     models = make()
-    engine = VLLMServerEngine(models.tokenizer, url=url, folder=str(folder), retries=0, timeout=30.0)
+    engine = VLLMServerEngine(
+        models.tokenizer, url=url, server={"folder": str(folder)}, requests={"retries": 0, "timeout": 30.0}
+    )
     if refused:
         with pytest.raises(ServerError, match="does not take weights"):
             engine.sync(models.policy, 0)

@@ -101,7 +101,7 @@ def test_limits_of_a_request() -> None:
     assert fitting(100, policy) == 100
     assert fitting(10**9, policy) == transformers_model(policy).config.max_position_embeddings
     check_request([[1] * 4], Sampling(max_new_tokens=6), 10)
-    with pytest.raises(ValueError, match=r"prompt of 5 tokens.*response of 6.*rollout.max_model_len=10"):
+    with pytest.raises(ValueError, match=r"prompt of 5 tokens.*response of 6.*rollout.vllm.max_model_len=10"):
         check_request([[1], [1] * 5], Sampling(max_new_tokens=6), 10)
     for temperature in (0.0, 0.01):
         check_request([[1]], Sampling(max_new_tokens=1, temperature=temperature), 10)
@@ -155,9 +155,9 @@ def test_vllm_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "words"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
-        ({"max_model_len": 1}, "rollout.max_model_len=1"),
-        ({"max_num_seqs": 0}, "max_num_seqs=0"),
-        ({"dtype": "int8"}, "rollout.dtype='int8'"),
+        ({"vllm": {"max_model_len": 1}}, r"rollout.vllm.max_model_len=1 .* a whole number in \[2, inf\)"),
+        ({"vllm": {"max_num_seqs": 0}}, "max_num_seqs=0"),
+        ({"vllm": {"dtype": "int8"}}, "rollout.vllm.dtype='int8'"),
         ({"max_gap": 0.0}, "rollout.max_gap=0.0"),
     ],
 )

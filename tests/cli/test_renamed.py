@@ -1,0 +1,116 @@
+"""Options under their old names count for one version: on the command line, in a yaml, in the folder of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from rlhf_lightning.cli.annotations import annotations_of
+from rlhf_lightning.cli.compose import compose
+from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.folder import RunFolder, note, write_config
+from rlhf_lightning.cli.renamed import RENAMED
+from rlhf_lightning.cli.runs import evaluated, read_config
+from rlhf_lightning.cli.targets import locate
+
+BASE = ["method=ppo", "model=tiny_random", "data=tiny", "reward=none"]
+NEW = ["method.value_loss.clip=0.7", "method.credit.shaping.clip=3.0", "method.policy_loss.target_kl=0.5"]
+OLD = ["method.value_clip=0.7", "method.shaping.clip=3.0", "method.target_kl=0.5"]
+MOVED = {"value_clip": 0.7, "shaping": {"clip": 3.0}, "target_kl": 0.5}
+
+
+@pytest.fixture(scope="module")
+def new() -> DictConfig:
+    return compose("train", [*BASE, *NEW])
+
+
+def test_on_the_command_line_they_are_the_new_ones(new: DictConfig):
+    with pytest.warns(FutureWarning) as said:
+        old = compose("train", [*BASE, *OLD])
+    assert old == new
+    messages = [str(warning.message) for warning in said if warning.category is FutureWarning]
+    assert "method.value_clip is now method.value_loss.clip; the old name counts in this version only" in messages
+    assert len(messages) == len(OLD)
+
+
+def test_new_names_warn_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        compose("train", [*BASE, *NEW])
+
+
+def test_in_a_yaml_of_the_users(new: DictConfig, tmp_path: Path):
+    """A method that starts from ours, options of a mapping one by one."""
+    (tmp_path / "method").mkdir()
+    text = OmegaConf.to_yaml({"defaults": ["ppo", "_self_"], **MOVED})
+    (tmp_path / "method" / "mine.yaml").write_text(text)
+    with pytest.warns(FutureWarning, match=r"method\.shaping is now method\.credit\.shaping"):
+        old = compose("train", ["method=mine", *BASE[1:]], config_dirs=[tmp_path])
+    assert old == new
+
+
+def old_folder(cfg: DictConfig, folder: Path) -> Path:
+    """The folder of a run whose configuration was written before the options had their new names."""
+    cfg = cfg.copy()
+    cfg.paths.output_dir = str(folder)
+    tree: Any = OmegaConf.to_container(cfg)
+    method = tree["method"]
+    method["value_clip"] = method["value_loss"].pop("clip")
+    method["shaping"] = method["credit"].pop("shaping")
+    method |= {f"critic_{name}": method["value_loss"].pop(f"critic_{name}") for name in ("lr", "warmup")}
+    method["value_coef"] = method.pop("value_loss")["coef"]
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "last.ckpt").write_bytes(b"")
+    write_config(OmegaConf.create(tree), folder)
+    note(folder, command="train")
+    return folder
+
+
+def test_a_run_that_has_them_is_resumed(new: DictConfig, tmp_path: Path):
+    folder = old_folder(new, tmp_path / "run")
+    cfg = compose("train", [*BASE, *NEW, f"paths.output_dir={folder}"])
+    run = RunFolder(cfg)
+    run.check()
+    assert run.occupied
+    assert run.changed == []
+    cfg.method.value_loss.clip = 0.1
+    with pytest.raises(ConfigError, match=r"method\.value_loss\.clip: 0\.7 -> 0\.1"):
+        RunFolder(cfg).check()
+
+
+@pytest.mark.filterwarnings("error::FutureWarning:rlhf_lightning")
+def test_a_run_that_has_them_is_evaluated(new: DictConfig, tmp_path: Path):
+    """Its own old names are no news to whoever evaluates it; those of the command are moved too."""
+    folder = old_folder(new, tmp_path / "run")
+    run = read_config(folder)
+    assert run.method == new.method
+    overrides = [f"run={folder}"]
+    assert evaluated(compose("evaluate", overrides, check=False), run, overrides).method == new.method
+
+
+def test_an_old_name_beside_a_run(new: DictConfig, tmp_path: Path):
+    folder = old_folder(new, tmp_path / "run")
+    overrides = [f"run={folder}", "method.value_clip=0.25"]
+    with pytest.warns(FutureWarning, match="method.value_clip is now"):
+        cfg = evaluated(compose("evaluate", overrides, check=False), read_config(folder), overrides)
+    assert cfg.method.value_loss.clip == 0.25
+    assert "value_clip" not in cfg.method
+
+
+@pytest.mark.parametrize("target", RENAMED)
+def test_every_new_name_is_an_option_and_no_old_one_is(target: str):
+    made = locate(target)
+    options = inspect.signature(made).parameters
+    for old, name in RENAMED[target].items():
+        group, _, option = name.partition(".")
+        assert old not in options
+        kinds = [
+            kind for kind in getattr(annotations_of(made)[group], "__args__", ()) if dataclasses.is_dataclass(kind)
+        ]
+        assert [option in {field.name for field in dataclasses.fields(kind)} for kind in kinds] == [True], name
