@@ -272,7 +272,7 @@ def why_unscored(counts: Mapping[str, float]) -> str:
     if "parse_failures" in shares:
         return (
             f"; no verdict could be read in {shares['parse_failures']:.0%} of what the judge wrote: raise "
-            "reward.max_tokens if it was cut off, ask for a plainer verdict in reward.question, or say in "
+            "reward.writing.max_tokens if it was cut off, ask for a plainer verdict in reward.question, or say in "
             "reward.pattern how to find it"
         )
     if "unanswered" in shares:

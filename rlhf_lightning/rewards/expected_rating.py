@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,10 +14,11 @@ from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.modes import evaluating
 from rlhf_lightning.models.sharding import unsharded
 from rlhf_lightning.models.sources import Dtype
-from rlhf_lightning.options import Count, Share, WholeNumber
+from rlhf_lightning.options import Count, value_object
 from rlhf_lightning.rewards.asking import conversation_ids
 from rlhf_lightning.rewards.base import Scores
 from rlhf_lightning.rewards.graders.templates import Context
+from rlhf_lightning.rewards.judge_options import DigitOptions
 from rlhf_lightning.rewards.log_prob import language_model, response_log_probs
 from rlhf_lightning.rewards.questions import QuestionReward
 from rlhf_lightning.rewards.texts import chosen_device
@@ -49,10 +50,7 @@ class ExpectedRating(QuestionReward):
         path: folder or hub id of the language model that judges; None: the policy that is trained, as it is then.
         question: as of :class:`RatingJudge`, a template or a name of ``rewards.questions``.
         opening: how the verdict begins; the digit follows it behind a space.
-        low: least digit.
-        high: greatest digit, at most 9.
-        scaled: bring the range to [0, 1].
-        least_mass: probability that the digits must have together; less is no verdict. Our choice.
+        rating: what a rating is; the options of ``DigitOptions`` by name.
         system: of the conversation with the judge; None: no such message.
         dtype: of the weights of ``path``.
         device: of ``path``; ``auto`` takes CUDA where there is some.
@@ -70,10 +68,7 @@ class ExpectedRating(QuestionReward):
         path: str | None = None,
         question: str = "additive_score",
         opening: str = "Score:",
-        low: WholeNumber = 0,
-        high: WholeNumber = 5,
-        scaled: bool = False,
-        least_mass: Share = 0.1,
+        rating: DigitOptions | Mapping[str, Any] | None = None,
         system: str | None = None,
         dtype: Dtype = "float32",
         device: str = "auto",
@@ -81,16 +76,14 @@ class ExpectedRating(QuestionReward):
         name: str = "expected_rating",
     ) -> None:
         super().__init__(tokenizer, name, question)
-        if not 0 <= low < high <= 9:
-            raise ValueError(f"reward.low={low} and reward.high={high} must be digits, low below high")
+        self.rating = value_object(DigitOptions, rating, DigitOptions.node)
         self.policy: Any = None  #: set by the training loop
-        self.low, self.high, self.scaled, self.least_mass = low, high, scaled, least_mass
         self.max_tokens, self._system, self._opening = max_tokens, system, opening
         self._reader, self._model = self.texts.own, None
         self._device = chosen_device(device)
         if path is not None:
             self._reader, self._model = language_model(path, dtype, self._device)
-        self._digits = digit_ids(self._reader, opening, low, high)
+        self._digits = digit_ids(self._reader, opening, self.rating.low, self.rating.high)
         self._ratings: Counter[int] = Counter()
 
     @torch.no_grad()
@@ -102,12 +95,12 @@ class ExpectedRating(QuestionReward):
         """
         examples = [self._example(group, ids) for group in groups for ids in group.responses]
         table = torch.tensor(self._log_probs(examples), dtype=torch.float64).view(len(examples), len(self._digits))
-        rating, mass = expected_digit(table, self.low)
-        read = mass >= self.least_mass
-        self._ratings.update((table.argmax(1)[read] + self.low).tolist())
+        rating, mass = expected_digit(table, self.rating.low)
+        read = mass >= self.rating.least_mass
+        self._ratings.update((table.argmax(1)[read] + self.rating.low).tolist())
         self.count(responses=len(examples), unread=int((~read).sum()), mass=float(mass.sum()))
-        if self.scaled:
-            rating = (rating - self.low) / (self.high - self.low)
+        if self.rating.scaled:
+            rating = (rating - self.rating.low) / (self.rating.high - self.rating.low)
         scores = iter([value if kept else None for value, kept in zip(rating.tolist(), read.tolist(), strict=True)])
         return [[next(scores) for _ in group.samples] for group in groups]
 

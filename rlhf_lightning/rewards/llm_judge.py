@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lightning.options import Count, Seed
+from rlhf_lightning.options import value_object
 from rlhf_lightning.rewards.asking import Ask, asker
 from rlhf_lightning.rewards.base import Scores, WinMatrix
 from rlhf_lightning.rewards.graders.templates import Context
+from rlhf_lightning.rewards.judge_options import RatingOptions, WritingOptions
 from rlhf_lightning.rewards.questions import QuestionReward
-from rlhf_lightning.rewards.verdicts import choice, rating
+from rlhf_lightning.rewards.verdicts import choice
+from rlhf_lightning.rewards.verdicts import rating as read_rating
 from rlhf_lightning.rewards.win_matrix import matrix_of, mean_wins
 from rlhf_lightning.types import SampleGroup
 
@@ -59,9 +61,7 @@ class _Judge(QuestionReward):
         question: the template.
         system: of the conversation with the judge; None: no such message.
         pattern: regular expression with one group that finds the verdict.
-        max_tokens: of the judge's answer.
-        temperature: of the judge.
-        seed: of its draws.
+        writing: how it writes; the options of ``WritingOptions`` by name.
         name: what the scores are logged under.
         own: fields of ``item`` that do not come from the data.
     """
@@ -73,9 +73,7 @@ class _Judge(QuestionReward):
         question: str,
         system: str | None,
         pattern: str | None,
-        max_tokens: int,
-        temperature: float,
-        seed: int,
+        writing: WritingOptions | Mapping[str, Any] | None,
         name: str,
         own: Collection[str],
     ) -> None:
@@ -83,8 +81,7 @@ class _Judge(QuestionReward):
         self.policy: Any = None  #: set by the training loop
         self._tokenizer, self._judge = tokenizer, judge
         self._system, self.pattern = system, pattern
-        self._options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
-        self._seed = seed
+        self._writing = value_object(WritingOptions, writing, WritingOptions.node)
         if pattern is not None and re.compile(pattern).groups != 1:
             raise ValueError(f"reward.pattern={pattern!r} must have one group, which is the verdict")
 
@@ -106,7 +103,8 @@ class _Judge(QuestionReward):
         texts = [self.rendered(context) for context in contexts]
         self.count(questions=len(texts))
         questions = [[*system, {"role": "user", "content": text}] for text in texts]
-        return list(self._ask().ask_each(questions, **self._options, seed=self._seed + round_))
+        options = {"max_tokens": self._writing.max_tokens, "temperature": self._writing.temperature}
+        return list(self._ask().ask_each(questions, **options, seed=self._writing.seed + round_))
 
     def _ask(self) -> Ask:
         if callable(self._judge) and not isinstance(self._judge, Ask):
@@ -130,19 +128,11 @@ class RatingJudge(_Judge):
             has ``ask_each``; None: the policy that is trained.
         question: a template with ``{{ item.prompt }}``, ``{{ sample.output_text }}`` and columns of the data,
             ``{{ item.answer }}``, or a name of ``rewards.questions``; None: a plain one.
-        low: least rating.
-        high: greatest rating.
-        scaled: bring the range to [0, 1].
-        judgments: of each response; its score is the mean of those that could be read. More than one needs a
-            temperature.
-        least_read: judgments that must be readable; with fewer a response has no score.
-        histogram: count ratings.
+        rating: what a rating is and how many are a score; the options of ``RatingOptions`` by name.
         pattern: regular expression with one group that finds the rating; None: the last JSON object with ``score``,
             else the last number.
         system: of the conversation with the judge.
-        max_tokens: of the judge's answer.
-        temperature: of the judge.
-        seed: of its draws.
+        writing: how it writes; the options of ``WritingOptions`` by name.
         name: what the scores are logged under.
 
     Raises:
@@ -155,39 +145,29 @@ class RatingJudge(_Judge):
         *,
         judge: Any = None,
         question: str | None = None,
-        low: float = 0.0,
-        high: float = 10.0,
-        scaled: bool = True,
-        judgments: int = 1,
-        least_read: Count = 1,
-        histogram: bool = False,
+        rating: RatingOptions | Mapping[str, Any] | None = None,
         pattern: str | None = None,
         system: str | None = None,
-        max_tokens: int = 512,
-        temperature: float = 0.0,
-        seed: Seed = 0,
+        writing: WritingOptions | Mapping[str, Any] | None = None,
         name: str = "rating",
     ) -> None:
-        if not low < high:
-            raise ValueError(f"reward.low={low:g} must be below reward.high={high:g}")
-        if judgments < 1 or (judgments > 1 and temperature <= 0):
+        self.rating = value_object(RatingOptions, rating, RatingOptions.node)
+        text = question if question is not None else RATE.format(low=self.rating.low, high=self.rating.high)
+        super().__init__(tokenizer, judge, text, system, pattern, writing, name, ("prompt",))
+        if self.rating.judgments > 1 and self._writing.temperature <= 0:
             raise ValueError(
-                f"reward.judgments={judgments} must be at least 1, and 1 at temperature 0: set reward.temperature"
+                f"reward.rating.judgments={self.rating.judgments} would be the same at temperature 0: set "
+                "reward.writing.temperature"
             )
-        if not 1 <= least_read <= judgments:
-            raise ValueError(f"reward.least_read={least_read} must lie between 1 and reward.judgments={judgments}")
-        question = question if question is not None else RATE.format(low=low, high=high)
-        super().__init__(tokenizer, judge, question, system, pattern, max_tokens, temperature, seed, name, ("prompt",))
-        self.low, self.high, self.scaled, self.judgments = low, high, scaled, judgments
-        self.least_read, self._ratings = least_read, Counter[int]() if histogram else None
+        self._ratings = Counter[int]() if self.rating.histogram else None
 
     def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
         """See :class:`~rlhf_lightning.rewards.base.Reward`."""
         contexts = [self._context(group, ids) for group in groups for ids in group.responses]
         found: list[list[float]] = [[] for _ in contexts]
-        for round_ in range(self.judgments):
+        for round_ in range(self.rating.judgments):
             for ratings, answer in zip(found, self._answers(contexts, round_), strict=True):
-                value = None if answer is None else rating(answer, self.low, self.high, pattern=self.pattern)
+                value = None if answer is None else self._read(answer)
                 ratings += [] if value is None else [value]
                 if value is not None and self._ratings is not None:
                     self._ratings[round(value)] += 1
@@ -208,11 +188,14 @@ class RatingJudge(_Judge):
         text = self.texts.text(ids)
         return Context({"output_text": text}, {**group.columns, "prompt": self.prompt(group)}, group.row)
 
+    def _read(self, answer: str) -> float | None:
+        return read_rating(answer, self.rating.low, self.rating.high, pattern=self.pattern)
+
     def _mean(self, ratings: Sequence[float]) -> float | None:
-        if len(ratings) < self.least_read:
+        if len(ratings) < self.rating.least_read:
             return None
-        mean = sum(ratings) / len(ratings)
-        return (mean - self.low) / (self.high - self.low) if self.scaled else mean
+        mean, low = sum(ratings) / len(ratings), self.rating.low
+        return (mean - low) / (self.rating.high - low) if self.rating.scaled else mean
 
 
 class ComparisonJudge(_Judge):
@@ -238,9 +221,7 @@ class ComparisonJudge(_Judge):
         pattern: regular expression with one group that gives ``A``, ``B`` or ``C`` (a tie); None: the last of them in
             double brackets, else the only one that occurs.
         system: of the conversation with the judge.
-        max_tokens: of the judge's answer.
-        temperature: of the judge.
-        seed: of its draws.
+        writing: how it writes; the options of ``WritingOptions`` by name.
         name: what the scores are logged under.
 
     Raises:
@@ -257,14 +238,12 @@ class ComparisonJudge(_Judge):
         question: str | None = None,
         pattern: str | None = None,
         system: str | None = None,
-        max_tokens: int = 512,
-        temperature: float = 0.0,
-        seed: Seed = 0,
+        writing: WritingOptions | Mapping[str, Any] | None = None,
         name: str = "comparison",
     ) -> None:
         own = ("prompt", "response_a", "response_b")
         text = COMPARE if question is None else question
-        super().__init__(tokenizer, judge, text, system, pattern, max_tokens, temperature, seed, name, own)
+        super().__init__(tokenizer, judge, text, system, pattern, writing, name, own)
         self._verdicts = [0, 0, 0.0]  # pairs with two verdicts, of these consistent, verdicts for the first
 
     def __call__(self, groups: Sequence[SampleGroup]) -> Scores:

@@ -74,7 +74,7 @@ def test_a_judge_scores_answers(rlhf, tmp_path: Path, prompts: str) -> None:
 
 def test_a_model_rates_its_own_answers(rlhf, prompts: str) -> None:
     """Without a server the model that answered is asked; a random one gives no rating, which is said."""
-    judge = ["reward=llm_judge", "reward.judge=null", "reward.max_tokens=3"]
+    judge = ["reward=llm_judge", "reward.judge=null", "reward.writing.max_tokens=3"]
     code, _, err = rlhf("generate", *SHORT, prompts, *judge)
     assert code == 0, err
     assert "could not judge 2 of 2 answers" in err

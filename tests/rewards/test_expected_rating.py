@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,7 +33,8 @@ def actor() -> Actor:
 
 
 def asked(actor: Actor, **options: Any) -> ExpectedRating:
-    reward = ExpectedRating(TinyRandom().tokenizer(), least_mass=0.0, **options)
+    rating = {"least_mass": 0.0, **options.pop("rating", {})}
+    reward = ExpectedRating(TinyRandom().tokenizer(), rating=rating, **options)
     reward.policy = SimpleNamespace(policy=actor)
     return reward
 
@@ -77,14 +79,14 @@ def test_it_does_not_depend_on_the_batch_and_draws_nothing(actor: Actor) -> None
     assert torch.equal(torch.get_rng_state(), state)
     assert scores[0][0] == pytest.approx(scores[0][2], abs=1e-6)
     assert alone(said)[0] == pytest.approx(scores[0], abs=1e-5)
-    scaled = asked(actor, scaled=True)(said)
+    scaled = asked(actor, rating={"scaled": True})(said)
     assert scaled[1][0] == pytest.approx(scores[1][0] / 5, abs=1e-6)
     assert whole([]) == []
 
 
 def test_a_judge_whose_digits_are_unlikely_gives_no_score(actor: Actor) -> None:
     reward = asked(actor)
-    reward.least_mass = 1.0
+    reward.rating = replace(reward.rating, least_mass=1.0)
     assert reward(groups([["yes", "no"]])) == [[None, None]]
     counted = metrics_of(reward)
     assert counted["unread"] == 1.0
@@ -94,7 +96,7 @@ def test_a_judge_whose_digits_are_unlikely_gives_no_score(actor: Actor) -> None:
 def test_a_judge_of_its_own_folder(actor: Actor, tmp_path: Any) -> None:
     actor.model.save_pretrained(tmp_path)
     TinyRandom().tokenizer().save_pretrained(tmp_path)
-    reward = ExpectedRating(TinyRandom().tokenizer(), path=str(tmp_path), least_mass=0.0, device="cpu")
+    reward = ExpectedRating(TinyRandom().tokenizer(), path=str(tmp_path), rating={"least_mass": 0.0}, device="cpu")
     said = groups([["yes", "no"]])
     assert reward(said)[0] == pytest.approx(asked(actor)(said)[0], abs=1e-5)
 
@@ -102,8 +104,8 @@ def test_a_judge_of_its_own_folder(actor: Actor, tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"high": 10}, "reward.low=0 and reward.high=10 must be digits"),
-        ({"low": 5}, "low below high"),
+        ({"rating": {"high": 10}}, "reward.rating.low=0 and high=10 must be digits"),
+        ({"rating": {"low": 5}}, "low below high"),
         ({"question": "{{ sample.text }}"}, "reward.question: a sample has no field 'text'"),
     ],
 )
@@ -137,10 +139,12 @@ class Writer:
         return [next(self.answers) for _ in conversations]
 
 
-SELF = {
-    "question": "additive", "low": 0.0, "high": 5.0, "scaled": False, "judgments": 3, "temperature": 0.7,
-    "histogram": True, "pattern": r"(?im)^\W*score[^\w-]+(\d+(?:\.\d+)?)(?!\w)",
-}  # fmt: skip
+SELF: dict[str, Any] = {
+    "question": "additive",
+    "rating": {"low": 0.0, "high": 5.0, "scaled": False, "judgments": 3, "histogram": True},
+    "writing": {"temperature": 0.7},
+    "pattern": r"(?im)^\W*score[^\w-]+(\d+(?:\.\d+)?)(?!\w)",
+}
 
 
 def test_self_rewarding_takes_the_mean_of_what_could_be_read() -> None:
@@ -170,6 +174,9 @@ def test_too_few_readable_judgments_are_no_score() -> None:
     """The authors of DICE ask for at least 3 of 7."""
     said = ["Score: 4", "?", "Score: 2"]
     for least, score in ((2, 3.0), (3, None)):
-        assert RatingJudge(TOKENIZER, judge=Writer(*said), **SELF, least_read=least)(groups([["a"]])) == [[score]]
-    with pytest.raises(ValueError, match=r"reward\.least_read=4 must lie between 1 and reward\.judgments=3"):
-        RatingJudge(TOKENIZER, judge=Writer(), **SELF, least_read=4)
+        options = SELF | {"rating": SELF["rating"] | {"least_read": least}}
+        assert RatingJudge(TOKENIZER, judge=Writer(*said), **options)(groups([["a"]])) == [[score]]
+    with pytest.raises(
+        ValueError, match=r"reward\.rating\.least_read=4 must lie between 1 and reward\.rating\.judgments=3"
+    ):
+        RatingJudge(TOKENIZER, judge=Writer(), **SELF | {"rating": SELF["rating"] | {"least_read": 4}})

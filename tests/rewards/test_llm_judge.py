@@ -93,14 +93,16 @@ def test_choices(text: str, word: str | None):
 
 def test_ratings_of_responses():
     judge = Judge(lambda text: {"good": '{"score": 9}', "bad": "1", "odd": "well", "none": None}[said(text)])
-    reward = RatingJudge(TOKENIZER, judge=judge, system="Be fair.", low=1, high=9)
+    reward = RatingJudge(TOKENIZER, judge=judge, system="Be fair.", rating={"low": 1, "high": 9})
     assert isinstance(reward, Reward)
     assert reward(groups(["good", "bad"], ["odd", "none"])) == [[1.0, 0.0], [None, None]]
     assert metrics_of(reward) == {"unanswered": 0.25, "parse_failures": 0.25, "unscored": 0.5}
     assert judge.asked[0][0] == {"role": "system", "content": "Be fair."}
     assert "Why?" in judge.asked[0][1]["content"]
     assert '{"score": x}, where x is a number from 1 to 9' in judge.asked[0][1]["content"]
-    assert RatingJudge(TOKENIZER, judge=judge, low=1, high=9, scaled=False)(groups(["good"])) == [[9.0]]
+    assert RatingJudge(TOKENIZER, judge=judge, rating={"low": 1, "high": 9, "scaled": False})(groups(["good"])) == [
+        [9.0]
+    ]
 
 
 def said(text: str) -> str:
@@ -111,22 +113,24 @@ def said(text: str) -> str:
 
 def test_the_mean_of_several_judgments():
     answers = iter(["4", "8", "none", "2", "none", "none"])
-    reward = RatingJudge(TOKENIZER, judge=Judge(lambda _: next(answers)), judgments=3, temperature=1.0, scaled=False)
+    rating, writing = {"judgments": 3, "scaled": False}, {"temperature": 1.0}
+    reward = RatingJudge(TOKENIZER, judge=Judge(lambda _: next(answers)), rating=rating, writing=writing)
     assert reward(groups(["a", "b"])) == [[4.0, 5.0]]  # a: 4, none, none; b: 8, 2, none
     assert metrics_of(reward) == pytest.approx({"unanswered": 0.0, "parse_failures": 0.5, "unscored": 0.0})
 
 
 def test_judgments_have_seeds_of_their_own():
     judge = Judge(lambda _: "4")
-    RatingJudge(TOKENIZER, judge=judge, judgments=3, temperature=1.0, seed=5)(groups(["a"]))
+    writing = {"temperature": 1.0, "seed": 5}
+    RatingJudge(TOKENIZER, judge=judge, rating={"judgments": 3}, writing=writing)(groups(["a"]))
     assert [options["seed"] for options in judge.options] == [5, 6, 7]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"low": 3.0, "high": 3.0}, "reward.low=3 must be below reward.high=3"),
-        ({"judgments": 2}, "set reward.temperature"),
+        ({"rating": {"low": 3.0, "high": 3.0}}, "reward.rating.low=3 must be below reward.rating.high=3"),
+        ({"rating": {"judgments": 2}}, "set reward.writing.temperature"),
         ({"pattern": "score"}, "must have one group"),
         ({"question": "{{ sample.text }}"}, "reward.question: a sample has no field 'text'"),
     ],

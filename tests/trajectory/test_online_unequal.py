@@ -40,7 +40,7 @@ class OwnJudge(RatingJudge):
 
 def judge() -> OwnJudge:
     question = "{{ item.prompt }}{{ sample.output_text }}"
-    return OwnJudge(byte_tokenizer(), question=question, max_tokens=3, name="own")
+    return OwnJudge(byte_tokenizer(), question=question, writing={"max_tokens": 3}, name="own")
 
 
 def filtered() -> PolicyGradient:
