@@ -9,8 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from rlhf_lightning.ops.engine_correction import engine_log_ratio, masked, off_policy, sequence_log_ratio, truncated
 from rlhf_lightning.ops.kl import k3
-from rlhf_lightning.ops.mismatch import masked, mismatch, off_policy, sequence_mismatch, truncated
 from rlhf_lightning.types import Ragged, Weighted
 
 Correction = Literal["none", "tis", "clamp", "icepop", "seq_mask"]
@@ -138,7 +138,7 @@ class Mismatch:
         if rollout is None and not self.needs_rollout:
             return Weighted(torch.ones_like(old.token, dtype=torch.float32))
         rollout = self._required(rollout)
-        delta = mismatch(old.token, rollout.token)
+        delta = engine_log_ratio(old.token, rollout.token)
         weight, dropped = self._weights(delta, old)
         known = delta[~rollout.token.isnan()]
         return Weighted(weight, _diagnostics(known, weight, dropped))
@@ -166,7 +166,7 @@ class Mismatch:
             return torch.ones_like(delta), torch.zeros_like(delta)
         if self.correction == "seq_mask":
             mean = self.ratio == "geometric_mean"
-            delta = sequence_mismatch(delta, layout.sequence, layout.count, mean=mean)
+            delta = sequence_log_ratio(delta, layout.sequence, layout.count, mean=mean)
         masks = self.correction == "icepop" or (self.correction == "seq_mask" and self.outside == "mask")
         weight = (masked if masks else truncated)(delta, *self.bounds)
         return weight, (weight == 0).float() if masks else torch.zeros_like(delta)

@@ -29,7 +29,7 @@ ROWS = 256
 
 @dataclass(frozen=True)
 class Segments:
-    """Where prompts and responses lie in a packed row, as plain integers (``[start, end)``)."""
+    """Spans of prompts and responses in a packed row, as plain integers (``[start, end)``)."""
 
     prompts: tuple[tuple[int, int], ...]
     responses: tuple[tuple[int, int, int], ...]  #: start, end, index of the prompt
@@ -56,13 +56,13 @@ class Segments:
     def blocks(self, window: int | None = None, rows: int | None = ROWS) -> list[Block]:
         """Blocks of query rows that cover every token once; ``rows=None``: one block a prompt or response.
 
-        The layers of a model ask for the same blocks, so they are remembered.
+        The layers of a model ask for the same blocks, so they are cached.
         """
         if (window, rows) not in self._blocks:
-            found = [block for start, end in self.prompts for block in _split(0, 0, start, end, window, rows)]
+            blocks = [block for start, end in self.prompts for block in _split(0, 0, start, end, window, rows)]
             for start, end, parent in self.responses:
-                found += _split(*self.prompts[parent], start, end, window, rows)
-            self._blocks[window, rows] = found
+                blocks += _split(*self.prompts[parent], start, end, window, rows)
+            self._blocks[window, rows] = blocks
         return self._blocks[window, rows]
 
 
@@ -93,7 +93,7 @@ class Block:
             done += end - start
 
     def visible(self, device: torch.device) -> Bool[Tensor, "rows keys"]:
-        """Which key each query row sees."""
+        """Mask of the keys that each query row sees."""
         key = torch.arange(self.width, device=device)
         query = key[-(self.stop - self.start) :, None]  # the rows are their own last keys
         seen = key <= query
@@ -154,7 +154,7 @@ class _Options:
 
     @property
     def rest(self) -> float:
-        """What is left of the scale; 1 for the usual head sizes of 16, 64 and 256."""
+        """Remaining factor of the scale; 1 for the usual head sizes of 16, 64 and 256."""
         return self.scale / self.power
 
 
@@ -186,20 +186,20 @@ class _SharedPrefixAttention(torch.autograd.Function):
             grad_query = torch.empty_like(queries)
             grad_key, grad_value = (torch.zeros(x.shape, dtype=rows.query.dtype, device=x.device) for x in (key, value))
             for block in options.blocks:
-                own = slice(block.start * group, block.stop * group)
+                span = slice(block.start * group, block.stop * group)
                 probs, slope = rows.probabilities(block)
-                block.add(grad_value, probs.to(value.dtype).mT @ upstream[:, own])
-                grad_probs = (upstream[:, own] @ block.take(value).mT).to(probs.dtype)
+                block.add(grad_value, probs.to(value.dtype).mT @ upstream[:, span])
+                grad_probs = (upstream[:, span] @ block.take(value).mT).to(probs.dtype)
                 scores = torch.ops.aten._softmax_backward_data(grad_probs, probs, -1, probs.dtype)
                 scores = (scores if slope is None else scores * slope).to(query.dtype)
-                block.add(grad_key, scores.mT @ queries[:, own])
-                grad_query[:, own] = scores @ block.take(key)
+                block.add(grad_key, scores.mT @ queries[:, span])
+                grad_query[:, span] = scores @ block.take(key)
             grad_query = _by_token(grad_query, group).mul_(options.scale).flatten(1, 2).transpose(0, 1)
         return grad_query, grad_key.mul_(options.rest).to(key.dtype), grad_value.to(value.dtype), None
 
 
 class _Rows:
-    """What the blocks of one row read: scaled queries and keys as float32, and the triangle that hides the future.
+    """Inputs of the blocks of one row: scaled queries and keys as float32, and the triangle that hides the future.
 
     The query heads that share keys are interleaved, ``[kv_heads, tokens * group, d]``, so a block of tokens is a view
     and one product serves the whole group.

@@ -1,4 +1,4 @@
-"""Outcomes of comparisons: what every accuracy and every win rate is the mean of."""
+"""Outcomes of comparisons, whose means are all accuracies and win rates."""
 
 from __future__ import annotations
 

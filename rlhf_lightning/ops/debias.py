@@ -11,10 +11,10 @@ SHARES = (0.0, 0.01, 0.025, *(step / 40 for step in range(2, 7)), *(step / 20 fo
 
 
 def ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Rank of each number from 0, equal ones sharing the mean of their places."""
-    _, place, counts = torch.unique(values, sorted=True, return_inverse=True, return_counts=True)
+    """Rank of each number from 0, equal ones sharing the mean of their ranks."""
+    _, index, counts = torch.unique(values, sorted=True, return_inverse=True, return_counts=True)
     shared: Tensor = torch.cumsum(counts, 0).double() - (counts.double() + 1) / 2
-    return shared[place]
+    return shared[index]
 
 
 def spearman(first: Float[Tensor, " n"], second: Float[Tensor, " n"]) -> float:
@@ -27,7 +27,7 @@ def spearman(first: Float[Tensor, " n"], second: Float[Tensor, " n"]) -> float:
 def verbosity_penalties(
     ratings: Float[Tensor, "n attributes"], verbosity: int, *, bound: float = 0.03
 ) -> Float[Tensor, " attributes"]:
-    r"""The least share of the verbosity rating to take off each rating until it no longer follows that rating.
+    r"""Smallest share of the verbosity rating to subtract from each rating so that it no longer follows that one.
 
     .. math:: \lambda_k = \min\{\lambda \in \Lambda : \mathrm{Spearman}(r_k - \lambda r_v, r_v) \le b\}
 

@@ -51,7 +51,7 @@ ROWS = 512
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model predicts at n tokens, as the hidden states and the head that its logits would be made from."""
+    """Predictions of a model at n tokens, as the hidden states and the head that its logits would be made from."""
 
     hidden: Float[Tensor, "n d"]
     weight: Float[Tensor, "v d"] | None = None  #: of a plain head; None: ``head`` is called
@@ -93,7 +93,7 @@ def divergence(
     mixture: float = 0.5,
     block_bytes: int | None = None,
 ) -> Float[Tensor, " n"]:
-    """How far the student is from the teacher at each token, in nats; gradients reach the student only.
+    """Divergence of the student from the teacher at each token, in nats; gradients reach the student only.
 
     Where the two heads have different numbers of rows (a vocabulary padded to another multiple), the distributions are
     over the tokens that both know.
@@ -161,7 +161,7 @@ def _by_rows(student: Predictions, teacher: Predictions, kind: Divergence, mixtu
 def dense_divergence(
     student: Float[Tensor, "n v"], teacher: Float[Tensor, "n v"], kind: Divergence, *, mixture: float = 0.5
 ) -> Float[Tensor, " n"]:
-    """The same numbers from logits that are all there."""
+    """The same numbers from the complete logits."""
     log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
     if kind == "forward_kl":
         return expected(log_p.exp(), log_p - log_q)

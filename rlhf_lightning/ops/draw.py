@@ -102,12 +102,12 @@ def _inverse_cdf(weights: Tensor, sums: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _passed(weights: Tensor, fraction: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the cumulative weight passes a fraction of the total, and how far into that weight it lies, in [0, 1)."""
+    """Index at which the cumulative weight passes a fraction of the total, and how far into that weight, in [0, 1)."""
     reached = weights.cumsum(-1)
     total = reached[:, -1:]
-    # Below the total, so that the place that is found has a positive weight whatever was rounded.
+    # Below the total, so that the weight at the index is positive whatever was rounded.
     aim = (fraction[:, None] * total).minimum(total * _BELOW_ONE)
-    place = (reached <= aim).sum(-1)
-    own = weights.gather(1, place[:, None])
-    before = reached.gather(1, place[:, None]) - own
-    return place, ((aim - before) / own).clamp(0.0, _BELOW_ONE)[:, 0]
+    index = (reached <= aim).sum(-1)
+    weight = weights.gather(1, index[:, None])
+    before = reached.gather(1, index[:, None]) - weight
+    return index, ((aim - before) / weight).clamp(0.0, _BELOW_ONE)[:, 0]

@@ -1,11 +1,11 @@
-"""Ratios of probabilities from log-ratios: the one place where a log-ratio is bounded, because it is exponentiated."""
+"""Ratios of probabilities from log-ratios: a log-ratio is bounded here alone, because it is exponentiated."""
 
 from __future__ import annotations
 
 from jaxtyping import Float
 from torch import Tensor
 
-#: Bound of a log-ratio before it is exponentiated, nats; verl's. e^20 is about 5e8: no band that is of use is as wide.
+#: Bound of a log-ratio before it is exponentiated, nats; verl's. e^20 is about 5e8: no useful band is as wide.
 MAX_LOG_RATIO = 20.0
 
 

@@ -56,7 +56,7 @@ class TokenLogProbs:
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """What happens to the head's raw output before the softmax.
+    """Operations on the head's raw output before the softmax.
 
     Attributes:
         scale: multiplies the raw logits (Cohere's ``logit_scale``, 1 / Granite's ``logits_scaling``).
@@ -166,7 +166,7 @@ def logits_log_probs(
     transform: LogitTransform | None = None,
     statistics: frozenset[str] = frozenset(),
 ) -> TokenLogProbs:
-    """The same numbers from logits that a model has made itself.
+    """The same numbers from logits that a model has computed.
 
     Raises:
         ValueError: for an unknown statistic.
@@ -192,7 +192,7 @@ def check_statistics(statistics: frozenset[str]) -> None:
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """How the head is walked block by block: what every blockwise operation on it shares."""
+    """Options of a blockwise pass over the head, shared by all such operations."""
 
     transform: LogitTransform
     statistics: frozenset[str]
@@ -378,7 +378,7 @@ def head_gradients(
 
 
 def within(target: Tensor, block: slice) -> tuple[Tensor, Tensor]:
-    """Whether each target lies in a block, and its column there (any column where it does not)."""
+    """Return whether each target lies in a block, and its column there (any column where it does not)."""
     column = target - block.start
     return (column >= 0) & (target < block.stop), column.clamp(0, block.stop - block.start - 1)[:, None]
 
@@ -386,7 +386,7 @@ def within(target: Tensor, block: slice) -> tuple[Tensor, Tensor]:
 def _dense(
     logits: Tensor, target: Tensor, statistics: frozenset[str]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Log-prob, entropy, top1 and collision from logits that are all there."""
+    """Log-prob, entropy, top1 and collision from the complete logits."""
     log_p = logits.log_softmax(-1)
     entropy = top1 = collision = None
     if "entropy" in statistics:

@@ -1,6 +1,6 @@
 r"""A distribution as its k most likely tokens and one class for all the others.
 
-What a teacher predicts can so be kept in k numbers a token, and the divergence from it needs the student's log-probs
+So a teacher's predictions can be kept in k numbers a token, and the divergence from it needs the student's log-probs
 of those k tokens only, in one blockwise pass over the vocabulary:
 
 .. math:: \sum_{j \le k} p_j (\log p_j - \log q_j) + p_r (\log p_r - \log q_r),
@@ -37,7 +37,7 @@ MIN_REMAINDER = 1e-8
 
 @dataclass(frozen=True)
 class TopK:
-    """The most likely tokens at n places and their log-probs, highest first."""
+    """The most likely tokens at n positions and their log-probs, highest first."""
 
     log_prob: Float[Tensor, "n k"]
     token: Int[Tensor, "n k"]
@@ -72,11 +72,11 @@ def top_k(predictions: Predictions, k: int, *, block_bytes: int | None = None) -
 def log_probs_at(
     predictions: Predictions, token: Int[Tensor, "n k"], *, block_bytes: int | None = None
 ) -> Float[Tensor, "n k"]:
-    """Log-probs of k different tokens at each of n places, over the whole vocabulary; gradients reach the model.
+    """Log-probs of k different tokens at each of n positions, over the whole vocabulary; gradients reach the model.
 
     Args:
         predictions: of the model.
-        token: ids; those of one place differ from each other.
+        token: ids; those of one position differ from each other.
         block_bytes: memory for one block of float32 logits; None: 16 MiB on a CPU, 256 MiB elsewhere.
     """
     weight = predictions.weight
@@ -126,7 +126,7 @@ def _with_remainder(log_prob: Tensor, least: float) -> Tensor:
 
 
 class _LogProbsAt(torch.autograd.Function):
-    """Forward and hand-written backward over blocks of the vocabulary, for several targets a place."""
+    """Forward and hand-written backward over blocks of the vocabulary, for several targets a position."""
 
     @staticmethod
     def forward(
@@ -157,7 +157,7 @@ class _LogProbsAt(torch.autograd.Function):
 
 
 def _columns(token: Tensor, block: slice) -> tuple[Tensor, Tensor]:
-    """Whether each token lies in a block, and its column there (any column where it does not), both ``[n, k]``."""
+    """Return whether each token lies in a block, and its column there (else any column), both ``[n, k]``."""
     inside, column = within(token.flatten(), block)
     return inside.view(token.shape), column.view(token.shape)
 

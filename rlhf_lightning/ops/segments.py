@@ -17,7 +17,7 @@ _WITHOUT_FLOAT64 = frozenset({"mps", "xpu"})
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
-    """What sums of many numbers are accumulated in: float64, or float32 where a device lacks it."""
+    """Dtype that sums of many numbers are accumulated in: float64, or float32 where a device lacks it."""
     return torch.float32 if device.type in _WITHOUT_FLOAT64 else torch.float64
 
 

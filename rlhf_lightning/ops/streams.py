@@ -1,8 +1,9 @@
-"""Random numbers of one sample, whatever is drawn beside it.
+"""Random numbers of one sample, whatever is drawn with it.
 
 A sample's tokens are drawn by inverse CDF, one uniform number a token. The numbers of sample ``j`` of a prompt come
 from Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") under the key ``(seed, j)``: a
-counter-based generator, so number ``t`` is a function of ``(seed, j, t)``. Batches, devices and processes do not enter.
+counter-based generator, so number ``t`` is a function of ``(seed, j, t)``. Batches, devices and processes do not
+matter.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def module_top_logits(
 def logits_top(
     logits: Float[Tensor, "n v"], target: Int[Tensor, " n"], *, width: int, transform: LogitTransform | None = None
 ) -> TopLogits:
-    """The same from logits that a model has made itself.
+    """The same from logits that a model has computed.
 
     Raises:
         ValueError: ``width`` is below 1.
@@ -165,10 +165,10 @@ def _forward(
         logits = options.logits(states, weight[block].to(options.dtype), None if bias is None else bias[block])
         inside, column = within(target, block)
         target_logit = torch.where(inside, logits.gather(1, column).squeeze(1), target_logit)
-        logit, place = logits.topk(min(width, logits.shape[1]), dim=-1)
-        best, token = torch.cat([best, logit], 1), torch.cat([token, place + block.start], 1)
-        best, place = best.topk(min(width, best.shape[1]), dim=-1)
-        token = token.gather(1, place)
+        logit, picked = logits.topk(min(width, logits.shape[1]), dim=-1)
+        best, token = torch.cat([best, logit], 1), torch.cat([token, picked + block.start], 1)
+        best, picked = best.topk(min(width, best.shape[1]), dim=-1)
+        token = token.gather(1, picked)
     return best, token, target_logit
 
 
@@ -191,10 +191,10 @@ def _backward(
     if bias is not None and needs[2]:
         grad_bias = torch.zeros(bias.shape, dtype=slope.dtype, device=bias.device)
         grad_bias = grad_bias.index_add_(0, token.flatten(), slope.flatten()).to(bias.dtype)
-    for place, row in zip(token.unbind(1), slope.unbind(1), strict=True):
+    for token_column, row in zip(token.unbind(1), slope.unbind(1), strict=True):
         if grad_hidden is not None:
-            grad_hidden.addcmul_(weight[place].to(row.dtype), row[:, None])
+            grad_hidden.addcmul_(weight[token_column].to(row.dtype), row[:, None])
         if grad_weight is not None:
-            grad_weight.index_add_(0, place, hidden * row[:, None])
+            grad_weight.index_add_(0, token_column, hidden * row[:, None])
     grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
     return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), grad_bias

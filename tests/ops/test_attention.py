@@ -26,19 +26,19 @@ def layout(groups: list[tuple[int, list[int]]]) -> Segments:
 
 
 def dense_mask(segments: Segments, window: int | None) -> Tensor:
-    """Which token sees which, from the definition, one pair of tokens at a time."""
+    """Mask of the tokens that each token sees, from the definition, one pair of tokens at a time."""
     tokens = max(end for _, end, _ in segments.responses)
-    place: dict[int, tuple[int, int, int]] = {}  # token -> (prompt, response or -1, position)
+    location: dict[int, tuple[int, int, int]] = {}  # token -> (prompt, response or -1, position)
     for index, (start, end) in enumerate(segments.prompts):
-        place |= {t: (index, -1, t - start) for t in range(start, end)}
+        location |= {t: (index, -1, t - start) for t in range(start, end)}
     for index, (start, end, parent) in enumerate(segments.responses):
         length = segments.prompts[parent][1] - segments.prompts[parent][0]
-        place |= {t: (parent, index, length + t - start) for t in range(start, end)}
+        location |= {t: (parent, index, length + t - start) for t in range(start, end)}
     mask = torch.zeros(tokens, tokens, dtype=torch.bool)
-    for q, (group, response, position) in place.items():
-        for k, (other_group, other, earlier) in place.items():
-            mine = group == other_group and other in (-1, response)
-            mask[q, k] = mine and earlier <= position and (window is None or position - earlier < window)
+    for q, (group, response, position) in location.items():
+        for k, (other_group, other, earlier) in location.items():
+            same_response = group == other_group and other in (-1, response)
+            mask[q, k] = same_response and earlier <= position and (window is None or position - earlier < window)
     return mask
 
 

@@ -1,4 +1,4 @@
-"""What accuracies and win rates are made of."""
+"""Outcomes of comparisons, of which accuracies and win rates are means."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def test_both_sides_share_one_point() -> None:
 
 def test_without_a_number_there_is_no_outcome() -> None:
     nan = torch.nan
-    found = outcomes(torch.tensor([nan, 1.0, nan, 1.0]), torch.tensor([1.0, nan, nan, 1.0]))
-    assert found.isnan().tolist() == [True, True, True, False]
+    points = outcomes(torch.tensor([nan, 1.0, nan, 1.0]), torch.tensor([1.0, nan, nan, 1.0]))
+    assert points.isnan().tolist() == [True, True, True, False]
     assert outcomes(torch.tensor([nan, 0.5, 1.0]), 0.5)[1:].tolist() == [0.5, 1.0]
 
 

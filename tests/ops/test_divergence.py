@@ -204,8 +204,8 @@ def test_masked_tokens(kind: str, case: str, value: float, how: str) -> None:
     else:
         g = torch.where(share > 0, 0.7 * (log_of - m), 0.0)
         slope = share * (g - (share * g).sum(-1, keepdim=True))
-    (found,) = torch.autograd.grad(actual.sum(), student.hidden)
-    torch.testing.assert_close(found.double(), slope @ student.weight.double(), atol=5e-5, rtol=1e-4)
+    (gradient,) = torch.autograd.grad(actual.sum(), student.hidden)
+    torch.testing.assert_close(gradient.double(), slope @ student.weight.double(), atol=5e-5, rtol=1e-4)
 
 
 def in_double(predictions: Predictions) -> Predictions:

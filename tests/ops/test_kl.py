@@ -63,8 +63,8 @@ def test_only_exponents_are_bounded(estimator: str, value: list[float], gradient
     log_ratio = torch.tensor([-30.0, 30.0], dtype=torch.float64, requires_grad=True)
     estimate = kl(log_ratio, torch.zeros(2, dtype=torch.float64), estimator)
     torch.testing.assert_close(estimate.detach(), torch.tensor(value, dtype=torch.float64))
-    (found,) = torch.autograd.grad(estimate.sum(), log_ratio)
-    torch.testing.assert_close(found, torch.tensor(gradient, dtype=torch.float64), atol=1e-8, rtol=1e-8)
+    (computed,) = torch.autograd.grad(estimate.sum(), log_ratio)
+    torch.testing.assert_close(computed, torch.tensor(gradient, dtype=torch.float64), atol=1e-8, rtol=1e-8)
 
 
 def test_unknown_estimator() -> None:

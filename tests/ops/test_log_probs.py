@@ -145,8 +145,8 @@ def test_masked_target_is_impossible_and_has_the_gradient_of_log_softmax() -> No
     expected = logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
     assert out.log_prob[5] == expected[5] == -math.inf
     (slope,) = torch.autograd.grad(expected.sum(), logits)
-    (found,) = torch.autograd.grad(out.log_prob.sum(), bias)
-    torch.testing.assert_close(found, slope.sum(0), rtol=1e-4, atol=1e-5)
+    (gradient,) = torch.autograd.grad(out.log_prob.sum(), bias)
+    torch.testing.assert_close(gradient, slope.sum(0), rtol=1e-4, atol=1e-5)
 
 
 def test_uniform_logits_by_hand() -> None:

@@ -14,7 +14,7 @@ LONG = 32_768
 
 @pytest.fixture(params=["float64", "blocks"])
 def device_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the device at hand is taken for."""
+    """Kind of device that the tests pretend to run on."""
     if request.param == "blocks":
         monkeypatch.setattr(segments, "_WITHOUT_FLOAT64", frozenset({"cpu"}))
     return str(request.param)
@@ -32,10 +32,10 @@ def drawn(seed: int, responses: int = 3, dtype: torch.dtype = torch.float32) -> 
 def test_long_sums(device_kind: str, dtype: torch.dtype) -> None:
     values, segment = drawn(0, dtype=dtype)
     exact = torch.stack([values[segment == i].double().sum() for i in range(3)])
-    found = segment_sum(values, segment, 3)
-    assert found.dtype == torch.float32
+    sums = segment_sum(values, segment, 3)
+    assert sums.dtype == torch.float32
     # 300 nats are resolved to 3e-5. Token by token in float32 the first would be 2e-3 off.
-    torch.testing.assert_close(found.double(), exact, atol=6e-5, rtol=0)
+    torch.testing.assert_close(sums.double(), exact, atol=6e-5, rtol=0)
     mean = segment_mean(values, segment, 3)
     torch.testing.assert_close(mean.double(), exact / torch.tensor([LONG, 7, LONG // 2]), atol=0, rtol=3e-7)
 
@@ -52,10 +52,10 @@ def test_every_value_gets_its_segments_gradient(device_kind: str) -> None:
     values, segment = drawn(1)
     values.requires_grad_()
     up = torch.tensor([2.0, -3.0, 0.5])
-    (found,) = torch.autograd.grad((up * segment_sum(values, segment, 3)).sum(), values)
-    assert torch.equal(found, up[segment])
-    (found,) = torch.autograd.grad((up * segment_mean(values, segment, 3)).sum(), values)
-    torch.testing.assert_close(found, (up / torch.tensor([LONG, 7.0, LONG // 2]))[segment])
+    (gradient,) = torch.autograd.grad((up * segment_sum(values, segment, 3)).sum(), values)
+    assert torch.equal(gradient, up[segment])
+    (gradient,) = torch.autograd.grad((up * segment_mean(values, segment, 3)).sum(), values)
+    torch.testing.assert_close(gradient, (up / torch.tensor([LONG, 7.0, LONG // 2]))[segment])
 
 
 def test_double_stays_double() -> None:

@@ -83,10 +83,10 @@ def test_gradcheck() -> None:
 def test_differences_are_those_of_log_probs() -> None:
     hidden, weight, bias, target = inputs()
     top = top_logits(hidden, weight, target, bias, width=4, transform=TRANSFORMS["all"])
-    own = log_probs(hidden, weight, target, bias, transform=TRANSFORMS["all"]).log_prob
+    target_log_prob = log_probs(hidden, weight, target, bias, transform=TRANSFORMS["all"]).log_prob
     for column in range(4):
         other = log_probs(hidden, weight, top.token[:, column], bias, transform=TRANSFORMS["all"]).log_prob
-        torch.testing.assert_close(own + top.logit[:, column] - top.target_logit, other)
+        torch.testing.assert_close(target_log_prob + top.logit[:, column] - top.target_logit, other)
 
 
 def test_a_smaller_vocabulary_is_taken_whole() -> None:

@@ -16,12 +16,12 @@ from rlhf_lightning.ops.exponent import bounded_exp
 from rlhf_lightning.ops.segments import segment_mean, segment_sum
 
 
-def mismatch(old: Float[Tensor, " n"], rollout: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+def engine_log_ratio(old: Float[Tensor, " n"], rollout: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     r""":math:`\delta`, detached and in float32; 0 where the engine gave no log-prob (nan), which is no evidence."""
     return torch.nan_to_num(old.detach().float() - rollout.detach().float(), nan=0.0)
 
 
-def sequence_mismatch(
+def sequence_log_ratio(
     delta: Float[Tensor, " n"], sequence: Int[Tensor, " n"], count: int, *, mean: bool = False
 ) -> Float[Tensor, " n"]:
     r"""The same number at every token of a response: :math:`\sum_t\delta_t`, or the mean over its tokens.
@@ -78,5 +78,5 @@ def off_policy(
         count: number of responses.
         threshold: :math:`\delta`, nats a token.
     """
-    moved = sequence_mismatch(mismatch(behaviour, policy), sequence, count, mean=True)
+    moved = sequence_log_ratio(engine_log_ratio(behaviour, policy), sequence, count, mean=True)
     return (advantage < 0) & (moved > threshold)

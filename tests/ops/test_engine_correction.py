@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rlhf_lightning.ops.mismatch import masked, mismatch, truncated
+from rlhf_lightning.ops.engine_correction import engine_log_ratio, masked, truncated
 
 
 def test_weights_are_held_within_20_nats() -> None:
@@ -19,6 +19,6 @@ def test_a_weight_at_a_bound_is_kept() -> None:
     assert masked(torch.zeros(1), 1.0, 1.0).tolist() == [1.0]
 
 
-def test_a_mismatch_is_a_constant() -> None:
+def test_the_log_ratio_is_a_constant() -> None:
     old, rollout = torch.zeros(2, requires_grad=True), torch.ones(2, requires_grad=True)
-    assert not mismatch(old, rollout).requires_grad
+    assert not engine_log_ratio(old, rollout).requires_grad
