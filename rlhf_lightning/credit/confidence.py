@@ -1,4 +1,4 @@
-"""Credit without any reward: the model's own confidence in what it said."""
+"""Credit without any reward: the model's confidence in its response."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def mean_baseline(
 def group_moments(
     reward: Float[Tensor, " responses"], group: Int[Tensor, " responses"]
 ) -> tuple[Float[Tensor, " responses"], Float[Tensor, " responses"], Float[Tensor, " responses"]]:
-    """Mean, unbiased standard deviation and number of the known rewards of each response's group.
+    """Mean, unbiased standard deviation and number of the rewards that are not nan, of each response's group.
 
     Args:
         reward: of each response; nan is left out.
@@ -149,11 +149,11 @@ def group_moments(
     Returns:
         Three numbers a response. The standard deviation of a single reward is 0, and so are mean and number of none.
     """
-    known = ~reward.isnan()
+    present = ~reward.isnan()
     filled, groups = reward.nan_to_num(0.0), int(group.max()) + 1 if len(group) else 0
-    count = segment_sum(known.to(reward), group, groups)
+    count = segment_sum(present.to(reward), group, groups)
     mean = segment_sum(filled, group, groups) / count.clamp(min=1)
-    squares = segment_sum(torch.where(known, filled - mean[group], 0.0).square(), group, groups)
+    squares = segment_sum(torch.where(present, filled - mean[group], 0.0).square(), group, groups)
     std = (squares / (count - 1).clamp(min=1)).sqrt()
     return mean[group], std[group], count[group]
 
@@ -161,7 +161,7 @@ def group_moments(
 def zero_spread(
     reward: Float[Tensor, " responses"], group: Int[Tensor, " responses"], tolerance: float = 1e-6
 ) -> Bool[Tensor, " groups"]:
-    """Whether all known rewards of each group are the same, so that the group says nothing about what is better.
+    """Return whether all rewards of a group are the same, so that it does not tell which response is better.
 
     Args:
         reward: of each response; nan is left out.
@@ -174,6 +174,6 @@ def zero_spread(
 
 
 def _spread(reward: Tensor) -> Tensor:
-    """Unbiased standard deviation of all known rewards, a scalar; 0 of fewer than two."""
-    known = reward[~reward.isnan()]
-    return known.std() if len(known) > 1 else known.new_zeros(())
+    """Unbiased standard deviation of all rewards that are not nan, a scalar; 0 of fewer than two."""
+    values = reward[~reward.isnan()]
+    return values.std() if len(values) > 1 else values.new_zeros(())

@@ -1,4 +1,4 @@
-"""What a credit function declares: the inputs it needs and the range of each of its options."""
+"""Declarations of a credit function: the inputs it needs and the range of each of its options."""
 
 from __future__ import annotations
 

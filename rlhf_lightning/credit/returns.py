@@ -1,4 +1,4 @@
-r"""Advantages from what is still to come: rewards of tokens summed to the response's end, without a critic.
+r"""Advantages from future rewards: rewards of tokens summed to the response's end, without a critic.
 
 Notation: :math:`r_t` is the reward of a token (the KL penalty, and the response's reward at its last token),
 :math:`G_t = \sum_{s \ge t}\gamma^{s - t} r_s` its return.
@@ -87,13 +87,13 @@ def reinforce_pp_baseline(
         normalize: False: the centred rewards.
         unbiased: divide the squares by one less than the number of tokens.
     """
-    known, filled, groups = ~reward.isnan(), reward.nan_to_num(0.0), int(group.max()) + 1 if len(group) else 0
-    count = segment_sum(known.to(reward), group, groups).clamp(min=1)
-    centred = (reward - (segment_sum(filled, group, groups) / count)[group]).masked_fill(~known, 0.0)
+    present, filled, groups = ~reward.isnan(), reward.nan_to_num(0.0), int(group.max()) + 1 if len(group) else 0
+    count = segment_sum(present.to(reward), group, groups).clamp(min=1)
+    centred = (reward - (segment_sum(filled, group, groups) / count)[group]).masked_fill(~present, 0.0)
     if not normalize or not int(length.sum()):
         return centred
     white = whiten(torch.repeat_interleave(centred, length), unbiased=unbiased)
-    # Every token of a response has the same number, so its first one says it; a response without tokens needs none.
+    # Every token of a response has the same number, so the first one is taken; a response without tokens needs none.
     return white[(length.cumsum(0) - length).clamp(max=len(white) - 1)]
 
 

@@ -92,13 +92,13 @@ def loop(reward: list[float], group: list[int], kind: str, scale: str = "group",
     """One response at a time."""
     out = []
     for i, r in enumerate(reward):
-        mine = [x for x, g in zip(reward, group, strict=True) if g == group[i]]
+        members = [x for x, g in zip(reward, group, strict=True) if g == group[i]]
         others = [x for j, (x, g) in enumerate(zip(reward, group, strict=True)) if g == group[i] and j != i]
         if kind == "rloo":
             out.append(r - sum(others) / len(others))
             continue
-        spread = {"group": mine, "batch": reward, "none": None}[scale]
-        centred = r - sum(mine) / len(mine)
+        spread = {"group": members, "batch": reward, "none": None}[scale]
+        centred = r - sum(members) / len(members)
         out.append(centred if spread is None else centred / (statistics.stdev(spread) + eps))
     return out
 

@@ -15,21 +15,21 @@ UNBIASED = [[0.1394, 0.5046, 0.8697], [1.2349, 1.6, 1.9651], [2.3303, 2.6954, 3.
 @pytest.mark.parametrize(("unbiased", "expected"), [(False, BIASED), (True, UNBIASED)])
 def test_published_numbers(unbiased: bool, expected: list[list[float]]) -> None:
     """Without the mean added back every number is 1.6 lower; the wrong variance is off in the second digit."""
-    found = whiten(X, shift_mean=False, unbiased=unbiased)
-    torch.testing.assert_close(found, torch.tensor(expected), atol=5e-5, rtol=0)
+    white = whiten(X, shift_mean=False, unbiased=unbiased)
+    torch.testing.assert_close(white, torch.tensor(expected), atol=5e-5, rtol=0)
 
 
 def test_shifted_numbers_have_mean_0_and_variance_1() -> None:
-    found = whiten(X)
-    torch.testing.assert_close(found.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
-    torch.testing.assert_close(found.var(), torch.tensor(1.0), atol=1e-6, rtol=0)
+    white = whiten(X)
+    torch.testing.assert_close(white.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(white.var(), torch.tensor(1.0), atol=1e-6, rtol=0)
 
 
 def test_statistics_are_of_what_counts() -> None:
     mask = torch.ones_like(X, dtype=torch.bool)
     mask[2] = False
-    found = whiten(X, mask=mask)
-    torch.testing.assert_close(found[:2], whiten(X[:2]))
+    white = whiten(X, mask=mask)
+    torch.testing.assert_close(white[:2], whiten(X[:2]))
 
 
 def test_two_numbers_have_an_unbiased_variance() -> None:
