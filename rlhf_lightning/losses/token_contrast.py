@@ -2,8 +2,8 @@
 
 Where a likelihood term only says what to write, these say what to write *instead*, and they need no reference. The
 alternative that a token is compared with is sampled again at every step; the callback ``step_seed`` makes the draws a
-function of the run's seed and the step. Notation: ``losses/terms.py``; :math:`z_v` is the logit of token v. Every loss raises
-ValueError when an option is outside its range.
+function of the run's seed and the step. Notation: ``losses/terms.py``; :math:`z_v` is the logit of token v. Every loss
+raises ValueError when an option is outside its range.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Selectors: which samples of a round become which groups, by pure functions that see the whole round.
 
 * one pair a prompt: ``best_and_worst best_and_another length_penalised length_calibrated win_probability random_pair``
-* several pairs a prompt: ``all_pairs adjacent_pairs rejection_sampling data_vs_own policy_vs_reference``
+* several pairs a prompt: ``all_pairs adjacent_pairs rejection_sampling data_vs_policy policy_vs_reference``
 * single responses: ``best_of_n threshold``
 * lists: ``win_rates``
 
@@ -11,10 +11,15 @@ options. It gives ``types.Selected``: no group has a sample without a score, no 
 ``tie_rate`` (ties among what was compared), ``cut_off_rate`` and ``unscored_rate`` (of all samples).
 """
 
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
 from rlhf_lightning.selection.calibrated import length_calibrated
 from rlhf_lightning.selection.extremes import best_and_another, best_and_worst, length_penalised
 from rlhf_lightning.selection.filters import best_of_n, threshold
-from rlhf_lightning.selection.opponents import data_vs_own, policy_vs_reference, random_pair
+from rlhf_lightning.selection.opponents import data_vs_policy, policy_vs_reference, random_pair
 from rlhf_lightning.selection.options import (
     INPUTS,
     kinds,
@@ -37,7 +42,7 @@ __all__ = [
     "best_and_another",
     "best_and_worst",
     "best_of_n",
-    "data_vs_own",
+    "data_vs_policy",
     "kinds",
     "least_samples",
     "length_calibrated",
@@ -55,3 +60,13 @@ __all__ = [
     "win_probability",
     "win_rates",
 ]
+
+#: Names of earlier versions, which still work for one.
+_RENAMED = {"data_vs_own": "data_vs_policy"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{__name__}.{name} is now called {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+    return globals()[_RENAMED[name]]

@@ -84,11 +84,11 @@ def _searched(score: Tensor, length: Tensor, members: Tensor, step: float, large
     """The first price of the grid with the smallest absolute mean gap before the gap grows."""
     alpha, smallest = 0.0, float("inf")
     for number in range(int(largest / step + 1e-9) + 1):
-        found = abs(_length_gap(score - number * step * length, length, members))
-        if found > smallest:
+        size = abs(_length_gap(score - number * step * length, length, members))
+        if size > smallest:
             break
-        if found < smallest:
-            alpha, smallest = number * step, found
+        if size < smallest:
+            alpha, smallest = number * step, size
     return alpha
 
 

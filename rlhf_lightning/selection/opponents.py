@@ -29,7 +29,7 @@ from rlhf_lightning.types import DATA, Selected
 
 @selector
 @makes("preference", samples=1)
-def data_vs_own(
+def data_vs_policy(
     truncated: Mask,
     same_as: Int[Tensor, "prompts samples"],
     *,

@@ -1,4 +1,4 @@
-"""What a selector declares: inputs, ranges of its options, and the kinds of data that its groups can be.
+"""Declarations of a selector: inputs, ranges of its options, and the kinds of data that its groups can be.
 
 ``needs(best_and_worst)`` is ``{"score", "truncated"}``. Of a selector whose input depends on an option
 (``win_probability``), it is what the options ask for as they are set.
@@ -33,7 +33,7 @@ selector, takes, validate = _SELECTOR.function, _SELECTOR.takes, _SELECTOR.valid
 
 @dataclass(frozen=True)
 class _Made:
-    """What :func:`makes` says of a selector."""
+    """Declarations that :func:`makes` gives a selector."""
 
     kinds: frozenset[str] | None = None
     samples: int | str = 1
@@ -90,7 +90,7 @@ def least_samples(function: Callable[..., Any]) -> int:
 
 
 def sources(function: Callable[..., Any]) -> Sequence[Collection[str]]:
-    """What each of a round's first draws may be from; nothing where the selector tells no draws apart."""
+    """Allowed sources of each of a round's first draws; empty where the selector tells no draws apart."""
     return _made(function).sources
 
 

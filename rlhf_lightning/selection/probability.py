@@ -72,18 +72,18 @@ def win_probability(
     members, winners = eligible(against, truncated, cut_off)
     best, worst, exists = best_against(against, -against, members, winners)
     rows = torch.arange(len(chances))
-    known = chances[rows, best, worst].isfinite() & chances[rows, worst, best].isfinite()
-    selected, metrics = one_pair(against, best, worst, exists & known if target == "pair" else exists, ties)
+    has_verdict = chances[rows, best, worst].isfinite() & chances[rows, worst, best].isfinite()
+    selected, metrics = one_pair(against, best, worst, exists & has_verdict if target == "pair" else exists, ties)
     row, (chosen, rejected) = selected.prompt, selected.slots.unbind(1)
     if target == "policy":
         numbers = [against[row, chosen], against[row, rejected]]
     else:
         numbers = [chances[row, chosen, rejected], chances[row, rejected, chosen]]
     selected.numbers = {"win_probability": torch.stack(numbers, dim=1).float()}
-    scored = against.isfinite()
+    has_chance = against.isfinite()
     metrics |= {
         "from_scores": float(judge == "scores"),
-        "near_even": share(scored & ((against - 0.5).abs() <= 0.1), scored),
+        "near_even": share(has_chance & ((against - 0.5).abs() <= 0.1), has_chance),
         "intransitive": _intransitive(chances),
     }
     return counted(selected, truncated, against, metrics)
@@ -153,8 +153,8 @@ def _matrix(preference: Tensor | None, score: Tensor | None, judge: str) -> Tens
     """P in float64, with 1/2 on the diagonal of every sample that was judged."""
     if judge == "scores" and score is not None:
         judged = score.isfinite()
-        known = score.double().masked_fill(~judged, torch.nan)
-        chances = (known[:, :, None] - known[:, None, :]).sigmoid()
+        values = score.double().masked_fill(~judged, torch.nan)
+        chances = (values[:, :, None] - values[:, None, :]).sigmoid()
     elif judge == "matrix" and preference is not None:
         itself = torch.eye(preference.shape[1], dtype=torch.bool)
         chances = preference.double()
@@ -164,8 +164,8 @@ def _matrix(preference: Tensor | None, score: Tensor | None, judge: str) -> Tens
     else:
         asked = {"scores": "scores", "matrix": "a matrix of pairwise preferences"}[judge]
         raise ValueError(f"judge={judge} needs {asked}: set rounds.selector.judge, or another reward")
-    own = torch.where(judged, 0.5, torch.nan).double()
-    return torch.diagonal_scatter(chances, own, dim1=1, dim2=2)
+    diagonal = torch.where(judged, 0.5, torch.nan).double()
+    return torch.diagonal_scatter(chances, diagonal, dim1=1, dim2=2)
 
 
 def _against_policy(chances: Tensor, include_self: bool) -> Tensor:
@@ -173,10 +173,10 @@ def _against_policy(chances: Tensor, include_self: bool) -> Tensor:
 
     To 12 decimals: the means of equal samples differ by the order of their sums, and would be no tie.
     """
-    known = chances.isfinite()
+    counted_in = chances.isfinite()
     if not include_self:
-        known = known & ~torch.eye(chances.shape[1], dtype=torch.bool)
-    return (torch.where(known, chances, 0.0).sum(2) / known.sum(2)).round(decimals=12)
+        counted_in = counted_in & ~torch.eye(chances.shape[1], dtype=torch.bool)
+    return (torch.where(counted_in, chances, 0.0).sum(2) / counted_in.sum(2)).round(decimals=12)
 
 
 def _intransitive(chances: Tensor) -> float:

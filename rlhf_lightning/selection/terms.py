@@ -1,4 +1,4 @@
-"""What several selectors need: who may be in a group, who may win, pairs, and what is counted.
+"""Functions that several selectors need: samples that may be in a group or win, pairs, and counts.
 
 A score that is nan or infinite is none. ``cut_off`` says what a sample that was cut off at the length limit may do:
 nothing (``drop``), lose (``lose``), or all that a finished one may (``keep``), for responses of a fixed length.
@@ -27,9 +27,9 @@ Ties = DropOrKeep
 
 def eligible(score: Scores, truncated: Mask, cut_off: CutOff) -> tuple[Mask, Mask]:
     """Samples that may be in a group, and those of them that may win."""
-    scored = score.isfinite()
-    finished = scored & ~truncated
-    return (finished if cut_off == "drop" else scored), (scored if cut_off == "keep" else finished)
+    with_score = score.isfinite()
+    finished = with_score & ~truncated
+    return (finished if cut_off == "drop" else with_score), (with_score if cut_off == "keep" else finished)
 
 
 def of_draw(source: Draws, number: int) -> Int[Tensor, " drawn"]:

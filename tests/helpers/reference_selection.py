@@ -178,7 +178,7 @@ def threshold(
         yield p, (i,), {"desirable": [float((p, i) in good)]} if undesirable == "keep" else {}
 
 
-def data_vs_own(b: SampleRound, equal: str = "drop", cut_off: str = "drop") -> Iterator[Group]:
+def data_vs_policy(b: SampleRound, equal: str = "drop", cut_off: str = "drop") -> Iterator[Group]:
     for p, row in enumerate(b.same_as):
         for i, same in enumerate(row):
             if not (equal == "drop" and same == DATA) and not (cut_off == "drop" and b.truncated[p][i]):

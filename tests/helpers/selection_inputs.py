@@ -169,7 +169,7 @@ OPTIONS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "cut_off": CUT_OFF,
         },
     ),
-    "data_vs_own": st.fixed_dictionaries({}, optional={"equal": DROP_OR_KEEP, "cut_off": CUT_OFF}),
+    "data_vs_policy": st.fixed_dictionaries({}, optional={"equal": DROP_OR_KEEP, "cut_off": CUT_OFF}),
     "policy_vs_reference": st.fixed_dictionaries({}, optional={"ties": DROP_OR_KEEP, "cut_off": CUT_OFF}),
     "win_rates": st.fixed_dictionaries(
         {}, optional={"judge": st.sampled_from(["matrix", "scores"]), "cut_off": CUT_OFF}

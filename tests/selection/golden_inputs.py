@@ -31,7 +31,7 @@ CYCLE = SampleRound(
 
 @dataclass
 class Golden:
-    """What a selector gives, how it was worked out, and what breaks it."""
+    """Groups that a selector gives, how they were worked out, and what breaks them."""
 
     selector: str
     options: dict[str, Any]

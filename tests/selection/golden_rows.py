@@ -255,7 +255,7 @@ ROWS = [
         metrics={"threshold": 0.5},
     ),
     Golden(
-        "data_vs_own",
+        "data_vs_policy",
         {},
         [
             (0, (DATA, 0), SAMPLED),
@@ -270,7 +270,7 @@ ROWS = [
         metrics={"equal_rate": 0.25, "cut_off_rate": 1 / 8, "left_out": 0},
     ),
     Golden(
-        "data_vs_own",
+        "data_vs_policy",
         {"equal": "keep", "cut_off": "lose"},
         [(0, (DATA, 0), SAMPLED), (0, (DATA, 1), SAMPLED)],
         "everything",
@@ -278,7 +278,7 @@ ROWS = [
         samples=SampleRound(score=[[0.0, 0.0]], truncated=[[False, True]], same_as=[[DATA, 1]]),
     ),
     Golden(
-        "data_vs_own",
+        "data_vs_policy",
         {"cut_off": "keep"},
         [(0, (DATA, 0), SAMPLED)],
         "samples lose here, finished or not; the other one has the data's text",

@@ -45,7 +45,7 @@ def test_chosen_responses_end_as_long_as_rejected_ones() -> None:
 def test_a_plateau_does_not_end_the_search() -> None:
     """One prompt: the gap stays 50 until alpha .5 (50 of length for 25 of score), where it turns into -50.
 
-    Another gap of equal size is no reason to go on to it, and an equal one on the way is none to stop.
+    A later gap of equal size is no reason to continue to it, and an equal one on the way is none to stop.
     """
     one = SampleRound([[25.0, 0.0]], [[100.0, 50.0]])
     assert run("length_calibrated", one, step=0.1).metrics["alpha"] == 0.0
@@ -59,13 +59,17 @@ def test_a_plateau_does_not_end_the_search() -> None:
 def test_the_end_of_the_grid_is_part_of_it() -> None:
     """Gap +20 turns at .05; a grid to .04 ends before it, one to .06 (3 steps of .02) reaches it."""
     samples = SampleRound([[0.0, 1.0], [0.0, 9.0]], [[60.0, 80.0], [80.0, 60.0]])
-    found = {largest: run("length_calibrated", samples, step=0.02, largest=largest).metrics for largest in (0.04, 0.06)}
-    assert found[0.04]["length_gap"] == 0
-    assert found[0.06]["alpha"] == 0
+    by_largest = {
+        largest: run("length_calibrated", samples, step=0.02, largest=largest).metrics for largest in (0.04, 0.06)
+    }
+    assert by_largest[0.04]["length_gap"] == 0
+    assert by_largest[0.06]["alpha"] == 0
     steep = SampleRound([[0.0, 1.0], [0.0, 9.0]], [[60.0, 80.0], [60.0, 70.0]])
-    found = {largest: run("length_calibrated", steep, step=0.02, largest=largest).metrics for largest in (0.04, 0.06)}
-    assert (found[0.04]["alpha"], found[0.04]["length_gap"]) == (0.0, 15)
-    assert (found[0.06]["alpha"], found[0.06]["length_gap"]) == (0.06, -5)
+    by_largest = {
+        largest: run("length_calibrated", steep, step=0.02, largest=largest).metrics for largest in (0.04, 0.06)
+    }
+    assert (by_largest[0.04]["alpha"], by_largest[0.04]["length_gap"]) == (0.0, 15)
+    assert (by_largest[0.06]["alpha"], by_largest[0.06]["length_gap"]) == (0.06, -5)
 
 
 def test_groups_are_those_of_the_price_that_was_found() -> None:

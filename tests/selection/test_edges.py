@@ -25,7 +25,7 @@ CIRCLE = SampleRound(
 
 def test_least_samples_of_a_prompt() -> None:
     """One is enough where samples are not compared with each other."""
-    single = {"best_of_n", "threshold", "data_vs_own"}
+    single = {"best_of_n", "threshold", "data_vs_policy"}
     for name in NAMES:
         assert least_samples(getattr(selection, name)) == (1 if name in single else 2), name
 

@@ -1,4 +1,4 @@
-"""What a selector declares, and where one may stand."""
+"""Declarations of selectors, and where one may be used."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlhf_lightning import selection
 from rlhf_lightning.options import Positive
 from rlhf_lightning.selection import kinds, least_samples, makes, needs, selector, sources, takes, validate
 from rlhf_lightning.types import Selected
@@ -81,3 +82,10 @@ def test_what_is_wrong_is_named_before_anything_is_drawn() -> None:
 
     with pytest.raises(ValueError, match=r"selector asks asks for \['reward'\]"):
         needs(asks)
+
+
+def test_an_earlier_name_still_works() -> None:
+    with pytest.warns(DeprecationWarning, match="data_vs_own is now called data_vs_policy"):
+        assert selection.data_vs_own is selection.data_vs_policy
+    with pytest.raises(AttributeError, match="no attribute 'data_vs_nothing'"):
+        selection.data_vs_nothing  # noqa: B018

@@ -20,7 +20,7 @@ CHI_SQUARE = {1: 10.83, 2: 13.82}
 
 
 def shares(sampler: str, scores: list[float], n: int = 1) -> tuple[list[int], torch.Tensor]:
-    """How often each sample is the first one drawn, and all draws, of many equal prompts."""
+    """Share of draws in which each sample is the first one, and all draws, of many equal prompts."""
     score = torch.tensor([scores], dtype=torch.float64).expand(MANY, -1)
     streams = PromptStreams(torch.Generator().manual_seed(0), MANY)
     members = torch.ones_like(score, dtype=torch.bool)

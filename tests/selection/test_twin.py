@@ -24,7 +24,7 @@ OF_DRAWS = {"policy_vs_reference", "win_rates"}
 
 
 def of_whole_round(name: str, options: dict[str, Any]) -> bool:
-    """Whether a prompt's groups depend on the others."""
+    """Return whether a prompt's groups depend on the others."""
     return (
         (name == "length_calibrated" and options.get("alpha") is None)
         or (name == "best_of_n" and options.get("keep") == "top")
@@ -52,7 +52,7 @@ def test_equals_its_twin_and_keeps_the_rules(name: str) -> None:
 
 def check_rules(name: str, samples: SampleRound, options: dict[str, Any], given: list[Any]) -> None:
     """No sample without a score, and no winner or loser that was cut off unless it is allowed."""
-    uses_scores = name != "data_vs_own" and not (
+    uses_scores = name != "data_vs_policy" and not (
         name in ("win_probability", "win_rates") and options.get("judge") != "scores"
     )
     for prompt, slots, numbers in given:
@@ -108,7 +108,7 @@ def test_kept_samples_that_were_cut_off_count_as_finished_ones(name: str) -> Non
 
 
 def tied_lengths(samples: SampleRound) -> bool:
-    """Whether a price on length may make two of a prompt's distinct scores equal."""
+    """Return whether a price on length may make two of a prompt's distinct scores equal."""
     return any(len(set(row)) < len(row) or len(row) > 1 for row in samples.length)
 
 
@@ -124,7 +124,7 @@ def test_prompts_do_not_see_one_another(name: str) -> None:
     check()
 
 
-SHIFTED = sorted(set(NAMES) - {"threshold", "data_vs_own"})
+SHIFTED = sorted(set(NAMES) - {"threshold", "data_vs_policy"})
 
 
 @pytest.mark.parametrize("name", SHIFTED)
