@@ -138,9 +138,9 @@ def _ending_at_score(
             f"{{% else %}}{{{{ {_RENDERED} }}}}{{% endif %}}"
         )
         eos = str(tokenizer.eos_token) if end_token is None else ""
-        wanted = bos + full.removesuffix(tail) + eos
+        expected = bos + full.removesuffix(tail) + eos
         asked = bos + _render(tokenizer, source, _ASKED, used, generation=True)
-        right = bool(shown) and _render(tokenizer, changed, _EXCHANGE, used) == wanted
+        right = bool(shown) and _render(tokenizer, changed, _EXCHANGE, used) == expected
         right = right and _render(tokenizer, changed, _ASKED, used, generation=True) == asked
     except (TemplateError, TypeError, ValueError) as error:
         right, tail = False, f"{type(error).__name__}: {error}"

@@ -98,7 +98,7 @@ class Declared:
             function: a function, a partial of one, or an object that says it itself in an attribute ``needs``.
 
         Raises:
-            ValueError: a positional parameter is no known input.
+            ValueError: a positional parameter is no names input.
         """
         declared = getattr(function, "needs", None)
         if declared is not None:
@@ -112,7 +112,7 @@ class Declared:
         return frozenset(p.name for p in self._parameters(function))
 
     def validate(self, function: Callable[..., Any]) -> None:
-        """Check a function before anything expensive happens: known options, none missing, every value in its range.
+        """Check a function before anything expensive happens: names options, none missing, every value in its range.
 
         Args:
             function: a function, a partial of one, or an object with a method ``validate`` of its own.
@@ -120,37 +120,37 @@ class Declared:
         Raises:
             ValueError: the message names the function, the option and what is allowed.
         """
-        own = getattr(function, "validate", None)
-        if own is not None:
-            own()
+        validate = getattr(function, "validate", None)
+        if validate is not None:
+            validate()
             return
         self.needs(function)
-        plain, given = unwrap(function)
+        plain, set_options = unwrap(function)
         options = {p.name: p for p in inspect.signature(plain).parameters.values() if p.kind is p.KEYWORD_ONLY}
-        for name in given:
+        for name in set_options:
             if name not in options:
                 close = difflib.get_close_matches(name, options, n=1)
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
                 raise ValueError(
                     f"{self.noun} {plain.__name__} has no option {name!r}{hint}; its options are {sorted(options)}"
                 )
-        missing = [name for name, p in options.items() if p.default is p.empty and name not in given]
+        missing = [name for name, p in options.items() if p.default is p.empty and name not in set_options]
         if missing:
             raise ValueError(
                 f"{self.noun} {plain.__name__} needs a value for {missing}: set {self.node}.{missing[0]}=..."
             )
         hints = _option_hints(plain)
-        for name, value in given.items():
+        for name, value in set_options.items():
             self._allowed(plain.__name__, name, value, hints.get(name, Any))
 
     def _parameters(self, function: Callable[..., Any]) -> list[inspect.Parameter]:
-        plain, given = unwrap(function)
+        plain, set_options = unwrap(function)
         parameters = inspect.signature(plain).parameters.values()
-        inputs = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in given]
-        unknown = sorted({p.name for p in inputs} - self.inputs.keys())
-        if unknown:
+        inputs = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in set_options]
+        unnames = sorted({p.name for p in inputs} - self.inputs.keys())
+        if unnames:
             raise ValueError(
-                f"{self.noun} {plain.__name__} asks for {unknown}, which no method provides. Inputs are "
+                f"{self.noun} {plain.__name__} asks for {unnames}, which no method provides. Inputs are "
                 f"{sorted(self.inputs)}; an option must be keyword-only: write it after the * of the signature"
             )
         return inputs
@@ -217,12 +217,12 @@ def value_object(kind: Callable[..., T], given: T | Mapping[str, Any] | None, no
     if given is not None and not isinstance(given, Mapping):
         return given
     options = given or {}
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for name in options:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
             hint = f"Did you mean {close[0]}? " if close else ""
-            raise ValueError(f"{node}.{name} is no option. {hint}There are {', '.join(known)}")
+            raise ValueError(f"{node}.{name} is no option. {hint}There are {', '.join(names)}")
     return kind(**options)
 
 
@@ -231,9 +231,9 @@ def option_values(function: Callable[..., Any], name: str) -> list[Any]:
     terms = getattr(function, "losses", None)
     if terms is not None:
         return [value for term in terms.values() for value in option_values(term, name)]
-    plain, given = unwrap(function)
+    plain, set_options = unwrap(function)
     parameter = inspect.signature(plain).parameters.get(name)
-    return [] if parameter is None else [given.get(name, parameter.default)]
+    return [] if parameter is None else [set_options.get(name, parameter.default)]
 
 
 def real_options(function: Callable[..., Any]) -> frozenset[str]:
@@ -247,10 +247,10 @@ def real_options(function: Callable[..., Any]) -> frozenset[str]:
 def unwrap(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
     """A function and the options that a partial of it was given; of a partial of a partial, the outer one's count."""
     plain: Any = function
-    given: dict[str, Any] = {}
+    set_options: dict[str, Any] = {}
     while isinstance(plain, functools.partial):
-        plain, given = plain.func, {**plain.keywords, **given}
-    return plain, given
+        plain, set_options = plain.func, {**plain.keywords, **set_options}
+    return plain, set_options
 
 
 def _is_real(hint: Any) -> bool:

@@ -53,13 +53,13 @@ def room_for(tree: Any, mesh: DeviceMesh) -> dict[str, DTensor]:
     """
     return {
         node[_STANDS_FOR]: zeros(node["shape"], dtype=node["dtype"], device_mesh=mesh, placements=[Shard(0)])
-        for node in _places(tree)
+        for node in _placeholders(tree)
     }
 
 
 def put_back(tree: Any, shards: Mapping[str, DTensor]) -> Any:
     """The checkpoint that :func:`taken_out` was given."""
-    return _replaced(tree, dict, lambda path, node: shards[node[_STANDS_FOR]], _is_place)
+    return _replaced(tree, dict, lambda path, node: shards[node[_STANDS_FOR]], _is_placeholder)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -92,25 +92,25 @@ def as_sharded(shard: Tensor, weight: Tensor) -> Tensor:
     )
 
 
-def _is_place(node: Any) -> bool:
+def _is_placeholder(node: Any) -> bool:
     return isinstance(node, dict) and _STANDS_FOR in node
 
 
-def _places(tree: Any) -> Iterator[dict[str, Any]]:
-    if _is_place(tree):
+def _placeholders(tree: Any) -> Iterator[dict[str, Any]]:
+    if _is_placeholder(tree):
         yield tree
     elif isinstance(tree, (dict, list, tuple)):
         for inner in tree.values() if isinstance(tree, dict) else tree:
-            yield from _places(inner)
+            yield from _placeholders(inner)
 
 
 def _replaced(
-    tree: Any, kind: type, new: Callable[[str, Any], Any], wanted: Callable[[Any], bool] = lambda node: True
+    tree: Any, kind: type, new: Callable[[str, Any], Any], condition: Callable[[Any], bool] = lambda node: True
 ) -> Any:
     """Nested dicts, lists and tuples with some of their nodes replaced, given their path; the tree itself stays."""
 
     def walk(node: Any, path: str) -> Any:
-        if isinstance(node, kind) and wanted(node):
+        if isinstance(node, kind) and condition(node):
             return new(path, node)
         if type(node) is dict:
             return {key: walk(value, f"{path}.{key}" if path else str(key)) for key, value in node.items()}

@@ -162,8 +162,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         load(state, checkpoint_id=path)
         set_model_state_dict(self._sharded, state["state_dict"], options=options)
         for i, optimizer in enumerate(self.optimizers):
-            own = get_optimizer_state_dict(self._sharded, _plain(optimizer), options=options)
-            shards: dict[str, Any] = {f"optimizer_{i}": own}
+            optimizer_state = get_optimizer_state_dict(self._sharded, _plain(optimizer), options=options)
+            shards: dict[str, Any] = {f"optimizer_{i}": optimizer_state}
             named = shards[f"optimizer_{i}"]["state"]
             for name, fields in list(named.items()):
                 if any(f"optimizer_{i}.state.{name}.{field}" not in saved for field in fields):
@@ -205,8 +205,8 @@ def _by_name(state: dict[str, Any], model: nn.Module, optimizer: Optimizer) -> d
 
 def _check_keys(model: nn.Module, saved: Any, path: Path) -> None:
     """Refuse a checkpoint of another model or adapter."""
-    own = get_model_state_dict(model, options=StateDictOptions(ignore_frozen_params=True)).keys()
-    if different := sorted(set(own) ^ set(saved)):
+    module_keys = get_model_state_dict(model, options=StateDictOptions(ignore_frozen_params=True)).keys()
+    if different := sorted(set(module_keys) ^ set(saved)):
         raise ValueError(
             f"{path} and this module differ in {len(different)} trained weights, for example {different[0]}: resume "
             "with the model, adapter and method options that wrote it, or set ckpt_path=null to start anew"

@@ -21,8 +21,8 @@ class RlhfLightningSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Called by Hydra when it sets up an application."""
-        ours = str(conf_dir())
-        if all((entry.path or "").removeprefix("file://") != ours for entry in search_path.get_path()):
-            search_path.append(PROVIDER, f"file://{ours}")
+        packaged = str(conf_dir())
+        if all((entry.path or "").removeprefix("file://") != packaged for entry in search_path.get_path()):
+            search_path.append(PROVIDER, f"file://{packaged}")
         for folder in reversed([entry for entry in os.environ.get("RLHF_CONF", "").split(os.pathsep) if entry]):
             search_path.prepend("RLHF_CONF", f"file://{Path(folder).expanduser().resolve()}")

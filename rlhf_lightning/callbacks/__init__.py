@@ -1,4 +1,4 @@
-"""What is logged, saved or refreshed beside training. Each callback reads a step's outputs and batch."""
+"""Callbacks that log, save or refresh something during training. Each reads a step's outputs and batch."""
 
 from rlhf_lightning.callbacks.draw import DrawRounds
 from rlhf_lightning.callbacks.ema import EMAWeights

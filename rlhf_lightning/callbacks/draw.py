@@ -1,4 +1,4 @@
-"""A job that draws and does not train: an epoch of rounds, in files."""
+"""A job that draws responses without training: an epoch of rounds, written to files."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from lightning.pytorch import Callback, Trainer
 
 
 class DrawRounds(Callback):
-    """Draws, scores and selects the rounds of an epoch with the weights that were loaded, and writes their files.
+    """Draws, scores and selects the rounds of an epoch with the loaded weights, and writes their files.
 
-    The weights stay as they are: ``trainer.max_steps`` must be 0. ``rollouts/<number>.jsonl`` has every sample, and
-    ``rollouts/groups/<number>.jsonl`` the groups, a data set of the method's kind for ``data=json``. A job that was
-    killed reads the rounds that it had written; one that is done is left as it is.
+    The weights do not change: ``trainer.max_steps`` must be 0. ``rollouts/<number>.jsonl`` has every sample, and
+    ``rollouts/groups/<number>.jsonl`` the groups, a data set of the method's kind for ``data=json``. A killed job reads
+    the rounds that it had written when it is run again; a finished job is not repeated.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -24,7 +24,7 @@ class DrawRounds(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.max_steps != 0:
             raise ValueError(
-                f"callbacks=draw writes rounds and trains on nothing, and trainer.max_steps={trainer.max_steps}: set "
+                f"callbacks=draw writes rounds without training, but trainer.max_steps={trainer.max_steps}: set "
                 "trainer.max_steps=0, or choose other callbacks"
             )
         if not hasattr(data, "rollout"):

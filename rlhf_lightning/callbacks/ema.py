@@ -1,4 +1,4 @@
-"""An exponential moving average of the policy's weights, which validation and export use."""
+"""Exponential moving average of the policy's weights, used by validation and export."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class EMAWeights(Callback):
         self._weights: dict[str, nn.Parameter] = {}  # name -> the weight itself
         self._average: dict[str, Tensor] = {}  # name -> this process's shard of the average
         self._saved: dict[str, Tensor] | None = None  # from a checkpoint
-        self._stash: dict[str, Tensor] = {}  # the weights while the average is in their place
+        self._stash: dict[str, Tensor] = {}  # the trained weights while the average replaces them
         self._done = 0
 
     # The average
@@ -83,7 +83,7 @@ class EMAWeights(Callback):
 
     @contextmanager
     def swapped(self, module: Any) -> Iterator[None]:
-        """The module with averaged weights; nothing happens where they are in already."""
+        """Give the module the averaged weights within a block; nothing happens if it has them already."""
         if self._stash:
             yield
             return
@@ -109,19 +109,19 @@ class EMAWeights(Callback):
         return {"weights": {name: _saved(self._average[name], weight) for name, weight in self._weights.items()}}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Save the trained weights also where averaged ones are in: of a validation that an error ended."""
+        """Save the trained weights even if the averaged ones are swapped in, as after an error during validation."""
         state = checkpoint.get("state_dict", {})
         for name, weight in self._stash.items():
             if f"policy.{name}" in state:
                 state[f"policy.{name}"] = _saved(weight, self._weights[name])
 
     def restore(self, module: Any, state_dict: dict[str, Any]) -> None:
-        """Let a module that no trainer runs export the average of a checkpoint."""
+        """Load the average of a checkpoint into a module without a trainer, for export."""
         self.load_state_dict(state_dict)
         self._prepare(module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the average, whole or sharded, until the weights are there."""
+        """Keep the average, whole or sharded, until the weights exist."""
         self._saved = state_dict["weights"]
 
 
@@ -132,7 +132,7 @@ def _saved(average: Tensor, weight: Tensor) -> Tensor:
 
 
 def _reshard(module: Any) -> None:
-    """A forward pass without gradients leaves the root's gathered weights in place of its shards."""
+    """Restore the root's shards, since a forward pass without gradients leaves its gathered weights instead."""
     for part in module.policy.modules():
         if isinstance(part, FSDPModule):
             part.reshard()

@@ -17,46 +17,46 @@ _SEED = 7
 
 
 class World(Protocol):
-    """A world that can judge; ``rlhf_lightning.world.TinyEvaluator`` is one."""
+    """Interface of a world that can judge responses, such as ``rlhf_lightning.world.TinyEvaluator``."""
 
-    max_new_tokens: int  #: most tokens of a response
+    max_new_tokens: int  #: maximum length of a response in tokens
 
     def prompts(self) -> list[list[int]]:
         """Held-out prompts."""
 
     def scores(self, prompt: Sequence[int], response: Sequence[int]) -> dict[str, float]:
-        """``reward``, and features by name."""
+        """Return ``reward``, and features by name."""
 
     def base_reward(self) -> float:
-        """Mean gold reward of the base on these prompts."""
+        """Return the mean gold reward of the base model on these prompts."""
 
     def divergence(self, policy: Any, batch: PackedBatch) -> torch.Tensor:
-        """KL(policy || base) over each response, in nats; the responses are samples of the policy."""
+        """Return KL(policy || base) over each response, in nats; the responses are samples of the policy."""
 
     def held_out(self) -> tuple[PackedBatch, list[list[float]], list[list[float]]]:
-        """Responses of the base with their gold rewards and their log-probs under the base."""
+        """Return responses of the base with their gold rewards and their log-probs under the base."""
 
     def batch(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[Sequence[int]]]) -> PackedBatch:
-        """Prompts with several responses each, as one batch."""
+        """Pack prompts with several responses each into one batch."""
 
 
 class GoldReward(Callback):
-    """Logs what a policy is really worth; the method that trains it never sees any of this.
+    """Logs the true quality of a policy; the training method never sees these numbers.
 
-    At each validation the policy answers every held-out prompt several times, and these are logged:
+    At each validation, several responses are sampled for every held-out prompt, and these metrics are logged:
 
     * ``val/gold/reward``: mean gold reward in points, and each feature by its name (``val/gold/correct``, ...);
     * ``val/gold/kl``: KL(policy || base) in nats a response, over the whole distributions along the policy's samples;
     * ``val/gold/length``: tokens of a sample;
-    * ``val/gold/calibration``: how well the log-ratio to the base, which is the implicit reward up to a constant of the
-      prompt, predicts the gold reward of answers that no method has trained on: Pearson's correlation within prompts.
+    * ``val/gold/calibration``: Pearson's correlation, within prompts, of the log-ratio to the base (the implicit reward
+      up to a constant of the prompt) with the gold reward, over responses that no method has trained on.
 
-    Before training the base's own numbers are logged at step 0: its gold reward, and no divergence. A module whose
-    model is no policy (a reward model) is left alone.
+    Before training, the base's numbers are logged at step 0: its gold reward, and a divergence of 0. Nothing is logged
+    if the model is not a policy (a reward model).
 
     Args:
-        world: who judges.
-        samples: responses in all, spread evenly over the prompts; at least one each.
+        world: the world that judges responses.
+        samples: total number of responses, spread evenly over the prompts; at least one each.
         batch_size: responses decoded together.
     """
 
@@ -66,7 +66,7 @@ class GoldReward(Callback):
         self.world, self.samples, self.batch_size = world, samples, batch_size
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Log where every policy of this world starts."""
+        """Log the numbers of the base, which every policy of this world starts from."""
         if trainer.global_step == 0 and _is_policy(pl_module) and trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_metrics({"val/gold/reward": self.world.base_reward(), "val/gold/kl": 0.0}, step=0)
@@ -86,19 +86,19 @@ class GoldReward(Callback):
         responses = module.sample(
             repeated, seed=_SEED, batch_size=self.batch_size, max_new_tokens=self.world.max_new_tokens
         )
-        found: dict[str, list[float]] = defaultdict(list)
+        numbers: dict[str, list[float]] = defaultdict(list)
         for prompt, response in zip(repeated, responses, strict=True):
             for name, value in self.world.scores(prompt, response).items():
-                found[name].append(value)
-        found["length"] = [float(len(response)) for response in responses]
+                numbers[name].append(value)
+        numbers["length"] = [float(len(response)) for response in responses]
         grouped = [responses[start : start + each] for start in range(0, len(responses), each)]
         batch = self.world.batch(prompts, grouped)
-        found["kl"] = self.world.divergence(module.policy, batch.to(module.device)).tolist()
-        return found
+        numbers["kl"] = self.world.divergence(module.policy, batch.to(module.device)).tolist()
+        return numbers
 
     def _calibration(self, module: Any) -> dict[str, list[float]]:
         batch, gold, base = self.world.held_out()
-        ratio = _scored(module, batch).reshape(len(gold), -1) - torch.tensor(base)
+        ratio = _log_probs(module, batch).reshape(len(gold), -1) - torch.tensor(base)
         return {"calibration": [_correlation(ratio.double(), torch.tensor(gold).double())]}
 
 
@@ -107,14 +107,14 @@ def _is_policy(module: Any) -> bool:
 
 
 @torch.no_grad()
-def _scored(module: Any, batch: PackedBatch) -> torch.Tensor:
-    """Summed log-probs of the policy, one a response, on the CPU."""
-    scored: torch.Tensor = module.policy(batch.to(module.device)).sum()
-    return scored.cpu()
+def _log_probs(module: Any, batch: PackedBatch) -> torch.Tensor:
+    """Summed log-probs of the policy, one per response, on the CPU."""
+    log_probs: torch.Tensor = module.policy(batch.to(module.device)).sum()
+    return log_probs.cpu()
 
 
 def _correlation(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Pearson's correlation after the mean of each row is taken away; 0 where one of the two does not vary."""
+    """Pearson's correlation after subtracting the mean of each row; 0 if one of the two does not vary."""
     x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
     scale = float(x.norm() * y.norm())
     return float((x * y).sum()) / scale if scale > 0 else 0.0

@@ -1,4 +1,4 @@
-"""The policy as a folder that plain transformers or PEFT loads."""
+"""Export of the policy to a folder that plain transformers or PEFT can load."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from rlhf_lightning.files import write_atomically
 
 
 class HFExport(Callback):
-    """Exports the policy when training ends, and after each validation that beats the ones before.
+    """Exports the policy at the end of training, and after each validation with a new best value.
 
     ``<folder>/last`` and ``<folder>/best`` hold weights (or the adapter), tokenizer, chat template and generation
-    config; ``<folder>/best/metric.json`` says which step and value. With an EMA of the weights the average is exported.
+    config; ``<folder>/best/metric.json`` has the step and the value. With an EMA, the average is exported.
 
-    What cannot be exported is refused before training. Checkpoints are written before an export, so one that fails (a
-    full disk) loses nothing: :class:`~rlhf_lightning.callbacks.LastCheckpoint` sees to the order.
+    A model that cannot be exported is refused before training. Checkpoints are written before an export, so a failing
+    export (a full disk) loses nothing: :class:`~rlhf_lightning.callbacks.LastCheckpoint` ensures this order.
 
     Args:
-        folder: None: ``export`` in the trainer's ``default_root_dir``.
-        form: ``adapter``, ``merged`` or ``auto``: the adapter where there is one and its base loads by its name, else
-            full or merged weights.
-        last: export at the end.
+        folder: output folder; None: ``export`` in the trainer's ``default_root_dir``.
+        form: ``adapter``, ``merged`` or ``auto``: the adapter if there is one and its base loads by its name, else full
+            or merged weights.
+        last: export at the end of training.
         monitor: metric of the best export, such as ``val/loss``; None: no best export.
-        mode: whether a small or a large value is good.
+        mode: ``min`` or ``max``: whether small or large values are better.
     """
 
     after_checkpoints = True  #: read by ``LastCheckpoint``
@@ -42,7 +42,7 @@ class HFExport(Callback):
     ) -> None:
         if form not in ("auto", "adapter", "merged") or mode not in ("min", "max"):
             raise ValueError(
-                f"callbacks.export: form={form!r} is not auto, adapter or merged, or mode={mode!r} not min or max"
+                f"callbacks.export: form={form!r} must be auto, adapter or merged, and mode={mode!r} must be min or max"
             )
         self.folder, self.form, self.last, self.monitor, self.mode = folder, form, last, monitor, mode
         self._best: float | None = None
@@ -51,7 +51,7 @@ class HFExport(Callback):
         return Path(self.folder or Path(trainer.default_root_dir) / "export")
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Refuse what cannot be exported, before anything is trained."""
+        """Refuse a model that cannot be exported, before training."""
         if not trainer.fast_dev_run and (self.last or self.monitor is not None):  # type: ignore[attr-defined]
             pl_module.check_export(self.form)
 
@@ -65,11 +65,11 @@ class HFExport(Callback):
         if self.monitor is None or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         if self.monitor not in trainer.callback_metrics:
-            known = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
-            raise ValueError(f"callbacks.export.monitor={self.monitor} was not logged; validation logged: {known}")
+            logged = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
+            raise ValueError(f"callbacks.export.monitor={self.monitor} was not logged. Validation logged: {logged}")
         value = float(trainer.callback_metrics[self.monitor])
         better = self._best is None or (value < self._best if self.mode == "min" else value > self._best)
-        if better and math.isfinite(value):  # nan: this pass has no value, so it beats nothing
+        if better and math.isfinite(value):  # nan: this pass has no value
             self._best = value
             folder = self._export(trainer, pl_module, "best")
             if trainer.is_global_zero:
@@ -78,14 +78,14 @@ class HFExport(Callback):
                 write_atomically(folder / "metric.json", lambda temporary: temporary.write_text(text))
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Export what was trained."""
+        """Export the trained policy."""
         if self.last and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._export(trainer, pl_module, "last")
 
     def state_dict(self) -> dict[str, Any]:
-        """The value to beat."""
+        """Best value so far."""
         return {"best": self._best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the value to beat."""
+        """Restore the best value so far."""
         self._best = state_dict["best"]

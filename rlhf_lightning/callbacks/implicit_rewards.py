@@ -16,7 +16,7 @@ from torch import Tensor
 from rlhf_lightning.files import write_atomically
 from rlhf_lightning.ops.comparisons import outcomes
 
-#: In the run's folder; what ``rlhf report`` draws its histograms from.
+#: File in the run's folder from which ``rlhf report`` draws its histograms.
 FILE = "implicit_rewards.npz"
 
 
@@ -25,13 +25,13 @@ class ImplicitRewards(Callback):
 
     Accuracy is the share of pairs whose chosen response has the larger implicit reward, ties counting half, so it is
     1/2 while policy and reference are equal. ``reward/length_bias`` in [-1, 1] is the mean of sign(margin) times the
-    sign of the length difference: 1 says that the longer response always wins.
+    sign of the length difference: 1 means that the longer response always wins.
 
-    The rewards of every pair of the last validation pass are kept as ``<folder>/implicit_rewards.npz``: ``index`` (row
-    of the data set), ``chosen``, ``rejected`` (float32, one number a pair) and ``step``.
+    The rewards of every pair of the last validation pass are saved as ``<folder>/implicit_rewards.npz``: ``index`` (row
+    of the data set), ``chosen``, ``rejected`` (float32, one number per pair) and ``step``.
 
     Args:
-        folder: of that file; None: the trainer's ``default_root_dir``.
+        folder: folder of that file; None: the trainer's ``default_root_dir``.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -39,7 +39,7 @@ class ImplicitRewards(Callback):
         self._pairs: list[Tensor] = []  # of (index, chosen, rejected), each (3, pairs) in float64
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Take a micro-batch into the step's means."""
+        """Add a micro-batch to the step's means."""
         _track(pl_module, "train/", outputs)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -55,7 +55,7 @@ class ImplicitRewards(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take a batch into the means over the validation data."""
+        """Add a batch to the means over the validation data."""
         _track(pl_module, "val/", outputs)
         if "chosen_reward" in outputs and len(batch) == len(outputs["chosen_reward"]):
             columns = batch.index, outputs["chosen_reward"], outputs["rejected_reward"]
@@ -88,7 +88,7 @@ def _track(module: Any, prefix: str, outputs: Mapping[str, Tensor]) -> None:
 
 
 def _gather(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The pairs of every process, in the order of the data set."""
+    """Gather the pairs of every process, in the order of the data set."""
     if dist.is_available() and dist.is_initialized():
         shares: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(shares, pairs)
@@ -97,11 +97,11 @@ def _gather(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _write(folder: Path, pairs: NDArray[np.float64], step: int) -> None:
-    """Write the file, whole or not at all."""
+    """Write the file atomically."""
     index, chosen, rejected = pairs[0].astype(np.int64), *pairs[1:].astype(np.float32)
 
     def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # a name of its own kind would get another suffix
+        with temporary.open("wb") as file:  # given a path, NumPy would append its own suffix
             np.savez_compressed(file, index=index, chosen=chosen, rejected=rejected, step=np.int64(step))
 
     write_atomically(folder / FILE, write)

@@ -1,4 +1,4 @@
-"""``last.ckpt``: where the same command resumes, after a kill, SIGTERM, Ctrl-C or the end."""
+"""``last.ckpt``: the checkpoint from which the same command resumes after a kill, SIGTERM, Ctrl-C or the end."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from rlhf_lightning.options import Count, Positive
 log = logging.getLogger(__name__)
 
 
-#: What is due at the end of an optimiser step; of all processes the largest counts. Above: the number of the signal
-#: that asks to stop.
+#: Actions due at the end of an optimiser step; the largest one of all processes counts. Larger values are the number
+#: of the signal that asks to stop.
 _NOTHING, _SAVE = 0, 1
 #: Signals that ask to stop.
 _STOPS = (signal.SIGTERM, signal.SIGINT)
@@ -39,15 +39,16 @@ _NOTICE = b"\nCtrl-C: the step is finished and saved; once more ends the run at 
 
 @dataclass(frozen=True)
 class _Counters:
-    """Where in its epochs a run is at the end of an optimiser step, so that a longer run can go on from there.
+    """Position of a run in its epochs at the end of an optimiser step, from which a longer run can be resumed.
 
-    Lightning counts the epoch as done when training ends, wherever in it the last step was: a run that is extended
-    would begin the next epoch and never see the rest. And it forgets to count an epoch that begins with a resume.
+    Lightning counts the epoch as done when training ends, even if the last step was in its middle: an extended run
+    would begin the next epoch and never see the rest. Lightning also forgets to count an epoch that begins with a
+    resume.
     """
 
     epoch: int  #: from 0, of the last step
     step: int  #: steps taken
-    ended: bool  #: the step, its validation and its metrics are counted as done, not as under way
+    ended: bool  #: count the step, its validation and its metrics as done, not as in progress
 
     def write(self, fit: dict[str, Any]) -> None:
         """Change the fit loop's part of a checkpoint."""
@@ -64,20 +65,20 @@ class _Counters:
 class LastCheckpoint(Callback):
     """Saves ``last.ckpt`` at the end of optimiser steps, and on SIGTERM and Ctrl-C saves and stops all processes.
 
-    Lightning's own answer to SIGTERM stops after a micro-batch, which loses the gradients of a step that accumulates
-    several, and talks to the other processes from within the signal handler, which can mix with a collective that is
-    under way; its handling of Ctrl-C saves nothing. Here the handler takes a note, the processes agree after the step,
-    and ``rlhf_lightning.signals.run_with_exit_code`` makes the exit code 143 or 130. A second Ctrl-C ends the run where
-    it is. A process that was started with SIGINT ignored, as shells start background jobs, keeps ignoring it.
+    Lightning handles SIGTERM by stopping after a micro-batch, which loses the gradients of a step that accumulates
+    several. It also communicates with the other processes inside the signal handler, which can interfere with a running
+    collective; on Ctrl-C it saves nothing. Here, the handler only records the signal, the processes agree after the
+    step, and ``rlhf_lightning.signals.run_with_exit_code`` sets the exit code to 143 or 130. A second Ctrl-C ends the
+    run at once. A process that was started with SIGINT ignored, as shells start background jobs, keeps ignoring it.
 
-    A validation that was due or under way when the checkpoint was written is run (again, whole) after the resume. So is
-    what follows the last step: a run that was killed in its last validation or export finishes them. One that
+    A validation that was due or in progress when the checkpoint was written is run again in full after the resume. The
+    same holds after the last step: a run that was killed in its last validation or export finishes them. A run that
     ``EarlyStopping`` had ended stays ended, unless it is resumed without that callback.
 
     Args:
         dirpath: folder of ``last.ckpt``; None: ``checkpoints`` in the trainer's ``default_root_dir``.
-        every_n_steps: optimiser steps between saves; None: only by time, when it is stopped and at the end.
-        every_n_minutes: at most this long between saves; None: only by steps, when it is stopped and at the end.
+        every_n_steps: optimiser steps between saves; None: save only by time, when stopped and at the end.
+        every_n_minutes: maximum minutes between saves; None: save only by steps, when stopped and at the end.
     """
 
     def __init__(
@@ -98,16 +99,16 @@ class LastCheckpoint(Callback):
 
     @property
     def saved_step(self) -> int:
-        """Optimiser steps of the last save, or of the checkpoint that training went on from."""
+        """Optimiser steps of the last save, or of the checkpoint that training was resumed from."""
         return self._saved
 
     # Set-up
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Run after the callbacks whose state a checkpoint holds, before those that count validations or rank.
+        """Run after the callbacks whose state a checkpoint holds, before those that count or rank validations.
 
-        A validation that a signal ended early takes place again, and is counted then. An export that fails has its
-        checkpoint.
+        A validation that a signal ended early is repeated after the resume and counted then. If an export fails, its
+        checkpoint has been saved.
         """
         self.dirpath = str(trainer.strategy.broadcast(self.dirpath or Path(trainer.default_root_dir) / "checkpoints"))
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -130,11 +131,11 @@ class LastCheckpoint(Callback):
         self._seen = self._saved = trainer.global_step
         self._saved_at, self._reports = time.monotonic(), trainer.is_global_zero
         if threading.current_thread() is threading.main_thread():
-            taken = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._note) for number in taken}
+            handled = [number for number in _STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in handled}
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -172,7 +173,7 @@ class LastCheckpoint(Callback):
     ) -> None:
         """End a validation pass early."""
         if _fitting(trainer) and self._due(trainer) > _SAVE:
-            raise StopIteration  # how a loader says that it is exhausted
+            raise StopIteration  # the signal of an exhausted loader
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Stop before a checkpoint is ranked by the metrics of an unfinished pass."""
@@ -182,13 +183,13 @@ class LastCheckpoint(Callback):
             self._stop(trainer, due)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Save the end, unless it has been; a module may have learned something since (``unsaved``)."""
+        """Save the end, unless it was saved; a module may have changed since then (``unsaved``)."""
         if self._saved != trainer.global_step or self._saved_open or getattr(pl_module, "unsaved", False):
-            # Lightning has counted the epoch as done by now, wherever in it the last step was.
+            # Lightning has counted the epoch as done by now, even if the last step was in its middle.
             self._save(trainer, epoch=trainer.current_epoch - 1, ended=True)
 
     def _due(self, trainer: Trainer) -> int:
-        """What all processes do now; a collective call."""
+        """Agree on the action of all processes; a collective call."""
         due = self._stop_signal or _NOTHING
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             due = max(due, _SAVE)
@@ -214,11 +215,11 @@ class LastCheckpoint(Callback):
         raise SIGTERMException(128 + number)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Note whether a validation is to come, and whether training had been ended early."""
+        """Record whether a validation is still due, and whether training had been ended early."""
         self._resumed_open, self._resumed_ended = checkpoint.get(_OPEN, False), checkpoint.get(_ENDED, False)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Write the counters of the end of an optimiser step, and of a validation that is still to come."""
+        """Write the counters of the end of an optimiser step, and of a validation that is still due."""
         fit = checkpoint["loops"]["fit_loop"]
         checkpoint[_OPEN] = self._validation_open
         checkpoint[_ENDED] = self._counters is not None and self._counters.ended and trainer.should_stop
@@ -229,18 +230,18 @@ class LastCheckpoint(Callback):
 
 
 class _Limits(Callback):
-    """Lets a resumed run pass Lightning's door when all of its steps are taken, so that it ends as every run ends.
+    """Lets a resumed run enter training when all of its steps are taken, so that it ends like any other run.
 
-    Lightning turns back at once there: what was killed in its last validation, or in its export, would never have it.
-    The limits are lifted from before training until the first hook of it, and where a validation is to come, until the
-    first hook of the epoch or that validation. First of all callbacks, so that no other sees them lifted.
+    Lightning returns at once in that case, so a run that was killed in its last validation or export would never finish
+    it. The limits are lifted from before training until its first hook; if a validation is due, until the first hook of
+    the epoch or of that validation. This callback runs first, so that no other callback sees the limits lifted.
     """
 
     def __init__(self) -> None:
         self._steps_and_epochs: tuple[int, int | None] | None = None
 
     def lift(self, trainer: Trainer) -> None:
-        """Take the limits away; training begins."""
+        """Lift the limits before training."""
         loop = trainer.fit_loop
         self._steps_and_epochs = loop.epoch_loop.max_steps, loop.max_epochs
         if loop.epoch_loop.max_steps != -1:  # what is counted in steps stays so

@@ -12,23 +12,23 @@ from rlhf_lightning.types import PackedBatch, PreferenceBatch, UnpairedBatch
 
 
 class LogRatios(Callback):
-    r"""Logs summed log-ratios, nats a response, of the data's responses, in validation too.
+    r"""Logs summed log-ratios of the data's responses, in nats per response, in validation too.
 
     .. math:: \delta(y) = \log\pi_\theta(y \mid x) - \log\pi_{ref}(y \mid x)
 
     * ``train/log_ratio/mean``: over all responses;
     * ``train/log_ratio/chosen`` and ``rejected``: over those of pairs, or the desirable and the undesirable ones.
 
-    None of these is a KL: the responses were written by whoever wrote the data, so the mean may have either sign and
-    says where probability goes, not how far the policy has moved. (Only where the reference itself wrote them, its
-    negative estimates KL(reference || policy).) KL(policy || reference) takes samples of the policy:
-    ``val/kl/reference`` of ``PolicySamples``, and ``train/kl/*`` of methods that learn from their own samples.
+    None of these is a KL: the responses are not samples of the policy, so the mean may have either sign and shows where
+    probability moves, not how far the policy has moved. (Only if the reference itself wrote the responses, the negative
+    mean estimates KL(reference || policy).) KL(policy || reference) needs samples of the policy: ``val/kl/reference``
+    of ``PolicySamples``, and ``train/kl/*`` of methods that learn from their own samples.
     """
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
-        """Take a micro-batch into the step's means."""
+        """Add a micro-batch to the step's means."""
         _track(pl_module, "train/", outputs, batch)
 
     def on_validation_batch_end(
@@ -40,7 +40,7 @@ class LogRatios(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take a batch into the means over the validation data."""
+        """Add a batch to the means over the validation data."""
         _track(pl_module, "val/", outputs, batch)
 
 

@@ -1,4 +1,4 @@
-"""Stops a run at the first loss or gradient that is not a number, and says which rows it came from."""
+"""Stops a run at the first non-finite loss or gradient, and reports its rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlhf_lightning.types import PackedBatch
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or a gradient is infinite or not a number. The weights are those before the bad step."""
+    """A loss or a gradient is infinite or not a number. The weights are those before the failing step."""
 
 
 class NonFiniteStop(Callback):
@@ -27,7 +27,7 @@ class NonFiniteStop(Callback):
     the rows of each of the step's micro-batches.
 
     Args:
-        folder: where the file goes; None: the trainer's ``default_root_dir``.
+        folder: folder of the file; None: the trainer's ``default_root_dir``.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -36,18 +36,18 @@ class NonFiniteStop(Callback):
         self._losses: list[Tensor] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: PackedBatch, batch_idx: int) -> None:
-        """Remember which rows the step is made of."""
+        """Remember the rows of the step."""
         self._batches.append(batch)
 
     def on_before_backward(self, trainer: Trainer, pl_module: Any, loss: Tensor) -> None:
-        """Remember the loss; it is read once a step, as reading it waits for the device."""
+        """Remember the loss; it is read once per step, since reading it waits for the device."""
         self._losses.append(loss.detach())
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         """Check the step. A collective call.
 
         Raises:
-            NonFiniteError: on every process when any has found something.
+            NonFiniteError: raised in every process if any of them has a non-finite value.
         """
         norm = _norm([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
         losses = torch.stack(self._losses)
@@ -58,9 +58,9 @@ class NonFiniteStop(Callback):
         if not trainer.strategy.reduce_boolean_decision(finite, all=True):
             path = self._report(trainer, losses, norm)
             raise NonFiniteError(
-                f"step {trainer.global_step}: the loss is {_text(losses)} and the gradient's norm {norm.item()}; the "
-                f"rows of the step are in {path}. The step was not taken. Look at these rows, lower optimizer.lr, "
-                "or set trainer.gradient_clip_val"
+                f"step {trainer.global_step}: the loss is {_text(losses)} and the gradient norm is {norm.item()}. The "
+                f"step was not taken; its rows are in {path}. Check these rows, lower optimizer.lr, or set "
+                "trainer.gradient_clip_val"
             )
         self._batches.clear()
         self._losses.clear()

@@ -1,4 +1,4 @@
-"""How long the optimiser steps of jobs that draw take, beside what their rounds take."""
+"""Time of the optimiser steps in jobs that draw responses, in addition to the times of their rounds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lightning.pytorch import Callback, Trainer
 class PhaseTimes(Callback):
     """Counts the seconds of forward, backward and optimiser as ``train/time/train``.
 
-    Rounds log where their own time went: ``train/time/generate``, ``reward``, ``score`` (log-probs, reference,
-    values), ``credit`` or ``select``, and ``sync``. This adds the steps on the round before, logged with the next one.
-    Validation and the drawing of batches do not count. Jobs that draw nothing have no phases, and nothing is logged.
+    Rounds log their own times: ``train/time/generate``, ``reward``, ``score`` (log-probs, reference, values),
+    ``credit`` or ``select``, and ``sync``. This callback adds the steps of the previous round, logged with the next
+    one. Validation and the drawing of batches are excluded. Nothing is logged in jobs that do not draw responses.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class PhaseTimes(Callback):
         self._since = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Give the time to the rollout's clock."""
+        """Add the time to the rollout's clock."""
         clock = getattr(trainer.datamodule, "clock", None)  # type: ignore[attr-defined]
         if clock is not None:
             clock.seconds["train"] += time.perf_counter() - self._since

@@ -12,15 +12,15 @@ class ReferenceSync(Callback):
 
     .. math:: \theta_{ref} \leftarrow \alpha\theta + (1 - \alpha)\theta_{ref}
 
-    Margins fall towards zero at each update: the implicit rewards are measured against the new reference from then on.
-    The refreshed reference is part of the checkpoint.
+    Margins fall towards zero at each update, since implicit rewards are then measured against the new reference. The
+    updated reference is part of the checkpoint.
 
     Args:
         every_n_steps: optimiser steps between updates. TRL's default; the paper tunes it.
-        alpha: 1: a hard update, the reference becomes the policy; below 1: a soft one. TRL's default.
+        alpha: 1: a hard update, the reference becomes the policy; below 1: a soft update. TRL's default.
 
     Raises:
-        ValueError: an option is out of range; when training starts, the reference is not a frozen copy.
+        ValueError: an option is out of range, or the reference is not a frozen copy when training starts.
     """
 
     def __init__(self, every_n_steps: int = 512, alpha: float = 0.6) -> None:
@@ -32,7 +32,7 @@ class ReferenceSync(Callback):
         self._done = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Refuse references that cannot move."""
+        """Refuse references that cannot be updated."""
         if not hasattr(pl_module.reference, "refresh"):
             raise ValueError(
                 "callbacks.reference_sync needs a reference that can change: set reference=frozen "

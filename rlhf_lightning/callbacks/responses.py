@@ -1,4 +1,4 @@
-"""What the policy does to the responses of the data: log-probs, lengths, entropy, token accuracy."""
+"""Statistics of the data's responses under the policy: log-probs, lengths, entropy, token accuracy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-#: Metric by key of a step's outputs. Entropy and top-1 hits are numbers a token, the others a response.
+#: Metric by key of a step's outputs. Entropy and top-1 hits have one number per token, the others one per response.
 METRICS = {
     "chosen_log_prob": "log_prob/chosen",
     "rejected_log_prob": "log_prob/rejected",
@@ -24,12 +24,12 @@ METRICS = {
 class ResponseStatistics(Callback):
     """Logs summed log-probs (nats), lengths (tokens), and per token entropy (nats) and top-1 accuracy.
 
-    A falling ``log_prob/chosen`` is no error by itself: losses of the margin lower both log-probs when training starts
-    from a model that was tuned on the chosen responses.
+    A falling ``log_prob/chosen`` is not an error by itself: losses on the margin lower both log-probs when training
+    starts from a model that was tuned on the chosen responses.
     """
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Take a micro-batch into the step's means."""
+        """Add a micro-batch to the step's means."""
         _track(pl_module, "train/", outputs)
 
     def on_validation_batch_end(
@@ -41,7 +41,7 @@ class ResponseStatistics(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take a batch into the means over the validation data."""
+        """Add a batch to the means over the validation data."""
         _track(pl_module, "val/", outputs)
 
 

@@ -20,18 +20,18 @@ from torch import Tensor
 from rlhf_lightning.options import Positive
 from rlhf_lightning.types import PackedBatch
 
-#: What the line shows of a step, where the metric exists: label, metric, format.
+#: Metrics that the line shows if they exist: label, metric, format.
 SHOWN = (
     ("loss", "train/loss", ".4f"),
     ("margin", "train/reward/margin", "+.3f"),
 )
-#: The same of an on-policy method, whose loss says little.
+#: Metrics of an on-policy method, whose loss is not informative.
 SHOWN_ONLINE = (
     ("loss", "train/loss", ".3f"),
     ("reward", "train/reward/mean", "+.2f"),
     ("score", "train/score/mean", "+.2f"),
 )
-#: Phases of a rollout and its steps, shown as shares of their whole time: label, metric.
+#: Phases of a rollout and its steps, shown as shares of their total time: label, metric.
 PHASES = (
     ("gen", "train/time/generate"),
     ("train", "train/time/train"),
@@ -40,17 +40,17 @@ SPEED = "train/throughput/tokens_per_second"
 
 
 class AlignmentProgressBar(ProgressBar):
-    """Step, loss, reward margin, useful tokens a second and the time left, over optimiser steps.
+    """Shows step, loss, reward margin, useful tokens per second and the remaining time.
 
-    Of on-policy methods the mean reward of the rollout, and which shares of the time go into drawing responses and into
-    optimiser steps (the rest: rewards, log-probs of the rollout, weights for the engine).
+    For on-policy methods it shows the mean reward of the rollout, and the shares of time spent on drawing responses and
+    on optimiser steps (the rest: rewards, log-probs of the rollout, weights for the engine).
 
-    The bar counts optimiser steps of the whole run, not batches of an epoch, so that the time left is that of the run.
-    Without a terminal it writes a plain line every tenth of the run, so that logs of jobs stay readable.
+    The bar counts optimiser steps of the whole run, not batches of an epoch, so that the remaining time is that of the
+    run. Without a terminal it writes a plain line every tenth of the run, so that logs of jobs stay readable.
 
     Args:
-        refresh_per_second: redraws of the line.
-        console: where to draw; None: standard error.
+        refresh_per_second: redraws of the line per second.
+        console: console to draw on; None: standard error.
     """
 
     def __init__(self, refresh_per_second: Positive = 5.0, console: Console | None = None) -> None:
@@ -69,7 +69,7 @@ class AlignmentProgressBar(ProgressBar):
         self._enabled = True
 
     def disable(self) -> None:
-        """Show nothing; Lightning calls it in every process but the first."""
+        """Hide the bar; Lightning calls it in every process except the first."""
         self._enabled = False
 
     # Drawing
@@ -121,7 +121,7 @@ class AlignmentProgressBar(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
-        """Move on by a step; the metrics are those of the step before, which is complete on every process."""
+        """Advance by a step; the metrics are those of the previous step, which is complete on every process."""
         if not self._enabled or trainer.global_step == self._step:
             return
         self._step = trainer.global_step
@@ -137,7 +137,7 @@ class AlignmentProgressBar(ProgressBar):
             self.console.print(line, soft_wrap=True, highlight=False)
 
     def _summary(self, trainer: Trainer) -> str:
-        """The metrics, with the speed as an average of about the last ten looks."""
+        """Format the metrics; the speed is an average of about the last ten updates."""
         metrics = dict(trainer.callback_metrics)
         if SPEED in metrics:
             speed = float(metrics[SPEED])
@@ -151,13 +151,13 @@ class AlignmentProgressBar(ProgressBar):
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Give the terminal back."""
+        """Restore the terminal."""
         self._stop()
 
     # Validation and the reference pass
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Draw the bar of a validation pass under that of the run."""
+        """Draw the bar of a validation pass below that of the run."""
         self._start("val", _total(trainer.num_val_batches))
 
     def on_validation_batch_end(
@@ -169,11 +169,11 @@ class AlignmentProgressBar(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Move on by a batch."""
+        """Advance by a batch."""
         self._move("val", batch_idx + 1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Take the bar away again."""
+        """Remove the bar."""
         self._end("val")
         if trainer.state.fn == "validate":
             self._stop()
@@ -191,7 +191,7 @@ class AlignmentProgressBar(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Move on by a batch."""
+        """Advance by a batch."""
         self._move("reference", batch_idx + 1)
 
     def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -200,7 +200,7 @@ class AlignmentProgressBar(ProgressBar):
 
 
 class _TimeLeft(ProgressColumn):
-    """Time left while it runs, time taken when it is done."""
+    """Remaining time of a running task, total time of a finished one."""
 
     max_refresh = 0.5
 
@@ -212,10 +212,10 @@ class _TimeLeft(ProgressColumn):
 
 
 def redirect_handlers(old: TextIO, new: TextIO) -> None:
-    """Let log handlers that write to one stream write to another.
+    """Redirect log handlers from one stream to another.
 
-    While a line is drawn, standard error is a proxy that prints above it; handlers that were made before hold the
-    stream itself and would write into the line.
+    While a line is drawn, standard error is a proxy that prints above it. Handlers created earlier hold the stream
+    itself and would write into the line.
     """
     if old is new:
         return
@@ -226,7 +226,7 @@ def redirect_handlers(old: TextIO, new: TextIO) -> None:
 
 
 def summary(metrics: Mapping[str, Tensor | float | str]) -> str:
-    """The metrics of the line, those that exist."""
+    """Format the metrics of the line that exist."""
     online = PHASES[0][1] in metrics
     shown = SHOWN_ONLINE if online else SHOWN
     parts = [f"{label} {float(metrics[name]):{form}}" for label, name, form in shown if name in metrics]
@@ -240,7 +240,7 @@ def summary(metrics: Mapping[str, Tensor | float | str]) -> str:
 
 
 def compact(number: float) -> str:
-    """Three significant digits: 87.2, 1.23k, 45.6M."""
+    """Format a number with three significant digits: 87.2, 1.23k, 45.6M."""
     for unit, scale in (("M", 1e6), ("k", 1e3)):
         if number >= 0.9995 * scale:
             return f"{number / scale:#.3g}".rstrip(".") + unit
@@ -248,7 +248,7 @@ def compact(number: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are any."""
+    """Format seconds as minutes and seconds, with hours if there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"

@@ -1,4 +1,4 @@
-"""How many rollouts of a long run stay on disk."""
+"""Deletion of a long run's old rollout files."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rlhf_lightning.callbacks.last_checkpoint import LastCheckpoint
 
 
 class RolloutFiles(Callback):
-    """Deletes rollouts' files that nobody needs any more; other methods have none.
+    """Deletes rollout files that are no longer needed; methods without rollouts have none.
 
-    A run that is killed reads the rollouts since ``last.ckpt`` instead of drawing them again, which keeps the resume
-    exact also where a draw cannot be repeated (a server, a judge). These stay whatever ``keep`` says; without
-    a callback that saves ``last.ckpt`` nothing goes on, and none of them are needed.
+    After a kill, the resumed run reads the rollouts since ``last.ckpt`` instead of drawing them again, which keeps the
+    resume exact even if a draw cannot be repeated (a server, a judge). These files stay whatever ``keep`` is. Without a
+    callback that saves ``last.ckpt``, the run cannot be resumed and none of them is needed.
 
     Args:
-        keep: ``all``, or how many of the latest rollouts, beside those since ``last.ckpt``; 0: none.
+        keep: ``all``, or the number of latest rollouts to keep, in addition to those since ``last.ckpt``; 0: none.
 
     Raises:
-        ValueError: a negative number, or another word.
+        ValueError: ``keep`` is negative or another word.
     """
 
     def __init__(self, keep: int | Literal["all"] = "all") -> None:
@@ -31,15 +31,15 @@ class RolloutFiles(Callback):
         self._begun: dict[int, int] = {}  # rollouts that were begun, by the optimiser step of a checkpoint
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Note how many rollouts a checkpoint has behind it; the one at hand lies in it."""
+        """Record the number of rollouts before a checkpoint; the current rollout is part of it."""
         self._begun[trainer.global_step] = int(getattr(trainer.train_dataloader, "number", 0))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Delete what the last checkpoint made superfluous."""
+        """Delete files that the last checkpoint made superfluous."""
         self._delete(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """The last time, behind the last checkpoint."""
+        """Delete files a last time, after the last checkpoint."""
         self._delete(trainer)
 
     def _delete(self, trainer: Trainer) -> None:
@@ -53,7 +53,7 @@ class RolloutFiles(Callback):
                 file.unlink(missing_ok=True)
 
     def _needed(self, trainer: Trainer, begun: int) -> int:
-        """The first rollout that a run would have to draw again if it was killed now."""
+        """Number of the first rollout that the run would have to draw again if it was killed now."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         saving = [callback.saved_step for callback in callbacks if isinstance(callback, LastCheckpoint)]
         return min((self._begun.get(step, 0) for step in saving), default=begun)

@@ -1,4 +1,4 @@
-"""What the policy answers, and how far its own answers have moved from the reference."""
+"""Samples of the policy, and their KL to the reference."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Sample:
     response: str
     data: str  #: the data's own (chosen) response
     tokens: int
-    finished: bool  #: ended by itself, not cut off
+    finished: bool  #: the response ended by itself and was not cut off
     kl: float | None  #: log-ratio to the reference, summed over the response, nats
     index: int  #: row of the data set
-    reward: float | None = None  #: of the response, where there is a reward
+    reward: float | None = None  #: reward of the response, if there is a reward
 
 
 @dataclass
@@ -51,33 +51,33 @@ class _Prompt:
 class PolicySamples(Callback):
     """Samples from the policy at each validation: tables of prompts and responses, and the KL to the reference.
 
-    The first different prompts of the validation data are answered, whatever ``limit_val_batches`` is. Samples of a
-    prompt draw from streams of its own, so that tables of different steps and of other numbers of processes are
-    comparable. Every pass writes ``<folder>/step_<step>.jsonl`` with one row a sample, and a table to the loggers that
-    have tables. Logged:
+    Responses are sampled for the first distinct prompts of the validation data, whatever ``limit_val_batches`` is. Each
+    prompt has its own random streams, so that tables of different steps and numbers of processes are comparable. Every
+    pass writes ``<folder>/step_<step>.jsonl`` with one row per sample, and a table to the loggers that support tables.
+    Logged metrics:
 
-    * ``val/kl/reference``: mean over responses of the summed log-ratio (k1): estimates KL(policy || reference) in nats
-      a response; ``val/kl/k3``: the same by the estimator that is never negative;
+    * ``val/kl/reference``: mean over responses of the summed log-ratio (k1), which estimates KL(policy || reference) in
+      nats per response; ``val/kl/k3``: the same by the estimator that is never negative;
     * ``val/sample/reward``, with a reward, which sees the samples of a prompt and the data's own response as one
       group: its mean over the samples; ``val/sample/data_reward``: over the data's own responses;
       ``val/sample/win_rate``: share of samples that score higher, ties counting half;
     * ``val/sample/length`` in tokens, ``val/sample/finished``: share of responses that ended by themselves.
 
-    A module whose model is no policy (a reward model) is left alone. The KL needs a live reference (``frozen`` or
-    ``adapter_off``) and samples of the distribution itself, so temperature and top_p must be 1 and nothing may guide
-    them; otherwise it is left out.
+    Nothing is sampled if the model is not a policy (a reward model). The KL needs a live reference (``frozen`` or
+    ``adapter_off``) and samples of the policy's own distribution, so temperature and top_p must be 1 and there must be
+    no guidance; otherwise it is left out.
 
     Args:
         pack: makes a batch of examples; ``rlhf_lightning.data.pack``.
-        prompts: how many prompts, over all processes.
-        each: responses to each of them.
-        max_new_tokens: most tokens of a response.
-        temperature: of the samples; 0 is greedy.
+        prompts: number of prompts, over all processes.
+        each: responses per prompt.
+        max_new_tokens: maximum length of a response in tokens.
+        temperature: sampling temperature; 0 is greedy.
         top_p: nucleus of the samples.
         batch_size: responses decoded together.
-        seed: of the samples.
-        before_training: sample at step 0 too, so that there is something to compare with.
-        folder: of the JSONL files; None: ``samples`` in the trainer's ``default_root_dir``.
+        seed: seed of the samples.
+        before_training: sample at step 0 too, for comparison.
+        folder: folder of the JSONL files; None: ``samples`` in the trainer's ``default_root_dir``.
     """
 
     def __init__(
@@ -104,14 +104,14 @@ class PolicySamples(Callback):
             "batch_size": batch_size,
         }
         self.seed, self.before_training, self.folder = seed, before_training, folder
-        #: Scores groups of responses, of which the module may be asked (``rewards.evaluated``); None: nothing does.
+        #: Scores groups of responses and may use the module (``rewards.evaluated``); None: no scores.
         self.scorer: Callable[[Sequence[SampleGroup], Any], list[list[float | None]]] | None = None
-        #: What decides on tokens beside the policy (``models.guidance``), whose samples have no KL; None: nothing does.
+        #: Guidance of the samples (``models.guidance``), which then have no KL; None: no guidance.
         self.guidance: Any = None
         self._prompts: list[_Prompt] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Sample from the untrained policy, and log where it starts."""
+        """Sample from the untrained policy, and log its metrics."""
         if not self.before_training or trainer.global_step or _data(trainer) is None or not _is_policy(pl_module):
             return
         self._prompts = []
@@ -134,7 +134,7 @@ class PolicySamples(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Take the prompts of the first batches, where there is no data module to ask."""
+        """Collect the prompts of the first batches, if there is no data module."""
         if _data(trainer) is None:
             self._collect(trainer, batch)
 
@@ -148,11 +148,11 @@ class PolicySamples(Callback):
         return math.ceil(self.prompts / trainer.world_size)
 
     def _complete(self, trainer: Trainer) -> None:
-        """Take this process's share of the data module's first different prompts."""
+        """Collect this process's share of the data module's first distinct prompts."""
         examples = getattr(_data(trainer), "val_examples", None)
         if examples is None:
             return
-        alone = not examples.slot_tokens.any()  # prompts that the policy answers
+        alone = not examples.slot_tokens.any()  # prompts without responses
         chosen: dict[tuple[int, ...], _Prompt] = {}
         for group in range(len(examples)):
             example = examples[group]
@@ -167,23 +167,23 @@ class PolicySamples(Callback):
         self._prompts = [prompt for prompt in share for _ in range(self.each)]
 
     def _collect(self, trainer: Trainer, batch: PackedBatch) -> None:
-        wanted = self._share(trainer) * self.each
+        count = self._share(trainer) * self.each
         seen = {tuple(prompt.ids) for prompt in self._prompts}
         for group in range(len(batch)):
             spans = batch.prompt_span[group], batch.response_span[group * batch.slots]
             prompt, data = (batch.ids[start:end].tolist() for start, end in spans)
-            if tuple(prompt) in seen or len(self._prompts) >= wanted:
+            if tuple(prompt) in seen or len(self._prompts) >= count:
                 continue
             seen.add(tuple(prompt))
             if isinstance(batch, RolloutBatch):
-                data = []  # prompts alone: what stands in the batch is the policy's
+                data = []  # only prompts come from the data: the responses of this batch are the policy's
             index = int(batch.index[group])
             row = batch.rows[group]
-            found = _Prompt(prompt, data, row, index, _columns(trainer, row))
-            self._prompts += [found] * self.each
+            sampled = _Prompt(prompt, data, row, index, _columns(trainer, row))
+            self._prompts += [sampled] * self.each
 
     def _sample(self, trainer: Trainer, module: Any) -> list[Sample]:
-        """Rows of this process; a collective call."""
+        """Sample the rows of this process; a collective call."""
         prompts = [prompt.ids for prompt in self._prompts]
         seeds = [stream_seed("samples", self.seed, *prompt) for prompt in prompts]
         streams = [(seed, number % self.each) for number, seed in enumerate(seeds)]
@@ -219,24 +219,24 @@ class PolicySamples(Callback):
         return samples
 
     def _rewards(self, module: Any, responses: list[list[int]]) -> Sequence[float | None]:
-        """Reward of each response; logs it beside that of the data's own response, where the data has one."""
+        """Score each response; log its reward and that of the data's own response, if the data has one."""
         if self.scorer is None:
             return [None] * len(responses)
         firsts = self._prompts[:: self.each]
         drawn = [responses[start : start + self.each] for start in range(0, len(responses), self.each)]
-        groups = [own + [p.data] * bool(p.data) for own, p in zip(drawn, firsts, strict=True)]
+        groups = [samples + [p.data] * bool(p.data) for samples, p in zip(drawn, firsts, strict=True)]
         scores = self.scorer(sample_groups([p.ids for p in firsts], groups, [p.columns for p in firsts]), module)
         if module.trainer.evaluating:
             rows = torch.tensor([[math.nan if s is None else s for s in row[: self.each]] for row in scores])
             last = torch.tensor([math.nan if row[-1] is None else row[-1] for row in scores])
-            there = torch.tensor([bool(p.data) for p in firsts], dtype=torch.bool)
-            win = outcomes(rows, last[:, None].expand_as(rows))[there] if len(firsts) else rows
-            for name, values in {"reward": rows, "data_reward": last[there], "win_rate": win}.items():
+            has_data = torch.tensor([bool(p.data) for p in firsts], dtype=torch.bool)
+            win = outcomes(rows, last[:, None].expand_as(rows))[has_data] if len(firsts) else rows
+            for name, values in {"reward": rows, "data_reward": last[has_data], "win_rate": win}.items():
                 module.track(f"val/sample/{name}", values[values.isfinite()].to(module.device))
         return [score for row in scores for score in row[: self.each]]
 
     def _log_ratios(self, module: Any, responses: list[list[int]]) -> list[float | None] | None:
-        """Summed log-ratio of each response; logs the estimates of the KL."""
+        """Return the summed log-ratio of each response; log the estimates of the KL."""
         if self.options["temperature"] != 1 or self.options["top_p"] != 1 or self.guidance is not None:
             return None
         size = self.options["batch_size"]
@@ -252,7 +252,7 @@ class PolicySamples(Callback):
         return [float(value) for value in sums["reference"]]
 
     def _write(self, trainer: Trainer, samples: list[Sample]) -> list[Sample]:
-        """Write the rows of every process; the first one returns them, the others nothing."""
+        """Write the rows of every process; the first process returns all of them, the others nothing."""
         rows = _gather(samples)
         if not trainer.is_global_zero or not rows:
             return []
@@ -267,31 +267,31 @@ class PolicySamples(Callback):
 
 
 def _means(rows: Sequence[Sample]) -> dict[str, float]:
-    """What a validation would log of these rows."""
-    found: dict[str, list[float | None]] = {
+    """Means of these rows, under the names that a validation logs."""
+    values_by_name: dict[str, list[float | None]] = {
         "val/sample/reward": [row.reward for row in rows],
         "val/kl/reference": [row.kl for row in rows],
         "val/sample/length": [row.tokens for row in rows],
         "val/sample/finished": [float(row.finished) for row in rows],
     }
-    known = {name: [value for value in values if value is not None] for name, values in found.items()}
-    return {name: fmean(values) for name, values in known.items() if values}
+    present = {name: [value for value in values if value is not None] for name, values in values_by_name.items()}
+    return {name: fmean(values) for name, values in present.items() if values}
 
 
 def _columns(trainer: Trainer, row: str) -> Mapping[str, Any]:
-    """Columns of a validation row: prompts keep them, other data read them where a reward asks for them."""
+    """Columns of a validation row: prompts keep them, other data reads them if a reward needs them."""
     data = _data(trainer)
     examples = getattr(data, "val_examples", None)
     if examples is not None and examples.columns is not None:
-        # By its name: a share of the rows counts them anew, a batch may not.
+        # By its name: row numbers differ between a subset of the rows and the batches.
         columns: Mapping[str, Any] = examples.columns_of(examples.rows().index(row))
         return columns
-    found: Mapping[str, Any] = getattr(data, "val_columns", {}).get(row, {})
-    return found
+    by_row: Mapping[str, Any] = getattr(data, "val_columns", {}).get(row, {})
+    return by_row
 
 
 def _data(trainer: Trainer) -> Any:
-    """The data module, which Lightning declares no type for; None where loaders were given."""
+    """Data module, for which Lightning declares no type; None if loaders were given."""
     return trainer.datamodule  # type: ignore[attr-defined]
 
 
@@ -300,7 +300,7 @@ def _is_policy(module: Any) -> bool:
 
 
 def _sums(ratios: Iterable[Ragged], estimator: Callable[[torch.Tensor], torch.Tensor], module: Any) -> Any:
-    """One number a response."""
+    """Sum an estimator over each response."""
     sums = [ratio.with_token(estimator(ratio.token)).sum() for ratio in ratios]
     return torch.cat(sums) if sums else torch.zeros(0, device=module.device)
 
@@ -313,7 +313,7 @@ def _ends(module: Any) -> set[int]:
 
 
 def _gather(samples: list[Sample]) -> list[Sample]:
-    """The rows of every process."""
+    """Gather the rows of every process."""
     if not (dist.is_available() and dist.is_initialized()):
         return samples
     shares: list[list[Sample]] = [[] for _ in range(dist.get_world_size())]

@@ -1,4 +1,4 @@
-"""Where zero and one of a reward model lie, measured once it is trained."""
+"""Normalisation of a reward model's scores, measured at the end of training."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ class ScoreNormalizer(Callback):
     The numbers go into checkpoints and exports, and are applied wherever the model is used as a reward.
 
     Args:
-        data: responses to measure on: ``train`` or ``validation`` (training data where there is none).
-        batches: batches to measure on, over all processes together: optimiser steps of the training data, however they
-            are cut.
+        data: responses to measure on: ``train`` or ``validation`` (training data if there is none).
+        batches: number of batches to measure on, over all processes together: optimiser steps of the training data,
+            however they are cut into micro-batches.
     """
 
     def __init__(self, data: Literal["train", "validation"] = "train", batches: int = 64) -> None:
         if data not in ("train", "validation") or batches < 1:
-            raise ValueError(f"callbacks.normalize: data={data!r} is not train or validation, or batches={batches} < 1")
+            raise ValueError(
+                f"callbacks.normalize: data={data!r} must be train or validation, and batches={batches} at least 1"
+            )
         self.data, self.batches = data, batches
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -38,4 +40,4 @@ class ScoreNormalizer(Callback):
         with pl_module.evaluation_weights():
             mean, std = pl_module.measure(itertools.islice(loader, count))
         if trainer.is_global_zero:
-            log.info("scores are normalised with mean %.4g and standard deviation %.4g", mean, std)
+            log.info("scores are normalised by mean %.4g and standard deviation %.4g", mean, std)

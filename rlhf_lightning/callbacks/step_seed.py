@@ -1,4 +1,4 @@
-"""Random numbers that are a function of the step, so that there is nothing about them to save."""
+"""Random numbers as a function of the step, so that a checkpoint needs no generator state."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ log = logging.getLogger(__name__)
 class StepSeed(Callback):
     """Seeds every generator before each micro-batch from the run's seed, the step and the micro-batch's number in it.
 
-    Dropout and sampling after a resume are then those of the run that was not interrupted, on any device, without a
-    generator state in the checkpoint (where Lightning would keep process 0's only). Steps of equally many micro-batches
-    have the same random numbers, whether these are accumulated or dealt to processes. Steps of another number have
-    others: torch draws one dropout mask for all tokens of a micro-batch. A run with dropout that cuts its steps reports
-    that.
+    Dropout and sampling after a resume are then those of an uninterrupted run, on any device, without a generator state
+    in the checkpoint (where Lightning would keep that of process 0 only). Steps with the same number of micro-batches
+    have the same random numbers, whether these are accumulated or distributed over processes. With another number of
+    micro-batches they differ, since torch draws one dropout mask for all tokens of a micro-batch; a run with dropout
+    and several micro-batches per step reports that.
 
     Args:
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(self, seed: Seed = 0) -> None:
         self.seed = seed
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Report dropout whose masks depend on the cut."""
+        """Report dropout whose masks depend on the number of micro-batches."""
         count = trainer.accumulate_grad_batches * trainer.world_size
         if count > 1 and trainer.is_global_zero and any(_drops(module) for module in pl_module.modules()):
             log.info(
-                "the model has dropout: its masks are those of steps of %d micro-batches "
-                "(trainer.accumulate_grad_batches x devices); with another number a run differs by more than rounding",
+                "the model has dropout, and its masks depend on the number of micro-batches per step, here %d "
+                "(trainer.accumulate_grad_batches x devices): with another number, runs differ by more than rounding",
                 count,
             )
 
@@ -57,6 +57,6 @@ def _drops(module: nn.Module) -> bool:
 
 
 def derived_seed(*parts: int | str) -> int:
-    """A 63-bit seed that differs unpredictably with each part; the same in every process and Python version."""
+    """Derive a 63-bit seed from all parts; the same in every process and Python version."""
     digest = hashlib.sha256(":".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

@@ -1,4 +1,4 @@
-"""Tables of text in the loggers that have them."""
+"""Tables of text in the loggers that support them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 
 
 def log_table(logger: Logger, name: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
-    """Log rows of equal keys as a table; loggers without tables (CSV) get nothing."""
+    """Log rows with the same keys as a table; loggers without tables (CSV) are skipped."""
     if not rows:
         return
     columns = list(rows[0])
     if isinstance(logger, WandbLogger):
-        # The step is a column: W&B refuses steps that go back, and a table is written beside the step's metrics.
+        # The step is a column: W&B refuses decreasing steps, and a table is written along with the step's metrics.
         logger.log_table(name, columns=columns, data=[list(row.values()) for row in rows])
     elif isinstance(logger, MLFlowLogger):
         data = {column: [row[column] for row in rows] for column in columns}
@@ -24,7 +24,7 @@ def log_table(logger: Logger, name: str, rows: Sequence[Mapping[str, Any]], step
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table in Markdown, which TensorBoard renders."""
+    """Format a table in Markdown, which TensorBoard renders."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(_cell(row[column]) for column in columns) + " |" for row in rows]
     return "\n".join(lines)

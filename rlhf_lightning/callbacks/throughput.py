@@ -15,19 +15,20 @@ from rlhf_lightning.types import PackedBatch
 
 
 class Throughput(Callback):
-    """Logs useful tokens a second, the share of padding and peak memory.
+    """Logs useful tokens per second, the share of padding and peak memory.
 
-    A useful token is one of the packed row: each prompt once, each response once, no padding. The clock includes
-    loading data and excludes validation.
+    Useful tokens are those of the packed row: each prompt once, each response once, no padding. The clock includes data
+    loading and excludes validation.
 
     * ``train/throughput/tokens_per_second`` and ``groups_per_second``: over all processes;
     * ``train/throughput/padding``: share of the model's positions that hold padding, 0 for the packed backend;
     * ``train/throughput/mfu``: share of the hardware's peak that the matrix products of the weights use;
-    * ``train/memory/peak_gib``: of this process: allocated by torch on a GPU, resident set on a CPU.
+    * ``train/memory/peak_gib``: peak of this process: memory allocated by torch on a GPU, resident set on a CPU.
 
     Args:
-        peak_tflops: of one device at the run's precision, for ``mfu``; None: not logged. An estimate: two operations a
-            weight and token forward, two backward for activations and two for trained weights, attention not counted.
+        peak_tflops: peak of one device at the run's precision, for ``mfu``; None: not logged. The operations are
+            estimated: two per weight and token forward, two backward for activations and two for trained weights,
+            without attention.
     """
 
     def __init__(self, peak_tflops: Positive | None = None) -> None:
@@ -50,13 +51,13 @@ class Throughput(Callback):
         self._paused = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Go on with the clock."""
+        """Continue the clock."""
         self._since += time.perf_counter() - self._paused
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
-        """Count a micro-batch, and report at the end of the step."""
+        """Count a micro-batch, and log at the end of the step."""
         self._tokens += len(batch.ids)
         self._groups += len(batch)
         real, positions = _positions(batch, getattr(pl_module.policy, "backend", "packed"))
@@ -75,7 +76,7 @@ class Throughput(Callback):
             metrics["throughput/mfu"] = rate * _operations(pl_module) / (self.peak_tflops * 1e12)
         for name, value in metrics.items():
             pl_module.track(f"train/{name}", torch.tensor(value, device=pl_module.device))
-        # A process that the step had no groups left for has no share to average.
+        # A process without groups in this step has no share to average.
         padding = [1 - self._real / self._positions] if self._positions else []
         pl_module.track("train/throughput/padding", torch.tensor(padding, device=pl_module.device))
         self._restart()
@@ -83,7 +84,7 @@ class Throughput(Callback):
 
 
 def _positions(batch: PackedBatch, backend: str) -> tuple[int, int]:
-    """Real tokens and positions that the model computes for a batch."""
+    """Count real tokens, and positions that the model computes for a batch."""
     if backend != "padded" or not len(batch):
         return len(batch.ids), len(batch.ids)
     prompts, responses = (span[:, 1] - span[:, 0] for span in (batch.prompt_span, batch.response_span))
@@ -99,7 +100,7 @@ def _peak_gib(device: torch.device) -> float:
 
 
 def _operations(module: Any) -> float:
-    """Floating-point operations a token, policy and reference."""
+    """Floating-point operations per token, policy and reference."""
     total = trained = 0
     for parameter in module.policy.parameters():
         total += parameter.numel()

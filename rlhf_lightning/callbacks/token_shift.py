@@ -1,4 +1,4 @@
-"""How many tokens of an aligned model its base would have chosen, too."""
+"""Share of an aligned model's tokens that its base would have chosen, too."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from torch import Tensor
 from rlhf_lightning.options import Count
 from rlhf_lightning.types import Example, PackedBatch
 
-#: Ranks of a token under the base by name: the first one, up to the third one, all others.
+#: Ranks of a token under the base by name: first, up to third, all others.
 KINDS = ("unshifted", "marginal", "shifted")
 _MARGINAL = 3
 
 
 class TokenShift(Callback):
-    """Log the rank under the base of each token of the aligned model's greedy responses.
+    """Logs the rank under the base of each token of the aligned model's greedy responses.
 
-    At each validation the policy responds greedily to the first different prompts, and the reference, which is what it
-    was before training or a teacher, ranks every token in its place: the first one is ``unshifted``, the second and the
-    third ``marginal``, others ``shifted``. Logged, over all positions and in each bucket of them:
+    At each validation, the policy responds greedily to the first distinct prompts, and the reference (the policy before
+    training, or a teacher) ranks every token in its context: rank 1 is ``unshifted``, ranks 2 and 3 are ``marginal``,
+    others ``shifted``. Logged over all positions and in each bucket of positions:
 
     * ``val/token_shift/<kind>`` and ``val/token_shift/<kind>/<from>_<to>``: share of the tokens;
     * ``val/token_shift/<kind>_error``: standard error of the share, over the responses;
-    * ``val/token_shift/tokens``: how many there are.
+    * ``val/token_shift/tokens``: number of tokens.
 
     Source: "The Unlocking Spell on Base LLMs", arXiv:2312.01552, section 2. Differences: buckets are options.
 
     Args:
         pack: makes a batch of examples; ``rlhf_lightning.data.pack``.
-        prompts: how many prompts; every process draws all of them.
-        max_new_tokens: most tokens of a response.
+        prompts: number of prompts; every process draws all of them.
+        max_new_tokens: maximum length of a response in tokens.
         batch_size: responses decoded together.
         buckets: positions, from 0, at which a bucket begins.
 
     Raises:
-        ValueError: the buckets do not begin at 0 and grow.
+        ValueError: the buckets do not begin at 0 or do not increase.
     """
 
     needs_reference = (
-        "evaluation=token_shift ranks a policy's tokens under its reference, and there is none with weights: set "
+        "evaluation=token_shift ranks a policy's tokens under its reference, but no reference has weights here: set "
         "reference=frozen, adapter_off, or teacher with the base as reference.source"
     )
 
@@ -57,12 +57,12 @@ class TokenShift(Callback):
         buckets: Sequence[int] = (0, 5, 20, 50),
     ) -> None:
         if list(buckets) != sorted({0, *buckets}):
-            raise ValueError(f"evaluation.buckets={list(buckets)} must begin with 0 and grow")
+            raise ValueError(f"evaluation.buckets={list(buckets)} must begin with 0 and increase")
         self.pack, self.prompts, self.batch_size = pack, prompts, batch_size
         self.max_new_tokens, self.buckets = max_new_tokens, tuple(buckets)
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Refuse a module without a model to compare with.
+        """Refuse a module without a reference model.
 
         Raises:
             ValueError: the reference has no weights, or the module is no policy.
@@ -104,15 +104,15 @@ def shares(
     position: Int[Tensor, " tokens"],
     buckets: Sequence[int],
 ) -> dict[str, float]:
-    r"""Shares of the kinds of tokens, their standard errors, and the shares by bucket.
+    r"""Compute the shares of the kinds of tokens, their standard errors, and the shares by bucket.
 
     The error is that of a ratio of sums over responses: :math:`\sqrt{\sum_i (x_i - p n_i)^2} / \sum_i n_i`.
 
     Args:
-        above: tokens that the base prefers to each token, counted up to three.
-        response: which one each token is from.
-        position: of each token in its response, from 0.
-        buckets: where each begins.
+        above: number of tokens that the base prefers to each token, counted up to three.
+        response: number of the response that each token belongs to.
+        position: position of each token in its response, from 0.
+        buckets: first position of each bucket.
     """
     kinds = {"unshifted": above == 0, "marginal": (above > 0) & (above < _MARGINAL), "shifted": above >= _MARGINAL}
     metrics = {"tokens": float(len(above))}
@@ -133,13 +133,13 @@ def _share(member: Bool[Tensor, " tokens"], response: Int[Tensor, " tokens"]) ->
 
 
 def _positions(sequence: Int[Tensor, " tokens"]) -> Int[Tensor, " tokens"]:
-    """The place of each token among those of its response."""
+    """Position of each token in its response."""
     first = torch.searchsorted(sequence, sequence)
     return torch.arange(len(sequence)) - first
 
 
 def _first_prompts(examples: Any, count: int) -> list[list[int]]:
-    """The first different prompts of the validation data."""
+    """First distinct prompts of the validation data."""
     prompts: dict[tuple[int, ...], None] = {}
     for group in range(len(examples)):
         prompts.setdefault(tuple(examples[group].prompt))

@@ -1,4 +1,4 @@
-"""Takes verbosity off the ratings of a gated reward model before its gate is trained."""
+"""Removal of verbosity from the ratings of a gated reward model before its gate is trained."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ log = logging.getLogger(__name__)
 
 
 class VerbosityDebias(L.Callback):
-    """Measures, once, the least share of the verbosity rating whose removal frees every other rating from it.
+    """Measures, once, the least share of the verbosity rating to subtract so that every other rating is free of it.
 
-    Source: ArmoRM, arXiv:2406.12845; see ``ops.debias.verbosity_penalties``. A resumed run keeps what was measured.
-    The authors measure on the whole of a reference data set, which is the preference data by default.
+    Source: ArmoRM, arXiv:2406.12845; see ``ops.debias.verbosity_penalties``. A resumed run keeps the penalties.
+    The authors measure on a whole reference data set, by default the preference data.
 
     Args:
-        attribute: index of the rating that stands for verbosity, in the order of the first stage's heads.
-        bound: rank correlation with the verbosity rating that is left over; 0.03 in the authors' code.
-        batches: optimiser steps of training data to measure on, those of all processes, however they are cut.
+        attribute: index of the verbosity rating, in the order of the first stage's heads.
+        bound: remaining rank correlation with the verbosity rating; 0.03 in the authors' code.
+        batches: optimiser steps of training data to measure on, over all processes, however they are cut.
     """
 
     def __init__(self, attribute: WholeNumber, bound: float = 0.03, batches: int = 64) -> None:
         if not 0 < bound < 1 or batches < 1:
             raise ValueError(
-                f"callbacks.verbosity_debias: bound={bound} must lie in (0, 1), and batches={batches} be > 0"
+                f"callbacks.verbosity_debias: bound={bound} must be in (0, 1), and batches={batches} above 0"
             )
         self.attribute, self.bound, self.batches = attribute, bound, batches
 
@@ -57,14 +57,14 @@ class VerbosityDebias(L.Callback):
         penalties = verbosity_penalties(table, self.attribute, bound=self.bound)
         policy.set_verbosity(self.attribute, penalties)
         log.info(
-            "taken off for verbosity (rating %d): %s",
+            "subtracted for verbosity (rating %d): %s",
             self.attribute,
             ", ".join(f"{value:.3g}" for value in penalties.tolist()),
         )
 
 
 def _gathered(ratings: Tensor) -> Tensor:
-    """The ratings of all processes' responses, ``[responses, ratings]``; their order has no part in penalties."""
+    """Gather the ratings of all processes' responses, ``[responses, ratings]``; penalties ignore their order."""
     if dist.is_available() and dist.is_initialized():
         shares: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(shares, ratings)

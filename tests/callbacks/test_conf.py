@@ -59,8 +59,8 @@ def test_every_file_begins_with_what_it_is_and_a_command():
 
 def test_an_empty_list_of_callbacks_is_none_of_them(tmp_path):
     """Hydra leaves the key out of what it composes."""
-    assert not [c for c in make_trainer(composed(tmp_path, "callbacks=[]")).callbacks if type(c) in ours()]
+    assert not [c for c in make_trainer(composed(tmp_path, "callbacks=[]")).callbacks if type(c) in callback_types()]
 
 
-def ours():
+def callback_types():
     return {thing for thing in vars(callbacks).values() if isinstance(thing, type)}

@@ -24,12 +24,12 @@ from tests.helpers.training import Bigram, Builder, examples, loader, micro_batc
 class Poison(L.Callback):
     """Makes one micro-batch's loss, or only its gradient, infinite."""
 
-    def __init__(self, batch: int, what: str, rank: int = 0) -> None:
-        self.batch, self.what, self.rank = batch, what, rank
+    def __init__(self, batch: int, part: str, rank: int = 0) -> None:
+        self.batch, self.part, self.rank = batch, part, rank
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
         if batch_idx == self.batch and trainer.global_rank == self.rank:
-            if self.what == "loss":  # its gradient stays finite
+            if self.part == "loss":  # its gradient stays finite
                 scaled = module.scaled
                 module.scaled = lambda losses, batch: scaled(losses, batch) + float("inf")
             else:

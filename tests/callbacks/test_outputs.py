@@ -122,16 +122,18 @@ def test_a_reward_sees_the_samples_of_a_prompt_and_the_datas_response_as_a_group
     assert reward.policy is module
     after = rows(tmp_path, 2)
     lengths = [[row["tokens"] for row in after[at : at + 4]] for at in (0, 4, 8)]
-    own = [len(example.responses[0]) for example in examples(3)]
-    means = [(sum(drawn) + length) / 5 for drawn, length in zip(lengths, own, strict=True)]
+    data_lengths = [len(example.responses[0]) for example in examples(3)]
+    means = [(sum(drawn) + length) / 5 for drawn, length in zip(lengths, data_lengths, strict=True)]
     expected = [tokens - mean for drawn, mean in zip(lengths, means, strict=True) for tokens in drawn]
     assert [row["reward"] for row in after] == pytest.approx(expected)
     first, last = logger.series("val/sample/reward")
     assert last == pytest.approx(sum(expected) / 12, abs=1e-6)
     assert first == pytest.approx(sum(row["reward"] for row in rows(tmp_path, 0)) / 12)
-    data_reward = sum(length - mean for length, mean in zip(own, means, strict=True)) / 3
+    data_reward = sum(length - mean for length, mean in zip(data_lengths, means, strict=True)) / 3
     assert logger.series("val/sample/data_reward") == pytest.approx([data_reward], abs=1e-6)
-    wins = [(tokens > n) + (tokens == n) / 2 for drawn, n in zip(lengths, own, strict=True) for tokens in drawn]
+    wins = [
+        (tokens > n) + (tokens == n) / 2 for drawn, n in zip(lengths, data_lengths, strict=True) for tokens in drawn
+    ]
     assert logger.series("val/sample/win_rate") == pytest.approx([sum(wins) / 12])
 
 
@@ -205,9 +207,9 @@ def test_samples_of_several_processes_are_in_one_table(tmp_path, strategy):
     from rlhf_lightning.strategies import FSDP2Strategy
 
     assert ranks(2, _sample_in_two, tmp_path, {"ddp": DDPStrategy, "fsdp": FSDP2Strategy}[strategy]) == [0, 0]
-    found = rows(tmp_path, 2)
-    assert [row["row"] for row in found] == [f"pairs.jsonl:{i}" for i in range(3)]
-    assert [row["index"] for row in found] == [0, 1, 2]
+    table = rows(tmp_path, 2)
+    assert [row["row"] for row in table] == [f"pairs.jsonl:{i}" for i in range(3)]
+    assert [row["index"] for row in table] == [0, 1, 2]
 
 
 def test_tables_of_loggers(tmp_path, monkeypatch):
@@ -225,11 +227,11 @@ def test_tables_of_loggers(tmp_path, monkeypatch):
     for kind, name in ((WandbLogger, "log_table"), (MLFlowLogger, "experiment")):
         logger = kind.__new__(kind)
         if kind is WandbLogger:
-            monkeypatch.setattr(kind, name, lambda self, key, **given: calls.append((key, given)))
+            monkeypatch.setattr(kind, name, lambda self, key, **arguments: calls.append((key, arguments)))
         else:
             from types import SimpleNamespace
 
-            fake = SimpleNamespace(log_table=lambda run, **given: calls.append((run, given)))
+            fake = SimpleNamespace(log_table=lambda run, **arguments: calls.append((run, arguments)))
             monkeypatch.setattr(kind, "experiment", fake)
             monkeypatch.setattr(kind, "run_id", "run")
         log_table(logger, "samples", table, 3)

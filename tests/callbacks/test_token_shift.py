@@ -80,10 +80,10 @@ def test_ranks_are_those_of_the_whole_distribution():
 
 def test_golden_error_of_a_share():
     """Responses of 1 and 3 tokens with 1 and 0 hits: p = 1/4, residuals 3/4 and -3/4, over 4 tokens."""
-    found = shares(torch.tensor([0, 3, 1, 2]), torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 1, 2]), (0, 1))
-    assert (found["unshifted"], found["marginal"], found["shifted"]) == (0.25, 0.5, 0.25)
-    assert found["unshifted_error"] == pytest.approx(0.75 * math.sqrt(2) / 4)
-    assert (found["unshifted/0_0"], found["marginal/1_end"]) == (0.5, 1.0)
+    measured = shares(torch.tensor([0, 3, 1, 2]), torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 1, 2]), (0, 1))
+    assert (measured["unshifted"], measured["marginal"], measured["shifted"]) == (0.25, 0.5, 0.25)
+    assert measured["unshifted_error"] == pytest.approx(0.75 * math.sqrt(2) / 4)
+    assert (measured["unshifted/0_0"], measured["marginal/1_end"]) == (0.5, 1.0)
 
 
 def test_it_needs_a_model_to_compare_with():
