@@ -98,7 +98,7 @@ class Declared:
             function: a function, a partial of one, or an object that says it itself in an attribute ``needs``.
 
         Raises:
-            ValueError: a positional parameter is no names input.
+            ValueError: a positional parameter is no known input.
         """
         declared = getattr(function, "needs", None)
         if declared is not None:
@@ -112,7 +112,7 @@ class Declared:
         return frozenset(p.name for p in self._parameters(function))
 
     def validate(self, function: Callable[..., Any]) -> None:
-        """Check a function before anything expensive happens: names options, none missing, every value in its range.
+        """Check a function before anything expensive happens: its options, none missing, every value in its range.
 
         Args:
             function: a function, a partial of one, or an object with a method ``validate`` of its own.
@@ -147,10 +147,10 @@ class Declared:
         plain, set_options = unwrap(function)
         parameters = inspect.signature(plain).parameters.values()
         inputs = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in set_options]
-        unnames = sorted({p.name for p in inputs} - self.inputs.keys())
-        if unnames:
+        unknown = sorted({p.name for p in inputs} - self.inputs.keys())
+        if unknown:
             raise ValueError(
-                f"{self.noun} {plain.__name__} asks for {unnames}, which no method provides. Inputs are "
+                f"{self.noun} {plain.__name__} asks for {unknown}, which no method provides. Inputs are "
                 f"{sorted(self.inputs)}; an option must be keyword-only: write it after the * of the signature"
             )
         return inputs
