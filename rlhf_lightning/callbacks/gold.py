@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from statistics import stdev
 from typing import Any, Protocol
 
 import torch
@@ -46,6 +47,7 @@ class GoldReward(Callback):
     At each validation, several responses are sampled for every held-out prompt, and these metrics are logged:
 
     * ``val/gold/reward``: mean gold reward in points, and each feature by its name (``val/gold/correct``, ...);
+    * ``val/gold/standard_error``: of that mean over the samples, in points;
     * ``val/gold/kl``: KL(policy || base) in nats a response, over the whole distributions along the policy's samples;
     * ``val/gold/length``: tokens of a sample;
     * ``val/gold/calibration``: Pearson's correlation, within prompts, of the log-ratio to the base (the implicit reward
@@ -90,6 +92,8 @@ class GoldReward(Callback):
         for prompt, response in zip(repeated, responses, strict=True):
             for name, value in self.world.scores(prompt, response).items():
                 numbers[name].append(value)
+        if len(responses) > 1:
+            numbers["standard_error"] = [stdev(numbers["reward"]) / math.sqrt(len(responses))]
         numbers["length"] = [float(len(response)) for response in responses]
         grouped = [responses[start : start + each] for start in range(0, len(responses), each)]
         batch = self.world.batch(prompts, grouped)

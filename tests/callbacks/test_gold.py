@@ -47,7 +47,9 @@ def test_the_base_is_no_distance_from_itself(base):
     tracked = evaluated(Actor(base)).tracked
     assert tracked["val/gold/kl"].abs().max() < 1e-4
     assert tracked["val/gold/calibration"].item() == pytest.approx(0, abs=0.2)  # noise of rounding only
-    assert tracked["val/gold/reward"].mean() == pytest.approx(TinyEvaluator().base_reward(), abs=0.8)
+    rewards = tracked["val/gold/reward"]
+    assert rewards.mean() == pytest.approx(TinyEvaluator().base_reward(), abs=0.8)
+    assert tracked["val/gold/standard_error"].item() == pytest.approx((rewards.var() / 76).sqrt().item())
 
 
 def test_divergence_is_that_of_the_policy_from_the_base(base):
