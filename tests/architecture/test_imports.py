@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "strategies": {"checkpointing", "sharded_state", "files"},
     "loggers": {"files"},
     "report": {"yaml_text"},
+    "claims": {"conf_dir", "files"},
     "version": set(),
     "yaml_text": set(),
     "conf_dir": set(),

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning import compose, train
+from rlhf_lightning.claims.case import GOLD
 from rlhf_lightning.cli.results import Result
-from tests.learning.harness import GOLD
 
 SEEDS = (1, 2, 3)
 COMMON = ("experiment=tiny", "ckpt_path=null")

@@ -1,6 +1,6 @@
 """Whether a method learns: one run as it is, one with the sign of its loss turned over.
 
-A family adds one file beside this one, ``cases_<family>.py``, with a list ``CASES``; ``test_learning.py`` finds it::
+A family has one file in ``rlhf_lightning/claims/cases`` with a list ``CASES``, which ``test_learning.py`` reads::
 
     CASES = [Case("dpo", representative=True), Case("bt", metric="val/reward/accuracy", start=0.5, margin=0.2)]
 
@@ -11,7 +11,6 @@ like any user's run. Its seed is fixed, so it gives the same numbers every time 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,48 +18,13 @@ from lightning.pytorch import Callback, Trainer
 
 from rlhf_lightning import compose, train
 from rlhf_lightning.callbacks import NonFiniteError
+from rlhf_lightning.claims.case import TINY, Case
 from rlhf_lightning.cli.results import Result
 from rlhf_lightning.world import TinyEvaluator
 
-GOLD = "val/gold/reward"
-#: 64 steps instead of 96, and nothing written beside the result.
-SHORT = ("experiment=tiny", "data.source.size=2048", "logger=none", "seed=1", "ckpt_path=null")
+#: Nothing is written beside the result.
+SHORT = (*TINY, "logger=none", "seed=1", "ckpt_path=null")
 _HERE = "tests.learning.harness"
-
-
-@dataclass(frozen=True)
-class Case:
-    """A claim: with this method, a metric rises by a margin.
-
-    Args:
-        method: of ``conf/method``.
-        overrides: beside the harness's own (experiment=tiny, 64 steps).
-        metric: of ``result.json``. The gold reward by default: the mean over 532 samples on held-out prompts.
-        start: the metric of the base; None: the base's gold reward. An accuracy starts at 0.5, a correlation at 0.
-        margin: how far the metric must rise. The default is more than five standard errors of the gold reward's mean
-            (0.09 points); a metric of its own says why in a comment.
-        falls: the metric is a loss or a divergence: it must fall by the margin.
-        flipped_limit: how far the metric may still rise when the loss is turned over.
-        kl_limit: nats that the policy's answers may be away from the base's; None: any. Not of the run turned over.
-        representative: in the default suite; the others are marked slow, and so are all runs on flipped labels.
-        start_from: options of a run whose checkpoint this one starts from instead of the base.
-    """
-
-    method: str
-    overrides: Sequence[str] = field(default=())
-    metric: str = GOLD
-    start: float | None = None
-    margin: float = 0.5
-    falls: bool = False
-    flipped_limit: float = 0.0
-    kl_limit: float | None = None
-    representative: bool = False
-    start_from: Sequence[str] | None = None
-
-    @property
-    def name(self) -> str:
-        """What pytest calls the case."""
-        return "-".join([self.method, *self.overrides]).replace("/", ".")
 
 
 class FlippedGradients(Callback):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.learning.harness import Case, gain
+from rlhf_lightning.claims.case import Case
+from tests.learning.harness import gain
 
 
 @pytest.mark.slow

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-
 import pytest
 
-from tests.learning.harness import Case, gain
+from rlhf_lightning.claims.cases import cases
+from tests.learning.harness import gain
 
-FILES = sorted(Path(__file__).parent.glob("cases_*.py"))
-CASES: list[Case] = [case for file in FILES for case in importlib.import_module(f"tests.learning.{file.stem}").CASES]
+CASES = cases()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ pairwise_cringe 1.42. In this world the likelihood term does the work of the Cri
 and 1.48.
 """
 
-from tests.learning.harness import Case
+from rlhf_lightning.claims.case import Case
 
 CASES = [
     Case("cut"),

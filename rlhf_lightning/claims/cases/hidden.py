@@ -1,6 +1,6 @@
 """Distillation, contrastive instruction tuning, and ILQL, which also has a world of its own (test_random_walks.py)."""
 
-from tests.learning.harness import Case
+from rlhf_lightning.claims.case import Case
 
 CASES = [
     # Behind the context the base answers well; without it the policy must come to answer so.

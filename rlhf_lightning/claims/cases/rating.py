@@ -1,6 +1,6 @@
 """Reward heads on single responses, and a judge of pairs: held-out labels are found."""
 
-from tests.learning.harness import Case
+from rlhf_lightning.claims.case import Case
 
 CASES = [
     # 256 held-out answers or pairs: a standard error of an accuracy near 1/2 is 0.03.

@@ -4,7 +4,7 @@ The base has 0.55 points; the 32 steps of conf/world/rounds reach 1.9 to 3.2 (do
 rounds or in sixteen. Turned over, the worse samples become likelier.
 """
 
-from tests.learning.harness import Case
+from rlhf_lightning.claims.case import Case
 
 #: By the name of the rounds: the method, and other options.
 _ROUNDS = {

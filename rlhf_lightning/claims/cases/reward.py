@@ -3,7 +3,7 @@
 The standard error of an accuracy over the 256 held-out pairs is 0.03, so a margin of 0.15 is five of them.
 """
 
-from tests.learning.harness import Case
+from rlhf_lightning.claims.case import Case
 
 ACCURACY = "val/reward/accuracy"
 

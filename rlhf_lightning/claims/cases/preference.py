@@ -1,9 +1,9 @@
 """Pairs and demonstrations: every method claims that the gold reward of the policy rises."""
 
-from tests.learning.harness import Case
+from rlhf_lightning.claims.case import Case
 
 WITH_REFERENCE = [
-    *("dpo", "cdpo", "robust_dpo", "odpo", "r_dpo", "rpo", "beta_dpo", "ld_dpo", "ilr_dpo", "alpha_dpo", "tr_dpo"),
+    *("cdpo", "robust_dpo", "odpo", "r_dpo", "rpo", "beta_dpo", "ld_dpo", "ilr_dpo", "alpha_dpo", "tr_dpo"),
     *(
         "f_dpo",
         "ipo",
@@ -24,8 +24,5 @@ WITH_REFERENCE = [
 WITHOUT_REFERENCE = ["simpo", "simper", "slic", "cpo", "orpo", "alpha_po", "preferred_ft"]
 DEMONSTRATIONS = ["sft", "dft", "imitation"]
 #: DPO is in the default suite.
-CASES = [
-    Case(method, representative=method == "dpo")
-    for family in (WITH_REFERENCE, WITHOUT_REFERENCE, DEMONSTRATIONS)
-    for method in family
-]
+CASES = [Case("dpo", representative=True)]
+CASES += [Case(method) for family in (WITH_REFERENCE, WITHOUT_REFERENCE, DEMONSTRATIONS) for method in family]

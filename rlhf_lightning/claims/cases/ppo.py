@@ -3,7 +3,7 @@
 Measured after 64 steps on 32 rollouts of 32 answers (seed 1; the base has 0.63): ppo 3.16 at 2.1 nats a response.
 """
 
-from tests.learning.harness import Case
+from rlhf_lightning.claims.case import Case
 
 #: 32 rollouts, the size of conf/world/online.
 SHORT = ("data.source.size=1024",)

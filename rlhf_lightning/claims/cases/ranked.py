@@ -1,6 +1,6 @@
 """Ranked lists and fine-tuning on scored responses; lists of two are the pairs of RSO's losses."""
 
-from tests.learning.harness import Case
+from rlhf_lightning.claims.case import Case
 
 CASES = [
     Case("plackett_luce"),

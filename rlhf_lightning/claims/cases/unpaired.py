@@ -1,6 +1,6 @@
 """Labelled responses: the gold reward of the policy rises without a single pair."""
 
-from tests.learning.harness import Case
+from rlhf_lightning.claims.case import Case
 
 CASES = [
     Case("kto"),

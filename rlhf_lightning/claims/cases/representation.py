@@ -1,6 +1,6 @@
 """RAHF and LoRRA on a base that obeys the tiny world's two contexts."""
 
-from tests.learning.harness import Case
+from rlhf_lightning.claims.case import Case
 
 #: 32 steps.
 SHORT = ("data.source.size=512",)

@@ -1,0 +1,1 @@
+"""Papers' claims, our miniatures of them in the tiny world, and the board that compares the two (``rlhf claims``)."""
