@@ -29,6 +29,7 @@ COMMANDS = {
     "report": ("rlhf_lightning.cli.report", "compare runs: one page with table, reward and KL, curves, samples"),
     "data": ("rlhf_lightning.cli.data", "inspect: show what a data set becomes, and every problem in it"),
     "methods": ("rlhf_lightning.cli.methods", "list the methods: paper, data and reference they need"),
+    "claims": ("rlhf_lightning.cli.claims", "what papers claim of their methods, and what shows of it here"),
     "quickstart": ("rlhf_lightning.cli.quickstart", "align SmolLM2-135M in a few minutes and show what changed"),
     "schema": ("rlhf_lightning.cli.editor_schema", "write JSON Schema of the yaml files, for editors"),
     "env": ("rlhf_lightning.cli.environment", "versions, machine and variables, to paste into a report of a fault"),
