@@ -40,10 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Steps of a bucketing window where batches are padded; what transformers' ``group_by_length`` uses.
-PADDED_BUCKET = 50
-#: Groups of an evaluation batch are at most this many unless the user says otherwise.
-EVALUATION_GROUPS = 16
+PADDED_BUCKET = 50  #: steps of a bucketing window where batches are padded, as transformers' ``group_by_length``
+EVALUATION_GROUPS = 16  #: most groups of an evaluation batch, by default
 
 
 @dataclass(frozen=True)

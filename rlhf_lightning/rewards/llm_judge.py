@@ -103,8 +103,11 @@ class _Judge(QuestionReward):
         texts = [self.rendered(context) for context in contexts]
         self.count(questions=len(texts))
         questions = [[*system, {"role": "user", "content": text}] for text in texts]
-        options = {"max_tokens": self._writing.max_tokens, "temperature": self._writing.temperature}
-        return list(self._ask().ask_each(questions, **options, seed=self._writing.seed + round_))
+        writing = self._writing
+        asked = self._ask().ask_each(
+            questions, max_tokens=writing.max_tokens, temperature=writing.temperature, seed=writing.seed + round_
+        )
+        return list(asked)
 
     def _ask(self) -> Ask:
         if callable(self._judge) and not isinstance(self._judge, Ask):

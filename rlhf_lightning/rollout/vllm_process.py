@@ -42,8 +42,8 @@ def free_port(port: int | None = None) -> int:
         if port is not None:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 raise ServerError(
-                    f"rollout.server.port={port}: another server listens there; choose another one, null for a free one, "
-                    f"or rollout.url=http://127.0.0.1:{port} if it is the one to use"
+                    f"rollout.server.port={port}: another server listens there; choose another one, null for a free "
+                    f"one, or rollout.url=http://127.0.0.1:{port} if it is the one to use"
                 )
             return port
         probe.bind(("127.0.0.1", 0))
