@@ -96,7 +96,7 @@ STAGES = {"draw": "sample", "score": "score", "select": "select", "train": "micr
 
 
 #: A chain of stages, under the name of an experiment.
-CHAIN = {
+CHAIN: dict[str, Any] = {
     "shared": OPTIONS,
     "stages": {
         "sft": ["method=sft"],
@@ -109,6 +109,34 @@ CHAIN = {
         ],
     },
 }
+#: RAHF's chains in the tiny world: a model that obeys either instruction, or a good and a bad one; then the adapter.
+TINY = [
+    "experiment=tiny", "callbacks=[step_seed,nonfinite,last,export]", "callbacks.last.every_n_steps=2",
+    "data.source.size=24", "data.batch_size=6", "trainer.max_steps=6", "trainer.max_epochs=-1",
+    "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.accumulate_grad_batches=2",
+    "trainer.log_every_n_steps=1", "trainer.val_check_interval=3", "trainer.check_val_every_n_epoch=null",
+    "trainer.limit_val_batches=2", "data.eval_batch_size=2",
+]  # fmt: skip
+RAHF: dict[str, dict[str, Any]] = {
+    "rahf_scit": {
+        "shared": TINY,
+        "stages": {
+            "instruct": ["method=contrastive_instruction"],
+            "states": ["method=representation_fit", "world=tiny/representation_fit", "model=run",
+                       "model.run=${stage:instruct}", "adapter=lora", "adapter.dropout=0.1"],
+        },
+    },
+    "rahf_dual": {
+        "shared": TINY,
+        "stages": {
+            "good": ["method=sft", "data.source.side=chosen"],
+            "bad": ["method=sft", "data.source.side=rejected"],
+            "states": ["method=rahf_dual", "world=tiny/rahf_dual", "model=run", "model.run=${stage:good}",
+                       "reference.source.name=${stage:bad.export}", "adapter=lora", "adapter.dropout=0.1"],
+        },
+    },
+}  # fmt: skip
+CHAINS = {"chain": CHAIN, **RAHF}
 
 
 class Ending(TransformersEngine):
@@ -165,7 +193,8 @@ class Fault:
 def _command(folder: Path, method: str, fault: Fault) -> None:
     """``rlhf train`` or ``rlhf chain`` in this process, which ends with its exit code."""
     os.chdir(folder.parent)
-    os.environ["RLHF_CACHE"] = str(folder.parent / f"cache-{folder.name}")
+    if method not in RAHF:  # the base of the tiny world is trained once, not in every folder
+        os.environ["RLHF_CACHE"] = str(folder.parent / f"cache-{folder.name}")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.stdout = sys.stderr = (folder.parent / f"{folder.name}.txt").open("a", buffering=1)
@@ -187,13 +216,14 @@ def _command(folder: Path, method: str, fault: Fault) -> None:
 
 
 def _arguments(folder: Path, method: str) -> list[str]:
-    """The command line of a method's run, or of the chain, in a folder."""
+    """The command line of a method's run, or of a chain, in a folder."""
     places = [f"data.source.path={folder.parent / 'pairs.jsonl'}", f"paths.output_dir={folder}"]
-    if method != "chain":
+    if method not in CHAINS:
         return ["train", *OPTIONS, *(METHODS | ROUND_METHODS)[method], *places]
     experiments = folder.parent / "conf" / "experiment"
     experiments.mkdir(parents=True, exist_ok=True)
-    (experiments / "faults.yaml").write_text("# @package _global_\n" + json.dumps({"chain": CHAIN}))
+    (experiments / "faults.yaml").write_text("# @package _global_\n" + json.dumps({"chain": CHAINS[method]}))
+    places = places[1:] if method in RAHF else places  # the tiny world has rows of its own
     return ["chain", "--config-dir", str(experiments.parent), "experiment=faults", *places]
 
 
@@ -228,7 +258,15 @@ def unlike(whole: Path, cut: Path) -> list[str]:
     kept = [_files(folder) for folder in (whole, cut)]
     unequal += sorted(kept[0] ^ kept[1])
     both = sorted(kept[0] & kept[1])
-    return unequal + [name for name in both if (whole / name).read_bytes() != (cut / name).read_bytes()]
+    return unequal + [name for name in both if _content(whole, name) != _content(cut, name)]
+
+
+def _content(folder: Path, name: str) -> bytes:
+    """A file's bytes, without the names of the run's folder and of its chain's, which model cards and adapters have."""
+    content = (folder / name).read_bytes()
+    for root in (folder, folder.parent.parent):
+        content = content.replace(str(root).encode(), b"<folder>")
+    return content
 
 
 def _state(folder: Path) -> dict[str, Any]:
