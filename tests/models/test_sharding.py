@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -16,19 +11,14 @@ from rlhf_lightning.models.blocks import decoder_layers
 from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.sharding import unsharded
 from rlhf_lightning.models.sources import ARCHITECTURES, TinyRandom
+from tests.helpers.two_processes import run
 from tests.models.sharded_job import CASES, PROMPTS
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
-    command += ["--rdzv-endpoint=localhost:0", "-m", "tests.models.sharded_job", str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    run("tests.models.sharded_job", str(folder))
     return folder
 
 
