@@ -3,8 +3,8 @@
 The rule: a check holds when the difference of two arms' means, in the claimed direction and less what the claim asks
 for, is more than two standard errors. The standard error of an arm's mean is the larger of two, over the square root of
 its number of seeds: the standard deviation over seeds, and what the held-out samples of one run leave open (of the gold
-reward as the run logs it; of an accuracy that of as many coin tosses as there are held-out rows). Errors of two arms
-add in squares. A claim is shown when all of its checks hold.
+reward as the run logs it; of accuracies and shares the most that as many samples can have). Errors of two arms add in
+squares. A claim is shown when all of its checks hold.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ SHOWN, NOT_SHOWN, UNTESTABLE, NOT_RUN = "shown", "not shown", "not testable here
 ERROR_OF = {GOLD: "val/gold/standard_error"}
 #: Rows of data=tiny that accuracies are measured on.
 HELD_OUT_ROWS = 256
+#: Samples behind the means of what lies between -1 and 1.
+BOUNDED = {"val/gold/correct": 448}
+KL = "val/gold/kl"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Estimate:
 
     mean: float
     error: float | None
+    kl: float | None = None  #: to the base in nats a response, where the mean is one of gold rewards
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,11 @@ def estimate(measured: Measurement, metric: str) -> Estimate | None:
         spreads += [fmean(errors)] if errors else []
     elif metric.startswith("val/") and metric.endswith("accuracy"):
         spreads.append(math.sqrt(mean * (1 - mean) / HELD_OUT_ROWS))
-    return Estimate(mean, max(spreads) / math.sqrt(len(values)) if spreads else None)
+    elif metric in BOUNDED:
+        spreads.append(math.sqrt((1 - mean**2) / BOUNDED[metric]))
+    distances = [kl for kl in measured.metrics.get(KL, ()) if kl is not None] if metric == GOLD else []
+    error = max(spreads) / math.sqrt(len(values)) if spreads else None
+    return Estimate(mean, error, fmean(distances) if distances else None)
 
 
 def judge(claim: Claim, arms: Mapping[str, Measurement]) -> Verdict:

@@ -12,17 +12,21 @@ from rlhf_lightning.claims.papers import claims
 from rlhf_lightning.claims.record import Measurement, code_of, read, write
 from rlhf_lightning.claims.verdict import judge, metrics_of, plain
 from rlhf_lightning.cli.catalogue import catalogue
+from rlhf_lightning.cli.claims_page import details, header, page, table
 from rlhf_lightning.cli.claims_run import ArmError, measured
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.cli.prompt_methods import prompt_entries
 from rlhf_lightning.cli.round_methods import rounds_entries
 
+#: Papers that compare methods and bring none, with what is made after them.
+COMPARISONS = {"arXiv:2404.14723": ["sweep=starts_and_sizes"]}
 RECORD, PAGE = Path("docs/claims.json"), Path("docs/claims.md")
+_NAMES = "papers (2405.14734) or methods to show; behind run: whose jobs to run, where they are missing or stale"
 
 
 def papers() -> dict[str, list[str]]:
     """Every paper that the first line of a method, of rounds, of a prompt or of a search names -> what names it."""
-    found: dict[str, list[str]] = {}
+    found = {paper: list(names) for paper, names in COMPARISONS.items()}
     headers = [(entry.name, entry.paper) for entry in catalogue()]
     headers += [(f"rounds={name}", entry.header.paper) for name, entry in rounds_entries().items()]
     headers += [(f"{entry.group}={entry.name}", entry.header.paper) for entry in prompt_entries().values()]
@@ -94,10 +98,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments: without the program's name; None: the command line's.
+
+    Raises:
+        ConfigError: there is no such paper or method.
     """
     parser = argparse.ArgumentParser(prog="rlhf claims", description=__doc__)
-    parser.add_argument("names", nargs="*")
+    parser.add_argument("names", nargs="*", metavar="[run] [NAME ...]", help=_NAMES)
+    parser.add_argument("--write", action="store_true", help=f"write {PAGE} and the verdicts in {RECORD}")
     given = parser.parse_args(arguments)
-    if given.names[:1] == ["run"]:
-        return run(chosen_claims(given.names[1:]), RECORD)
-    return 0
+    running = given.names[:1] == ["run"]
+    chosen = chosen_claims(given.names[running:])
+    failed = run(chosen, RECORD) if running else 0
+    if given.write:
+        save(RECORD, read(RECORD))
+        PAGE.write_text(written(RECORD), encoding="utf-8")
+    elif not running:
+        _show(chosen, detailed=bool(given.names))
+    return failed
+
+
+def written(file: Path) -> str:
+    """docs/claims.md as it should be.
+
+    Args:
+        file: the record.
+    """
+    recorded = read(file)
+    return page([judge(claim, recorded) for claim in claims()], papers(), recorded)
+
+
+def _show(chosen: Sequence[Claim], *, detailed: bool) -> None:
+    from rich.console import Console
+
+    if not RECORD.is_file():
+        raise ConfigError(f"there is no {RECORD} here: go to a checkout of the project, or make one by rlhf claims run")
+    recorded, named, console = read(RECORD), papers(), Console(highlight=False)
+    verdicts = [judge(claim, recorded) for claim in chosen]
+    if detailed:
+        for verdict in verdicts:
+            console.print("\n".join(details(verdict, named.get(verdict.claim.paper, ()))), markup=False, soft_wrap=True)
+        return
+    console.print(table(verdicts, named))
+    console.print(header(verdicts), markup=False)
+    console.print("Commands of one: rlhf claims NAME. Run what is missing or stale: rlhf claims run", style="dim")

@@ -3,6 +3,20 @@
 from rlhf_lightning.claims.claim import Arm, Check, Claim, learns
 from rlhf_lightning.claims.papers._common import case
 
+_SFT = Arm("sft", ("callbacks=[tiny,export]",), seeds=(1,))
+_STEPS = ("trainer.max_steps=48", "trainer.max_epochs=-1")
+
+
+def _from_base(method: str) -> Arm:
+    """48 steps on 1536 rows, from the base."""
+    return Arm(method, ("data.source.size=1536", *_STEPS))
+
+
+def _from_sft(method: str, size: int = 1536) -> Arm:
+    """48 steps on some rows, from a model that was fine-tuned on demonstrations."""
+    return Arm(method, (f"data.source.size={size}", *_STEPS, "model=run", "model.run=START"), start=_SFT)
+
+
 CLAIMS = [
     Claim(
         "arXiv:2508.05629",
@@ -28,5 +42,16 @@ CLAIMS = [
         "arXiv:2310.01405",
         "LoRRA: an adapter that moves hidden states as an added request does changes the behaviour without it.",
         (learns(case("lorra")),),
+    ),
+    Claim(
+        "arXiv:2404.14723",
+        "Across starts and sizes: a small part of the data comes close to all of it; DPO needs SFT before it, KTO and "
+        "CPO do not.",
+        (
+            Check(_from_sft("dpo", 256), _from_sft("dpo"), least=-0.3),
+            Check(_from_sft("dpo"), _from_base("dpo")),
+            Check(_from_base("kto"), _from_sft("kto"), least=-0.3),
+            Check(_from_base("cpo"), _from_sft("cpo"), least=-0.3),
+        ),
     ),
 ]
