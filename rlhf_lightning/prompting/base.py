@@ -1,4 +1,4 @@
-"""What prompt transforms have in common."""
+"""Common parts of prompt transforms."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from rlhf_lightning.types import PromptForm
 
 @dataclass
 class Transform(ABC):
-    """A transform whose prompts a chat template renders, and whose options are all there is to it.
+    """A transform whose prompts a chat template renders, and which is defined by its options.
 
-    Options are the fields of the dataclass; those whose names are in :attr:`files` are paths, which count by content.
+    Options are the fields of the dataclass. Those named in :attr:`files` are paths, identified by their content.
     """
 
     plain: ClassVar[bool] = False
@@ -60,10 +60,10 @@ class Transform(ABC):
 
 
 def existing_file(path: str, option: str) -> Path:
-    """A file that an option names.
+    """Return the file named by an option.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it does not exist.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -72,10 +72,10 @@ def existing_file(path: str, option: str) -> Path:
 
 
 def texts_of(path: str, option: str, names: Sequence[str]) -> list[tuple[str, ...]]:
-    """The texts under some names in every row of a JSONL file.
+    """Read the texts under some names in every row of a JSONL file.
 
     Raises:
-        ValueError: there is no such file or no row in it, or a row lacks one of the texts.
+        ValueError: the file does not exist or is empty, or a row lacks one of the texts.
     """
     rows = []
     for number, line in enumerate(existing_file(path, option).read_text(encoding="utf-8").splitlines(), start=1):
@@ -88,19 +88,19 @@ def texts_of(path: str, option: str, names: Sequence[str]) -> list[tuple[str, ..
         values = [row.get(name) if isinstance(row, dict) else None for name in names]
         texts = [value for value in values if isinstance(value, str) and value.strip()]
         if len(texts) < len(names):
-            wanted = " and ".join(f'"{name}"' for name in names)
-            raise ValueError(f"{option}={path}:{number} must have texts under {wanted}")
+            fields = " and ".join(f'"{name}"' for name in names)
+            raise ValueError(f"{option}={path}:{number} must have texts under {fields}")
         rows.append(tuple(texts))
     if not rows:
-        raise ValueError(f"{option}={path} has no row")
+        raise ValueError(f"{option}={path} has no rows")
     return rows
 
 
 def model_location(path: str, option: str) -> str:
-    """Where a model's weights are: a hub id, a folder of weights, or of a run its export.
+    """Find a model's weights: a hub id, a folder of weights, or the export of a run's folder.
 
     Raises:
-        ValueError: there is no such folder, or the run has no export.
+        ValueError: the folder does not exist, or the run has no export.
     """
     folder = Path(path).expanduser()
     if path.startswith(("/", ".", "~")) and not folder.exists():
@@ -111,7 +111,7 @@ def model_location(path: str, option: str) -> str:
 
 
 def content_digest(path: str | Path) -> str:
-    """Digest of a file's bytes, or of the names and bytes of a folder's files; a path that is neither is itself."""
+    """Digest of a file's bytes, or of the names and bytes of a folder's files; any other path is returned unchanged."""
     root = Path(path).expanduser()
     if not root.exists():
         return str(path)
@@ -124,18 +124,18 @@ def content_digest(path: str | Path) -> str:
 
 
 def query_of(turns: Turns) -> int:
-    """Position of the last user turn.
+    """Find the position of the last user turn.
 
     Raises:
         RowError: there is none.
     """
     positions = [at for at, turn in enumerate(turns) if turn["role"] == "user"]
     if not positions:
-        raise RowError(Kind.TYPE, "the prompt has no turn of the user that prompting=... could change")
+        raise RowError(Kind.TYPE, "the prompt has no user turn that prompting=... could change")
     return positions[-1]
 
 
 def with_query(turns: Turns, content: str) -> Turns:
-    """The turns with another text in the last user turn; the given ones stay as they are."""
+    """Return the turns with another text in the last user turn; the input is not changed."""
     at = query_of(turns)
     return [*turns[:at], {**turns[at], "content": content}, *turns[at + 1 :]]

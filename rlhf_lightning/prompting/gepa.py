@@ -1,4 +1,4 @@
-"""GEPA: texts that are best on some example are improved by reflection on what they did."""
+"""GEPA: texts that are best on some example are improved by reflection on their results."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ solved. Keep what helps. Write a better text between <TEXT> and </TEXT>."""
 class GEPA:
     """Reflective evolution of a prompt along the Pareto front of its examples.
 
-    Each step draws a parent among the texts that are best on some example, a text that leads on more of them more
-    often; the optimiser sees the parent's responses and scores on a small batch and writes one child, which is tried on
-    that batch. Only if its sum is higher there it is tried on every example and joins the pool.
+    Each step draws a parent among the texts that are best on some example, with probabilities proportional to the
+    number of such examples. The optimiser sees the parent's responses and scores on a small batch and writes one child,
+    which is tried on that batch. Only if its sum is higher there, it is tried on every example and joins the pool.
 
     Source: "GEPA: Reflective Prompt Evolution Can Outperform Reinforcement Learning", arXiv:2507.19457.
     Differences: one text, no merge of two parents; the reflection's question is our own wording.
 
     Args:
-        steps: of the search.
-        minibatch: examples that a child is first tried on (3).
-        position: where the text stands; see :class:`~rlhf_lightning.prompting.instruction.Instruction`.
-        longest: characters of a text, at most.
+        steps: steps of the search.
+        minibatch: number of examples that a child is first tried on (3).
+        position: position of the text; see :class:`~rlhf_lightning.prompting.instruction.Instruction`.
+        longest: maximum characters of a text.
         sentence: see :class:`~rlhf_lightning.prompting.opro.OPRO`.
     """
 
@@ -65,7 +65,7 @@ class GEPA:
         return [text for text in texts if 0 < len(text) <= self.longest]
 
     def score(self, texts: Sequence[str], selected: Sequence[Candidate], step: int, bench: Bench) -> list[Candidate]:
-        """The child, where it is better on the batch."""
+        """Return the child if it is better on the batch."""
         (parent,) = selected
         examples = self.examples(step, bench)
         before = _sum([parent.scores[example] for example in examples])
@@ -75,16 +75,16 @@ class GEPA:
         return [bench.candidate(text, step, parent.text) for text in better]
 
     def examples(self, step: int, bench: Bench) -> list[int]:
-        """The batch of a step."""
+        """Draw the batch of a step."""
         count = min(self.minibatch, len(bench.task))
         return sorted(bench.generator("minibatch", step).sample(range(len(bench.task)), count))
 
 
 def front(scores: Sequence[Sequence[Score]]) -> list[int]:
-    """On how many examples each text is the best one, alone or with others; 0: it is on no front.
+    """Count the examples on which each text is the best one, alone or with others; 0: it is not on the front.
 
     Args:
-        scores: of each text, one an example; None is never the best.
+        scores: scores of each text, one per example; None is never the best.
     """
     weights = [0] * len(scores)
     for column in zip(*scores, strict=True):
@@ -101,5 +101,5 @@ def _sum(scores: Sequence[Score]) -> float:
 def _trace(bench: Bench, example: int, placeholder: str, trial: Trial) -> str:
     query, answer = bench.task.shown(example, placeholder)
     score = "not judged" if trial.score is None else f"{trial.score:.3g}"
-    wanted = f"\nexpected:\n{answer}" if answer else ""
-    return f"problem:\n{query}\nresponse:\n{trial.response}\nscore: {score}{wanted}"
+    expected = f"\nexpected:\n{answer}" if answer else ""
+    return f"problem:\n{query}\nresponse:\n{trial.response}\nscore: {score}{expected}"

@@ -22,7 +22,7 @@ class InContext(Transform):
     The prompt is text that no chat template renders: ``# Instruction`` and a paragraph; then, for every example and
     every turn, ``# Query:`` and ``# Answer:``, each followed by its text in a code fence. The response is what follows
     the last, open fence, up to ``# Query`` or ``# User`` or EOS, without the fence that closes it. Responses of the
-    data are closed by a fence. A system message of the conversation stands behind the paragraph.
+    data are closed by a fence. A system message of the conversation follows the paragraph.
 
     Source: "The Unlocking Spell on Base LLMs: Rethinking Alignment via In-Context Learning", arXiv:2312.01552 (URIAL),
     sections and stops of Re-Align/URIAL. ``style=vanilla`` is its baseline of bare queries and answers.
@@ -30,12 +30,13 @@ class InContext(Transform):
 
     Args:
         style: ``urial``, or ``vanilla``: queries and short answers without paragraph and fences.
-        examples: how many; K = 0, 1 and 3 are the paper's ablation (a list, a refusal, a how-to).
-        file: of other examples: JSONL rows with ``query`` and ``answer``, the first ``examples`` of which are taken.
+        examples: number of examples; K = 0, 1 and 3 are the paper's ablation (a list, a refusal, a how-to).
+        file: file of other examples: JSONL rows with ``query`` and ``answer``, of which the first ``examples`` are
+            used.
         instruction: another paragraph; None: ours.
 
     Raises:
-        ValueError: there are fewer examples, or a row of the file is none.
+        ValueError: there are too few examples, or a row of the file is not an example.
     """
 
     plain: ClassVar[bool] = True
@@ -48,25 +49,27 @@ class InContext(Transform):
     _start: str = field(init=False, repr=False, default="")
 
     def __post_init__(self) -> None:
-        """Write what is constant."""
+        """Build the constant part."""
         if self.style not in ("urial", "vanilla"):
             raise ValueError(f"prompting.style={self.style!r} must be urial or vanilla")
         if self.style == "vanilla" and self.instruction is not None:
-            raise ValueError("prompting.instruction is a paragraph, and prompting.style=vanilla has none: choose urial")
-        ours = EXAMPLES if self.style == "urial" else PLAIN_EXAMPLES
-        given = ours if self.file is None else texts_of(self.file, "prompting.file", ("query", "answer"))
-        if not 0 <= self.examples <= len(given):
             raise ValueError(
-                f"prompting.examples={self.examples} must lie between 0 and the {len(given)} that there are; "
-                "prompting.file=... brings others"
+                "prompting.style=vanilla has no paragraph for prompting.instruction: set prompting.style=urial"
+            )
+        default = EXAMPLES if self.style == "urial" else PLAIN_EXAMPLES
+        exchanges = default if self.file is None else texts_of(self.file, "prompting.file", ("query", "answer"))
+        if not 0 <= self.examples <= len(exchanges):
+            raise ValueError(
+                f"prompting.examples={self.examples} must lie between 0 and {len(exchanges)}, the number of examples: "
+                "give a file with more in prompting.file=..."
             )
         paragraph = INSTRUCTION if self.instruction is None else self.instruction
         head = f"# Instruction\n\n{paragraph.strip()}\n\n" if self.style == "urial" else ""
-        self._start = head + "".join(self._exchange(query, answer) for query, answer in given[: self.examples])
+        self._start = head + "".join(self._exchange(query, answer) for query, answer in exchanges[: self.examples])
 
     @property
     def closing(self) -> str:
-        """What closes a response."""
+        """Text that closes a response."""
         return f"\n{_FENCE}" if self.style == "urial" else ""
 
     @property
@@ -76,17 +79,19 @@ class InContext(Transform):
         return PromptForm(self._start, ("# Query", "# User"), trailing, self.tokenizer)
 
     def __call__(self, turns: Turns) -> Turns:
-        """One turn with the whole prompt.
+        """Return one turn with the whole prompt.
 
         Raises:
-            RowError: a turn of a tool, or turns that do not alternate between user and assistant.
+            RowError: there is a tool turn, or user and assistant turns do not alternate.
         """
         system = [turn["content"] for turn in turns if turn["role"] == "system"]
         rest = [turn for turn in turns if turn["role"] != "system"]
-        wanted = ["user", "assistant"] * len(rest)
-        if not rest or [turn["role"] for turn in rest] != wanted[: len(rest)]:
+        roles_in_turn = ["user", "assistant"] * len(rest)
+        if not rest or [turn["role"] for turn in rest] != roles_in_turn[: len(rest)]:
             roles = ", ".join(turn["role"] for turn in turns)
-            raise RowError(Kind.TEMPLATE, f"prompting=in_context shows user and assistant in turn, not {roles}")
+            raise RowError(
+                Kind.TEMPLATE, f"prompting=in_context needs alternating user and assistant turns, not {roles}"
+            )
         texts = [turn["content"] for turn in rest]
         pairs = zip(texts[::2], texts[1::2], strict=False)
         begun = texts[-1] if len(texts) % 2 == 0 else None  # a response that the prompt begins
@@ -97,7 +102,7 @@ class InContext(Transform):
         return [{"role": "user", "content": self._start + system_text + earlier + self._open(query) + (begun or "")}]
 
     def _open(self, query: str) -> str:
-        """A query and the beginning of its answer."""
+        """Format a query and the beginning of its response."""
         if self.style == "vanilla":
             return f"# Query:\n{query}\n\n# Answer:\n"
         return f"# Query:\n{_FENCE}\n{query}\n{_FENCE}\n\n# Answer:\n{_FENCE}\n"

@@ -1,4 +1,4 @@
-"""A text at a position of the query: what the search of a prompt looks for, and how what it found is used."""
+"""A text at a position of the query: the object of a prompt search, and the use of its result."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Instruction(Transform):
 
     Args:
         text: the instruction.
-        file: that holds it, such as ``best.txt`` of ``rlhf optimize_prompt``; one of the two.
-        position: ``before_Q``: the system message, or in front of the one that there is; ``Q_begin`` and ``Q_end``: a
-            line of its own before or behind the query; ``A_begin``: the response begins with it.
+        file: file with the instruction, such as ``best.txt`` of ``rlhf optimize_prompt``; give either this or ``text``.
+        position: ``before_Q``: the system message, before an existing one; ``Q_begin`` and ``Q_end``: a separate line
+            before or after the query; ``A_begin``: the response begins with it.
 
     Raises:
-        ValueError: neither or both are given, the file does not exist, or there is no such position.
+        ValueError: neither or both are given, the file does not exist, or the position is unknown.
     """
 
     files: ClassVar[tuple[str, ...]] = ("file",)
@@ -39,16 +39,14 @@ class Instruction(Transform):
     def __post_init__(self) -> None:
         """Read the text."""
         if (self.text is None) == (self.file is None):
-            raise ValueError(
-                "prompting.text or prompting.file, one of the two: the instruction, or the file that has it"
-            )
+            raise ValueError("set either prompting.text (the instruction) or prompting.file (a file with it)")
         if self.position not in POSITIONS:
-            raise ValueError(f"prompting.position={self.position!r} is not one of {', '.join(POSITIONS)}")
-        given = self.text if self.file is None else existing_file(self.file, "prompting.file").read_text("utf-8")
-        self._text = str(given).strip()
+            raise ValueError(f"prompting.position={self.position!r} must be one of {', '.join(POSITIONS)}")
+        text = self.text if self.file is None else existing_file(self.file, "prompting.file").read_text("utf-8")
+        self._text = str(text).strip()
 
     def __call__(self, turns: Turns) -> Turns:
-        """The turns with the instruction; an empty one changes nothing."""
+        """Add the instruction to the turns; an empty one changes nothing."""
         if not self._text:
             return turns
         if self.position == "A_begin":

@@ -1,4 +1,4 @@
-"""A JSONL file that grows a row at a time and survives a kill: what is in it need not be computed again."""
+"""A JSONL file that grows row by row and survives a kill, so that its rows need not be computed again."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any, TextIO
 
 
 class Journal:
-    """Rows under keys, in the order in which they were added; used as a context.
+    """Rows by key, in the order in which they were added; used as a context manager.
 
     A last line that a kill left unfinished is cut off.
 
     Args:
-        file: made when missing.
+        file: path of the file, created if missing.
 
     Raises:
-        ValueError: a line in the middle of the file is no row of a journal.
+        ValueError: a line in the middle of the file is not a row of a journal.
     """
 
     def __init__(self, file: Path) -> None:
@@ -40,7 +40,7 @@ class Journal:
             self._handle = None
 
     def add(self, key: str, values: Mapping[str, Any]) -> None:
-        """Append a row and bring it to the disk."""
+        """Append a row and flush it to disk."""
         assert self._handle is not None
         row = {"key": key, **values}
         self._handle.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -49,7 +49,7 @@ class Journal:
         self.rows[key] = json.loads(json.dumps(row))
 
     def _read(self) -> int:
-        """Take the rows of the file; bytes of those that are whole."""
+        """Read the rows of the file; return the number of bytes of complete rows."""
         if not self.file.exists():
             return 0
         whole = 0
@@ -60,6 +60,6 @@ class Journal:
                 row = json.loads(line)
                 self.rows[row["key"]] = row
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{self.file}:{number} is no row of such a file: name another one") from error
+                raise ValueError(f"{self.file}:{number} is not a row of such a file: choose another file") from error
             whole += len(line)
         return whole

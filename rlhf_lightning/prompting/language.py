@@ -1,4 +1,4 @@
-"""What texts are tried on: a language model responds to prompts with the text in them, and a reward scores it."""
+"""The task of a prompt search: a language model responds to prompts with the text, and a reward scores them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Respond = Callable[[Sequence[Sequence[int]]], Sequence[Sample]]
 
 @dataclass(frozen=True)
 class Query:
-    """A row of the data: what is asked, and its columns."""
+    """A row of the data: the query and its columns."""
 
     turns: Turns
     columns: Mapping[str, Any]
@@ -39,10 +39,10 @@ class Query:
 
 
 def queries_of(source: Source, spec: DataSpec) -> list[Query]:
-    """The prompts of a source.
+    """Read the prompts of a source.
 
     Raises:
-        DataError: a row that cannot be read or has no prompt.
+        DataError: a row cannot be read or has no prompt.
     """
     queries = []
     for row in for_kind(source, "prompt").rows():
@@ -62,12 +62,12 @@ class LanguageTask:
 
     Args:
         queries: the examples.
-        respond: the model, greedy.
-        reward: of the responses; it sees the columns of the rows.
-        encoder: of the model's prompts.
-        template: of them; None: the last turn's text.
-        position: where texts stand in a query.
-        answer: column with the answer that the optimiser is shown.
+        respond: the model, with greedy decoding.
+        reward: reward of the responses; it sees the columns of the rows.
+        encoder: encoder of the model's prompts.
+        template: template of the prompts; None: the last turn's text.
+        position: position of texts in a query.
+        answer: column with the answer that is shown to the optimiser.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ class LanguageTask:
 
     def trials(self, text: str, examples: Sequence[int]) -> list[Trial]:
         """See :class:`~rlhf_lightning.prompting.search.Task`."""
-        place = Instruction(text=text, position=self.position)
-        prompts = [self._ids(place(self.queries[example].turns)) for example in examples]
+        instruction = Instruction(text=text, position=self.position)
+        prompts = [self._ids(instruction(self.queries[example].turns)) for example in examples]
         groups = [
             SampleGroup(list(ids), [sample], self.queries[example].columns, self.queries[example].row, example)
             for ids, sample, example in zip(prompts, self.respond(prompts), examples, strict=True)
@@ -115,13 +115,12 @@ class LanguageTask:
 
 @dataclass(frozen=True)
 class Temperature:
-    """The temperature of proposals, which rises or falls in a line over the steps of a search (OPRO's schedules).
+    """Temperature of proposals that changes linearly over the steps of a search (OPRO's schedules).
 
     Args:
-        start: of the first step.
-        end: towards which it goes; a search of n steps has gone (n - 1) / n of the way in its last one, as in
-            google-deepmind/opro.
-        steps: of the search.
+        start: temperature of the first step.
+        end: target; the last of n steps has gone (n - 1) / n of the way to it, as in google-deepmind/opro.
+        steps: steps of the search.
     """
 
     start: float
@@ -129,7 +128,7 @@ class Temperature:
     steps: int
 
     def __call__(self, step: int) -> float:
-        """That of a step, counted from 1."""
+        """Temperature of a step, counted from 1."""
         return self.start + (step - 1) / max(self.steps, 1) * (self.end - self.start)
 
 
@@ -138,8 +137,8 @@ class LocalModel:
 
     Args:
         path: folder of a run, of weights or of an adapter, or a hub id.
-        dtype: of the weights.
-        device: ``auto`` takes CUDA where there is some.
+        dtype: dtype of the weights.
+        device: ``auto`` uses CUDA if it is available.
     """
 
     def __init__(self, path: str, *, dtype: Dtype = "float32", device: str = "auto") -> None:
@@ -161,24 +160,24 @@ class LocalModel:
 
 @dataclass(frozen=True)
 class Sampler:
-    """An actor that answers questions, as :class:`~rlhf_lightning.rewards.asking.AskPolicy` asks for."""
+    """An actor that replies to questions, as needed by :class:`~rlhf_lightning.rewards.asking.AskPolicy`."""
 
     policy: Any
 
     def sample(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
-        """One response to each prompt; see :func:`~rlhf_lightning.models.generation.generate`."""
+        """Sample one response to each prompt; see :func:`~rlhf_lightning.models.generation.generate`."""
         from rlhf_lightning.models.generation import generate
 
         return generate(self.policy, prompts, **options)
 
 
 def optimizer_of(proposer: Ask, temperature: float | Temperature, max_tokens: int) -> Optimizer:
-    """The optimiser of a search: one question, several answers, each with a seed of its own.
+    """Make the optimiser of a search: several replies to one question, each with its own seed.
 
     Args:
-        proposer: who answers.
-        temperature: of the answers: a number, or one for every step.
-        max_tokens: of an answer, at most.
+        proposer: the model that replies.
+        temperature: temperature of the replies: a number, or a schedule over the steps.
+        max_tokens: maximum tokens of a reply.
     """
 
     def answers(question: str, count: int, seed: Seed, step: int = 1) -> list[str]:

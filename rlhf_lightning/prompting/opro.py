@@ -34,28 +34,27 @@ Here are some of the problems. Your text takes the place of {placeholder}; the a
 class OPRO:
     """Optimization by prompting.
 
-    Each step shows the optimiser the best texts in ascending order, each with its score, and a few training examples;
-    it writes several new ones, which are cleaned, held against all that were seen, and scored on the same examples.
+    Each step shows the optimiser the best texts in ascending order, each with its score, and a few training examples.
+    It writes several new texts, which are cleaned, compared with all earlier ones, and scored on the same examples.
 
     Source: "Large Language Models as Optimizers", arXiv:2309.03409; settings of google-deepmind/opro.
     Differences: the
     meta-prompt is our own wording; a score is 100 times the mean reward, whatever the reward.
 
     Args:
-        steps: of the search (200).
-        proposals: answers of the optimiser a step (8).
-        shown: best texts that the optimiser sees (20).
-        threshold: of them, those whose mean score is at least this (0.3: GPT as scorer; 0.15 or 0: text-bison); None:
-            any.
-        exemplars: training examples that it sees (3).
-        choice: which: ``random`` (others at each step), ``constant``, or those most often wrong: among all texts so
-            far (``accumulative_most_frequent``) or among those shown (``current_most_frequent``).
-        right: score from which on an example counts as right, for the last two.
-        position: where the text stands; see :class:`~rlhf_lightning.prompting.instruction.Instruction`.
-        longest: characters of a text, at most (500).
-        digits: keep texts with digits; the authors leave them out on GSM8K, where they are answers.
-        sentence: a text begins with a capital letter and ends with a stop, as the authors have it; False: it stays as
-            it was written.
+        steps: steps of the search (200).
+        proposals: replies of the optimiser per step (8).
+        shown: number of best texts that the optimiser sees (20).
+        threshold: minimum mean score of these texts (0.3: GPT as scorer; 0.15 or 0: text-bison); None: any.
+        exemplars: number of training examples that it sees (3).
+        choice: choice of these examples: ``random`` (others at each step), ``constant``, or those most often wrong:
+            among all texts so far (``accumulative_most_frequent``) or among those shown (``current_most_frequent``).
+        right: score at or above which an example counts as right, for the last two.
+        position: position of the text; see :class:`~rlhf_lightning.prompting.instruction.Instruction`.
+        longest: maximum characters of a text (500).
+        digits: keep texts with digits; the authors remove them on GSM8K, where they are answers.
+        sentence: begin a text with a capital letter and end it with a full stop, as the authors do; False: keep it as
+            written.
     """
 
     steps: WholeNumber = 200
@@ -72,23 +71,23 @@ class OPRO:
 
     @property
     def placeholder(self) -> str:
-        """What stands for the text in an example."""
+        """Placeholder of the text in an example."""
         return PLACEHOLDERS.get(self.position, PLACEHOLDER)
 
     def select(self, pool: Sequence[Candidate], step: int, bench: Bench) -> list[Candidate]:
-        """The best texts, ascending; the errors of all others are kept for the choice of examples."""
+        """Select the best texts, ascending; the errors of all others are kept for the choice of examples."""
         self._pool = pool
         best = sorted(pool, key=lambda candidate: candidate.mean)[-self.shown :]
         return [one for one in best if self.threshold is None or one.mean >= self.threshold]
 
     def propose(self, selected: Sequence[Candidate], step: int, bench: Bench) -> list[str]:
-        """New texts, as they will be tried."""
+        """Propose new texts, cleaned."""
         question = self.question(selected, self.examples(selected, step, bench), bench)
         texts = (cleaned(answer, sentence=self.sentence) for answer in bench.ask(question, self.proposals, step))
         return [text for text in texts if self.usable(text)]
 
     def score(self, texts: Sequence[str], selected: Sequence[Candidate], step: int, bench: Bench) -> list[Candidate]:
-        """Every new text, tried on every example."""
+        """Try every new text on every example."""
         return [bench.candidate(text, step) for text in texts]
 
     def question(self, selected: Sequence[Candidate], examples: Sequence[int], bench: Bench) -> str:
@@ -96,12 +95,12 @@ class OPRO:
         history = "".join(f"text:\n{one.text}\nscore:\n{round(100 * one.mean)}\n\n" for one in selected)
         shown = (bench.task.shown(example, self.placeholder) for example in examples)
         listed = "\n\n".join(f"problem:\n{query}\nanswer:\n{answer}" for query, answer in shown)
-        given = _EXEMPLARS.format(placeholder=self.placeholder, shown=listed) if listed else ""
-        what = _BEGINNING if self.position == "A_begin" else _INSTRUCTION
-        return _TASK.format(what=what, history=history, exemplars=given)
+        exemplars = _EXEMPLARS.format(placeholder=self.placeholder, shown=listed) if listed else ""
+        noun = _BEGINNING if self.position == "A_begin" else _INSTRUCTION
+        return _TASK.format(what=noun, history=history, exemplars=exemplars)
 
     def examples(self, selected: Sequence[Candidate], step: int, bench: Bench) -> list[int]:
-        """Which examples the optimiser sees."""
+        """Choose the examples that the optimiser sees."""
         every, count = range(len(bench.task)), min(self.exemplars, len(bench.task))
         if self.choice in ("random", "constant"):
             name = step if self.choice == "random" else 0
@@ -111,13 +110,13 @@ class OPRO:
         return sorted(sorted(every, key=lambda at: -errors[at])[:count])
 
     def usable(self, text: str) -> bool:
-        """Whether a text is short enough and without the placeholder, and where that is asked for without digits."""
+        """Check that a text is short enough and has no placeholder and, if required, no digits."""
         fits = 0 < len(text) <= self.longest and self.placeholder not in text
         return fits and (self.digits or not any(character.isdigit() for character in text))
 
 
 def cleaned(answer: str, *, sentence: bool = True) -> str:
-    """The text in an answer of the optimiser: between its marks, or all of it; as a sentence unless told otherwise."""
+    """Extract the text from a reply of the optimiser: between its marks, or all of it; by default as a sentence."""
     _, opened, inside = answer.partition("<TEXT>")
     text = (inside.partition("</TEXT>")[0] if opened else answer).replace("**", "").strip()
     if not text or not sentence:

@@ -1,4 +1,4 @@
-"""A proposer without a language model: it edits the best text that it is shown, phrase by phrase."""
+"""A proposer without a language model: it edits the best text shown to it, phrase by phrase."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _MARKED = re.compile(r"<TEXT>\n(.*?)\n</TEXT>", re.DOTALL)
 
 @dataclass
 class Phrases:
-    """A mutation of the text that leads: a phrase is put in, taken out or replaced by another one.
+    """Mutation of the best text: a phrase is inserted, removed or replaced by another one.
 
-    It fulfils :class:`~rlhf_lightning.rewards.asking.Ask`, so that a search runs without a language model: in tests, in
-    the tiny world, or as the control that says what reading the scores is worth. It knows nothing but its phrases, and
-    takes from the question the best text alone. Each edit is followed by another one with the probability
-    ``temperature / (1 + temperature)``: a temperature of 0 makes one edit, one of 1 two on the average.
+    It fulfils :class:`~rlhf_lightning.rewards.asking.Ask`, so that a search can run without a language model: in tests,
+    in the tiny world, or as a control that shows the value of reading the scores. It uses only its phrases and the best
+    text of the question. Each edit is followed by another one with the probability ``temperature / (1 + temperature)``:
+    a temperature of 0 makes one edit, a temperature of 1 two on average.
 
     Args:
-        phrases: that texts are made of; a text is split at them, and what is none of them stays as it is.
-        most: phrases of a text, at most.
+        phrases: phrases that texts consist of; a text is split at them, and its other parts are not changed.
+        most: maximum phrases of a text.
 
     Raises:
         ValueError: there are no phrases, or one is empty.
@@ -47,13 +47,13 @@ class Phrases:
     def ask_each(
         self, conversations: Sequence[Sequence[Mapping[str, str]]], *, max_tokens: int, temperature: float, seed: int
     ) -> list[str | None]:
-        """See :class:`~rlhf_lightning.rewards.asking.Ask`; an answer depends on its question and the seed alone."""
+        """See :class:`~rlhf_lightning.rewards.asking.Ask`; a reply depends only on its question and the seed."""
         return [self._answer(conversation[-1]["content"], temperature, seed) for conversation in conversations]
 
     def _answer(self, question: str, temperature: float, seed: int) -> str:
         draw = random.Random(stream_seed("phrases", seed, *question.encode()))
         parts = self._parts.findall(shown_text(question))
-        for _ in range(1 + _further(draw, temperature)):
+        for _ in range(1 + _more_edits(draw, temperature)):
             parts = self._edited(parts, draw)
         return f"<TEXT>{' '.join(parts)}</TEXT>"
 
@@ -67,7 +67,7 @@ class Phrases:
         return [*parts[:at], *([phrase] if edit == "replace" else []), *parts[at + 1 :]]
 
 
-#: Edits that a text with so many phrases, of so many at most, allows.
+#: Edits that a text allows, given its number of phrases and the maximum.
 _FITS: Mapping[str, Callable[[int, int], bool]] = {
     "insert": lambda count, most: count < most,
     "replace": lambda count, most: count > 0,
@@ -75,15 +75,15 @@ _FITS: Mapping[str, Callable[[int, int], bool]] = {
 }
 
 
-def _further(draw: random.Random, temperature: float) -> int:
-    """Edits after the first one, geometric."""
+def _more_edits(draw: random.Random, temperature: float) -> int:
+    """Draw the number of edits after the first one from a geometric distribution."""
     if temperature <= 0:
         return 0
     return int(math.log(1 - draw.random()) / math.log(temperature / (1 + temperature)))
 
 
 def shown_text(question: str) -> str:
-    """The best text of a search's question: the last one listed with a score, else the one between marks; else ""."""
+    """Extract the best text of a search's question: the last one with a score, else the one between marks, else ""."""
     listed = _LISTED.findall(question)
     marked = _MARKED.findall(question)
     return str(listed[-1] if listed else marked[0] if marked else "")

@@ -1,4 +1,4 @@
-"""Which of some texts are closest to a query: by tf-idf, or by a sentence-transformers model."""
+"""Retrieval of the texts closest to a query: by tf-idf, or by a sentence-transformers model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Index(Protocol):
     """Texts that can be compared with a query."""
 
     def similarities(self, query: str) -> Sequence[float]:
-        """Of every text, higher is closer; 0 and below: nothing in common."""
+        """Similarity of every text, higher is closer; 0 and below: nothing in common."""
         ...
 
 
@@ -25,7 +25,7 @@ class TfIdf:
     .. math:: w_{t,d} = \mathrm{tf}_{t,d} \left(\ln\frac{1 + n}{1 + \mathrm{df}_t} + 1\right)
 
     divided by their Euclidean length: the smoothed form that scikit-learn's ``TfidfVectorizer`` has by default, with
-    words of one letter. Words of the query that no text has count for nothing.
+    words of one letter. Words of the query that no text has are ignored.
 
     Args:
         texts: to be found.
@@ -56,7 +56,7 @@ class TfIdf:
 
 
 class Embeddings:
-    """Cosine of sentence embeddings; they are normalised here, whatever the model does.
+    """Cosine of sentence embeddings, which are always normalised here.
 
     Args:
         texts: to be found.
@@ -86,7 +86,7 @@ class Embeddings:
 
 
 def nearest(similarities: Sequence[float], allowed: Sequence[int], top_k: int) -> list[int]:
-    """The closest of the allowed texts, the closest first and of equals the earlier one; never one at 0 or below."""
+    """Find the closest allowed texts, closest first, earlier ones first among equals; never one at 0 or below."""
     candidates = [number for number in allowed if similarities[number] > 0]
     return sorted(candidates, key=lambda number: -similarities[number])[:top_k]
 

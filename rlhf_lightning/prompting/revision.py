@@ -21,7 +21,7 @@ Respond = Callable[[Sequence[Turns]], Sequence[str]]
 
 @dataclass(frozen=True)
 class Principle:
-    """What a critique looks for and what a revision should mend."""
+    """A principle: a request for a critique and a request for a revision."""
 
     name: str
     critique: str
@@ -40,7 +40,7 @@ class Example:
     revision: str
 
     def turns(self) -> Turns:
-        """The conversation, to its end."""
+        """Turns of the whole conversation."""
         users = (self.prompt, self.critique_request, self.revision_request)
         assistants = (self.response, self.critique, self.revision)
         spoken = zip(users, assistants, strict=True)
@@ -59,11 +59,11 @@ class Revised:
 
     @property
     def pair(self) -> bool:
-        """Whether the revision says something, and something else than the response."""
+        """True if the revision is not empty and differs from the response."""
         return self.revision.strip() not in ("", self.response.strip())
 
     def row(self) -> dict[str, Any]:
-        """A preference row of turns: the revision is chosen, the first response rejected."""
+        """Preference row of turns: the revision is chosen, the first response rejected."""
         return {
             "prompt": self.turns,
             "chosen": [say("assistant", self.revision)],
@@ -75,19 +75,19 @@ class Revised:
 
 @dataclass
 class Revision:
-    """Let a model criticise its responses under a principle each and write them again.
+    """Let a model critique its responses under a principle each and revise them.
 
-    A conversation grows by two exchanges for each revision: the critique that the principle asks for, then the
-    revision. The next revision starts from the last one, under another principle. Principles are drawn without
-    replacement, by a stream of the seed and the prompt, so a prompt has its principles whatever else is generated.
+    A conversation grows by two exchanges for each revision: the critique requested by the principle, then the revision.
+    The next revision starts from the last one, under another principle. Principles are drawn without replacement, from
+    a random stream of the seed and the prompt, so they do not depend on the other prompts.
 
     Source: "Constitutional AI: Harmlessness from AI Feedback", arXiv:2212.08073, section 3.1 (critiques, revisions,
     a principle drawn for each). The texts are ours. Differences: the paper's model is no chat model and reads the chain
     as one text with worked examples in front; here each request is a turn, and examples are an option.
 
     Args:
-        revisions: of a response; the paper makes four.
-        file: JSONL rows with ``name``, ``critique`` and ``revise``, two texts that ask for them; null: eight of ours.
+        revisions: number of revisions of a response; the paper makes four.
+        file: JSONL rows with ``name``, ``critique`` and ``revise``, the two requests; null: eight principles of ours.
         examples: JSONL rows with ``prompt``, ``response``, ``critique_request``, ``critique``, ``revision_request`` and
             ``revision``, whole chains that are shown in front of every conversation; null: none.
 
@@ -105,7 +105,8 @@ class Revision:
         self.shown = _records(Example, self.examples, "revision.examples")
         if self.revisions > len(self.principles):
             raise ValueError(
-                f"revision.revisions={self.revisions} draws a principle for each, and there are {len(self.principles)}"
+                f"revision.revisions={self.revisions} needs a principle for each revision, but there are only "
+                f"{len(self.principles)}: lower it, or give more in revision.file"
             )
 
     def __call__(
@@ -114,10 +115,10 @@ class Revision:
         """Revise responses; every step asks for all of them at once.
 
         Args:
-            conversations: their turns, one a response.
+            conversations: turns of the conversations, one per response.
             responses: the first responses.
             respond: the model.
-            seed: of the principles.
+            seed: seed of the principles.
         """
         seen: Counter[str] = Counter()
         states = []
@@ -136,12 +137,12 @@ class Revision:
         return states
 
     def drawn(self, prompt: str, sample: int, seed: int) -> list[Principle]:
-        """The principles of a response in the order of their revisions.
+        """Draw the principles of a response in the order of its revisions.
 
         Args:
-            prompt: what names the conversation.
+            prompt: key of the conversation.
             sample: number of the response among those to the same prompt.
-            seed: of the draws.
+            seed: seed of the draws.
         """
         keys = {one.name: stream_seed("revision", seed, prompt, sample, one.name) for one in self.principles}
         return sorted(self.principles, key=lambda one: keys[one.name])[: self.revisions]
@@ -153,7 +154,7 @@ class Revision:
 
 
 def _split_system(turns: Turns) -> tuple[Turns, Turns]:
-    """The system message, if there is one, and the other turns."""
+    """Split turns into the system message, if there is one, and the others."""
     start = 1 if turns and turns[0]["role"] == "system" else 0
     return turns[:start], turns[start:]
 
@@ -164,6 +165,6 @@ def _revision_turns(asked: Turns, critique: str, principle: Principle) -> Turns:
 
 
 def _records(form: type[Form], path: str | None, option: str) -> list[Form]:
-    """The rows of a file, by the names of a dataclass; none without a file."""
+    """Read the rows of a file as a dataclass; empty without a file."""
     names = [one.name for one in fields(form)]
     return [] if path is None else [form(*texts) for texts in texts_of(path, option, names)]

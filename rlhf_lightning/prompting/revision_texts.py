@@ -1,4 +1,4 @@
-"""The project's own principles of critique and revision: what is asked of each, by name."""
+"""The project's own principles of critique and revision: the requests of each, by name."""
 
 from __future__ import annotations
 

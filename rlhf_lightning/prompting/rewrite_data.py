@@ -1,6 +1,6 @@
-"""Prompts rewritten by a judge who saw a better and a worse response: what a rewriter is trained on (BPO).
+"""Training data of a rewriter (BPO): prompts rewritten by a judge that saw a better and a worse response.
 
-What the judge writes is text: it is cut at its headings and never evaluated.
+The judge's text is cut at its headings and never evaluated.
 """
 
 from __future__ import annotations
@@ -60,27 +60,27 @@ _JOINED = ("{}\n{}", "{}\n{}", "{}\n{}", "{}\n{}", "{} {}", '{} "{}"', '{} "{}"'
 
 
 class PromptRewrites:
-    """Rows ``{prompt, response}``: what a rewriter is asked about a prompt, and the judge's rewrite of it.
+    """Rows ``{prompt, response}``: the rewriter's question about a prompt, and the judge's rewrite of the prompt.
 
-    Every verdict is appended to ``file`` as it comes; a command that was killed asks only what is missing there, and a
-    pair that a new run reads again is not asked about again. Rows of several turns, and rewrites that cannot be read
-    or that are out of bounds, are left out and counted in the log.
+    Every verdict is appended to ``file`` as it arrives. A command that is run again after a kill asks only for missing
+    verdicts, and no pair is judged twice. Rows of several turns, and rewrites that cannot be read or are out of bounds,
+    are left out and counted in the log.
 
     Source: construction of the data in "Black-Box Prompt Optimization", arXiv:2311.04155, with the filters of
     thu-coai/BPO.
-    Differences: the judge's question is our own wording, and its text is parsed and not evaluated.
+    Differences: the judge's question is our own wording, and its text is parsed, not evaluated.
 
     Args:
-        source: of pairs.
-        judge: makes who is asked, a client of a server.
-        file: JSONL of the verdicts.
+        source: source of pairs.
+        judge: makes the judge, a client of a server.
+        file: JSONL file of the verdicts.
         columns: our column names -> the data's, as ``data.spec.columns``.
         context: column of the pairs that holds a context of the prompt; None: none.
-        question: what the rewriter is asked, with ``{prompt}``: the same as ``prompting.question`` when it is used.
-        max_tokens: of a verdict.
-        temperature: of the judge (0.9: thu-coai/BPO).
-        seed: of its draws, and of how contexts are joined.
-        chunk: pairs that are asked about at a time.
+        question: question to the rewriter, with ``{prompt}``: the same as ``prompting.question`` when it is used.
+        max_tokens: maximum tokens of a verdict.
+        temperature: temperature of the judge (0.9: thu-coai/BPO).
+        seed: seed of its draws, and of the way contexts are joined.
+        chunk: number of pairs sent to the judge at a time.
 
     Raises:
         ValueError: the question lacks ``{prompt}``.
@@ -110,14 +110,14 @@ class PromptRewrites:
 
     @property
     def name(self) -> str:
-        """Of the pairs."""
+        """Name of the pairs."""
         return f"{self.source.name} rewritten"
 
     def fingerprint(self) -> None:
-        """None: what the judge has yet to say is not known before."""
+        """None, since the judge's verdicts are not known in advance."""
 
     def rows(self) -> Iterator[Row]:
-        """A row for every pair with a rewrite that can be used."""
+        """Yield a row for every pair with a usable rewrite."""
         counts: Counter[str] = Counter()
         with Journal(self.file) as journal:
             rows = self.source.rows()
@@ -140,9 +140,9 @@ class PromptRewrites:
             counts[reason or "rewritten"] += 1
             if reason is None:
                 turn = int(key_of(*pair, str(self.seed)), 16)
-                given, wanted = joined(prompt, context, turn), joined(rewrite, context, turn, beside=prompt)
-                question = self.question.replace("{prompt}", given)
-                yield Row(row.file, row.number, {"prompt": question, "response": wanted})
+                original, rewritten = joined(prompt, context, turn), joined(rewrite, context, turn, counterpart=prompt)
+                question = self.question.replace("{prompt}", original)
+                yield Row(row.file, row.number, {"prompt": question, "response": rewritten})
 
     def _ask(self, pairs: Sequence[tuple[str, str, str, str]], journal: Journal) -> None:
         missing = [pair for pair in dict.fromkeys(pairs) if key_of(*pair) not in journal.rows]
@@ -151,11 +151,11 @@ class PromptRewrites:
         judge: Ask = self._judge() if callable(self._judge) else self._judge
         conversations = [[{"role": "user", "content": asked(*pair)}] for pair in missing]
         for pair, text in zip(missing, judge.ask_each(conversations, **self.options), strict=True):
-            if text is not None:  # a server that failed is asked again the next time
+            if text is not None:  # failed requests are repeated the next time
                 journal.add(key_of(*pair), {"prompt": pair[0], "text": text})
 
     def _pair(self, row: Row, counts: Counter[str]) -> tuple[str, str, str, str] | None:
-        """Prompt, good and bad response, and context; None for a row that has none."""
+        """Extract prompt, good and bad response, and context; None for a row without them."""
         try:
             record = None if row.error else convert(row.values, self.spec, kind="preference")
         except RowError as error:
@@ -172,7 +172,7 @@ class PromptRewrites:
 
 
 def asked(prompt: str, good: str, bad: str, context: str) -> str:
-    """The judge's question about a pair."""
+    """Format the judge's question about a pair."""
     parts = {"prompt": prompt, "good": good, "bad": bad, "rewrite": REWRITE, "end": END, "note": ""}
     if context:
         parts["note"] = _CONTEXT_NOTE.replace("{context}", context)
@@ -180,7 +180,7 @@ def asked(prompt: str, good: str, bad: str, context: str) -> str:
 
 
 def parsed(text: str) -> str | None:
-    """The rewrite in what the judge wrote; None where it has no heading or nothing below it."""
+    """Extract the rewrite from the judge's text; None if it has no heading or nothing below it."""
     _, heading, after = text.partition(REWRITE)
     if not heading:
         return None
@@ -188,7 +188,7 @@ def parsed(text: str) -> str | None:
 
 
 def out_of_bounds(prompt: str, rewrite: str, context: str = "") -> str | None:
-    """Why a rewrite is left out; None: it is used. Rows with a context are not measured (thu-coai/BPO)."""
+    """Reason for leaving out a rewrite; None: it is used. Rows with a context are not measured (thu-coai/BPO)."""
     if marked(rewrite):
         return "with a mark"
     if context:
@@ -199,18 +199,18 @@ def out_of_bounds(prompt: str, rewrite: str, context: str = "") -> str | None:
     return "lengthened" if words[1] / words[0] > _LENGTHENED else None
 
 
-def joined(text: str, context: str, turn: int, beside: str = "") -> str:
-    """A prompt, or its rewrite, with the context.
+def joined(text: str, context: str, turn: int, counterpart: str = "") -> str:
+    """Join a prompt, or its rewrite, with the context.
 
     Args:
-        text: either.
-        context: empty: the text stays as it is, and so it does where it holds the context already.
-        turn: a number that says how; the same for prompt and rewrite.
-        beside: the other one of the two.
+        text: the prompt or the rewrite.
+        context: the context; if it is empty or already part of the text, the text does not change.
+        turn: number that chooses the way of joining; the same for prompt and rewrite.
+        counterpart: the prompt of a rewrite.
     """
     if not context or context in text:
         return text
-    if "follow" in f"{text} {beside}".lower() or (beside or text).rstrip().endswith(":"):
+    if "follow" in f"{text} {counterpart}".lower() or (counterpart or text).rstrip().endswith(":"):
         return f"{text}\n{context}"
     way, first = _JOINED[turn % len(_JOINED)], turn // len(_JOINED) % 2
     if way == "{} {}" or not first:
@@ -219,12 +219,12 @@ def joined(text: str, context: str, turn: int, beside: str = "") -> str:
 
 
 def key_of(*parts: str) -> str:
-    """Digest of texts."""
+    """Compute a digest of texts."""
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
 
 
 def _only_text(part: str | Turns) -> str | None:
-    """The text of a prompt or response of one turn; None for several."""
+    """Text of a prompt or response of one turn; None for several turns."""
     if isinstance(part, str):
         return part
     return part[0]["content"] if len(part) == 1 else None

@@ -19,21 +19,21 @@ from rlhf_lightning.types import Sampling
 if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor
 
-#: What a rewriter is asked, in training and in use.
+#: Question to a rewriter, in training and in use.
 QUESTION = "Rewrite this prompt so that an assistant gives the most helpful and harmless response to it:\n{prompt}"
 #: Marks of the construction of its data that a rewriter may have learned to write (thu-coai/BPO).
 MARKS = ("[PROTECT", "[KEEP", "[INSTRUCTION]")
-#: Of the aggressive mode (thu-coai/BPO): samples, their temperature, and tokens that a rewrite has more than the query.
+#: Aggressive mode (thu-coai/BPO): samples, their temperature, and minimum extra tokens of a rewrite over the query.
 _SAMPLES, _TEMPERATURE, _LONGER = 5, 0.9, 5
 
 
 @dataclass
 class Rewriter(Transform):
-    """Black-box prompt optimization (BPO): a small model rewrites the last turn of the user, another one answers it.
+    """Black-box prompt optimization (BPO): a small model rewrites the last user turn, another one responds to it.
 
-    The rewriter is asked ``question`` in its own chat template. A rewrite that is empty leaves the query as it is. With
-    ``aggressive`` five samples at temperature 0.9 are drawn, each at least five tokens longer than the query and of
-    one line; the first one without a mark of the construction is taken, else the query stays.
+    The rewriter gets ``question`` in its own chat template. An empty rewrite leaves the query unchanged. With
+    ``aggressive``, five samples at temperature 0.9 are drawn, each at least five tokens longer than the query and of
+    one line; the first one without a mark of the construction is used, else the query stays.
 
     Source: "Black-Box Prompt Optimization: Aligning Large Language Models without Model Training", arXiv:2311.04155;
     settings of thu-coai/BPO.
@@ -42,18 +42,18 @@ class Rewriter(Transform):
 
     Args:
         path: folder of the run that trained the rewriter, of its weights or its adapter, or a hub id.
-        question: what it is asked, with ``{prompt}``; as it was trained.
-        temperature: of the rewrite; 0 is the most likely one.
-        top_p: of it.
-        max_new_tokens: of it.
-        aggressive: see above.
+        question: question to the rewriter, with ``{prompt}``, as in its training.
+        temperature: temperature of the rewrite; 0 is greedy.
+        top_p: nucleus of the rewrite.
+        max_new_tokens: maximum tokens of the rewrite.
+        aggressive: use the aggressive mode, see above.
         batch_size: rewrites decoded together.
-        seed: of the samples; a rewrite depends on it and on the query alone.
-        dtype: of the weights.
-        device: ``auto`` takes CUDA where there is some.
+        seed: seed of the samples; a rewrite depends only on it and on the query.
+        dtype: dtype of the weights.
+        device: ``auto`` uses CUDA if it is available.
 
     Raises:
-        ValueError: the question lacks ``{prompt}``, there is no such folder, or the run has no export.
+        ValueError: the question lacks ``{prompt}``, the folder does not exist, or the run has no export.
     """
 
     path: str
@@ -78,7 +78,7 @@ class Rewriter(Transform):
         self.path = model_location(self.path, "prompting.path")
 
     def __call__(self, turns: Turns) -> Turns:
-        """The turns with the query rewritten; the same turns where the rewrite is the query."""
+        """Rewrite the query of the turns; the turns are unchanged if the rewrite equals the query."""
         query = turns[query_of(turns)]["content"]
         self.prepare([turns])
         return turns if self._rewritten[query] == query else with_query(turns, self._rewritten[query])
@@ -99,7 +99,7 @@ class Rewriter(Transform):
         return {**kept, "path": content_digest(self.path)}
 
     def rewrites(self, queries: Sequence[str]) -> list[str]:
-        """One rewrite a query."""
+        """Return one rewrite per query."""
         tokenizer, actor = self._model()
         asked = [self._asked(tokenizer, query) for query in queries]
         if self.aggressive:
@@ -139,7 +139,7 @@ class Rewriter(Transform):
         return conversation_ids(tokenizer, [{"role": "user", "content": self.question.replace("{prompt}", query)}])
 
     def _model(self) -> tuple[Any, Actor]:
-        """Tokenizer and weights of the rewriter, loaded when the first query comes."""
+        """Tokenizer and weights of the rewriter, loaded at the first query."""
         if self._loaded is None:
             from rlhf_lightning.rewards.log_prob import language_model
 
@@ -151,5 +151,5 @@ class Rewriter(Transform):
 
 
 def marked(text: str) -> bool:
-    """Whether a rewrite has a mark of the construction of the data."""
+    """Check if a rewrite has a mark of the construction of the data."""
     return any(mark in text for mark in MARKS)

@@ -1,4 +1,4 @@
-"""Rules that fit the query, put in front of it: preferences that are edited in a file instead of trained."""
+"""Rules retrieved for the query and put before it: preferences that are edited in a file instead of trained."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _TEMPLATE = "Keep to these rules where they apply:\n{rules}\n\n{prompt}"
 class Rules(Transform):
     """Retrieved rules (OPO): the rules closest to the last turn of the user, within a budget of tokens.
 
-    The rules are filtered first: with ``field``, those stay whose value of that field is among ``always``, occurs in
-    the query as a word, or is missing. Of these the ``top_k`` closest ones that have anything in common with the query
-    are listed, closest first, each as ``source: text``, as many whole ones as fit into ``max_tokens``. A query that no
-    rule fits is left as it is.
+    The rules are filtered first: with ``field``, a rule is kept if its value of that field is in ``always``, occurs in
+    the query as a word, or is missing. The ``top_k`` closest of these that have anything in common with the query are
+    listed, closest first, each as ``source: text``, as many as fit completely into ``max_tokens``. A query without
+    matching rules is not changed.
 
     Source: "Align on the Fly: Adapting Chatbot Behavior to Established Norms", arXiv:2312.15907 (there OPO, a name
     that later papers have for something else).
@@ -33,16 +33,17 @@ class Rules(Transform):
     ada-002's, and here tf-idf by default.
 
     Args:
-        file: of the rules: JSONL rows with ``text``, and if wanted ``source`` and other fields; or .txt, one a line.
-        top_k: most rules of a prompt.
-        max_tokens: of the list of rules, in the model's tokens; None: any (1000: GAIR-NLP/OPO).
-        field: of the rules that is looked for in the query, such as ``region``; None: none.
+        file: file of rules: JSONL rows with ``text``, and optionally ``source`` and other fields; or .txt, one per
+            line.
+        top_k: maximum rules of a prompt.
+        max_tokens: maximum length of the list of rules in the model's tokens; None: any (1000: GAIR-NLP/OPO).
+        field: field of the rules to look for in the query, such as ``region``; None: none.
         always: values of the field that apply to every query, such as ``national``.
-        template: how ``{rules}`` and ``{prompt}`` stand in the turn.
+        template: template of the turn, with ``{rules}`` and ``{prompt}``.
         embedder: name or folder of a sentence-transformers model; None: tf-idf.
 
     Raises:
-        ValueError: there is no rule, a row is none, no rule has the field, or the template lacks one of its parts.
+        ValueError: there is no rule, a row is not a rule, no rule has the field, or the template lacks a part.
     """
 
     files: ClassVar[tuple[str, ...]] = ("file",)
@@ -65,13 +66,15 @@ class Rules(Transform):
         if self.field is not None and not any(self.field in rule for rule in self._rules):
             raise ValueError(f"prompting.field={self.field}: no rule of {self.file} has such a field")
         if self.always and self.field is None:
-            raise ValueError("prompting.always lists values of a field of the rules: say of which one, prompting.field")
+            raise ValueError(
+                "prompting.always lists values of a field of the rules: name that field in prompting.field"
+            )
 
     def begin(self, tokenizer: Any) -> None:
-        """Take the tokenizer that counts.
+        """Set the tokenizer that counts.
 
         Raises:
-            ValueError: a rule alone is over the budget.
+            ValueError: a single rule exceeds the budget.
         """
         if tokenizer is self.tokenizer:
             return
@@ -80,12 +83,12 @@ class Rules(Transform):
         for number, rule in enumerate(self._rules, start=1):
             if limit is not None and (length := self._length(shown(rule))) > limit:
                 raise ValueError(
-                    f"prompting.max_tokens={limit} is less than rule {number} of {self.file} has: {length} tokens; "
-                    "raise it, or shorten the rule"
+                    f"prompting.max_tokens={limit} is too small for rule {number} of {self.file}, which has {length} "
+                    "tokens: raise it, or shorten the rule"
                 )
 
     def __call__(self, turns: Turns) -> Turns:
-        """The turns with rules in front of the query."""
+        """Add rules before the query of the turns."""
         query = turns[query_of(turns)]["content"]
         listed = self.listed(query)
         if not listed:
@@ -101,7 +104,7 @@ class Rules(Transform):
         return {**super().content(), "embedder": self.embedder and content_digest(self.embedder)}
 
     def listed(self, query: str) -> list[str]:
-        """The rules that fit a query, as they are shown."""
+        """List the rules of a query, as they appear in the prompt."""
         allowed = [number for number, rule in enumerate(self._rules) if self._applies(rule, query)]
         lines: list[str] = []
         for number in nearest(self._index.similarities(query), allowed, self.top_k):
@@ -125,15 +128,15 @@ class Rules(Transform):
 
 
 def shown(rule: Mapping[str, Any]) -> str:
-    """A rule as it stands in the prompt."""
+    """Format a rule for the prompt."""
     return f"{rule['source']}: {rule['text']}" if rule.get("source") else str(rule["text"])
 
 
 def read_rules(path: str) -> list[dict[str, Any]]:
-    """The rules of a file.
+    """Read the rules of a file.
 
     Raises:
-        ValueError: there is no such file, it has no rule, or a row has no text.
+        ValueError: the file does not exist or has no rules, or a row has no text.
     """
     file = existing_file(path, "prompting.file")
     rules = []
@@ -148,5 +151,5 @@ def read_rules(path: str) -> list[dict[str, Any]]:
             raise ValueError(f'prompting.file={path}:{number} must have a text under "text"')
         rules.append(rule)
     if not rules:
-        raise ValueError(f"prompting.file={path} holds no rule: write one a line, or set prompting=none")
+        raise ValueError(f"prompting.file={path} has no rules: write one per line, or set prompting=none")
     return rules

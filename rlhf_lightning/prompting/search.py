@@ -1,9 +1,8 @@
-"""The search of a better prompt: one loop, whose every computation is a row of a file.
+"""The search for a better prompt: one loop that records every computation as a row of a file.
 
-A search selects what the optimiser is shown, proposes texts and scores them. What it asks of the outside, texts of an
-optimiser and scores of a task, goes through :class:`Bench`, which looks into the journal first. So a search that was
-killed replays its file and resumes there, with the same texts: everything that is drawn is a function of the seed
-and the step.
+A search selects texts to show to the optimiser, proposes new ones and scores them. All replies of the optimiser and
+scores of the task go through :class:`Bench`, which looks them up in the journal first. So a killed search replays its
+file and resumes there with the same texts: every random draw is a function of the seed and the step.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Score = float | None
 
 @dataclass(frozen=True)
 class Trial:
-    """What happened when a text was tried on an example."""
+    """Result of trying a text on an example."""
 
     score: Score
     response: str = ""
@@ -36,23 +35,23 @@ class Candidate:
 
     text: str
     trials: tuple[Trial, ...]
-    step: int = 0  #: in which it was proposed; 0: it was there at the start
+    step: int = 0  #: step in which it was proposed; 0: at the start
     parent: str | None = None
 
     @property
     def scores(self) -> list[Score]:
-        """One an example."""
+        """Scores, one per example."""
         return [trial.score for trial in self.trials]
 
     @property
     def mean(self) -> float:
-        """Mean score of the examples that could be judged; minus infinity of none."""
+        """Mean score of the examples that could be judged; minus infinity if there are none."""
         scores = [score for score in self.scores if score is not None]
         return fmean(scores) if scores else float("-inf")
 
 
 class Task(Protocol):
-    """What texts are tried on."""
+    """A task that texts are tried on."""
 
     def __len__(self) -> int:
         """Examples."""
@@ -63,11 +62,11 @@ class Task(Protocol):
         ...
 
     def shown(self, example: int, placeholder: str) -> tuple[str, str]:
-        """An example as the optimiser sees it: the query with a placeholder where the text stands, and its answer."""
+        """Show an example to the optimiser: the query with a placeholder for the text, and its answer."""
         ...
 
 
-#: Question, number of answers, seed, step -> answers of the optimiser.
+#: Question, number of replies, seed, step -> replies of the optimiser.
 Optimizer = Callable[[str, int, int, int], Sequence[str]]
 
 
@@ -75,11 +74,11 @@ class Bench:
     """Optimiser and task behind a journal.
 
     Args:
-        optimizer: answers questions.
+        optimizer: replies to questions.
         task: tries texts.
-        journal: where every answer and every trial is, and is looked for.
-        seed: of all that is drawn.
-        name: of the task, in the journal.
+        journal: records every reply and every trial.
+        seed: seed of all random draws.
+        name: name of the task in the journal.
     """
 
     def __init__(self, optimizer: Optimizer, task: Task, journal: Journal, seed: int = 0, name: str = "score") -> None:
@@ -87,7 +86,7 @@ class Bench:
         self.name = name
 
     def ask(self, question: str, count: int, step: int) -> list[str]:
-        """Answers of the optimiser to the question of a step."""
+        """Get the optimiser's replies to the question of a step."""
         key = f"ask/{step}/{digest(question)}"
         if key not in self.journal.rows:
             answers = list(self.optimizer(question, count, self.seed + step, step))
@@ -95,7 +94,7 @@ class Bench:
         return [str(answer) for answer in self.journal.rows[key]["answers"]]
 
     def trials(self, text: str, step: int, examples: Sequence[int] | None = None) -> list[Trial]:
-        """Trials of a text; None: on every example."""
+        """Try a text on examples; None: on every example."""
         every = range(len(self.task)) if examples is None else examples
         key = f"{self.name}/{digest(text)}/{'all' if examples is None else digest(json.dumps(list(examples)))}"
         if key not in self.journal.rows:
@@ -107,21 +106,21 @@ class Bench:
         return [Trial(*pair) for pair in zip(row["scores"], row["responses"], strict=True)]
 
     def candidate(self, text: str, step: int, parent: str | None = None) -> Candidate:
-        """A text, tried on every example."""
+        """Try a text on every example."""
         return Candidate(text, tuple(self.trials(text, step)), step, parent)
 
     def generator(self, *parts: Any) -> random.Random:
-        """Random numbers of their own for anything that has a name."""
+        """Random generator for the given name."""
         return random.Random(digest(json.dumps([self.seed, *map(str, parts)])))
 
 
 class PromptSearch(Protocol):
-    """How texts become better; see :class:`~rlhf_lightning.prompting.opro.OPRO`."""
+    """A method of improving texts; see :class:`~rlhf_lightning.prompting.opro.OPRO`."""
 
     steps: int
 
     def select(self, pool: Sequence[Candidate], step: int, bench: Bench) -> Sequence[Candidate]:
-        """What the next proposals are made from."""
+        """Select the texts that the next proposals are based on."""
         ...
 
     def propose(self, selected: Sequence[Candidate], step: int, bench: Bench) -> Sequence[str]:
@@ -131,16 +130,16 @@ class PromptSearch(Protocol):
     def score(
         self, texts: Sequence[str], selected: Sequence[Candidate], step: int, bench: Bench
     ) -> Sequence[Candidate]:
-        """Those of the new texts that join the pool."""
+        """Score new texts; return those that join the pool."""
         ...
 
 
 def run(search: PromptSearch, starts: Sequence[str], bench: Bench) -> Iterator[tuple[int, list[Candidate]]]:
-    """Search, and give the pool after the start and after each step.
+    """Search, and yield the pool after the start and after each step.
 
     Args:
-        search: how.
-        starts: texts to begin with; different ones.
+        search: the search method.
+        starts: distinct texts to begin with.
         bench: optimiser and task.
     """
     pool = [bench.candidate(text, 0) for text in dict.fromkeys(starts)]
@@ -154,10 +153,10 @@ def run(search: PromptSearch, starts: Sequence[str], bench: Bench) -> Iterator[t
 
 
 def best(pool: Sequence[Candidate]) -> Candidate:
-    """The highest mean; of equals the first one."""
+    """Candidate with the highest mean; the first one of equals."""
     return max(pool, key=lambda candidate: candidate.mean)
 
 
 def digest(text: str) -> str:
-    """Of a text, for keys."""
+    """Compute the digest of a text, for keys."""
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()

@@ -294,7 +294,7 @@ def _expanded(path: str) -> list[Path]:
     plain = Path(path).expanduser()
     matches = [plain] if plain.exists() else [Path(match) for match in sorted(glob.glob(str(plain), recursive=True))]
     if not matches:
-        raise ReportError(f"{path}: no such file or folder{_neighbours(plain)}")
+        raise ReportError(f"{path}: there is no such file or folder{_neighbours(plain)}")
     return [match if match.is_dir() else match.parent for match in matches]
 
 

@@ -1,10 +1,10 @@
 """The tiny world: a language small enough to align in seconds, with a gold reward that is known exactly.
 
 ``model=tiny data=tiny``: :class:`TinyWorld` is the base model, :class:`TinySource` its data of every kind,
-:class:`TinyEvaluator` what only the evaluator knows, :class:`GoldScorer` the gold reward as a reward (``reward=gold``),
+:class:`TinyEvaluator` the evaluator's part, :class:`GoldScorer` the gold reward as a reward (``reward=gold``),
 :class:`LabelScorer` the same with a labeller's errors, :class:`StepScorer` the same claim by claim,
 :class:`SafetyScorer` reward and cost apart, :class:`CorrectScorer` whether a claim is right, :class:`CyclicScorer` a
-preference without a best response (``reward=cyclic``), :func:`claim` what an answer states, for votes.
+preference without a best response (``reward=cyclic``), :func:`claim` the claim of a response, for votes.
 """
 
 from __future__ import annotations

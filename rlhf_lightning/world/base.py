@@ -1,8 +1,7 @@
-"""The base model of the tiny world: trained once in seconds, kept by content, loaded like any other model.
+"""The base model of the tiny world: trained once in seconds, cached by content, loaded like any other model.
 
-The cache folder is ``world/<digest>`` below ``$RLHF_CACHE``: the digest covers everything that the weights follow from.
-Of several jobs that want the base one trains it and the others wait; the folder appears by a rename, whole or not at
-all.
+The cache folder is ``world/<digest>`` in ``$RLHF_CACHE``: the digest covers everything that determines the weights. If
+several jobs need the base, one trains it and the others wait. The folder is renamed into place only when complete.
 """
 
 from __future__ import annotations
@@ -37,29 +36,29 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Part of the key; raise it when the same settings start to give another base.
+#: Part of the key; increase it when the same settings give another base.
 BASE_VERSION = 1
-#: Jobs that want the base wait this long, in seconds, for the one that trains it.
+#: Seconds that jobs wait for the one that trains the base.
 _PATIENCE = 1800.0
 
 
 @dataclass(frozen=True)
 class TinyWorld(Execution, Steerable):
-    """The tiny world's base: a Llama of half a million parameters that has read answers of every style.
+    """The tiny world's base: a Llama of half a million parameters, trained on answers of every style.
 
-    It is trained on the first use, in under a minute on one core, and kept under ``$RLHF_CACHE``. Its weights do not
-    depend on, and do not disturb, the global random number generators.
+    It is trained on first use, in under a minute on one core, and cached in ``$RLHF_CACHE``. Its weights do not depend
+    on, and do not disturb, the global random number generators.
 
     Args:
-        seed: of the weights and of what it reads; another seed is another base.
+        seed: seed of the weights and the training data; another seed gives another base.
         hidden_size: width of the residual stream.
         layers: decoder layers.
         heads: attention heads; must divide ``hidden_size``.
         intermediate_size: width of the MLP.
-        steps: of its training.
-        batch_size: answers a step.
-        lr: peak learning rate of its training, AdamW with a cosine to zero.
-        dtype: of the weights when loaded: ``float32``, ``bfloat16`` or ``float16``.
+        steps: training steps.
+        batch_size: answers per step.
+        lr: peak learning rate of the training, AdamW with a cosine to zero.
+        dtype: dtype of the loaded weights: ``float32``, ``bfloat16`` or ``float16``.
 
     Raises:
         ValueError: unknown dtype.
@@ -78,18 +77,18 @@ class TinyWorld(Execution, Steerable):
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"model.dtype={self.dtype!r}; it can be float32, bfloat16, float16")
+            raise ValueError(f"model.dtype={self.dtype!r} must be float32, bfloat16 or float16")
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """One token a word; needs no training."""
+        """Tokenizer with one token per word; it needs no training."""
         return prepare_tokenizer(tiny_tokenizer())
 
     def sizes(self) -> Sizes:
-        """Its depth and width."""
+        """Depth and width of the model."""
         return Sizes(self.layers, self.hidden_size, "llama")
 
     def load(self, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
-        """The base, in evaluation mode; trained now if it is not in the cache.
+        """Load the base in evaluation mode; train it first if it is not in the cache.
 
         Args:
             quantization: bitsandbytes settings; the weights are then quantised while they load.
@@ -101,17 +100,17 @@ class TinyWorld(Execution, Steerable):
         return self.steer(cast("PreTrainedModel", model.eval()), self.name, self.sizes)
 
     def folder(self) -> Path:
-        """The cached base: ``model``, ``base.json`` with what is known about it; made now if it is not there."""
+        """Folder of the cached base, with ``model`` and ``base.json``; created if missing."""
         return kept(default_folder() / "world" / self.digest(), self._train)
 
     def digest(self) -> str:
-        """Digest of all that the weights follow from: the language, the sizes, the training, torch's version."""
+        """Digest of everything that determines the weights: language, sizes, training, torch's version."""
         settings = {name: value for name, value in asdict(self).items() if name not in _NOT_CONTENT}
         parts = [BASE_VERSION, settings, grammar.content(), torch.__version__]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
     def new_model(self) -> PreTrainedModel:
-        """The model before its training."""
+        """Create the model before its training."""
         from transformers import LlamaConfig, LlamaForCausalLM
 
         ids = VOCABULARY.index
@@ -147,19 +146,19 @@ class TinyWorld(Execution, Steerable):
         (folder / "base.json").write_text(json.dumps(facts) + "\n")
 
 
-#: Fields that say how the base is run, not what it is.
+#: Fields that control how the base is run and do not affect its weights.
 _NOT_CONTENT = frozenset({"backend", "dropout", "gradient_checkpointing", "compile", "dtype", "name", "steering"})
 
 
 def kept(folder: Path, make: Callable[[Path], None]) -> Path:
-    """A folder of the cache, made now if it is not there.
+    """Return a folder of the cache; create it if missing.
 
-    Of several processes that want it one makes it and the others wait. It is written aside, flushed and renamed, so it
-    is there whole or not at all, whatever is killed when.
+    If several processes need it, one creates it and the others wait. It is written under a temporary name, flushed and
+    renamed, so that it is complete or missing, whenever a process is killed.
 
     Args:
-        folder: where it belongs.
-        make: fills the empty folder that it is given.
+        folder: path of the folder.
+        make: fills an empty folder.
 
     Raises:
         OSError: the cache cannot be written; the message names ``RLHF_CACHE``.
@@ -172,7 +171,9 @@ def kept(folder: Path, make: Callable[[Path], None]) -> Path:
             if not folder.is_dir():
                 _make(folder, make)
     except OSError as error:
-        raise OSError(f"the tiny world cannot be kept in {folder}: {error}; set RLHF_CACHE to a folder") from error
+        raise OSError(
+            f"the tiny world cannot be cached in {folder}: {error}. Set RLHF_CACHE to a writable folder"
+        ) from error
     return folder
 
 

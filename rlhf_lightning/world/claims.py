@@ -1,4 +1,4 @@
-"""What an answer of the tiny world claims, in one canonical text: for votes, and for who checks them."""
+"""Claims of the tiny world's responses as canonical text, for votes and checks."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _ADVICE = {True: "safe", False: "unsafe"}
 
 
 def truth(prompt: Prompt) -> str:
-    """The claim of a right answer: the value of each fact asked for, in the order of the attributes; safe advice."""
+    """Claim of a right answer: the value of each requested fact, in the order of the attributes; or safe advice."""
     if prompt.topic == "advice":
         return _ADVICE[True]
     return " ".join(grammar.truth(prompt, attribute) for attribute in prompt.asked)
 
 
 def stated(prompt: Prompt, words: Sequence[str]) -> str | None:
-    """What an answer claims, spelt like :func:`truth`; None when it is no sentence that answers the prompt.
+    """Claim of a response, spelt like :func:`truth`; None if it is not a sentence that answers the prompt.
 
-    Manners, hedges and the order of the claims do not matter, so answers that agree are equal texts.
+    Manners, hedges and the order of the claims do not matter, so responses that agree have equal texts.
     """
     parsed = parse(prompt, words)
     if parsed is None:
@@ -38,23 +38,23 @@ def stated(prompt: Prompt, words: Sequence[str]) -> str | None:
 
 
 def claim(prompt: str, response: str, **columns: Any) -> str | None:
-    """The claim of a response as text, for a majority vote: ``rlhf_lightning.world.claim``.
+    """Return the claim of a response as text, for a majority vote: ``rlhf_lightning.world.claim``.
 
     Args:
-        prompt: its text; one of the tiny world's.
-        response: its text; an end of sequence and what follows it do not count.
-        columns: of the row, not looked at: a vote knows no truth.
+        prompt: text of one of the tiny world's prompts.
+        response: text of the response; an end of sequence and everything after it are ignored.
+        columns: columns of the row, ignored: a vote does not use the true answer.
 
     Returns:
-        See :func:`stated`.
+        The claim; see :func:`stated`.
 
     Raises:
-        ValueError: the prompt is none of the tiny world's.
+        ValueError: the prompt does not belong to the tiny world.
     """
-    known = _prompts().get(" ".join(prompt.split()))
-    if known is None:
-        raise ValueError(f"claims are read from answers to the tiny world's prompts only, not to {prompt[:60]!r}")
-    return stated(known, response.partition(EOS)[0].split())
+    asked = _prompts().get(" ".join(prompt.split()))
+    if asked is None:
+        raise ValueError(f"claims can be read from responses to the tiny world's prompts only, not to {prompt[:60]!r}")
+    return stated(asked, response.partition(EOS)[0].split())
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What only the evaluator knows: the gold reward, the base, and answers that no method has seen."""
+"""The evaluator's part of the tiny world: the gold reward, the base, and responses that no method has seen."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 class TinyEvaluator:
-    """The tiny world as ``callbacks.GoldReward`` sees it; everything is about prompts that were held out of training.
+    """The tiny world as ``callbacks.GoldReward`` uses it, on prompts held out of training.
 
     Args:
-        base: the base model; None: the default one of ``model=tiny``.
-        answers: held-out answers of the base for each prompt, to calibrate implicit rewards on, at most 32.
+        base: the base model; None: the default base of ``model=tiny``.
+        answers: held-out responses of the base for each prompt, to calibrate implicit rewards on, at most 32.
     """
 
     max_new_tokens = MAX_NEW_TOKENS
@@ -38,30 +38,30 @@ class TinyEvaluator:
         self._actor: Actor | None = None
 
     def prompts(self) -> list[list[int]]:
-        """Token ids of the held-out prompts, always the same ones in the same order."""
+        """Token ids of the held-out prompts, always in the same order."""
         return [encode(prompt.text) for prompt in grammar.prompts("validation")]
 
     def prompt(self, ids: Sequence[int]) -> Prompt:
-        """The question behind token ids.
+        """Find the question of a prompt's token ids.
 
         Raises:
-            ValueError: the prompt is none of the tiny world's.
+            ValueError: the prompt does not belong to the tiny world.
         """
         if not self.knows(ids):
             raise ValueError(f"the gold reward knows the tiny world's prompts only, not the ids {list(ids)[:16]}")
         return self._prompts[tuple(ids)]
 
     def knows(self, ids: Sequence[int]) -> bool:
-        """Whether a prompt is one of the tiny world's."""
+        """Check if a prompt belongs to the tiny world."""
         if not self._prompts:
-            self._prompts = {tuple(encode(known.text)): known for known in grammar.prompts()}
+            self._prompts = {tuple(encode(prompt.text)): prompt for prompt in grammar.prompts()}
         return tuple(ids) in self._prompts
 
     def gold(self, prompt: Sequence[int], response: Sequence[int]) -> Gold:
-        """The worth of a response.
+        """Judge a response.
 
         Raises:
-            ValueError: the prompt is none of the tiny world's.
+            ValueError: the prompt does not belong to the tiny world.
         """
         return judge(self.prompt(prompt), words_of(list(response)))
 
@@ -81,10 +81,10 @@ class TinyEvaluator:
 
     @torch.no_grad()
     def divergence(self, policy: Backbone, batch: PackedBatch) -> torch.Tensor:
-        """KL(policy || base) of each response's whole distributions, summed over its tokens, in nats.
+        """Compute KL(policy || base) of each response from whole distributions, summed over its tokens, in nats.
 
-        Over responses that the policy sampled its mean is the KL of the two models, with a smaller variance than the
-        mean log-ratio: nothing is left to chance but which tokens came before.
+        Over responses sampled by the policy, its mean is the KL of the two models, with a smaller variance than the
+        mean log-ratio, since only the preceding tokens are random.
 
         Args:
             policy: a language model with the tiny world's vocabulary.
@@ -97,24 +97,24 @@ class TinyEvaluator:
             from rlhf_lightning.models.actor import Actor
 
             self._actor = Actor(self.base.load()).requires_grad_(False)
-        here = _predictions(policy, batch)
-        there = _predictions(self._actor.to(batch.ids.device), batch)
-        return batch.ragged(divergence(here, there, "reverse_kl")).sum().cpu()
+        policy_predictions = _predictions(policy, batch)
+        base_predictions = _predictions(self._actor.to(batch.ids.device), batch)
+        return batch.ragged(divergence(policy_predictions, base_predictions, "reverse_kl")).sum().cpu()
 
     def held_out(self) -> tuple[PackedBatch, list[list[float]], list[list[float]]]:
         """Answers of the base to the held-out prompts.
 
         Returns:
-            One batch, a group for each prompt; the answers' gold rewards, in points; their log-probs under the base, in
-            nats; both prompt by prompt.
+            One batch with a group for each prompt; the responses' gold rewards, in points; their log-probs under the
+            base, in nats; both by prompt.
         """
         groups = {prompt: group[: self.answers] for prompt, group in samples(self.base, "validation").items()}
-        examples = [Example(encode(p.text), [list(answer.ids) for answer in group]) for p, group in groups.items()]
-        gold = [[answer.gold.reward for answer in group] for group in groups.values()]
-        return pack(examples), gold, [[answer.log_prob for answer in group] for group in groups.values()]
+        examples = [Example(encode(p.text), [list(response.ids) for response in group]) for p, group in groups.items()]
+        gold = [[response.gold.reward for response in group] for group in groups.values()]
+        return pack(examples), gold, [[response.log_prob for response in group] for group in groups.values()]
 
     def batch(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[Sequence[int]]]) -> PackedBatch:
-        """Prompts with several responses each, as one batch."""
+        """Pack prompts with several responses each into one batch."""
         return pack([Example(list(p), [list(r) for r in rs]) for p, rs in zip(prompts, responses, strict=True)])
 
 

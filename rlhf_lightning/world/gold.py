@@ -1,6 +1,6 @@
-"""The gold reward: what an answer of the tiny world is worth, computed by program.
+"""The gold reward of the tiny world's responses, computed exactly.
 
-A weighted sum of named features. The evaluator knows it; a method sees it only where it is that method's reward.
+It is a weighted sum of named features. The evaluator uses it; a method sees it only if it is that method's reward.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from rlhf_lightning.world import grammar
 from rlhf_lightning.world.grammar import Prompt, Words
 
-#: Points of each feature. A right, polite, plain sentence is worth 4; the best answer of one word is worth nothing.
+#: Points of each feature. A right, polite, plain sentence gets 4; the best response of one word gets 0.
 WEIGHTS: Mapping[str, float] = {"correct": 2.0, "safe": 2.0, "polite": 1.0, "brief": 1.5, "direct": 0.5, "form": 1.0}
 
 #: Words that only rude phrases have.
@@ -22,7 +22,7 @@ _UNSAFE = {"baby", "roof", "hurry"}
 
 @dataclass
 class Parsed:
-    """What a sentence of the grammar is made of, and where its faults are."""
+    """Parts of a sentence of the grammar, and positions of its faults."""
 
     claims: list[tuple[int, str]] = field(default_factory=list)  #: attribute and value, in order
     safe: bool | None = None  #: of advice
@@ -31,21 +31,21 @@ class Parsed:
     hedged: bool = False
     tails: int = 0
     ends: list[int] = field(default_factory=list)  #: position of the last word of each claim
-    #: position of the telling word of each fault by the feature that it costs
+    #: position of the word that marks each fault, by the affected feature
     faults: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Gold:
-    """The worth of an answer."""
+    """Gold reward of a response."""
 
     reward: float  #: in points
     features: Mapping[str, float | None]  #: by name; None where a feature does not apply
-    parsed: Parsed | None  #: None when the answer is no sentence of the grammar that answers the prompt
+    parsed: Parsed | None  #: None if the response is not a sentence of the grammar that answers the prompt
 
 
 def judge(prompt: Prompt, words: Sequence[str]) -> Gold:
-    """The worth of an answer, in points.
+    """Compute the gold reward of a response, in points.
 
     ``correct`` is the mean over the facts asked for of 1 (right), -1 (wrong) or 0 (not stated); ``safe`` is 1 or -1 and
     only advice has it; ``polite`` is 1, 0 or -1, polite phrases against rude ones; ``brief`` is 0 less a third a tail,
@@ -53,8 +53,8 @@ def judge(prompt: Prompt, words: Sequence[str]) -> Gold:
     such sentence earns nothing, and pays for its rude words and its length.
 
     Args:
-        prompt: what was asked.
-        words: of the answer, without the end-of-sequence token.
+        prompt: the prompt.
+        words: words of the response, without the end-of-sequence token.
     """
     parsed = parse(prompt, words)
     features = _features_of_noise(words) if parsed is None else _features(prompt, parsed)
@@ -92,7 +92,7 @@ def _features_of_noise(words: Sequence[str]) -> dict[str, float | None]:
 
 
 def parse(prompt: Prompt, words: Sequence[str]) -> Parsed | None:
-    """The parts of an answer, or None unless it is a sentence of the grammar that answers the prompt."""
+    """Parse a response; None unless it is a sentence of the grammar that answers the prompt."""
     reader, parsed = _Reader(words), Parsed()
     _sentiment(reader, parsed, grammar.POLITE_OPENINGS, grammar.RUDE_OPENINGS)
     if reader.one_of(grammar.HEDGES):
@@ -110,10 +110,10 @@ def parse(prompt: Prompt, words: Sequence[str]) -> Parsed | None:
 def _sentiment(reader: _Reader, parsed: Parsed, kind: Sequence[Words], harsh: Sequence[Words]) -> None:
     if reader.one_of(kind):
         parsed.polite += 1
-    elif found := reader.one_of(harsh):
+    elif phrase := reader.one_of(harsh):
         parsed.rude += 1
-        telling = next(i for i, word in enumerate(found) if word in _RUDE)
-        parsed.faults.setdefault("polite", []).append(reader.position - len(found) + telling)
+        rude_word = next(i for i, word in enumerate(phrase) if word in _RUDE)
+        parsed.faults.setdefault("polite", []).append(reader.position - len(phrase) + rude_word)
 
 
 def _advice(reader: _Reader, parsed: Parsed) -> bool:
@@ -127,21 +127,21 @@ def _advice(reader: _Reader, parsed: Parsed) -> bool:
 
 
 def _claims(reader: _Reader, parsed: Parsed, prompt: Prompt) -> bool:
-    """Read claims about what was asked, each attribute once; False unless there is one."""
+    """Read claims about the requested attributes, each once; False if there is none."""
     left = list(prompt.asked)
     while left:
         before = reader.position
         if parsed.claims and not reader.take((";",)):
             break
-        found = next((i for i in left if reader.claims(prompt, i, first=not parsed.claims)), None)
-        if found is None:
+        attribute = next((i for i in left if reader.claims(prompt, i, first=not parsed.claims)), None)
+        if attribute is None:
             reader.position = before
             break
-        left.remove(found)
+        left.remove(attribute)
         value = reader.words[reader.position - 1]
-        parsed.claims.append((found, value))
+        parsed.claims.append((attribute, value))
         parsed.ends.append(reader.position - 1)
-        if value != grammar.truth(prompt, found):
+        if value != grammar.truth(prompt, attribute):
             parsed.faults.setdefault("correct", []).append(reader.position - 1)
     return bool(parsed.claims)
 

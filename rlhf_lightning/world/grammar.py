@@ -41,7 +41,7 @@ ANIMALS: dict[str, tuple[str, str, str]] = {
     "camel": ("yellow", "desert", "grass"),
     "finch": ("yellow", "hills", "seeds"),
 }
-#: Things that want care.
+#: Dangerous things.
 HAZARDS = ("acid", "bleach", "petrol", "saw", "ladder", "oven", "poison", "axe", "candle", "wire", "firework", "drill")
 ATTRIBUTES = ("colour", "home", "food")
 VALUES: tuple[Words, ...] = tuple(tuple(dict.fromkeys(facts[i] for facts in ANIMALS.values())) for i in range(3))
@@ -66,10 +66,10 @@ TAILS = ((",", "you", "know"), (",", "and", "so", "on"), (",", "as", "they", "sa
 POLITE_CLOSINGS = ((";", "hope", "that", "helps"),)
 RUDE_CLOSINGS = ((";", "now", "go", "away"),)
 
-#: A context under which the base answers well, and one under which it answers badly.
+#: A context under which the base responds well, and one under which it responds badly.
 GOOD_CONTEXT = "a kind expert says :"
 BAD_CONTEXT = "a tired troll says :"
-#: What a critic says about an answer, by the fault it names; the base has read answers behind such remarks.
+#: Remarks of a critic on an answer, by the fault they name; the base was trained on answers after such remarks.
 JUDGMENTS = {
     "correct": "critic : the word {} is wrong .",
     "safe": "critic : the word {} is unsafe .",
@@ -106,7 +106,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Style:
-    """How answers are written: probabilities of what an answer may have."""
+    """Style of answers: probabilities of their parts."""
 
     right: float = 0.6  #: each claim is true
     safe: float = 0.5  #: advice is safe
@@ -118,22 +118,22 @@ class Style:
     rude_closing: float = 0.2
 
 
-#: What the base learns: everything is possible, so that alignment has something to choose from.
+#: Style that the base learns: everything is possible, so that alignment has something to choose from.
 MIXED = Style()
 GOOD = Style(0.95, 0.95, 0.8, 0.0, 0.05, (0.9, 0.1), 0.2, 0.0)
 BAD = Style(0.3, 0.1, 0.0, 0.7, 0.5, (0.1, 0.2, 0.4, 0.3), 0.0, 0.5)
 
 
 def held_out(subject: str) -> bool:
-    """Whether prompts about a subject are for validation only: every fourth animal and hazard."""
+    """Check if prompts about a subject are for validation only: every fourth animal and hazard."""
     names = HAZARDS if subject in HAZARDS else tuple(ANIMALS)
     return names.index(subject) % 4 == 3
 
 
 def prompts(split: Split | None = None) -> list[Prompt]:
-    """All prompts of a split, in a fixed order; None: of both. No subject is in both splits."""
-    wanted = {None: (True, False), "train": (False,), "validation": (True,)}[split]
-    return [prompt for prompt in _all_prompts() if held_out(prompt.subject) in wanted]
+    """List all prompts of a split (None: of both) in a fixed order. No subject is in both splits."""
+    splits = {None: (True, False), "train": (False,), "validation": (True,)}[split]
+    return [prompt for prompt in _all_prompts() if held_out(prompt.subject) in splits]
 
 
 def _all_prompts() -> Iterator[Prompt]:
@@ -158,9 +158,9 @@ def answer(prompt: Prompt, style: Style, draw: np.random.Generator) -> list[str]
     """Draw an answer, as words.
 
     Args:
-        prompt: what is asked.
-        style: the odds.
-        draw: consumed.
+        prompt: the prompt.
+        style: probabilities.
+        draw: random generator.
     """
     words: list[str] = []
     words += _sentiment(draw, style.polite, style.rude, POLITE_OPENINGS, RUDE_OPENINGS)

@@ -1,4 +1,4 @@
-"""The rows of each kind of data: what a group of the tiny world looks like before it is tokenised."""
+"""Rows of each kind of data: groups of the tiny world before tokenisation."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from rlhf_lightning.world.preference import label, win
 from rlhf_lightning.world.samples import Sampled, samples
 from rlhf_lightning.world.training import judgment
 
-#: Part of the key of tokenised data; raise it when the same options start to give other rows.
+#: Part of the key of tokenised data; increase it when the same options give other rows.
 ROWS_VERSION = 4
 TOPICS = ("fact", "description", "advice")
-#: How demonstrations are written: by a good writer, not by a perfect one.
+#: Style of demonstrations: a good writer, not a perfect one.
 DEMONSTRATIONS = GOOD
-#: So many draws in a row without a new one, and rows may repeat.
-_VAIN = 200
-#: So many in a row without any, and there are none.
+#: After this many consecutive draws without a new row, rows may repeat.
+_REPEATS = 200
+#: After this many consecutive draws without a usable row, give up.
 _HOPELESS = 5000
 
 Values = dict[str, Any]
@@ -35,7 +35,7 @@ Pool = dict[Prompt, list[Sampled]]
 
 @dataclass(frozen=True)
 class Options:
-    """What to draw; see ``TinySource``."""
+    """Options of the draws; see ``TinySource``."""
 
     size: int
     seed: int
@@ -47,11 +47,11 @@ class Options:
 
 
 class Drawing:
-    """Where rows are drawn from: prompts, the base's answers, one generator.
+    """Sources of rows: prompts, the base's responses, one generator.
 
     Args:
-        base: whose answers.
-        split: of the prompts.
+        base: model that the responses come from.
+        split: split of the prompts.
         options: seed, flips, lengths.
     """
 
@@ -67,33 +67,35 @@ class Drawing:
         asked = [prompt for prompt in self.prompts if topic in (None, prompt.topic)]
         return asked[int(self.draw.integers(len(asked)))]
 
-    def answers(self, prompt: Prompt, count: int) -> list[Sampled]:
-        """Different samples of the base.
+    def responses(self, prompt: Prompt, count: int) -> list[Sampled]:
+        """Draw distinct samples of the base.
 
         Raises:
-            DataError: the base says too little that is text.
+            DataError: too few samples of the base are text.
         """
         if self._pool is None:
             pool = samples(self.base, self.split)
-            self._pool = {prompt: [answer for answer in group if answer.is_text] for prompt, group in pool.items()}
+            self._pool = {
+                prompt: [response for response in group if response.is_text] for prompt, group in pool.items()
+            }
         group = self._pool[prompt]
         if len(group) < count:
             raise DataError(
-                f"the base has {len(group)} answers to {prompt.text!r} that are text, and {count} are wanted: "
-                "train it longer (model.steps and data.source.base) or set data.source.longest lower"
+                f"only {len(group)} responses of the base to {prompt.text!r} are text, but {count} are needed: "
+                "train it longer (model.steps and data.source.base) or lower data.source.longest"
             )
         return [group[i] for i in self.draw.choice(len(group), size=count, replace=False)]
 
-    def worth(self, prompt: Prompt, answer: Sampled) -> float:
-        """What the labeller takes an answer to be worth, in points."""
-        return label(prompt, answer.words, answer.gold.reward, self.options.error)
+    def worth(self, prompt: Prompt, response: Sampled) -> float:
+        """Score that the labeller gives a response, in points."""
+        return label(prompt, response.words, response.gold.reward, self.options.error)
 
     def flip(self) -> bool:
-        """Whether this label is the wrong way round."""
+        """Draw whether this label is flipped."""
         return bool(self.draw.random() < self.options.flips)
 
     def demonstrated(self) -> bool:
-        """Whether this pair holds a demonstration; nothing is drawn where no pair does."""
+        """Draw whether this pair has a demonstration; no random number is used if no pair does."""
         return self.options.demonstrations > 0 and bool(self.draw.random() < self.options.demonstrations)
 
 
@@ -102,33 +104,34 @@ def draw(kind: str, base: TinyWorld, split: Split, options: Options) -> Iterator
 
     Args:
         kind: a key of :data:`ROWS`.
-        base: whose answers.
-        split: of the prompts.
-        options: how many, and how.
+        base: model that the responses come from.
+        split: split of the prompts.
+        options: options of the draws.
 
     Yields:
-        Rows without repetition, as long as there are any that differ; of prompts, which are few, one pass over all of
-        them after the other.
+        Rows without repetition, as long as there are new ones; prompts, of which there are few, in repeated passes.
 
     Raises:
-        DataError: the base's answers make no such rows.
+        DataError: the base's responses do not give such rows.
     """
     drawing = Drawing(base, split, options)
     if not KINDS[kind].has_responses:
         yield from _passes(drawing)
         return
     seen: set[str] = set()
-    found = vain = 0
-    while found < options.size:
+    drawn = attempts = 0
+    while drawn < options.size:
         row = ROWS[kind](drawing)
         key = json.dumps(row)
-        if vain == _HOPELESS:
-            raise DataError(f"{vain} draws in a row made no {kind} row: the base's answers are all worth the same")
-        if row is None or (key in seen and vain < _VAIN):
-            vain += 1
+        if attempts == _HOPELESS:
+            raise DataError(
+                f"{attempts} consecutive draws gave no {kind} row: all responses of the base have the same score"
+            )
+        if row is None or (key in seen and attempts < _REPEATS):
+            attempts += 1
             continue
         seen.add(key)
-        found, vain = found + 1, 0
+        drawn, attempts = drawn + 1, 0
         yield row
 
 
@@ -136,23 +139,23 @@ def _passes(source: Drawing) -> Iterator[Values]:
     left = source.options.size
     while left > 0:
         order = source.draw.permutation(len(source.prompts))[:left]
-        yield from (asked(source.prompts[place]) for place in order)
+        yield from (asked(source.prompts[number]) for number in order)
         left -= len(order)
 
 
 def asked(prompt: Prompt) -> Values:
-    """A prompt to be answered, and what a reward may want to know about it."""
+    """Row of a prompt alone, with columns for rewards."""
     return {"prompt": prompt.text, "topic": prompt.topic, "subject": prompt.subject, "answer": truth(prompt)}
 
 
 def supervised(source: Drawing) -> Values:
-    """A demonstration of a good writer."""
+    """Draw a demonstration of a good writer."""
     prompt = source.prompt()
     return {"prompt": prompt.text, "response": " ".join(grammar.answer(prompt, DEMONSTRATIONS, source.draw))}
 
 
 def preference(source: Drawing) -> Values | None:
-    """Two answers of the base, the better one chosen, or a demonstration against an answer of the base.
+    """Two responses of the base, the better one chosen, or a demonstration against a response of the base.
 
     Answers of equal worth make no pair. ``win_chosen`` and ``win_rejected`` are the probabilities that each beats the
     other by :func:`~rlhf_lightning.world.preference.win`; the second answer drawn counts as the reference's
@@ -161,13 +164,13 @@ def preference(source: Drawing) -> Values | None:
     prompt = source.prompt()
     if source.demonstrated():
         return _against_demonstration(source, prompt)
-    answers = source.answers(prompt, 2)
-    better, worse = sorted(answers, key=lambda answer: -source.worth(prompt, answer))
+    responses = source.responses(prompt, 2)
+    better, worse = sorted(responses, key=lambda response: -source.worth(prompt, response))
     high, low = source.worth(prompt, better), source.worth(prompt, worse)
     if high == low:
         return None
     chosen, rejected = (worse, better) if source.flip() else (better, worse)
-    # Who mixes up two answers believes in the same gap the other way round.
+    # A labeller who confuses two responses believes in the same gap with the opposite sign.
     return {
         "prompt": prompt.text,
         "chosen": chosen.text,
@@ -176,62 +179,62 @@ def preference(source: Drawing) -> Values | None:
         "score_rejected": round(low, 4),
         "win_chosen": round(win(high, low), 4),
         "win_rejected": round(win(low, high), 4),
-        "reference_sample": "chosen" if chosen is answers[1] else "rejected",
+        "reference_sample": "chosen" if chosen is responses[1] else "rejected",
     }
 
 
 def _against_demonstration(source: Drawing, prompt: Prompt) -> Values | None:
     written = " ".join(grammar.answer(prompt, DEMONSTRATIONS, source.draw))
-    (drawn,) = source.answers(prompt, 1)
+    (drawn,) = source.responses(prompt, 1)
     if written == drawn.text:
         return None
     return {"prompt": prompt.text, "chosen": written, "rejected": drawn.text, "policy_sample": "rejected"}
 
 
 def unpaired(source: Drawing) -> Values:
-    """An answer of the base; desirable when it is worth more than two of three others of the base, on the average."""
+    """A response of the base; desirable when it is worth more than two of three others of the base, on the average."""
     prompt = source.prompt()
-    answer, *others = source.answers(prompt, 4)
-    better = sum(source.worth(prompt, answer) > source.worth(prompt, other) for other in others)
-    return {"prompt": prompt.text, "response": answer.text, "label": (better >= 2) != source.flip()}
+    response, *others = source.responses(prompt, 4)
+    better = sum(source.worth(prompt, response) > source.worth(prompt, other) for other in others)
+    return {"prompt": prompt.text, "response": response.text, "label": (better >= 2) != source.flip()}
 
 
 def ranked(source: Drawing) -> Values | None:
-    """Two to ``longest`` answers of the base with their gold rewards.
+    """Two to ``longest`` responses of the base with their gold rewards.
 
     ``wins`` is the mean probability that each beats one of the list, itself included.
     """
     prompt = source.prompt()
     count = int(source.draw.integers(2, source.options.longest + 1))
-    answers = source.answers(prompt, count)
-    scores = [round(source.worth(prompt, answer), 4) for answer in answers]
+    answers = source.responses(prompt, count)
+    scores = [round(source.worth(prompt, response), 4) for response in answers]
     if len(set(scores)) < 2:
         return None
     if source.flip():
         scores[:2] = scores[1::-1]
     wins = [round(sum(win(score, other) for other in scores) / len(scores), 4) for score in scores]
-    return {"prompt": prompt.text, "responses": [answer.text for answer in answers], "scores": scores, "wins": wins}
+    return {"prompt": prompt.text, "responses": [response.text for response in answers], "scores": scores, "wins": wins}
 
 
 def judged(source: Drawing) -> Values | None:
-    """An answer of the base with a remark on one of its faults, or null where it has none."""
+    """A response of the base with a remark on one of its faults, or null where it has none."""
     prompt = source.prompt()
-    (answer,) = source.answers(prompt, 1)
-    if answer.gold.parsed is None:
+    (response,) = source.responses(prompt, 1)
+    if response.gold.parsed is None:
         return None
-    remark = judgment(prompt, answer.words, source.draw)
+    remark = judgment(prompt, response.words, source.draw)
     praised = remark == grammar.PRAISE
-    faults = [] if praised else sorted(at for found in answer.gold.parsed.faults.values() for at in found)
+    faults = [] if praised else sorted(at for positions in response.gold.parsed.faults.values() for at in positions)
     return {
         "prompt": prompt.text,
-        "response": answer.text,
+        "response": response.text,
         "judgment": None if praised else remark,
         "faults": faults,
     }
 
 
 def steps(source: Drawing) -> Values:
-    """A description in claims, each of which is right or wrong."""
+    """Draw a description as claims, each of which is right or wrong."""
     prompt = source.prompt("description")
     claims = grammar.body(prompt, MIXED, source.draw)
     right = [words[-1] == grammar.truth(prompt, attribute) for attribute, words in enumerate(claims)]
@@ -240,12 +243,12 @@ def steps(source: Drawing) -> Values:
 
 
 def safety(source: Drawing) -> Values | None:
-    """Two pieces of advice of the base; the safer one is chosen, of two equally safe ones the better one."""
+    """Draw two pieces of advice of the base; the safer one is chosen, or the better one if both are equally safe."""
     prompt = source.prompt("advice")
-    answers = source.answers(prompt, 2)
-    if any(answer.gold.parsed is None for answer in answers) or answers[0].text == answers[1].text:
+    answers = source.responses(prompt, 2)
+    if any(response.gold.parsed is None for response in answers) or answers[0].text == answers[1].text:
         return None
-    chosen, rejected = sorted(answers, key=lambda answer: (_is_safe(answer), answer.gold.reward), reverse=True)
+    chosen, rejected = sorted(answers, key=lambda response: (_is_safe(response), response.gold.reward), reverse=True)
     if source.flip():
         chosen, rejected = rejected, chosen
     return {
@@ -257,15 +260,15 @@ def safety(source: Drawing) -> Values | None:
     }
 
 
-def _is_safe(answer: Sampled) -> bool:
-    return answer.gold.features["safe"] == 1
+def _is_safe(response: Sampled) -> bool:
+    return response.gold.features["safe"] == 1
 
 
 def attributes(source: Drawing) -> Values:
-    """An answer of the base with all its features."""
+    """A response of the base with all its features."""
     prompt = source.prompt()
-    (answer,) = source.answers(prompt, 1)
-    return {"prompt": prompt.text, "response": answer.text, "attributes": dict(answer.gold.features)}
+    (response,) = source.responses(prompt, 1)
+    return {"prompt": prompt.text, "response": response.text, "attributes": dict(response.gold.features)}
 
 
 def paraphrase(source: Drawing) -> Values:
@@ -296,7 +299,7 @@ def context(source: Drawing) -> Values:
     return supervised(source)
 
 
-#: How a row of each kind is drawn; None where the draw makes none.
+#: Draws a row of each kind; None if the draw gives none.
 ROWS: Mapping[str, Callable[[Drawing], Values | None]] = {
     "supervised": supervised,
     "preference": preference,
@@ -312,5 +315,5 @@ ROWS: Mapping[str, Callable[[Drawing], Values | None]] = {
     "comparison": preference,
     "prompt": lambda source: asked(source.prompt()),
 }
-#: The kinds whose rows are about one topic.
+#: Kinds whose rows are about one topic.
 ONE_TOPIC: Mapping[str, str] = {"safety": "advice", "steps": "description", "paraphrase": "fact"}

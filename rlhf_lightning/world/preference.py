@@ -1,4 +1,4 @@
-"""Who wins between two responses of the tiny world: by gold reward, by a labeller who errs, or in a circle."""
+"""Preferences between responses of the tiny world: by gold reward, by an erring labeller, or cyclic."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from statistics import NormalDist
 from rlhf_lightning.world.gold import Gold
 from rlhf_lightning.world.grammar import Prompt
 
-#: In this order each beats the next one, and the last one the first.
+#: Each style beats the next one, and the last one beats the first.
 STYLES = ("polite", "plain", "rude")
 
 
@@ -20,12 +20,12 @@ def win(reward: float, other: float) -> float:
 
 
 def label(prompt: Prompt, words: Sequence[str], gold: float, error: float) -> float:
-    """What a labeller who errs takes a response to be worth, in points: always the same of the same response.
+    """Score by an erring labeller, in points: always the same for the same response.
 
     Args:
-        prompt: that it answers.
-        words: of the response, without its end.
-        gold: its gold reward, in points.
+        prompt: prompt of the response.
+        words: words of the response, without its end.
+        gold: gold reward of the response, in points.
         error: standard deviation of the labeller's normal error, in points.
     """
     if not error:
@@ -36,7 +36,7 @@ def label(prompt: Prompt, words: Sequence[str], gold: float, error: float) -> fl
 
 
 def style(gold: Gold) -> str | None:
-    """The manner of a response, one of :data:`STYLES`; None for what is no sentence of the grammar."""
+    """Style of a response, one of :data:`STYLES`; None if it is not a sentence of the grammar."""
     if gold.parsed is None:
         return None
     return {1.0: "polite", 0.0: "plain", -1.0: "rude"}[gold.features["polite"] or 0.0]
@@ -58,10 +58,10 @@ def cyclic_win(first: str | None, second: str | None, strength: float) -> float:
 
 
 def exploitability(styles: Sequence[str | None], strength: float) -> float:
-    """How much more than half of the responses the best pure style beats, from 0 (nobody can exploit them) to 1/2.
+    """Win rate above one half of the best pure style against the responses, from 0 (not exploitable) to 1/2.
 
     Args:
-        styles: of a policy's responses.
+        styles: styles of a policy's responses.
         strength: see :func:`cyclic_win`.
     """
     return max(sum(cyclic_win(pure, one, strength) for one in styles) / len(styles) for pure in STYLES) - 0.5

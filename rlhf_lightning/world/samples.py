@@ -1,4 +1,4 @@
-"""What the base answers: many samples of every prompt, drawn once, kept beside the base, judged by the gold reward."""
+"""Samples of the base for every prompt: drawn once, cached with the base, judged by the gold reward."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from rlhf_lightning.world.gold import Gold, judge
 from rlhf_lightning.world.grammar import Prompt, Split
 from rlhf_lightning.world.tokenizer import SPECIAL, encode, end, words_of
 
-#: Part of the key; raise it when the same base starts to give other samples.
+#: Part of the key; increase it when the same base gives other samples.
 SAMPLES_VERSION = 2
-#: Samples of a prompt.
+#: Samples per prompt.
 SAMPLES = 32
-#: Most tokens of a sample; the grammar's longest answer has 37.
+#: Maximum tokens of a sample; the grammar's longest answer has 37.
 MAX_NEW_TOKENS = 40
 _BATCH = 512
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """One answer of the base."""
+    """One response of the base."""
 
     words: tuple[str, ...]
-    ids: tuple[int, ...]  #: with the end of the sequence, where the answer ended by itself
-    log_prob: float  #: summed over the answer, under the base, in nats
+    ids: tuple[int, ...]  #: with the end of the sequence, if the response ended by itself
+    log_prob: float  #: summed over the response, under the base, in nats
     gold: Gold
 
     @property
@@ -42,7 +42,7 @@ class Sampled:
 
     @property
     def is_text(self) -> bool:
-        """Whether it came to its end and says words only: a model may also produce its special tokens."""
+        """True if the response ended by itself and has words only: a model may also produce special tokens."""
         return bool(self.words) and self.ids[-1] == end() and not SPECIAL & set(self.words)
 
 
@@ -60,14 +60,14 @@ def _folder(base: TinyWorld) -> Path:
 @functools.lru_cache(maxsize=2)
 def _read(folder: Path) -> dict[Prompt, list[Sampled]]:
     rows = json.loads((folder / "samples.json").read_text())
-    found: dict[Prompt, list[Sampled]] = {}
+    by_prompt: dict[Prompt, list[Sampled]] = {}
     for prompt, row in zip(grammar.prompts(), rows, strict=True):
         answers = [tuple(words_of(ids)) for ids in row["ids"]]
-        found[prompt] = [
+        by_prompt[prompt] = [
             Sampled(words, tuple(ids), log_prob, judge(prompt, words))
             for words, ids, log_prob in zip(answers, row["ids"], row["log_probs"], strict=True)
         ]
-    return found
+    return by_prompt
 
 
 def _draw(base: TinyWorld, folder: Path) -> None:
@@ -86,16 +86,16 @@ def _draw(base: TinyWorld, folder: Path) -> None:
     (folder / "samples.json").write_text(json.dumps(rows))
 
 
-def _log_probs(actor: object, prompt: list[int], answers: Sequence[list[int]]) -> list[float]:
+def _log_probs(actor: object, prompt: list[int], responses: Sequence[list[int]]) -> list[float]:
     import torch
 
     from rlhf_lightning.data.batches.packing import pack
 
     with torch.no_grad():
-        scored = actor(pack([Example(prompt, list(answers))], kind="supervised"))  # type: ignore[operator]
-    return scored.sum().tolist()  # type: ignore[no-any-return]
+        log_probs = actor(pack([Example(prompt, list(responses))], kind="supervised"))  # type: ignore[operator]
+    return log_probs.sum().tolist()  # type: ignore[no-any-return]
 
 
 def mean_gold(base: TinyWorld, split: Split) -> float:
-    """Mean gold reward of the base's own answers, in points."""
-    return float(np.mean([answer.gold.reward for group in samples(base, split).values() for answer in group]))
+    """Mean gold reward of the base's own responses, in points."""
+    return float(np.mean([response.gold.reward for group in samples(base, split).values() for response in group]))

@@ -1,4 +1,4 @@
-"""What the tiny world can reward: its gold reward, safety as a cost, right claims, and a preference in a circle."""
+"""Rewards of the tiny world: its gold reward, safety as a cost, right claims, and a cyclic preference."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Scores = list[list[float | None]]
 
 
 class GoldScorer:
-    """The gold reward as a reward that a run may ask for, ``reward=gold``: then it is no secret any more.
+    """The gold reward as a reward, ``reward=gold``; it is then no longer hidden from the method.
 
     Args:
         tokenizer: the policy's, which must be the tiny world's.
@@ -37,16 +37,16 @@ class GoldScorer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, base: TinyWorld | None = None) -> None:
         if len(tokenizer) != len(VOCABULARY) or tokenizer.eos_token_id != end():
             raise ValueError(
-                f"reward={self.name} judges the tiny world's words only: set model=tiny, or choose another reward"
+                f"reward={self.name} judges only the tiny world's words: set model=tiny, or choose another reward"
             )
         self.world = TinyEvaluator(base)
 
     def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
         """Gold rewards of whole groups, in points."""
-        return [[gold.reward for gold in found] for found in self._judged(groups)]
+        return [[gold.reward for gold in group] for group in self._judged(groups)]
 
     def win_matrix(self, groups: Sequence[SampleGroup]) -> list[list[list[float]]]:
-        """Who wins by the Bradley-Terry model of these scores; see :func:`rlhf_lightning.rewards.win_matrices`."""
+        """Win probabilities by the Bradley-Terry model; see :func:`rlhf_lightning.rewards.win_matrices`."""
         points = [[0.0 if score is None else score for score in row] for row in self(groups)]
         return [[[win(one, other) for other in row] for one in row] for row in points]
 
@@ -54,16 +54,16 @@ class GoldScorer:
         return [[self.world.gold(self.question(group), ids) for ids in group.responses] for group in groups]
 
     def question(self, group: SampleGroup) -> list[int]:
-        """What was asked: the row's prompt where the model was given another one, as ``prompting=...`` makes it."""
+        """Original prompt: the row's prompt if ``prompting=...`` gave the model another one."""
         asked = group.columns.get("prompt")
         ids = encode(asked) if isinstance(asked, str) else []
         return ids if ids and self.world.knows(ids) else group.prompt
 
 
 class LabelScorer(GoldScorer):
-    """What a labeller who errs says, ``reward=gold_labels``: gold stays a measure that nothing is trained on.
+    """Scores of an erring labeller, ``reward=gold_labels``, so that gold remains a measure that no run trains on.
 
-    The error of a response is always the same, and the same as that of pairs, lists and labels which are drawn with
+    The error of a response is always the same, and the same as in pairs, lists and labels drawn with
     ``data.source.error``.
 
     Args:
@@ -90,9 +90,9 @@ class LabelScorer(GoldScorer):
         return [
             [
                 self._label(self.question(group), ids, gold.reward)
-                for ids, gold in zip(group.responses, found, strict=True)
+                for ids, gold in zip(group.responses, judged, strict=True)
             ]
-            for group, found in zip(groups, self._judged(groups), strict=True)
+            for group, judged in zip(groups, self._judged(groups), strict=True)
         ]
 
     def _label(self, prompt: Sequence[int], response: Sequence[int], gold: float) -> float:
@@ -100,10 +100,10 @@ class LabelScorer(GoldScorer):
 
 
 class StepScorer(GoldScorer):
-    """The gold reward, given where it is earned, ``reward=gold_steps``.
+    """The gold reward by steps, ``reward=gold_steps``.
 
-    Each claim or advice is a step, worth what it adds to the features ``correct`` and ``safe``; the rest (manners,
-    length, form) comes at the response's last token, so that the steps add up to the gold reward.
+    Each claim or advice is a step whose reward is its part of the features ``correct`` and ``safe``; the rest (manners,
+    length, form) is given at the last token, so that the steps add up to the gold reward.
 
     Args:
         tokenizer: the policy's, which must be the tiny world's.
@@ -137,8 +137,8 @@ class SafetyScorer(GoldScorer):
 
     The term ``reward`` is the gold reward without the feature ``safe``, plus a temptation: unsafe advice earns points.
     The term ``cost`` is 1 for unsafe advice, -1 for safe advice and 0 where there is none, so its sign is the safety
-    label, as that of the cost model of Safe RLHF (arXiv:2310.12773, section 3.2). What maximises the reward alone gives
-    unsafe advice; a limit of the mean cost asks for the opposite.
+    label, like that of the cost model of Safe RLHF (arXiv:2310.12773, section 3.2). Maximising the reward alone leads
+    to unsafe advice; a limit on the mean cost works against it.
 
     Args:
         tokenizer: the policy's, which must be the tiny world's.
@@ -158,7 +158,7 @@ class SafetyScorer(GoldScorer):
     ) -> None:
         super().__init__(tokenizer, base)
         if temptation < 0:
-            raise ValueError(f"reward.temptation={temptation} must be at least 0: it is what unsafe advice earns")
+            raise ValueError(f"reward.temptation={temptation} must be at least 0: it is the reward of unsafe advice")
         self.temptation = temptation
 
     def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
@@ -169,12 +169,12 @@ class SafetyScorer(GoldScorer):
         """``reward``, in points, and ``cost``, in [-1, 1], of each response."""
         judged = self._judged(groups)
         return {
-            "reward": [[self._helpful(gold) for gold in found] for found in judged],
-            "cost": [[_cost(gold) for gold in found] for found in judged],
+            "reward": [[self._helpful(gold) for gold in group] for group in judged],
+            "cost": [[_cost(gold) for gold in group] for group in judged],
         }
 
     def combine(self, terms: Mapping[str, Scores]) -> Scores:
-        """The reward: a cost is no part of it, only of a method that limits it."""
+        """Return the reward; the cost is not part of it and is left to methods that limit it."""
         return terms["reward"]
 
     def _helpful(self, gold: Gold) -> float:
@@ -219,7 +219,7 @@ class CorrectScorer(GoldScorer):
         elected = bool(votes) and votes[0][0] == truth(prompt)
         self._sums.update({"groups": 1, "responses": len(right), "right": sum(right)})
         self._sums.update({"pass@k": any(right), "majority": elected})
-        return [float(found) for found in right]
+        return [float(is_right) for is_right in right]
 
     def metrics(self) -> dict[str, float]:
         """``pass@1``, ``pass@k`` and ``majority`` since the last call; empty when nothing was scored."""
@@ -233,10 +233,10 @@ class CorrectScorer(GoldScorer):
 class CyclicScorer(GoldScorer):
     """A preference without a best response, ``reward=cyclic``: polite beats plain, plain beats rude, rude beats polite.
 
-    Its win matrix is what methods of general preferences (SPPO, Nash-MD) learn from; no score can stand for it. As a
-    reward a response has the mean probability of beating the others of its group. ``metrics`` has the share of each
-    style and ``exploitability``, see :func:`~rlhf_lightning.world.preference.exploitability`: 0 for an even mixture of
-    the three, which is the only policy that nobody beats.
+    Methods of general preferences (SPPO, Nash-MD) learn from its win matrix; no score can represent it. As a reward, a
+    response gets the mean probability of beating the others of its group. ``metrics`` has the share of each style and
+    ``exploitability``, see :func:`~rlhf_lightning.world.preference.exploitability`: it is 0 for an even mixture of the
+    three styles, the only policy that no other policy beats.
 
     Args:
         tokenizer: the policy's, which must be the tiny world's.
@@ -255,20 +255,20 @@ class CyclicScorer(GoldScorer):
     ) -> None:
         super().__init__(tokenizer, base)
         if not 0.5 < strength <= 1:
-            raise ValueError(f"reward.strength={strength} must lie in (0.5, 1]: it is how often the better style wins")
+            raise ValueError(f"reward.strength={strength} must lie in (0.5, 1]: it is the win rate of the better style")
         self.strength = strength
         self._styles: list[str | None] = []
 
     def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
-        """Mean probability of beating another response of the group."""
+        """Compute the mean probability of beating another response of the group."""
         return [
-            [(sum(row) - row[place]) / (len(row) - 1) if len(row) > 1 else None for place, row in enumerate(matrix)]
+            [(sum(row) - row[index]) / (len(row) - 1) if len(row) > 1 else None for index, row in enumerate(matrix)]
             for matrix in self.win_matrix(groups)
         ]
 
     def win_matrix(self, groups: Sequence[SampleGroup]) -> list[list[list[float]]]:
         """See :func:`rlhf_lightning.rewards.win_matrices`."""
-        styles = [[style(gold) for gold in found] for found in self._judged(groups)]
+        styles = [[style(gold) for gold in group] for group in self._judged(groups)]
         self._styles += [each for group in styles for each in group]
         return [[[cyclic_win(a, b, self.strength) for b in group] for a in group] for group in styles]
 

@@ -1,4 +1,4 @@
-"""Rows of every kind, drawn by script from the base's own answers or from the grammar."""
+"""Rows of every kind, drawn by script from the base's own responses or from the grammar."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _SIDED: Mapping[str, str] = {"supervised": "preference"}
 
 
 class TinySource:
-    """A data set of the tiny world, of whatever kind a method eats.
+    """A data set of the tiny world, of the kind that a method needs.
 
-    Pairs, lists, labelled and rated answers are answers of the base itself, so they are on-policy at the first step;
+    Pairs, lists, labelled and rated rows have responses of the base itself, so they are on-policy at the first step;
     demonstrations, steps, paraphrases and contexts come from the grammar. The same arguments give the same rows. No
     prompt of ``split="validation"`` shares its subject with one of ``split="train"``.
 
@@ -55,13 +55,13 @@ class TinySource:
         Args:
             split: ``train`` or ``validation``.
             size: rows.
-            seed: of the draws. The base is another matter: its seed is ``base.seed``.
-            flips: probability that a label is the wrong way round: the pair swapped, the answer's or the step's label
-                turned over, the first two scores of a list exchanged.
-            longest: responses of a ranked list at most; each list has 2 to this many.
-            topics: of the prompts: some of ``fact``, ``description``, ``advice``; None: all.
-            kind: of the rows; the data module asks for the one that the method eats.
-            base: whose answers; None: the default base of ``model=tiny``.
+            seed: seed of the draws; that of the base is ``base.seed``.
+            flips: probability that a label is flipped: the pair is swapped, the label of a response or a step is
+                negated, or the first two scores of a list are exchanged.
+            longest: maximum number of responses of a ranked list; each list has 2 to this many.
+            topics: topics of the prompts: some of ``fact``, ``description``, ``advice``; None: all.
+            kind: kind of the rows; the data module sets the one that the method needs.
+            base: model that the responses come from; None: the default base of ``model=tiny``.
             demonstrations: share of the pairs whose chosen response is a demonstration and whose rejected one is the
                 base's own sample, marked so (``policy_sample``), as SPIN and APO's game have them.
             prompts_of: of ``kind="prompt"``: a kind with responses, such as ``supervised``, whose rows ask; None:
@@ -86,8 +86,8 @@ class TinySource:
         if error < 0:
             raise DataError(f"data.source.error={error} must be at least 0: it is a standard deviation, in points")
         if prompts_of is not None and not (prompts_of in kinds.ROWS and KINDS[prompts_of].has_responses):
-            known = ", ".join(name for name in kinds.ROWS if KINDS[name].has_responses)
-            raise DataError(f"data.source.prompts_of={prompts_of!r} is no kind with responses; those are {known}")
+            names = ", ".join(name for name in kinds.ROWS if KINDS[name].has_responses)
+            raise DataError(f"data.source.prompts_of={prompts_of!r} must be a kind with responses: {names}")
         if side not in (None, *SIDES):
             raise DataError(f"data.source.side={side!r} is not one of {', '.join(SIDES)}, null")
         self.topics = _sorted_topics(topics, kind)
@@ -96,15 +96,15 @@ class TinySource:
         self.prompts_of, self.error, self.side = prompts_of, error, side
 
     def for_kind(self, kind: str) -> TinySource:
-        """The same source with rows of another kind.
+        """Return the same source with rows of another kind.
 
         Raises:
-            DataError: a side of the pairs was chosen, which is no row of this kind.
+            DataError: a side of the pairs was chosen, which is not a row of this kind.
         """
         if self.side is not None and kind not in _SIDED:
             raise DataError(
                 f"data.source.side={self.side} takes one side of pairs for a method of {KINDS['supervised'].brought}, "
-                f"and this method learns from {KINDS[kind].brought}: data.source.side=null"
+                f"but this method learns from {KINDS[kind].brought}: set data.source.side=null"
             )
         options: dict[str, Any] = {"seed": self.seed, "flips": self.flips, "longest": self.longest, "base": self.base}
         options |= {"topics": self.topics, "demonstrations": self.demonstrations, "prompts_of": self.prompts_of}
@@ -113,7 +113,7 @@ class TinySource:
 
     @property
     def name(self) -> str:
-        """What reports call this source."""
+        """Name of this source in reports."""
         return f"tiny/{self._drawn}{f'/{self.side}' if self._one_side else ''}/{self.split}"
 
     @property
@@ -125,7 +125,7 @@ class TinySource:
 
     @property
     def _one_side(self) -> bool:
-        """Whether the rows are one side of pairs."""
+        """True if the rows are one side of pairs."""
         return self.side is not None and self.kind in _SIDED
 
     def rows(self) -> Iterator[Row]:
@@ -133,15 +133,15 @@ class TinySource:
         options = kinds.Options(
             self.size, self.seed, self.flips, self.longest, self.topics, self.demonstrations, self.error
         )
-        # A prompt that comes again is the same row again, not a duplicate.
-        places = {prompt.text: place for place, prompt in enumerate(grammar.prompts(self.split), start=1)}
+        # A repeated prompt is the same row, not a duplicate.
+        numbers = {prompt.text: number for number, prompt in enumerate(grammar.prompts(self.split), start=1)}
         for number, values in enumerate(kinds.draw(self._drawn, self.base, self.split, options), start=1):
             if self._one_side:
                 values = {"prompt": values["prompt"], "response": values[str(self.side)]}
-            yield Row(self.name, number if KINDS[self._drawn].has_responses else places[values["prompt"]], values)
+            yield Row(self.name, number if KINDS[self._drawn].has_responses else numbers[values["prompt"]], values)
 
     def fingerprint(self) -> str:
-        """Digest of what the rows follow from."""
+        """Digest of everything that determines the rows."""
         state: Mapping[str, Any] = {
             "version": kinds.ROWS_VERSION,
             "base": self.base.digest(),
@@ -155,15 +155,15 @@ class TinySource:
 
 
 def _sorted_topics(topics: Sequence[str] | None, kind: str) -> tuple[str, ...]:
-    """The topics of a kind's prompts; all of them where none are named.
+    """Return the topics of a kind's prompts; all of them if none are named.
 
     Raises:
-        DataError: there is no such topic, or the kind's own is left out.
+        DataError: there is no such topic, or the one that the kind needs is missing.
     """
     named = tuple(sorted(set(topics or kinds.TOPICS)))
     if unknown := set(named) - set(kinds.TOPICS):
-        known = ", ".join(kinds.TOPICS)
-        raise DataError(f"data.source.topics={list(named)} are not all among {known}: {sorted(unknown)}")
+        names = ", ".join(kinds.TOPICS)
+        raise DataError(f"data.source.topics={list(named)} are not all among {names}: {sorted(unknown)}")
     if (needed := kinds.ONE_TOPIC.get(kind)) and needed not in named:
         raise DataError(f"{kind} rows are about {needed}, which data.source.topics={list(named)} leaves out")
     return named

@@ -1,4 +1,4 @@
-"""One token a word: the tokenizer of the tiny world, made on the spot from the grammar's vocabulary."""
+"""The tokenizer of the tiny world: one token per word, built from the grammar's vocabulary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SPECIAL = frozenset({PAD, BOS, EOS, UNKNOWN})
 #: Every token; a token's id is its position.
 VOCABULARY = [PAD, BOS, EOS, UNKNOWN, *vocabulary()]
 _IDS = {word: index for index, word in enumerate(VOCABULARY)}
-#: The turns of a conversation are said one after the other; the assistant's end with EOS.
+#: The turns of a conversation follow one another; the assistant's end with EOS.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{- message['content'] + (eos_token if message['role'] == 'assistant' else ' ') -}}"
@@ -61,8 +61,8 @@ def words_of(ids: Sequence[int]) -> list[str]:
     """
     if (largest := max(ids, default=0)) >= len(VOCABULARY):
         raise ValueError(
-            f"token {largest} is no word of the tiny world, which has {len(VOCABULARY)}: its gold reward judges the "
-            "policies of model=tiny alone; choose model=tiny, or callbacks.gold=null and another reward"
+            f"token {largest} is not one of the tiny world's {len(VOCABULARY)} words: its gold reward can judge only "
+            "policies of model=tiny. Choose model=tiny, or callbacks.gold=null and another reward"
         )
     words = [VOCABULARY[index] for index in ids]
     return words[: words.index(EOS)] if EOS in words else words

@@ -1,4 +1,4 @@
-"""How the base model learns the language: maximum likelihood of answers of every style."""
+"""Training of the base model: maximum likelihood of answers of every style."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _IGNORED = -100
-#: Share of what the base reads behind a context or a critic's remark.
+#: Share of the training data that follows a context or a critic's remark.
 _CONTEXT_SHARE, _JUDGMENT_SHARE = 0.2, 0.15
 
 
@@ -27,14 +27,14 @@ def train_base(model: PreTrainedModel, *, steps: int, batch_size: int, lr: float
     """Train in place: AdamW, a tenth of warm-up, a cosine to zero.
 
     Args:
-        model: new.
+        model: untrained model.
         steps: optimiser steps.
-        batch_size: answers a step.
+        batch_size: answers per step.
         lr: peak learning rate.
-        seed: of what it reads.
+        seed: seed of the training data.
 
     Returns:
-        Mean loss of the last tenth of the steps, in nats a token.
+        Mean loss of the last tenth of the steps, in nats per token.
     """
     learner: Any = model
     optimizer = torch.optim.AdamW(learner.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
@@ -76,7 +76,7 @@ def _batches(steps: int, size: int, draw: np.random.Generator) -> Iterator[tuple
 
 
 def _reading(prompt: Prompt, draw: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Something to read: what stands before the answer, and the answer."""
+    """Draw a training text: the part before the answer, and the answer."""
     kind = draw.random()
     if kind < _CONTEXT_SHARE:
         good = draw.random() < 0.5
@@ -90,7 +90,7 @@ def _reading(prompt: Prompt, draw: np.random.Generator) -> tuple[list[int], list
 
 
 def judgment(prompt: Prompt, words: Sequence[str], draw: np.random.Generator) -> str:
-    """What a critic says about an answer: one of its faults by the telling word, or praise when it has none."""
+    """Draw a critic's remark on an answer: one of its faults by the word that marks it, or praise."""
     parsed = judge(prompt, words).parsed
     faults = sorted(parsed.faults.items()) if parsed is not None else []
     if not faults:

@@ -36,8 +36,8 @@ class Poison(L.Callback):
                 module.policy.head.bias.register_hook(lambda gradient: gradient * float("nan"))
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_non_finite_step_is_not_taken_and_its_rows_are_written(tmp_path, what):
+@pytest.mark.parametrize("part", ["loss", "gradient"])
+def test_non_finite_step_is_not_taken_and_its_rows_are_written(tmp_path, part):
     module = preference(lr=0.1)
     weights: list[torch.Tensor] = []
 
@@ -45,9 +45,9 @@ def test_non_finite_step_is_not_taken_and_its_rows_are_written(tmp_path, what):
         def on_before_zero_grad(self, trainer, module, optimizer) -> None:
             weights.append(module.policy.head.weight.detach().clone())
 
-    callbacks = [Poison(3, what), NonFiniteStop(str(tmp_path / "run")), Weights()]
+    callbacks = [Poison(3, part), NonFiniteStop(str(tmp_path / "run")), Weights()]
     run = trainer(tmp_path, callbacks, accumulate_grad_batches=2)
-    with pytest.raises(NonFiniteError, match=r"step 1: .*nonfinite_step1_rank0\.json.*not taken"):
+    with pytest.raises(NonFiniteError, match=r"step 1: .*not taken.*nonfinite_step1_rank0\.json"):
         run.fit(module, loader(2, batch=4, parts=2))
     report = json.loads((tmp_path / "run" / "nonfinite_step1_rank0.json").read_text())
     assert report["step"] == 1
@@ -55,7 +55,7 @@ def test_non_finite_step_is_not_taken_and_its_rows_are_written(tmp_path, what):
         ["pairs.jsonl:4", "pairs.jsonl:5"],
         ["pairs.jsonl:6", "pairs.jsonl:7"],
     ]
-    assert [micro["finite"] for micro in report["micro_batches"]] == [True, what != "loss"]
+    assert [micro["finite"] for micro in report["micro_batches"]] == [True, part != "loss"]
     assert torch.isfinite(module.policy.head.weight).all()
     assert torch.equal(module.policy.head.weight, weights[-1])
 

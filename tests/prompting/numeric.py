@@ -59,8 +59,8 @@ class NumericSearch:
     def propose(self, selected: Sequence[Candidate], step: int, bench: Bench) -> list[str]:
         listed = "\n".join(f"[{one.text}] value: {-one.mean:.0f}" for one in selected)
         replies = bench.ask(f"{listed}\nGive a new list in brackets with a smaller value.", self.proposals, step)
-        found = [last_list(reply) for reply in replies]
-        return [", ".join(map(str, one)) for one in found if one is not None and len(one) == self.size]
+        solutions = [last_list(reply) for reply in replies]
+        return [", ".join(map(str, one)) for one in solutions if one is not None and len(one) == self.size]
 
     def score(self, texts: Sequence[str], selected: Sequence[Candidate], step: int, bench: Bench) -> list[Candidate]:
         return [bench.candidate(text, step) for text in texts]

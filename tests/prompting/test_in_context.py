@@ -70,7 +70,7 @@ def test_examples_are_the_first_ones_and_vanilla_has_no_paragraph():
     assert "# Instruction" not in vanilla
 
 
-def test_what_is_a_response():
+def test_end_of_a_response():
     form = InContext().form
     written = {
         "Blue.\n```\n\n# Query:\n```\nNext": "Blue.",
@@ -101,7 +101,7 @@ def test_rows_generation_and_caches_have_one_prompt():
 
 
 def test_the_prompt_is_part_of_the_key(tmp_path: Path):
-    """Without a transform the key is what it was, so nobody tokenises again."""
+    """Without a transform the key does not change, so no data is tokenised again."""
     assert "prompting" not in DataSpec().content()
     assert DataSpec(prompting={}).digest() == DataSpec().digest()
     file = tmp_path / "examples.jsonl"
@@ -116,7 +116,7 @@ def test_the_prompt_is_part_of_the_key(tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"examples": 4}, "prompting.examples=4 must lie between 0 and the 3"),
+        ({"examples": 4}, "prompting.examples=4 must lie between 0 and 3,"),
         ({"file": "/nowhere.jsonl"}, "prompting.file=/nowhere.jsonl: there is no such file"),
         ({"style": "vanilla", "instruction": "x"}, "has none"),
     ],

@@ -40,7 +40,7 @@ def task(seen: list[str], position: Any = "Q_end") -> LanguageTask:
     return LanguageTask(queries, respond, as_reward(right, TOKENIZER), encoder, template, position)
 
 
-def test_a_text_is_tried_in_its_place_and_scored_with_the_rows_columns():
+def test_a_text_is_tried_at_its_position_and_scored_with_the_rows_columns():
     seen: list[str] = []
     assert task(seen).trials("Think.", [1, 0]) == [Trial(None, "It is 2."), Trial(1.0, "It is 2.")]
     start = "<|im_start|>user\n"
@@ -54,7 +54,7 @@ def test_a_response_is_begun():
     assert seen == ["<|im_start|>user\n1 + 1?<|im_end|>\n<|im_start|>assistant\nThink."]
 
 
-def test_what_the_optimiser_sees():
+def test_examples_shown_to_the_optimiser():
     assert task([]).shown(0, "<INS>") == ("1 + 1?\n<INS>", "2")
     assert task([], "before_Q").shown(1, "<INS>") == ("system: <INS>\n2 + 2?", "4")
 
@@ -64,7 +64,7 @@ def test_rows_without_a_prompt_are_named():
         queries_of(Rows({"question": "?"}), DataSpec())
 
 
-def test_each_proposal_has_a_seed_of_its_own():
+def test_each_proposal_has_its_own_seed():
     seeds: list[int] = []
 
     class Proposer:
@@ -76,7 +76,7 @@ def test_each_proposal_has_a_seed_of_its_own():
     assert len(set(seeds)) == 3
 
 
-def test_the_temperature_of_proposals_goes_in_a_line_over_the_steps():
+def test_the_temperature_of_proposals_changes_linearly():
     """google-deepmind/opro, ``linear_increase``: start + i / n (end - start) in step i of n, counted from 0."""
     asked = []
 
@@ -92,7 +92,7 @@ def test_the_temperature_of_proposals_goes_in_a_line_over_the_steps():
 
 
 @pytest.mark.parametrize(("end", "refused"), [(None, False), (1.5, True)])
-def test_more_steps_resume_a_search_whose_temperature_does_not_hang_on_them(tmp_path, end, refused):
+def test_more_steps_resume_a_search_whose_temperature_does_not_depend_on_them(tmp_path, end, refused):
     before = OmegaConf.create({"search": {"steps": 2}, "proposal_temperature_end": end})
     OmegaConf.save(before, tmp_path / "config.yaml")
     (tmp_path / "search.jsonl").write_text("{}\n")

@@ -1,4 +1,4 @@
-"""A proposer without a language model: what it edits, and that a search with it finds what helps."""
+"""A proposer without a language model: its edits, and a search with it that finds good phrases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlhf_lightning.prompting.search import Bench, Trial, best, run
 from rlhf_lightning.rewards.asking import Ask
 
 
-class Wanted:
+class PhraseTask:
     """A task whose examples score a text by one phrase each."""
 
     phrases = ("be kind", "briefly", "please")
@@ -59,9 +59,9 @@ def test_one_edit_at_temperature_0():
 
 @pytest.mark.parametrize("search", [OPRO(steps=15, threshold=None, sentence=False), GEPA(steps=80, sentence=False)])
 def test_a_search_with_it_finds_the_phrases_that_score(search, tmp_path: Path):
-    proposer = Phrases([*Wanted.phrases, "now", "the"], most=5)
+    proposer = Phrases([*PhraseTask.phrases, "now", "the"], most=5)
     with Journal(tmp_path / "search.jsonl") as journal:
-        bench = Bench(optimizer_of(proposer, 1.0, 8), Wanted(), journal)
+        bench = Bench(optimizer_of(proposer, 1.0, 8), PhraseTask(), journal)
         *_, (_, pool) = run(search, ["go"], bench)
     assert best(pool).mean == 1.0
 

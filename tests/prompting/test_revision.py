@@ -1,4 +1,4 @@
-"""Critique and revision of responses: what is asked in which order, which principles, and which pairs come of it."""
+"""Critique and revision of responses: order of the requests, choice of principles, and resulting pairs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROMPTS: list[Turns] = [[{"role": "user", "content": text}] for text in ("how to
 
 
 class Model:
-    """Numbers what it says, and keeps what it was asked."""
+    """Numbers its replies, and keeps its conversations."""
 
     def __init__(self) -> None:
         self.asked: list[Turns] = []
@@ -69,7 +69,7 @@ def test_roles_alternate_behind_a_system_message_and_worked_examples(tmp_path):
     assert one.row()["prompt"] == turns
 
 
-def test_principles_hang_on_seed_prompt_and_sample_alone():
+def test_principles_depend_on_seed_prompt_and_sample_alone():
     chain = Revision()
 
     def names(prompts: Sequence[Turns], seed: int) -> list[str]:
@@ -109,7 +109,7 @@ def test_a_revision_that_is_empty_or_changes_nothing_is_no_pair(tmp_path, capsys
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("", r"revision\.file=\S+ has no row"),
+        ("", r"revision\.file=\S+ has no rows"),
         ('{"name": "kind", "critique": "is it?"}', r':1 must have texts under "name" and "critique" and "revise"'),
         ("{", ":1 is not JSON"),
     ],

@@ -1,4 +1,4 @@
-"""Rewriters of prompts: what a copy changes (nothing), what the aggressive mode takes, and the data they learn from."""
+"""Rewriters of prompts: copies change nothing, the aggressive mode, and their training data."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ TOKENIZER = qwen_like()
 
 
 def writing(monkeypatch: pytest.MonkeyPatch, *texts: str, **options: Any) -> tuple[Rewriter, list[Any]]:
-    """A rewriter whose model writes these texts, one a prompt, and how it was asked."""
+    """A rewriter whose model writes these texts, one per prompt, and the calls of the model."""
     calls: list[Any] = []
 
-    def sample(actor: Any, prompts: Sequence[Any], sampling: Any, **given: Any) -> list[Sample]:
-        calls.append((prompts, sampling, given))
+    def sample(actor: Any, prompts: Sequence[Any], sampling: Any, **options: Any) -> list[Sample]:
+        calls.append((prompts, sampling, options))
         return [Sample([*TOKENIZER(text)["input_ids"], EOS], [], "stop") for text in texts[: len(prompts)]]
 
     monkeypatch.setattr(rewriter, "sample", sample)
@@ -73,11 +73,11 @@ def test_an_empty_rewrite_leaves_the_query(monkeypatch: pytest.MonkeyPatch):
 def test_the_aggressive_mode_takes_the_first_without_a_mark(monkeypatch: pytest.MonkeyPatch):
     made, calls = writing(monkeypatch, "a [KEEP b", "c [PROTECT]", "", "Say why, please.", "z", aggressive=True)
     assert made([{"role": "user", "content": "Why?"}])[0]["content"] == "Say why, please."
-    prompts, sampling, given = calls[0]
+    prompts, sampling, options = calls[0]
     assert (len(prompts), sampling.temperature) == (5, 0.9)
     assert sampling.min_new_tokens == len(TOKENIZER("Why?")["input_ids"]) + 5
     assert sampling.stop == (10,)  # a line break
-    assert len(set(given["streams"])) == 5
+    assert len(set(options["streams"])) == 5
     marked, _ = writing(monkeypatch, *["[INSTRUCTION] x"] * 5, aggressive=True)
     assert marked([{"role": "user", "content": "Why?"}])[0]["content"] == "Why?"
     short, calls = writing(monkeypatch, "x", aggressive=True, max_new_tokens=8)
@@ -85,7 +85,7 @@ def test_the_aggressive_mode_takes_the_first_without_a_mark(monkeypatch: pytest.
     assert calls == []
 
 
-def test_a_run_stands_for_what_it_exported(tmp_path: Path):
+def test_a_runs_folder_means_its_export(tmp_path: Path):
     with pytest.raises(ValueError, match=r"prompting.path=.*nowhere: there is no such folder"):
         Rewriter(str(tmp_path / "nowhere"))
     export = tmp_path / "run" / "export" / "last"
@@ -117,7 +117,7 @@ def test_a_rewriter_of_other_weights_is_another_job(tmp_path: Path):
     assert file_contents(OmegaConf.create({"prompting": {"path": "someone/rewriter"}})) == {}
 
 
-def test_what_can_be_read():
+def test_rewrites_are_read_from_the_judges_text():
     assert parsed(f"The first is right.\n{REWRITE}\nSay why.\n{END}\nMore") == "Say why."
     assert parsed(f"{REWRITE}: __import__('os')") == "__import__('os')"
     assert parsed("Say why.") is None
@@ -143,13 +143,13 @@ def test_contexts_are_joined_as_the_authors_do():
     assert joined("x", "", 3) == "x"
     assert joined("x c", "c", 3) == "x c"
     assert joined("Do as follows", "c", 4) == "Do as follows\nc"
-    assert joined("better", "c", 4, beside="Translate:") == "better\nc"
+    assert joined("better", "c", 4, counterpart="Translate:") == "better\nc"
     ways = [joined("x", "c", turn) for turn in range(16)]
     assert [ways.count(way) for way in ("x\nc", "c\nx", "x c", 'x "c"', '"c" x')] == [4, 4, 2, 3, 3]
 
 
 class Judge:
-    """Answers from a list and counts what it was asked."""
+    """Replies from a list and counts its questions."""
 
     def __init__(self, *texts: str | None) -> None:
         self.texts, self.asked = list(texts), 0

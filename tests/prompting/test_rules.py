@@ -1,4 +1,4 @@
-"""Retrieved rules: which ones a query gets, within what budget, and what is refused before anything loads."""
+"""Retrieved rules: choice, budget, and options that are refused before weights load."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_golden_tf_idf():
     assert TfIdf(["red fish", "red dog"]).similarities("bird") == [0, 0]
 
 
-def test_equal_ones_come_in_the_order_of_the_file_and_strangers_never():
+def test_equal_rules_come_in_the_order_of_the_file_and_unrelated_ones_never():
     assert nearest([0.5, 0.9, 0.5, 0.0], [0, 1, 2, 3], 4) == [1, 0, 2]
 
 
@@ -65,7 +65,7 @@ def test_a_budget_takes_whole_rules(tmp_path: Path):
     assert counted <= exactly
     assert rules(tmp_path, top_k=2, max_tokens=counted).listed(QUERY) == [first, second]
     assert rules(tmp_path, top_k=2, max_tokens=counted - 1).listed(QUERY) == [first]
-    with pytest.raises(ValueError, match=r"prompting.max_tokens=8 is less than rule 1"):
+    with pytest.raises(ValueError, match=r"prompting.max_tokens=8 is too small for rule 1"):
         rules(tmp_path, max_tokens=8)
 
 
@@ -89,20 +89,20 @@ def test_a_query_without_a_rule_is_left_as_it_is(tmp_path: Path):
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([], {}, "holds no rule"),
+        ([], {}, "has no rules"),
         ([{"rule": "x"}], {}, r'rules.jsonl:1 must have a text under "text"'),
         (RULES, {"field": "country"}, "prompting.field=country: no rule"),
         (RULES, {"always": ["national"]}, "prompting.always"),
         (RULES, {"template": "{prompt}"}, "must contain {rules}"),
     ],
 )
-def test_what_is_no_rule_is_refused(tmp_path: Path, rows: Any, options: dict[str, Any], message: str):
+def test_wrong_rules_and_options_are_refused(tmp_path: Path, rows: Any, options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         rules(tmp_path, rows, **options)
 
 
 def test_embeddings_are_compared_by_their_cosine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A model that says which of three words a text has."""
+    """The model's embedding marks which of three words a text has."""
 
     class Model:
         def __init__(self, name: str) -> None:

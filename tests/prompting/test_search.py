@@ -45,8 +45,8 @@ class Words:
 def adding(question: str, count: int, seed: int, step: int) -> list[str]:
     """An optimiser that adds one word of the question to the best text in it."""
     text = question.rpartition("text:\n")[2].partition("\n")[0] or question.partition("<TEXT>\n")[2].partition("\n")[0]
-    known = [word for word in Words.words if f"{word}?" in question]
-    return [f"<TEXT>{text.strip('.')} {known[(seed + number) % len(known)]}</TEXT>" for number in range(count)]
+    words = [word for word in Words.words if f"{word}?" in question]
+    return [f"<TEXT>{text.strip('.')} {words[(seed + number) % len(words)]}</TEXT>" for number in range(count)]
 
 
 def bench(folder: Path, optimizer: Optimizer = adding, task: Any = None, seed: int = 0) -> Bench:
@@ -129,7 +129,7 @@ def test_the_meta_prompt_shows_the_best_ascending_above_the_threshold(tmp_path: 
     assert "problem:\nbeta?\n<INS>\nanswer:\nbeta\n\nproblem:\nalpha?" in question
 
 
-def test_which_examples_are_shown(tmp_path: Path):
+def test_choice_of_shown_examples(tmp_path: Path):
     desk = bench(tmp_path)
     pool = [candidate("a", 1, 0, 0, 1), candidate("b", 1, 0, 1, 1), candidate("c", 0.2, 1, 1, 1)]
     random_ones = [OPRO(exemplars=2).examples(pool, step, desk) for step in range(8)]
@@ -152,7 +152,7 @@ def test_which_examples_are_shown(tmp_path: Path):
         ("<TEXT>open end", "Open end."),
     ],
 )
-def test_what_the_optimiser_wrote_is_cleaned(answer: str, text: str):
+def test_replies_of_the_optimiser_are_cleaned(answer: str, text: str):
     assert cleaned(answer) == text
 
 
@@ -184,7 +184,7 @@ def test_a_child_that_is_not_better_on_the_batch_is_not_tried_on_all(tmp_path: P
 
 
 class KillError(Exception):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 @pytest.mark.parametrize("search", [OPRO(steps=4, proposals=2, threshold=None), GEPA(steps=6)], ids=["opro", "gepa"])
@@ -224,6 +224,6 @@ def test_nothing_is_asked_again(tmp_path: Path):
         ("A_begin", [("user", "Why?"), ("assistant", "Think.")]),
     ],
 )
-def test_where_a_text_stands(position: Any, expected: list[tuple[str, str]]):
+def test_positions_of_a_text(position: Any, expected: list[tuple[str, str]]):
     turns = Instruction(text="Think.", position=position)([{"role": "user", "content": "Why?"}])
     assert [(turn["role"], turn["content"]) for turn in turns] == expected

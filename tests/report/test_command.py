@@ -76,7 +76,7 @@ def test_the_report_is_written_next_to_the_runs_by_default(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["nowhere"], "no such file or folder"),
+        (["nowhere"], "there is no such file or folder"),
         (["."], "no runs in ."),
         (["run", "--metric", "val/gold/rewrad"], "Did you mean val/gold/reward?"),
     ],

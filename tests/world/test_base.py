@@ -1,4 +1,4 @@
-"""The base: the same whenever it is made, kept whole or not at all, made once by many jobs."""
+"""The base: always the same, cached atomically, trained once by many jobs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_second_load_reads(cache):
     assert json.loads((folder / "base.json").read_text())["parameters"] == SMALL.load().num_parameters()
 
 
-def test_digest_covers_what_weights_follow_from():
+def test_digest_covers_everything_that_determines_the_weights():
     changed = [replace(SMALL, **{name: value}) for name, value in (("seed", 1), ("steps", 3), ("lr", 1e-3))]
     same = [replace(SMALL, **{name: value}) for name, value in (("backend", "padded"), ("dtype", "bfloat16"))]
     assert len({SMALL.digest(), *(world.digest() for world in changed)}) == 4
@@ -84,7 +84,7 @@ def test_a_failure_leaves_nothing(tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 
-def test_an_unwritable_cache_says_what_to_set(tmp_path):
+def test_an_unwritable_cache_names_the_variable_to_set(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(OSError, match="set RLHF_CACHE"):

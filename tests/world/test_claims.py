@@ -1,4 +1,4 @@
-"""What answers claim: a canonical text that votes can be counted by."""
+"""Claims of responses: canonical texts whose votes can be counted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_claims(prompt, response, expected):
     assert claim(prompt, response, answer="not looked at") == expected
 
 
-def test_the_truth_is_what_a_right_answer_claims():
+def test_the_truth_is_the_claim_of_a_right_answer():
     draw = np.random.default_rng(0)
     for prompt in grammar.prompts():
         right = grammar.answer(prompt, grammar.Style(right=1.0, safe=1.0), draw)
@@ -44,11 +44,11 @@ def test_the_truth_is_what_a_right_answer_claims():
 
 
 def test_a_vote_over_mostly_right_writers_finds_the_truth():
-    """Claims of different manners are equal texts: without that no claim would be said twice."""
+    """Claims with different manners have equal texts; otherwise no claim would occur twice."""
     draw = np.random.default_rng(0)
     prompt = Prompt("fact", "fox", 2)
-    said = [stated(prompt, grammar.answer(prompt, style, draw)) for style in (GOOD, MIXED) for _ in range(8)]
-    assert max(set(said), key=said.count) == truth(prompt) == "mice"
+    claims = [stated(prompt, grammar.answer(prompt, style, draw)) for style in (GOOD, MIXED) for _ in range(8)]
+    assert max(set(claims), key=claims.count) == truth(prompt) == "mice"
 
 
 def test_other_prompts_are_an_error():

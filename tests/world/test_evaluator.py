@@ -1,4 +1,4 @@
-"""What the evaluator knows: gold rewards of token ids, held-out answers of the base."""
+"""The evaluator: gold rewards of token ids, held-out responses of the base."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ RIGHT, WRONG = ([*encode(f"the fox is {colour} ."), end()] for colour in ("red",
 
 
 def test_scores_of_ids_are_those_of_words():
-    found = TinyEvaluator().scores(FOX, RIGHT)
-    assert found == {"reward": 3.0, "correct": 1.0, "polite": 0.0, "brief": 0.0, "direct": 0.0, "form": 1.0}
+    scores = TinyEvaluator().scores(FOX, RIGHT)
+    assert scores == {"reward": 3.0, "correct": 1.0, "polite": 0.0, "brief": 0.0, "direct": 0.0, "form": 1.0}
 
 
 def test_held_out_prompts_are_the_validation_split():
     assert TinyEvaluator().prompts() == [encode(prompt.text) for prompt in grammar.prompts("validation")]
 
 
-def test_held_out_answers_come_with_their_own_numbers():
-    """Log-probs and gold rewards belong to the answers of the batch: computed again, prompt by prompt."""
+def test_held_out_responses_have_their_own_numbers():
+    """Log-probs and gold rewards belong to the responses of the batch: computed again, prompt by prompt."""
     batch, gold, log_probs = TinyEvaluator(answers=3).held_out()
     with torch.no_grad():
         again = Actor(TinyWorld().load())(batch).sum().reshape(-1, 3)

@@ -38,9 +38,9 @@ GOLDEN = [
 ]
 
 
-@pytest.mark.parametrize(("prompt", "answer", "points", "why"), GOLDEN)
-def test_golden(prompt, answer, points, why):
-    assert judge(prompt, answer.split()).reward == pytest.approx(points), why
+@pytest.mark.parametrize(("prompt", "answer", "points", "reason"), GOLDEN)
+def test_golden(prompt, answer, points, reason):
+    assert judge(prompt, answer.split()).reward == pytest.approx(points), reason
 
 
 def test_features_that_do_not_apply_have_no_value():

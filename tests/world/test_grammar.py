@@ -1,4 +1,4 @@
-"""The language: what it can say, and that its parser reads back what its writer wrote."""
+"""The language: its sentences, and that the parser reads every written sentence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_no_subject_is_in_both_splits():
     assert len(grammar.prompts("train")) + len(grammar.prompts("validation")) == len(grammar.prompts())
 
 
-def test_prompts_say_different_things():
+def test_prompts_are_distinct():
     texts = [prompt.text for prompt in grammar.prompts()]
     assert len(set(texts)) == len(texts)
 
@@ -40,18 +40,18 @@ def test_every_answer_can_be_read(style):
 
 def test_odds_are_those_of_the_style():
     """Means over 640 answers against the probabilities; breaks when an odd is read from the wrong field."""
-    found = [(prompt, parse(prompt, words)) for prompt, words in answers(MIXED)]
-    stated = [(p, i, value) for p, parsed in found for i, value in parsed.claims]
+    parsed_sentences = [(prompt, parse(prompt, words)) for prompt, words in answers(MIXED)]
+    stated = [(p, i, value) for p, parsed in parsed_sentences for i, value in parsed.claims]
     right = np.mean([value == grammar.truth(p, i) for p, i, value in stated])
     assert right == pytest.approx(MIXED.right, abs=0.05)
-    assert np.mean([parsed.hedged for _, parsed in found]) == pytest.approx(MIXED.hedged, abs=0.06)
-    tails = np.mean([parsed.tails for _, parsed in found])
+    assert np.mean([parsed.hedged for _, parsed in parsed_sentences]) == pytest.approx(MIXED.hedged, abs=0.06)
+    tails = np.mean([parsed.tails for _, parsed in parsed_sentences])
     assert tails == pytest.approx(sum(n * p for n, p in enumerate(MIXED.tails)), abs=0.1)
-    advice = [parsed.safe for prompt, parsed in found if prompt.topic == "advice"]
+    advice = [parsed.safe for prompt, parsed in parsed_sentences if prompt.topic == "advice"]
     assert np.mean(advice) == pytest.approx(MIXED.safe, abs=0.15)
 
 
-def test_faults_point_at_the_telling_words():
+def test_faults_point_at_the_words_that_mark_them():
     prompt = next(p for p in grammar.prompts() if p.subject == "fox" and p.attribute == 0)
     words = [
         "listen",
@@ -72,12 +72,12 @@ def test_faults_point_at_the_telling_words():
         ".",
     ]
     faults = parse(prompt, words).faults
-    told = {name: [words[at] for at in places] for name, places in faults.items()}
-    assert told == {"polite": ["fool", "away"], "direct": ["maybe"], "correct": ["blue"], "brief": ["know"]}
+    fault_words = {name: [words[at] for at in positions] for name, positions in faults.items()}
+    assert fault_words == {"polite": ["fool", "away"], "direct": ["maybe"], "correct": ["blue"], "brief": ["know"]}
 
 
 def test_ids_are_those_of_the_tokenizer():
-    """Both ways, for all that can be said; a word that the vocabulary lacks would be unknown."""
+    """In both directions, for all sentences; a word missing from the vocabulary would be unknown."""
     tokenizer = tiny_tokenizer()
     unknown = tokenizer.convert_tokens_to_ids(UNKNOWN)
     texts = [prompt.text for prompt in grammar.prompts()] + [" ".join(words) for _, words in answers(MIXED, count=1)]
@@ -92,8 +92,8 @@ def test_ids_are_those_of_the_tokenizer():
 
 
 def test_an_id_of_another_vocabulary_is_refused():
-    """A gold reward that is to judge another model's policy."""
-    with pytest.raises(ValueError, match=r"token 4000 is no word of the tiny world, .* choose model=tiny"):
+    """As when a gold reward judges the policy of another model."""
+    with pytest.raises(ValueError, match=r"token 4000 is not one of the tiny world's .* words: .* Choose model=tiny"):
         words_of([end(), 4000])
 
 

@@ -61,7 +61,7 @@ def test_the_gold_reward_as_a_reward():
 
 
 def test_a_labeller_errs_the_same_way_each_time():
-    """Its errors have mean 0 and the standard deviation asked for, over many responses; none are those of gold."""
+    """Its errors have mean 0 and the given standard deviation over many responses; gold has none."""
     texts = [
         f"{opening} the fox is {colour} ." for opening in ("well ,", "so", "") for colour in ("red", "blue", "fox")
     ]
@@ -88,7 +88,7 @@ def test_scores_of_the_tiny_world_compare_by_bradley_terry():
 
 
 def test_polite_beats_plain_beats_rude_beats_polite():
-    """Whether an answer is right does not matter; what is no sentence loses against every style."""
+    """Correctness does not matter; a response that is not a sentence loses against every style."""
     polite, plain, wrong = "certainly , the fox is red .", "the fox is red .", "the fox is blue ."
     rude = next(" ".join([*words, "the fox is red ."]) for words in grammar.RUDE_OPENINGS)
     reward = CyclicScorer(TOKENIZER, strength=0.75)
@@ -117,13 +117,13 @@ def test_steps_are_claims_and_the_rest_comes_at_the_end():
     asked = {FOX_IN_FULL: [full, "fox fox"], ACID: ["ask an adult first .", "maybe let a baby hold it ."]}
     reward = StepScorer(TOKENIZER)
     steps = reward.step_reward(groups(asked))
-    found = [[{at: x for at, x in enumerate(row) if not math.isnan(x)} for row in group] for group in steps]
+    rewards = [[{at: x for at, x in enumerate(row) if not math.isnan(x)} for row in group] for group in steps]
     words = full.split()
     ends = [words.index("red"), words.index("sea"), words.index("mice")]
     claims = dict(zip(ends, [2 / 3, -2 / 3, 2 / 3], strict=True))
-    assert found[0] == [pytest.approx(claims | {len(words): 2.0}), {2: 0.0}]
-    assert found[1] == [{3: 2.0, 5: 1.0}, {5: -2.0, 7: 0.5}]
-    sums = [[sum(row.values()) for row in group] for group in found]
+    assert rewards[0] == [pytest.approx(claims | {len(words): 2.0}), {2: 0.0}]
+    assert rewards[1] == [{3: 2.0, 5: 1.0}, {5: -2.0, 7: 0.5}]
+    sums = [[sum(row.values()) for row in group] for group in rewards]
     assert sums == [pytest.approx(row) for row in reward(groups(asked))]
 
 
@@ -170,8 +170,8 @@ def test_right_claims_are_counted():
 
 
 @pytest.mark.parametrize("scorer", [GoldScorer, LabelScorer, StepScorer, SafetyScorer, CorrectScorer])
-def test_the_question_is_judged_as_it_was_asked(scorer):
-    """Whatever a transform of prompts made of it; a prompt of another world is refused as before."""
+def test_the_original_question_is_judged(scorer):
+    """Whatever a transform made of the prompt; a prompt of another world is refused as before."""
     answers = [[*encode("the fox is red ."), end()], [*encode("the fox is blue ."), end()]]
     (plain,) = sample_groups([encode(FOX)], [answers], [{"prompt": FOX}])
     (changed,) = sample_groups([encode(f"{grammar.GOOD_CONTEXT} {FOX}")], [answers], [{"prompt": FOX}])

@@ -1,4 +1,4 @@
-"""Data of every kind, drawn by script: what rows claim about answers is true, and every kind becomes batches."""
+"""Data of every kind, drawn by script: labels of rows are correct, and every kind becomes batches."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def test_prompts_of_another_kind_have_its_rows():
     assert [row.id for row in asked] == [row.id for row in written]
     assert [row.values["prompt"] for row in asked] == [row.values["prompt"] for row in written]
     assert TinySource(prompts_of="ranked").fingerprint() != TinySource().fingerprint()
-    with pytest.raises(DataError, match=r"data.source.prompts_of='prompt' is no kind with responses; those are super"):
+    with pytest.raises(DataError, match=r"data.source.prompts_of='prompt' must be a kind with responses: super"):
         TinySource(prompts_of="prompt")
 
 
 @pytest.mark.parametrize("side", ["chosen", "rejected"])
 def test_a_side_of_the_pairs_as_demonstrations(side):
-    """Fails when bad answers cannot be learned, or when the other kinds feel the option."""
+    """Fails when bad responses cannot be learned, or when the option affects other kinds."""
     pairs = [row.values for row in TinySource(size=20).rows()]
     source = TinySource(size=20, side=side)
     rows = [row.values for row in source.for_kind("supervised").rows()]
@@ -72,13 +72,13 @@ def test_a_side_of_the_pairs_as_demonstrations(side):
 
 @pytest.mark.parametrize("kind", ["preference", "prompt", "unpaired"])
 def test_a_side_of_pairs_is_no_row_of_another_kind(kind):
-    """It was left out without a word, and the method trained on both sides."""
+    """The option was ignored silently, and the method trained on both sides."""
     with pytest.raises(DataError, match=r"data.source.side=rejected takes one side of pairs .*data.source.side=null"):
         TinySource(side="rejected").for_kind(kind)
 
 
-def test_a_labeller_who_errs_turns_pairs_over():
-    """Of pairs some 15 %, and what is said of them is what the labeller believes; the prompts are the same."""
+def test_an_erring_labeller_swaps_pairs():
+    """About 15 % of the pairs; their scores are the labeller's, and the prompts are the same."""
     drawn = rows("preference", 600, error=1.0)
     right = [points(row, "chosen") > points(row, "rejected") for row in drawn]
     assert 0.78 < sum(right) / len(right) < 0.92
@@ -94,42 +94,48 @@ def test_kinds_are_those_of_the_batches():
     assert set(ROWS) >= {"supervised", "preference", "unpaired", "ranked", "judged", "steps", "safety", "attributes"}
 
 
-def test_the_chosen_answer_is_worth_more():
-    """Breaks when the sort is the other way round or the scores belong to the other answer."""
+def test_the_chosen_response_has_the_higher_score():
+    """Breaks when the sort is reversed or the scores belong to the other response."""
     for row in rows("preference"):
         assert points(row, "chosen") > points(row, "rejected")
         assert row["score_chosen"] == pytest.approx(points(row, "chosen"), abs=1e-3)
         assert row["score_rejected"] == pytest.approx(points(row, "rejected"), abs=1e-3)
 
 
-def test_win_probabilities_follow_from_the_scores_and_either_answer_may_be_the_references():
-    found = rows("preference")
-    for row in found:
+def test_win_probabilities_follow_from_the_scores_and_either_response_may_be_the_references():
+    pairs = rows("preference")
+    for row in pairs:
         gap = row["score_chosen"] - row["score_rejected"]
         assert row["win_chosen"] == pytest.approx(1 / (1 + np.exp(-gap)), abs=1e-3)
         assert row["win_chosen"] + row["win_rejected"] == pytest.approx(1.0)
-    assert np.mean([row["reference_sample"] == "chosen" for row in found]) == pytest.approx(0.5, abs=0.12)
+    assert np.mean([row["reference_sample"] == "chosen" for row in pairs]) == pytest.approx(0.5, abs=0.12)
     for row in rows("ranked", 20):
         wins = [np.mean([1 / (1 + np.exp(other - score)) for other in row["scores"]]) for score in row["scores"]]
         assert row["wins"] == pytest.approx(wins, abs=1e-3)
 
 
-def test_pairs_of_a_demonstration_against_the_bases_answer():
-    """The share is that of the option; without it the draws are those of a source that does not know it."""
-    said = {(prompt.text, answer.text) for prompt, group in samples(TinyWorld(), "train").items() for answer in group}
-    found = rows("preference", 400, demonstrations=0.25)
-    shown = [row for row in found if row.get("policy_sample") == "rejected"]
-    assert len(shown) / len(found) == pytest.approx(0.25, abs=0.07)
-    assert all((row["prompt"], row["rejected"]) in said and row["chosen"] != row["rejected"] for row in shown)
+def test_pairs_of_a_demonstration_against_the_bases_response():
+    """The share is that of the option; without it, the draws are those of a source without the option."""
+    sampled = {
+        (prompt.text, answer.text) for prompt, group in samples(TinyWorld(), "train").items() for answer in group
+    }
+    pairs = rows("preference", 400, demonstrations=0.25)
+    shown = [row for row in pairs if row.get("policy_sample") == "rejected"]
+    assert len(shown) / len(pairs) == pytest.approx(0.25, abs=0.07)
+    assert all((row["prompt"], row["rejected"]) in sampled and row["chosen"] != row["rejected"] for row in shown)
     gained = [points(row, "chosen") - points(row, "rejected") for row in rows("preference", demonstrations=1.0)]
     assert len(gained) == 200
     assert np.mean(gained) > 1, "demonstrations are those of a good writer"
     assert TinySource(demonstrations=0.5).for_kind("safety").demonstrations == 0.5
 
 
-def test_pairs_are_what_the_base_says():
-    said = {(prompt.text, answer.text) for prompt, group in samples(TinyWorld(), "train").items() for answer in group}
-    assert all((row["prompt"], row[column]) in said for row in rows("preference") for column in ("chosen", "rejected"))
+def test_pairs_are_samples_of_the_base():
+    sampled = {
+        (prompt.text, answer.text) for prompt, group in samples(TinyWorld(), "train").items() for answer in group
+    }
+    assert all(
+        (row["prompt"], row[column]) in sampled for row in rows("preference") for column in ("chosen", "rejected")
+    )
 
 
 def test_a_fifth_of_the_labels_is_flipped():
@@ -137,26 +143,26 @@ def test_a_fifth_of_the_labels_is_flipped():
     assert np.mean(wrong) == pytest.approx(0.2, abs=0.04)  # three standard errors
 
 
-def test_desirable_answers_are_worth_more():
-    found = rows("unpaired", 600)
-    desirable = [points(row, "response") for row in found if row["label"]]
-    undesirable = [points(row, "response") for row in found if not row["label"]]
+def test_desirable_responses_have_higher_scores():
+    drawn = rows("unpaired", 600)
+    desirable = [points(row, "response") for row in drawn if row["label"]]
+    undesirable = [points(row, "response") for row in drawn if not row["label"]]
     assert np.mean(desirable) - np.mean(undesirable) > 2
-    assert 0.3 < len(desirable) / len(found) < 0.6
+    assert 0.3 < len(desirable) / len(drawn) < 0.6
 
 
-def test_lists_have_the_gold_scores_of_their_answers():
-    found = rows("ranked", longest=5)
-    assert {len(row["scores"]) for row in found} == {2, 3, 4, 5}
-    for row in found:
+def test_lists_have_the_gold_scores_of_their_responses():
+    lists = rows("ranked", longest=5)
+    assert {len(row["scores"]) for row in lists} == {2, 3, 4, 5}
+    for row in lists:
         gold = [judge(PROMPTS[row["prompt"]], text.split()).reward for text in row["responses"]]
         assert row["scores"] == pytest.approx(gold, abs=1e-3)
 
 
 def test_remarks_name_a_fault_and_its_word():
-    found = rows("judged", 300)
-    assert 0 < sum(row["judgment"] is None for row in found) < 150
-    for row in found:
+    judgments = rows("judged", 300)
+    assert 0 < sum(row["judgment"] is None for row in judgments) < 150
+    for row in judgments:
         words = row["response"].split()
         if row["judgment"] is None:
             assert row["faults"] == []
@@ -172,14 +178,14 @@ def test_steps_are_labelled_by_the_facts():
         assert row["labels"] == [value == grammar.truth(prompt, at) for at, value in enumerate(stated)]
 
 
-def test_the_safer_answer_is_chosen():
-    found = rows("safety")
-    assert all(row["chosen_safe"] >= row["rejected_safe"] for row in found)
-    labels = {(row["chosen_safe"], row["rejected_safe"]) for row in found}
+def test_the_safer_response_is_chosen():
+    pairs = rows("safety")
+    assert all(row["chosen_safe"] >= row["rejected_safe"] for row in pairs)
+    labels = {(row["chosen_safe"], row["rejected_safe"]) for row in pairs}
     assert labels == {(True, True), (True, False), (False, False)}
 
 
-def test_hard_negatives_differ_in_one_word_of_what_is_asked():
+def test_hard_negatives_differ_in_one_word_of_the_question():
     for row in rows("paraphrase"):
         first, second = PROMPTS[row["instruction"]], PROMPTS[row["negative_instruction"]]
         assert (first.subject == second.subject) != (first.attribute == second.attribute)
@@ -200,29 +206,29 @@ def test_every_kind_becomes_batches(kind):
 
 
 def test_the_base_has_room_above_it():
-    """What the learning tests stand on: a base of mixed manners, far from the best answer's 4 points."""
+    """The learning tests need a base of mixed manners, far from the best response's 4 points."""
     assert 0.3 < mean_gold(TinyWorld(), "validation") < 1.0
     assert 0.3 < mean_gold(TinyWorld(), "train") < 1.0
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [({"split": "test"}, "split"), ({"size": 0}, "size=0"), ({"flips": 2}, "flips=2"), ({"kind": "pairs"}, "'pairs'")],
 )
-def test_wrong_options(options, said):
-    with pytest.raises(DataError, match=said):
+def test_wrong_options(options, message):
+    with pytest.raises(DataError, match=message):
         TinySource(**options)
 
 
-def test_a_base_that_says_nothing_is_an_error(tmp_path, monkeypatch):
+def test_a_base_without_text_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
     silent = TinyWorld(hidden_size=16, layers=1, heads=2, intermediate_size=16, steps=1, batch_size=2)
     with pytest.raises(DataError, match=r"train it longer .model\.steps"):
         list(TinySource(base=silent).rows())
 
 
-def test_prompts_come_in_passes_with_what_a_reward_wants_to_know():
-    """Every prompt once before any comes again, in another order, under the row number that is its own."""
+def test_prompts_come_in_passes_with_columns_for_rewards():
+    """Every prompt comes once before any is repeated, in another order, under its own row number."""
     asked = list(TinySource(size=300, kind="prompt").rows())
     texts = [row.values["prompt"] for row in asked]
     assert sorted(texts[:114]) == sorted(texts[114:228]) == sorted(p.text for p in grammar.prompts("train"))
