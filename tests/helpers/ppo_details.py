@@ -161,7 +161,7 @@ DETAILS = [
         "extra",
         "Adam's epsilon as in TensorFlow",
         ("optimizer=adam_tf",),
-        "tests.methods.test_adam_tf.test_two_steps_by_hand",
+        "tests.test_optimizers.test_two_steps_by_hand",
     ),
     Detail(
         "TRL",

@@ -35,7 +35,7 @@ from rlhf_lightning.rewards import (
     implicit_rewards,
 )
 from rlhf_lightning.types import ComparisonBatch, Example, Ragged, sample_groups
-from tests.rewards.test_model_reward import ANSWERS, QUESTIONS, close, encoded
+from tests.rewards.test_model import ANSWERS, QUESTIONS, close, encoded
 
 SPEC = DataSpec(comparison="{prompt}|{first}|{second}=", cache=False)
 

@@ -226,7 +226,7 @@ def test_a_writer_sees_what_others_have_written(tmp_path: Path) -> None:
 SLOW_FILL = """
 import sys, time
 sys.path[:0] = [sys.argv[1]]
-import test_reference_store as t
+import test_store as t
 plain = t.score
 t.score = lambda batch: (time.sleep(0.02), plain(batch))[1]
 print("started", flush=True)
@@ -237,7 +237,7 @@ t.fill(t.ReferenceStore(sys.argv[2], "model"), t.pairs(200), rows=6)
 @pytest.mark.parametrize("shards_before_kill", [pytest.param(1, marks=pytest.mark.slow), 9])
 def test_kill_in_the_middle_of_a_fill(shards_before_kill: int, tmp_path: Path) -> None:
     examples = pairs(200)
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW_FILL, str(Path(__file__).parent), str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(root)},

@@ -20,7 +20,7 @@ from rlhf_lightning.data.tokens.tokenize import tokenize
 from rlhf_lightning.models.tokenizers import byte_tokenizer
 from rlhf_lightning.rewards.asking import conversation_ids
 from rlhf_lightning.rewards.texts import Texts
-from tests.data.test_cache import entries
+from tests.data.tokens.test_cache import entries
 
 #: The head of Llama 3.2's template: a date that the user may give, else today's.
 DATED = (

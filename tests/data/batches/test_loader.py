@@ -266,7 +266,7 @@ def test_lightning_resumes_after_a_kill(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; sys.path[:0] = [sys.argv[1]]; import test_loader as t;"
         "t.fit(t.BATCHINGS[0], workers=2, callbacks=[t.SaveEachStep(Path(sys.argv[2]), die_at=6)])"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     killed = subprocess.run(
         [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)],
         check=False,
