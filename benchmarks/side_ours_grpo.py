@@ -32,7 +32,10 @@ def run(settings: dict[str, Any], prompts: list[list[int]], clock: Clock) -> lis
     bf16 = settings["precision"] == "bf16"
     engine = Timed(clock, dtype="bfloat16" if bf16 else None, max_new_tokens=settings["response_tokens"])
     data = AlignmentDataModule(
-        [Example(prompt, [[]]) for prompt in prompts], kind="prompt", batch_size=settings["prompts"], shuffle=False
+        [Example(prompt, [[]]) for prompt in prompts],
+        kind="prompt",
+        batch_size=settings["prompts"],
+        loading={"shuffle": False},
     )
     trainer = L.Trainer(
         accelerator="cpu",

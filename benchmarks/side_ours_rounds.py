@@ -48,7 +48,7 @@ def run(settings: dict[str, Any], prompts: list[dict[str, Any]], clock: Clock) -
         [Example(prompt["ids"], [[]]) for prompt in prompts],
         kind="prompt",
         batch_size=settings["prompts"],
-        shuffle=False,
+        loading={"shuffle": False},
     )
     engine = Timed(clock, max_new_tokens=settings["response_tokens"])
     online = OnlineData(data, engine, Even(), rounds, lesson=partial(SelectLesson, kind="preference"))

@@ -140,8 +140,9 @@ def initial_weights(cfg: DictConfig) -> Path | None:
 
 def make_data(cfg: DictConfig, models: ModelBuilder, kind: str, *, mismatched: bool = False) -> AlignmentDataModule:
     """The data module, with the tokenizer of the model."""
-    automatic = "padded" in cfg.data and cfg.data.padded is None
-    options = {"padded": runs_padded(models)} if automatic else {}
+    loading = dict(cfg.data.get("loading") or {})
+    automatic = "padded" in loading and loading["padded"] is None
+    options = {"loading": loading | {"padded": runs_padded(models)}} if automatic else {}
     data: AlignmentDataModule = make(cfg.data)(
         tokenizer=models.tokenizer(), kind=kind, seed=cfg.seed, mismatched=mismatched, **options
     )

@@ -26,7 +26,7 @@ SYNONYMS: Mapping[str, str] = {
     "epoch": "trainer.max_epochs",
     "epochs": "trainer.max_epochs",
     "eval_steps": "trainer.val_check_interval",
-    "eval_batch": "data.eval_batch_size",
+    "eval_batch": "data.loading.eval_batch_size",
     "gpus": "strategy.devices",
     "grad_accum": "trainer.accumulate_grad_batches",
     "gradient_accumulation": "trainer.accumulate_grad_batches",
@@ -55,11 +55,11 @@ SYNONYMS: Mapping[str, str] = {
     "num_steps": "trainer.max_steps",
     "num_train_epochs": "trainer.max_epochs",
     "num_train_steps": "trainer.max_steps",
-    "num_workers": "data.num_workers",
+    "num_workers": "data.loading.num_workers",
     "out_dir": "paths.output_dir",
     "output": "paths.output_dir",
     "output_folder": "paths.output_dir",
-    "per_device_eval_batch_size": "data.eval_batch_size",
+    "per_device_eval_batch_size": "data.loading.eval_batch_size",
     "per_device_train_batch_size": "data.batch_size",
     "random_seed": "seed",
     "random_state": "seed",
@@ -78,7 +78,7 @@ SYNONYMS: Mapping[str, str] = {
     "warmup_ratio": "scheduler.warmup",
     "warmup_steps": "scheduler.warmup",
     "wd": "optimizer.weight_decay",
-    "workers": "data.num_workers",
+    "workers": "data.loading.num_workers",
 }
 #: Keys that count where several end alike; the shortest of the others comes first.
 PREFERRED = (

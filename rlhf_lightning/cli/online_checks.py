@@ -380,10 +380,11 @@ def without_effect(cfg: DictConfig, module: Any, data: Any) -> Iterator[str]:
         if cfg.get("guidance"):
             yield "guidance: this method learns from the responses of the data and draws none"
         return
-    if cfg.data.get("num_workers"):
-        yield f"data.num_workers={cfg.data.num_workers}: rollouts are packed in the process that draws them"
-    if cfg.data.get("bucket") is not None:
-        yield f"data.bucket={cfg.data.bucket}: a rollout's responses are dealt out to its steps at random"
+    loading = cfg.data.get("loading") or {}
+    if workers := loading.get("num_workers"):
+        yield f"data.loading.num_workers={workers}: rollouts are packed in the process that draws them"
+    if (bucket := loading.get("bucket")) is not None:
+        yield f"data.loading.bucket={bucket}: a rollout's responses are dealt out to its steps at random"
     if (cfg.data.get("spec") or {}).get("max_response_length") is not None:
         yield (
             f"data.spec.max_response_length={cfg.data.spec.max_response_length}: the data's responses are not read; "

@@ -30,12 +30,16 @@ _CREDIT = {
     "shaping": "credit.shaping",
 }
 _WRITING = {name: f"writing.{name}" for name in ("max_tokens", "seed", "temperature")}
+_REQUESTS = {name: f"requests.{name}" for name in ("backoff", "concurrency", "retries", "timeout")}
 _VLLM = {
     name: f"vllm.{name}"
     for name in ("dtype", "enforce_eager", "gpu_memory_utilization", "max_model_len", "max_num_seqs", "memory")
 }
 #: Class -> old name of an option -> its name now.
 RENAMED: Mapping[str, Mapping[str, str]] = {
+    "rlhf_lightning.data.AlignmentDataModule": {
+        name: f"loading.{name}" for name in ("bucket", "eval_batch_size", "num_workers", "padded", "shuffle")
+    },
     "rlhf_lightning.methods.PolicyGradient": {**_POLICY_LOSS, **_CREDIT},
     "rlhf_lightning.methods.PPO": {
         **_POLICY_LOSS,
@@ -59,17 +63,17 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
         **_WRITING,
         **{name: f"rating.{name}" for name in ("high", "histogram", "judgments", "least_read", "low", "scaled")},
     },
+    "rlhf_lightning.rollout.ChatClient": _REQUESTS,
+    "rlhf_lightning.rollout.OpenAIEngine": _REQUESTS,
     "rlhf_lightning.rollout.VLLMEngine": _VLLM,
     "rlhf_lightning.rollout.VLLMServerEngine": {
         **_VLLM,
+        **_REQUESTS,
         "arguments": "server.arguments",
-        "concurrency": "requests.concurrency",
         "environment": "server.environment",
         "folder": "server.folder",
         "port": "server.port",
-        "retries": "requests.retries",
         "start_timeout": "server.start_timeout",
-        "timeout": "requests.timeout",
     },
 }
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rlhf_lightning.data.batches.loader import EpochLoader, ListLoader, evaluation_batches, reference_batches
 from rlhf_lightning.data.batches.loader_position import check_limit, steps_taken
+from rlhf_lightning.data.batches.loading_options import LoadingOptions
 from rlhf_lightning.data.batches.mismatch import Mismatches
 from rlhf_lightning.data.batches.plan import Batching, check_budget
 from rlhf_lightning.data.kinds import KINDS, kind_of
@@ -30,6 +31,7 @@ from rlhf_lightning.data.tokens.examples import Examples, Groups
 from rlhf_lightning.data.tokens.optional_numbers import has_input
 from rlhf_lightning.data.tokens.prompt_transforms import form_of
 from rlhf_lightning.data.tokens.tokenize import split, tokenize
+from rlhf_lightning.options import value_object
 from rlhf_lightning.types import Example, PromptForm
 
 if TYPE_CHECKING:
@@ -40,8 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PADDED_BUCKET = 50  #: steps of a bucketing window where batches are padded, as transformers' ``group_by_length``
-EVALUATION_GROUPS = 16  #: most groups of an evaluation batch, by default
+#: Groups of an evaluation batch are at most this many unless the user says otherwise.
+EVALUATION_GROUPS = 16
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,9 @@ class AlignmentDataModule(L.LightningDataModule):
         spec: DataSpec | None = None,
         batch_size: int | None = 32,
         max_tokens: int | None = None,
-        eval_batch_size: int | None = None,
-        shuffle: bool = True,
-        bucket: int | None = None,
-        padded: bool | None = None,
-        num_workers: int = 0,
+        loading: LoadingOptions | Mapping[str, Any] | None = None,
         seed: int = 0,
         place: Place | None = None,
-        reference_store: ReferenceStore | None = None,
         mismatched: bool = False,
         ptx: Callable[..., AlignmentDataModule] | None = None,
     ) -> None:
@@ -107,14 +104,9 @@ class AlignmentDataModule(L.LightningDataModule):
             spec: how rows become tokens.
             batch_size: groups of an optimiser step over all processes.
             max_tokens: token budget of a micro-batch; when set it takes the place of ``batch_size``.
-            eval_batch_size: groups of a process's evaluation batch; None: training's micro-batch, at most 16.
-            shuffle: another order every epoch.
-            bucket: window, in steps, out of which steps of similar length are made; None: 50 when padded, else 1.
-            padded: count padding too, for ``model.backend=padded``; None: no, and the commands set it from the model.
-            num_workers: processes that pack ahead; packing takes under a millisecond a batch, so 0 is usually right.
+            loading: how rows are cut, ordered and packed; the options of ``LoadingOptions`` by name.
             seed: of the order.
             place: this process's share where no trainer says it.
-            reference_store: cached reference log-probs to attach to every batch.
             mismatched: bring every prompt of a step with another row's response too (KTO's reference point).
             ptx: other data that on-policy methods mix in: a partial of this class; ``batch_size`` rows of it a step.
 
@@ -126,16 +118,16 @@ class AlignmentDataModule(L.LightningDataModule):
         self.tokenizer, self.kind, self.spec = tokenizer, kind, spec or DataSpec()
         self.plans_steps = kind_of(kind).has_responses
         size = batch_size if max_tokens is None else None
-        window = bucket or (PADDED_BUCKET if padded else 1)
-        self.batching = Batching(size, max_tokens, seed=seed, shuffle=shuffle, bucket=window, padded=bool(padded))
-        if eval_batch_size is not None and eval_batch_size < 1:
-            raise ValueError(f"data.eval_batch_size={eval_batch_size} must be at least 1, or null")
-        self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
+        cut = value_object(LoadingOptions, loading, LoadingOptions.node)
+        self.batching = Batching(
+            size, max_tokens, seed=seed, shuffle=cut.shuffle, bucket=cut.window, padded=bool(cut.padded)
+        )
+        self.eval_batch_size, self.num_workers = cut.eval_batch_size, cut.num_workers
         self.train_examples = self.val_examples = None
         self.reports: dict[str, Report] = {}  #: by role: what happened to every row
         self.mismatched, self.ptx = mismatched, ptx
         self._mismatches: dict[int, Mismatches] = {}  # by the identity of the examples
-        self._store = reference_store
+        self._store: ReferenceStore | None = None
 
     # Reading
 

@@ -42,6 +42,7 @@ BOOKKEEPING = (
     "trainer.enable_model_summary",
     "data.spec.cache",
     "data.spec.cache_dir",
+    "data.loading.num_workers",
     "data.num_workers",
 )
 _RUN = "<run>"

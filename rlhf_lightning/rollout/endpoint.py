@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from rlhf_lightning.rollout.attempt import Attempt
+from rlhf_lightning.rollout.request_options import RequestOptions
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,11 @@ class Endpoint:
             raise ValueError(
                 f"timeout={self.timeout} must be positive, retries={self.retries} and backoff={self.backoff} at least 0"
             )
+
+    @classmethod
+    def asked(cls, url: str, requests: RequestOptions, api_key_env: str = "OPENAI_API_KEY") -> Endpoint:
+        """A server that is asked so."""
+        return cls(url, api_key_env, requests.timeout, requests.retries, requests.backoff)
 
     def path(self, route: str) -> str:
         """The full address of a route such as ``/v1/models``."""

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lightning.options import Count, NonNegative, Positive, WholeNumber
+from rlhf_lightning.options import Count, NonNegative, value_object
 from rlhf_lightning.rollout.completions import choices, copies, draws, finish, sampling_fields
 from rlhf_lightning.rollout.endpoint import Endpoint, ServerError, in_threads
+from rlhf_lightning.rollout.request_options import RequestOptions
 from rlhf_lightning.types import Sample, Sampling, ended_by_text
 
 if TYPE_CHECKING:
@@ -30,10 +31,7 @@ class ChatClient:
         max_tokens: most tokens of an answer.
         seed: of the answers where the server honours it; None: the server's own.
         api_key_env: name of the environment variable that holds the key; it may be unset.
-        timeout: seconds that one attempt may take.
-        retries: further attempts after the first, where the server is busy, fails or cannot be reached.
-        backoff: seconds before the first of them; doubled for each further one.
-        concurrency: questions that :meth:`ask_all` has under way at once.
+        requests: how it is asked; the options of ``RequestOptions`` by name.
         options: further fields of every request.
 
     Raises:
@@ -49,19 +47,13 @@ class ChatClient:
         max_tokens: Count = 512,
         seed: int | None = None,
         api_key_env: str = "OPENAI_API_KEY",
-        timeout: Positive = 120.0,
-        retries: WholeNumber = 4,
-        backoff: NonNegative = 1.0,
-        concurrency: Count = 8,
+        requests: RequestOptions | Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        if temperature < 0 or max_tokens < 1 or concurrency < 1:
-            raise ValueError(
-                f"temperature={temperature} must be at least 0, max_tokens={max_tokens} and concurrency={concurrency} "
-                "at least 1"
-            )
-        self.endpoint = Endpoint(url, api_key_env, timeout, retries, backoff)
-        self.concurrency = concurrency
+        if temperature < 0 or max_tokens < 1:
+            raise ValueError(f"temperature={temperature} must be at least 0 and max_tokens={max_tokens} at least 1")
+        asked = value_object(RequestOptions, requests, RequestOptions.node)
+        self.endpoint, self.concurrency = Endpoint.asked(url, asked, api_key_env), asked.concurrency
         self._model = model
         self._body: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens} | dict(options or {})
         if seed is not None:
@@ -153,10 +145,7 @@ class OpenAIEngine:
         max_new_tokens: most tokens of a response.
         min_new_tokens: tokens before which a response cannot end; above 0 the server must know ``min_tokens``.
         api_key_env: name of the environment variable that holds the key; it may be unset.
-        timeout: seconds that one attempt may take.
-        retries: further attempts after the first, where the server is busy, fails or cannot be reached.
-        backoff: seconds before the first of them; doubled for each further one.
-        concurrency: requests under way at once; each asks for all samples of one prompt.
+        requests: how it is asked; the options of ``RequestOptions`` by name.
         options: further fields of every request, such as ``return_token_ids: true`` for vLLM.
 
     Raises:
@@ -177,17 +166,13 @@ class OpenAIEngine:
         max_new_tokens: Count = 256,
         min_new_tokens: int = 0,
         api_key_env: str = "OPENAI_API_KEY",
-        timeout: Positive = 120.0,
-        retries: WholeNumber = 4,
-        backoff: NonNegative = 1.0,
-        concurrency: Count = 8,
+        requests: RequestOptions | Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         Sampling(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens)  # checks them
-        if concurrency < 1:
-            raise ValueError(f"rollout.concurrency={concurrency} must be at least 1")
-        self.endpoint = Endpoint(url, api_key_env, timeout, retries, backoff)
-        self.tokenizer, self.concurrency = tokenizer, concurrency
+        asked = value_object(RequestOptions, requests, RequestOptions.node)
+        self.endpoint, self.concurrency = Endpoint.asked(url, asked, api_key_env), asked.concurrency
+        self.tokenizer = tokenizer
         self.max_new_tokens, self.min_new_tokens, self.max_gap = max_new_tokens, min_new_tokens, None
         self._model, self._options = model, dict(options or {})
 

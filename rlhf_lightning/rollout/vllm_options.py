@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from rlhf_lightning.options import Count, Options, Positive, PositiveShare, Range, WholeNumber
+from rlhf_lightning.rollout.request_options import RequestOptions
 from rlhf_lightning.types import Sampling
 
 if TYPE_CHECKING:
@@ -89,19 +90,8 @@ class ServerOptions(Options):
 
 
 @dataclass(frozen=True)
-class RequestOptions(Options):
-    """How patiently a server is asked, and how often at once.
-
-    Attributes:
-        timeout: seconds that one request may take.
-        retries: further attempts after the first.
-        concurrency: requests under way at once, one a prompt.
-
-    Raises:
-        ValueError: an option is out of its range.
-    """
-
-    node: ClassVar[str] = "rollout.requests"
+class PolicyRequestOptions(RequestOptions):
+    """How a server of the policy is asked: a response may take long, and it decodes many together."""
 
     timeout: Positive = 600.0
     retries: WholeNumber = 2

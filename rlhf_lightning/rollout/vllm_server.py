@@ -22,7 +22,7 @@ from rlhf_lightning.rollout.temporary import TemporaryFolder
 from rlhf_lightning.rollout.vllm_adapters import LORA_RANKS, check_adapter, check_policy, largest_rank
 from rlhf_lightning.rollout.vllm_options import (
     INSTALL,
-    RequestOptions,
+    PolicyRequestOptions,
     RestrictedSampling,
     ServedOptions,
     ServerOptions,
@@ -73,7 +73,7 @@ class VLLMServerEngine:
             null: any. In bfloat16 0.03 to 0.05 is usual.
         vllm: how it computes; the options of ``ServedOptions`` by name.
         server: where it takes weights from and how it is started; the options of ``ServerOptions`` by name.
-        requests: how it is asked; the options of ``RequestOptions`` by name.
+        requests: how it is asked; the options of ``PolicyRequestOptions`` by name.
 
     Raises:
         ModuleNotFoundError: a server is to be started and vLLM is not installed.
@@ -97,13 +97,13 @@ class VLLMServerEngine:
         max_gap: float | None = 0.2,
         vllm: ServedOptions | Mapping[str, Any] | None = None,
         server: ServerOptions | Mapping[str, Any] | None = None,
-        requests: RequestOptions | Mapping[str, Any] | None = None,
+        requests: PolicyRequestOptions | Mapping[str, Any] | None = None,
     ) -> None:
         Sampling(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens)  # checks them
         check_gap(max_gap)
         self._vllm = value_object(ServedOptions, vllm, ServedOptions.node)
         self._server = value_object(ServerOptions, server, ServerOptions.node)
-        self._requests = value_object(RequestOptions, requests, RequestOptions.node)
+        self._requests = value_object(PolicyRequestOptions, requests, PolicyRequestOptions.node)
         if url is None and not installed():
             raise ModuleNotFoundError(INSTALL)
         self.tokenizer, self.lora = tokenizer, lora
@@ -158,7 +158,7 @@ class VLLMServerEngine:
             weights = base_weights(policy) if self.lora else policy_weights(policy)
             address, self._model = agreed(lambda: self._start(policy, weights)), POLICY
             self._log_file = self._folder / LOG_FILE
-        self._endpoint = Endpoint(address, timeout=self._requests.timeout, retries=self._requests.retries)
+        self._endpoint = Endpoint.asked(address, self._requests)
         if self._model is None:
             self._model = agreed(lambda: only_model(self._reached))
 

@@ -182,7 +182,7 @@ class RolloutLoader(PositionedLoader[PackedBatch]):
         """The options that give a number of steps its meaning, under the names that users know."""
         return {
             "data.batch_size": self.batching.batch_size,
-            "data.padded": self.batching.padded,
+            "data.loading.padded": self.batching.padded,
             f"{self.options.node}.minibatches": self.options.minibatches,
             f"{self.options.node}.inner_epochs": self.options.inner_epochs,
             "rollouts of an epoch": self.rollouts,

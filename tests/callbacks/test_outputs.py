@@ -83,7 +83,9 @@ def test_every_prompt_once_and_answered_several_times(tmp_path):
     repeated = [row for row in examples(4) for _ in range(2)]
     callback = PolicySamples(pack, prompts=3, each=4, max_new_tokens=6)
     run = trainer(tmp_path, [callback], logger=Memory())
-    pairs = AlignmentDataModule(examples(8), kind="preference", validation=repeated, batch_size=4, eval_batch_size=4)
+    pairs = AlignmentDataModule(
+        examples(8), kind="preference", validation=repeated, batch_size=4, loading={"eval_batch_size": 4}
+    )
     run.fit(tiny(), datamodule=pairs)
     after = rows(tmp_path, 2)
     assert [row["prompt"] for row in after] == [row["prompt"] for row in after[::4] for _ in range(4)]

@@ -38,9 +38,9 @@ def test_every_target_of_conf_has_usable_type_hints():
 
 
 REFUSED = {
-    "data.shuffle=no": "data.shuffle: expected true or false, got 'no'",
+    "data.loading.shuffle=no": "data.loading.shuffle: expected true or false, got 'no'",
     "data.batch_size=1.5": "data.batch_size: expected a whole number or null, got 1.5",
-    "data.num_workers=true": "data.num_workers: expected a whole number, got True",
+    "data.loading.num_workers=true": "data.loading.num_workers: expected a whole number, got True",
     "optimizer.lr=nan": "optimizer.lr: expected a number, got nan",
     "optimizer.lr=inf": "optimizer.lr: expected a number, got inf",
     "optimizer.betas=[nan,0.9]": "optimizer.betas: expected a list of 2, got [nan, 0.9]",

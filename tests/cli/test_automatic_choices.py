@@ -53,8 +53,8 @@ def test_an_adapter_that_a_run_starts_from_cannot_be_switched_off_for_the_refere
         ([], False),
         (["model.backend=padded"], True),
         (["model.architecture=mamba"], True),
-        (["model.architecture=mamba", "data.padded=false"], False),
-        (["data.padded=true"], True),
+        (["model.architecture=mamba", "data.loading.padded=false"], False),
+        (["data.loading.padded=true"], True),
     ],
 )
 def test_padded(tmp_path, overrides, padded):

@@ -13,7 +13,12 @@ from rlhf_lightning.cli.identity import MAY_CHANGE, OBSERVERS, compare, digest, 
 SAMPLES = {"_target_": "rlhf_lightning.callbacks.PolicySamples", "prompts": 8}
 RUN: dict[str, Any] = {
     "method": {"loss": {"_target_": "rlhf_lightning.losses.dpo", "beta": 0.1}},
-    "data": {"batch_size": 8, "max_tokens": None, "source": {"path": "a.jsonl", "limit": None}, "num_workers": 0},
+    "data": {
+        "batch_size": 8,
+        "max_tokens": None,
+        "source": {"path": "a.jsonl", "limit": None},
+        "loading": {"num_workers": 0},
+    },
     "trainer": {"max_steps": 10, "accumulate_grad_batches": 2, "gradient_clip_val": 1.0},
     "strategy": {"devices": 1},
     "callbacks": {"samples": SAMPLES, "ema": {"_target_": "rlhf_lightning.callbacks.EMAWeights", "decay": 0.9}},
@@ -58,7 +63,7 @@ def test_another_run(key, value):
         ("trainer.val_check_interval", 0.5),
         ("trainer.accumulate_grad_batches", 1),
         ("strategy.devices", 2),
-        ("data.num_workers", 2),
+        ("data.loading.num_workers", 2),
         ("data.source.path", "b.jsonl"),
         ("callbacks.samples", None),
         ("callbacks.samples.prompts", 2),
@@ -87,7 +92,7 @@ def test_how_long_processes_wait_for_each_other_is_never_part_of_the_run():
 
 def test_nothing_and_null_are_the_same():
     assert not compare(RUN, changed("reward", {})).refused
-    assert not compare(RUN, changed("data.bucket", None)).refused
+    assert not compare(RUN, changed("data.loading.bucket", None)).refused
 
 
 def test_a_difference_names_both_values():

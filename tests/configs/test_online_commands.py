@@ -126,8 +126,18 @@ def test_what_a_trainer_would_do_to_rollouts_is_refused(options, message, tiny, 
         (["method=grpo", *REWARD], []),
         (["method=dpo"], []),
         (
-            ["method=grpo", *REWARD, "data.num_workers=2", "data.bucket=4", "data.spec.max_response_length=9"],
-            ["data.num_workers=2: rollouts are packed", "data.bucket=4: a rollout's", "rollout.max_new_tokens limits"],
+            [
+                "method=grpo",
+                *REWARD,
+                "data.loading.num_workers=2",
+                "data.loading.bucket=4",
+                "data.spec.max_response_length=9",
+            ],
+            [
+                "data.loading.num_workers=2: rollouts are packed",
+                "data.loading.bucket=4: a rollout's",
+                "rollout.max_new_tokens limits",
+            ],
         ),
         (["method=rlsc", *REWARD], ["reward: 'letters' is logged, and this method learns from no reward"]),
         (

@@ -45,7 +45,7 @@ def options(file, *more: str) -> list[str]:
 @pytest.mark.parametrize(("ties", "safety"), [("wrong", 0.0), ("half", 0.5)])
 def test_a_reward_is_scored(rlhf, file, tmp_path, ties, safety):
     """Length as a reward, with two batches: a row's subset must follow the row, past the rows that are left out."""
-    more = ["reward=length", "data.eval_batch_size=2", f"data.validation.ties={ties}", "paths.output_dir=out"]
+    more = ["reward=length", "data.loading.eval_batch_size=2", f"data.validation.ties={ties}", "paths.output_dir=out"]
     code, out, err = rlhf(*options(file, *more))
     assert code == 0, err
     result = Result.read(tmp_path / "out")

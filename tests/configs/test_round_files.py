@@ -66,7 +66,7 @@ def test_training_in_a_round_is_training_on_its_file(trained, tmp_path):
     second = trained("two", *ROUNDS, "trainer.max_steps=4")
     groups = [as_dealt(tmp_path / "two" / "rollouts" / "groups" / f"0000{number}.jsonl", number) for number in (0, 1)]
     assert [len(file.read_text().splitlines()) for file in groups] == [4, 4]
-    offline = ["trainer.max_steps=2", "data.shuffle=false"]
+    offline = ["trainer.max_steps=2", "data.loading.shuffle=false"]
     assert_equal(first, trained("first", *offline, f"data.source.path={groups[0]}"))
     start = f"ckpt_path={tmp_path / 'one' / 'checkpoints' / 'last.ckpt'}"
     assert_equal(second, trained("second", *offline, f"data.source.path={groups[1]}", start))

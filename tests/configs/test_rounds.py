@@ -207,10 +207,12 @@ def test_every_file_of_rounds_says_what_it_is():
 
 
 def test_what_has_an_effect_is_not_named(tiny, tmp_path):
-    cfg = compose("train", [*tiny, *ROUNDS, *SMALL, *REWARD, "data.num_workers=2", f"paths.output_dir={tmp_path}"])
+    cfg = compose(
+        "train", [*tiny, *ROUNDS, *SMALL, *REWARD, "data.loading.num_workers=2", f"paths.output_dir={tmp_path}"]
+    )
     run = make_run(cfg)
     (line,) = without_effect(cfg, run.module, run.data)
-    assert line.startswith("data.num_workers=2: rollouts are packed")
+    assert line.startswith("data.loading.num_workers=2: rollouts are packed")
 
 
 @pytest.mark.slow

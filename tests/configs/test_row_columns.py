@@ -55,7 +55,12 @@ def test_a_split_part_has_the_columns_of_its_own_rows(file: Path) -> None:
     """Its rows are a selection: what lies at their places in the part belongs to others."""
     spec = DataSpec(cache=False, columns={"prompt": "question"})
     data = AlignmentDataModule(
-        Files(str(file)), TinyRandom().tokenizer(), validation=0.4, spec=spec, batch_size=2, eval_batch_size=2
+        Files(str(file)),
+        TinyRandom().tokenizer(),
+        validation=0.4,
+        spec=spec,
+        batch_size=2,
+        loading={"eval_batch_size": 2},
     )
     asked: list[frozenset[str]] = []
     data.check_columns = lambda names: asked.append(frozenset(names))

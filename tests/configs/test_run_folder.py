@@ -96,7 +96,7 @@ def test_another_computation_is_refused(root, option):
 
 @pytest.mark.parametrize(
     "option",
-    ["trainer.max_steps=9", "logger=none", "callbacks.samples.prompts=3", "data.num_workers=1", "strategy=ddp"],
+    ["trainer.max_steps=9", "logger=none", "callbacks.samples.prompts=3", "data.loading.num_workers=1", "strategy=ddp"],
 )
 def test_what_may_change_is_accepted_and_named(root, option):
     option = "callbacks.progress=null" if "samples" in option else option

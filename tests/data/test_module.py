@@ -157,15 +157,15 @@ def test_a_row_over_the_budget_and_data_of_another_kind_stop_the_run() -> None:
         AlignmentDataModule(Examples.build(pairs()).first_response(), kind="preference").setup()
     with pytest.raises(RuntimeError, match=r"call setup\(\) first"):
         AlignmentDataModule(pairs()).train_dataloader()
-    with pytest.raises(ValueError, match=r"data\.eval_batch_size=0"):
-        AlignmentDataModule(pairs(), eval_batch_size=0)
+    with pytest.raises(ValueError, match=r"data\.loading\.eval_batch_size=0"):
+        AlignmentDataModule(pairs(), loading={"eval_batch_size": 0})
 
 
 # Batches
 
 
 def test_pairs_for_a_supervised_method_keep_the_chosen_response() -> None:
-    data = AlignmentDataModule(pairs(), kind="supervised", batch_size=30, shuffle=False)
+    data = AlignmentDataModule(pairs(), kind="supervised", batch_size=30, loading={"shuffle": False})
     data.setup()
     (batch,) = data.train_dataloader()
     assert type(batch) is SupervisedBatch
@@ -233,7 +233,7 @@ def test_setup_reads_once_and_only_what_the_stage_needs() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_workers_change_nothing(workers: int) -> None:
-    data = AlignmentDataModule(pairs(), batch_size=4, num_workers=workers, validation=pairs(5, seed=1))
+    data = AlignmentDataModule(pairs(), batch_size=4, loading={"num_workers": workers}, validation=pairs(5, seed=1))
     data.setup()
     reference = AlignmentDataModule(pairs(), batch_size=4)
     reference.setup()

@@ -51,7 +51,12 @@ def graded(monkeypatch) -> str:
 
 def test_a_new_kind_is_read_planned_and_packed(graded):
     data = AlignmentDataModule(
-        Rows(*ROWS), tokenizers.llama_like(), graded, spec=DataSpec(cache=False), batch_size=3, shuffle=False
+        Rows(*ROWS),
+        tokenizers.llama_like(),
+        graded,
+        spec=DataSpec(cache=False),
+        batch_size=3,
+        loading={"shuffle": False},
     )
     data.setup()
     batches = list(data.train_dataloader())

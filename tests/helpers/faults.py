@@ -51,7 +51,7 @@ PAIRS = [
 ]
 OPTIONS = [
     "model=tiny_random", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "data=json",
-    "data.validation=0.2", "data.batch_size=4", "data.eval_batch_size=2", "trainer.accumulate_grad_batches=2",
+    "data.validation=0.2", "data.batch_size=4", "data.loading.eval_batch_size=2", "trainer.accumulate_grad_batches=2",
     "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "trainer.val_check_interval=3",
     "trainer.check_val_every_n_epoch=null", "callbacks.last.every_n_steps=2", "callbacks.samples.prompts=2",
     "callbacks.samples.max_new_tokens=4",

@@ -36,7 +36,13 @@ def data(kind: str, groups: int = 20, batch_size: int = 4, mismatched: bool = Fa
     """Generated examples behind the real data module; validation is over the same ones."""
     rows = examples(groups) if kind == "preference" else EXAMPLES[kind](groups)
     return AlignmentDataModule(
-        rows, kind=kind, validation=rows, batch_size=batch_size, eval_batch_size=4, seed=3, mismatched=mismatched
+        rows,
+        kind=kind,
+        validation=rows,
+        batch_size=batch_size,
+        loading={"eval_batch_size": 4},
+        seed=3,
+        mismatched=mismatched,
     )
 
 

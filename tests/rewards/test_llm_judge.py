@@ -243,7 +243,8 @@ def test_a_server_as_the_judge(choice_of: str):
         }
         overrides = [f"reward={choice_of}", f"reward.judge.url={fake.url}", "reward.judge.model=fake"]
         cfg = compose(
-            "train", ["model=tiny_random", *overrides, "reward.judge.retries=0", "reward.judge.concurrency=1"]
+            "train",
+            ["model=tiny_random", *overrides, "reward.judge.requests.retries=0", "reward.judge.requests.concurrency=1"],
         )
         reward = make(cfg.reward)(tokenizer=TOKENIZER)
         assert reward(groups(["a", "bb"])) == [[0.5, 0.5]]

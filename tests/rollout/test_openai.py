@@ -16,6 +16,7 @@ from rlhf_lightning.types import Sampling
 from tests.helpers.fake_server import FakeServer, fake_server
 
 FAST: dict[str, Any] = {"backoff": 0.0, "retries": 2, "timeout": 5.0}
+ONCE: dict[str, Any] = {"retries": 0}
 QUESTION = [{"role": "user", "content": "2 + 2?"}]
 
 
@@ -48,7 +49,7 @@ def server() -> Iterator[FakeServer]:
 
 def test_ask(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "secret")
-    client = ChatClient(server.url + "/v1/", api_key_env="MY_KEY", seed=3, options={"top_p": 0.5}, **FAST)
+    client = ChatClient(server.url + "/v1/", api_key_env="MY_KEY", seed=3, options={"top_p": 0.5}, requests=FAST)
     assert client.ask(QUESTION, max_tokens=7) == "echo 2 + 2?"
     expected = {"model": "fake", "messages": QUESTION, "temperature": 0.0, "max_tokens": 7, "seed": 3, "top_p": 0.5}
     assert server.bodies("/v1/chat/completions") == [expected]
@@ -59,7 +60,7 @@ def test_ask(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_key_no_header(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    ChatClient(server.url, "fake", **FAST).ask(QUESTION)
+    ChatClient(server.url, "fake", requests=FAST).ask(QUESTION)
     assert "Authorization" not in server.headers[-1]
 
 
@@ -70,7 +71,7 @@ def test_ask_all_keeps_the_order_and_asks_at_once(server: FakeServer) -> None:
         return {"choices": [{"message": {"content": str(number)}}]}
 
     server.answers["/v1/chat/completions"] = slow
-    client = ChatClient(server.url, "fake", concurrency=4, **FAST)
+    client = ChatClient(server.url, "fake", requests=FAST | {"concurrency": 4})
     questions = [[{"role": "user", "content": str(i)}] for i in range(4)]
     assert client.ask_all(questions) == ["0", "1", "2", "3"]
     assert server.most_under_way >= 2
@@ -78,7 +79,7 @@ def test_ask_all_keeps_the_order_and_asks_at_once(server: FakeServer) -> None:
 
 def test_ask_each_goes_on_where_one_is_refused(server: FakeServer) -> None:
     server.failures = [400]
-    client = ChatClient(server.url, "fake", concurrency=1, **FAST)
+    client = ChatClient(server.url, "fake", requests=FAST | {"concurrency": 1})
     assert client.ask_each([QUESTION, QUESTION]) == [None, "echo 2 + 2?"]
     server.failures = [400]
     with pytest.raises(ServerError, match="400"):
@@ -88,14 +89,14 @@ def test_ask_each_goes_on_where_one_is_refused(server: FakeServer) -> None:
 @pytest.mark.parametrize("failure", [500, 503, 429, 408])
 def test_tries_again_where_it_may_help(server: FakeServer, failure: int) -> None:
     server.failures = [failure, failure]
-    assert ChatClient(server.url, "fake", **FAST).ask(QUESTION) == "echo 2 + 2?"
+    assert ChatClient(server.url, "fake", requests=FAST).ask(QUESTION) == "echo 2 + 2?"
     assert len(server.requests) == 3
 
 
 def test_gives_up_after_the_last_attempt(server: FakeServer) -> None:
     server.failures = [503] * 9
     with pytest.raises(ServerError, match=r"/v1/chat/completions answered 503.*told to fail") as error:
-        ChatClient(server.url, "fake", **FAST).ask(QUESTION)
+        ChatClient(server.url, "fake", requests=FAST).ask(QUESTION)
     assert error.value.status == 503
     assert len(server.requests) == 3
 
@@ -104,7 +105,7 @@ def test_gives_up_after_the_last_attempt(server: FakeServer) -> None:
 def test_a_refusal_is_final(server: FakeServer, failure: int, words: str) -> None:
     server.failures = [failure]
     with pytest.raises(ServerError, match=words):
-        ChatClient(server.url, "fake", **FAST).ask(QUESTION)
+        ChatClient(server.url, "fake", requests=FAST).ask(QUESTION)
     assert len(server.requests) == 1
 
 
@@ -112,7 +113,7 @@ def test_a_silent_server_is_left_after_the_time_limit(server: FakeServer) -> Non
     server.failures = [1.0, 1.0]
     begun = time.monotonic()
     with pytest.raises(ServerError, match=r"within 0.1 s.*larger timeout"):
-        ChatClient(server.url, "fake", timeout=0.1, retries=1, backoff=0.0).ask(QUESTION)
+        ChatClient(server.url, "fake", requests={"timeout": 0.1, "retries": 1, "backoff": 0.0}).ask(QUESTION)
     assert time.monotonic() - begun < 0.9
 
 
@@ -121,12 +122,12 @@ def test_a_server_that_sends_a_byte_now_and_then_is_left_too(server: FakeServer,
     server.trickle = part
     begun = time.monotonic()
     with pytest.raises(ServerError, match=r"within 0.3 s \(timed out\).*larger timeout"):
-        ChatClient(server.url, "fake", timeout=0.3, retries=0).ask(QUESTION)
+        ChatClient(server.url, "fake", requests=ONCE | {"timeout": 0.3}).ask(QUESTION)
     assert time.monotonic() - begun < 2
 
 
 def test_an_answer_within_the_limit_is_not_cut(server: FakeServer) -> None:
-    client = ChatClient(server.url, "fake", timeout=0.3, retries=0)
+    client = ChatClient(server.url, "fake", requests=ONCE | {"timeout": 0.3})
     assert client.ask(QUESTION) == "echo 2 + 2?"
     time.sleep(0.4)  # the first limit is over, which is nothing to the second question
     assert client.ask(QUESTION) == "echo 2 + 2?"
@@ -148,14 +149,14 @@ def test_what_a_server_says_is_shown_without_the_key_and_without_control_charact
     server.refusal = b"\x1b[2J bad key secret"
     server.failures = [401]
     with pytest.raises(ServerError) as caught:
-        ChatClient(server.url, "fake", **FAST).ask(QUESTION)
+        ChatClient(server.url, "fake", requests=FAST).ask(QUESTION)
     assert "bad key ***" in str(caught.value)
     assert str(caught.value).isprintable()
 
 
 def test_nobody_there() -> None:
     with pytest.raises(ServerError, match=r"no response from http://127.0.0.1:9/v1/models.*is the server running"):
-        ChatClient("http://127.0.0.1:9", retries=0).ask(QUESTION)
+        ChatClient("http://127.0.0.1:9", requests=ONCE).ask(QUESTION)
 
 
 @pytest.mark.parametrize(
@@ -173,28 +174,28 @@ def test_nobody_there() -> None:
 def test_another_form_of_answer(server: FakeServer, answer: Any) -> None:
     server.answers["/v1/chat/completions"] = lambda _: answer
     with pytest.raises(ServerError, match=r"choices\[0\]|sent no JSON"):
-        ChatClient(server.url, "fake", **FAST).ask(QUESTION)
+        ChatClient(server.url, "fake", requests=FAST).ask(QUESTION)
 
 
 def test_an_answer_without_text_is_empty(server: FakeServer) -> None:
     server.answers["/v1/chat/completions"] = lambda _: {"choices": [{"message": {"content": None}}]}
-    assert ChatClient(server.url, "fake", **FAST).ask(QUESTION) == ""
+    assert ChatClient(server.url, "fake", requests=FAST).ask(QUESTION) == ""
 
 
 def test_several_models_must_be_chosen_from(server: FakeServer) -> None:
     server.answers["/v1/models"] = lambda _: {"data": [{"id": "a"}, {"id": "b"}]}
     with pytest.raises(ServerError, match=r"serves \['a', 'b'\]: set model="):
-        ChatClient(server.url, **FAST).ask(QUESTION)
+        ChatClient(server.url, requests=FAST).ask(QUESTION)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"url": "localhost:8000"}, r"url='localhost:8000'.*http://"),
-        ({"timeout": 0}, "timeout=0"),
-        ({"retries": -1}, "retries=-1"),
+        ({"requests": {"timeout": 0}}, "timeout=0"),
+        ({"requests": {"retries": -1}}, "retries=-1"),
         ({"temperature": -1.0}, "temperature=-1"),
-        ({"concurrency": 0}, "concurrency=0"),
+        ({"requests": {"concurrency": 0}}, "concurrency=0"),
     ],
 )
 def test_refused_options(options: dict[str, Any], words: str) -> None:
@@ -220,7 +221,7 @@ def test_the_first_error_ends_the_rest() -> None:
 
 
 def test_engine_draws_n_samples_a_prompt(server: FakeServer) -> None:
-    engine = OpenAIEngine(Letters(), url=server.url, max_new_tokens=8, **FAST)
+    engine = OpenAIEngine(Letters(), url=server.url, max_new_tokens=8, requests=FAST)
     assert isinstance(engine, RolloutEngine)
     groups = engine.generate([[1, 2], [3]], Sampling(max_new_tokens=8, temperature=0.5), n=2, seeds=[5, 1 << 62])
     # A sample that stopped has what ended it; one that was cut off has not. Choices come in their own order.
@@ -236,14 +237,14 @@ def test_engine_draws_n_samples_a_prompt(server: FakeServer) -> None:
 
 
 def test_engine_asks_once_for_a_greedy_response(server: FakeServer) -> None:
-    engine = OpenAIEngine(Letters(), url=server.url, **FAST)
+    engine = OpenAIEngine(Letters(), url=server.url, requests=FAST)
     groups = engine.generate([[1, 2]], Sampling(max_new_tokens=8, temperature=0.0), n=3, seeds=[5])
     assert [sample.ids for sample in groups[0]] == [[1, 2, 1, 0]] * 3
     assert server.bodies("/v1/completions")[0]["n"] == 1  # vLLM refuses more
 
 
 def test_engine_sends_extensions_where_they_are_asked_for(server: FakeServer) -> None:
-    engine = OpenAIEngine(Letters(), url=server.url, model="m", options={"return_token_ids": True}, **FAST)
+    engine = OpenAIEngine(Letters(), url=server.url, model="m", options={"return_token_ids": True}, requests=FAST)
     sampling = Sampling(max_new_tokens=8, top_k=3, min_new_tokens=2, ignore_eos=True, stop=(4,))
     engine.generate([[1]], sampling, n=1, seeds=[0])
     body = server.bodies("/v1/completions")[0]
@@ -264,13 +265,13 @@ def test_engine_sends_extensions_where_they_are_asked_for(server: FakeServer) ->
 def test_engine_takes_token_ids_where_the_server_returns_them(server: FakeServer) -> None:
     choice = {"index": 0, "text": "zz", "token_ids": [9, 8, 0], "finish_reason": "stop"}
     server.answers["/v1/completions"] = lambda _: {"choices": [choice]}
-    engine = OpenAIEngine(Letters(), url=server.url, **FAST)
+    engine = OpenAIEngine(Letters(), url=server.url, requests=FAST)
     assert engine.generate([[1]], Sampling(), n=1, seeds=[0])[0][0].ids == [9, 8, 0]
 
 
 def test_engine_notices_a_server_that_ignores_n(server: FakeServer) -> None:
     server.answers["/v1/completions"] = lambda _: {"choices": [{"text": "a", "finish_reason": "stop"}]}
-    engine = OpenAIEngine(Letters(), url=server.url, **FAST)
+    engine = OpenAIEngine(Letters(), url=server.url, requests=FAST)
     with pytest.raises(ServerError, match=r"1 choices where n=3.*group_size=1"):
         engine.generate([[1]], Sampling(), n=3, seeds=[0])
 

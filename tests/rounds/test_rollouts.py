@@ -266,7 +266,7 @@ def test_validation_uses_its_own_samples_and_streams():
     options = RolloutOptions(
         group_size=3, validation_samples=2, validation_temperature=0.5, greedy_baseline=True, dynamic_filter=True
     )
-    data, _ = looped(options, engine, validation=0.25, eval_batch_size=2)
+    data, _ = looped(options, engine, validation=0.25, loading={"eval_batch_size": 2})
     passes = [[batch.ids.tolist() for batch in data.val_dataloader()] for _ in range(2)]
     assert passes[0] == passes[1]
     assert len(passes[0]) == len(data.val_dataloader()) == -(-len(data.val_examples) // 2)

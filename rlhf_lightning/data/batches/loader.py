@@ -115,9 +115,9 @@ class EpochLoader(PositionedLoader[PackedBatch]):
         units: dict[str, Any] = {
             "data.batch_size": batching.batch_size,
             "data.max_tokens": batching.max_tokens,
-            "data.bucket": batching.bucket,
-            "data.padded": batching.padded,
-            "data.shuffle": batching.shuffle,
+            "data.loading.bucket": batching.bucket,
+            "data.loading.padded": batching.padded,
+            "data.loading.shuffle": batching.shuffle,
         }
         if batching.max_tokens is not None:  # with data.batch_size a step holds the same groups however it is cut
             units["micro-batches of a step (trainer.accumulate_grad_batches x devices)"] = self.plan.micro_batches

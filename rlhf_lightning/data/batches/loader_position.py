@@ -123,9 +123,9 @@ class PositionedLoader(ABC, Generic[BatchT]):
             ValueError: it is from the middle of an epoch, and something that decides what a step holds has changed.
         """
         changed = [
-            f"{name} was {units.get(name)} and is {value}"
+            f"{name} was {before} and is {value}"
             for name, value in self.units().items()
-            if units.get(name) != value
+            if (before := units.get(name, units.get(name.replace(".loading.", ".")))) != value  # as it was called once
         ]
         check_changes(state, [*changed, *changes])
         self.epoch, self._fresh = state["epoch"], True

@@ -208,7 +208,7 @@ def module(**options):
 
 
 def test_evaluation_batches_bring_their_own():
-    batches = list(module(eval_batch_size=3).val_dataloader())
+    batches = list(module(loading={"eval_batch_size": 3}).val_dataloader())
     drawn = Mismatches.draw(answers(7, seed=5))
     assert [len(batch) for batch in batches] == [3, 3, 1]
     for batch in batches:
