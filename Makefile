@@ -67,8 +67,9 @@ format: $(STAMP) ## Rewrite the code the way `make lint` wants it
 types: $(STAMP) ## mypy: strict on types, ops, losses and selectors
 	$(BIN)/mypy
 
-docs: $(STAMP) ## Write METHODS.md and docs/methods from the docstrings, and the site into site/
+docs: $(STAMP) ## Write METHODS.md, docs/methods and docs/claims.md, and the site into site/
 	$(BIN)/rlhf methods --write
+	$(BIN)/rlhf claims --write
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "the site is site/index.html"
 

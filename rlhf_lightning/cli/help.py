@@ -54,6 +54,17 @@ Trains SmolLM2-135M-Instruct with DPO and LoRA on pairs that ship with the packa
 The same as rlhf train experiment=quickstart with a summary at the end; takes the same options:
 
   rlhf quickstart paths.output_dir=runs/mine optimizer.lr=1e-4""",
+    "claims": """\
+usage: rlhf claims [NAME ...] [--write]
+       rlhf claims run [NAME ...] [--write]
+
+Shows every paper's claim beside our miniature of it in the tiny world, and whether it shows, from docs/claims.json;
+with names (papers or methods) also the commands. run runs the jobs that are missing or whose code has changed, one sweep
+over seeds after the other, and resumes one that was stopped; --write writes docs/claims.md:
+
+  rlhf claims
+  rlhf claims simpo 2402.01306
+  rlhf claims run simpo""",
     "env": """\
 usage: rlhf env
 

@@ -202,3 +202,23 @@ ARMS = sorted({arm for claim in claims() for arm in claim.arms}, key=lambda arm:
 def test_arms_compose(arm, tmp_path):
     """What an arm starts from is there only once it was trained, so options behind a start are not checked."""
     assert compose("train", arm.options_from(str(tmp_path)), check=arm.start is None).method is not None
+
+
+@pytest.mark.slow
+def test_jobs_are_sweeps_that_are_resumed(tmp_path, monkeypatch, capsys):
+    """Real jobs of a moment: a start that is trained once, then two seeds; a third run computes nothing."""
+    monkeypatch.chdir(tmp_path)
+    short = ("data.source.size=32", "callbacks.gold=null")
+    start = Arm("sft", ("data.source.size=32", "callbacks=[export]"), seeds=(1,))
+    arm = Arm("dpo", (*short, "model=run", "model.run=START"), seeds=(1, 2), start=start)
+    folder = tmp_path / "jobs"
+    (first,) = claims_run.run_jobs(arm, (1,), folder)
+    trained = (folder / "start" / "result.json").stat().st_mtime
+    capsys.readouterr()
+    both = claims_run.run_jobs(arm, arm.seeds, folder)
+    assert "was done before" in capsys.readouterr().out
+    assert [result.status for result in both] == ["done", "done"]
+    assert both[0].metrics == first.metrics != both[1].metrics
+    assert (folder / "start" / "result.json").stat().st_mtime == trained
+    with pytest.raises(ConfigError, match=r"method\.loss\.beta: -1 is not allowed"):
+        claims_run.run_jobs(Arm("dpo", (*short, "method.loss.beta=-1"), seeds=(1,)), (1,), folder)
