@@ -11,6 +11,8 @@ from rlhf_lightning.claims.case import GOLD, TINY, Case
 
 #: Stands in options for the folder of the run that an arm starts from.
 START = "START"
+#: Loads what a run exported, whose folder is ``model.run``.
+RUN = "model=run"
 
 
 @dataclass(frozen=True)

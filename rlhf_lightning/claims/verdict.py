@@ -67,8 +67,8 @@ class Outcome:
 
     @property
     def opposite(self) -> bool:
-        """Whether less than is asked for shows, by more than two standard errors."""
-        return self._beyond(self.check.least, -1)
+        """Whether the difference is the other way round, by more than two standard errors."""
+        return self.check.least >= 0 and self._beyond(0.0, -1)
 
     def _beyond(self, least: float, side: int) -> bool:
         if self.difference is None or self.error is None:

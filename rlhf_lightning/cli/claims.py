@@ -51,19 +51,17 @@ def run(chosen: Sequence[Claim], file: Path) -> int:
     failed = 0
     arms = list(dict.fromkeys(arm for claim in chosen for arm in claim.arms))
     for number, arm in enumerate(arms, start=1):
-        recorded = read(file)
-        metrics = metrics_of(arm, claims())
-        before = recorded.get(arm.command)
+        metrics, before = metrics_of(arm, claims()), read(file).get(arm.command)
         if is_current(arm, metrics, before):
             continue
         say(f"[bold]arm {number} of {len(arms)}[/]  {arm.command}")
         try:
-            recorded[arm.command] = measured(arm, metrics, before)
+            one = measured(arm, metrics, before)
         except (ArmError, ConfigError) as error:
             ERR.print(str(error), style="red", markup=False)
             failed = 1
-            continue
-        save(file, recorded)
+        else:  # the record is read again: another process may have written an arm meanwhile
+            save(file, {**read(file), arm.command: one})
     return failed
 
 

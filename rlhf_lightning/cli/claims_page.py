@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlhf_lightning.claims.case import GOLD
-from rlhf_lightning.claims.claim import Arm, Check
+from rlhf_lightning.claims.claim import BASE, RUN, START, Arm, Check
 from rlhf_lightning.claims.record import Measurement
 from rlhf_lightning.claims.verdict import ERRORS, NOT_RUN, NOT_SHOWN, SHOWN, UNTESTABLE, Estimate, Outcome, Verdict
 from rlhf_lightning.cli.method_sections import linked
@@ -116,7 +116,7 @@ def without_staleness(text: str) -> str:
 
 def numbers(verdict: Verdict) -> list[str]:
     """Each check as a sentence, or the reason why there is none."""
-    lines = [sentence(outcome) for outcome in verdict.outcomes if outcome.first is not None]
+    lines = [sentence(outcome) for outcome in verdict.outcomes]
     if verdict.claim.untestable:
         lines.append(verdict.claim.untestable)
     if verdict.claim.measured_by:
@@ -125,27 +125,38 @@ def numbers(verdict: Verdict) -> list[str]:
 
 
 def sentence(outcome: Outcome) -> str:
-    """One comparison with its numbers."""
+    """One comparison with its numbers, or what is to be compared where it has none."""
     check, metric = outcome.check, _NAMES.get(outcome.check.metric, outcome.check.metric)
-    first = f"{label(check.first, check)} {_number(outcome.first)}"
-    second = (
-        f"{check.second:g}"
-        if isinstance(check.second, float)
-        else f"{label(check.second, check)} {_number(outcome.second)}"
-    )
-    asked = f"{'less' if check.falls else 'more'} was claimed" + (f" by {check.least:g}" if check.least > 0 else "")
-    if check.least < 0:
-        asked = f"no {'more' if check.falls else 'less'} than {-check.least:g} apart was claimed"
-    found = "no error bar" if outcome.error is None else f"{outcome.difference:+.2f} ± {outcome.error:.2f}"
+    first, second = label(check.first, check), _against(check)
+    asked = f"{'less' if check.falls else 'more'} is claimed"
+    if check.least > 0:
+        asked = f"at least {check.least:g} {asked}"
+    elif check.least < 0:
+        asked = f"at most {-check.least:g} {'more' if check.falls else 'less'} is claimed"
+    if outcome.difference is None:
+        return f"{metric}: {first} against {second} ({asked})"
+    error = "no error bar" if outcome.error is None else f"{outcome.difference:+.2f} ± {outcome.error:.2f}"
+    opposite = ", the opposite shows" if outcome.opposite else ""
     seeds = f"{len(check.first.seeds)} seed{'s' if len(check.first.seeds) > 1 else ''}"
-    opposite = ", the opposite shows" if outcome.opposite and check.least >= 0 else ""
-    return f"{metric}: {first}, {second}: {found}{opposite} ({asked}; {seeds})"
+    numbers_of = [f"{first} {_number(outcome.first)}", second]
+    if not isinstance(check.second, float):
+        numbers_of[1] += f" {_number(outcome.second)}"
+    return f"{metric}: {', '.join(numbers_of)}: {error}{opposite} ({asked}; {seeds})"
+
+
+def _against(check: Check) -> str:
+    return f"{check.second:g}" if isinstance(check.second, float) else label(check.second, check)
 
 
 def label(arm: Arm, check: Check) -> str:
     """What tells an arm from the one that it is compared with."""
-    other = set() if isinstance(check.second, float) else set.intersection(*(set(one.overrides) for one in check.arms))
-    return " ".join([arm.method, *(override for override in arm.overrides if override not in other)])
+    if arm == BASE:
+        return "the base"
+    other = set() if BASE in check.arms else set.intersection(*(set(one.overrides) for one in check.arms))
+    own = [override for override in arm.overrides if override not in other]
+    if arm.start is None:
+        return " ".join([arm.method, *own])
+    return " ".join([arm.method, *(one for one in own if START not in one and one != RUN), f"after {arm.start.method}"])
 
 
 def _number(value: Estimate | None) -> str:

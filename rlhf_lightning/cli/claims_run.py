@@ -41,7 +41,7 @@ def measured(arm: Arm, metrics: set[str], before: Measurement | None, jobs: Jobs
         ArmError: a job failed, or does not log a metric.
     """
     run, code = jobs or run_jobs, code_of(arm)
-    folder, today = FOLDER / code[:16], date.today().isoformat()
+    folder, today = FOLDER / code, date.today().isoformat()
     if before is not None and before.has(arm, metrics) and before.code != code:
         (result,) = run(arm, arm.seeds[:1], folder)
         if all(result.metrics.get(name) == values[0] for name, values in before.metrics.items()):
@@ -54,7 +54,7 @@ def measured(arm: Arm, metrics: set[str], before: Measurement | None, jobs: Jobs
         seeds=arm.seeds,
         metrics={name: tuple(result.metrics.get(name) for result in results) for name in kept},
         code=code,
-        commit=checkout(),
+        commit=(checkout() or "").removesuffix("-dirty") or None,  # the record itself changes with every arm
         versions=versions(),
         date=today,
         seconds=round(sum(result.seconds for result in results), 1),

@@ -59,8 +59,8 @@ usage: rlhf claims [NAME ...] [--write]
        rlhf claims run [NAME ...] [--write]
 
 Shows every paper's claim beside our miniature of it in the tiny world, and whether it shows, from docs/claims.json;
-with names (papers or methods) also the commands. run runs the jobs that are missing or whose code has changed, one sweep
-over seeds after the other, and resumes one that was stopped; --write writes docs/claims.md:
+with names (papers or methods) also the commands. run runs the jobs that are missing or whose code has changed, one
+sweep over seeds after the other, and resumes one that was stopped; --write writes docs/claims.md:
 
   rlhf claims
   rlhf claims simpo 2402.01306

@@ -58,6 +58,8 @@ def test_the_opposite_is_told_from_no_difference():
     assert Outcome(Check(A, B), low, high).opposite
     assert not Outcome(Check(A, B), wide, high).opposite
     assert not Outcome(Check(A, B), wide, high).holds
+    assert not Outcome(Check(A, B, least=3.0), high, low).opposite  # less than is asked for, but not the other way
+    assert not Outcome(Check(A, B, least=-2.0), low, high).opposite  # within the tolerance
 
 
 def test_errors_are_the_larger_of_seeds_and_samples():

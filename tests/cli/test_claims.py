@@ -32,10 +32,11 @@ class Jobs:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, tuple[int, ...]]] = []
-        self.shift, self.failing = 0.0, ""
+        self.shift, self.failing, self.meanwhile = 0.0, "", lambda: None
 
     def __call__(self, arm, seeds, folder) -> list[Result]:
         self.asked.append((arm.method, tuple(seeds)))
+        self.meanwhile()
         if arm.method == self.failing:
             raise ArmError("the disk is full")
         base = 20.0 if arm.method == "ipo" else 10.0
@@ -69,6 +70,16 @@ def test_run_runs_what_is_missing_and_nothing_twice(board):
     assert judge(CLAIM, arms).state == SHOWN
     assert command.main(["run"]) == 0
     assert len(jobs.asked) == 2
+
+
+def test_two_processes_keep_what_the_other_has_written(board):
+    """Fails when the record is written as it was before the jobs."""
+    jobs, _ = board
+    jobs.failing = "dpo"
+    other = Measurement((1, 2, 3), {"val/gold/length": (1.0, 2.0, 3.0)}, "old", None, {}, "2024-01-01", 1.0)
+    jobs.meanwhile = lambda: command.save(command.RECORD, {**read(command.RECORD), A.command: other})
+    command.main(["run"])
+    assert set(read(command.RECORD)) == {A.command, B.command}
 
 
 def test_a_run_that_was_stopped_keeps_what_it_has(board):
@@ -123,7 +134,7 @@ def test_the_page_and_the_board_say_what_was_measured(board, capsys):
     command.main(["run", "--write"])
     text = command.PAGE.read_text()
     assert "1 papers: 1 shown, 0 not shown, 0 not testable here, 0 not run yet.**" in text
-    assert "ipo method.loss.beta=0.2 22.00 ± 0.58, dpo 12.00 ± 0.58: +10.00 ± 0.82 (more was claimed; 3 seeds)" in text
+    assert "ipo method.loss.beta=0.2 22.00 ± 0.58, dpo 12.00 ± 0.58: +10.00 ± 0.82 (more is claimed; 3 seeds)" in text
     assert f"`{B.command}`" in text
     capsys.readouterr()
     command.main([])

@@ -1,6 +1,6 @@
 """Demonstrations, distillation, hidden states, and comparisons of methods."""
 
-from rlhf_lightning.claims.claim import Arm, Check, Claim, learns
+from rlhf_lightning.claims.claim import RUN, START, Arm, Check, Claim, learns
 from rlhf_lightning.claims.papers._common import case
 
 _SFT = Arm("sft", ("callbacks=[tiny,export]",), seeds=(1,))
@@ -14,7 +14,7 @@ def _from_base(method: str) -> Arm:
 
 def _from_sft(method: str, size: int = 1536) -> Arm:
     """48 steps on some rows, from a model that was fine-tuned on demonstrations."""
-    return Arm(method, (f"data.source.size={size}", *_STEPS, "model=run", "model.run=START"), start=_SFT)
+    return Arm(method, (f"data.source.size={size}", *_STEPS, RUN, f"model.run={START}"), start=_SFT)
 
 
 CLAIMS = [

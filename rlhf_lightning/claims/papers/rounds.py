@@ -1,13 +1,13 @@
 """Rounds of the policy's own samples; two rounds of eight steps, or sixteen of one, as the cases have them."""
 
-from rlhf_lightning.claims.claim import Arm, Check, Claim, learns
+from rlhf_lightning.claims.claim import START, Arm, Check, Claim, learns
 from rlhf_lightning.claims.papers._common import OFFLINE, arm, case
 
 _RSO = arm("rso_sigmoid", "rounds=rso")
 _PARENT = Arm("dpo", ("data.source.size=512", "callbacks=[tiny,last]"), seeds=(1,))
 _DICE = Arm(
     "dpo",
-    (*case("dpo", "rounds=dice").overrides, "ckpt_path=START/checkpoints/last.ckpt"),
+    (*case("dpo", "rounds=dice").overrides, f"ckpt_path={START}/checkpoints/last.ckpt"),
     start=_PARENT,
 )
 
