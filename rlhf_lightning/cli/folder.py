@@ -1,9 +1,9 @@
 """A run's folder: one run, one configuration, one process at a time.
 
 ``config.yaml`` is what was run. ``job.json`` says more of it: the command, the digest that sweeps look for, the
-method's name, digests of the data's content and of the weights it started from, each resume with what it changed, and
-the process that runs it. A command that would go on with another computation is refused before anything is loaded or
-written; what may change is listed in :mod:`rlhf_lightning.cli.identity`.
+method's name, the run's id (loggers have it), digests of the data's content and of the weights it started from, each
+resume with what it changed, and the process that runs it. A command that would go on with another computation is
+refused before anything is loaded or written; what may change is listed in :mod:`rlhf_lightning.cli.identity`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import socket
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,7 +46,13 @@ JOB, CONFIG = "job.json", "config.yaml"
 #: Values of ``ckpt_path`` that are no path.
 _WORDS = (None, "auto", "last")
 #: What a run writes along its training.
-_LOGS = ("metrics.csv", "samples/step_*.jsonl", "implicit_rewards.npz", "rollouts/*.jsonl")
+_LOGS = (
+    "metrics.csv",
+    "tensorboard/*",
+    "samples/step_*.jsonl",
+    "implicit_rewards.npz",
+    "rollouts/*.jsonl",
+)
 #: Folders that this process works in, or the command that started it.
 _HELD: set[Path] = set()
 
@@ -204,12 +211,15 @@ class RunFolder:
                 "another paths.output_dir"
             )
 
-    def accept(self, content: Mapping[str, str], step: int | None) -> None:
+    def accept(self, content: Mapping[str, str], step: int | None) -> str:
         """Make the folder this command's: its configuration, its digest, and what it changed.
 
         Args:
             content: see :meth:`check_content`.
             step: at which the run is resumed; None: at its beginning.
+
+        Returns:
+            The run's id: a new one for a run that begins, the one that it began with for one that is resumed.
         """
         if self.from_scratch and (old := self._saved()):
             log.info("%-9s %d checkpoints of the run that was here are removed", "scratch", len(old))
@@ -223,8 +233,18 @@ class RunFolder:
             log.info("%-9s %s", "changed", listed(self.changed))
             resumed.append({"step": step, "changed": [str(difference) for difference in self.changed]})
         entries = job.get("pending") or {"digest": digest(self.cfg), "overrides": job.get("overrides")}
-        note(self.path, command="train", content=dict(content), resumed=resumed or None, pending=None, **entries)
+        run_id = (job.get("id") if step is not None else None) or uuid.uuid4().hex[:12]
+        note(
+            self.path,
+            command="train",
+            id=run_id,
+            content=dict(content),
+            resumed=resumed or None,
+            pending=None,
+            **entries,
+        )
         write_config(self.cfg, self.path)
+        return str(run_id)
 
     def _remove_logs(self) -> None:
         """Remove what a run that begins would not write again: logs of later steps of the one that was here.

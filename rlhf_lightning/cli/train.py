@@ -21,6 +21,7 @@ from rlhf_lightning.cli.card import write_cards
 from rlhf_lightning.cli.console import ERR
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.cli.folder import RunFolder, held, write_config
+from rlhf_lightning.cli.hyperparameters import begin_logging
 from rlhf_lightning.cli.identity import digest_of, file_contents
 from rlhf_lightning.cli.metrics import check_logged, check_reached
 from rlhf_lightning.cli.processes import is_first_process, join_job, several_commands
@@ -83,7 +84,8 @@ def _train(cfg: DictConfig, folder: RunFolder, started: float) -> float | None:
     if (cfg.optimized_metric or "").startswith("val/"):
         check_reached(cfg.optimized_metric, run.trainer, len(run.data.train_dataloader()))
     if run.trainer.is_global_zero:
-        folder.accept(content, None if progress is None else progress.steps)
+        run_id = folder.accept(content, None if progress is None else progress.steps)
+        begin_logging(cfg, run.trainer, run_id, resumed=progress is not None)
         (folder.path / FILE).unlink(missing_ok=True)  # so that it never outlives a run that is killed
     write_reports(run)
     describe_run(cfg, run, checkpoint)

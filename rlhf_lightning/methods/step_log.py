@@ -73,15 +73,18 @@ class StepLog:
     def state(self, trainer: Trainer) -> dict[str, Any]:
         """Return what a checkpoint keeps, once the loggers' files are on the disk."""
         metrics = {name: float(value) for name, value in (trainer.callback_metrics | self.means).items()}
-        positions = [logger.position() for logger in trainer.loggers if hasattr(logger, "position")]
+        files: list[Any] = [logger for logger in trainer.loggers if hasattr(logger, "position")]
+        positions = {type(logger).__name__: logger.position() for logger in files}
         latest = {name: float(value) for name, value in self._latest.items()}
         return {"metrics": metrics, "latest": latest, "loggers": positions}
 
     def load(self, trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
         """Take what a checkpoint kept, and cut the loggers' files back to it; older ones kept nothing."""
-        state = checkpoint.get(LOGGED) or {"metrics": {}, "latest": {}, "loggers": []}
+        state = checkpoint.get(LOGGED) or {"metrics": {}, "latest": {}, "loggers": {}}
         self._resumed, self._latest = dict(state["metrics"]), dict(state["latest"])
         files: list[Any] = [logger for logger in trainer.loggers if hasattr(logger, "rewind")]
-        positions = [*state["loggers"], *[None] * len(files)]
-        for logger, position in zip(files, positions, strict=False):
-            logger.rewind(position, int(checkpoint["global_step"]))
+        positions = state["loggers"]
+        if isinstance(positions, list):  # of a version in which the CSV file alone had a position
+            positions = dict.fromkeys(("CSVLogger",), positions[0]) if positions else {}
+        for logger in files:
+            logger.rewind(positions.get(type(logger).__name__), int(checkpoint["global_step"]))

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "selection": {"types", "ops", "options"},
     "models": {"types", "ops", "options", "checkpoint_files", "files", "sharded_state"},
     "data": {"types", "ops", "clock", "chat_templates", "options"},
-    "callbacks": {"types", "ops", "checkpointing", "options", "sharded_state", "files"},
+    "callbacks": {"types", "ops", "checkpointing", "loggers", "options", "sharded_state", "files"},
     "methods": {"types", "ops", "options", "losses", "models", "credit", "chat_templates", "checkpointing"},
     "rewards": {"types", "ops", "losses", "models", "data", "yaml_text", "options"},
     "rollout": {"types", "ops", "models", "options"},

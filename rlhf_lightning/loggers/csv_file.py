@@ -1,4 +1,4 @@
-"""Metrics as a CSV file that survives a resumed run, and in an MLflow database that jobs share."""
+"""Metrics as a CSV file that survives a resumed run."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import csv
 import logging
 from argparse import Namespace
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from filelock import FileLock
-from lightning.pytorch import loggers
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.loggers.logger import rank_zero_experiment  # type: ignore[attr-defined]
 from lightning.pytorch.utilities import rank_zero_only
 
 from rlhf_lightning.files import remove, sync, write_atomically
@@ -125,66 +121,6 @@ class CSVLogger(Logger):
                 writer.writerows(rows)
 
         write_atomically(self.path, write)
-
-
-class MLFlowLogger(loggers.MLFlowLogger):
-    """Lightning's MLflow logger, for a database that jobs of a sweep share.
-
-    MLflow makes and migrates the tables of a new SQLite file without regard to other processes that do the same, and
-    two that create an experiment of one name collide. Here they wait for one another.
-
-    Args:
-        tracking_uri: ``sqlite:///<file>``, whose folder is made, or a server's address.
-        experiment_name: under which the runs of a project lie.
-        run_name: None: MLflow's own.
-        tags: of the run.
-        log_model: whether checkpoints are copied to the artifacts; ``all``: each when it is written.
-        prefix: of the metrics' names.
-        artifact_location: folder or address of the experiment's artifacts; None: the server's, or ``./mlruns``.
-        run_id: of an earlier run to go on with.
-        synchronous: whether logging waits for the database; None: MLflow's default.
-    """
-
-    def __init__(
-        self,
-        tracking_uri: str,
-        *,
-        experiment_name: str = "rlhf-lightning",
-        run_name: str | None = None,
-        tags: dict[str, Any] | None = None,
-        log_model: Literal[True, False, "all"] = False,
-        prefix: str = "",
-        artifact_location: str | None = None,
-        run_id: str | None = None,
-        synchronous: bool | None = None,
-    ) -> None:
-        _, _, file = tracking_uri.partition("sqlite:///")
-        self._alone: AbstractContextManager[Any] = nullcontext()
-        self._begun = False
-        if file:
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
-            self._alone = FileLock(f"{file}.lock")
-        with self._alone:
-            super().__init__(
-                tracking_uri=tracking_uri,
-                experiment_name=experiment_name,
-                run_name=run_name,
-                tags=tags,
-                log_model=log_model,
-                prefix=prefix,
-                artifact_location=artifact_location,
-                run_id=run_id,
-                synchronous=synchronous,
-            )
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        """The MLflow client; the first access creates experiment and run."""
-        with nullcontext() if self._begun else self._alone:
-            client = super().experiment
-        self._begun = True
-        return client
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
