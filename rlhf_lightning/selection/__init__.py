@@ -11,11 +11,7 @@ options. It gives ``types.Selected``: no group has a sample without a score, no 
 ``tie_rate`` (ties among what was compared), ``cut_off_rate`` and ``unscored_rate`` (of all samples).
 """
 
-from __future__ import annotations
-
-import warnings
-from typing import Any
-
+from rlhf_lightning.renamed import renamed
 from rlhf_lightning.selection.calibrated import length_calibrated
 from rlhf_lightning.selection.extremes import best_and_another, best_and_worst, length_penalised
 from rlhf_lightning.selection.filters import best_of_n, threshold
@@ -61,12 +57,4 @@ __all__ = [
     "win_rates",
 ]
 
-#: Names of earlier versions, which still work for one.
-_RENAMED = {"data_vs_own": "data_vs_policy"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _RENAMED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(f"{__name__}.{name} is now called {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
-    return globals()[_RENAMED[name]]
+__getattr__ = renamed(__name__, {"data_vs_own": "data_vs_policy"})
