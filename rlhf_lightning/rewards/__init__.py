@@ -1,4 +1,4 @@
-"""What gives responses a number: the protocol, models, verifiers, rules; and how well a reward agrees with pairs."""
+"""Rewards of responses: the protocol, models, verifiers, rules; and the agreement of a reward with pairs."""
 
 from rlhf_lightning.rewards.base import Reward, Scores, WinMatrix, metrics_of, scored, why_unscored
 from rlhf_lightning.rewards.classifier import ClassifierReward

@@ -35,27 +35,27 @@ def final_answer(text: str) -> str:
     answer ends with its sentence.
     """
     for find in (_minerva, boxed, _after_phrase, last_number):
-        if (found := _stripped(find(text) or "")) != "":
-            return found
+        if (answer := _stripped(find(text) or "")) != "":
+            return answer
     return ""
 
 
 def boxed(text: str) -> str | None:
-    r"""What the last ``\boxed{...}`` holds, braces inside it matched; None where no box closes."""
-    found = list(_boxes(text))
-    return found[-1] if found else None
+    r"""Content of the last ``\boxed{...}``, with matched braces; None if no box closes."""
+    boxes = list(_boxes(text))
+    return boxes[-1] if boxes else None
 
 
 def last_number(text: str) -> str | None:
     """The last number of a text, without thousands separators; None where there is none."""
-    found = _NUMBER.findall(_THOUSANDS.sub("", text))
-    return found[-1] if found else None
+    numbers = _NUMBER.findall(_THOUSANDS.sub("", text))
+    return numbers[-1] if numbers else None
 
 
 def answer_tag(text: str) -> str | None:
-    """What stands between the last ``<answer>`` and ``</answer>``; None without them."""
-    found = _TAG.findall(text)
-    return found[-1].strip() if found else None
+    """Text between the last ``<answer>`` and ``</answer>``; None without them."""
+    tagged = _TAG.findall(text)
+    return tagged[-1].strip() if tagged else None
 
 
 def whole(text: str) -> str:
@@ -96,7 +96,7 @@ def accepted(value: Any) -> list[str]:
 
 
 class Extractor:
-    """How a reward finds the answer in a response.
+    """Extraction of the answer from a response.
 
     Args:
         how: a name of :data:`EXTRACTORS`, or a function ``f(prompt, response, **columns) -> str | None``.
@@ -116,13 +116,13 @@ class Extractor:
         if self._find is not None:
             return self._find(response) or ""
         assert self._function is not None
-        found = self._function(prompt, response, columns)
-        return "" if found is None else str(found)
+        answer = self._function(prompt, response, columns)
+        return "" if answer is None else str(answer)
 
 
 def _minerva(text: str) -> str | None:
-    found = _MINERVA.findall(text)
-    return found[-1] if found else None
+    answers = _MINERVA.findall(text)
+    return answers[-1] if answers else None
 
 
 def _after_phrase(text: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Whom a judge asks: a server, or the policy that is trained."""
+"""Models behind a judge: a server, or the policy in training."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Conversation = Sequence[Mapping[str, str]]
 
 @runtime_checkable
 class Ask(Protocol):
-    """Something that answers conversations, such as :class:`rlhf_lightning.rollout.ChatClient`."""
+    """A model that replies to conversations, such as :class:`rlhf_lightning.rollout.ChatClient`."""
 
     def ask_each(
         self, conversations: Sequence[Conversation], *, max_tokens: int, temperature: float, seed: int
     ) -> Sequence[str | None]:
-        """One answer a conversation, in order; None where there was none.
+        """Get one reply per conversation, in order; None if there was none.
 
         Args:
             conversations: messages with ``role`` and ``content``.
-            max_tokens: of an answer, at most.
+            max_tokens: maximum tokens of a reply.
             temperature: 0 takes the most likely token.
             seed: of the draws.
         """
@@ -63,28 +63,28 @@ def conversation_ids(tokenizer: PreTrainedTokenizerBase, conversation: Conversat
         text = chat_text(tokenizer, messages, generation=True)
     else:
         text = "\n\n".join(message["content"] for message in messages) + "\n"
-    found: Any = tokenizer(text, add_special_tokens=not tokenizer.chat_template)
-    return list(found["input_ids"])
+    encoded: Any = tokenizer(text, add_special_tokens=not tokenizer.chat_template)
+    return list(encoded["input_ids"])
 
 
-def asker(judge: Any, tokenizer: Any, policy: Any, who: str) -> Ask:
-    """Whom to ask: the judge that was given, or else the policy.
+def asker(judge: Any, tokenizer: Any, policy: Any, asking: str) -> Ask:
+    """Choose the model to ask: the given judge, or else the policy.
 
     Args:
         judge: an :class:`Ask`, or None.
         tokenizer: the policy's.
         policy: None where no loop has set it.
-        who: the reward that asks, for the message.
+        asking: the reward that asks, for the message.
 
     Raises:
         ValueError: there is nobody to ask.
     """
     if judge is not None:
-        found: Ask = judge
-        return found
+        given_judge: Ask = judge
+        return given_judge
     if policy is None or tokenizer is None:
         raise ValueError(
-            f"{who} has nobody to ask: give it a server (reward.judge: an OpenAI-compatible client), or use it as the "
-            "reward of on-policy training, where the policy answers"
+            f"{asking} needs a model to ask: give it a server (reward.judge: an OpenAI-compatible client), or use it "
+            "as the reward of on-policy training, where the policy replies"
         )
     return AskPolicy(tokenizer, policy)

@@ -25,7 +25,7 @@ class Reward(Protocol):
     when it was made: a yaml of the config group ``reward`` is a partial that is completed with ``tokenizer``.
 
     A reward moves itself to a device, has no gradients, draws no random numbers, and gives the same number however
-    groups are batched. Where it cannot judge a response (no answer to compare with, a judge that did not answer) it
+    groups are batched. Where it cannot judge a response (no gold answer to compare with, a judge that did not reply) it
     gives None, never a guess.
 
     Further members are optional, each a protocol of this module:
@@ -104,7 +104,7 @@ class CountingReward(Protocol):
     """A reward that counts, such as its failures; see :func:`metrics_of`."""
 
     def metrics(self) -> Mapping[str, float]:
-        """What was counted since the last call."""
+        """Counts since the last call."""
         ...
 
 
@@ -131,7 +131,7 @@ class ComparingReward(Protocol):
     name: str  #: what its numbers are logged under
 
     def win_matrix(self, groups: Sequence[SampleGroup]) -> list[WinMatrix]:
-        """Who beats whom in each group."""
+        """Win matrix of each group."""
         ...
 
 
@@ -195,41 +195,41 @@ def checked(name: str, scores: Sequence[Sequence[float | None]], groups: Sequenc
     """
     if len(scores) != len(groups):
         raise ValueError(f"reward {name!r} returned scores of {len(scores)} groups for {len(groups)}")
-    found: Scores = []
+    checked_scores: Scores = []
     for group, row in zip(groups, scores, strict=True):
         if len(row) != len(group.samples):
             raise ValueError(
-                f"reward {name!r} returned {len(row)} scores for the {len(group.samples)} responses to {_place(group)}"
+                f"reward {name!r} returned {len(row)} scores for {len(group.samples)} responses to {_location(group)}"
             )
         values = [None if score is None else float(score) for score in row]
         if any(value is not None and math.isinf(value) for value in values):
-            raise ValueError(f"reward {name!r} returned an infinite score for {_place(group)}: {values}")
-        found.append([None if value is None or math.isnan(value) else value for value in values])
-    return found
+            raise ValueError(f"reward {name!r} returned an infinite score for {_location(group)}: {values}")
+        checked_scores.append([None if value is None or math.isnan(value) else value for value in values])
+    return checked_scores
 
 
 def reads_columns(reward: Any) -> bool:
-    """Whether a reward reads columns of the data: it has ``check_columns``, and does not deny it."""
+    """Check whether a reward reads columns: it has ``check_columns``, and ``reads_columns`` is not False."""
     return isinstance(reward, ColumnReward) and bool(getattr(reward, "reads_columns", True))
 
 
 def smallest_group(reward: Any) -> int:
-    """Responses to one prompt that a reward needs at least: 2 where it compares them, 1 where it says nothing."""
+    """Minimum number of responses to one prompt that a reward needs: 2 if it compares them, else 1."""
     return int(getattr(reward, "smallest_group", 1))
 
 
 def asks_policy(reward: Any) -> bool:
-    """Whether a reward asks the policy itself: it has a place for it, and does not deny it."""
+    """Check whether a reward asks the policy itself: it has ``policy``, and ``asks_policy`` is not False."""
     return isinstance(reward, PolicyReward) and bool(getattr(reward, "asks_policy", True))
 
 
 def reads_log_probs(reward: Any) -> bool:
-    """Whether a reward reads the log-probs that responses were drawn with; False where it says nothing."""
+    """Check whether a reward reads the log-probs that responses were drawn with; False where it says nothing."""
     return bool(getattr(reward, "reads_log_probs", False))
 
 
 def metrics_of(reward: Any) -> dict[str, float]:
-    """What a reward counted since the last call, such as failures; nothing for one that counts nothing."""
+    """Counts of a reward since the last call, such as failures; empty for a reward without counts."""
     return dict(reward.metrics()) if isinstance(reward, CountingReward) else {}
 
 
@@ -263,7 +263,7 @@ def evaluated(reward: Any, groups: Sequence[SampleGroup], module: Any) -> Scores
 
 
 def why_unscored(counts: Mapping[str, float]) -> str:
-    """What to change where a judge gave no score at all; empty where its counts do not say.
+    """Advice if a judge gave no score at all; empty if its counts do not tell the reason.
 
     Args:
         counts: of :func:`metrics_of`; those of a term carry its name before a slash.
@@ -271,14 +271,14 @@ def why_unscored(counts: Mapping[str, float]) -> str:
     shares = {name.rpartition("/")[2]: value for name, value in counts.items() if value}
     if "parse_failures" in shares:
         return (
-            f"; no verdict could be read in {shares['parse_failures']:.0%} of what the judge wrote: raise "
+            f"; no verdict could be read in {shares['parse_failures']:.0%} of the judge's replies: raise "
             "reward.writing.max_tokens if it was cut off, ask for a plainer verdict in reward.question, or say in "
             "reward.pattern how to find it"
         )
     if "unanswered" in shares:
-        return f"; {shares['unanswered']:.0%} of the judge's questions got no answer: look at the server's log"
+        return f"; {shares['unanswered']:.0%} of the judge's questions got no reply: check the server's log"
     return ""
 
 
-def _place(group: SampleGroup) -> str:
+def _location(group: SampleGroup) -> str:
     return f"the prompt at {group.row or group.index}"

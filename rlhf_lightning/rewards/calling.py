@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-#: What a function is called with beside columns of the data.
+#: Arguments of a function besides columns of the data.
 GIVEN = ("prompt", "response")
 
 
@@ -45,19 +45,19 @@ class TextFunction:
 
     @property
     def reads_columns(self) -> bool:
-        """Whether it takes any column, needed or not."""
+        """True if it takes any column, needed or not."""
         return self._open or bool(self._named)
 
     @property
     def name(self) -> str:
-        """What the function is called, through partials."""
+        """Name of the function, through partials."""
         function = self.function
         while isinstance(function, functools.partial):
             function = function.func
         return getattr(function, "__name__", type(function).__name__)
 
     def __call__(self, prompt: str, response: str, columns: Mapping[str, Any]) -> Any:
-        """What the function returns."""
+        """Call the function."""
         wanted = {k: v for k, v in columns.items() if k not in self._closed and (self._open or k in self._named)}
         return self.function(prompt=prompt, response=response, **wanted)
 

@@ -77,7 +77,7 @@ def _position(path: str, label: str | int | None) -> int:
         if len(names) > 1:
             raise ValueError(f"reward.label is missing: {path} has the labels {', '.join(names.values())}")
         return 0
-    found = [number for number, name in names.items() if label in (number, name)]
-    if not found:
+    positions = [number for number, name in names.items() if label in (number, name)]
+    if not positions:
         raise ValueError(f"reward.label={label!r}, but {path} has the labels {', '.join(names.values())}")
-    return found[0]
+    return positions[0]

@@ -83,12 +83,12 @@ class Composite:
         self.clip = {name: tuple(ends) for name, ends in (clip or {}).items() if ends is not None}
         # Before any term is made: one of them may load a model.
         _check(terms, weights or {}, self.clip, self.costs)
-        for option, value, known in (
+        for option, value, choices in (
             ("normalize", normalize, ("none", "group")),
             ("missing", missing, ("skip", "none")),
         ):
-            if value not in known:
-                raise ValueError(f"reward.{option}={value!r} is neither {' nor '.join(known)}")
+            if value not in choices:
+                raise ValueError(f"reward.{option}={value!r} is neither {' nor '.join(choices)}")
         self.rewards = {name: as_reward(term, tokenizer, name) for name, term in terms.items()}
 
     def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
@@ -97,12 +97,12 @@ class Composite:
 
     def terms(self, groups: Sequence[SampleGroup]) -> dict[str, Scores]:
         """Scores of each term by name, as it gives them; parts of a term that is itself composed as ``term/part``."""
-        found: dict[str, Scores] = {}
+        scores_by_name: dict[str, Scores] = {}
         for name, reward in self.rewards.items():
-            found[name], parts = scored(reward, groups)
+            scores_by_name[name], parts = scored(reward, groups)
             if isinstance(reward, ComposedReward):
-                found |= {f"{name}/{part}": scores for part, scores in parts.items()}
-        return found
+                scores_by_name |= {f"{name}/{part}": scores for part, scores in parts.items()}
+        return scores_by_name
 
     @property
     def term_names(self) -> frozenset[str] | None:
@@ -131,7 +131,7 @@ class Composite:
         ]
 
     def metrics(self) -> dict[str, float]:
-        """What the terms counted, by ``term/metric``."""
+        """Counts of the terms, by ``term/metric``."""
         return {
             f"{name}/{key}": value for name, term in self.rewards.items() for key, value in metrics_of(term).items()
         }
@@ -144,7 +144,7 @@ class Composite:
 
     @property
     def reads_columns(self) -> bool:
-        """Whether any term reads columns of the data."""
+        """True if any term reads columns of the data."""
         return any(map(reads_columns, self.rewards.values()))
 
     @property
@@ -154,12 +154,12 @@ class Composite:
 
     @property
     def reads_log_probs(self) -> bool:
-        """Whether any term reads the log-probs of samples."""
+        """True if any term reads the log-probs of samples."""
         return any(map(reads_log_probs, self.rewards.values()))
 
     @property
     def asks_policy(self) -> bool:
-        """Whether any term asks the policy."""
+        """True if any term asks the policy."""
         return bool(self._asking())
 
     @property
@@ -195,9 +195,13 @@ class Composite:
         if len(giving) > 1:
             raise ValueError(f"rewards of steps come from one term, not from {[*giving]}: give the others weight 0")
         for name, term in giving.items():
-            found = term.step_reward(groups)
+            step_scores = term.step_reward(groups)
             weight = self.weights[name]
-            return None if found is None else [[[weight * value for value in row] for row in group] for group in found]
+            return (
+                None
+                if step_scores is None
+                else [[[weight * value for value in row] for row in group] for group in step_scores]
+            )
         return None
 
     def _asking(self) -> list[Any]:
@@ -211,10 +215,10 @@ class Composite:
         return [_applied(group, lambda value: self.weights[name] * value) for group in clipped]
 
     def _sum(self, values: Sequence[float | None]) -> float | None:
-        there = [value for value in values if value is not None]
-        if not there or (self.missing == "none" and len(there) < len(values)):
+        present = [value for value in values if value is not None]
+        if not present or (self.missing == "none" and len(present) < len(values)):
             return None
-        return sum(there)
+        return sum(present)
 
 
 def _applied(group: Sequence[float | None], function: Callable[[float], float]) -> list[float | None]:
@@ -228,10 +232,10 @@ def _between(value: float, low: float | None, high: float | None) -> float:
 
 def _normalized(group: Sequence[float | None]) -> list[float | None]:
     """Mean 0 and standard deviation 1 (unbiased) of the scores that are there; 0 where there is one."""
-    there = [value for value in group if value is not None]
-    if not there:
+    present = [value for value in group if value is not None]
+    if not present:
         return list(group)
-    mean, spread = statistics.fmean(there), statistics.stdev(there) if len(there) > 1 else 0.0
+    mean, spread = statistics.fmean(present), statistics.stdev(present) if len(present) > 1 else 0.0
     return _applied(group, lambda value: (value - mean) / (spread + EPSILON))
 
 

@@ -13,7 +13,7 @@ Reduction = Literal["mean", "sum", "product", "geometric_mean"]
 
 
 class SelfConfidence:
-    r"""How likely the policy thought its response was: the probabilities of the drawn tokens, and of no others.
+    r"""Probability of a response under the policy that drew it: only the probabilities of the drawn tokens.
 
     ``sum`` is :math:`\log p(y \mid x)` and ``mean`` its share a token, both in nats; ``product`` is
     :math:`p(y \mid x)` and ``geometric_mean`` is :math:`p(y \mid x)^{1/|y|}`, both in [0, 1]. No entropy enters: what

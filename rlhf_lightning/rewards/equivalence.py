@@ -10,7 +10,7 @@ from rlhf_lightning.rewards.answers import normalized
 
 
 class Equivalence:
-    """Whether two answers are the same mathematical object, as math-verify (HuggingFace) says.
+    """Check of two answers for mathematical equality by math-verify (HuggingFace).
 
     Its time limits are alarms, which Python delivers to the main thread alone, so off the main thread there is no
     limit: a response is only read up to ``max_chars`` of its end there as everywhere.
@@ -40,7 +40,7 @@ class Equivalence:
         from math_verify.errors import TimeoutException
 
         try:
-            found: list[Any] = parse(
+            objects: list[Any] = parse(
                 text[-self.max_chars :],
                 parsing_timeout=self._limit(),
                 raise_on_error=True,
@@ -50,19 +50,19 @@ class Equivalence:
             return []
         except Exception:  # whatever sympy and the grammar raise on nonsense
             return []
-        return found
+        return objects
 
     def answer(self, text: str) -> list[Any]:
         r"""The same of a bare answer such as ``1/2`` or ``\frac{1}{2}``; kept, since answers repeat."""
         return self._parse_answer(text.strip())
 
-    def equal(self, answer: list[Any], found: list[Any]) -> bool:
-        """Whether what was found in a response is the answer; the order matters to math-verify."""
+    def equal(self, answer: list[Any], extracted: list[Any]) -> bool:
+        """Check whether an extracted answer equals the gold answer; the order matters to math-verify."""
         from math_verify import verify
         from math_verify.errors import TimeoutException
 
         try:
-            return bool(verify(answer, found, timeout_seconds=self._limit(), raise_on_error=True))
+            return bool(verify(answer, extracted, timeout_seconds=self._limit(), raise_on_error=True))
         except TimeoutException:
             self.timeouts += 1
         except Exception:  # whatever sympy raises while it compares
@@ -70,7 +70,7 @@ class Equivalence:
         return False
 
     def same(self, one: str, other: str) -> bool:
-        """Whether two bare answers are equal: as normalised texts, or as mathematical objects."""
+        """Check whether two bare answers are equal: as normalised texts, or as mathematical objects."""
         return normalized(one) == normalized(other) or self.equal(self.answer(one), self.answer(other))
 
     def _answer(self, text: str) -> list[Any]:

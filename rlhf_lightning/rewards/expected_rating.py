@@ -79,7 +79,7 @@ class ExpectedRating(QuestionReward):
         self.rating = value_object(DigitOptions, rating, DigitOptions.node)
         self.policy: Any = None  #: set by the training loop
         self.max_tokens, self._system, self._opening = max_tokens, system, opening
-        self._reader, self._model = self.texts.own, None
+        self._reader, self._model = self.texts.model_tokenizer, None
         self._device = chosen_device(device)
         if path is not None:
             self._reader, self._model = language_model(path, dtype, self._device)
@@ -105,7 +105,7 @@ class ExpectedRating(QuestionReward):
         return [[next(scores) for _ in group.samples] for group in groups]
 
     def metrics(self) -> dict[str, float]:
-        """What was counted since the last call."""
+        """Counts since the last call."""
         ratings, self._ratings = self._ratings, Counter()
         total = sum(ratings.values())
         return super().metrics() | {f"rating/{digit}": count / total for digit, count in sorted(ratings.items())}
@@ -124,8 +124,8 @@ class ExpectedRating(QuestionReward):
         actor: Actor | None = getattr(self.policy, "policy", None)
         if actor is None:
             raise ValueError(
-                f"reward {self.name!r} has nobody to ask: say who judges (reward.path=...), or use it as the reward of "
-                "on-policy training, where the policy does"
+                f"reward {self.name!r} needs a judge: set reward.path=..., or use it as the reward of "
+                "on-policy training, where the policy judges"
             )
         with ExitStack() as stack:
             stack.enter_context(unsharded(actor))
@@ -146,7 +146,7 @@ def digit_ids(tokenizer: PreTrainedTokenizerBase, opening: str, low: int, high: 
         ValueError: the tokenizer has other tokens for the opening where a digit follows it.
     """
     before = _ids(tokenizer, opening)
-    found = []
+    ids_by_digit = []
     for digit in range(low, high + 1):
         whole = _ids(tokenizer, f"{opening} {digit}")
         if whole[: len(before)] != before or len(whole) == len(before):
@@ -154,8 +154,8 @@ def digit_ids(tokenizer: PreTrainedTokenizerBase, opening: str, low: int, high: 
                 f"reward.opening={opening!r}: this tokenizer joins its end with the digit behind it; end it otherwise, "
                 "such as with a colon"
             )
-        found.append(whole[len(before) :])
-    return found
+        ids_by_digit.append(whole[len(before) :])
+    return ids_by_digit
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -53,11 +53,11 @@ class FunctionReward(TextReward):
 
     @property
     def reads_columns(self) -> bool:
-        """Whether the function takes any column."""
+        """True if the function takes any column."""
         return self.function.reads_columns
 
     def score(self, prompt: str, response: str, columns: Mapping[str, Any]) -> float | None:
-        """What the function returns.
+        """Call the function.
 
         Raises:
             ValueError: the function needs a column that the data does not have, raises, or returns what is no number.
@@ -65,7 +65,7 @@ class FunctionReward(TextReward):
         for name in self.required:
             self.column(columns, name)
         try:
-            found = self.function(prompt, response, columns)
+            value = self.function(prompt, response, columns)
         except Exception as error:
             if self.on_error == "raise":
                 raise ValueError(
@@ -75,11 +75,11 @@ class FunctionReward(TextReward):
             self.count(errors=1)
             return None
         try:
-            return None if found is None else float(found)
+            return None if value is None else float(value)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"reward {self.name!r} returned {found!r} for the response {response[:80]!r}: a number belongs there, "
-                "or None where it cannot judge"
+                f"reward {self.name!r} returned {value!r} for the response {response[:80]!r}: it must return a number, "
+                "or None if it cannot judge"
             ) from error
 
 

@@ -41,7 +41,7 @@ def implicit_rewards(
 
 
 class ImplicitReward:
-    r"""What a DPO model has learned to prefer, in the units of its reward.
+    r"""Implicit reward of a DPO model, in the units of its reward.
 
     .. math:: r(x, y) = \beta\,\big[\log\pi(y \mid x) - \log\pi_{ref}(y \mid x)\big]
 
@@ -109,7 +109,7 @@ class ImplicitReward:
             if model in ROLES:
                 return None
             return LogProbReward(
-                tokenizer if tokenizer is not None else own,
+                tokenizer if tokenizer is not None else model_tokenizer,
                 path=model,
                 reduction=reduction,
                 dtype=dtype,
@@ -118,10 +118,12 @@ class ImplicitReward:
                 max_length=max_length,
             )
 
-        own: PreTrainedTokenizerBase | None = None
+        model_tokenizer: PreTrainedTokenizerBase | None = None
         self._policy, self._reference = path, reference
         self.policy_log_prob = log_prob(path)
-        own = self.own = tokenizer if self.policy_log_prob is None else self.policy_log_prob.own
+        model_tokenizer = self.model_tokenizer = (
+            tokenizer if self.policy_log_prob is None else self.policy_log_prob.model_tokenizer
+        )
         self.reference_log_prob = log_prob(reference)
 
     def assign(self, role: str, model: Callable[[], AbstractContextManager[Any]], device: torch.device) -> None:
@@ -139,10 +141,10 @@ class ImplicitReward:
         def log_probs(groups: Sequence[SampleGroup]) -> Scores:
             examples = [texts.example(group.prompt, group.responses, self._max_length) for group in groups]
             with torch.no_grad(), model() as opened:
-                found = response_log_probs(
+                log_probs_of_rows = response_log_probs(
                     opened, examples, device, reduction=self._reduction, max_tokens=self._max_tokens
                 )
-            return [[*row] for row in found]
+            return [[*row] for row in log_probs_of_rows]
 
         self._assigned[role] = log_probs
 
@@ -172,7 +174,7 @@ class ImplicitReward:
 
 
 def _reference_of(path: str) -> str:
-    """What a model was trained from where nobody says it: the base of an adapter.
+    """Default reference of a model: the base of an adapter.
 
     Raises:
         ValueError: there is none, or the adapter did not start as its base.

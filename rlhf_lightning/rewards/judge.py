@@ -68,11 +68,11 @@ class JudgeReward:
     ) -> None:
         self.name, self.max_tokens, self.spec = name, max_tokens, spec or DataSpec()
         self.device = chosen_device(device)
-        self.own, self.model = language_model(path, dtype, self.device)
-        self.texts = Texts(self.own, tokenizer)
-        self.template = resolve(self.own, self.spec)
-        self.conversation = bool(self.own.chat_template) and self.template is not None
-        self.encoder = Encoder(self.own, self.spec, self.template)
+        self.model_tokenizer, self.model = language_model(path, dtype, self.device)
+        self.texts = Texts(self.model_tokenizer, tokenizer)
+        self.template = resolve(self.model_tokenizer, self.spec)
+        self.conversation = bool(self.model_tokenizer.chat_template) and self.template is not None
+        self.encoder = Encoder(self.model_tokenizer, self.spec, self.template)
 
     def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
         """See :class:`~rlhf_lightning.rewards.base.Reward`.
@@ -108,9 +108,9 @@ class JudgeReward:
     def _questions(self, prompt: list[int], group: list[list[int]]) -> Iterator[tuple[tuple[int, int], Example]]:
         """Every two responses of a group, shown in both orders as the data of ``method=pairwise_judge`` shows them."""
         asked = self.texts.content(prompt)
-        said = [self.texts.text(response) for response in group]
+        texts = [self.texts.text(response) for response in group]
         for pair in combinations(range(len(group)), 2):
-            record = Record(asked, tuple(said[at] for at in pair), "preference", kind="preference")
+            record = Record(asked, tuple(texts[at] for at in pair), "preference", kind="preference")
             parts = compared(as_conversation(record) if self.conversation else record, self.spec).parts
             both = [render(part, self.template) for part in parts if part is not None]
             first, swapped = self.encoder.encode(both)
@@ -118,11 +118,11 @@ class JudgeReward:
 
     def _preferences(self, questions: Sequence[Example]) -> list[float]:
         """The probability that the first response of each pair is better."""
-        found = [0.5] * len(questions)
+        preferences = [0.5] * len(questions)
         for rows in batches(questions, self.max_tokens):
             batch = pack([questions[row] for row in rows], kind="comparison")
             assert isinstance(batch, ComparisonBatch)
             stated = stated_preference(*batch.to(self.device).verdicts(self.model(batch.to(self.device))))
             for row, value in zip(rows, stated.tolist(), strict=True):
-                found[row] = value
-        return found
+                preferences[row] = value
+        return preferences

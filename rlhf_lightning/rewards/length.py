@@ -48,7 +48,7 @@ class LengthReward:
 
     @property
     def reads_columns(self) -> bool:
-        """Whether targets come from the data."""
+        """True if targets come from the data."""
         return self.column is not None
 
     def check_columns(self, columns: Sequence[str]) -> None:
@@ -95,7 +95,7 @@ class RelativeLength:
 
     @property
     def reads_columns(self) -> bool:
-        """Whether ``right`` does."""
+        """True if ``right`` does."""
         return reads_columns(self.right)
 
     def check_columns(self, columns: Sequence[str]) -> None:
@@ -121,7 +121,7 @@ class OverlongPenalty:
     .. math:: -f \cdot \frac{|y| - (L_{max} - L_{buf})}{L_{buf}} \quad\text{between the two}
 
     Source: "DAPO", arXiv:2503.14476, equation 13, whose values are L_max = 20480 and L_buf = 4096.
-    Differences: past L_max the paper gives -1 (``beyond=clip``, the default); verl's code goes on down the same line
+    Differences: past L_max the paper gives -1 (``beyond=clip``, the default); verl's code continues down the same line
     (``beyond=linear``).
 
     Args:

@@ -53,7 +53,7 @@ _TIE = "C"
 
 
 class _Judge(QuestionReward):
-    """What both judges have: a template, whom to ask, and how.
+    """Common parts of both judges: a template, the model to ask, and options.
 
     Args:
         tokenizer: the policy's.
@@ -63,7 +63,7 @@ class _Judge(QuestionReward):
         pattern: regular expression with one group that finds the verdict.
         writing: how it writes; the options of ``WritingOptions`` by name.
         name: what the scores are logged under.
-        own: fields of ``item`` that do not come from the data.
+        fields: fields of ``item`` that do not come from the data.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class _Judge(QuestionReward):
         pattern: str | None,
         writing: WritingOptions | Mapping[str, Any] | None,
         name: str,
-        own: Collection[str],
+        fields: Collection[str],
     ) -> None:
-        super().__init__(tokenizer, name, question, own)
+        super().__init__(tokenizer, name, question, fields)
         self.policy: Any = None  #: set by the training loop
         self._tokenizer, self._judge = tokenizer, judge
         self._system, self.pattern = system, pattern
@@ -88,13 +88,13 @@ class _Judge(QuestionReward):
     def metrics(self) -> dict[str, float]:
         """``unanswered`` and ``parse_failures`` as shares of the questions, ``unscored`` of the responses."""
         responses, asked = self._counts["responses"], self._counts.pop("questions", 0)
-        found = super().metrics()
+        counts = super().metrics()
         for name in ("unanswered", "parse_failures"):
-            found[name] = found.get(name, 0.0) * responses / asked if asked else 0.0
-        return found
+            counts[name] = counts.get(name, 0.0) * responses / asked if asked else 0.0
+        return counts
 
     def _answers(self, contexts: Sequence[Context], round_: int = 0) -> list[str | None]:
-        """What the judge writes about each, in one call, also without any: sharded weights are gathered together.
+        """Get the judge's replies in one call, even without questions, since sharded weights are gathered together.
 
         Raises:
             ValueError: the data lacks what the question shows.
@@ -167,21 +167,21 @@ class RatingJudge(_Judge):
     def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
         """See :class:`~rlhf_lightning.rewards.base.Reward`."""
         contexts = [self._context(group, ids) for group in groups for ids in group.responses]
-        found: list[list[float]] = [[] for _ in contexts]
+        ratings_of_contexts: list[list[float]] = [[] for _ in contexts]
         for round_ in range(self.rating.judgments):
-            for ratings, answer in zip(found, self._answers(contexts, round_), strict=True):
+            for ratings, answer in zip(ratings_of_contexts, self._answers(contexts, round_), strict=True):
                 value = None if answer is None else self._read(answer)
                 ratings += [] if value is None else [value]
                 if value is not None and self._ratings is not None:
                     self._ratings[round(value)] += 1
                 self.count(unanswered=answer is None, parse_failures=answer is not None and value is None)
-        scores = [self._mean(ratings) for ratings in found]
+        scores = [self._mean(ratings) for ratings in ratings_of_contexts]
         self.count(responses=len(contexts), unscored=sum(score is None for score in scores))
         each = iter(scores)
         return [[next(each) for _ in group.samples] for group in groups]
 
     def metrics(self) -> dict[str, float]:
-        """What was counted since the last call."""
+        """Counts since the last call."""
         ratings = self._ratings or Counter()
         shares = {f"rating/{rating}": count / ratings.total() for rating, count in sorted(ratings.items())}
         ratings.clear()
@@ -244,9 +244,9 @@ class ComparisonJudge(_Judge):
         writing: WritingOptions | Mapping[str, Any] | None = None,
         name: str = "comparison",
     ) -> None:
-        own = ("prompt", "response_a", "response_b")
+        fields = ("prompt", "response_a", "response_b")
         text = COMPARE if question is None else question
-        super().__init__(tokenizer, judge, text, system, pattern, writing, name, own)
+        super().__init__(tokenizer, judge, text, system, pattern, writing, name, fields)
         self._verdicts = [0, 0, 0.0]  # pairs with two verdicts, of these consistent, verdicts for the first
 
     def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
@@ -292,7 +292,7 @@ class ComparisonJudge(_Judge):
         orders = [order for g, i, j in pairs for order in ((g, i, j), (g, j, i))]
         contexts = [self._context(groups[g], texts[g][first], texts[g][second]) for g, first, second in orders]
         shares = [self._share(answer) for answer in self._answers(contexts)]
-        return [self._both(here, there) for here, there in zip(shares[::2], shares[1::2], strict=True)]
+        return [self._both(first, second) for first, second in zip(shares[::2], shares[1::2], strict=True)]
 
     def _context(self, group: SampleGroup, first: str, second: str) -> Context:
         shown = {"prompt": self.prompt(group), "response_a": first, "response_b": second}
@@ -304,16 +304,16 @@ class ComparisonJudge(_Judge):
         self.count(unanswered=answer is None, parse_failures=answer is not None and verdict is None)
         return None if verdict is None else {"A": 1.0, "B": 0.0}.get(verdict, 0.5)
 
-    def _both(self, here: float | None, there: float | None) -> float | None:
-        if here is None or there is None:
+    def _both(self, first: float | None, second: float | None) -> float | None:
+        if first is None or second is None:
             return None
         self._verdicts[0] += 1
-        self._verdicts[1] += here == 1 - there
-        self._verdicts[2] += (here + there) / 2
-        return (here + 1 - there) / 2
+        self._verdicts[1] += first == 1 - second
+        self._verdicts[2] += (first + second) / 2
+        return (first + 1 - second) / 2
 
     def metrics(self) -> dict[str, float]:
-        """What was counted since the last call."""
+        """Counts since the last call."""
         pairs, consistent, first = self._verdicts
         self._verdicts = [0, 0, 0.0]
         about = {"consistent": consistent / pairs, "first": first / pairs} if pairs else {}

@@ -65,8 +65,8 @@ class LogProbReward:
         self.name, self.reduction, self.mutual_information = name, reduction, mutual_information
         self.max_tokens, self.max_length = max_tokens, max_length
         self.device = chosen_device(device)
-        self.own, self.model = language_model(path, dtype, self.device)
-        self.texts = Texts(self.own, tokenizer)
+        self.model_tokenizer, self.model = language_model(path, dtype, self.device)
+        self.texts = Texts(self.model_tokenizer, tokenizer)
 
     @torch.no_grad()
     def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
@@ -107,8 +107,8 @@ def response_log_probs(
         policy: Ragged = model(batch.to(device))
         # In float64, since mutual information and implicit rewards are small differences of large sums.
         exact = Ragged(policy.token.cpu().double(), policy.sequence.cpu(), policy.count)
-        found = (exact.sum() if reduction == "sum" else exact.mean()).reshape(len(rows), -1).tolist()
-        for row, values in zip(rows, found, strict=True):
+        sums = (exact.sum() if reduction == "sum" else exact.mean()).reshape(len(rows), -1).tolist()
+        for row, values in zip(rows, sums, strict=True):
             scores[row] = values[: len(groups[row].responses)]
     return scores
 

@@ -82,15 +82,15 @@ class MajorityVote(TextReward):
     def clusters(self, answers: Sequence[str]) -> list[int | None]:
         """For each answer the number of the first one that it equals; None for one that is empty."""
         firsts: dict[int, str] = {}
-        found: list[int | None] = []
+        numbers: list[int | None] = []
         for number, answer in enumerate(answers):
             if not normalized(answer):
-                found.append(None)
+                numbers.append(None)
                 continue
             home = next((first for first, other in firsts.items() if self.same(other, answer)), number)
             firsts.setdefault(home, answer)
-            found.append(home)
-        return found
+            numbers.append(home)
+        return numbers
 
     def metrics(self) -> dict[str, float]:
         """Means over the groups since the last call.

@@ -43,15 +43,15 @@ class ExactMatch(TextReward):
 
     def score(self, prompt: str, response: str, columns: Mapping[str, Any]) -> float | None:
         """See :class:`~rlhf_lightning.rewards.TextReward`."""
-        wanted = accepted(self.column(columns, self.answer))
-        if not wanted:
+        accepted_answers = accepted(self.column(columns, self.answer))
+        if not accepted_answers:
             return None
-        found = self.extract(prompt, response, columns)
-        if not found:
+        answer = self.extract(prompt, response, columns)
+        if not answer:
             self.count(no_answer=1)
             return 0.0
         spell = normalized if self.normalize else str.strip
-        return float(spell(found) in {spell(answer) for answer in wanted})
+        return float(spell(answer) in {spell(gold) for gold in accepted_answers})
 
 
 class RegexMatch(TextReward):
@@ -96,8 +96,8 @@ class RegexMatch(TextReward):
             if text is None:
                 return None
             pattern = self._compiled(str(text))
-        found = pattern.fullmatch(response) if self.full else pattern.search(response)
-        return float(found is not None)
+        match = pattern.fullmatch(response) if self.full else pattern.search(response)
+        return float(match is not None)
 
     def _compiled(self, pattern: str) -> re.Pattern[str]:
         try:

@@ -76,15 +76,15 @@ class ModelReward:
         self.name, self.path = name, _location(path, run)
         self.max_tokens, self.max_length = max_tokens, max_length
         self.normalize, self.output, self.scale = normalize, output, scale
-        self.own = Pretrained(self.path).tokenizer()
-        self.texts = Texts(self.own, tokenizer)
+        self.model_tokenizer = Pretrained(self.path).tokenizer()
+        self.texts = Texts(self.model_tokenizer, tokenizer)
         kind = dtype if dtype == "auto" else getattr(torch, dtype)
         options = {"dtype": kind, "trust_remote_code": False, "weights_only": True}
         model: Any = load_whole(self.path, options, merged=False)
         self.decoder = hasattr(model, HEAD)
         self.device = chosen_device(device)
         if self.decoder:
-            align_with_tokenizer(model, self.own)
+            align_with_tokenizer(model, self.model_tokenizer)
             keep_float32_buffers(model)
             model = without_head(model)
             model = Scorer(model, outputs=len(model.saved_head.weight))
@@ -114,8 +114,8 @@ class ModelReward:
         scores: Scores = [[] for _ in examples]
         for rows in batches(examples, self.max_tokens):
             batch = pack([examples[row] for row in rows], kind="supervised" if _single(examples, rows) else None)
-            found = self._score(batch.to(self.device)).reshape(len(rows), -1).tolist()
-            for row, values in zip(rows, found, strict=True):
+            numbers = self._score(batch.to(self.device)).reshape(len(rows), -1).tolist()
+            for row, values in zip(rows, numbers, strict=True):
                 scores[row] = values[: len(examples[row].responses)]
         return scores
 
@@ -139,7 +139,7 @@ class ModelReward:
         flat: list[float] = []
         for start in range(0, len(pairs), 16):
             first, second = zip(*pairs[start : start + 16], strict=True)
-            inputs = self.own(
+            inputs = self.model_tokenizer(
                 list(first),
                 list(second),
                 padding=True,

@@ -17,7 +17,7 @@ from rlhf_lightning.types import Sample, SampleGroup
 
 
 class RewardOfPrefix:
-    """What a reward says of a prompt with a response so far.
+    """Score of a prompt with an unfinished response.
 
     Args:
         reward: any that is a function of prompt and response alone.
@@ -28,16 +28,16 @@ class RewardOfPrefix:
     """
 
     def __init__(self, reward: Reward, compared: int) -> None:
-        lacking = ""
+        problem = ""
         if reads_columns(reward):
-            lacking = "reads columns of the data, which no prefix has"
+            problem = "reads columns of the data, which no prefix has"
         elif asks_policy(reward) or roles_of(reward):
-            lacking = "asks the policy, which is drawing"
+            problem = "asks the policy, which is drawing"
         elif smallest_group(reward) > compared:
-            lacking = f"compares at least {smallest_group(reward)} responses, and {compared} would be compared"
-        if lacking:
+            problem = f"compares at least {smallest_group(reward)} responses, and {compared} would be compared"
+        if problem:
             raise ValueError(
-                f"guidance.reward: {reward.name!r} {lacking}: choose another one, reward@guidance.reward=lexicon or "
+                f"guidance.reward: {reward.name!r} {problem}: choose another one, reward@guidance.reward=lexicon or "
                 "model for example"
             )
         self.reward = reward

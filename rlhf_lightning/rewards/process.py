@@ -79,7 +79,7 @@ class ProcessReward:
         self.spec, self.step_end = spec or DataSpec(), step_end
         self.device = chosen_device(device)
         source = Pretrained(path, dtype=dtype)
-        self.own = source.tokenizer()
+        self.model_tokenizer = source.tokenizer()
         model: Any = source.load()
         outputs = 0 if (head := getattr(model, "saved_head", None)) is None else len(head.weight)
         if outputs != 1:
@@ -87,11 +87,11 @@ class ProcessReward:
                 f"reward.path={path} holds a model of {outputs} rewards, and a process reward model has one: export a "
                 "run of method=process_reward"
             )
-        align_with_tokenizer(model, self.own)
+        align_with_tokenizer(model, self.model_tokenizer)
         keep_float32_buffers(model)
         self.model = Scorer(model).to(self.device).eval().requires_grad_(False)
-        self.texts = Texts(self.own, tokenizer)
-        self.encoder = Encoder(self.own, self.spec, None)
+        self.texts = Texts(self.model_tokenizer, tokenizer)
+        self.encoder = Encoder(self.model_tokenizer, self.spec, None)
 
     @torch.no_grad()
     def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
@@ -102,13 +102,13 @@ class ProcessReward:
     def steps(self, groups: Sequence[SampleGroup]) -> list[list[list[float]]]:
         """The probability of every step of every response."""
         solutions = [self._solution(group.prompt, response) for group in groups for response in group.responses]
-        found: list[list[float]] = [[] for _ in solutions]
+        probabilities: list[list[float]] = [[] for _ in solutions]
         for rows in batches(solutions, self.max_tokens):
             batch = pack([solutions[row] for row in rows]).to(self.device)
             right = torch.sigmoid(self.model.normalized(self.model(batch, at="scored")))
             for number, row in enumerate(rows):
-                found[row] = right[batch.sequence == number].tolist()
-        values = iter(found)
+                probabilities[row] = right[batch.sequence == number].tolist()
+        values = iter(probabilities)
         return [[next(values) for _ in group.samples] for group in groups]
 
     def step_reward(self, groups: Sequence[SampleGroup]) -> list[list[list[float]]]:
@@ -120,10 +120,10 @@ class ProcessReward:
         Returns:
             For each response one number a token, nan at tokens that end no step.
         """
-        found = self.steps(groups)
+        probabilities = self.steps(groups)
         return [
             [self._placed(response, steps) for response, steps in zip(group.responses, rows, strict=True)]
-            for group, rows in zip(groups, found, strict=True)
+            for group, rows in zip(groups, probabilities, strict=True)
         ]
 
     def _placed(self, response: list[int], steps: list[float]) -> list[float]:

@@ -48,17 +48,17 @@ class QuestionReward(TextReward):
         tokenizer: of whoever made the token ids.
         name: what its numbers are logged under.
         question: a template or a name of :data:`QUESTIONS`.
-        own: fields of ``item`` that do not come from the data.
+        fields: fields of ``item`` that do not come from the data.
 
     Raises:
         ValueError: no tokenizer, or a broken template.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase | None, name: str, question: str, own: Collection[str] = ("prompt",)
+        self, tokenizer: PreTrainedTokenizerBase | None, name: str, question: str, fields: Collection[str] = ("prompt",)
     ) -> None:
         super().__init__(tokenizer, name)
-        self._template, self._own = Template(question_of(question), "reward.question"), frozenset(own)
+        self._template, self._fields = Template(question_of(question), "reward.question"), frozenset(fields)
 
     @property
     def reads_columns(self) -> bool:
@@ -71,7 +71,7 @@ class QuestionReward(TextReward):
         Raises:
             ValueError: a column is missing; the message names it and the closest one.
         """
-        self._template.check({*columns, *self._own})
+        self._template.check({*columns, *self._fields})
 
     def rendered(self, context: Context) -> str:
         """The question.

@@ -66,7 +66,7 @@ class BenchmarkScore:
 
     @property
     def complete(self) -> bool:
-        """Whether every subset of the benchmark had rows; only then is the score comparable with published ones."""
+        """True if every subset of the benchmark had rows; only then is the score comparable with published ones."""
         return set(self.subsets) >= set(SUBSETS)
 
 

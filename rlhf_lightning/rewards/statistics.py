@@ -1,4 +1,4 @@
-"""How well a reward agrees with preferences, and with things it should not agree with."""
+"""Agreement of a reward with preferences, and with properties that it should not depend on."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def calibration_error(confidence: Tensor, right: Tensor, bins: int = BINS) -> fl
         bins: in [0, 1]; each holds its lower edge, the last one also 1.
     """
     edges = torch.linspace(0, 1, bins + 1)
-    place = (torch.bucketize(confidence.float().cpu(), edges, right=True) - 1).clamp(max=bins - 1)
-    excess = torch.bincount(place, weights=(confidence - right).double().cpu(), minlength=bins)
+    bin_index = (torch.bucketize(confidence.float().cpu(), edges, right=True) - 1).clamp(max=bins - 1)
+    excess = torch.bincount(bin_index, weights=(confidence - right).double().cpu(), minlength=bins)
     return float(excess.abs().sum() / len(confidence))
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TextReward:
-    """A reward of one response's text: what a subclass says in :meth:`score`.
+    """A reward of one response's text, which a subclass computes in :meth:`score`.
 
     Args:
         tokenizer: of whoever made the token ids.
@@ -51,24 +51,24 @@ class TextReward:
         """The score of one response.
 
         Args:
-            prompt: what the user said, without chat markup where there was one turn.
-            response: what was answered, without special tokens.
+            prompt: the user's text, without chat markup if there was one turn.
+            response: text of the response, without special tokens.
             columns: of the prompt's row in the data.
 
         Returns:
-            A number, or None where it cannot be said.
+            A number, or None if there is no score.
         """
         raise NotImplementedError
 
     @property
     def reads_columns(self) -> bool:
-        """Whether any column but the prompt is read."""
+        """True if any column but the prompt is read."""
         return bool(self.required)
 
     def prompt(self, group: SampleGroup) -> str:
         """The prompt's text: the data's own where it is one text, else what the tokens say."""
-        own = group.columns.get("prompt")
-        return own if isinstance(own, str) else self.texts.content(group.prompt)
+        data_text = group.columns.get("prompt")
+        return data_text if isinstance(data_text, str) else self.texts.content(group.prompt)
 
     def column(self, columns: Mapping[str, Any], name: str) -> Any:
         """A column of the prompt's row.

@@ -23,31 +23,41 @@ _PROBES = ([*_EXCHANGE[:1]], [*_EXCHANGE, *_EXCHANGE[:1]], [{"role": "system", "
 
 
 class Texts:
-    """What a policy's tokens say, and how the scoring model says it.
+    """Translation of a policy's tokens to those of the scoring model.
 
     A prompt's content is taken out of the policy's chat template (a prompt of several turns keeps the text between its
     first and last mark) and put into the scoring model's own; responses are decoded without special tokens and closed
     with the scoring model's EOS.
 
     Args:
-        own: tokenizer of the scoring model.
-        theirs: tokenizer of whoever made the ids; None: the same.
+        model_tokenizer: tokenizer of the scoring model.
+        sampler_tokenizer: tokenizer of the token ids; None: the same.
     """
 
-    def __init__(self, own: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase | None = None) -> None:
-        self.own, self.theirs = own, theirs if theirs is not None else own
-        #: Whether the ids must be made again.
-        self.renders = not _equal(own, self.theirs)
+    def __init__(
+        self, model_tokenizer: PreTrainedTokenizerBase, sampler_tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
+        self.model_tokenizer, self.sampler_tokenizer = (
+            model_tokenizer,
+            sampler_tokenizer if sampler_tokenizer is not None else model_tokenizer,
+        )
+        #: True if the ids must be translated.
+        self.renders = not _equal(model_tokenizer, self.sampler_tokenizer)
 
     @property
     def eos(self) -> int:
         """The scoring model's end of sequence."""
-        return cast("int", self.own.eos_token_id)
+        return cast("int", self.model_tokenizer.eos_token_id)
 
     @property
     def beginning(self) -> int:
-        """What stands before a text that has nothing before it."""
-        return cast("int", self.own.bos_token_id if self.own.bos_token_id is not None else self.own.eos_token_id)
+        """Token before a text that has nothing before it."""
+        return cast(
+            "int",
+            self.model_tokenizer.bos_token_id
+            if self.model_tokenizer.bos_token_id is not None
+            else self.model_tokenizer.eos_token_id,
+        )
 
     def translated(self, groups: Sequence[SampleGroup]) -> tuple[Prompts, Responses]:
         """Prompts and responses in the scoring model's own tokens and chat template; as they are where these agree."""
@@ -58,27 +68,27 @@ class Texts:
         return rendered, [[[*self.ids(self.text(ids)), self.eos] for ids in group] for group in responses]
 
     def asked(self, text: str) -> list[int]:
-        """A user's turn and the beginning of the answer, in the scoring model's tokens."""
-        return self.ids(_with_template(self.own, text))
+        """A user's turn and the beginning of the response, in the scoring model's tokens."""
+        return self.ids(_with_template(self.model_tokenizer, text))
 
     def content(self, prompt: list[int]) -> str:
-        """What the user said, out of the chat template that the policy's prompts are written in."""
-        template = _with_template(self.theirs, _SENTINEL)
+        """The user's text, extracted from the chat template of the policy's prompts."""
+        template = _with_template(self.sampler_tokenizer, _SENTINEL)
         before, _, after = template.partition(_SENTINEL)
-        text = str(self.theirs.decode(prompt, skip_special_tokens=False))
-        bos = self.theirs.bos_token or ""
+        text = str(self.sampler_tokenizer.decode(prompt, skip_special_tokens=False))
+        bos = self.sampler_tokenizer.bos_token or ""
         before, text = before.removeprefix(bos), text.removeprefix(bos)
         if before and text.startswith(before) and text.endswith(after):
             return text[len(before) : len(text) - len(after)]
         return self.text(prompt)
 
     def text(self, ids: list[int]) -> str:
-        """What a response says."""
-        return str(self.theirs.decode(ids, skip_special_tokens=True))
+        """Text of a response."""
+        return str(self.sampler_tokenizer.decode(ids, skip_special_tokens=True))
 
     def ids(self, text: str) -> list[int]:
         """A text in the scoring model's tokens."""
-        return cast("list[int]", self.own(text, add_special_tokens=False)["input_ids"])
+        return cast("list[int]", self.model_tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def example(self, prompt: list[int], group: Sequence[list[int]], max_length: int | None = None) -> Example:
         """A group within ``max_length``, the prompt's beginning left out; an empty response is its end alone."""
@@ -97,13 +107,13 @@ def batches(groups: Sequence[Example], max_tokens: int) -> Iterator[list[int]]:
     """
     sizes = [_size(group) for group in groups]
     rows: list[int] = []
-    taken = 0
+    filled = 0
     for row in sorted((row for row, group in enumerate(groups) if group.responses), key=sizes.__getitem__):
-        if rows and taken + sizes[row] > max_tokens:
+        if rows and filled + sizes[row] > max_tokens:
             yield rows
-            rows, taken = [], 0
+            rows, filled = [], 0
         rows.append(row)
-        taken += sizes[row]
+        filled += sizes[row]
     if rows:
         yield rows
 
@@ -118,7 +128,7 @@ def chosen_device(name: str) -> torch.device:
 
 
 def _equal(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether two tokenizers make the same ids of the same conversation."""
+    """Check whether two tokenizers make the same ids of the same conversation."""
     if one is other:
         return True
     same = one.get_vocab() == other.get_vocab() and one.eos_token_id == other.eos_token_id
@@ -126,7 +136,7 @@ def _equal(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str | None:
-    """What a model is given before it responds; None without a template, or where it refuses such turns."""
+    """Prompt of a model before its response; None without a template, or if it refuses such turns."""
     if not tokenizer.chat_template:
         return None
     try:
@@ -136,7 +146,7 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> 
 
 
 def _with_template(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """A user's turn and the beginning of the answer; plain text without a template."""
+    """A user's turn and the beginning of the response; plain text without a template."""
     if not tokenizer.chat_template:
         return (tokenizer.bos_token or "") + text
     turn = [{"role": "user", "content": text}]

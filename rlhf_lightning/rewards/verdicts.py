@@ -1,4 +1,4 @@
-"""Numbers and choices out of what a judge wrote."""
+"""Numbers and choices read from a judge's text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import re
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?!\w)")
-#: What a rating is out of.
+#: Maximum behind a rating, as in 7/10.
 _SCALE = re.compile(r"\s*(?:/|out of)\s*\d+(?:\.\d+)?")
 _OBJECT = re.compile(r"\{[^{}]*\}")
 
@@ -23,12 +23,12 @@ def rating(text: str, low: float, high: float, *, key: str = "score", pattern: s
         text: of the judge.
         low: least rating.
         high: greatest rating.
-        key: of a JSON answer.
+        key: key of a JSON reply.
         pattern: regular expression with one group.
     """
     if pattern is not None:
-        found = re.findall(pattern, text)
-        return _within(found[-1] if found else None, low, high)
+        matches = re.findall(pattern, text)
+        return _within(matches[-1] if matches else None, low, high)
     for written in reversed(_OBJECT.findall(text)):
         try:
             value = json.loads(written)
@@ -51,7 +51,7 @@ def _within(value: object, low: float, high: float) -> float | None:
 
 
 def choice(text: str, options: tuple[str, ...], *, pattern: str | None = None) -> str | None:
-    """Which of some words a text chooses, or None.
+    """Find the word that a text chooses, or None.
 
     Args:
         text: of the judge.
@@ -60,8 +60,8 @@ def choice(text: str, options: tuple[str, ...], *, pattern: str | None = None) -
             brackets (``[[A]]``), else the only one of them that occurs as a word of its own.
     """
     if pattern is not None:
-        found = re.findall(pattern, text)
-        return found[-1] if found and found[-1] in options else None
+        matches = re.findall(pattern, text)
+        return matches[-1] if matches and matches[-1] in options else None
     marked = [word for word in re.findall(r"\[\[\s*(\w+)\s*\]\]", text) if word in options]
     if marked:
         return str(marked[-1])

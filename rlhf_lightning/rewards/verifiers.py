@@ -56,24 +56,24 @@ class MathReward(TextReward):
     def score(self, prompt: str, response: str, columns: Mapping[str, Any]) -> float | None:
         """See :class:`~rlhf_lightning.rewards.TextReward`."""
         before = self.equivalence.timeouts
-        wanted = accepted(self.column(columns, self.answer))
-        answers = [answer for text in wanted if (answer := self.equivalence.answer(text))]
+        accepted_answers = accepted(self.column(columns, self.answer))
+        answers = [answer for text in accepted_answers if (answer := self.equivalence.answer(text))]
         if not answers:
-            self.count(unreadable_answer=bool(wanted))
+            self.count(unreadable_answer=bool(accepted_answers))
             return None
-        found = self._found(prompt, response, columns)
-        right = bool(found) and any(self.equivalence.equal(answer, found) for answer in answers)
-        self.count(no_answer=not found, timeouts=self.equivalence.timeouts - before)
+        extracted = self._extracted(prompt, response, columns)
+        right = bool(extracted) and any(self.equivalence.equal(answer, extracted) for answer in answers)
+        self.count(no_answer=not extracted, timeouts=self.equivalence.timeouts - before)
         return float(right)
 
-    def _found(self, prompt: str, response: str, columns: Mapping[str, Any]) -> list[Any]:
+    def _extracted(self, prompt: str, response: str, columns: Mapping[str, Any]) -> list[Any]:
         if self.extract is None:
             return self.equivalence.parsed(response)
         return self.equivalence.answer(self.extract(prompt, response, columns))
 
 
 class ReasoningGym(TextReward):
-    """What the verifier of a reasoning-gym task says of an answer, in [0, 1]; some tasks give partial credit.
+    """Score of an answer by the verifier of a reasoning-gym task, in [0, 1]; some tasks give partial credit.
 
     Source: "Reasoning Gym", arXiv:2505.24760, and its library, whose ``score_answer`` is called as it is; what a
     wrong answer or none gets is the task's choice.
@@ -123,6 +123,8 @@ class ReasoningGym(TextReward):
         self.count(no_answer=not answer)
         try:
             return float(verify(answer=answer or None, entry=entry))
-        except Exception:  # verifiers of a hundred tasks parse what a model wrote: what breaks one is no right answer
+        except (
+            Exception
+        ):  # verifiers of a hundred tasks parse a model's text: a text that breaks one is not a right answer
             self.count(errors=1)
             return 0.0

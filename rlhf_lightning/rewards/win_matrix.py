@@ -1,4 +1,4 @@
-"""Who beats whom among the responses to a prompt: the win matrix of a judge that compares them."""
+"""Win matrices: probabilities that one response to a prompt beats another, by a judge that compares them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def check_compares(reward: Any) -> None:
         ValueError: it has no ``win_matrix``; the message names those that have one.
     """
     if not isinstance(reward, ComparingReward):
-        what = "nothing scores" if reward is None else f"reward {reward.name!r} scores each response by itself"
+        what = "there is no reward" if reward is None else f"reward {reward.name!r} scores each response by itself"
         raise ValueError(f"{what} and compares none: {COMPARING}")
 
 
@@ -86,8 +86,11 @@ def _check(name: str, group: SampleGroup, matrix: WinMatrix) -> None:
     for i, row in enumerate(matrix):
         for j, won in enumerate(row[: i + 1]):
             lost = matrix[j][i]
-            known = won is not None and lost is not None
-            if (won is None) != (lost is None) or (known and not (0 <= won <= 1 and abs(won + lost - 1) <= _ROUNDING)):  # type: ignore[operator]
+            if won is None or lost is None:
+                consistent = won is lost
+            else:
+                consistent = 0 <= won <= 1 and abs(won + lost - 1) <= _ROUNDING
+            if not consistent:
                 raise ValueError(
                     f"reward {name!r}: response {i} beats {j} with probability {won} and {j} beats {i} with {lost} "
                     f"({group.row or group.index}); they must add up to 1"
@@ -113,8 +116,8 @@ def mean_wins(matrix: WinMatrix) -> list[float | None]:
 
     Summed exactly, so that responses with the same verdicts in another order are tied.
     """
-    known = [[won for j, won in enumerate(row) if j != i and won is not None] for i, row in enumerate(matrix)]
-    return [math.fsum(row) / len(row) if row else None for row in known]
+    wins = [[won for j, won in enumerate(row) if j != i and won is not None] for i, row in enumerate(matrix)]
+    return [math.fsum(row) / len(row) if row else None for row in wins]
 
 
 def matrix_from_scores(scores: Sequence[float | None]) -> WinMatrix:

@@ -115,7 +115,7 @@ def test_options_that_are_refused(options: dict[str, Any], message: str) -> None
 
 
 def test_nobody_to_ask() -> None:
-    with pytest.raises(ValueError, match=r"has nobody to ask: say who judges \(reward.path=...\)"):
+    with pytest.raises(ValueError, match=r"needs a judge: set reward.path=..."):
         ExpectedRating(TOKENIZER)(groups([["yes"]]))
 
 

@@ -209,7 +209,7 @@ def test_the_policy_as_its_own_judge():
             return [TOKENIZER(longer(TOKENIZER.decode(prompt)))["input_ids"] for prompt in prompts]
 
     reward = ComparisonJudge(TOKENIZER)
-    with pytest.raises(ValueError, match="nobody to ask"):
+    with pytest.raises(ValueError, match="needs a model to ask"):
         reward(groups(["a", "bb"]))
     reward.policy = Policy()
     assert reward(groups(["a", "bb"])) == [[0.0, 1.0]]

@@ -1,4 +1,4 @@
-"""What every grader is, and what it says of a response."""
+"""Interface of graders, and their grades of responses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Failure = Literal["error", "timeout", "parse"]
 
 @dataclass(frozen=True)
 class Grade:
-    """What a grader says of one response; a failure is a score of 0 that is counted."""
+    """Grade of one response; a failure is a score of 0 that is counted."""
 
     score: float
     failure: Failure | None = None
@@ -59,18 +59,20 @@ class Options:
     Args:
         spec: the grader as a mapping.
         where: the option that it stands under, such as ``reward.spec.graders.exact``.
-        known: every field that the type of grader has.
+        fields: every field of the type of grader.
 
     Raises:
         ValueError: the spec is no mapping, or has a field that the type does not know.
     """
 
-    def __init__(self, spec: Any, where: str, known: Collection[str]) -> None:
+    def __init__(self, spec: Any, where: str, fields: Collection[str]) -> None:
         if not isinstance(spec, Mapping):
             raise ValueError(f"{where} must be a mapping with a type, not {type(spec).__name__}")
         self.where, self._spec = where, spec
-        if unknown := sorted(set(map(str, spec)) - {"type", "name", "pass_threshold", *known}):
-            raise ValueError(f"{where}.{unknown[0]}: there is no such field; {spec.get('type')} has {', '.join(known)}")
+        if unknown := sorted(set(map(str, spec)) - {"type", "name", "pass_threshold", *fields}):
+            raise ValueError(
+                f"{where}.{unknown[0]}: there is no such field; {spec.get('type')} has {', '.join(fields)}"
+            )
 
     def text(self, name: str, default: str | None = None, *, among: Collection[str] = ()) -> str:
         """A text, one of some where ``among`` says which.

@@ -120,8 +120,8 @@ class Formula:
         arguments = [self._compiled(argument, depth + 1) for argument in node.args]
         return lambda values: float(function(*(argument(values) for argument in arguments)))
 
-    def _wrong(self, why: str) -> ValueError:
-        return ValueError(f"{self.where}={self.text[:120]!r}: {why}")
+    def _wrong(self, reason: str) -> ValueError:
+        return ValueError(f"{self.where}={self.text[:120]!r}: {reason}")
 
 
 def _real(value: Any) -> float:

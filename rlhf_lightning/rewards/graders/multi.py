@@ -23,7 +23,7 @@ MAX_DEPTH = 4
 
 @dataclass(frozen=True)
 class Means:
-    """What graders need beside their spec."""
+    """Inputs of graders besides their spec."""
 
     ask: Callable[[], Ask]  #: gives whom a score_model asks
     limits: Limits  #: of a python grader's call

@@ -12,7 +12,7 @@ from rlhf_lightning.rewards.graders.templates import Context
 
 
 class PythonGrader:
-    """What ``grade(sample, item) -> float`` returns.
+    """Result of a function ``grade(sample, item) -> float``.
 
     ``sample`` is a dictionary with ``output_text``, ``output_json`` and ``finish_reason``, ``item`` one with the row's
     columns. The function sees the standard library only; see :mod:`~rlhf_lightning.rewards.graders.worker` for what it
@@ -46,8 +46,8 @@ class PythonGrader:
         outcome = self._sandbox.run(context.sample, context.item)
         if outcome.score is not None:
             return Grade(outcome.score)
-        place = f" ({context.row})" if context.row else ""
-        return Grade(0.0, "timeout" if outcome.timeout else "error", f"{outcome.error}{place}")
+        row = f" ({context.row})" if context.row else ""
+        return Grade(0.0, "timeout" if outcome.timeout else "error", f"{outcome.error}{row}")
 
     def check(self, columns: Collection[str]) -> None:
         """A program says nowhere which columns it reads."""

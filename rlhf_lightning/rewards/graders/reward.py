@@ -31,7 +31,7 @@ _COUNTED = {"error": "errors", "timeout": "timeouts", "parse": "parse_failures"}
 
 
 class GraderReward(TextReward):
-    """What a grader says of each response; a failure is 0 and counted, so that it is never worth causing one.
+    """Score of each response by a grader; a failure is 0 and counted, so that causing one never pays.
 
     A spec is a mapping in the form of OpenAI's graders, or a JSON or YAML file with one. Every grader within it is a
     term of the reward, logged by its path of names, ``train/reward/<name>``; counted are ``errors``, ``timeouts`` and
@@ -70,7 +70,7 @@ class GraderReward(TextReward):
             raise ValueError(f"reward.clip={list(clip)} must be [lowest, highest]")
         self._clip = None if clip is None else (float(clip[0]), float(clip[1]))
         self.grader = make_grader(read_spec(spec), "reward.spec", Means(self._ask, Limits(**(limits or {}))))
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
 
     def __call__(self, groups: Sequence[SampleGroup]) -> Scores:
         """See :class:`~rlhf_lightning.rewards.base.Reward`."""
@@ -81,9 +81,11 @@ class GraderReward(TextReward):
         contexts = [self._context(group, sample) for group in groups for sample in group.samples]
         grades = self.grader(contexts)
         self._count(grades)
-        found = {self.name: [grade.score for grade in grades]}
-        found |= {self._term(path): [grade.parts[path].score for grade in grades] for path in self.grader.parts}
-        return {name: _grouped(scores, groups) for name, scores in found.items()}
+        scores_by_name = {self.name: [grade.score for grade in grades]}
+        scores_by_name |= {
+            self._term(path): [grade.parts[path].score for grade in grades] for path in self.grader.parts
+        }
+        return {name: _grouped(scores, groups) for name, scores in scores_by_name.items()}
 
     @property
     def term_names(self) -> frozenset[str]:
@@ -151,8 +153,8 @@ class GraderReward(TextReward):
     def _say(self, path: str, grade: Grade) -> None:
         """Warn of the first failure of each kind of each grader; the counts say how many there were."""
         kind = f"{path}: {grade.failure}"
-        if kind not in self._said:
-            self._said.add(kind)
+        if kind not in self._reported:
+            self._reported.add(kind)
             log.warning("grader %s: %s (further ones are counted, not reported)", kind, grade.message)
 
 
@@ -168,12 +170,12 @@ def read_spec(spec: Mapping[str, Any] | str) -> Mapping[str, Any]:
     if not file.is_file():
         raise ValueError(f"reward.spec={spec!r}: there is no such file")
     try:
-        found = read_yaml(file)  # which reads JSON too
+        contents = read_yaml(file)  # which reads JSON too
     except yaml.YAMLError as error:
         raise ValueError(f"reward.spec={spec!r} is neither JSON nor YAML: {error}") from error
-    if not isinstance(found, Mapping):
+    if not isinstance(contents, Mapping):
         raise ValueError(f"reward.spec={spec!r} must hold one mapping, the grader")
-    return found
+    return contents
 
 
 def _all(grade: Grade) -> Iterator[tuple[str, Grade]]:

@@ -31,7 +31,7 @@ _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one call of a python grader may use.
+    """Limits of one call of a python grader.
 
     Attributes:
         cpu_seconds: of computing, whole seconds; what decides whether a grader is too slow, since it does not depend on
@@ -54,7 +54,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call gave."""
+    """Result of a call."""
 
     score: float | None  #: None: it failed
     error: str | None = None
@@ -77,10 +77,10 @@ def check_source(source: str, where: str) -> None:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{where} is not Python: {error}") from error
-    found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "grade"]
-    if not found:
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "grade"]
+    if not functions:
         raise ValueError(f"{where} has no function grade at its top level: def grade(sample, item) -> float: ...")
-    arguments = found[-1].args
+    arguments = functions[-1].args
     given = len(arguments.posonlyargs) + len(arguments.args)
     needed = given - len(arguments.defaults)
     demanded = [
@@ -193,10 +193,10 @@ class Sandbox:
 
 
 def _is_standard(path: str) -> bool:
-    """Whether an entry of ``sys.path`` is a folder of the standard library."""
+    """Check whether an entry of ``sys.path`` is a folder of the standard library."""
     roots = [str(Path(prefix).resolve()) for prefix in (sys.base_prefix, sys.base_exec_prefix)]
-    place = str(Path(path).resolve()) if path else ""
-    return any(place.startswith(root + os.sep) for root in roots) and "site-packages" not in place
+    resolved = str(Path(path).resolve()) if path else ""
+    return any(resolved.startswith(root + os.sep) for root in roots) and "site-packages" not in resolved
 
 
 def _stop(process: subprocess.Popen[bytes], folder: tempfile.TemporaryDirectory[str]) -> None:

@@ -78,10 +78,10 @@ class ScoreModel:
 
 
 def _list(options: Options, name: str) -> Sequence[Any]:
-    found = options.raw(name)
-    if isinstance(found, str) or not isinstance(found, Sequence) or not found:
+    values = options.raw(name)
+    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
         raise ValueError(f"{options.where}.{name} must be a list of messages with role and content")
-    return found
+    return values
 
 
 def _message(message: Any, where: str) -> tuple[str, Template]:

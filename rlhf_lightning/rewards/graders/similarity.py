@@ -1,4 +1,4 @@
-"""How much alike two texts are, in [0, 1]."""
+"""Similarity of two texts, in [0, 1]."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def bleu(text: str, reference: str) -> float:
 
     Source: Papineni et al., "Bleu", ACL 2002; smoothing "exp" and effective order as in sacrebleu's ``sentence_bleu``.
     """
-    mine, theirs = words(text), words(reference)
-    if not mine or not theirs:
-        return float(mine == theirs)
-    order = min(ORDER, len(mine))
-    matches = [_common(mine, theirs, n) for n in range(1, order + 1)]
+    words_of_text, words_of_reference = words(text), words(reference)
+    if not words_of_text or not words_of_reference:
+        return float(words_of_text == words_of_reference)
+    order = min(ORDER, len(words_of_text))
+    matches = [_common(words_of_text, words_of_reference, n) for n in range(1, order + 1)]
     if not any(matches):
         return 0.0
     logs, penalty = 0.0, 1.0
     for n, matched in enumerate(matches, start=1):
         if not matched:
             penalty /= 2
-        logs += math.log((matched or penalty) / (len(mine) - n + 1))
-    return math.exp(min(0.0, 1 - len(theirs) / len(mine)) + logs / order)
+        logs += math.log((matched or penalty) / (len(words_of_text) - n + 1))
+    return math.exp(min(0.0, 1 - len(words_of_reference) / len(words_of_text)) + logs / order)
 
 
 def gleu(text: str, reference: str) -> float:
@@ -55,11 +55,11 @@ def gleu(text: str, reference: str) -> float:
 
     Source: "Google's Neural Machine Translation System", arXiv:1609.08144, section 5.2.
     """
-    mine, theirs = words(text), words(reference)
-    if not mine or not theirs:
-        return float(mine == theirs)
-    matched = sum(_common(mine, theirs, n) for n in range(1, ORDER + 1))
-    return matched / max(_runs(len(mine)), _runs(len(theirs)))
+    words_of_text, words_of_reference = words(text), words(reference)
+    if not words_of_text or not words_of_reference:
+        return float(words_of_text == words_of_reference)
+    matched = sum(_common(words_of_text, words_of_reference, n) for n in range(1, ORDER + 1))
+    return matched / max(_runs(len(words_of_text)), _runs(len(words_of_reference)))
 
 
 def rouge(text: str, reference: str, *, key: str) -> float:
@@ -77,9 +77,9 @@ def rouge(text: str, reference: str, *, key: str) -> float:
     return float(rouge_score(text, reference, rouge_keys=key)[f"{key}_fmeasure"])
 
 
-def _common(mine: list[str], theirs: list[str], n: int) -> int:
+def _common(first: list[str], second: list[str], n: int) -> int:
     """Runs of n words that both have, each as often as both have it."""
-    return sum((_grams(mine, n) & _grams(theirs, n)).values())
+    return sum((_grams(first, n) & _grams(second, n)).values())
 
 
 def _grams(tokens: list[str], n: int) -> Counter[tuple[str, ...]]:

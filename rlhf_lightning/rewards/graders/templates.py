@@ -27,7 +27,7 @@ class FieldError(ValueError):
 
 @dataclass(frozen=True)
 class Context:
-    """What a grader sees of one response."""
+    """Inputs of a grader for one response."""
 
     sample: Mapping[str, Any]  #: :data:`SAMPLE_FIELDS`
     item: Mapping[str, Any]  #: the row's columns
@@ -86,13 +86,13 @@ class Template:
         Raises:
             ValueError: the message has the closest name.
         """
-        known = sorted(columns)
+        names = sorted(columns)
         for name in self.columns:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
+            if name not in names:
+                close = difflib.get_close_matches(name, names, n=1)
                 hint = f" Did you mean item.{close[0]}?" if close else ""
                 raise ValueError(
-                    f"{self.where}: the data has no column {name!r}.{hint} It has {', '.join(known) or 'none'}"
+                    f"{self.where}: the data has no column {name!r}.{hint} It has {', '.join(names) or 'none'}"
                 )
 
     def render(self, context: Context) -> str:
@@ -107,8 +107,8 @@ class Template:
 def _value(path: tuple[str | int, ...], context: Context) -> Any:
     value: Any = context.sample if path[0] == "sample" else context.item
     for depth, step in enumerate(path[1:], start=2):
-        found = isinstance(step, int) and isinstance(value, (list, tuple)) and step < len(value)
-        if found or (isinstance(value, Mapping) and step in value):
+        in_range = isinstance(step, int) and isinstance(value, (list, tuple)) and step < len(value)
+        if in_range or (isinstance(value, Mapping) and step in value):
             value = value[step]
             continue
         raise FieldError(f"{_written(path[:depth])} is not there{_of(context)}")

@@ -179,7 +179,7 @@ class Confinement:
         return bool(done)
 
     def _computes(self) -> bool:
-        """Whether a process behind the filter can be had here and do what a call does; not in every container."""
+        """Check whether a process behind the filter can be had here and do what a call does; not in every container."""
         pid = os.fork()
         if pid == 0:
             try:
@@ -256,7 +256,7 @@ def child(code: CodeType, request: dict[str, Any], out: int, limits: dict[str, A
 
 
 def answer_of(pid: int, out: int, seconds: float) -> dict[str, Any]:
-    """What a call wrote, or why there is nothing; the call has ended by then."""
+    """Read the result of a call, or the reason for its absence; the call has ended by then."""
     deadline, parts, taken = time.monotonic() + seconds, [], 0
     while taken <= REPLY_BYTES:
         left = deadline - time.monotonic()
@@ -272,7 +272,7 @@ def answer_of(pid: int, out: int, seconds: float) -> dict[str, Any]:
     if parts:
         return understood(b"".join(parts), status)
     if status is None:
-        return {"error": "the call closed its output without a score and went on"}
+        return {"error": "the call closed its output without a score and continued to run"}
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL):
         return {"error": "timeout: the CPU time is used up", "timeout": True}
     return understood(b"", status)
@@ -296,7 +296,7 @@ def end(pid: int, patience: float = 0.0) -> int | None:
 
     Args:
         pid: of the call.
-        patience: seconds that it has to end by itself; what has said its answer takes a moment to go.
+        patience: seconds that it has to end by itself; after its reply it needs a moment to exit.
     """
     deadline = time.monotonic() + patience
     while True:

@@ -126,7 +126,7 @@ def test_columns_are_checked_through_a_composite():
 def test_a_judge_nobody_gave():
     spec = {"type": "score_model", "input": [{"role": "user", "content": "Rate it."}]}
     reward = GraderReward(TOKENIZER, spec=spec)
-    with pytest.raises(ValueError, match=r"score_model grader has nobody to ask: give it a server \(reward.judge"):
+    with pytest.raises(ValueError, match=r"score_model grader needs a model to ask: give it a server \(reward.judge"):
         reward(groups(["4"]))
 
 
