@@ -1,6 +1,6 @@
 """RLHF Lightning: alignment of language models on Lightning, transformers and Hydra.
 
-Importing the package imports no torch, so ``rlhf --help`` and tab completion answer at once; the names below are
+Importing the package imports no torch, so ``rlhf --help`` and tab completion respond at once; the names below are
 loaded when they are first used::
 
     from rlhf_lightning import compose, train

@@ -31,7 +31,7 @@ _RENDERED = "rendered_conversation"
 
 @dataclass(frozen=True)
 class TrainedTemplate:
-    """How training rows became text.
+    """Template and arguments by which training rows became text.
 
     Attributes:
         source: Jinja text; None: the tokenizer's own template.

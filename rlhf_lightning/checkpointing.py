@@ -54,7 +54,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def validation_pending(trainer: Trainer) -> bool:
-    """Whether a validation of ``fit`` is under way, or is due at the end of the step that is ending.
+    """Check whether a validation of ``fit`` is under way, or is due at the end of the step that is ending.
 
     Args:
         trainer: in any hook.
@@ -89,7 +89,7 @@ def reopen_validation(fit_loop: dict[str, Any]) -> None:
 
 
 def sharded_error(path: str | Path) -> str:
-    """What to say where a folder of shards is read as a file, with the ways out."""
+    """Error message for a folder of shards that is read as a file, with the ways out."""
     return (
         f"{path} is a sharded checkpoint, a part of each process, and only strategy=fsdp reads it: add strategy=fsdp "
         "strategy.devices=<n> to this command, with any number. Its run's next checkpoint is one file, which every "

@@ -69,13 +69,13 @@ def recorded(folder: Path) -> date | None:
 
 
 def take_over(folder: Path) -> None:
-    """Let :func:`today` be the date of an earlier run: of the one that is evaluated, or whose policy answers."""
+    """Let :func:`today` be the date of an earlier run: of the one that is evaluated, or whose policy responds."""
     global _date
     _date = recorded(folder)
 
 
 def directives(day: date) -> dict[str, str]:
-    """What ``strftime`` writes for each of its directives at a day's midnight, ``%d``, ``%-d``, ``%B`` and so on.
+    """Texts that ``strftime`` writes for its directives at a day's midnight, ``%d``, ``%-d``, ``%B`` and so on.
 
     Args:
         day: such as :func:`today`.

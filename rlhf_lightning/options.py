@@ -1,4 +1,4 @@
-"""What a pure function declares: the inputs it needs and the range of each of its options.
+"""Declarations of a pure function: the inputs it needs and the range of each of its options.
 
 Losses (``losses/options.py``), credit assignment (``credit/options.py``) and selectors (``selection/options.py``) are
 such functions, or ``functools.partial`` objects of them, as a yaml makes them. Positional parameters are inputs,
@@ -227,7 +227,7 @@ def value_object(kind: Callable[..., T], given: T | Mapping[str, Any] | None, no
 
 
 def option_values(function: Callable[..., Any], name: str) -> list[Any]:
-    """What a function has for an option, given or by default: one value, one for each term of a sum, or none."""
+    """Values of a function's option, given or by default: one value, one for each term of a sum, or none."""
     terms = getattr(function, "losses", None)
     if terms is not None:
         return [value for term in terms.values() for value in option_values(term, name)]
@@ -254,7 +254,7 @@ def unwrap(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, 
 
 
 def _is_real(hint: Any) -> bool:
-    """Whether an annotation is that of a real number, perhaps in an interval, perhaps optional."""
+    """Check whether an annotation is a real number, perhaps in an interval, perhaps optional."""
     arms = [arm for arm in get_args(hint) if arm is not type(None)] if type(None) in get_args(hint) else [hint]
     return [get_args(arm)[0] if get_origin(arm) is Annotated else arm for arm in arms] == [float]
 

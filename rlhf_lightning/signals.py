@@ -60,5 +60,5 @@ def _exit(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _launched() -> bool:
-    """Whether another process of this job reports the exit code."""
+    """Check whether another process of this job reports the exit code."""
     return os.environ.get("LOCAL_RANK", "0") != "0"

@@ -209,7 +209,7 @@ def _check_keys(model: nn.Module, saved: Any, path: Path) -> None:
     if different := sorted(set(module_keys) ^ set(saved)):
         raise ValueError(
             f"{path} and this module differ in {len(different)} trained weights, for example {different[0]}: resume "
-            "with the model, adapter and method options that wrote it, or set ckpt_path=null to start anew"
+            "with the model, adapter and method options that wrote it, or set ckpt_path=null to start from scratch"
         )
 
 

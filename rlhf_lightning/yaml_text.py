@@ -17,7 +17,7 @@ class OversizedYamlError(yaml.YAMLError):
 
 
 def read_yaml(file: Path) -> Any:
-    """What a YAML file holds, after :func:`check_text`.
+    """Read a YAML file, after :func:`check_text`.
 
     Raises:
         OSError, UnicodeDecodeError, yaml.YAMLError: it cannot be read; OversizedYamlError is one of the last.
@@ -61,7 +61,7 @@ def check_text(text: str) -> None:
 
 
 class _Sizes:
-    """How many values each anchor stands for, and what aliases have added so far."""
+    """Number of values that each anchor stands for, and that aliases have added so far."""
 
     def __init__(self) -> None:
         self.by_anchor: dict[str, int] = {}

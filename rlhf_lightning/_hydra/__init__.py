@@ -1,1 +1,1 @@
-"""What Hydra loads of this package in every application of the environment. Imports no torch."""
+"""Plugin that Hydra loads in every application of the environment. Imports no torch."""

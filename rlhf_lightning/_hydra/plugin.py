@@ -1,4 +1,4 @@
-"""What the wheel installs as ``hydra_plugins/rlhf_lightning_searchpath.py``, where Hydra discovers it.
+"""The file that the wheel installs as ``hydra_plugins/rlhf_lightning_searchpath.py``, where Hydra discovers it.
 
 A file of its own: hatchling moves what it installs elsewhere, and the package needs the class at home too.
 """

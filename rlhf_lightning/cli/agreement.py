@@ -1,4 +1,4 @@
-"""What the processes of a job must have in common, compared before any weight is loaded.
+"""Agreement of a job's processes, checked before any weight is loaded.
 
 On several machines a folder may be another one under the same name, and a process that finds no checkpoint in it would
 begin while the others resume: both would wait for each other. So the first process decides, the others are told, and
@@ -41,7 +41,7 @@ def meet(trainer: Trainer, module: LightningModule) -> None:
 
 
 def agreed(trainer: Trainer, value: T) -> T:
-    """What the first process has; a collective call where processes are connected."""
+    """Return the value of the first process; a collective call if processes are connected."""
     return trainer.strategy.broadcast(value)
 
 
@@ -76,7 +76,7 @@ def check_seen(trainer: Trainer, folder: Path, option: str) -> None:
             )
 
 
-def check_found(trainer: Trainer, paths: Sequence[Path]) -> None:
+def check_files_exist(trainer: Trainer, paths: Sequence[Path]) -> None:
     """Make sure that every process finds the checkpoints that are to be loaded; a collective call.
 
     Raises:
@@ -131,7 +131,7 @@ def _gathered(value: T) -> list[tuple[str, T]]:
 
 
 def _appears(path: Path) -> bool:
-    """Whether a file is there, or comes."""
+    """Check whether a file is there, or comes."""
     deadline = time.monotonic() + _PATIENCE
     while not path.exists():
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""Whether a yaml value fits a parameter's annotation.
+"""Check of a yaml value against a parameter's annotation.
 
 A yaml scalar can only ever match the plain members of an annotation (``float`` of ``float | Tensor``), so those are
 what it is held against. Where an annotation has none (a protocol, a callable), nothing but a ``_target_`` fits. An
@@ -80,7 +80,7 @@ def _evaluated(annotations: Mapping[str, Any], module: str | None) -> dict[str, 
 
 @functools.cache
 def _checkers_names(module: str | None) -> dict[str, Any]:
-    """What a module imports under ``if TYPE_CHECKING:``."""
+    """Names that a module imports under ``if TYPE_CHECKING:``."""
     loaded = sys.modules.get(module or "")
     try:
         tree = ast.parse(inspect.getsource(loaded)) if loaded is not None else ast.Module([], [])
@@ -154,14 +154,14 @@ def json_schema_of(annotation: Any) -> dict[str, Any]:
 
 
 def _is_made(annotation: Any) -> bool:
-    """Whether an annotation is of objects alone: classes that are no plain type, and callables."""
+    """Check whether an annotation is of objects alone: classes that are no plain type, and callables."""
     if get_origin(annotation) in (Union, types.UnionType):
         return all(map(_is_made, get_args(annotation)))
     return annotation not in (Any, object) and (inspect.isclass(annotation) or get_origin(annotation) is Callable)
 
 
 def _finite(value: Any) -> bool:
-    """Whether no number in a value is infinite or not a number."""
+    """Check whether no number in a value is infinite or not a number."""
     if isinstance(value, dict):
         return all(map(_finite, value.values()))
     if isinstance(value, (list, tuple)):
@@ -189,7 +189,7 @@ def words(annotation: Any) -> str:
 
 
 def _plain_part(annotation: Any) -> Any | None:
-    """What of an annotation a yaml value can match, None where nothing can be said."""
+    """Part of an annotation that a yaml value can match; None if it cannot be checked."""
     if annotation in _PLAIN or get_origin(annotation) is Literal:
         return annotation
     if inspect.isclass(annotation) and issubclass(annotation, enum.Enum):

@@ -1,4 +1,4 @@
-"""What a run says about itself before its first step: method, data, model, memory, where results go."""
+"""Announcement of a run before its first step: method, data, model, memory, output folder."""
 
 from __future__ import annotations
 

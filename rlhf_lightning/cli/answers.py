@@ -1,4 +1,4 @@
-"""What ``rlhf generate`` hands out: answers, what they are worth, and how far they are from another model's."""
+"""Output of ``rlhf generate``: responses, their rewards, and their distance from another model."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One answer.
+class Response:
+    """One response.
 
     Attributes:
-        text: as people read it.
-        score: with a reward, what it is worth.
-        log_ratio: with a reference, log-prob of the distribution that it was drawn from less the reference's, in nats.
-        sizes: tokens of the prompt that the model was given, of the prompt as it is, and of the answer.
-        rewritten: what was asked in the place of the prompt; None: the prompt itself.
-        finish: ``length`` where the limit of tokens ended it.
+        text: decoded text.
+        score: score, if there is a reward.
+        log_ratio: with a reference, log-prob under the sampling distribution minus that under the reference, in nats.
+        sizes: tokens of the prompt that the model was given, of the original prompt, and of the response.
+        rewritten: the prompt as rewritten by a transform; None: the original prompt.
+        finish: ``length`` if the limit of tokens ended it.
     """
 
     text: str
@@ -42,7 +42,7 @@ class Answer:
     finish: Finish = "stop"
 
     def row(self, prompt: str) -> dict[str, Any]:
-        """A line of the output; with scores the file is a data set of ranked responses. Data read ``finish``, too."""
+        """Row of the output file; with scores, the file is a data set of ranked responses. Data sources read ``finish``, too."""
         columns = {"score": self.score, "log_ratio": self.log_ratio, "rewritten": self.rewritten}
         filled = {name: value for name, value in columns.items() if value is not None}
         return {"prompt": prompt, "response": self.text, "finish": self.finish, **filled}
@@ -57,7 +57,7 @@ def check_reference(cfg: DictConfig, prompts: int) -> None:
     if OmegaConf.select(cfg, "reference.source") is None:
         return
     if cfg.chat or not prompts or cfg.revision:
-        raise ConfigError("reference.source needs answers to prompt=TEXT or prompts=FILE to compare: name prompts")
+        raise ConfigError("reference.source needs responses to prompt=TEXT or prompts=FILE: give prompts")
     if cfg.temperature != 1 or cfg.top_p != 1:
         raise ConfigError(
             "reference.source: the KL is measured on samples of the whole distribution, which temperature="
@@ -68,7 +68,7 @@ def check_reference(cfg: DictConfig, prompts: int) -> None:
 def log_ratios(
     reference: Actor | None, prompts: Sequence[Sequence[int]], groups: Sequence[SampleGroup], batch_size: int
 ) -> list[list[float | None]]:
-    """Summed log-ratio of every sample, from its prompt as it was answered to the reference on the prompt as it is.
+    """Summed log-ratio of every sample, from the prompt given to the model to the reference on the original prompt.
 
     Args:
         reference: None: nothing is measured.
@@ -88,26 +88,26 @@ def log_ratios(
 
     device = next(reference.parameters()).device
     each = max(1, batch_size // max(len(group.samples) for group in groups))
-    found: list[list[float | None]] = []
+    ratios: list[list[float | None]] = []
     for start in range(0, len(groups), each):
         part = groups[start : start + each]
         examples = [Example(list(p), g.responses) for p, g in zip(prompts[start : start + each], part, strict=True)]
         with torch.no_grad():
             logged = iter(reference(pack(examples).to(device)).sum().tolist())
-        found += [[math.fsum(sample.log_probs) - next(logged) for sample in group.samples] for group in part]
-    return found
+        ratios += [[math.fsum(sample.log_probs) - next(logged) for sample in group.samples] for group in part]
+    return ratios
 
 
 def statistics(
-    answers: Sequence[Sequence[Answer]], samples: int, keep: int | None, guidance: Guidance | None
+    responses: Sequence[Sequence[Response]], samples: int, keep: int | None, guidance: Guidance | None
 ) -> dict[str, float]:
-    """What answers are worth and what they cost.
+    """Statistics of the rewards and the costs of responses.
 
     Args:
-        answers: that are handed out, by prompt.
-        samples: that were drawn for each prompt.
-        keep: of them, the best ones; None: all.
-        guidance: that they were drawn under.
+        responses: responses of the output, by prompt.
+        samples: number of samples drawn for each prompt.
+        keep: number of best samples to keep; None: all.
+        guidance: guidance of the samples.
 
     Returns:
         ``val/sample/reward`` with its standard error over prompts (``_error``), ``val/sample/length`` in tokens,
@@ -118,29 +118,29 @@ def statistics(
     """
     from rlhf_lightning.models.guidance import BlockGuidance
 
-    every = [answer for group in answers for answer in group]
+    every = [response for group in responses for response in group]
     metrics = {
-        "val/sample/length": fmean(answer.sizes[2] for answer in every),
-        "val/prompt/tokens": fmean(answer.sizes[0] for answer in every),
-        "val/prompt/added": fmean(answer.sizes[0] - answer.sizes[1] for answer in every),
+        "val/sample/length": fmean(response.sizes[2] for response in every),
+        "val/prompt/tokens": fmean(response.sizes[0] for response in every),
+        "val/prompt/added": fmean(response.sizes[0] - response.sizes[1] for response in every),
         "val/sample/drawn": samples / (keep or samples),
     }
-    means = [fmean(scores) for group in answers if (scores := [a.score for a in group if a.score is not None])]
+    means = [fmean(scores) for group in responses if (scores := [a.score for a in group if a.score is not None])]
     metrics |= _mean("val/sample/reward", means)
     if keep is None:
         metrics |= _mean("val/kl/reference", [a.log_ratio for a in every if a.log_ratio is not None])
     elif keep == 1:
         metrics["val/kl/choice"] = _best_of(samples)
     if isinstance(guidance, BlockGuidance) and guidance.candidates > 1:
-        blocks = fmean(math.ceil(answer.sizes[2] / guidance.tokens) for answer in every)
+        blocks = fmean(math.ceil(response.sizes[2] / guidance.tokens) for response in every)
         metrics["val/sample/drawn"] *= guidance.candidates
         metrics["val/kl/choice"] = metrics.get("val/kl/choice", 0.0) + blocks * _best_of(guidance.candidates)
     return metrics
 
 
-def summary(answers: Sequence[Sequence[Answer]], cfg: DictConfig, guidance: Guidance | None) -> dict[str, float]:
-    """Show the statistics of the answers, and return them."""
-    metrics = statistics(answers, cfg.samples, cfg.keep, guidance)
+def summary(responses: Sequence[Sequence[Response]], cfg: DictConfig, guidance: Guidance | None) -> dict[str, float]:
+    """Show the statistics of the responses, and return them."""
+    metrics = statistics(responses, cfg.samples, cfg.keep, guidance)
     ERR.print("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()), markup=False, soft_wrap=True)
     return metrics
 
@@ -154,27 +154,27 @@ def _mean(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def _best_of(count: int) -> float:
-    """The most that the best of n samples differs from one of them, in nats: log n - (n - 1) / n."""
+    """Upper bound of the KL of the best of n samples, in nats: log n - (n - 1) / n."""
     return math.log(count) - (count - 1) / count
 
 
-def hand_out(prompts: Sequence[str], answers: Sequence[Sequence[Answer]], output: str | None) -> None:
-    """Write the answers to a file, or show them."""
+def hand_out(prompts: Sequence[str], responses: Sequence[Sequence[Response]], output: str | None) -> None:
+    """Write the responses to a file, or show them."""
     if output is not None:
-        pairs = [(prompt, answer) for prompt, group in zip(prompts, answers, strict=True) for answer in group]
+        pairs = [(prompt, response) for prompt, group in zip(prompts, responses, strict=True) for response in group]
         file = Path(output).expanduser()
         file.parent.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps(answer.row(prompt), ensure_ascii=False) + "\n" for prompt, answer in pairs]
+        lines = [json.dumps(response.row(prompt), ensure_ascii=False) + "\n" for prompt, response in pairs]
         file.write_text("".join(lines), encoding="utf-8")
         ERR.print(f"{len(lines)} responses in {output}")
         return
-    for prompt, group in zip(prompts, answers, strict=True):
+    for prompt, group in zip(prompts, responses, strict=True):
         if len(prompts) > 1:
             OUT.print(f"[bold]{'>'}[/] ", end="")
             OUT.print(prompt, style="bold", markup=False)
-        for answer in group:
-            if answer.score is not None:
-                OUT.print(f"[dim]{answer.score:.4g}[/]", end="  ")
-            OUT.print(answer.text, markup=False)
+        for response in group:
+            if response.score is not None:
+                OUT.print(f"[dim]{response.score:.4g}[/]", end="  ")
+            OUT.print(response.text, markup=False)
             if len(group) > 1 or len(prompts) > 1:
                 OUT.print()

@@ -34,14 +34,14 @@ def benchmark(
     """
     subsets = source.subsets()
     score = rewardbench_score([subsets[row] for row in rows], chosen, rejected, ties=source.ties)
-    scored = set(rows)
-    left_out = Counter(subset for row, subset in subsets.items() if row not in scored)
+    subsets_with_rows = set(rows)
+    left_out = Counter(subset for row, subset in subsets.items() if row not in subsets_with_rows)
     for line in table(score, left_out):
         say(line)
     if score.tied and source.ties == "half":
         say(f"{score.tied} pairs of equal rewards count half; the published rule is data.validation.ties=wrong")
-    found = asdict(score) | {"left_out": dict(left_out), "ties": source.ties, "complete": score.complete}
-    (folder / FILE).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    record = asdict(score) | {"left_out": dict(left_out), "ties": source.ties, "complete": score.complete}
+    (folder / FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     sections = {name.lower().replace(" ", "_"): value for name, value in score.sections.items()}
     metrics = {"score": score.score, **sections, "left_out": float(left_out.total())}
     return {f"val/rewardbench/{name}": value for name, value in metrics.items()}

@@ -150,7 +150,7 @@ def make_data(cfg: DictConfig, models: ModelBuilder, kind: str, *, mismatched: b
 
 
 def runs_padded(models: ModelBuilder) -> bool:
-    """Whether the model's batches will be padded, as far as that is known before its weights are loaded.
+    """Check whether the model's batches will be padded, as far as that is known before its weights are loaded.
 
     A family that packing is not tested for runs padded; a model that does not say its family yet (a hub id, a GGUF
     file) is taken for one that is packed.
@@ -244,31 +244,31 @@ def make_strategy(node: DictConfig | None) -> dict[str, Any]:
     return made
 
 
-def checkpoint_to_resume(trainer: Trainer, wanted: str | None, folder: Path) -> str | None:
-    """The checkpoint that a run resumes from, with its optimiser, schedule and place in the data.
+def checkpoint_to_resume(trainer: Trainer, ckpt_path: str | None, folder: Path) -> str | None:
+    """Find the checkpoint that a run resumes from, with its optimiser, schedule and position in the data.
 
     Args:
-        trainer: whose checkpoint callbacks say where a run keeps them.
-        wanted: ``ckpt_path``: ``auto``, ``last``, a checkpoint in the folder, or one elsewhere, whose weights the run
-            starts from and which is never resumed itself; None: from scratch.
-        folder: of the run.
+        trainer: trainer whose checkpoint callbacks name the folders of checkpoints.
+        ckpt_path: ``auto``, ``last``, a checkpoint in the folder, or one elsewhere, whose weights the run starts from
+            and which is never resumed itself; None: from scratch.
+        folder: folder of the run.
 
     Raises:
-        ConfigError: there is none where the user asked for one.
+        ConfigError: the user asked for a checkpoint that does not exist.
     """
-    if wanted is None:
+    if ckpt_path is None:
         return None
-    path = Path(wanted).expanduser()
-    if wanted not in ("auto", "last") and not path.exists():
-        raise ConfigError(f"ckpt_path={wanted}: there is no such checkpoint")
-    if wanted not in ("auto", "last") and path.resolve().is_relative_to(folder.resolve()):
+    path = Path(ckpt_path).expanduser()
+    if ckpt_path not in ("auto", "last") and not path.exists():
+        raise ConfigError(f"ckpt_path={ckpt_path}: there is no such checkpoint")
+    if ckpt_path not in ("auto", "last") and path.resolve().is_relative_to(folder.resolve()):
         return str(path)
     # Not every callback that saves is a Checkpoint to Lightning: LastCheckpoint is none.
     folders = [name for callback in callbacks_of(trainer) if (name := getattr(callback, "dirpath", None))]
-    found = last_checkpoint([Path(name) for name in dict.fromkeys([*folders, str(folder / "checkpoints")])])
-    if found is None and wanted == "last":
+    checkpoint = last_checkpoint([Path(name) for name in dict.fromkeys([*folders, str(folder / "checkpoints")])])
+    if checkpoint is None and ckpt_path == "last":
         raise ConfigError(f"ckpt_path=last: {folder} holds no last.ckpt. Set paths.output_dir to the run to resume")
-    return None if found is None else str(found)
+    return None if checkpoint is None else str(checkpoint)
 
 
 def last_checkpoint(folders: list[Path]) -> Path | None:

@@ -110,13 +110,13 @@ def _metadata(run: Run, name: str, adapter: Mapping[str, Any], config: Mapping[s
 
 def _summary(run: Run, name: str, entry: MethodEntry | None, adapter: Mapping[str, Any]) -> Iterator[str]:
     base = _base(run, adapter)
-    what = f"`{base}`" if base else f"a model of `{_class(run.config.get('model'))}`"
+    start = f"`{base}`" if base else f"a model of `{_class(run.config.get('model'))}`"
     method = f"{entry.title} ({linked(entry.paper)})" if entry is not None else name
-    yield f"{'A LoRA adapter for' if adapter else 'Trained from'} {what} by `{name}`: {method}."
+    yield f"{'A LoRA adapter for' if adapter else 'Trained from'} {start} by `{name}`: {method}."
 
 
 def _method(run: Run, entry: MethodEntry | None) -> Iterator[str]:
-    loss = None if entry is None else entry.own_loss
+    loss = None if entry is None else entry.method_loss
     if loss is not None and loss.equation:
         yield from (f"$$ {loss.equation} $$", "")
     method, optimizer = _mapping(run.config.get("method")), _mapping(run.config.get("optimizer"))

@@ -49,13 +49,13 @@ class MethodEntry:
     @property
     def kl(self) -> str:
         """The penalty for leaving the reference, in words; empty where there is none."""
-        place, coef = self.options.get("kl.place"), self.options.get("kl.coef")
-        if place not in ("reward", "loss") or not coef:
+        placement, coef = self.options.get("kl.place"), self.options.get("kl.coef")
+        if placement not in ("reward", "loss") or not coef:
             return ""
-        return f"{self.options['kl.estimator']} in the {place}, times {coef:g}"
+        return f"{self.options['kl.estimator']} in the {placement}, times {coef:g}"
 
     @property
-    def own_loss(self) -> FunctionDoc | None:
+    def method_loss(self) -> FunctionDoc | None:
         """The loss of the same name, unless the yaml is a variation or a sum of other methods' losses."""
         return next((loss for loss in self.losses if loss.name == self.name and loss.name == self.target), None)
 
@@ -128,7 +128,7 @@ def needs_of(entry: MethodEntry) -> str:
 
 
 def _samples(credit: FunctionDoc) -> str:
-    """What a method learns from that draws its own responses."""
+    """Learning signal of a method that draws its own responses."""
     if "step_reward" in credit.inputs:
         return "prompts and rewards of steps"
     return "prompts and a reward" if {"reward", "token_reward"} & set(credit.inputs) else "prompts"

@@ -81,8 +81,8 @@ def _run(planner: Planner, stages: Sequence[Stage], finished: list[Finished], cf
             say(f"stage {job.stage.name} [dim]was done before in {short(job.folder)}, {saved} saved[/]")
         else:
             say(f"[bold]stage {job.stage.name}[/]  {short(job.folder)}")
-            if (why := planner.why(job)) is not None:
-                say(f"       [dim]{why}[/]")
+            if (reason := planner.why(job)) is not None:
+                say(f"       [dim]{reason}[/]")
             planner.ran.add(job.folder)
             if code := _timed(planner, job):
                 say(f"the chain ended in stage {job.stage.name} (exit code {code}); the same command resumes there")
@@ -134,7 +134,7 @@ def chain_of(cfg: DictConfig, options: Sequence[str]) -> list[Stage]:
 
 
 def _size(sizes: dict[str, Any], name: str) -> dict[str, Any]:
-    """What a size says, ``shared`` and ``stages``; nothing of the published one.
+    """Options of a size, ``shared`` and ``stages``; empty for the published one.
 
     Raises:
         ConfigError: the chain has no such size, or it says something else.
@@ -163,7 +163,7 @@ def _shared(node: Any, command: str) -> list[str]:
 
 
 def _is_for(option: str, command: str) -> bool:
-    """Whether an option of the command line that names no stage is for those of a command: a seed is for all draws."""
+    """Check whether an option that names no stage applies to stages of a command; a seed applies to all draws."""
     return command == "train" or (command in DRAWING and key_of(option) == "seed")
 
 

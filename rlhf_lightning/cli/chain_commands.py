@@ -1,4 +1,4 @@
-"""How a stage of a chain is run, whatever its command, and what it says of itself."""
+"""Running the stages of a chain, whatever their commands, and their results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlhf_lightning.cli.stages import folder_option, run_job_of_stage
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended.
+    """Outcome of a stage.
 
     Attributes:
         code: its exit code.

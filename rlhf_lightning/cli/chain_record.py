@@ -40,7 +40,7 @@ def write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """What a file holds; None where there is none that can be read."""
+    """Read a file; None if it is missing or unreadable."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

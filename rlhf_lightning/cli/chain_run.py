@@ -1,4 +1,4 @@
-"""Which jobs the stages of a chain are: their folders, what they compute, and how each is run."""
+"""Jobs of a chain's stages: their folders, digests of what they compute, and commands."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Job:
             result.write(self.folder)
 
     def record(self, chain: Path) -> dict[str, Any]:
-        """What ``chain.json`` says of it."""
+        """Entry in ``chain.json``."""
         below = {name: str(folder.relative_to(chain)) for name, folder in self.needs.items()}
         stage = {"name": self.stage.name, "command": self.stage.command}
         return {**stage, "folder": str(self.folder.relative_to(chain)), "needs": below, "options": list(self.options)}
@@ -136,7 +136,7 @@ class Planner:
                 )
 
     def why(self, job: Job) -> str | None:
-        """Why a stage is run although there is one of its name; None: there is none, or this one was begun."""
+        """Reason to run a stage although one of its name exists; None: there is none, or this one was begun."""
         others = [file for file in job.folder.parent.glob(f"*/{STAGE}") if file.parent != job.folder]
         newest = max(others, key=lambda file: file.stat().st_mtime, default=None)
         before = None if newest is None or (job.folder / STAGE).exists() else read_json(newest)
@@ -160,7 +160,7 @@ class Planner:
         return Job(stage, options, cfg, folder, tree, needs, self.command.config_flags)
 
     def _computed(self, stage: Stage, cfg: DictConfig) -> Mapping[str, Any]:
-        """What a stage computes: its configuration, and the content of the files that it reads from elsewhere."""
+        """Definition of a stage: its configuration, and the content of the files that it reads from elsewhere."""
         tree = computed(cfg)
         content = {key: self._digest(path) for key, path in _read_files(tree) if not path.is_relative_to(self.folder)}
         text = json.dumps({"command": stage.command, **tree, "content": content}, default=str)
@@ -174,7 +174,7 @@ class Planner:
 
 
 def _value(reference: Reference, job: Job) -> str:
-    """What stands in the place of a reference: a path, or a metric, which is 1 as long as the stage has not run.
+    """Value of a reference: a path, or a metric, which is 1 as long as the stage has not run.
 
     Raises:
         ConfigError: the stage has not logged the metric.

@@ -68,14 +68,14 @@ class Reference:
 
     @property
     def needed(self) -> str:
-        """What the stage has to leave for it, a key of the table of files; "" where any stage will do."""
+        """Output that the stage must have, a key of the table of files; "" if any stage will do."""
         if self.output:
             return "" if self.metric else self.output
         whole = self.option == f"{key_of(self.option)}=${{stage:{self.stage}}}"
         return next((file for end, file in _NEEDED if whole and _ends(key_of(self.option), end)), "")
 
     def needed_path(self, folder: Path) -> Path | None:
-        """What must be there of a stage's folder; None for a metric."""
+        """Path that must exist in a stage's folder; None for a metric."""
         if self.metric is not None:
             return None
         return folder / _FILES[self.needed][0] if self.needed else self.path(folder)
@@ -125,7 +125,7 @@ class Stage:
 
     @property
     def references(self) -> list[Reference]:
-        """What it takes from other stages."""
+        """References to other stages."""
         return [reference for option in self.options for reference in references(option)]
 
     def filled(self, value: Callable[[Reference], str]) -> tuple[str, ...]:
@@ -201,7 +201,7 @@ def check_left(reference: Reference, stage: Stage, cfg: DictConfig) -> None:
 
 
 def _left_by(command: str, cfg: DictConfig) -> set[str]:
-    """Which files and folders of the table a job leaves."""
+    """Files and folders of the table that a job writes."""
     if command != "train":
         return _LEFT_BY.get(command, set())
     nodes: list[Any] = [node for node in (cfg.get("callbacks") or {}).values() if node]

@@ -31,7 +31,7 @@ Ctrl-C              stop a response; what was written stays"""
 
 
 class Model(Protocol):
-    """What a chat asks of a model: ``cli.generate.Answerer``."""
+    """Interface of a model for a chat: ``cli.generate.Responder``."""
 
     cfg: DictConfig
 
@@ -75,7 +75,7 @@ class Chat:
     """A conversation with one model, or with two of them about the same turns.
 
     Args:
-        model: that answers, and whose responses the conversation continues with.
+        model: the model whose responses the conversation continues with.
         load: another run's model by its folder.
         show: writes to the terminal without ending the line.
     """
@@ -92,10 +92,10 @@ class Chat:
         self._new("")
 
     def read(self, line: str) -> bool:
-        """Take a line: a command, or something to be answered.
+        """Handle a line: a command, or a turn of the user.
 
         Returns:
-            Whether the chat continues.
+            True if the chat continues.
         """
         name, _, rest = line.removeprefix("/").partition(" ")
         if not line.startswith("/"):
@@ -109,7 +109,7 @@ class Chat:
         return True
 
     def ask(self, text: str) -> None:
-        """Answer, as far as nobody stops it; with two models each in turn, under its name."""
+        """Show the response until it ends or is stopped; with two models, each in turn under its name."""
         self.turns.append({"role": "user", "content": text})
         first = self._respond(self.model, "" if self.other is None else _name(self.model))
         if self.other is not None:

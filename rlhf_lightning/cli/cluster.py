@@ -1,4 +1,4 @@
-"""What Lightning is told about the processes of a job; it guesses nothing from the environment."""
+"""Cluster environments that describe a job's processes to Lightning, which then guesses nothing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class SrunEnvironment(ClusterEnvironment):
 
     @staticmethod
     def detect() -> bool:
-        """Whether Lightning should choose this by itself: it is given."""
+        """Check whether Lightning should choose this by itself: it is given."""
         return False
 
     def world_size(self) -> int:
@@ -74,7 +74,7 @@ class SrunEnvironment(ClusterEnvironment):
 
 
 def cluster_environment(launch: Launch) -> ClusterEnvironment:
-    """How the processes of a job find each other.
+    """Choose how the processes of a job find each other.
 
     Args:
         launch: of this process, see :func:`rlhf_lightning.cli.processes.processes`.

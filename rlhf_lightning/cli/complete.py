@@ -1,4 +1,4 @@
-"""Tab completion: ``eval "$(rlhf completion bash)"``. Answers from the files in conf/, without Hydra or torch."""
+"""Tab completion: ``eval "$(rlhf completion bash)"``. It reads the files in conf/, without Hydra or torch."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ SHELLS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 def main(arguments: Sequence[str]) -> int:
     """``rlhf completion bash|zsh|fish`` prints the shell's part; ``rlhf completion words LINE`` is what that calls."""
-    what = arguments[0] if arguments else ""
-    if what == "words":
+    kind = arguments[0] if arguments else ""
+    if kind == "words":
         line = arguments[1] if len(arguments) > 1 else ""
         sys.stdout.write("\n".join(complete(line)) + "\n")
         return 0
-    if what not in SHELLS:
-        raise ConfigError(f"rlhf completion {what}: which shell?{suggestion(what, SHELLS)}")
-    sys.stdout.write(SHELLS[what])
+    if kind not in SHELLS:
+        raise ConfigError(f"rlhf completion {kind}: which shell?{suggestion(kind, SHELLS)}")
+    sys.stdout.write(SHELLS[kind])
     return 0
 
 
 def complete(line: str) -> list[str]:
-    """What the last word of a command line can become.
+    """Completions of the last word of a command line.
 
     Args:
         line: what stands after ``rlhf``, up to the cursor.
@@ -90,8 +90,8 @@ def _candidates(command: str, word: str, chosen: dict[str, str]) -> list[str]:
     if "." in key:
         group = key.partition(".")[0]
         return keys_of(group, chosen.get(group, groups.get(group, "default")))
-    found = [f"{group}=" for group in groups] + [f"{group}." for group in groups if group == key]
-    return [*found, *(f"{name}=" for name in keys)]
+    candidates = [f"{group}=" for group in groups] + [f"{group}." for group in groups if group == key]
+    return [*candidates, *(f"{name}=" for name in keys)]
 
 
 def _root(command: str) -> tuple[dict[str, str], list[str]]:
@@ -104,7 +104,7 @@ def keys_of(group: str, name: str) -> list[str]:
     """Dotted keys that a group's file and the files it starts from set."""
     import yaml
 
-    found: dict[str, None] = {}
+    keys: dict[str, None] = {}
     pending, seen = [name], set()
     while pending:
         file = conf_dir() / group / f"{pending.pop()}.yaml"
@@ -113,8 +113,8 @@ def keys_of(group: str, name: str) -> list[str]:
         seen.add(file)
         node = yaml.safe_load(Path(file).read_text()) or {}
         pending += [entry for entry in node.pop("defaults", []) if isinstance(entry, str) and entry != "_self_"]
-        found.update(dict.fromkeys(_dotted(node, group)))
-    return list(found)
+        keys.update(dict.fromkeys(_dotted(node, group)))
+    return list(keys)
 
 
 def _dotted(node: dict[str, object], prefix: str) -> list[str]:

@@ -97,19 +97,19 @@ def compose_with_overrides(
                 accepted[position] = "++" + accepted[position]
             except (yaml.YAMLError, ValueError) as error:  # Hydra's own, of a group that is given a number
                 named = _no_choice(accepted) or _UNCOMPOSED
-                what = "a config file is not valid YAML" if isinstance(error, yaml.YAMLError) else named
-                raise ConfigError(f"{what}: {error}") from error
+                problem = "a config file is not valid YAML" if isinstance(error, yaml.YAMLError) else named
+                raise ConfigError(f"{problem}: {error}") from error
     try:
         check_hydra(cfg)
     except ConfigError as error:
         raise _naming_override(error, accepted) from error
-    own = _pop(cfg, "hydra")
+    hydra_settings = _pop(cfg, "hydra")
     with_new_names(cfg)
     if check:
         check_config(cfg, command, accepted)
     if with_hydra:
         with open_dict(cfg):
-            cfg.hydra = own
+            cfg.hydra = hydra_settings
     return cfg, accepted
 
 
@@ -122,8 +122,8 @@ def register() -> None:
         OmegaConf.register_new_resolver("rlhf.choices", _choices)
         OmegaConf.register_new_resolver("rlhf.packaged", _packaged)
         OmegaConf.register_new_resolver("stage", _stage)
-    known = {plugin.__name__ for plugin in Plugins.instance().discover()}
-    if RlhfLightningSearchPath.__name__ not in known:
+    registered = {plugin.__name__ for plugin in Plugins.instance().discover()}
+    if RlhfLightningSearchPath.__name__ not in registered:
         Plugins.instance().register(RlhfLightningSearchPath)
 
 
@@ -187,8 +187,8 @@ def _packaged(name: str) -> str:
 
     file = PACKAGED_FOLDER / name
     if not file.is_file():
-        known = sorted(path.name for path in PACKAGED_FOLDER.iterdir() if path.is_file())
-        raise ConfigError(f"${{rlhf.packaged:{name}}}: the package ships no such file.{suggestion(name, known)}")
+        packaged = sorted(path.name for path in PACKAGED_FOLDER.iterdir() if path.is_file())
+        raise ConfigError(f"${{rlhf.packaged:{name}}}: the package ships no such file.{suggestion(name, packaged)}")
     return str(file)
 
 
@@ -304,9 +304,9 @@ def to_config_error(error: Exception) -> ConfigError:
 
 def _missing_file(error: MissingConfigException) -> str:
     """``method=dpoo: there is no such file. Did you mean method=dpo? One of: ...``."""
-    wanted = error.missing_cfg_file or ""
+    missing = error.missing_cfg_file or ""
     options = error.options
-    group, _, name = wanted.rpartition("/")
+    group, _, name = missing.rpartition("/")
     if not group or options is None:
         return str(error)
     return _no_file(group, name, options)

@@ -1,4 +1,4 @@
-"""What a run says: lines for people on the terminal, the same with times in a file of the run."""
+"""Output of a run: lines on the terminal, and the same with times in a file of the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the processor can compute fast."""
+"""Capabilities of the processor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _BF16 = ("avx512_bf16", "amx_bf16", "avx10_2")
 
 
 def emulates_bf16() -> bool:
-    """Whether the processor lacks instructions for bfloat16, so that it is several times slower than float32.
+    """Check whether the processor lacks instructions for bfloat16, so that it is several times slower than float32.
 
     False where torch cannot say, and of other architectures than x86.
     """

@@ -1,4 +1,4 @@
-"""What the docstrings of pure functions say, read without importing them: ``rlhf methods`` must not wait for torch."""
+"""Docstrings of pure functions, read without importing them: ``rlhf methods`` must not wait for torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FunctionDoc:
 
     @property
     def compared_with_trl(self) -> bool:
-        """Whether TRL 1.16 has this loss; then a test compares the numbers."""
+        """True if TRL 1.16 has this loss; then a test compares the numbers."""
         return "TRL 1.16" in self.differences and "TRL 1.16 has no such loss" not in self.differences
 
 

@@ -1,4 +1,4 @@
-"""Whether a job learns from responses that its policy draws: asked here, of its configuration and its method."""
+"""Check whether a job learns from responses that its policy draws, by its configuration and its method."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def _group_schema(group: str) -> Json:
 
 
 def _targets_by_key(nodes: Sequence[Json]) -> dict[str, set[str]]:
-    """What the files of a group make at each key."""
+    """Schema of each key that the files of a group set."""
     made: dict[str, set[str]] = defaultdict(set)
 
     def walk(node: Any, key: str) -> None:
@@ -183,7 +183,7 @@ def _properties(target: Callable[..., Any]) -> Json:
 
 
 def _given_in_code(target: Callable[..., Any], parameter: inspect.Parameter) -> bool:
-    """Whether it is an input of a function, such as a loss's log-probs, and no option of it."""
+    """Check whether it is an input of a function, such as a loss's log-probs, and no option of it."""
     required = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
     return required and not inspect.isclass(target)
 
@@ -197,7 +197,7 @@ def _open_ended(target: str) -> bool:
 
 
 def _texts(target: Callable[..., Any]) -> Iterator[tuple[str, str]]:
-    """What a docstring says of each argument."""
+    """Descriptions of the arguments in a docstring."""
     documents = [inspect.getdoc(target) or ""]
     if inspect.isclass(target) and not dataclasses.is_dataclass(target):
         documents.append(inspect.getdoc(target.__init__) or "")

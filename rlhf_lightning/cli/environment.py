@@ -75,8 +75,8 @@ def _accelerators() -> Iterator[tuple[str, str]]:
     import torch
 
     if not torch.cuda.is_available():
-        found = torch.accelerator.current_accelerator()
-        yield "accelerator", "none" if found is None else str(found)
+        accelerator = torch.accelerator.current_accelerator()
+        yield "accelerator", "none" if accelerator is None else str(accelerator)
         return
     yield "CUDA of torch", str(torch.version.cuda)
     for number in range(torch.cuda.device_count()):

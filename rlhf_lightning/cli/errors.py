@@ -56,7 +56,7 @@ class Failure:
     code: int = EXIT_USER
 
     def fits(self, error: BaseException) -> bool:
-        """Whether an exception is of this kind."""
+        """Check whether an exception is of this kind."""
         names = {f"{base.__module__}.{base.__qualname__}" for base in type(error).__mro__}
         frames = traceback.extract_tb(error.__traceback__)
         return (
@@ -67,7 +67,7 @@ class Failure:
         )
 
     def say(self, error: BaseException) -> str:
-        """What people are told of an exception of this kind."""
+        """Message for an exception of this kind."""
         text = str(error).strip() or type(error).__name__
         names = (getattr(error, "filename", None), getattr(error, "filename2", None))
         file = " -> ".join(str(name) for name in names if name is not None) or "a file"
@@ -190,14 +190,14 @@ def closest(name: str, options: Iterable[str], cutoff: float = 0.5) -> str | Non
 
 def suggestion(name: str, options: Iterable[str], prefix: str = "") -> str:
     """The end of a message about an unknown name: ``Did you mean x?``, and on the next line ``options: x, y, z``."""
-    known = sorted(options)
-    close = closest(name, known)
+    names = sorted(options)
+    close = closest(name, names)
     hint = f" Did you mean {prefix}{close}?" if close else ""
-    return f"{hint}\n  options: {', '.join(known)}" if known else hint
+    return f"{hint}\n  options: {', '.join(names)}" if names else hint
 
 
 def want_traceback() -> bool:
-    """Whether the user asked for tracebacks (``--full-error`` or ``RLHF_DEBUG=1``)."""
+    """Check whether the user asked for tracebacks (``--full-error`` or ``RLHF_DEBUG=1``)."""
     return os.environ.get("RLHF_DEBUG", "0") not in ("", "0")
 
 
@@ -209,7 +209,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def is_message(error: BaseException) -> bool:
-    """Whether there is a text for the user: by Hydra, a class of ours, a line of ours that raised it, or its kind."""
+    """Check whether an exception has a message for the user: by Hydra, our classes or code, or its kind."""
     if type(error).__module__.partition(".")[0] in _OURS_AND_HYDRAS or extra_for(error) or failure_of(error):
         return True
     if not isinstance(error, (ValueError, TypeError, OSError, ImportError)) and type(error) is not RuntimeError:
@@ -240,8 +240,8 @@ def describe(error: BaseException) -> str:
     if is_message(error):
         return text
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {text}{place}"
+    location = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {text}{location}"
 
 
 def exit_code(error: BaseException) -> int:

@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.callbacks.implicit_rewards import FILE as REWARDS
-from rlhf_lightning.cli.agreement import check_found, check_readable, check_same, check_seen, meet
+from rlhf_lightning.cli.agreement import check_files_exist, check_readable, check_same, check_seen, meet
 from rlhf_lightning.cli.announce import describe_run
 from rlhf_lightning.cli.benchmark import benchmark
 from rlhf_lightning.cli.build import callbacks_of, make_run
@@ -50,7 +50,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     """Score the validation data of a configuration.
 
     Args:
-        cfg: from ``compose("evaluate", overrides)``; to go on from a run, through
+        cfg: from ``compose("evaluate", overrides)``; for the evaluation of a run, through
             :func:`rlhf_lightning.cli.runs.from_run`.
 
     Returns:
@@ -84,7 +84,7 @@ def _evaluate(cfg: DictConfig, folder: Path, started: float) -> float | None:
     checkpoint = _checkpoint(cfg)
     meet(run.trainer, run.module)
     check_seen(run.trainer, folder, "paths.output_dir")
-    check_found(run.trainer, [] if checkpoint is None else [Path(checkpoint)])
+    check_files_exist(run.trainer, [] if checkpoint is None else [Path(checkpoint)])
     check_readable(run.trainer, checkpoint)
     run.data.setup("validate")
     check_same(run.trainer, run.data.content())
@@ -101,14 +101,14 @@ def _evaluate(cfg: DictConfig, folder: Path, started: float) -> float | None:
 
 
 def calibration(folder: Path) -> dict[str, float]:
-    """What the rewards of every validation pair say beside their means; nothing where no pairs were scored."""
+    """Statistics of the rewards of all validation pairs, in addition to their means; empty if no pairs were scored."""
     file = folder / REWARDS
     if not file.exists():
         return {}
     pairs = np.load(file)
-    found = preference_statistics(torch.from_numpy(pairs["chosen"]), torch.from_numpy(pairs["rejected"]))
-    wanted = ("ties", "margin_std", "log_loss", "calibration_error")
-    return {f"val/reward/{name}": found[name] for name in wanted}
+    statistics = preference_statistics(torch.from_numpy(pairs["chosen"]), torch.from_numpy(pairs["rejected"]))
+    names = ("ties", "margin_std", "log_loss", "calibration_error")
+    return {f"val/reward/{name}": statistics[name] for name in names}
 
 
 def _benchmark_of(data: AlignmentDataModule, folder: Path) -> dict[str, float]:
@@ -122,7 +122,7 @@ def _benchmark_of(data: AlignmentDataModule, folder: Path) -> dict[str, float]:
 
 
 def evaluate_reward(cfg: DictConfig, folder: Path) -> dict[str, float]:
-    """How a reward (``reward=model reward.path=...``) agrees with the validation data; no policy is loaded.
+    """Measure how a reward (``reward=model reward.path=...``) agrees with the validation data, without a policy.
 
     Pairs and lists are compared, chosen against rejected and every response against those with a lower score. The
     calibration is that of sigma(margin) in the units of the reward: ``reward.normalize=false`` gives those of training.
@@ -157,11 +157,11 @@ def evaluate_reward(cfg: DictConfig, folder: Path) -> dict[str, float]:
         raise ConfigError(f"reward {reward.name!r} scored none of the {len(values)} responses{reason}")
     if not better:
         raise ConfigError("the validation data has no two responses of which one is preferred: choose other data")
-    found = preference_statistics(torch.tensor(better), torch.tensor(worse))
+    metrics = preference_statistics(torch.tensor(better), torch.tensor(worse))
     given = (score := torch.tensor(values)).isfinite()
-    found |= reward_statistics(score[given]) | length_statistics(score[given], torch.tensor(tokens)[given])
-    found |= metrics_of(reward) | ({} if given.all() else {"unscored": float((~given).float().mean())})
-    metrics = {f"val/reward/{name}": value for name, value in found.items()}
+    metrics |= reward_statistics(score[given]) | length_statistics(score[given], torch.tensor(tokens)[given])
+    metrics |= metrics_of(reward) | ({} if given.all() else {"unscored": float((~given).float().mean())})
+    metrics = {f"val/reward/{name}": value for name, value in metrics.items()}
     if isinstance(data.validation, RewardBench):
         metrics |= benchmark(data.validation, rows, better, worse, folder)
     return metrics
@@ -201,7 +201,7 @@ def reward_of(cfg: DictConfig) -> tuple[Reward, PreTrainedTokenizerBase]:
     maker = make(cfg.reward)
     if cfg.reward.get("path") or cfg.reward.get("run"):  # what is read from a folder brings its own
         reward = maker()
-        return reward, reward.own
+        return reward, reward.model_tokenizer
     tokenizer = make(cfg.model).tokenizer()
     return maker(tokenizer=tokenizer), tokenizer
 

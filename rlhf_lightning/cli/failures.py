@@ -1,4 +1,4 @@
-"""What went wrong in which process of a job: each keeps its own error, and the first one is the job's.
+"""Errors of a job's processes: each process saves its error, and the first one is the job's.
 
 A process that fails takes the others with it: they lose the connection, or wait for it until they give up. What they
 report then is not what happened. So every process writes its error to ``errors/rank-<n>.txt`` in the run's folder,

@@ -2,8 +2,8 @@
 
 ``config.yaml`` is what was run. ``job.json`` says more of it: the command, the digest that sweeps look for, the
 method's name, the run's id (loggers have it), digests of the data's content and of the weights it started from, each
-resume with what it changed, and the process that runs it. A command that would go on with another computation is
-refused before anything is loaded or written; what may change is listed in :mod:`rlhf_lightning.cli.identity`.
+resume with what it changed, and the process that runs it. A command that would resume another computation is refused
+before anything is loaded or written; what may change is listed in :mod:`rlhf_lightning.cli.identity`.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
     Raises:
         ConfigError: another process works in the folder.
     """
-    own = folder.resolve()
-    if own in _HELD or not is_first_process():
+    resolved = folder.resolve()
+    if resolved in _HELD or not is_first_process():
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,20 +80,20 @@ def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         holder = read_job(folder).get("process") or {}
-        who = f"process {holder.get('pid')} on {holder.get('host')}" if holder else "another process"
+        owner = f"process {holder.get('pid')} on {holder.get('host')}" if holder else "another process"
         if not wait:
             raise ConfigError(
-                f"{who} is running in {folder}: wait until it ends, or set another paths.output_dir"
+                f"{owner} is running in {folder}: wait until it ends, or set another paths.output_dir"
             ) from None
-        say(f"       {who} is running it in {folder}; waiting")
+        say(f"       {owner} is running it in {folder}; waiting")
         lock.acquire()
-    _HELD.add(own)
+    _HELD.add(resolved)
     try:
         # What an earlier process offered and never made true, a killed one say, is no longer on offer.
         note(folder, process={"pid": os.getpid(), "host": socket.gethostname()}, pending=None)
         yield
     finally:
-        _HELD.discard(own)
+        _HELD.discard(resolved)
         if (folder / JOB).exists():
             note(folder, process=None, pending=None)
         lock.release()
@@ -105,7 +105,7 @@ def held_by_command(folder: Path) -> None:
 
 
 def read_job(folder: Path) -> dict[str, Any]:
-    """What ``job.json`` says; nothing where there is none that can be read."""
+    """Read ``job.json``; empty if it is missing or unreadable."""
     try:
         content = json.loads((folder / JOB).read_text())
     except (OSError, ValueError):
@@ -141,7 +141,7 @@ class RunFolder:
 
     @property
     def from_scratch(self) -> bool:
-        """Whether the command replaces what the folder holds."""
+        """True if the command replaces what the folder holds."""
         return bool(self.cfg.rerun) or self.cfg.ckpt_path is None
 
     @property
@@ -150,13 +150,13 @@ class RunFolder:
         return start_of(self.cfg, self.path)
 
     def _saved(self) -> list[Path]:
-        """What a run has saved in its folder, and where else the callbacks of this one would save."""
+        """Outputs that a run has saved in its folder, and other folders where callbacks of this run would save."""
         nodes = [node for node in (self.cfg.get("callbacks") or {}).values() if node and node.get("dirpath")]
         elsewhere = [Path(node.dirpath) / name for node in nodes for name in ("last.ckpt", "last.ckpt.old")]
         return list(dict.fromkeys([*checkpoints(self.path), *(path for path in elsewhere if path.exists())]))
 
     def check(self) -> None:
-        """Refuse to go on with another run. Reads small files only.
+        """Refuse to resume another run. Reads small files only.
 
         Raises:
             ConfigError: the folder is that of an evaluation, or holds a run of another configuration.
@@ -203,8 +203,8 @@ class RunFolder:
         Raises:
             ConfigError: one of them is another than when the run was begun.
         """
-        known = read_job(self.path).get("content") or {}
-        other = sorted(name for name in content.keys() & known.keys() if content[name] != known[name])
+        recorded = read_job(self.path).get("content") or {}
+        other = sorted(name for name in content.keys() & recorded.keys() if content[name] != recorded[name])
         if other and self.occupied and not self.from_scratch:
             raise ConfigError(
                 f"{self.path}: {', '.join(other)} changed since this run was begun: restore what it was, or set "
@@ -262,7 +262,7 @@ def offer(folder: RunFolder, overrides: list[str]) -> None:
 
 
 def untouched(folder: Path) -> bool:
-    """Whether a command ended before it was accepted by a folder that holds a run: that run's result stands."""
+    """Check whether a command ended before it was accepted by a folder that holds a run: that run's result stands."""
     return "pending" in read_job(folder) and occupied(folder)
 
 
@@ -272,10 +272,10 @@ def check_command(folder: Path, command: str) -> None:
     Raises:
         ConfigError: the folder is that of a run where an evaluation would be written, or the other way round.
     """
-    there = command_of(folder)
-    if there not in (None, command):
-        what = "a training run" if there == "train" else "an evaluation"
-        raise ConfigError(f"paths.output_dir={folder} holds {what}: choose another folder for rlhf {command}")
+    command_there = command_of(folder)
+    if command_there not in (None, command):
+        noun = "a training run" if command_there == "train" else "an evaluation"
+        raise ConfigError(f"paths.output_dir={folder} holds {noun}: choose another folder for rlhf {command}")
 
 
 def command_of(folder: Path) -> str | None:
@@ -298,12 +298,12 @@ def start_of(cfg: DictConfig, folder: str | Path | None) -> Path | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """What a run has saved in its folder."""
+    """Outputs that a run has saved in its folder."""
     return sorted((folder / "checkpoints").glob("*.ckpt")) + sorted((folder / "checkpoints").glob("*.ckpt.old"))
 
 
 def occupied(folder: Path) -> bool:
-    """Whether a run left weights or a result in its folder."""
+    """Check whether a run left weights or a result in its folder."""
     if checkpoints(folder):
         return True
     result = Result.read(folder)
@@ -325,8 +325,12 @@ def write_record(folder: Path) -> None:
     record.mkdir(parents=True, exist_ok=True)
     cfg: Any = cast("Any", context).copy()
     with open_dict(cfg):
-        own = cfg.pop("hydra")
-    files = {"hydra": OmegaConf.create({"hydra": own}), "overrides": own.overrides.task, "config": cfg}
+        hydra_settings = cfg.pop("hydra")
+    files = {
+        "hydra": OmegaConf.create({"hydra": hydra_settings}),
+        "overrides": hydra_settings.overrides.task,
+        "config": cfg,
+    }
     for name, node in files.items():
         _write(record / f"{name}.yaml", OmegaConf.to_yaml(node))
 

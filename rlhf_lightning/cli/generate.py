@@ -1,4 +1,4 @@
-"""``rlhf generate``: answers of a model, or of what a run trained; a chat without prompts."""
+"""``rlhf generate``: responses of a model or of a run; a chat without prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning import clock
-from rlhf_lightning.cli.answers import Answer, check_reference, hand_out, log_ratios, summary
+from rlhf_lightning.cli.answers import Response, check_reference, hand_out, log_ratios, summary
 from rlhf_lightning.cli.chat import chat
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.config_file import escaped
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> dict[str, float]:
-    """Answer what options describe.
+    """Generate as options describe.
 
     Args:
         arguments: options of ``rlhf generate``.
@@ -87,8 +87,8 @@ def from_run(cfg: DictConfig, run: DictConfig, overrides: Sequence[str]) -> Dict
 
 
 @dataclass
-class Answerer:
-    """A model, its tokenizer and template: from conversations to answers."""
+class Responder:
+    """A model, its tokenizer and template: from conversations to responses."""
 
     actor: Actor
     encoder: Any  #: data.tokens.encode.Encoder
@@ -96,10 +96,10 @@ class Answerer:
     cfg: DictConfig
     reward: Any = None  #: rewards.Reward or None
     guidance: Guidance | None = None
-    reference: Actor | None = None  #: that samples are compared with
+    reference: Actor | None = None  #: model to compare samples with
 
     @classmethod
-    def load(cls, cfg: DictConfig, rows: Sequence[Mapping[str, Any]] = ()) -> Answerer:
+    def load(cls, cfg: DictConfig, rows: Sequence[Mapping[str, Any]] = ()) -> Responder:
         """Load the model of a configuration, with the weights of ``cfg.run`` if it names one, after what scores.
 
         Args:
@@ -134,13 +134,13 @@ class Answerer:
         frozen = None if compared is None else compared.to(device).requires_grad_(False).eval()
         return cls(actor.to(device), encoder, template, cfg, reward, guidance, frozen)
 
-    def answer(self, conversations: Sequence[Turns], samples: int = 1) -> list[list[str]]:
-        """``samples`` answers to each conversation."""
+    def responses(self, conversations: Sequence[Turns], samples: int = 1) -> list[list[str]]:
+        """Draw ``samples`` responses to each conversation."""
         groups = self.sampled(conversations, samples)
         return [[self.text(ids) for ids in group.responses] for group in groups]
 
     def respond(self, conversation: Turns, processor: Processor) -> str:
-        """The answer to one conversation; the processor sees every token as it is drawn."""
+        """Draw the response to one conversation; the processor sees every token as it is drawn."""
         (group,) = self.sampled([conversation], 1, processor=processor)
         return self.text(group.responses[0])
 
@@ -151,11 +151,11 @@ class Answerer:
         rows: Sequence[Mapping[str, Any]] = (),
         processor: Processor | None = None,
     ) -> list[SampleGroup]:
-        """Each conversation with ``samples`` answers to it.
+        """Draw ``samples`` responses to each conversation.
 
         Args:
-            conversations: to be answered.
-            samples: answers to each.
+            conversations: the conversations.
+            samples: responses to each.
             rows: of the conversations, for a reward that reads their columns.
             processor: see :func:`rlhf_lightning.models.generation.sample`.
         """
@@ -187,7 +187,7 @@ class Answerer:
 
     @property
     def transform(self) -> PromptTransform | None:
-        """What changes the prompts; None: they are rendered as they are."""
+        """Transform of the prompts; None: they are rendered unchanged."""
         transform: PromptTransform | None = self.encoder.spec.prompting
         return transform
 
@@ -205,23 +205,23 @@ class Answerer:
         return asked if asked != conversation[query_of(conversation)]["content"] else None
 
     def text(self, ids: Sequence[int]) -> str:
-        """An answer as people read it; a space in front of a plain continuation parts it from the prompt and stays."""
+        """Decode a response; a space before a plain continuation separates it from the prompt and is kept."""
         text = str(self.encoder.tokenizer.decode(ids, skip_special_tokens=True))
         plain = self.template is None and self.transform is None
         return text.rstrip() if plain else text.strip()
 
     def scores(self, groups: Sequence[SampleGroup]) -> Scores:
-        """What ``reward`` says of every answer."""
+        """Score every response by ``reward``."""
         from rlhf_lightning.models.generation import generate as sample
         from rlhf_lightning.rewards.base import introduce, scored
 
-        # A judge without a server asks the model that answered.
+        # A judge without a server asks the model that drew the responses.
         introduce(self.reward, SimpleNamespace(sample=partial(sample, self.actor), policy=self.actor))
-        found = scored(self.reward, groups)[0]
-        answers, without = sum(map(len, found)), sum(score is None for group in found for score in group)
+        scores = scored(self.reward, groups)[0]
+        count, without = sum(map(len, scores)), sum(score is None for group in scores for score in group)
         if without:
-            ERR.print(f"reward {self.reward.name!r} could not judge {without} of {answers} answers", markup=False)
-        return found
+            ERR.print(f"reward {self.reward.name!r} could not judge {without} of {count} responses", markup=False)
+        return scores
 
     def prompt_ids(self, conversation: Turns, transform: PromptTransform | None) -> list[int]:
         """The prompt's ids exactly as training makes them, under a transform or as it is."""
@@ -238,44 +238,46 @@ class Answerer:
 
 
 def generate(cfg: DictConfig) -> dict[str, float]:
-    """Answer ``prompt``, every prompt of the file ``prompts``, or whoever sits at the terminal.
+    """Respond to ``prompt``, to every prompt of the file ``prompts``, or in a chat on the terminal.
 
     Returns:
-        Metrics of the answers to prompts; see :func:`rlhf_lightning.cli.answers.statistics`.
+        Metrics of the responses to prompts; see :func:`rlhf_lightning.cli.answers.statistics`.
 
     Raises:
         ConfigError: no such file or run, or prompts in an unknown form.
     """
     rows = list(read_prompts(cfg))
     if cfg.temperature == 0 and cfg.samples > 1:
-        raise ConfigError("temperature=0 always gives the same answer: set samples=1 or a temperature above 0")
+        raise ConfigError("temperature=0 always gives the same response: set samples=1 or a temperature above 0")
     if cfg.keep is not None and (not cfg.reward or not 1 <= cfg.keep <= cfg.samples):
         raise ConfigError(
-            f"keep={cfg.keep} keeps the best answers by reward: choose reward=... and keep between 1 and "
+            f"keep={cfg.keep} keeps the best responses by reward: choose reward=... and keep between 1 and "
             f"samples={cfg.samples}"
         )
     if cfg.reward and (cfg.chat or not rows):
-        raise ConfigError("reward=... scores answers to prompt=TEXT or prompts=FILE, and a chat has none: name prompts")
+        raise ConfigError(
+            "reward=... scores responses to prompt=TEXT or prompts=FILE, and a chat has none: give prompts"
+        )
     check_reference(cfg, len(rows))
     chain = make_revision(cfg, len(rows))
-    answerer = Answerer.load(cfg, rows)
+    responder = Responder.load(cfg, rows)
     if chain is not None:
-        write_pairs(chain, [_turns(cfg.system, row["prompt"]) for row in rows], answerer.answer, cfg)
+        write_pairs(chain, [_turns(cfg.system, row["prompt"]) for row in rows], responder.responses, cfg)
     elif rows and not cfg.chat:
-        answers = _answers(answerer, rows, cfg)
-        hand_out([row["prompt"] for row in rows], answers, cfg.output)
-        if cfg.reward or answerer.reference is not None:
-            return summary(answers, cfg, answerer.guidance)
+        responses = _responses(responder, rows, cfg)
+        hand_out([row["prompt"] for row in rows], responses, cfg.output)
+        if cfg.reward or responder.reference is not None:
+            return summary(responses, cfg, responder.guidance)
     else:
-        chat(answerer, lambda folder: Answerer.load(composed([f"run={folder}"])[0]))
+        chat(responder, lambda folder: Responder.load(composed([f"run={folder}"])[0]))
     return {}
 
 
 def _reward(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> Any:
-    """What scores the answers, None without a reward; what it lacks is said before weights load.
+    """Make the reward of the responses; None without one. Missing parts are reported before weights load.
 
     Raises:
-        ConfigError: it compares more answers to a prompt than there will be.
+        ConfigError: it compares more responses to a prompt than there will be.
         ValueError: it reads a column that the prompts lack.
     """
     from rlhf_lightning.cli.instantiate import make
@@ -287,7 +289,7 @@ def _reward(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[
     reward = as_reward(make(cfg.reward), tokenizer)
     if cfg.samples < (fewest := smallest_group(reward)):
         raise ConfigError(
-            f"reward {reward.name!r} compares the answers to a prompt, at least {fewest} of them, and "
+            f"reward {reward.name!r} compares the responses to a prompt, at least {fewest} of them, but "
             f"samples={cfg.samples}: set samples={fewest} or more"
         )
     if isinstance(reward, ColumnReward):
@@ -296,26 +298,28 @@ def _reward(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase, rows: Sequence[
     return reward
 
 
-def _answers(answerer: Answerer, rows: Sequence[Mapping[str, Any]], cfg: DictConfig) -> list[list[Answer]]:
-    """The answers to each prompt; with a reward each with its score, the best ones first where only some are kept."""
+def _responses(responder: Responder, rows: Sequence[Mapping[str, Any]], cfg: DictConfig) -> list[list[Response]]:
+    """Draw responses to each prompt, with scores if there is a reward; best first if only some are kept."""
     conversations = [_turns(cfg.system, row["prompt"]) for row in rows]
-    groups = answerer.sampled(conversations, cfg.samples, rows)
+    groups = responder.sampled(conversations, cfg.samples, rows)
     unscored: Scores = [[None] * len(group.samples) for group in groups]
-    scores = answerer.scores(groups) if cfg.reward else unscored
-    plain = [answerer.prompt_ids(conversation, None) for conversation in conversations]
-    ratios = log_ratios(answerer.reference, plain, groups, cfg.batch_size)
-    answers = []
-    for turns, group, asked, found, kl in zip(conversations, groups, plain, scores, ratios, strict=True):
-        texts = [answerer.text(ids) for ids in group.responses]
+    scores = responder.scores(groups) if cfg.reward else unscored
+    plain = [responder.prompt_ids(conversation, None) for conversation in conversations]
+    ratios = log_ratios(responder.reference, plain, groups, cfg.batch_size)
+    kept = []
+    for turns, group, asked, scores_of_group, kl in zip(conversations, groups, plain, scores, ratios, strict=True):
+        texts = [responder.text(ids) for ids in group.responses]
         sizes = [(len(group.prompt), len(asked), len(ids)) for ids in group.responses]
-        rewritten = answerer.rewritten(turns)
+        rewritten = responder.rewritten(turns)
         ends = [sample.finish for sample in group.samples]
-        parts = zip(texts, found, kl, sizes, ends, strict=True)
-        each = [Answer(text, score, ratio, size, rewritten, end) for text, score, ratio, size, end in parts]
+        parts = zip(texts, scores_of_group, kl, sizes, ends, strict=True)
+        each = [Response(text, score, ratio, size, rewritten, end) for text, score, ratio, size, end in parts]
         if cfg.keep is not None:
-            each = sorted(each, key=lambda answer: -math.inf if answer.score is None else answer.score, reverse=True)
-        answers.append(each[: cfg.keep])
-    return answers
+            each = sorted(
+                each, key=lambda response: -math.inf if response.score is None else response.score, reverse=True
+            )
+        kept.append(each[: cfg.keep])
+    return kept
 
 
 def read_prompts(cfg: DictConfig) -> Iterator[Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a yaml of ``conf/`` says of itself: ``# Title (paper). rlhf train ...``, remarks below, and its options."""
+"""Header of a yaml of ``conf/``: ``# Title (paper). rlhf train ...``, remarks below, and its options."""
 
 from __future__ import annotations
 

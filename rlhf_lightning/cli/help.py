@@ -84,7 +84,7 @@ _EXAMPLES = {
         "rlhf train method=dpo model=smollm2 adapter=lora optimizer.lr=5e-5",
         "rlhf train -m method=dpo,ipo,simpo method.loss.beta=0.1,0.5 model=tiny_random trainer=debug",
         "rlhf train experiment=smollm2_dpo data=json data.source.path=pairs.jsonl",
-        "rlhf train paths.output_dir=runs/first          # again: goes on where it stopped",
+        "rlhf train paths.output_dir=runs/first          # again: resumes where it stopped",
     ),
     "evaluate": (
         "rlhf evaluate run=runs/first",
@@ -94,7 +94,7 @@ _EXAMPLES = {
     "generate": (
         'rlhf generate run=runs/first prompt="Why is the sky blue?"',
         "rlhf generate run=runs/first                    # chat",
-        "rlhf generate model=hub model.name=exports/first prompts=questions.txt output=answers.jsonl",
+        "rlhf generate model=hub model.name=exports/first prompts=questions.txt output=responses.jsonl",
         "rlhf generate run=runs/first prompts=questions.txt temperature=1 top_p=1 model@reference.source=smollm2",
     ),
     "optimize_prompt": (
@@ -127,7 +127,7 @@ def show(text: str) -> None:
 
 
 def overview(commands: Mapping[str, tuple[str, str]]) -> str:
-    """What ``rlhf --help`` says."""
+    """Text of ``rlhf --help``."""
     lines = [
         "usage: rlhf COMMAND [key=value ...]",
         "",
@@ -140,7 +140,7 @@ def overview(commands: Mapping[str, tuple[str, str]]) -> str:
 
 
 def command(name: str, summary: str) -> str:
-    """What ``rlhf <command> --help`` says: the groups with their files, the other keys, flags and examples."""
+    """Text of ``rlhf <command> --help``: groups with their files, other keys, flags and examples."""
     groups, keys = _defaults(conf_dir() / f"{name}.yaml")
     title = {"data": "rlhf data inspect", "steer": "rlhf steer build"}.get(name, f"rlhf {name}")
     lines = [f"usage: {title} [flags] [key=value ...]", "", summary, "", "groups (group=file, then group.key=value):"]

@@ -23,7 +23,7 @@ from rlhf_lightning.conf_dir import conf_dir
 
 _PLUGINS = ("hydra_plugins", "hydra._internal.core_plugins")
 #: Pattern of a key in ``hydra``, the class that is made there, and the packages that it may come from.
-_PLACES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+_TARGET_KEYS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         r"callbacks\.[^.]+",
         "hydra.experimental.callback.Callback",
@@ -100,9 +100,9 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _problem(key: str, path: Any) -> str | None:
-    """Why a ``_target_`` may not stand at a key of ``hydra``; None if it may."""
+    """Reason to refuse a ``_target_`` at a key of ``hydra``; None if it is allowed."""
     full = f"hydra.{key}._target_: {path}"
-    expected = next(((base, homes) for pattern, base, homes in _PLACES if re.fullmatch(pattern, key)), None)
+    expected = next(((base, homes) for pattern, base, homes in _TARGET_KEYS if re.fullmatch(pattern, key)), None)
     if expected is None:
         return f"{full} would be made here, where only plain values belong"
     base, homes = expected
@@ -147,32 +147,32 @@ def _logging(node: Any, key: str) -> Iterator[str]:
 
 def _uncommanded(node: Mapping[str, Any], given: frozenset[str]) -> Iterator[str]:
     """Problems of values that count only on the command line, wherever else they stand."""
-    told = "counts only on the command line: give it there"
+    advice = "counts only on the command line: give it there"
     for key, becomes in _COMMANDED.items():
         section, _, option = key.partition(".")
         for leaf, value in leaves((node.get(section) or {}).get(option), f"hydra.{key}"):
             if not is_commanded(leaf, given):
-                yield f"{leaf}: {value!r} stands in a yaml, and what becomes {becomes} {told}"
+                yield f"{leaf}: {value!r} stands in a yaml, and what becomes {becomes} {advice}"
     sweeper = node.get("sweeper") or {}
     for name in [*(sweeper.get("params") or ()), *(sweeper.get("search_space") or ())]:
         plain = str(name).lstrip("+~")
         if plain.partition("/")[0].partition(".")[0] == "hydra" or not may_be_given(plain):
-            yield f"hydra.sweeper.params.{name}: {plain} {told}"
+            yield f"hydra.sweeper.params.{name}: {plain} {advice}"
     if foreign(node):
-        yield from _launcher(node.get("launcher") or {}, given, told)
+        yield from _launcher(node.get("launcher") or {}, given, advice)
 
 
 def foreign(node: Mapping[str, Any]) -> bool:
-    """Whether yaml files of others than us and Hydra's plugins took part."""
+    """Check whether yaml files of others than us and Hydra's plugins took part."""
     sources = (node.get("runtime") or {}).get("config_sources") or ()
     return any(source["schema"] == "file" and source["path"] != str(conf_dir()) for source in sources)
 
 
-def _launcher(node: Mapping[str, Any], given: frozenset[str], told: str) -> Iterator[str]:
+def _launcher(node: Mapping[str, Any], given: frozenset[str], advice: str) -> Iterator[str]:
     """Problems of a launcher's options: they become command lines and headers of scripts."""
     for leaf, value in leaves(node, "hydra.launcher"):
         name = leaf.removeprefix("hydra.launcher.").partition(".")[0].partition("[")[0]
         if name == "_target_" or not isinstance(value, str) or is_commanded(leaf, given):
             continue
         if name in _COMMANDS or not _PLAIN.fullmatch(value):
-            yield f"{leaf}: {value!r} stands in a yaml, and what becomes a command {told}"
+            yield f"{leaf}: {value!r} stands in a yaml, and what becomes a command {advice}"

@@ -1,4 +1,4 @@
-"""What makes a run the run that it is, and what of its configuration may change when it is resumed.
+"""Identity of a run, and options that may change when it is resumed.
 
 A key that stands in none of the two tables is part of the run: resuming under another value of it would continue one
 computation as another.
@@ -27,12 +27,12 @@ _SHOWN = "what is shown and logged"
 _PROCESSES = "how a step is cut, on which it does not depend; the loader refuses what it cannot resume"
 _CONTENT = "where the file lies: its content is compared"
 _SPEED = "speed and memory, not numbers"
-_SERVER = "where and how patiently a server is asked, not what it answers"
+_SERVER = "where and how patiently a server is asked, not its replies"
 
 #: Top-level keys that do not change what a job computes.
 _NOT_COMPUTED = ("paths", "rerun")
 #: Callbacks that decide what is kept of a job, not what it computes.
-_NOT_COMPUTED_BESIDE = ("rollout_files",)
+_OUTPUT_CALLBACKS = ("rollout_files",)
 #: Keys, each with everything below it, that may change, and why.
 MAY_CHANGE: Mapping[str, str] = {
     "paths": "where results go",
@@ -145,13 +145,13 @@ def compare(before: Tree, now: Tree) -> Comparison:
         before: of the run, as :func:`plain` gives it.
         now: of the command.
     """
-    found = list(_differences(before, now))
-    allowed = [difference for difference in found if _may_change(difference.key, before, now)]
-    return Comparison([difference for difference in found if difference not in allowed], allowed)
+    differences = list(_differences(before, now))
+    allowed = [difference for difference in differences if _may_change(difference.key, before, now)]
+    return Comparison([difference for difference in differences if difference not in allowed], allowed)
 
 
 def may_lengthen(difference: Difference) -> bool:
-    """Whether a difference may ask for steps that the run has not taken."""
+    """Check whether a difference may ask for steps that the run has not taken."""
     return difference.key.startswith("callbacks.") or MAY_CHANGE.get(difference.key) == _LENGTH
 
 
@@ -224,7 +224,7 @@ def digest_of(path: Path) -> str:
 
 
 def digest(cfg: DictConfig) -> str:
-    """What two jobs share exactly when they compute the same, whatever their folders and the order of their options.
+    """Digest that two jobs share exactly if they compute the same, whatever their folders and the order of options.
 
     Two methods that are the same computation under two names (``hinge`` and ``rso_hinge``) are two jobs: a comparison
     shows each under its own.
@@ -244,7 +244,7 @@ def digest_of_tree(tree: Tree) -> str:
 
 
 def computed(cfg: DictConfig) -> dict[str, Any]:
-    """What of a configuration decides what a job computes: without folders and what is only kept."""
+    """Part of a configuration that decides what a job computes: without folders and outputs."""
     copy = cfg.copy()
     with open_dict(copy):
         for key in ("output_dir", "runs", "sweeps") if "paths" in copy else ():  # other options are made from them
@@ -252,7 +252,7 @@ def computed(cfg: DictConfig) -> dict[str, Any]:
         copy.pop("hydra", None)
         if copy.get("strategy"):
             copy.strategy.pop("timeout", None)
-        for name in _NOT_COMPUTED_BESIDE if copy.get("callbacks") else ():
+        for name in _OUTPUT_CALLBACKS if copy.get("callbacks") else ():
             copy.callbacks.pop(name, None)
         tree = OmegaConf.to_container(copy, resolve=True, enum_to_str=True)
     assert isinstance(tree, dict)

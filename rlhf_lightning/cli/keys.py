@@ -1,4 +1,4 @@
-"""Which key an option has that was given elsewhere, or under the name that other programs have for it."""
+"""Suggestion of the right key for an option given elsewhere, or under the name that other programs use."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ PREFERRED = (
     "seed",
 )
 #: How a file is chosen beside those that are chosen anyway, where that is not ``group=file``.
-_BESIDE = {"callbacks": "callbacks=[default,{}]"}
+_ADDED_TO_DEFAULT = {"callbacks": "callbacks=[default,{}]"}
 
 
 def right_keys(full: str, tree: Mapping[str, Any]) -> list[str]:
@@ -127,7 +127,7 @@ def choices_for(key: str) -> list[str]:
     if not exact and not near:  # of a node that a file takes from another group: /model@source
         part = key.split(".")[1:2]
         near = [name for name in names if part and f"@{part[0]}:" in (conf_dir() / group / f"{name}.yaml").read_text()]
-    return [_BESIDE.get(group, f"{group}={{}}").format(name) for name in (exact or near)]
+    return [_ADDED_TO_DEFAULT.get(group, f"{group}={{}}").format(name) for name in (exact or near)]
 
 
 def _with_choice(key: str, tree: Mapping[str, Any]) -> str | None:

@@ -62,7 +62,7 @@ class Arguments:
 
     @property
     def multirun(self) -> bool:
-        """Whether the user asked for a sweep."""
+        """True if the user asked for a sweep."""
         return bool({"-m", "--multirun"} & set(self.flags))
 
     @property
@@ -72,12 +72,12 @@ class Arguments:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What a composition of these arguments is given; the options of what is composed are checked later."""
+        """Arguments of the composition; the composed options are checked later."""
         return {"config_dirs": self.config_dirs, "check": False}
 
     @property
     def prints(self) -> bool:
-        """Whether Hydra only prints something."""
+        """True if Hydra only prints something."""
         return any(flag.split("=", 1)[0] in _PRINTING for flag in self.flags)
 
 
@@ -94,8 +94,8 @@ def main(arguments: Sequence[str], ending: Callable[[Path], None] = show_changes
     overrides = printed(command, given) if given.prints else check(command, given)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting; we print
     named = [] if given.prints else [f"hydra.job.name={command}"]
-    if SweepSummary.going_on is not None:
-        named.append(f"hydra.sweep.dir={quoted(SweepSummary.going_on)}")
+    if SweepSummary.resumed_folder is not None:
+        named.append(f"hydra.sweep.dir={quoted(SweepSummary.resumed_folder)}")
     sys.argv = [f"rlhf {command}", *given.flags, *named, *overrides]
     run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)
     task: Callable[[DictConfig], Any] = _train if command == "train" else _evaluate
@@ -228,7 +228,7 @@ def _evaluate(cfg: DictConfig) -> float | None:
 
 
 def _job(command: str, cfg: DictConfig) -> float | None:
-    """One job of Hydra's. In a sweep a job that fails is recorded, and the others go on.
+    """One job of Hydra's. In a sweep a failing job is recorded, and the others continue.
 
     Returns:
         The optimised metric; None for a job that failed or whose metric is not finite, which sweepers take for a
@@ -254,7 +254,7 @@ def _job(command: str, cfg: DictConfig) -> float | None:
         _refuse_without_folder(cfg, overrides)
     except Exception as error:  # a value that only the sweeper knew: the other jobs still run
         folder = Path(cfg.paths.output_dir)
-        SweepSummary.exit_code = _told(error, folder, overrides)
+        SweepSummary.exit_code = _report_failure(error, folder, overrides)
         if is_first_process() and not occupied(folder):
             Result("failed", error=describe(error), exit_code=SweepSummary.exit_code, overrides=overrides).write(folder)
         return None
@@ -264,7 +264,7 @@ def _job(command: str, cfg: DictConfig) -> float | None:
         try:
             result = _job_alone(command, cfg, overrides)
         except ConfigError as error:  # the folder is not this job's to write to
-            SweepSummary.exit_code = _told(error, Path(cfg.paths.output_dir), overrides)
+            SweepSummary.exit_code = _report_failure(error, Path(cfg.paths.output_dir), overrides)
             return None
     if not sweeping:
         SweepSummary.exit_code = result.exit_code
@@ -272,7 +272,7 @@ def _job(command: str, cfg: DictConfig) -> float | None:
     return result.value if good else None
 
 
-def _told(error: Exception, folder: Path, overrides: list[str]) -> int:
+def _report_failure(error: Exception, folder: Path, overrides: list[str]) -> int:
     """Report what a command is refused for; other processes than the first leave it to the first, which may not see it.
 
     Returns:
@@ -307,20 +307,20 @@ def _job_alone(command: str, cfg: DictConfig, overrides: list[str]) -> Result:
 
 
 def _job_of_sweep(cfg: DictConfig, overrides: list[str], sweep: Path) -> Result:
-    """A job of a sweep, unless one of the same configuration is finished; what is half done goes on where it lies."""
+    """Run a job of a sweep, unless one with the same configuration is finished; a half-done one is resumed."""
     from rlhf_lightning.cli import jobs
 
-    own = Path(cfg.paths.output_dir)
-    place = jobs.find(cfg, own, sweep)
-    with jobs.claimed(place, cfg, overrides) as claim:
-        jobs.link(own, claim.folder)
+    numbered = Path(cfg.paths.output_dir)
+    job = jobs.find(cfg, numbered, sweep)
+    with jobs.claimed(job, cfg, overrides) as claim:
+        jobs.link(numbered, claim.folder)
         if claim.result is not None:
-            where = "" if claim.folder == own else f" in {short(claim.folder)}"
+            where = "" if claim.folder == numbered else f" in {short(claim.folder)}"
             saved = duration(claim.result.seconds)
-            say(f"       [dim]was done before{where}, {saved} saved (rerun=true runs it anew)[/]")
+            say(f"       [dim]was done before{where}, {saved} saved (rerun=true runs it from scratch)[/]")
             return claim.result
-        if claim.folder != own:
-            say(f"       [dim]goes on in {short(claim.folder)}[/]")
+        if claim.folder != numbered:
+            say(f"       [dim]resumes in {short(claim.folder)}[/]")
         cfg.paths.output_dir = str(claim.folder)
         write_record(claim.folder)
         result = _run("train", cfg, overrides)

@@ -1,4 +1,4 @@
-"""The ``rlhf`` command. Imports neither torch nor Hydra, so help and completion answer at once."""
+"""The ``rlhf`` command. Imports neither torch nor Hydra, so help and completion respond at once."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from rlhf_lightning.signals import exit_on_sigterm
 #: command -> (module with main(arguments) -> exit code, one line of help)
 COMMANDS = {
     "train": ("rlhf_lightning.cli.launch", "train a model with any method; -m sweeps"),
-    "game": ("rlhf_lightning.cli.game", "train models in turn, each on what the others left"),
-    "chain": ("rlhf_lightning.cli.chain", "run the stages of a recipe, each on what earlier ones left; -m sweeps"),
+    "game": ("rlhf_lightning.cli.game", "train models in turn, each on outputs of the others"),
+    "chain": ("rlhf_lightning.cli.chain", "run the stages of a recipe, each on outputs of earlier ones; -m sweeps"),
     "evaluate": ("rlhf_lightning.cli.launch", "score a run, a checkpoint or a model on held-out data"),
-    "generate": ("rlhf_lightning.cli.generate", "answer prompts, or chat, with a model or a run"),
-    "export": ("rlhf_lightning.cli.export", "write what a run trained for transformers, PEFT: adapter or merged"),
+    "generate": ("rlhf_lightning.cli.generate", "respond to prompts, or chat, with a model or a run"),
+    "export": (
+        "rlhf_lightning.cli.export",
+        "write the trained weights of a run for transformers or PEFT: adapter or merged",
+    ),
     "push": ("rlhf_lightning.cli.push", "put an export, with its model card, on the Hugging Face hub"),
     "optimize_prompt": ("rlhf_lightning.cli.optimize_prompt", "search the text that makes responses score higher"),
     "steer": (

@@ -93,12 +93,12 @@ def write_pages(root: Path, entries: Sequence[MethodEntry]) -> None:
 
 
 def _index(entries: Sequence[MethodEntry]) -> str:
-    """How to read the pages, and every method by family, by what it learns from, and by paper."""
+    """Introduction to the pages, and every method by family, by learning signal, and by paper."""
     lines = [_INTRODUCTION, "## By name", "", "| method | what | needs | paper | tests |", "|---|---|---|---|---|"]
     for entry in entries:
-        tests = "golden, twin" + (", TRL" if entry.own_loss and entry.own_loss.compared_with_trl else "")
+        tests = "golden, twin" + (", TRL" if entry.method_loss and entry.method_loss.compared_with_trl else "")
         cells = [f"[{entry.name}](#{entry.name})", entry.title, needs_of(entry), linked(entry.paper)]
-        lines.append(f"| {' | '.join(cells)} | {tests if entry.own_loss else 'those of its losses'} |")
+        lines.append(f"| {' | '.join(cells)} | {tests if entry.method_loss else 'those of its losses'} |")
     lines += ["", "## By data", "", "| learns from | methods |", "|---|---|"]
     lines += _grouped((needs_of(entry).partition(", ")[0], entry.name) for entry in entries)
     lines += ["", "## By paper", "", "| paper | methods |", "|---|---|"]
@@ -134,7 +134,7 @@ def _page(lines: Iterable[str]) -> str:
 
 
 def _anchors(text: str) -> list[str]:
-    """What the headings of a page are called in links."""
+    """Anchors of a page's headings in links."""
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
 

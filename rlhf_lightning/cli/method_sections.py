@@ -12,7 +12,7 @@ from rlhf_lightning.cli.headers import plain
 
 def section(entry: MethodEntry) -> Iterator[str]:
     """One method: equation, paper, function, yaml, deviations."""
-    loss = entry.own_loss
+    loss = entry.method_loss
     yield f"### {entry.name}"
     yield ""
     if loss is None:
@@ -41,7 +41,7 @@ def section(entry: MethodEntry) -> Iterator[str]:
 
 
 def _online(entry: MethodEntry) -> Iterator[str]:
-    """How an on-policy method puts its parts together."""
+    """Components of an on-policy method."""
     if entry.credit is None:
         return
     name, summary = entry.credit.name, markdown(entry.credit.summary)

@@ -1,4 +1,4 @@
-"""Whether a run will log the metric that it is to return, as far as that is known before it starts."""
+"""Check that a run will log the metric to return, as far as that is known before it starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an on-policy run is refused for before weights load, and which options of a run have no effect."""
+"""Checks of an on-policy run before weights load, and warnings about options without effect."""
 
 from __future__ import annotations
 
@@ -116,10 +116,10 @@ def check_scorer(rounds: Rounds, scorer: Any) -> None:
     Raises:
         ConfigError: it compares nothing; the message names rewards that do, and the option.
     """
-    if rounds.needs_wins and (what := without_comparing(scorer)) is not None:
+    if rounds.needs_wins and (scorer_name := without_comparing(scorer)) is not None:
         raise ConfigError(
-            f"{what}, and rounds.selector compares the responses to a prompt pair by pair: {COMPARING}, or let it make "
-            "probabilities of scores (rounds.selector.judge=scores)"
+            f"{scorer_name}, and rounds.selector compares the responses to a prompt pair by pair: {COMPARING}, or turn "
+            "scores into probabilities (rounds.selector.judge=scores)"
         )
 
 
@@ -135,18 +135,18 @@ def check_judge_pairs(rounds: Rounds, module: Trained, reward: Any, *, validates
     Raises:
         ConfigError: there are none; the message names the option.
     """
-    lacking = ""
+    problem = ""
     if not validates:
-        lacking = "the run has no validation data: set data.validation"
+        problem = "the run has no validation data: set data.validation"
     elif not kind_of(module.kind).pair:
-        lacking = f"the validation data of this method is {kind_of(module.kind).noun}: set rounds.judge_pairs=0"
+        problem = f"the validation data of this method is {kind_of(module.kind).noun}: set rounds.judge_pairs=0"
     elif reward is None:
-        lacking = "there is no reward: choose reward=..., or set rounds.judge_pairs=0"
+        problem = "there is no reward: choose reward=..., or set rounds.judge_pairs=0"
     elif smallest_group(reward) > len(kind_of(module.kind).slots):
-        lacking = f"the reward {reward.name!r} compares more than two responses: set rounds.judge_pairs=0"
-    if rounds.judge_pairs and lacking:
+        problem = f"the reward {reward.name!r} compares more than two responses: set rounds.judge_pairs=0"
+    if rounds.judge_pairs and problem:
         raise ConfigError(
-            f"rounds.judge_pairs={rounds.judge_pairs} holds the reward against held-out pairs, and {lacking}"
+            f"rounds.judge_pairs={rounds.judge_pairs} holds the reward against held-out pairs, and {problem}"
         )
 
 
@@ -293,10 +293,10 @@ def _check_credit(module: Rolled) -> None:
         return
     advantage: Callable[..., torch.Tensor] = assignment.advantage
     try:
-        found = advantage(**apart)
+        advantages = advantage(**apart)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if not found.any():
+    if not advantages.any():
         raise ConfigError(
             "this method compares the responses to a prompt, and there is one to learn from: its advantage is always "
             "0. Set method.rollout.group_size (and keep) to 2 or more, or choose method=reinforce"

@@ -55,9 +55,9 @@ def run(arguments: Sequence[str], config_dirs: Sequence[str] = ()) -> dict[str, 
 
 def metrics_of(result: dict[str, Any]) -> dict[str, float]:
     """The numbers of ``result.json`` as metrics; what could not be judged is left out."""
-    found = {f"{name}/{key}": result[name][key] for name in ("start", "best") for key in ("score", "held_out")}
-    found |= {f"held_out/{name}": result[name] for name in ("difference", "difference_error")}
-    return {name: float(value) for name, value in found.items() if value is not None}
+    metrics = {f"{name}/{key}": result[name][key] for name in ("start", "best") for key in ("score", "held_out")}
+    metrics |= {f"held_out/{name}": result[name] for name in ("difference", "difference_error")}
+    return {name: float(value) for name, value in metrics.items() if value is not None}
 
 
 def check(cfg: DictConfig) -> None:
@@ -124,7 +124,7 @@ def _searched(cfg: DictConfig, parts: Parts, folder: Path) -> dict[str, Any]:
 
 @dataclass
 class Parts:
-    """What a search is made of; nothing of it has weights until it is asked for."""
+    """Parts of a search; their weights are loaded on first use."""
 
     cfg: DictConfig
     search: Any
@@ -162,7 +162,7 @@ class Parts:
         )
 
     def _language(self) -> tuple[functools.partial[LanguageTask], Optimizer]:
-        """What makes a task of rows, and the optimiser."""
+        """Makers of the task, from rows, and of the optimiser."""
         from rlhf_lightning.cli.instantiate import make
         from rlhf_lightning.data.tokens.encode import Encoder
         from rlhf_lightning.data.tokens.templates import resolve

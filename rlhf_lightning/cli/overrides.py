@@ -38,7 +38,7 @@ def quoted(text: str | Path) -> str:
 
 
 def quoting_hint(override: str) -> str:
-    """What to type instead of an override whose value Hydra cannot read."""
+    """Suggest a replacement of an override whose value Hydra cannot read."""
     key, equals, value = override.partition("=")
     if not equals:
         return ""
@@ -46,7 +46,7 @@ def quoting_hint(override: str) -> str:
 
 
 def several_values(override: Override, fix: str = "") -> str:
-    """What is wrong with an override that names several values where there is one job.
+    """Explain the error of an override with several values in a single job.
 
     Args:
         override: a sweep.
@@ -83,7 +83,7 @@ def _value(value: str) -> str:
 
 
 def _items(text: str) -> Iterator[str]:
-    """What stands between the commas of a list or a sweep, outside of quotes and brackets."""
+    """Parts between the commas of a list or a sweep, outside of quotes and brackets."""
     depth, quote, item = 0, "", ""
     for character in text:
         if quote:

@@ -46,7 +46,7 @@ _SPECIAL_STEPS = 0xFFFF0000
 
 @dataclass(frozen=True)
 class Launch:
-    """Who started the processes of a job, and which one of them this is."""
+    """Launcher of a job's processes, and the rank of this one."""
 
     by: Literal["rlhf", "torchrun", "srun"]
     processes: int = 1  #: of the job; of ``rlhf``, which starts what the strategy asks for: 1
@@ -56,7 +56,7 @@ class Launch:
 
     @property
     def evidence(self) -> str:
-        """What the launcher did, as the beginning of a sentence."""
+        """Action of the launcher, as the beginning of a sentence."""
         name, variable = ("tasks", "SLURM_STEP_NUM_TASKS") if self.by == "srun" else ("processes", "WORLD_SIZE")
         on = f" on {self.nodes} nodes" if self.nodes > 1 else ""
         return f"{self.by} started {self.processes} {name}{on} ({variable}={self.processes})"
@@ -72,7 +72,7 @@ class Processes:
 
 
 def launch(environment: Environment = os.environ) -> Launch:
-    """Who started this process.
+    """Find the launcher of this process.
 
     A process is a task of ``srun`` where it belongs to a numbered step of several tasks. Variables of Slurm alone say
     nothing: a batch script has them, and so has an interactive shell (``srun --pty``, ``salloc``), whose command is
@@ -98,7 +98,7 @@ def launch(environment: Environment = os.environ) -> Launch:
 
 
 def launched(environment: Environment = os.environ) -> bool:
-    """Whether torchrun or srun has started this process as one of several."""
+    """Check whether torchrun or srun has started this process as one of several."""
     return launch(environment).by != "rlhf"
 
 
@@ -108,7 +108,7 @@ def rank(environment: Environment = os.environ) -> int:
 
 
 def is_first_process(environment: Environment = os.environ) -> bool:
-    """Whether this process reports for its job and writes what the processes have in common."""
+    """Check whether this process reports for its job and writes what the processes have in common."""
     return rank(environment) == 0
 
 
@@ -186,19 +186,19 @@ def refuse_other_launchers(environment: Environment = os.environ) -> None:
 
 
 def several_commands(strategy: Mapping[str, Any] | None) -> bool:
-    """Whether other commands than this one take part in a job, on this machine or on others."""
+    """Check whether other commands than this one take part in a job, on this machine or on others."""
     return launched() or int((strategy or {}).get("num_nodes", 1)) > 1
 
 
 def several_processes(strategy: Mapping[str, Any] | None) -> bool:
-    """Whether a job runs in more than one process, or asks for a strategy that sets up process groups."""
+    """Check whether a job runs in more than one process, or asks for a strategy that sets up process groups."""
     options = strategy or {}
     one_device = device_count(options.get("devices", 1)) == 1
     return not (one_device and options.get("num_nodes", 1) == 1 and options.get("strategy", "auto") == "auto")
 
 
 def device_count(devices: Any) -> int | None:
-    """How many devices of a machine ``strategy.devices`` names; None: as many as there are."""
+    """Number of devices per machine in ``strategy.devices``; None: all of them."""
     if devices is None or str(devices) in ("auto", "-1"):
         return None
     if isinstance(devices, int):
@@ -218,9 +218,9 @@ def _launched_devices(started: Launch, options: Mapping[str, Any], count: int | 
     if count is not None and count * nodes == started.processes and nodes == started.nodes:
         return options.get("devices")
     devices = options.get("devices", "auto")
-    wanted = "" if count is None else f" = {count * nodes}"
+    count_option = "" if count is None else f" = {count * nodes}"
     group = "strategy=single: " if not several_processes(options) else ""
-    asked = f"{group}strategy.devices={devices} x strategy.num_nodes={nodes}{wanted}"
+    asked = f"{group}strategy.devices={devices} x strategy.num_nodes={nodes}{count_option}"
     strategy = "strategy=ddp (or fsdp) " if group else ""
     equal = f"{strategy}strategy.devices={each} strategy.num_nodes={started.nodes}"
     raise ConfigError(
@@ -230,7 +230,7 @@ def _launched_devices(started: Launch, options: Mapping[str, Any], count: int | 
 
 
 def _command(by: str, nodes: int, devices: int) -> str:
-    """How that many processes are started, as an imperative."""
+    """Instruction to start that many processes, as an imperative."""
     if by == "srun":
         return f"start it with srun --nodes={nodes} --ntasks-per-node={devices}"
     if nodes * devices == 1:

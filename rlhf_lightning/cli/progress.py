@@ -1,4 +1,4 @@
-"""How far a checkpoint has come, read without its weights."""
+"""Progress of a checkpoint, read without its weights."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Progress:
         return cls(int(saved["global_step"]), processed + complete, within)
 
     def finished(self, trainer: Trainer) -> bool:
-        """Whether nothing is left to do."""
+        """Check whether nothing is left to do."""
         steps, epochs = _limits(trainer)
         return self.steps >= steps or self.epochs >= epochs
 

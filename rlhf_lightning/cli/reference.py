@@ -1,7 +1,7 @@
 """``reference=cached``: the reference's log-probs, computed before training for the rows that no run has computed yet.
 
 It is a pass of ``trainer.predict`` with the run's own strategy and precision, so a sharded model is sharded, and it
-stops and goes on like everything else: what has been written stays. Jobs that start at the same moment pay for it once:
+stops and resumes like everything else: what has been written stays. Jobs that start at the same moment pay for it once:
 the first one holds the lock of the model's folder while it computes, the others wait and then find the rows. The lock
 dies with its process, and what a killed process had written by then is not computed again.
 """
@@ -98,22 +98,27 @@ class _MissingRows(L.LightningDataModule):
             self._lock = None
 
     def account(self, seconds: float) -> dict[str, float]:
-        """What the pass computed, found, took and saved: rows and seconds; nothing but on the first process."""
+        """Rows computed and reused by the pass, and seconds taken and saved; only on the first process."""
         if not self.run.trainer.is_global_zero:
             return {}
         assert self.store is not None
         rows = sum(len(part) for part in self.run.data.reference_parts())
-        found_tokens = int(sum(part.lengths.sum() for part in self.run.data.reference_parts())) - self.missing_tokens
+        cached_tokens = int(sum(part.lengths.sum() for part in self.run.data.reference_parts())) - self.missing_tokens
         costs = self.store.path / COSTS
         if self.missing:
             _note(costs, {"rows": self.missing, "tokens": self.missing_tokens, "seconds": round(seconds, 3)})
             log.info("%-9s %d rows computed in %s", "reference", self.missing, duration(seconds))
-        saved = found_tokens * seconds_a_token(costs)
+        saved = cached_tokens * seconds_a_token(costs)
         if rows > self.missing:
             about = f", ~{duration(saved)} saved" if saved else ""
             log.info("%-9s %d rows from the cache%s", "reference", rows - self.missing, about)
-        taken = round(seconds, 3)
-        return {"computed": self.missing, "cached": rows - self.missing, "seconds": taken, "saved": round(saved, 3)}
+        total_seconds = round(seconds, 3)
+        return {
+            "computed": self.missing,
+            "cached": rows - self.missing,
+            "seconds": total_seconds,
+            "saved": round(saved, 3),
+        }
 
 
 class _WriteLogProbs(Callback):
@@ -158,7 +163,7 @@ class _WriteLogProbs(Callback):
 
 
 def seconds_a_token(costs: Path) -> float:
-    """What a token of this model's reference pass has cost on average; 0 where nobody has noted it."""
+    """Average seconds per token of this model's reference pass; 0 if unknown."""
     total: dict[str, float] = {"tokens": 0.0, "seconds": 0.0}
     for line in costs.read_text().splitlines() if costs.exists() else ():
         try:

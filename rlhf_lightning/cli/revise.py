@@ -47,21 +47,21 @@ def make_revision(cfg: DictConfig, prompts: int) -> Any:
 def write_pairs(
     chain: Any,
     conversations: Sequence[Turns],
-    answer: Callable[[Sequence[Turns], int], Sequence[Sequence[str]]],
+    respond: Callable[[Sequence[Turns], int], Sequence[Sequence[str]]],
     cfg: DictConfig,
 ) -> None:
-    """Answer, criticise and revise; write or show the pairs. A revision that is empty or changes nothing makes none.
+    """Draw responses, critique and revise them; write or show the pairs. Empty or unchanged revisions make none.
 
     Args:
         chain: :class:`~rlhf_lightning.prompting.Revision`.
         conversations: one a prompt.
-        answer: so many responses to each conversation.
+        respond: draws a number of responses to each conversation.
         cfg: of the command.
     """
-    first = answer(conversations, cfg.samples)
+    first = respond(conversations, cfg.samples)
     asked = [turns for turns, group in zip(conversations, first, strict=True) for _ in group]
     responses = [text for group in first for text in group]
-    revised = chain(asked, responses, lambda turns: [group[0] for group in answer(turns, 1)], cfg.seed)
+    revised = chain(asked, responses, lambda turns: [group[0] for group in respond(turns, 1)], cfg.seed)
     pairs = [one.row() for one in revised if one.pair]
     if len(pairs) < len(revised):
         ERR.print(f"{len(revised) - len(pairs)} of {len(revised)} revisions are empty or change nothing: left out")

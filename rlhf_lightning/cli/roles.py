@@ -1,4 +1,4 @@
-"""What each place of a configuration makes, and so which ``_target_`` may stand there.
+"""Role of each node of a configuration, which decides the ``_target_`` that it may have.
 
 A place is a key. What is made there has a role: a class of a known base, or a function of a declared kind. A name in a
 yaml is allowed where it has the role of its place, never because of the package that it lies in: the packages that
@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Role:
-    """What may be made at a place.
+    """Role of a node: the objects that it may make.
 
     Attributes:
         noun: what messages call it.
@@ -35,7 +35,7 @@ class Role:
     public: tuple[str, ...] = ()
 
     def fits(self, target: Any, bases: Mapping[str, type]) -> bool:
-        """Whether a target has this role.
+        """Check whether a target has this role.
 
         Args:
             target: what a dotted path names.
@@ -52,12 +52,12 @@ class Role:
 
 
 def _is_a(target: type, base: type) -> bool:
-    """Whether a class has a base, or every method of a protocol."""
+    """Check whether a class has a base, or every method of a protocol."""
     if not getattr(base, "_is_protocol", False):
         return issubclass(target, base)
     methods = [name for name, value in vars(base).items() if callable(value) or isinstance(value, property)]
-    wanted = [name for name in methods if name == "__call__" or not name.startswith("_")]
-    return bool(wanted) and all(hasattr(target, name) for name in wanted)
+    required = [name for name in methods if name == "__call__" or not name.startswith("_")]
+    return bool(required) and all(hasattr(target, name) for name in required)
 
 
 _R = "rlhf_lightning"
@@ -92,7 +92,7 @@ _REWARDS = r"(?:method\.credit\.|guidance\.)?reward(?:\.terms\.[^.]+|\.right)*"
 _DATAS = r"data(?:\.ptx)*"
 
 #: Patterns of whole keys, and the role of what is made there.
-PLACES: tuple[tuple[str, Role], ...] = (
+ROLE_BY_KEY: tuple[tuple[str, Role], ...] = (
     (r"model|reference\.source|method\.critic\.source|guidance\.(?:tuned|untuned|reference)", _MODEL),
     (r"(?:method\.critic\.)?adapter", Role("an adapter", (f"{_R}.models",), bases=(f"{_R}.models.adapters.Lora",))),
     (r"method", Role("a method", (f"{_R}.methods",), bases=(f"{_R}.methods.base.AlignmentModule",))),
@@ -190,4 +190,4 @@ PLACES: tuple[tuple[str, Role], ...] = (
 
 def role_of(key: str) -> Role | None:
     """The role of what is made at a key; None where nothing is."""
-    return next((role for pattern, role in PLACES if re.fullmatch(pattern, key)), None)
+    return next((role for pattern, role in ROLE_BY_KEY if re.fullmatch(pattern, key)), None)

@@ -1,4 +1,4 @@
-"""What an on-policy method learns from: prompts, an engine that answers them, a reward that scores the answers."""
+"""Parts of an on-policy job: prompts, an engine that draws responses, a reward that scores them."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def guided(engine: RolloutEngine, guidance: Guidance | None) -> RolloutEngine:
 
 
 def make_engine(cfg: DictConfig, models: ModelBuilder) -> RolloutEngine:
-    """What draws responses.
+    """Make the engine that draws responses.
 
     Raises:
         ConfigError: its weights cannot follow the policy.

@@ -35,7 +35,7 @@ class RoundsEntry:
 
     @property
     def remarks(self) -> str:
-        """What else its header says."""
+        """Remarks of its header."""
         return " ".join(line for line in self.header.remarks if not line.startswith(_ALSO))
 
 

@@ -1,4 +1,4 @@
-"""Going on from a run's folder: its configuration, and the weights it left."""
+"""Reuse of a run's folder: its configuration, and its weights."""
 
 from __future__ import annotations
 
@@ -115,10 +115,10 @@ def weights_of(folder: str | Path, ckpt_path: str | None = None) -> Path:
     root = Path(folder).expanduser()
     candidates = [recovered(root / "checkpoints" / "last.ckpt"), recovered(root / "last.ckpt")]
     candidates += sorted(root.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
-    found = next((path for path in candidates if path.exists()), None)
-    if found is None:
+    weights = next((path for path in candidates if path.exists()), None)
+    if weights is None:
         raise ConfigError(f"run={folder} has no checkpoint; give one with ckpt_path=..., or run `rlhf train` longer")
-    return found
+    return weights
 
 
 def _select(cfg: DictConfig, key: str) -> Any:

@@ -65,8 +65,8 @@ def check_config(cfg: DictConfig, command: str, overrides: Sequence[str]) -> Non
 
 
 def _without_values(keys: Sequence[str]) -> str:
-    told = [key for key in keys if not (_SPEC_PROMPTING in key and key.partition("spec.")[2] in keys)]
-    return "\n".join(f"{key} has no value and needs one: {key}=..." for key in told)
+    checked_keys = [key for key in keys if not (_SPEC_PROMPTING in key and key.partition("spec.")[2] in keys)]
+    return "\n".join(f"{key} has no value and needs one: {key}=..." for key in checked_keys)
 
 
 def _unset(node: Any, prefix: str = "") -> Iterator[str]:
@@ -88,8 +88,8 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
         key = getattr(error, "full_key", None)
         taken_over = isinstance(error, InterpolationToMissingValueError)
         missing = list(_unset(OmegaConf.to_container(copy))) if taken_over else []
-        told = f"{key}: {describe(error)}" if key else describe(error)
-        raise ConfigError(_without_values(missing) or told) from error
+        message = f"{key}: {describe(error)}" if key else describe(error)
+        raise ConfigError(_without_values(missing) or message) from error
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
 
@@ -186,19 +186,19 @@ def _check_call(
     except (TypeError, ValueError):
         return  # written in C without a signature: its own call has to judge
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    known = [p.name for p in parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL, p.POSITIONAL_ONLY)]
-    known = [option for option in known if option not in hidden]
+    names = [p.name for p in parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL, p.POSITIONAL_ONLY)]
+    names = [option for option in names if option not in hidden]
     types = annotations_of(target)
     for option, value in options.items():
         full = f"{key}.{option}" if key else option
-        if option in known:
+        if option in names:
             yield from _check_option(cfg, full, value, types.get(option, Any))
         elif not open_ended:
             # A partial's positional parameters are given in code: legal in principle, no use to a reader.
-            offered = [other for other in known if not partial or not _given_later(parameters[other])]
+            offered = [other for other in names if not partial or not _given_later(parameters[other])]
             yield f"{full}: {name} has no option {option!r}.{_advice(cfg, full, offered)}"
     if not partial:
-        for option in known:
+        for option in names:
             if parameters[option].default is inspect.Parameter.empty and option not in options:
                 yield f"{key}.{option} has no value and needs one ({name})" if key else f"{option} is missing"
 

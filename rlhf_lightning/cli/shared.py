@@ -1,4 +1,4 @@
-"""Which jobs share what they draw at their start, and what decides it beside weights, prompts and draws."""
+"""Sharing of first rounds between jobs, and the options that decide it besides weights, prompts and draws."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FUNCTIONS = frozenset(
     | {"rlhf_lightning.world.StepScorer", "rlhf_lightning.world.claims.claim", "rlhf_lightning.world.claim"}
 )
 #: References that are the policy's start.
-_OWN_START = ("frozen", "adapter_off")
+_STARTS_AS_POLICY = ("frozen", "adapter_off")
 
 
 def shared_rounds(cfg: DictConfig, models: ModelBuilder, data: OnlineData, precision: str) -> SharedRounds | None:
@@ -48,7 +48,7 @@ def shared_rounds(cfg: DictConfig, models: ModelBuilder, data: OnlineData, preci
     if chosen is None or (chosen == "auto" and not os.environ.get(SWEEP)):
         return None
     folder = default_folder() / "rounds" if chosen == "auto" else Path(chosen).expanduser()
-    starts = str(models.reference) in _OWN_START and not (cfg.get("rounds") or {}).get("parent")
+    starts = str(models.reference) in _STARTS_AS_POLICY and not (cfg.get("rounds") or {}).get("parent")
     reference = str(models.reference) if starts else None
     shareable = {"policy"} if reference is None else {"policy", "reference", "mixture"}
     if not data.engine.exact or not {draw.source for draw in data.options.draws} <= shareable:
@@ -70,7 +70,7 @@ def shared_rounds(cfg: DictConfig, models: ModelBuilder, data: OnlineData, preci
 
 
 def reward_identity(cfg: DictConfig) -> str | None:
-    """What a job's scores are a function of, beside samples and columns; None where that cannot be known."""
+    """Inputs of a job's scores besides samples and columns; None if they cannot be known."""
     node = cfg.get("reward") or OmegaConf.select(cfg, "method.credit.reward")
     if not node:
         return "none"

@@ -84,7 +84,7 @@ def _outcome(run: Run) -> str:
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
-    """What the run's configuration and its count of rows say, as far as it came."""
+    """Facts from the run's configuration and its count of rows, as far as it came."""
     config = run.config
     if run.method != "unknown":
         name = read_json(run.folder / "job.json").get("method") or run.method
@@ -125,7 +125,7 @@ def _mapping(node: Any) -> Mapping[str, Any]:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, str]]:
-    """What lies in the folder and for whom."""
+    """Files in the folder and their purpose."""
     exports = sorted(path.parent for path in folder.glob("export/*/*config.json"))
     for export in dict.fromkeys(exports):
         form = "adapter for PEFT" if (export / "adapter_config.json").exists() else "weights for transformers"
@@ -135,9 +135,9 @@ def _files(folder: Path) -> Iterator[tuple[str, str]]:
         yield "resume", ", ".join(f"{file.name} ({_size(file)})" for file in checkpoints) + " in checkpoints/"
     named = {"metrics.csv": "every metric of every step", "samples": "responses to held-out prompts",
              "rollouts": "what the policy drew, with scores", "train.log": "the log"}  # fmt: skip
-    for name, what in named.items():
+    for name, description in named.items():
         if (folder / name).exists():
-            yield "", f"{name:<12} {what}"
+            yield "", f"{name:<12} {description}"
 
 
 def _commands(run: Run) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What commands of several jobs share: options that are sorted by stage, and one stage run as an ordinary command."""
+"""Common parts of commands of several jobs: options sorted by stage, and one stage run as an ordinary command."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Command:
         flags = split(arguments)
         allowed = {"--config-dir", "-cd", *flags.config_dirs, *(() if multirun else ("-m", "--multirun"))}
         if other := [flag for flag in flags.flags if flag not in allowed]:
-            why = f": {multirun}" if multirun and other[0] in ("-m", "--multirun") else ""
-            raise ConfigError(f"rlhf {name} has no flag {other[0]}{why}")
+            reason = f": {multirun}" if multirun and other[0] in ("-m", "--multirun") else ""
+            raise ConfigError(f"rlhf {name} has no flag {other[0]}{reason}")
         of_command = [option for option in flags.overrides if _root(option) in keys]
         folders = [option for option in of_command if option.startswith("paths.") and "output_dir" not in option]
         return cls(

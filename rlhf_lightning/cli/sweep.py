@@ -34,7 +34,7 @@ class SweepSummary(Callback):
 
     exit_code: ClassVar[int] = 0  #: of this process; a sweep with a failed job ends with 1
     key: ClassVar[str | None] = None  #: what the sweep computes, see :func:`prepare_sweep`
-    going_on: ClassVar[Path | None] = None  #: the folder of an earlier sweep of the same key
+    resumed_folder: ClassVar[Path | None] = None  #: the folder of an earlier sweep of the same key
     folder: ClassVar[Path | None] = None  #: of the sweep that this process launched
     trained: ClassVar[Path | None] = None  #: folder of the single job that this process trained to its end
 
@@ -52,8 +52,8 @@ class SweepSummary(Callback):
                 path.unlink()
         os.environ[clock.VARIABLE] = clock.begin(folder).isoformat()  # one date for all jobs that begin here
         (folder / FILE_OF_SWEEP).write_text(json.dumps({"key": type(self).key}) + "\n")
-        if type(self).going_on is not None:
-            say(f"this sweep was begun in {short(folder)} and goes on there (rerun=true starts anew)")
+        if type(self).resumed_folder is not None:
+            say(f"this sweep was begun in {short(folder)} and is resumed there (rerun=true starts from scratch)")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra in the process that launched the sweep."""
@@ -73,18 +73,18 @@ class SweepSummary(Callback):
 
     @classmethod
     def why_no_value(cls) -> str | None:
-        """Why an optimising sweep ended without a value of any job; None where one has a value, or none was run."""
+        """Explain why an optimising sweep has no value of any job; None if one has a value, or none was run."""
         jobs = {} if cls.folder is None else gather(cls.folder)
         metrics = {result.optimized_metric for result in jobs.values()} - {None}
         if not jobs or any(result.value is not None for result in jobs.values()):
             return None
         name, first = next(iter(jobs.items()))
-        what = ", ".join(sorted(str(metric) for metric in metrics)) or "the metric"
+        names = ", ".join(sorted(str(metric) for metric in metrics)) or "the metric"
         reason = first.error or f"it was not finite (status {first.status})"
-        return f"none of the {len(jobs)} jobs gave a value of {what} to optimise; job {name}: {reason}"
+        return f"none of the {len(jobs)} jobs gave a value of {names} to optimise; job {name}: {reason}"
 
     def _notes(self, folder: Path, jobs: dict[str, Result]) -> Iterator[str]:
-        """What was not computed again."""
+        """Jobs that were not computed again."""
         old = [name for name in jobs if (folder / name / FILE).stat().st_mtime < self._started]
         if old:
             saved = duration(sum(jobs[name].seconds for name in old))
@@ -108,10 +108,10 @@ def prepare_sweep(cfg: DictConfig, command: str, overrides: Sequence[str]) -> No
     params = OmegaConf.to_container(OmegaConf.select(cfg, "hydra.sweeper.params") or OmegaConf.create({}))
     parts = json.dumps([command, digest(cfg), kept, params], sort_keys=True, default=str)
     SweepSummary.key = hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
-    SweepSummary.going_on = None
+    SweepSummary.resumed_folder = None
     named = cfg.paths.output_dir is not None or any(line.startswith("hydra.sweep.dir=") for line in overrides)
     if command == "train" and not named and not cfg.rerun:
-        SweepSummary.going_on = _earlier(Path(cfg.paths.sweeps), SweepSummary.key)
+        SweepSummary.resumed_folder = _earlier(Path(cfg.paths.sweeps), SweepSummary.key)
     _check_optimizer(cfg)
     share_cores(int(OmegaConf.select(cfg, "hydra.launcher.n_jobs") or 1))
 
@@ -150,17 +150,17 @@ def _earlier(sweeps: Path, key: str) -> Path | None:
 
 def _key_of(file: Path) -> str | None:
     try:
-        found = json.loads(file.read_text())["key"]
+        recorded_key = json.loads(file.read_text())["key"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return str(found)
+    return str(recorded_key)
 
 
 def gather(folder: Path) -> dict[str, Result]:
     """Results of a sweep's jobs by the name of their folder, in the order of the jobs."""
     files = {*folder.rglob(FILE), *folder.glob(f"*/{FILE}")}  # the second follows the links to jobs of other sweeps
-    found = {path.parent.relative_to(folder).as_posix(): Result.read(path.parent) for path in files}
-    return {name: found[name] for name in sorted(found, key=_natural) if found[name] is not None}  # type: ignore[misc]
+    results = {path.parent.relative_to(folder).as_posix(): Result.read(path.parent) for path in files}
+    return {name: results[name] for name in sorted(results, key=_natural) if results[name] is not None}  # type: ignore[misc]
 
 
 def varying(jobs: dict[str, Result]) -> dict[str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Which ``_target_`` a configuration may name: the walk over its nodes and the search for what a name stands for.
+"""Check of every ``_target_`` of a configuration: a walk over its nodes that finds the object of each name.
 
 Nothing that a configuration names is run here, and no module is imported but our own, the public ones of a role
 (``cli.roles``), and those that the user has allowed.
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lightning.cli.errors import closest
-from rlhf_lightning.cli.roles import PLACES, Role, role_of
+from rlhf_lightning.cli.roles import ROLE_BY_KEY, Role, role_of
 
-_OURS = "rlhf_lightning"
+_PACKAGE_NAME = "rlhf_lightning"
 #: Of ours, what starts processes and writes files by design.
 _NEVER = ("rlhf_lightning.cli", "rlhf_lightning.quickstart")
 _DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
@@ -100,7 +100,7 @@ def locate(path: str) -> Any:
 
 
 def resolve(key: str, path: Any, allowed: Sequence[str], *, within: bool = False) -> Any:
-    """What a ``_target_`` stands for, if it may stand at its key.
+    """Find the object of a ``_target_``, if its key may have it.
 
     Args:
         key: of the node.
@@ -118,14 +118,14 @@ def resolve(key: str, path: Any, allowed: Sequence[str], *, within: bool = False
     if _inside(path, allowed):
         return _users(key, path, allowed)
     role = role_of(key)
-    roles = [role] if role is not None else [role for _, role in PLACES] if within else []
+    roles = [role] if role is not None else [role for _, role in ROLE_BY_KEY] if within else []
     if not roles:
         raise TargetError(f"{path} would be made here, where only plain values belong")
     for candidate in roles:
-        named = _of_ours(path, candidate) if _inside(path, (_OURS,)) else _public(path, candidate)
+        named = _of_ours(path, candidate) if _inside(path, (_PACKAGE_NAME,)) else _public(path, candidate)
         if named is not None:
             return named
-    if not _inside(path, (_OURS,)):
+    if not _inside(path, (_PACKAGE_NAME,)):
         raise TargetError(_foreign(path, role))
     locate(path)  # a misspelt name of ours is told so
     raise TargetError(f"{path} is not {role.noun if role else 'made by a yaml'}, which is what belongs here")
@@ -147,7 +147,7 @@ def _of_ours(path: str, role: Role) -> Any | None:
     try:
         named = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
-        if error.name is not None and _inside(error.name, (_OURS,)):
+        if error.name is not None and _inside(error.name, (_PACKAGE_NAME,)):
             return None
         raise
     if named is None or not _inside(getattr(named, "__module__", None) or "", role.ours):
@@ -157,19 +157,19 @@ def _of_ours(path: str, role: Role) -> Any | None:
 
 def _public(path: str, role: Role) -> Any | None:
     """A class of a public module of a role; None for anything else, which is not imported."""
-    module, _, name = path.rpartition(".")
+    prefix, _, name = path.rpartition(".")
     for public in role.public:
-        if not _inside(module, (public,)):
+        if not _inside(prefix, (public,)):
             continue
         try:
-            there = importlib.import_module(public)
+            module = importlib.import_module(public)
         except ModuleNotFoundError as error:
             if error.name is not None and _inside(public, (error.name,)):
                 raise ImportError(f"no package {error.name!r} is installed") from None
             raise
-        named = getattr(there, name, None)
-        if named is None and module == public:
-            _attribute(there, name, public)
+        named = getattr(module, name, None)
+        if named is None and prefix == public:
+            _attribute(module, name, public)
         home = getattr(named, "__module__", None)
         named_so = inspect.isclass(named) and module in (public, home)
         if named_so and role.fits(named, {base: locate(base) for base in role.bases}):
@@ -189,12 +189,12 @@ def _inside(path: str, packages: Sequence[str]) -> bool:
 
 
 def _foreign(path: Any, role: Role | None, home: str | None = None) -> str:
-    """Why a name that is not ours is refused, and how to allow it where that can be meant."""
-    places = [_OURS, *(role.public if role else ())]
-    text = f"{path} is not from a package that a yaml may use ({', '.join(places)})"
+    """Explain why a name from another package is refused, and how to allow it."""
+    allowed = [_PACKAGE_NAME, *(role.public if role else ())]
+    text = f"{path} is not from a package that a yaml may use ({', '.join(allowed)})"
     if role is not None:
         text += f", or not {role.noun}"
     package = str(path if home is None else home).partition(".")[0]
-    if not package.isidentifier() or package in (_OURS, *_TOO_MUCH) or package in sys.stdlib_module_names:
+    if not package.isidentifier() or package in (_PACKAGE_NAME, *_TOO_MUCH) or package in sys.stdlib_module_names:
         return f"{text}."
     return f"{text}. If you trust it, allow its package on the command line: 'allow_targets=[{package}]'"

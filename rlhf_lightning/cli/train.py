@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from rlhf_lightning import clock
 from rlhf_lightning.callbacks import LastCheckpoint
-from rlhf_lightning.cli.agreement import agreed, check_found, check_readable, check_same, check_seen, meet
+from rlhf_lightning.cli.agreement import agreed, check_files_exist, check_readable, check_same, check_seen, meet
 from rlhf_lightning.cli.announce import ModelLine, describe_run
 from rlhf_lightning.cli.build import Run, callbacks_of, checkpoint_to_resume, make_run
 from rlhf_lightning.cli.card import write_cards
@@ -69,7 +69,7 @@ def _train(cfg: DictConfig, folder: RunFolder, started: float) -> float | None:
     meet(run.trainer, run.module)
     check_seen(run.trainer, folder.path, "paths.output_dir")
     before, checkpoint = agreed(run.trainer, (before, _checkpoint(cfg, run, folder)))
-    check_found(run.trainer, [Path(path) for path in (checkpoint, folder.start) if path is not None])
+    check_files_exist(run.trainer, [Path(path) for path in (checkpoint, folder.start) if path is not None])
     check_readable(run.trainer, checkpoint)
     progress = None if checkpoint is None else Progress.read(Path(checkpoint))
     if progress is not None:

@@ -1,4 +1,4 @@
-"""What counts only where the user has given it: on the command line, or in the environment.
+"""Options that count only if the user has given them: on the command line, or in the environment.
 
 A yaml, an experiment, a ``--config-dir`` and the folder of a run may come from anybody. So they may not say which code
 is trusted, nor what becomes a command line, an environment or code elsewhere.
@@ -73,12 +73,12 @@ def _given(key: str, value: Any) -> Iterator[str]:
 
 
 def is_commanded(leaf: str, given: frozenset[str]) -> bool:
-    """Whether a leaf, or the list that it is in, is among the keys that were given."""
+    """Check whether a leaf, or the list that it is in, is among the keys that were given."""
     return any(leaf == key or leaf.startswith(f"{key}[") for key in given)
 
 
 def may_be_given(key: str) -> bool:
-    """Whether a key may be given a value elsewhere than on the command line."""
+    """Check whether a key may be given a value elsewhere than on the command line."""
     patterns = [re.escape(pattern).replace(r"\*", r"[^.]+") + r"(?:[.\[].*)?" for pattern in COMMANDED]
     return not any(re.fullmatch(pattern, key) for pattern in patterns)
 

@@ -14,13 +14,13 @@ PACKAGES = ("torch", "lightning", "transformers", "peft", "datasets", "hydra-cor
 
 def versions() -> dict[str, str]:
     """Python, this package and the main ones beneath it."""
-    found = {"python": platform.python_version(), "rlhf-lightning": __version__}
+    installed = {"python": platform.python_version(), "rlhf-lightning": __version__}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def checkout() -> str | None:

@@ -65,10 +65,10 @@ def run_job(command: str, cfg: DictConfig, overrides: list[str]) -> Result:
     """
     folder = Path(cfg.paths.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    here = launched() or not several_processes(cfg.get("strategy"))
+    runs_here = launched() or not several_processes(cfg.get("strategy"))
     if is_first_process():
         forget(folder, all_of_them=not launched())
-    result = run_here(command, cfg) if here else _run_apart(command, cfg, folder)
+    result = run_here(command, cfg) if runs_here else _run_apart(command, cfg, folder)
     release()
     result.overrides = overrides
     result.optimized_metric = result.optimized_metric or cfg.get("optimized_metric")
@@ -83,7 +83,7 @@ def run_here(command: str, cfg: DictConfig) -> Result:
     import lightning.pytorch  # noqa: F401  sets the level of its loggers; ours is to come after
 
     setup_logging(part.folder, command, brief=bool(os.environ.get(SWEEP)))
-    if command == "evaluate" and is_first_process():  # a run goes on from what it left; an evaluation is always whole
+    if command == "evaluate" and is_first_process():  # a run is resumed from its files; an evaluation is always whole
         (part.folder / FILE).unlink(missing_ok=True)
     try:
         _quieten_transformers()
@@ -104,7 +104,7 @@ def run_here(command: str, cfg: DictConfig) -> Result:
 
 @dataclass
 class _Part:
-    """What this process does of a job, and what becomes of it when that goes wrong."""
+    """Run this process's part of a job, and handle its failure."""
 
     command: str
     folder: Path
@@ -206,7 +206,7 @@ def _passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def _in_foreground() -> bool:
-    """Whether a terminal's Ctrl-C goes to the group of this process."""
+    """Check whether a terminal's Ctrl-C goes to the group of this process."""
     try:
         with open("/dev/tty") as terminal:
             return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
@@ -215,7 +215,7 @@ def _in_foreground() -> bool:
 
 
 def _ended(status: Any, code: int, started: float, error: str | None, folder: Path | None = None) -> Result:
-    """How a job ended, with how far it came where it left a note of that in its folder."""
+    """Outcome of a job, with its progress if its folder has a note of it."""
     result = (Result.read(folder) if folder is not None else None) or Result(status)
     seconds = round(time.perf_counter() - started, 2)
     return replace(result, status=status, seconds=seconds, error=error, exit_code=code, value=None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from rlhf_lightning.cli.agreement import agreed, check_found, check_readable, check_same, check_seen, meet
+from rlhf_lightning.cli.agreement import agreed, check_files_exist, check_readable, check_same, check_seen, meet
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.strategies import FSDP2Strategy
@@ -38,7 +38,7 @@ def compared(folder: Path) -> None:
     told = []
     for check, given in (
         (check_seen, (folder / str(rank), "paths.output_dir")),
-        (check_found, ([checkpoint],)),
+        (check_files_exist, ([checkpoint],)),
         (check_same, ({"the training data": str(rank), "the validation data": "same"},)),
     ):
         try:
@@ -66,7 +66,7 @@ def test_one_process_has_nothing_to_compare(tmp_path):
     meet(trainer, preference())
     check_seen(trainer, tmp_path, "paths.output_dir")
     check_same(trainer, {})
-    check_found(trainer, [tmp_path / "none"])
+    check_files_exist(trainer, [tmp_path / "none"])
     assert agreed(trainer, 3) == 3
     assert not list(tmp_path.iterdir())
 

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from rlhf_lightning.cli import generate
-from rlhf_lightning.cli.answers import Answer, check_reference, log_ratios, statistics
+from rlhf_lightning.cli.answers import Response, check_reference, log_ratios, statistics
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.runs import take_over
 from rlhf_lightning.models.builder import ModelBuilder
@@ -66,8 +66,8 @@ def test_a_prompt_is_compared_with_the_prompt_as_it_is():
     [
         ({"temperature": 0.7}, 2, r"temperature=0\.7 and top_p=1 change: set temperature=1 top_p=1"),
         ({"top_p": 0.9}, 2, r"top_p=0\.9 change"),
-        ({"chat": True}, 2, "reference.source needs answers to prompt=TEXT"),
-        ({}, 0, "reference.source needs answers to prompt=TEXT"),
+        ({"chat": True}, 2, "reference.source needs responses to prompt=TEXT"),
+        ({}, 0, "reference.source needs responses to prompt=TEXT"),
     ],
 )
 def test_where_no_divergence_can_be_measured(options, prompts, message):
@@ -79,7 +79,7 @@ def test_where_no_divergence_can_be_measured(options, prompts, message):
 
 def test_statistics_of_what_is_chosen():
     """Best of n: log n - (n - 1) / n nats at most (arXiv:2401.01879); n candidates for a block cost that a block."""
-    answers = [[Answer("a", 1.0, 0.5, (9, 4, 6))], [Answer("b", 3.0, 0.7, (11, 6, 8))]]
+    answers = [[Response("a", 1.0, 0.5, (9, 4, 6))], [Response("b", 3.0, 0.7, (11, 6, 8))]]
     every = statistics(answers, 1, None, None)
     assert every["val/sample/reward"] == 2
     assert every["val/sample/reward_error"] == pytest.approx(1)

@@ -12,7 +12,7 @@ from rlhf_lightning import losses
 from rlhf_lightning.callbacks import PolicySamples
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.errors import ConfigError
-from rlhf_lightning.cli.generate import Answerer
+from rlhf_lightning.cli.generate import Responder
 from rlhf_lightning.cli.guidance import check_credit, check_texts, guide_samples, make_guidance
 from rlhf_lightning.cli.identity import digest
 from rlhf_lightning.cli.instantiate import make
@@ -154,10 +154,10 @@ def test_responses_of_a_configuration_are_guided():
     conversations = [[{"role": "user", "content": text}] for text in ("ab", "c")]
 
     def lengths(*more: str) -> list[int]:
-        answerer = Answerer.load(compose("generate", [*job, *more]))
-        ends = answerer.actor.base.generation_config
+        responder = Responder.load(compose("generate", [*job, *more]))
+        ends = responder.actor.base.generation_config
         ends.eos_token_id = [ends.eos_token_id, *range(0, 260, 9)]  # most responses end early
-        groups = answerer.sampled(conversations, 3)
+        groups = responder.sampled(conversations, 3)
         return [len(response) for group in groups for response in group.responses]
 
     plain, guided_lengths = lengths(), lengths(*guidance)

@@ -82,7 +82,7 @@ def test_one_yaml_a_loss_and_one_entry_a_yaml() -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_docstring_is_complete(name: str) -> None:
-    doc = ENTRIES[name].own_loss
+    doc = ENTRIES[name].method_loss
     assert doc is not None
     for part in ("summary", "equation", "source", "defaults", "differences"):
         assert getattr(doc, part), f"{name} has no {part}"
@@ -96,7 +96,7 @@ def test_docstring_is_complete(name: str) -> None:
 
 
 def test_comparison_with_trl_is_claimed_where_it_is_made() -> None:
-    claimed = {entry.name for entry in ENTRIES.values() if entry.own_loss and entry.own_loss.compared_with_trl}
+    claimed = {entry.name for entry in ENTRIES.values() if entry.method_loss and entry.method_loss.compared_with_trl}
     others = {"cdpo", "preferred_ft", "sft", "dft", "bradley_terry", *TRL_LOSSES.values()}
     policy = {setting["loss"] for setting in POLICY.values()}
     assert claimed == {name for name, _ in OURS.values()} | others | policy

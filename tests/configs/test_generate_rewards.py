@@ -77,7 +77,7 @@ def test_a_model_rates_its_own_answers(rlhf, prompts: str) -> None:
     judge = ["reward=llm_judge", "reward.judge=null", "reward.writing.max_tokens=3"]
     code, _, err = rlhf("generate", *SHORT, prompts, *judge)
     assert code == 0, err
-    assert "could not judge 2 of 2 answers" in err
+    assert "could not judge 2 of 2 responses" in err
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_model_rates_its_own_answers(rlhf, prompts: str) -> None:
         (["reward=judge", "reward.path=/nowhere"], r"nowhere"),
         (["reward=llm_compare", "reward.judge.url=x"], "at least 2 of them, and samples=1: set samples=2"),
         (["reward=exact_match", "reward.column=anser"], "needs the column 'anser' of the data, which has: answer"),
-        (["reward=length", "chat=true"], "reward=... scores answers to prompt=TEXT or prompts=FILE"),
+        (["reward=length", "chat=true"], "reward=... scores responses to prompt=TEXT or prompts=FILE"),
     ],
 )  # fmt: skip
 def test_what_generate_says_before_weights_load(

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf_lightning.cli.generate import Answerer
+from rlhf_lightning.cli.generate import Responder
 from rlhf_lightning.data.rows.problems import RowError
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.tokens.encode import Encoder
@@ -90,8 +90,8 @@ def test_rows_generation_and_caches_have_one_prompt():
     assert made.report.kept == 1
     example = made[0]
     template = resolve(tokenizer, spec)
-    answerer = Answerer(None, Encoder(tokenizer, spec, template), template, SimpleNamespace())  # type: ignore[arg-type]
-    assert example.prompt == answerer.prompt_ids([user("Why?")], spec.prompting)
+    responder = Responder(None, Encoder(tokenizer, spec, template), template, SimpleNamespace())  # type: ignore[arg-type]
+    assert example.prompt == responder.prompt_ids([user("Why?")], spec.prompting)
     assert tokenizer.decode(example.prompt) == text_of(spec.prompting, user("Why?"))
     assert tokenizer.decode(example.responses[0]) == "So.\n```" + tokenizer.decode([END])
     cut = tokenize(Rows({"prompt": "Why?", "response": "So", "finish": "length"}), tokenizer, spec, "supervised")
