@@ -11,16 +11,24 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_lightning.cli.chain import chain_of
+from rlhf_lightning.cli.chain_run import Planner
+from rlhf_lightning.cli.chain_stages import OF_CHAIN
 from rlhf_lightning.cli.compose import compose, sweep_points
 from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.stages import Command
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"])
+#: Commands whose lines are composed, longest first: as written -> the configuration it composes.
+COMMANDS = {"data inspect": "data", "steer build": "steer"} | {
+    name: name for name in ("train", "evaluate", "generate", "optimize_prompt", "export", "chain", "game")
+}
 #: Pages whose commands are composed in the default suite; the others' in the slow one.
 FIRST = ("index.md", "which_method.md", "ppo_or_dpo.md", "own_data.md")
 #: What a command may lack: a value that the text around it names, and a module of the reader's own.
 LEFT_TO_THE_READER = re.compile(
-    r"\S+ has no value and needs one: \S+|\S+: my_\S+ cannot be imported: no package 'my_\w+' is installed"
+    r"(?:stage \w+: )?\S+ has no value and needs one: \S+|\S+: my_\S+ cannot be imported: no package 'my_\w+' is installed"
 )
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
@@ -44,13 +52,13 @@ def test_links_lead_somewhere(page):
 
 def commands_of(page: Path) -> list[str]:
     """Commands of the page's code blocks that are complete: nothing in them is left to the reader."""
-    blocks = re.findall(r"^```(?:bash|sh)?\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(?:bash|sh)?(?: run)?\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     commands = [re.sub(r"^\$ ", "", line) for line in lines]
     return [
         line
         for line in commands
-        if line.startswith(("rlhf train ", "rlhf data inspect ")) and not re.search(r"<|\.\.\.", line)
+        if line.startswith(tuple(f"rlhf {name} " for name in COMMANDS)) and not re.search(r"<|\.\.\.", line)
     ]
 
 
@@ -62,10 +70,16 @@ def _case(page: Path, command: str) -> object:
 ALL = [_case(page, command) for page in PAGES for command in dict.fromkeys(commands_of(page))]
 
 
-def refusal(name: str, overrides: list[str]) -> str:
+def refusal(name: str, overrides: list[str], folder: Path) -> str:
     """Why options are refused; empty where they are not."""
     try:
-        compose(name, overrides)
+        if name == "chain":  # options of its stages are no options of the chain's own configuration
+            own = [one for one in overrides if one.split("=")[0] in ("experiment", "size", "paths.output_dir")]
+            cfg = compose(name, own)
+            options = [one for one in overrides if one not in own]
+            Planner(folder, Command.of("chain", [], OF_CHAIN)).check(chain_of(cfg, options))
+        else:
+            compose(name, overrides)
     except ConfigError as error:
         return str(error)
     return ""
@@ -74,10 +88,11 @@ def refusal(name: str, overrides: list[str]) -> str:
 @pytest.mark.parametrize("command", ALL)
 def test_commands_compose(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = [word for word in shlex.split(command, comments=True) if word != "-m"]
-    name, given = ("data", words[3:]) if words[1] == "data" else (words[1], words[2:])
+    written = next(written for written in COMMANDS if command.startswith(f"rlhf {written} "))
+    given = [word for word in shlex.split(command.removeprefix(f"rlhf {written}"), comments=True) if word != "-m"]
+    name = COMMANDS[written]
     for point in sweep_points(given):
-        message = refusal(name, point)
+        message = refusal(name, point, tmp_path)
         assert all(LEFT_TO_THE_READER.fullmatch(line) for line in message.splitlines()), message
 
 
