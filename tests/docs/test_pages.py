@@ -51,7 +51,7 @@ def test_links_lead_somewhere(page):
 
 
 def commands_of(page: Path) -> list[str]:
-    """Commands of the page's code blocks that are complete: nothing in them is left to the reader."""
+    """Commands of the page's code blocks that are complete: nothing in them is left to the reader or to a run."""
     blocks = re.findall(r"^```(?:bash|sh)?(?: run)?\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     commands = [re.sub(r"^\$ ", "", line) for line in lines]
@@ -59,6 +59,7 @@ def commands_of(page: Path) -> list[str]:
         line
         for line in commands
         if line.startswith(tuple(f"rlhf {name} " for name in COMMANDS)) and not re.search(r"<|\.\.\.", line)
+        and not re.match(r"rlhf evaluate .*\brun=", line)  # its options are those of the run
     ]
 
 
