@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.models.adapters import without_adapter
-from rlhf_lightning.models.architectures import is_known, is_plain_head, logit_transform
+from rlhf_lightning.models.architectures import has_tested_parity, is_plain_head, logit_transform
 from rlhf_lightning.models.backbone import Backbone, padded
 from rlhf_lightning.models.forwarding import plain_options, report_every_position, takes
 from rlhf_lightning.ops.divergence import Predictions, divergence
@@ -72,16 +72,16 @@ class Actor(Backbone):
         """
         check_statistics(statistics)
         with self.adapter_switched(adapter):
-            known = is_known(self.base)
-            states = self.hidden(batch, batch.source, batch.sequence) if known else self._logits(batch)
+            from_hidden = has_tested_parity(self.base)
+            states = self.hidden(batch, batch.source, batch.sequence) if from_hidden else self._logits(batch)
             if inside is not None:
                 return inside(self.predictions(batch, states, temperature, adapter=adapter))
-            scored = self.scored(batch, states, temperature, statistics, against)
+            log_probs = self.log_probs_of(batch, states, temperature, statistics, against)
             if top_width:
-                scored.top = self._top(batch, states, top_width, top_of, temperature)
-        return scored
+                log_probs.top = self._top(batch, states, top_width, top_of, temperature)
+        return log_probs
 
-    def scored(
+    def log_probs_of(
         self,
         batch: PackedBatch,
         states: Tensor,
@@ -99,7 +99,7 @@ class Actor(Backbone):
             against: see there.
         """
         target = batch.ids[batch.target]
-        if is_known(self.base):
+        if has_tested_parity(self.base):
             out = self.token_log_probs(states, target, temperature, statistics)
         else:
             out = logits_log_probs(
@@ -130,7 +130,7 @@ class Actor(Backbone):
             temperature: divides the logits.
             adapter: False leaves an adapter of the head out, also where they are used while it is switched on again.
         """
-        if not is_known(self.base):  # its own forward has made the logits: states of a head that does nothing
+        if not has_tested_parity(self.base):  # its own forward has made the logits: states of a head that does nothing
             transform = LogitTransform(temperature=temperature)
             tokens = Predictions(states, head=nn.Identity(), transform=transform)
         else:
@@ -163,7 +163,7 @@ class Actor(Backbone):
     ) -> TopTokens:
         asked = _positions(batch, responses)
         target = batch.ids[batch.target[asked]]
-        if is_known(self.base):
+        if has_tested_parity(self.base):
             top = self.top_logits(states[asked], target, width, temperature)
         else:
             top = logits_top(states[asked], target, width=width, transform=LogitTransform(temperature=temperature))

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def holds_adapter(folder: str | Path) -> bool:
-    """Whether a folder holds an adapter of PEFT's."""
+    """Return whether a folder holds an adapter of PEFT's."""
     return _config(folder).is_file()
 
 
 def adapter_base(folder: str | Path) -> str | None:
-    """What the adapter in a folder was trained on; None where the folder holds no adapter, or one that does not say."""
+    """Base that the adapter in a folder was trained on; None without an adapter, or where it names none."""
     file = _config(folder)
     return json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") if file.is_file() else None
 

@@ -1,4 +1,4 @@
-"""What an adapter does at the start of training, by the numbers: is the model beneath it the initial policy?
+"""Test by numbers whether the model beneath an adapter is the initial policy at the start of training.
 
 LoRA's update starts at zero, so switching the adapter off gives the initial policy, for no memory. It does not where
 the update starts elsewhere (a trained adapter; ``pissa``, ``olora`` and the like, which also rewrite the base), and it
@@ -60,11 +60,11 @@ class AdapterStart:
 
     @property
     def is_base(self) -> bool:
-        """Whether the policy without its adapter is the initial policy and stays it."""
+        """Return whether the policy without its adapter is the initial policy and stays it."""
         return self.difference == 0 and not self.moving
 
     def reason(self) -> str:
-        """Why it is not, for people."""
+        """Reason why it is not, as a message."""
         reasons = []
         if self.difference != 0:  # nan as well
             reasons.append(
@@ -85,7 +85,7 @@ class AdapterStart:
             (folder / _NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as plain containers: it has the adapter, and not the base beneath it."""
+        """State for a checkpoint, as plain containers: it has the adapter, and not the base beneath it."""
         return {"base": list(self.base), "tolerance": self.tolerance}
 
     def check(self, saved: Mapping[str, Any]) -> None:
@@ -97,9 +97,9 @@ class AdapterStart:
         Raises:
             ValueError: the bases' logits differ by more than rounding.
         """
-        ours, theirs = torch.tensor(self.base), torch.tensor(saved["base"])
+        present, recorded = torch.tensor(self.base), torch.tensor(saved["base"])
         close = max(self.tolerance, saved["tolerance"])
-        if ours.shape == theirs.shape and _difference(ours, theirs) <= close * float(theirs.abs().max()):
+        if present.shape == recorded.shape and _difference(present, recorded) <= close * float(recorded.abs().max()):
             return
         raise ValueError(
             "the checkpoint's adapter was trained on another base than this one, and the checkpoint holds the adapter "
@@ -137,12 +137,12 @@ def adapter_start(policy: Backbone) -> AdapterStart:
 
 
 def starts_as_base(folder: str | Path) -> bool:
-    """Whether the adapter in a folder was trained from its base, as far as the folder says; see ``note``."""
+    """Return whether the adapter in a folder was trained from its base, as far as the folder says; see ``note``."""
     return not (Path(folder).expanduser() / _NOTE).is_file()
 
 
 def rewrites_base(config: LoraConfig) -> bool:
-    """Whether a LoRA changes the layer that it is put on (``pissa``, ``olora``, ``loftq`` ...), tried on a small layer.
+    """Return whether a LoRA changes the layer that it is put on (``pissa``, ``olora``, ...), tried on a small one.
 
     Args:
         config: of the adapter; its start counts.

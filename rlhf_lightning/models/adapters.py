@@ -32,7 +32,7 @@ class Adapter(Protocol):
 
     @property
     def quantize(self) -> str | None:
-        """How the base is quantised while it loads; None: not at all."""
+        """Quantisation of the base while it loads; None: none."""
         ...
 
     @property
@@ -68,7 +68,7 @@ class Lora:
         modules_to_save: further modules to train in full and save beside the adapter.
         quantize: ``nf4`` (QLoRA's 4-bit NormalFloat with double quantisation) or ``int8`` (LLM.int8()): how the frozen
             base is held. Needs bitsandbytes.
-        path: folder of a trained adapter to go on from; the fields above but ``quantize`` are then read from there.
+        path: folder of a trained adapter to start from; the fields above but ``quantize`` are then read from there.
         run: folder of a run whose exported adapter is ``path``.
         seed: of A. None takes the global generator. Every process must draw the same numbers.
         options: further fields of ``peft.LoraConfig``.
@@ -232,12 +232,12 @@ def _forget_views(model: nn.Module) -> None:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether some weights of the model are held by bitsandbytes."""
+    """Return whether some weights of the model are held by bitsandbytes."""
     return any(type(parameter).__name__ in {"Params4bit", "Int8Params"} for parameter in model.parameters())
 
 
 def is_adapted(model: nn.Module) -> bool:
-    """Whether the model is a PEFT model."""
+    """Return whether the model is a PEFT model."""
     return hasattr(model, "peft_config")
 
 

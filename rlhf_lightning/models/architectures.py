@@ -1,4 +1,4 @@
-"""What is known about model families: which can be packed, and what their head does to its logits.
+"""Facts about model families: which can be packed, and how their head changes its logits.
 
 A family is listed when ``tests/models/test_parity.py`` shows on a random model of it that packed, padded and one row at
 a time give equal numbers, forward and backward. Any other model runs padded, its logits made by its own ``forward``.
@@ -41,11 +41,11 @@ FAMILIES = frozenset(
     }
 )
 
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
-def is_known(model: PreTrainedModel) -> bool:
-    """Whether the model is a causal language model of a family with tested parity."""
+def has_tested_parity(model: PreTrainedModel) -> bool:
+    """Return whether the model is a causal language model of a family with tested parity."""
     return model.config.model_type in FAMILIES and _head(model) is not None
 
 
@@ -89,19 +89,19 @@ def choose_backend(
         return "packed"
     if backend == "packed":
         raise ValueError(f"backend=packed does not work for this model: {reason}; use backend=auto or backend=padded")
-    if reason not in _said:
-        _said.add(reason)
+    if reason not in _warned:
+        _warned.add(reason)
         logger.warning("Running %s on padded batches: %s.", type(model).__name__, reason)
     return "padded"
 
 
 def logit_transform(config: PreTrainedConfig, temperature: float) -> LogitTransform:
-    """What a listed family does to its head's output: Gemma's soft-cap, Cohere's and Granite's scale."""
+    """Change that a listed family makes to its head's output: Gemma's soft-cap, Cohere's and Granite's scale."""
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)
     return LogitTransform(scale, getattr(config, "final_logit_softcapping", None), temperature)
 
 
 def is_plain_head(head: nn.Module) -> bool:
-    """Whether a head is nothing but a weight and perhaps a bias: no adapter, no hooks, no quantised subclass."""
+    """Return whether a head is nothing but a weight and perhaps a bias: no adapter, no hooks, no quantised subclass."""
     return type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks

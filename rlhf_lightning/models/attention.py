@@ -63,7 +63,7 @@ class SharedPrefix:
         )
 
     def visible(self, window: int | None) -> Callable[..., Tensor]:
-        """Which key a query sees, as flex attention asks for it: by batch, head, query and key index."""
+        """Mask of the keys that a query sees, in the form of flex attention: by batch, head, query and key index."""
         (segment, prompt), position = self.owners, self.batch.positions
 
         def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ def attention_forward(
 
 
 def _decodes(module: Any, query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]) -> bool:
-    """Whether one token a row attends, under grouped queries, in a way that torch's attention knows."""
+    """Return whether one token a row attends, under grouped queries, in a way that torch's attention knows."""
     return (
         query.shape[2] == 1
         and query.shape[1] > key.shape[1]

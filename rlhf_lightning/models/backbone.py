@@ -108,7 +108,7 @@ class Backbone(nn.Module):
         return states[sequence, batch.positions[source]]
 
     def policy_copy(self) -> Backbone:
-        """A copy to be frozen; what does not answer, such as a critic, is left out."""
+        """A copy to be frozen; what generates no response, such as a critic, is left out."""
         return copy.deepcopy(self)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:

@@ -165,13 +165,13 @@ class ModelBuilder:
             raise ValueError(f"{option} {differing}. Logits are added token by token: choose one of the same family")
 
     def _differing(self, other: ModelSource) -> str | None:
-        """How another model's vocabulary differs from the policy's; None: it does not."""
+        """Difference between another model's vocabulary and the policy's; None without one."""
         return difference(other.tokenizer(), self.tokenizer(), self.source.name)
 
     def _parent(
         self, policy: Backbone, tokenizer: PreTrainedTokenizerBase, actor: Callable[..., Backbone]
     ) -> Reference | AdapterCopy | None:
-        """What the policy was trained from, where a role asks for it."""
+        """Source of the model that the policy was trained from, where a role asks for it."""
         if self.earlier is None or self.earlier.parent is None:
             return None
         parent = self.earlier.parent

@@ -37,16 +37,16 @@ class CastCopy:
             raise ValueError(
                 "a quantised base has no weights to cast: set rollout.dtype=null, which samples from the policy itself"
             )
-        own: Any = transformers_model(policy)
+        original: Any = transformers_model(policy)
         with no_init_weights():
-            model = type(own)._from_config(merged_config(own), dtype=dtype)
+            model = type(original)._from_config(merged_config(original), dtype=dtype)
         model.tie_weights()  # left out where weights are not drawn
         keep_float32_buffers(model)
         if getattr(policy, "backend", None) == "packed":
             attention.install(model)  # for its way of decoding
-        copy_steering(own, model)
-        self.model: PreTrainedModel = model.to(own.device).eval().requires_grad_(False)
-        self.model.generation_config = own.generation_config
+        copy_steering(original, model)
+        self.model: PreTrainedModel = model.to(original.device).eval().requires_grad_(False)
+        self.model.generation_config = original.generation_config
 
     @torch.no_grad()
     def refresh(self, policy: Actor) -> None:

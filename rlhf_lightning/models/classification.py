@@ -61,7 +61,7 @@ Scores are read at the last token of a conversation as the tokenizer's chat temp
 
 
 def is_classifier(folder: str | Path, revision: str | None = None) -> bool:
-    """Whether a folder (or hub repository) holds a sequence-classification model, or an adapter for one."""
+    """Return whether a folder (or hub repository) holds a sequence-classification model, or an adapter for one."""
     from transformers import AutoConfig
 
     adapter = Path(folder) / "adapter_config.json"
@@ -212,7 +212,7 @@ def check_scorer_export(policy: Scorer, tokenizer: PreTrainedTokenizerBase, form
 
 
 def _explicit(policy: Scorer, form: Form) -> Form:
-    """What ``auto`` means for a scorer."""
+    """Value of ``auto`` for a scorer."""
     mergeable = is_adapted(policy.model) and not is_quantized(policy.model)
     return "merged" if form == "auto" and mergeable else form
 
@@ -294,13 +294,13 @@ def _write_full(policy: Scorer, folder: Path, config: Any, kind: Any, adapter: s
 
 
 def _write_adapter(policy: Scorer, folder: Path, config: Any, adapter: str) -> None:
-    state, own = gathered(policy, trained_only=True), adapter_state(policy, adapter)
+    state, of_adapter = gathered(policy, trained_only=True), adapter_state(policy, adapter)
     if not is_writer():
         return
     from safetensors.torch import load_file, save_file
 
     score = _head_state(policy, state, config)
-    save_adapter(policy, folder, own, adapter)
+    save_adapter(policy, folder, of_adapter, adapter)
     weights = folder / "adapter_model.safetensors"
     save_file(load_file(weights) | {"base_model.model.score.weight": score}, weights, metadata={"format": "pt"})
     path = folder / "adapter_config.json"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters import is_adapted
-from rlhf_lightning.models.architectures import is_known
+from rlhf_lightning.models.architectures import has_tested_parity
 from rlhf_lightning.models.critic_parts import (
     Branch,
     CriticHead,
@@ -148,9 +148,9 @@ class ActorCritic(Actor):
                 "kind=shared or kind=separate, or switch checkpointing off"
             )
         if self.kind in ("separate", "adapter"):
-            scored = super().forward(batch, **asked) if log_probs else None
-            own = self._separate(batch) if self.kind == "separate" else self._adapted(batch)
-            return scored, torch.stack(own)
+            predicted = super().forward(batch, **asked) if log_probs else None
+            values_of_critics = self._separate(batch) if self.kind == "separate" else self._adapted(batch)
+            return predicted, torch.stack(values_of_critics)
         return self._shared(batch, asked if log_probs else None)
 
     def _checkpoints_activations(self) -> bool:
@@ -176,14 +176,14 @@ class ActorCritic(Actor):
             batch: packed prompts and responses.
             asked: options of the log-probs; None: there are none.
         """
-        scored: SequenceLogProbs | None = None
-        if asked is not None and not is_known(self.base):
-            scored = super().forward(batch, **asked)
+        predicted: SequenceLogProbs | None = None
+        if asked is not None and not has_tested_parity(self.base):
+            predicted = super().forward(batch, **asked)
         hidden, states = self._states(batch)
         made = [head(state)[:, 0] for head, state in zip(self.value_heads, states, strict=True)]
-        if asked is not None and scored is None:
-            scored = self.scored(batch, hidden, **asked)
-        return scored, torch.stack(made)
+        if asked is not None and predicted is None:
+            predicted = self.log_probs_of(batch, hidden, **asked)
+        return predicted, torch.stack(made)
 
     def _states(self, batch: PackedBatch) -> tuple[Tensor, list[Tensor]]:
         """The policy's states before each scored token, and those that each value is read from."""
@@ -205,7 +205,7 @@ class ActorCritic(Actor):
         return Actor(model, backend=self.backend)
 
     def of_critic(self, name: str) -> bool:
-        """Whether a parameter, by its name in this module, is the critic's alone."""
+        """Return whether a parameter, by its name in this module, is the critic's alone."""
         return not name.startswith("model.") or f".{ADAPTER}" in name
 
 

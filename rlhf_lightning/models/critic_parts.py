@@ -1,4 +1,4 @@
-"""What a critic can be made of beside a head: a model of its own, upper layers of its own, an adapter of its own."""
+"""Parts of a critic besides its head: a separate model, separate upper layers, or an adapter."""
 
 from __future__ import annotations
 
@@ -65,16 +65,16 @@ def separate_critic(
 
 
 def head_init(head: CriticHead) -> HeadInit:
-    """How a head starts that does not come with weights."""
+    """Draw the initial weights of a head that comes without any."""
     return "zeros" if head in ("auto", "keep") else cast("HeadInit", head)
 
 
 def _loaded(source: ModelSource, policy: Backbone) -> Any:
     model: Any = source.load()
-    mine, theirs = policy.base.get_input_embeddings(), model.get_input_embeddings()
-    if mine.num_embeddings != theirs.num_embeddings:
+    ours, new = policy.base.get_input_embeddings(), model.get_input_embeddings()
+    if ours.num_embeddings != new.num_embeddings:
         raise ValueError(
-            f"the critic {source.name} has {theirs.num_embeddings} tokens and the policy {mine.num_embeddings}: it "
+            f"the critic {source.name} has {new.num_embeddings} tokens and the policy {ours.num_embeddings}: it "
             "reads the policy's tokens, so method.critic.source must have the same vocabulary"
         )
     keep_float32_buffers(model)
@@ -98,18 +98,18 @@ class Branch(nn.Module):
 
     def __init__(self, trunk: nn.Module, layers: int) -> None:
         super().__init__()
-        found = decoder_layers(trunk)
+        blocks = decoder_layers(trunk)
         norm = next((getattr(trunk, name) for name in _FINAL_NORMS if hasattr(trunk, name)), None)
-        if not 1 <= layers < len(found):
+        if not 1 <= layers < len(blocks):
             raise ValueError(
-                f"method.critic.layers={layers} of the policy's {len(found)} layers: at least 1, and fewer than it has"
+                f"method.critic.layers={layers} of the policy's {len(blocks)} layers: at least 1, and fewer than it has"
             )
         if norm is None or getattr(trunk, "project_out", None) is not None:
             raise ValueError(
                 f"method.critic.kind=hydra does not know what follows the last layer of {type(trunk).__name__}: "
                 "choose kind=shared or kind=separate"
             )
-        self._originals = found[-layers:]  # a plain list: they are the trunk's, not ours
+        self._originals = blocks[-layers:]  # a plain list: they are the trunk's, not ours
         self.layers = nn.ModuleList(copy.deepcopy(layer) for layer in self._originals)
         self.norm = copy.deepcopy(norm)
 
@@ -120,7 +120,7 @@ class Branch(nn.Module):
 
     @contextmanager
     def listening(self) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]]:
-        """What the copied layers' originals are called with while this context is open, in order."""
+        """Collect the arguments that the originals of the copied layers are called with while this context is open."""
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         with ExitStack() as stack:
             for layer in self._originals:

@@ -36,7 +36,7 @@ class WeightedModel:
 
 @dataclass(frozen=True)
 class WeightedModels:
-    """What is mixed into the logits of the model that is decoded; see :class:`_Mixed`."""
+    """Models whose logits are mixed into those of the decoded model; see :class:`_Mixed`."""
 
     weight: float  #: of the logits of the model that is decoded
     others: tuple[WeightedModel, ...]
@@ -60,7 +60,7 @@ class State(Protocol):
         ...
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some of the rows only."""
+        """Continue with some of the rows only."""
         ...
 
 

@@ -32,7 +32,7 @@ _TEXT_STRIDE, _TEXT_WINDOW = 8, 32
 
 @dataclass(frozen=True)
 class Batch:
-    """What is decoded together."""
+    """Rows that are decoded together."""
 
     prompts: list[Sequence[int]]  #: each at least one token, each different
     repeats: list[int]  #: samples of each prompt
@@ -146,7 +146,7 @@ class _Rows:
         return self.keep(state, token, going, self.active[going])
 
     def keep(self, state: State, token: Tensor, positions: Tensor, active: Tensor) -> Tensor:
-        """Go on with other rows.
+        """Continue with other rows.
 
         Args:
             state: of the rows that were active.

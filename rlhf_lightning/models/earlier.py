@@ -86,7 +86,7 @@ class AdapterCopy:
 
 @dataclass(frozen=True)
 class Earlier:
-    """Which earlier policies are asked for, and what stands for them already.
+    """Earlier policies that are required, and the models that already stand for them.
 
     Attributes:
         roles: some of :data:`ROLES`.
@@ -111,18 +111,18 @@ class Earlier:
             parent: a reference of what the policy was trained from, or a copy of it that can be refreshed; None: the
                 policy itself.
         """
-        found: dict[str, Any] = {}
+        by_role: dict[str, Any] = {}
         live = reference is not None and reference.kind in (ReferenceKind.FROZEN, ReferenceKind.ADAPTER_OFF)
         for role in sorted(self.roles):
             if live and role == self.reference and (role == "initial" or parent is None):
-                found[role] = reference
+                by_role[role] = reference
             elif role == "initial":
-                found[role] = initial_policy(policy, start, ReferenceKind.AUTO)
+                by_role[role] = initial_policy(policy, start, ReferenceKind.AUTO)
             elif start is None:
-                found[role] = FrozenCopy.of(policy) if parent is None else parent
+                by_role[role] = FrozenCopy.of(policy) if parent is None else parent
             else:
-                found[role] = parent if isinstance(parent, AdapterCopy) else AdapterCopy(policy, parent)
-        return found
+                by_role[role] = parent if isinstance(parent, AdapterCopy) else AdapterCopy(policy, parent)
+        return by_role
 
 
 def without_start(policy: Backbone, *, adapted: bool, replaced: bool) -> AdapterDisabled | AdapterCopy | FrozenCopy:

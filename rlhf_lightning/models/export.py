@@ -121,7 +121,7 @@ def written_form(
 
 
 def missing_base(policy: Backbone, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """What somebody with the adapter alone would lack, as a sentence; None: its base is a model that loads by its name.
+    """Note on what is missing for users of the adapter alone; None: its base is a model that loads by its name.
 
     Args:
         policy: with an adapter.
@@ -162,7 +162,7 @@ def _save_merged(policy: Backbone, folder: Path, adapter: str) -> None:
 
 
 def adapter_state(policy: Backbone, adapter: str = "default") -> dict[str, Tensor]:
-    """What PEFT saves of an adapter, by the names of ``policy.model``, on the CPU of process 0; a collective call.
+    """Weights that PEFT saves of an adapter, by the names of ``policy.model``, on the CPU of process 0; collective.
 
     Trained weights, and frozen ones that belong to some kinds of adapters (VeRA's projections). Never a frozen
     embedding of the base, which PEFT would add where the vocabulary was resized.
@@ -207,9 +207,9 @@ def gathered(policy: Backbone, *, trained_only: bool = False) -> dict[str, Tenso
 
 
 def _without_heads(policy: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What transformers knows: the weights of the model, not those of value heads that stand beside it."""
-    beside = {name for name, _ in policy.named_children() if name != "model"}
-    return {name: value for name, value in state.items() if name.partition(".")[0] not in beside}
+    """Weights of the transformers model, without those of value heads."""
+    heads = {name for name, _ in policy.named_children() if name != "model"}
+    return {name: value for name, value in state.items() if name.partition(".")[0] not in heads}
 
 
 def _note_base(folder: Path, note: str | None) -> None:
@@ -237,5 +237,5 @@ def _remove_other_form(folder: Path, written: str) -> None:
 
 
 def is_writer() -> bool:
-    """Whether this process writes."""
+    """Return whether this process writes."""
     return not dist.is_initialized() or dist.get_rank() == 0

@@ -1,4 +1,4 @@
-"""What a stored log-probability depends on beside the tokens, as one digest.
+"""Digest of everything except the tokens that a stored log-probability depends on.
 
 It is part of every key of the reference cache. It changes when the numbers could change: other weights, another dtype
 or precision, another model configuration, another definition of log-probs. It does not change with the learning rate,
@@ -93,7 +93,7 @@ def reference_fingerprint(model: nn.Module, *, adapter: bool = True, precision: 
 
 
 def _heads(model: nn.Module, plain: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What an actor holds beside the transformers model: a scorer's head."""
+    """Weights of an actor outside the transformers model: a scorer's head."""
     if model is plain or hasattr(model, "config"):
         return
     for name, part in model.named_children():
@@ -102,7 +102,7 @@ def _heads(model: nn.Module, plain: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _adapter_settings(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    """What an adapter computes beside its weights, such as LoRA's scale; nothing while its update is zero."""
+    """Settings that change an adapter's output besides its weights, as LoRA's scale; none while its update is zero."""
     adapted: Any = model if hasattr(model, "peft_config") else getattr(model, "model", None)
     updated = any(".lora_" in name and ".lora_magnitude" not in name for name in tensors)
     for name in getattr(adapted, "active_adapters", ()) if hasattr(adapted, "peft_config") else ():

@@ -1,4 +1,4 @@
-"""What a transformers model's ``forward`` is asked for, by the names that its arguments have in the installed release.
+"""Arguments of a transformers model's ``forward``, by their names in the installed release.
 
 transformers renames arguments and hands on what it does not know without a word. So an argument is looked for by every
 name it has had, and a model that lacks one which matters is computed in another way that is right, and reported once.
@@ -19,12 +19,12 @@ _reported: set[str] = set()
 
 
 def takes(model: Any, name: str) -> bool:
-    """Whether a model's ``forward`` declares an argument, and so does something with it."""
+    """Return whether a model's ``forward`` declares an argument, and so does something with it."""
     return name in inspect.signature(model.forward).parameters
 
 
 def _accepts(model: Any, name: str) -> bool:
-    """Whether a model's ``forward`` can be given an argument, which its layers or its decorators may read."""
+    """Return whether a model's ``forward`` can be given an argument, which its layers or its decorators may read."""
     parameters = inspect.signature(model.forward).parameters
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
@@ -45,7 +45,7 @@ def without_router_loss(model: Any) -> dict[str, bool]:
 
 
 def asks_for_router_loss(model: Any) -> bool:
-    """Whether a model's configuration asks for the auxiliary loss of its router (``output_router_logits``)."""
+    """Return whether a model's configuration asks for the auxiliary loss of its router (``output_router_logits``)."""
     return bool(getattr(getattr(model, "config", None), "output_router_logits", False))
 
 

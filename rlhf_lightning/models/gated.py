@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rlhf_lightning.models.scorer import Place, Scorer
+from rlhf_lightning.models.scorer import ReadAt, Scorer
 from rlhf_lightning.options import Seed
 from rlhf_lightning.types import PackedBatch
 
@@ -107,7 +107,7 @@ class GatedScorer(Scorer):
         return torch.softmax(self.gate(prompt) / self.temperature, dim=-1) * self.scale
 
     def forward(  # type: ignore[override]
-        self, batch: PackedBatch, at: Place = "last", *, adapter: bool = True, log_probs: bool = False
+        self, batch: PackedBatch, at: ReadAt = "last", *, adapter: bool = True, log_probs: bool = False
     ) -> Float[Tensor, " responses"]:
         """The reward of every response; 0 for an empty slot.
 

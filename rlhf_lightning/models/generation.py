@@ -44,7 +44,7 @@ class Mixed:
 
 @dataclass(frozen=True)
 class Guide:
-    r"""What decides on tokens beside the policy's own distribution.
+    r"""Guidance: everything besides the policy's distribution that decides on tokens.
 
     Logits are :math:`z = w\,z_{policy} + \sum_i w_i z_i`, before the temperature divides them; see
     ``decode_states``. Other models whose weight is 0 are not run.
@@ -214,9 +214,9 @@ def _mixture(
 
 def _ends(model: Any, sampling: Sampling) -> list[int]:
     """Tokens that end a response: the model's own and those asked for."""
-    own = model.generation_config.eos_token_id
-    own = own if isinstance(own, list) else [] if own is None else [own]
-    return sorted({*own, *sampling.stop})
+    eos = model.generation_config.eos_token_id
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    return sorted({*ids, *sampling.stop})
 
 
 def _batches(

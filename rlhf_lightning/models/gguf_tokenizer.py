@@ -124,7 +124,7 @@ def _split(parts: Mapping[str, Any]) -> str:
 
 
 def _ends(tokenizer: Any) -> tuple[bool, bool]:
-    """Whether a text gets BOS in front and EOS behind it; an error where it gets anything else."""
+    """Return whether a text gets BOS in front and EOS behind it; an error where it gets anything else."""
     bare, ids = tokenizer("a", add_special_tokens=False).input_ids, tokenizer("a").input_ids
     bos = len(ids) > len(bare) and ids[0] == tokenizer.bos_token_id
     eos = len(ids) - bos > len(bare) and ids[-1] == tokenizer.eos_token_id

@@ -60,7 +60,7 @@ class _Buffer:
 
 
 class _Appending(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """What both kinds of layers do with their buffers. ``keys`` and ``values`` are views of what must be kept."""
+    """Buffers of both kinds of layers. ``keys`` and ``values`` are views of what must be kept."""
 
     buffers: tuple[_Buffer, _Buffer]
 

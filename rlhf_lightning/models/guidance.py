@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 class Guidance(ABC):
-    """What decides on tokens beside the policy's own distribution, as a configuration describes it."""
+    """Guidance as a configuration describes it: everything besides the policy's distribution that decides on tokens."""
 
     name: ClassVar[str]  #: its file of ``conf/guidance``
 
     @property
     def has_log_probs(self) -> bool:
-        """Whether the distribution that is sampled from is known, so that samples carry its log-probs."""
+        """Return whether the distribution that is sampled from is known, so that samples carry its log-probs."""
         return True
 
     @abstractmethod
@@ -46,7 +46,7 @@ class Guidance(ABC):
 
     @abstractmethod
     def guide(self, policy: Actor) -> Guide:
-        """What decides, ready to sample; models that it needs are loaded the first time.
+        """Guide that is ready to sample; models that it needs are loaded the first time.
 
         Args:
             policy: on the device that it samples on.

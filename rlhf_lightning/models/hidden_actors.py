@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.models.actor import Actor
-from rlhf_lightning.models.architectures import is_known
+from rlhf_lightning.models.architectures import has_tested_parity
 from rlhf_lightning.types import PackedBatch, SequenceLogProbs
 
 #: Where a response's hidden state is read: at its last token, or at the last token of its prompt.
@@ -48,11 +48,11 @@ class Embedder(Actor):
         sequence = torch.arange(len(batch.response_span), device=batch.ids.device)
         source = batch.last if pooling == "last" else batch.prompt_span[batch.parent, 1] - 1
         with self.adapter_switched(adapter):
-            log_probs, states = scored_with_states(self, batch, source.clamp(min=0), sequence, statistics)
+            log_probs, states = log_probs_and_states(self, batch, source.clamp(min=0), sequence, statistics)
         return log_probs, states.masked_fill(~batch.present[:, None], 0.0)
 
 
-def scored_with_states(
+def log_probs_and_states(
     actor: Actor, batch: PackedBatch, source: Tensor, sequence: Tensor, statistics: frozenset[str] = frozenset()
 ) -> tuple[SequenceLogProbs, Tensor]:
     """Log-probs of the scored tokens and hidden states at other ones, from one pass where the model allows it.
@@ -64,9 +64,9 @@ def scored_with_states(
         sequence: the response that each is seen from, ``[n]``.
         statistics: of the log-probs.
     """
-    if not is_known(actor.base):  # its own forward makes the logits, and keeps the states
+    if not has_tested_parity(actor.base):  # its own forward makes the logits, and keeps the states
         log_probs: SequenceLogProbs = Actor.forward(actor, batch, statistics=statistics)
         return log_probs, actor.hidden(batch, source, sequence)
     hidden = actor.hidden(batch, torch.cat([batch.source, source]), torch.cat([batch.sequence, sequence]))
-    scored, states = hidden[: len(batch.source)], hidden[len(batch.source) :]
-    return actor.scored(batch, scored, statistics=statistics), states
+    before_targets, states = hidden[: len(batch.source)], hidden[len(batch.source) :]
+    return actor.log_probs_of(batch, before_targets, statistics=statistics), states

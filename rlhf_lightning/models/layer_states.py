@@ -106,7 +106,7 @@ def _first_blocks(
 
 
 class _Read(nn.Module):
-    """A block whose output is looked at; for anything else that is asked of it, the block answers."""
+    """A block whose output is recorded; every other attribute is the block's."""
 
     def __init__(
         self, block: nn.Module, take: Callable[[Tensor], Tensor], states: dict[int, Tensor], number: int

@@ -45,7 +45,7 @@ def load_model(
     trunk = f"{model.base_model_prefix}."
     missing = [name for name in info["missing_keys"] if not name.startswith(tuple(f"{module}." for module in new))]
     unknown = [name for name in info["unexpected_keys"] if not other_heads or name.startswith(trunk)]
-    reshaped = [f"{name} {[*saved]} instead of {[*own]}" for name, saved, own in info["mismatched_keys"]]
+    reshaped = [f"{name} {[*saved]} instead of {[*expected]}" for name, saved, expected in info["mismatched_keys"]]
     _refuse(f"{location} does not hold a whole {type(model).__name__}", missing, unknown, reshaped, _advice(missing))
     loaded: PreTrainedModel = model
     return loaded

@@ -1,4 +1,4 @@
-"""What a run will need, said before its first step: parameters, trainable share, dtype, peak memory.
+"""Needs of a run, reported before its first step: parameters, trainable share, dtype, peak memory.
 
 Activations are measured, not modelled: two small forward passes, with every tensor that autograd keeps counted once,
 give the bytes a token and the bytes that do not depend on the number of tokens (half-precision copies of the weights

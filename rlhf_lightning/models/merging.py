@@ -140,7 +140,7 @@ def _weights(
 
 
 def _merged(layer: nn.Module, adapter: str) -> nn.Module:
-    """What PEFT's ``merge_and_unload`` leaves in the place of a wrapper, made of a copy of it.
+    """Layer that PEFT's ``merge_and_unload`` puts in place of a wrapper, made from a copy of it.
 
     Wrappers may be nested (one for each parameter of a mixture's experts), and then know how they are taken apart.
     """
@@ -162,14 +162,14 @@ def _declared(model: nn.Module) -> dict[str, str]:
 
 
 def _apart(model: nn.Module, first: str, second: str, beneath: Callable[[nn.Module], nn.Module]) -> bool:
-    """Whether two weights that the architecture ties are computed from different tensors; a dropped head is not."""
+    """Return whether two weights that the architecture ties come from different tensors; a dropped head does not."""
     parts = [model.get_submodule(name.rpartition(".")[0]) for name in (first, second) if _exists(model, name)]
     addresses = [{_address(parameter) for parameter in beneath(part).parameters()} for part in parts]
     return len(parts) == 2 and addresses[0] != addresses[1]
 
 
 def _exists(model: nn.Module, name: str) -> bool:
-    """Whether the module that holds a weight is there: a scorer has dropped the head over the vocabulary."""
+    """Return whether the module that holds a weight is there: a scorer has dropped the head over the vocabulary."""
     *parents, owner, _ = name.split(".")
     return getattr(model.get_submodule(".".join(parents)), owner, None) is not None
 

@@ -1,4 +1,4 @@
-"""How a model is run: evaluation mode, dropout, activation checkpointing, compiled layers."""
+"""Modes that a model is run in: evaluation mode, dropout, activation checkpointing, compiled layers."""
 
 from __future__ import annotations
 

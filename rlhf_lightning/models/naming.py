@@ -37,7 +37,7 @@ def transformers_model(module: nn.Module) -> PreTrainedModel:
 
 
 def is_wrapper(module: nn.Module) -> bool:
-    """Whether PEFT put this around a module; the two methods are what its own unloading goes by."""
+    """Return whether PEFT put this around a module; the two methods are what its own unloading goes by."""
     return hasattr(module, "get_base_layer") or hasattr(module, "unload_and_optionally_merge_module")
 
 

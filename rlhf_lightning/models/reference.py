@@ -1,4 +1,4 @@
-"""What the policy is compared with: the initial policy in one of several forms, or a teacher.
+"""References that the policy is compared with: the initial policy in one of several forms, or a teacher.
 
 ``frozen`` is a second copy of the initial weights, ``adapter_off`` the policy itself without its adapter (no second
 copy), ``cached`` numbers that were computed before training (no model at all). They give the same numbers, or the run
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class ReferenceKind(StrEnum):
-    """What the policy's log-probs are compared with."""
+    """Model that the policy's log-probs are compared with."""
 
     AUTO = "auto"
     FROZEN = "frozen"
@@ -109,8 +109,8 @@ class FrozenCopy(nn.Module):
         reshard(self.actor)
         source, target = dict(policy.named_parameters()), dict(self.actor.named_parameters())
         for name in self._trained:
-            mine, theirs = target[name], source[name].to(dtype=target[name].dtype)
-            mine.copy_(theirs if weight == 1 else torch.lerp(mine.float(), source[name].float(), weight))
+            held, new = target[name], source[name].to(dtype=target[name].dtype)
+            held.copy_(new if weight == 1 else torch.lerp(held.float(), source[name].float(), weight))
         self.refreshed = True
 
 

@@ -1,4 +1,4 @@
-"""How a reward decides as responses are drawn: on tokens, or on blocks of them."""
+"""Guidance by a reward while responses are drawn: on tokens, or on blocks of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Ids = Sequence[int]
 
 
 class PrefixValue(Protocol):
-    """What responses are worth that may not have ended yet."""
+    """Values of responses that may not have ended yet."""
 
     def __call__(self, prompts: Sequence[Ids], candidates: Sequence[Sequence[Sample]]) -> list[list[float | None]]:
         """One number for each candidate, higher is better; None: it cannot be judged.
@@ -94,7 +94,7 @@ class BlockChoice:
     tokens: int
 
     def best(self, prompts: Sequence[Ids], candidates: Sequence[Sequence[Sample]]) -> list[int]:
-        """Which candidate of each prompt is continued: the first of the best; one without a value is the worst."""
+        """Index of each prompt's candidate to continue: the first of the best; one without a value is the worst."""
         values = self.value(prompts, candidates) if candidates else []
         judged = [[-math.inf if value is None else value for value in row] for row in values]
         return [row.index(max(row)) for row in judged]

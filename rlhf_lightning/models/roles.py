@@ -1,4 +1,4 @@
-"""Who is who in a run: the policy that is trained, the reference it is compared with, and earlier policies.
+"""Roles of the models in a run: the policy that is trained, the reference it is compared with, and earlier policies.
 
 :mod:`rlhf_lightning.models.builder` gives every role its model.
 """

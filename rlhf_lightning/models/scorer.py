@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 #: Where a score is read: at each response's last token, at the scored tokens, or at the tokens that predict those.
-Place = Literal["last", "scored", "source"]
+ReadAt = Literal["last", "scored", "source"]
 HeadInit = Literal["rsqrt", "inverse", "zeros"]
 
 
@@ -69,7 +69,7 @@ class ScalarHead(nn.Module):
 
     @torch.no_grad()
     def reset(self, init: HeadInit, seed: int | None = None) -> None:
-        """Start anew; for the arguments see the class."""
+        """Start from scratch; for the arguments see the class."""
         size = self.weight.shape[1]
         deviation = {"rsqrt": 1 / math.sqrt(size + 1), "inverse": 1 / (size + 1), "zeros": 0.0}[init]
         generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -174,16 +174,16 @@ class Scorer(Backbone):
 
     @overload
     def forward(
-        self, batch: PackedBatch, at: Place = ..., *, adapter: bool = ..., log_probs: Literal[False] = ...
+        self, batch: PackedBatch, at: ReadAt = ..., *, adapter: bool = ..., log_probs: Literal[False] = ...
     ) -> Tensor: ...
 
     @overload
     def forward(
-        self, batch: PackedBatch, at: Place = ..., *, adapter: bool = ..., log_probs: Literal[True]
+        self, batch: PackedBatch, at: ReadAt = ..., *, adapter: bool = ..., log_probs: Literal[True]
     ) -> tuple[Tensor, SequenceLogProbs]: ...
 
     def forward(
-        self, batch: PackedBatch, at: Place = "last", *, adapter: bool = True, log_probs: bool = False
+        self, batch: PackedBatch, at: ReadAt = "last", *, adapter: bool = True, log_probs: bool = False
     ) -> Tensor | tuple[Tensor, SequenceLogProbs]:
         """Scores of a batch, in one pass of the trunk.
 
@@ -206,7 +206,7 @@ class Scorer(Backbone):
             raise ValueError(
                 "the likelihood term needs the head over the vocabulary: set method.head.language_model=true"
             )
-        source, sequence = _place(batch, at, self.pool)
+        source, sequence = _read_positions(batch, at, self.pool)
         if log_probs:
             source, sequence = torch.cat([source, batch.source]), torch.cat([sequence, batch.sequence])
         with self.adapter_switched(adapter):
@@ -236,7 +236,7 @@ class Scorer(Backbone):
         return cosines.sum() / max(self.outputs * (self.outputs - 1) / 2, 1)
 
 
-def _place(batch: PackedBatch, at: Place, pool: Pool) -> tuple[Tensor, Tensor]:
+def _read_positions(batch: PackedBatch, at: ReadAt, pool: Pool) -> tuple[Tensor, Tensor]:
     """Index in ``ids`` of the tokens at which scores are read, and the response of each."""
     if at == "last":
         read = batch.last if pool == "eos" else _before_last(batch)

@@ -53,7 +53,7 @@ class ModelSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How a model is run; options of every source, ``model.<option>``, that :class:`ModelBuilder` reads.
+    """Options of how a model is run, common to every source, ``model.<option>``, that :class:`ModelBuilder` reads.
 
     Args:
         backend: ``packed`` runs each prompt once with all its responses and without padding, ``padded`` is the plain
@@ -252,7 +252,7 @@ class SmolLM2(Pretrained):
 
 @dataclass(frozen=True)
 class RunExport(Pretrained):
-    """What a run trained, as a model to start from: the weights that it exported, an adapter merged into its base.
+    """Model that a run trained, to start from: the weights that it exported, an adapter merged into its base.
 
     Args:
         name: filled in, the folder of the export.

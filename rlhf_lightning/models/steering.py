@@ -135,7 +135,7 @@ class Steerable:
     steering: Mapping[str, Any] | None = None
 
     def check_steering(self, name: str, sizes: Callable[[], Sizes]) -> tuple[Steering, tuple[int, ...]] | None:
-        """What is done to the model and to which of its layers; None: nothing. Reads no weights.
+        """Change that is made to the model, and its layers; None: none. Reads no weights.
 
         Args:
             name: of the model, for errors.
@@ -167,7 +167,7 @@ class SteeringHook:
         self.steering = steering
 
     def __str__(self) -> str:
-        """What it does beside its vector."""
+        """Settings besides the vector."""
         return f"{self.steering.operator} {self.steering.coefficient} {self.steering.rescale}"
 
     def __call__(self, block: nn.Module, inputs: Any, output: Any) -> Any:
@@ -215,7 +215,7 @@ def refuse_steered(model: nn.Module, what: str) -> None:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file of directions says of itself, without its numbers."""
+    """Metadata of a file of directions, without its numbers."""
 
     sizes: dict[int, int]  #: width of each layer's direction
     notes: dict[str, str]

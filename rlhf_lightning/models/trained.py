@@ -68,9 +68,9 @@ def load_trained(checkpoint: Path, policy: nn.Module, start: AdapterStart | None
         start.check(whole[BASE])
     saved = whole["state_dict"]
     given = {name.removeprefix(_POLICY): value for name, value in saved.items() if name.startswith(_POLICY)}
-    own = policy.state_dict()
+    present = policy.state_dict()
     trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    fitting = {name for name in given if name in own and own[name].shape == given[name].shape}
+    fitting = {name for name in given if name in present and present[name].shape == given[name].shape}
     if other := sorted(name for name in (given.keys() | trained) - fitting if name.startswith(_MODEL)):
         raise ValueError(f"{checkpoint} does not belong to this model and adapter, for example {other[0]}")
     policy.load_state_dict({name: given[name] for name in fitting}, strict=False)

@@ -44,7 +44,7 @@ class MLPHead(nn.Module):
         self.first, self.last = nn.Linear(size, width), nn.Linear(width, outputs)
 
     def features(self, hidden: Tensor) -> Tensor:
-        """What the last layer is applied to, ``[n, width]``, float32 also under autocast."""
+        """Inputs of the last layer, ``[n, width]``, float32 also under autocast."""
         with torch.autocast(hidden.device.type, enabled=False):
             return F.relu(F.linear(hidden.float(), self.first.weight.float(), self.first.bias.float()))
 

@@ -31,7 +31,7 @@ def align_with_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 
 
 def difference(tokenizer: PreTrainedTokenizerBase, expected: PreTrainedTokenizerBase, name: str) -> str | None:
-    """How a vocabulary differs from the one that it should equal, as the rest of a sentence; None: it does not.
+    """Difference between a vocabulary and the one that it should equal, as the rest of a sentence; None without one.
 
     Args:
         tokenizer: whose vocabulary is looked at.

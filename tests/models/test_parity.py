@@ -104,7 +104,7 @@ def test_empty_slots_and_several_prompts(family: str, attention: str, groups: Ca
 @pytest.mark.parametrize("family", UNPACKABLE)
 def test_what_cannot_be_packed_is_recognised_and_padded(family: str, caplog: pytest.LogCaptureFixture) -> None:
     model, groups = tiny_model(family), examples()
-    architectures._said.clear()
+    architectures._warned.clear()
     with caplog.at_level(logging.WARNING):
         actor = Actor(model)
         Actor(model)
