@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlhf_lightning.models.actor import Actor
-from rlhf_lightning.models.hidden_actors import scored_with_states
+from rlhf_lightning.models.hidden_actors import log_probs_and_states
 from rlhf_lightning.ops.log_probs import log_probs
 from rlhf_lightning.options import Seed
 from rlhf_lightning.types import ActionValues, PackedBatch
@@ -108,7 +108,7 @@ class ValueActor(Actor):
         if not values:
             return super().forward(batch, adapter=adapter, statistics=statistics, **options)
         with self.adapter_switched(adapter):
-            token, hidden = scored_with_states(self, batch, batch.source, batch.sequence, statistics)
+            token, hidden = log_probs_and_states(self, batch, batch.source, batch.sequence, statistics)
             return token, self._values(hidden, batch.ids[batch.target])
 
     @property

@@ -1,4 +1,4 @@
-"""What ``test_sharding.py`` runs in two processes: everything that must not depend on sharding, against one process."""
+"""Job of ``test_sharding.py`` in two processes: everything that must not depend on sharding, against one process."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def step(models: Models, batch: PackedBatch) -> dict[str, torch.Tensor]:
     """One step of a preference-like loss that also looks at the most likely tokens; the gradients by name."""
     policy = models.policy.train()
     rejected = torch.arange(len(batch.response_span)) % 2 == 1
-    scored = policy(batch, top_width=3, top_of=rejected)
-    ratio = scored.sum() - models.reference(batch).sum()
-    contrast = scored.top.target_logit - scored.top.logit[:, 2]
+    log_probs = policy(batch, top_width=3, top_of=rejected)
+    ratio = log_probs.sum() - models.reference(batch).sum()
+    contrast = log_probs.top.target_logit - log_probs.top.logit[:, 2]
     ((ratio * torch.arange(len(ratio))).mean() + 0.1 * contrast.sum()).backward()
     gradients = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
     return {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in gradients.items()}

@@ -1,4 +1,4 @@
-"""What ``test_sharded_states.py`` runs in two processes: fits of hidden states, sharded, against one process."""
+"""Job of ``test_sharded_states.py`` in two processes: fits of hidden states, sharded, against one process."""
 
 from __future__ import annotations
 

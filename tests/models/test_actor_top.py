@@ -46,16 +46,16 @@ def test_equals_plain_rows(family: str, backend: str) -> None:
     assert top.target.tolist() == tokens.tolist()
     assert top.sequence.tolist() == [1, 1, 3, 3, 3, 3, 3]
     assert top.slot(1, 2).sequence.tolist() == [0, 0, 1, 1, 1, 1, 1]
-    own = logits.gather(1, tokens[:, None])[:, 0]
-    torch.testing.assert_close(top.target_logit, own, atol=2e-5, rtol=1e-5)
-    expected = torch.autograd.grad((highest[:, :3].sum() - own.square().sum()), wanted, allow_unused=True)
+    of_token = logits.gather(1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(top.target_logit, of_token, atol=2e-5, rtol=1e-5)
+    expected = torch.autograd.grad((highest[:, :3].sum() - of_token.square().sum()), wanted, allow_unused=True)
     got = torch.autograd.grad((top.logit.sum() - top.target_logit.square().sum()), wanted, allow_unused=True)
     for g, e in zip(got, expected, strict=True):
         torch.testing.assert_close(g, e, atol=1e-3, rtol=1e-3)
 
 
 def test_a_model_of_no_known_family() -> None:
-    """Through the model's own logits."""
+    """Through the model's of_token logits."""
     model = tiny_model("mamba")
     logits, tokens = one_row_logits(model)
     top = Actor(model)(pack(GROUPS), top_width=2, top_of=REJECTED).top

@@ -103,7 +103,7 @@ def test_a_copy_where_weights_beneath_the_adapter_are_trained(architecture: str,
         ModelBuilder(source, adapter, "adapter_off")()
 
 
-def test_an_adapter_that_training_goes_on_from_is_part_of_the_reference(tmp_path: Path) -> None:
+def test_an_adapter_that_training_starts_from_is_part_of_the_reference(tmp_path: Path) -> None:
     lora(init=False).apply(TinyRandom().load()).save_pretrained(tmp_path)
     models = ModelBuilder(TinyRandom(), Lora(path=str(tmp_path)), "auto")()
     assert models.reference.kind == "frozen"

@@ -62,7 +62,7 @@ def test_own_seed_ignores_and_leaves_the_global_generator():
     assert any(not torch.equal(value, first[key]) for key, value in drawn(8).items())
 
 
-def test_goes_on_from_a_saved_adapter(tmp_path):
+def test_starts_from_a_saved_adapter(tmp_path):
     model = Lora(r=2, init=False).apply(TinyRandom().load())
     expected = model(IDS).logits
     model.save_pretrained(tmp_path)

@@ -29,7 +29,7 @@ from rlhf_lightning.types import Example
 from tests.helpers.rows import Rows
 
 PROMPTS = ["Why?", "Say nothing at all, please."]
-ANSWERS = [["Because.", "I do not know why it is so."], ["", "All right"]]
+RESPONSES = [["Because.", "I do not know why it is so."], ["", "All right"]]
 CLASSIFIABLE = sorted(set(ARCHITECTURES) - {"mamba"})
 
 
@@ -47,19 +47,19 @@ def groups(tokenizer: PreTrainedTokenizerBase) -> list[Example]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     return [
-        Example([tokenizer.bos_token_id, *ids(prompt)], [[*ids(text), tokenizer.eos_token_id] for text in answers])
-        for prompt, answers in zip(PROMPTS, ANSWERS, strict=True)
+        Example([tokenizer.bos_token_id, *ids(prompt)], [[*ids(text), tokenizer.eos_token_id] for text in responses])
+        for prompt, responses in zip(PROMPTS, RESPONSES, strict=True)
     ]
 
 
 def by_transformers(folder: Path, model: torch.nn.Module | None = None) -> Tensor:
-    """What plain transformers makes of the same texts: one padded batch, the folder's own tokenizer."""
+    """Scores by plain transformers of the same texts: one padded batch, the folder's own tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = model or AutoModelForSequenceClassification.from_pretrained(folder)
     rows = [
-        tokenizer.bos_token + prompt + answer + tokenizer.eos_token
-        for prompt, answers in zip(PROMPTS, ANSWERS, strict=True)
-        for answer in answers
+        tokenizer.bos_token + prompt + response + tokenizer.eos_token
+        for prompt, responses in zip(PROMPTS, RESPONSES, strict=True)
+        for response in responses
     ]
     batch = tokenizer(rows, add_special_tokens=False, padding=True, return_tensors="pt")
     assert len({int(row.sum()) for row in batch["attention_mask"]}) > 2
@@ -106,9 +106,9 @@ def test_reading_one_token_early_is_another_score(tmp_path: Path) -> None:
 def conversations() -> list[list[dict[str, str]]]:
     """The groups as messages, one list a response."""
     return [
-        [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer or "No."}]
-        for prompt, answers in zip(PROMPTS, ANSWERS, strict=True)
-        for answer in answers
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": response or "No."}]
+        for prompt, responses in zip(PROMPTS, RESPONSES, strict=True)
+        for response in responses
     ]
 
 
@@ -137,8 +137,8 @@ def test_clients_that_know_nothing_of_us_read_our_score(tmp_path: Path) -> None:
         like_trl = model(**padded).logits[:, 0]
     piped = pipeline("text-classification", model=str(tmp_path), function_to_apply="none")
     by_pipeline = [entry["score"] for entry in piped(texts, batch_size=3, add_special_tokens=False)]
-    for found in (torch.stack(one_by_one), like_trl, torch.tensor(by_pipeline)):
-        torch.testing.assert_close(found, expected.flatten(), atol=1e-4, rtol=1e-4)
+    for scores in (torch.stack(one_by_one), like_trl, torch.tensor(by_pipeline)):
+        torch.testing.assert_close(scores, expected.flatten(), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_an_adapter_of_other_software(outputs: int, padded: bool, tmp_path: Path
     torch.testing.assert_close(by_transformers(base, loaded), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_reward_model_goes_on_training_with_lora(tmp_path: Path) -> None:
+def test_a_reward_model_continues_training_with_lora(tmp_path: Path) -> None:
     models = built(TinyRandom())
     export_scorer(models.policy, models.tokenizer, tmp_path)
     again = ModelBuilder(Pretrained(str(tmp_path)), Lora(r=2, seed=0), "none")(Scorer)

@@ -41,8 +41,8 @@ def test_every_model_becomes_a_source(name, tmp_path):
 
 
 def test_every_reference_kind_has_a_file():
-    found = {compose("train", [f"reference={name}"]).reference.kind for name in names("reference")}
-    assert found == {*ReferenceKind, "auto"}
+    kinds = {compose("train", [f"reference={name}"]).reference.kind for name in names("reference")}
+    assert kinds == {*ReferenceKind, "auto"}
 
 
 def test_every_option_of_lora_is_in_its_file():

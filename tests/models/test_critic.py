@@ -63,17 +63,17 @@ def test_all_kinds_start_with_the_same_values_and_log_probs(family: str, backend
             continue
         if kind == "adapter" and family == "gpt2":  # Conv1D layers are no targets of all-linear
             continue
-        scored, values = made(kind, family, backend=backend)(batch, values=True)
+        log_probs, values = made(kind, family, backend=backend)(batch, values=True)
         torch.testing.assert_close(values[0], expected, atol=3e-5, rtol=1e-4, msg=lambda m, k=kind: f"{k}: {m}")
-        torch.testing.assert_close(scored.token, log_probs, atol=3e-5, rtol=1e-4)
+        torch.testing.assert_close(log_probs.token, log_probs, atol=3e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", UNPACKABLE)
 def test_families_that_cannot_be_packed(family: str) -> None:
     batch = pack(GROUPS)
-    scored, values = made("shared", family)(batch, values=True)
+    log_probs, values = made("shared", family)(batch, values=True)
     torch.testing.assert_close(values[0], plain_values(family), atol=3e-5, rtol=1e-4)
-    torch.testing.assert_close(scored.token, Actor(tiny_model(family))(batch).token, atol=3e-5, rtol=1e-4)
+    torch.testing.assert_close(log_probs.token, Actor(tiny_model(family))(batch).token, atol=3e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -88,9 +88,9 @@ def test_values_start_at_zero_by_default(kind: str) -> None:
 def test_temperature_statistics_and_the_lack_of_log_probs(kind: str) -> None:
     actor, batch = made(kind), pack(GROUPS)
     plain = Actor(actor.model)(batch, temperature=0.7, statistics=frozenset({"entropy"}))
-    scored, values = actor(batch, values=True, temperature=0.7, statistics=frozenset({"entropy"}))
-    torch.testing.assert_close(scored.token, plain.token)
-    torch.testing.assert_close(scored.entropy, plain.entropy)
+    log_probs, values = actor(batch, values=True, temperature=0.7, statistics=frozenset({"entropy"}))
+    torch.testing.assert_close(log_probs.token, plain.token)
+    torch.testing.assert_close(log_probs.entropy, plain.entropy)
     nothing, alone = actor(batch, values=True, log_probs=False)
     assert nothing is None
     torch.testing.assert_close(alone, values)
@@ -128,8 +128,8 @@ def test_what_a_value_trains(kind: str, lora: bool, options: dict[str, Any], tru
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_log_prob_trains_is_not_the_critics(kind: str) -> None:
     actor = made(kind, lora=True)
-    scored, _ = actor.train()(pack(GROUPS), values=True)
-    scored.sum().sum().backward()
+    log_probs, _ = actor.train()(pack(GROUPS), values=True)
+    log_probs.sum().sum().backward()
     moved = {n for n, p in actor.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert moved
     assert not any(actor.of_critic(name) for name in moved)

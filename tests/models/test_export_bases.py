@@ -1,4 +1,4 @@
-"""What an adapter's export needs beside it: bases out of GGUF files, resized vocabularies, adapters as models."""
+"""Bases that an adapter's export needs: bases out of GGUF files, resized vocabularies, adapters as models."""
 
 from __future__ import annotations
 

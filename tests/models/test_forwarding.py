@@ -1,4 +1,4 @@
-"""What a model's forward is asked for: by any name that a release gives its arguments, and without router losses."""
+"""Arguments of a model's forward: by any name that a release gives its arguments, and without router losses."""
 
 from __future__ import annotations
 

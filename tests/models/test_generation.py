@@ -63,14 +63,14 @@ def test_top_p_cuts_the_tail(actor):
 
 def test_defaults_of_the_checkpoint_are_not_used(actor):
     expected = generate(actor, PROMPTS, max_new_tokens=6, seed=1)
-    own = actor.base.generation_config
-    before = own.to_dict()
-    own.top_k, own.repetition_penalty, own.min_p, own.max_length, own.temperature = 1, 5.0, 0.9, 4, 0.1
+    config = actor.base.generation_config
+    before = config.to_dict()
+    config.top_k, config.repetition_penalty, config.min_p, config.max_length, config.temperature = 1, 5.0, 0.9, 4, 0.1
     try:
         assert generate(actor, PROMPTS, max_new_tokens=6, seed=1) == expected
-        assert actor.base.generation_config is own
+        assert actor.base.generation_config is config
     finally:
-        own.update(**before)
+        config.update(**before)
 
 
 def test_seeded_without_disturbing_the_global_generator(actor):
@@ -98,15 +98,15 @@ def test_eos_is_kept_and_ends_the_response():
 
 
 def test_every_end_of_the_model_counts(actor):
-    own = actor.base.generation_config
+    config = actor.base.generation_config
     greedy = generate(actor, [PROMPTS[0]], max_new_tokens=8, temperature=0)[0]
-    before = own.eos_token_id
-    own.eos_token_id = [3, greedy[2]]
+    before = config.eos_token_id
+    config.eos_token_id = [3, greedy[2]]
     try:
         expected = greedy[: greedy.index(greedy[2]) + 1]
         assert generate(actor, [PROMPTS[0]], max_new_tokens=8, temperature=0)[0] == expected
     finally:
-        own.eos_token_id = before
+        config.eos_token_id = before
 
 
 def test_adapter_on_and_off():

@@ -28,15 +28,15 @@ def one_row_at_a_time(model: nn.Module, layer: int, tokens: str) -> Tensor:
             states = model(
                 input_ids=torch.tensor([group.prompt + response]), output_hidden_states=True, use_cache=False
             ).hidden_states[layer][0]
-            scored = group.scored[slot] if group.scored else [True] * len(response)
-            places = [len(group.prompt) + at for at, counted in enumerate(scored) if counted]
-            out.append(states[places if tokens == "response" else [len(group.prompt) - 1]])
+            counted = group.scored[slot] if group.scored else [True] * len(response)
+            positions = [len(group.prompt) + at for at, counts in enumerate(counted) if counts]
+            out.append(states[positions if tokens == "response" else [len(group.prompt) - 1]])
     return torch.cat(out)
 
 
 def states(actor: LayerActor, *layers: int, **options: object) -> LayerStates:
-    found: LayerStates = actor(pack(GROUPS), layers=layers, **options)
-    return found
+    read_states: LayerStates = actor(pack(GROUPS), layers=layers, **options)
+    return read_states
 
 
 @pytest.mark.parametrize("backend", ["packed", "padded"])
@@ -47,17 +47,17 @@ def test_states_of_every_family_are_those_of_transformers(family: str, backend: 
     read = [1, layers - 1] if layers > 2 else [1]
     actor = LayerActor(model, backend=backend)
     for tokens in ("response", "last_prompt"):
-        found = states(actor, *read, tokens=tokens)
-        for layer, state in zip(found.layers, found.states, strict=True):
+        read_states = states(actor, *read, tokens=tokens)
+        for layer, state in zip(read_states.layers, read_states.states, strict=True):
             torch.testing.assert_close(state, one_row_at_a_time(model, layer, tokens), atol=2e-5, rtol=1e-5)
     assert len(decoder_layers(model)) == layers  # the model itself has all its layers again
 
 
 def test_layout_and_mean_length_are_those_of_log_probs() -> None:
     actor = LayerActor(tiny_model("llama"))
-    found, log_probs = states(actor, 2), actor(pack(GROUPS))
-    assert torch.equal(found.sequence, log_probs.sequence)
-    assert (found.count, found.mean_length) == (log_probs.count, log_probs.mean_length)
+    read_states, log_probs = states(actor, 2), actor(pack(GROUPS))
+    assert torch.equal(read_states.sequence, log_probs.sequence)
+    assert (read_states.count, read_states.mean_length) == (log_probs.count, log_probs.mean_length)
     assert states(actor, 1, tokens="last_prompt").sequence.tolist() == [0, 1, 2, 3]
 
 
@@ -74,8 +74,8 @@ def test_gradients_reach_what_is_below_and_nothing_above(checkpointing: bool) ->
     set_gradient_checkpointing(model, checkpointing)
     weights = torch.randn(7, 32, generator=torch.Generator().manual_seed(1))
     (one_row_at_a_time(plain, 2, "response")[:7] * weights).sum().backward()
-    found = states(LayerActor(model), 1, 2)
-    (found.states[1][:7] * weights).sum().backward()
+    read_states = states(LayerActor(model), 1, 2)
+    (read_states.states[1][:7] * weights).sum().backward()
     expected = {name: p.grad for name, p in plain.named_parameters() if p.grad is not None and p.grad.any()}
     actual = {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert actual.keys() == expected.keys()

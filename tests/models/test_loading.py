@@ -1,4 +1,4 @@
-"""What is loaded came from files: anything that would be drawn at random or left out is refused by its name."""
+"""Everything that is loaded came from files: anything that would be random or left out is refused by name."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_reward_model_is_whole(
         Pretrained(changed(reward[1], tmp_path, edit, **config)).load()
 
 
-def test_a_reward_models_adapter_goes_on_with_its_head(base: Path, reward: tuple[Path, Path, Models]) -> None:
+def test_a_reward_models_adapter_continues_with_its_head(base: Path, reward: tuple[Path, Path, Models]) -> None:
     folder, _, models = reward
     again = ModelBuilder(Pretrained(str(base)), Lora(path=str(folder)), "none")(partial(Scorer, seed=7))
     assert torch.equal(again.policy.head.weight, models.policy.head.weight)
@@ -108,7 +108,7 @@ def test_a_reward_models_adapter_goes_on_with_its_head(base: Path, reward: tuple
     assert trained == {name for name, parameter in models.policy.named_parameters() if parameter.requires_grad}
 
 
-def test_it_is_exported_as_what_it_goes_on_from(base: Path, reward: tuple[Path, Path, Models], tmp_path: Path) -> None:
+def test_it_is_exported_as_what_it_started_from(base: Path, reward: tuple[Path, Path, Models], tmp_path: Path) -> None:
     again = ModelBuilder(Pretrained(str(base)), Lora(path=str(reward[0])), "none")(Scorer)
     export_scorer(again.policy, again.tokenizer, tmp_path, form="adapter")
     first, second = (load_file(folder / "adapter_model.safetensors") for folder in (reward[0], tmp_path))

@@ -68,8 +68,8 @@ def _measure(**options):
     ids=["full", "checkpointing", "lora"],
 )
 def test_predicted_peak_is_near_the_measured_one(options):
-    found = _measure(**options)
-    assert 0.6 < found["predicted"] / found["measured"] < 1.6, found
+    prediction = _measure(**options)
+    assert 0.6 < prediction["predicted"] / prediction["measured"] < 1.6, prediction
 
 
 def test_counts_and_sizes():
@@ -95,7 +95,7 @@ def test_adapter_counts_only_what_is_trained():
 
 
 def _earlier(adapter, reference, *roles, parent=None):
-    """What policies of earlier rounds take, and the bytes of the policy's weights and of what it trains."""
+    """Bytes of policies of earlier rounds, and the bytes of the policy's weights and of what it trains."""
     earlier = Earlier(frozenset(roles), parent, "previous_round" if reference == "frozen" else None)
     summary = describe(ModelBuilder(TinyRandom(), adapter, reference, earlier=earlier)(), tokens=100, trial=False)
     return summary.earlier, summary.weights, summary.gradients

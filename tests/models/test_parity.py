@@ -71,8 +71,8 @@ def ranked_lists() -> list[Example]:
     return [replace(group, numbers={"score": [3.0 - slot for slot in range(len(group.responses))]}) for group in lists]
 
 
-def judged_answers() -> list[Example]:
-    """Answers after prompt and judgment and after the prompt alone; the first and the last have no judgment."""
+def judged_responses() -> list[Example]:
+    """Responses after prompt and judgment and after the prompt alone; the first and the last have no judgment."""
     first, second, third = examples()
     return [
         Example([], [[], first.responses[0]], more_prompts=(first.prompt,)),
@@ -81,7 +81,7 @@ def judged_answers() -> list[Example]:
     ]
 
 
-@pytest.mark.parametrize("groups", [ranked_lists, judged_answers])
+@pytest.mark.parametrize("groups", [ranked_lists, judged_responses])
 @pytest.mark.parametrize(
     ("family", "attention"),
     [("llama", "sdpa"), ("llama", "eager"), ("gemma2", "eager"), ("gpt2", "sdpa"), ("opt", "sdpa")],
@@ -109,7 +109,7 @@ def test_what_cannot_be_packed_is_recognised_and_padded(family: str, caplog: pyt
         actor = Actor(model)
         Actor(model)
     assert actor.backend == "padded"
-    assert [r.message.count("padded") for r in caplog.records if r.name == architectures.__name__] == [1]  # said once
+    assert [r.message.count("padded") for r in caplog.records if r.name == architectures.__name__] == [1]  # warned once
     batch = pack(groups)
     expected = one_row_at_a_time(model, groups)
     wanted = gradients(model, expected, batch)

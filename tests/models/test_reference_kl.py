@@ -58,9 +58,9 @@ def same_gradients(model: Any, actual: Tensor, expected: Tensor, **tolerance: fl
     up = torch.linspace(-1, 1, len(actual), dtype=actual.dtype)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     wanted = torch.autograd.grad((up * expected).sum(), trained, allow_unused=True)
-    found = torch.autograd.grad((up * actual).sum(), trained, allow_unused=True)
-    assert any(gradient is not None and bool(gradient.abs().max() > 1e-3) for gradient in found)
-    for want, got in zip(wanted, found, strict=True):
+    gradients = torch.autograd.grad((up * actual).sum(), trained, allow_unused=True)
+    assert any(gradient is not None and bool(gradient.abs().max() > 1e-3) for gradient in gradients)
+    for want, got in zip(wanted, gradients, strict=True):
         assert (want is None) == (got is None)
         if want is not None:
             torch.testing.assert_close(got, want, **tolerance)
@@ -120,21 +120,21 @@ def test_every_kind_of_critic_leaves_it_as_it_is(kind: Any, batch: PackedBatch) 
     expected = reference_kl(actor, frozen, batch)
     predicted = frozen(batch, temperature=TEMPERATURE, inside=SequencePredictions.detached)
     with evaluating(actor):
-        scored, values = actor(batch, values=True, temperature=TEMPERATURE, against=predicted)
-    torch.testing.assert_close(scored.reference_kl, expected)
-    assert torch.equal(scored.token, actor(batch, temperature=TEMPERATURE).token)
+        log_probs, values = actor(batch, values=True, temperature=TEMPERATURE, against=predicted)
+    torch.testing.assert_close(log_probs.reference_kl, expected)
+    assert torch.equal(log_probs.token, actor(batch, temperature=TEMPERATURE).token)
     assert values.shape == (1, len(batch.target))
     assert bool((expected > 1e-4).all())
 
 
 def test_activation_checkpointing_changes_nothing(batch: PackedBatch) -> None:
-    frozen, found = FrozenCopy(Actor(tiny_model("llama", seed=1))), []
+    frozen, gradients = FrozenCopy(Actor(tiny_model("llama", seed=1))), []
     for on in (False, True):
         actor = Actor(tiny_model("llama")).train()
         set_gradient_checkpointing(actor.base, on)
         reference_kl(actor, frozen, batch).sum().backward()
-        found.append([parameter.grad for parameter in actor.parameters()])
-    for one, other in zip(*found, strict=True):
+        gradients.append([parameter.grad for parameter in actor.parameters()])
+    for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -155,9 +155,9 @@ def test_half_precision_under_autocast_and_in_the_weights(dtype: torch.dtype, ba
     actor, frozen = Actor(tiny_model("llama").to(dtype)), FrozenCopy(Actor(tiny_model("llama", seed=1).to(dtype)))
     exact = reference_kl(Actor(tiny_model("llama")), FrozenCopy(Actor(tiny_model("llama", seed=1))), batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = reference_kl(actor, frozen, batch)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, exact, atol=0.05, rtol=0.1)
+        kl = reference_kl(actor, frozen, batch)
+    assert kl.dtype == torch.float32
+    torch.testing.assert_close(kl, exact, atol=0.05, rtol=0.1)
 
 
 def test_nothing_of_tokens_times_vocabulary_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,6 +201,6 @@ def test_sampled_estimators_agree_in_the_mean() -> None:
     torch.testing.assert_close((policy * log_ratio).sum(), exact[0], **EXACT)
     head = actor.base.get_output_embeddings().weight
     (wanted,) = torch.autograd.grad(exact[0], head, retain_graph=True)
-    (found,) = torch.autograd.grad((policy * log_ratio.square() / 2).sum(), head)
-    torch.testing.assert_close(found, wanted, **EXACT)
+    (gradient,) = torch.autograd.grad((policy * log_ratio.square() / 2).sum(), head)
+    torch.testing.assert_close(gradient, wanted, **EXACT)
     assert bool(wanted.abs().max() > 1e-3)

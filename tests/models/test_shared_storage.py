@@ -55,11 +55,11 @@ def test_four_adapters_hold_one_base(folders: Path) -> None:
     reward = ModelReward(TinyRandom().tokenizer(), path=str(folders / "reward"))
     base = sum(p.nbytes for p in Pretrained(str(folders / "base")).load().parameters())
     trunk = base - TinyRandom().load().lm_head.weight.nbytes
-    own = adapters(made.policy, reward.model)
-    assert stored_bytes([made.policy, reward.model]) == base + trunk + own
+    of_policy = adapters(made.policy, reward.model)
+    assert stored_bytes([made.policy, reward.model]) == base + trunk + of_policy
     before = reward(SAMPLES)
     reward.policy = SimpleNamespace(policy=made.policy)
-    assert stored_bytes([made.policy, reward.model]) == base + own
+    assert stored_bytes([made.policy, reward.model]) == base + of_policy
     assert reward(SAMPLES) == before
 
 

@@ -135,10 +135,10 @@ def test_the_digest_behind_cached_log_probs_knows_all_of_it(file: Path, tmp_path
 
 def test_generation_is_steered(file: Path) -> None:
     plain, moved = actor(None), actor(file, coefficient=8.0)
-    answers = [generate(model, [[5, 9, 3]], max_new_tokens=6, temperature=0) for model in (plain, moved)]
-    assert answers[0] != answers[1]
+    responses = [generate(model, [[5, 9, 3]], max_new_tokens=6, temperature=0) for model in (plain, moved)]
+    assert responses[0] != responses[1]
     expected = moved.base.generate(torch.tensor([[5, 9, 3]]), max_new_tokens=6, do_sample=False)
-    assert answers[1][0] == expected[0, 3:].tolist()
+    assert responses[1][0] == expected[0, 3:].tolist()
 
 
 def test_copies_adapters_and_checkpointing_keep_it(file: Path) -> None:
