@@ -42,7 +42,7 @@ class Response:
     finish: Finish = "stop"
 
     def row(self, prompt: str) -> dict[str, Any]:
-        """Row of the output file; with scores, the file is a data set of ranked responses. Data sources read ``finish``, too."""
+        """Row of the output file; with scores, the file is a data set of ranked responses. Sources read ``finish``."""
         columns = {"score": self.score, "log_ratio": self.log_ratio, "rewritten": self.rewritten}
         filled = {name: value for name, value in columns.items() if value is not None}
         return {"prompt": prompt, "response": self.text, "finish": self.finish, **filled}
