@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlhf_lightning.data.batches.packing import pack as pack
+    from rlhf_lightning.data.batches.plan import Place as Place
     from rlhf_lightning.data.module import AlignmentDataModule as AlignmentDataModule
-    from rlhf_lightning.data.module import Place as Place
     from rlhf_lightning.data.rows.problems import DataError as DataError
     from rlhf_lightning.data.rows.problems import Problem as Problem
     from rlhf_lightning.data.rows.problems import Report as Report
@@ -37,7 +37,7 @@ _HOME = {
     "Mixture": "rlhf_lightning.data.sources.mixture",
     "ModelPairs": "rlhf_lightning.data.sources.model_pairs",
     "Packaged": "rlhf_lightning.data.sources.files",
-    "Place": "rlhf_lightning.data.module",
+    "Place": "rlhf_lightning.data.batches.plan",
     "Problem": "rlhf_lightning.data.rows.problems",
     "ReasoningGym": "rlhf_lightning.data.sources.reasoning_gym",
     "Report": "rlhf_lightning.data.rows.problems",

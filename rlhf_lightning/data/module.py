@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,7 +18,7 @@ from rlhf_lightning.data.batches.loader import EpochLoader, ListLoader, evaluati
 from rlhf_lightning.data.batches.loader_position import check_limit, steps_taken
 from rlhf_lightning.data.batches.loading_options import LoadingOptions
 from rlhf_lightning.data.batches.mismatch import Mismatches
-from rlhf_lightning.data.batches.plan import Batching, check_budget
+from rlhf_lightning.data.batches.plan import Batching, Place, check_budget
 from rlhf_lightning.data.kinds import KINDS, kind_of
 from rlhf_lightning.data.rows.problems import DataError, Report
 from rlhf_lightning.data.sources.base import Source
@@ -44,20 +44,6 @@ log = logging.getLogger(__name__)
 
 #: Groups of an evaluation batch are at most this many unless the user says otherwise.
 EVALUATION_GROUPS = 16
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which share of every step is this process's."""
-
-    accumulate: int = 1  #: micro-batches that each process accumulates for an optimiser step
-    rank: int = 0
-    world_size: int = 1
-
-    @property
-    def micro_batches(self) -> int:
-        """Micro-batches of an optimiser step over all processes."""
-        return self.accumulate * self.world_size
 
 
 class AlignmentDataModule(L.LightningDataModule):

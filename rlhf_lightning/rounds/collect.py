@@ -32,7 +32,7 @@ from rlhf_lightning.types import (
 )
 
 if TYPE_CHECKING:
-    from rlhf_lightning.data.module import Place
+    from rlhf_lightning.data.batches.plan import Place
     from rlhf_lightning.rollout.base import RolloutEngine
 
 

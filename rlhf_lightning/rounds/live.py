@@ -11,8 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlhf_lightning.data.batches.plan import Plan
-from rlhf_lightning.data.module import Place
+from rlhf_lightning.data.batches.plan import Place, Plan
 from rlhf_lightning.lessons.base import Round
 from rlhf_lightning.lessons.tokens import IntArray, exact_totals
 from rlhf_lightning.models.fingerprint import reference_fingerprint

@@ -11,8 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlhf_lightning.data.batches.loader_position import PositionedLoader, check_state
-from rlhf_lightning.data.batches.plan import Batching, Plan, plan_steps
-from rlhf_lightning.data.module import Place
+from rlhf_lightning.data.batches.plan import Batching, Place, Plan, plan_steps
 from rlhf_lightning.lessons.base import Lesson, Round
 from rlhf_lightning.lessons.tokens import IntArray, exact_totals
 from rlhf_lightning.ops.streams import stream_seed

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from rlhf_lightning.data.batches.loader import ListLoader
 from rlhf_lightning.data.batches.loader_position import check_limit, steps_taken
-from rlhf_lightning.data.module import AlignmentDataModule, Place
+from rlhf_lightning.data.batches.plan import Place
+from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.lessons.base import Lesson, Round
 from rlhf_lightning.lessons.credit import CreditLesson
 from rlhf_lightning.rewards.base import ColumnReward, Reward

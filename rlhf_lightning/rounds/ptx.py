@@ -10,7 +10,8 @@ from rlhf_lightning.data.batches.plan import Plan, plan_epoch
 from rlhf_lightning.types import PackedBatch
 
 if TYPE_CHECKING:
-    from rlhf_lightning.data.module import AlignmentDataModule, Place
+    from rlhf_lightning.data.batches.plan import Place
+    from rlhf_lightning.data.module import AlignmentDataModule
     from rlhf_lightning.data.tokens.examples import Examples
 
 

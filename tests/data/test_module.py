@@ -15,7 +15,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-from rlhf_lightning.data.module import AlignmentDataModule, Place
+from rlhf_lightning.data.batches.plan import Place
+from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.data.reference.store import ReferenceCacheError, ReferenceStore, ReferenceWriter
 from rlhf_lightning.data.rows.problems import DataError
 from rlhf_lightning.data.sources.files import Files

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlhf_lightning.data.module import AlignmentDataModule, Place
+from rlhf_lightning.data.batches.plan import Place
+from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.rounds import OnlineData
 from rlhf_lightning.types import Credit, Episodes, PackedBatch, RolloutOptions, Sample, SampleGroup, Sampling
 from tests.helpers.online import prompts

@@ -8,7 +8,8 @@ from functools import partial
 import pytest
 import torch
 
-from rlhf_lightning.data.module import AlignmentDataModule, Place
+from rlhf_lightning.data.batches.plan import Place
+from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.lessons import SelectLesson
 from rlhf_lightning.losses import kto
 from rlhf_lightning.methods import Unpaired

@@ -6,7 +6,8 @@ from functools import partial
 
 import pytest
 
-from rlhf_lightning.data.module import AlignmentDataModule, Place
+from rlhf_lightning.data.batches.plan import Place
+from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.lessons import SelectLesson
 from rlhf_lightning.rounds import OnlineData

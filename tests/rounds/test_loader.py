@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_lightning.data.module import Place
+from rlhf_lightning.data.batches.plan import Place
 from rlhf_lightning.rounds.prompts import PromptStream
 from rlhf_lightning.types import RolloutOptions
 from tests.helpers.fake_rollouts import FakeEngine, looped

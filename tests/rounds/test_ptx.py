@@ -6,7 +6,8 @@ from functools import partial
 
 import pytest
 
-from rlhf_lightning.data.module import AlignmentDataModule, Place
+from rlhf_lightning.data.batches.plan import Place
+from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.types import RolloutOptions
 from tests.helpers.fake_rollouts import looped
 from tests.helpers.training import examples

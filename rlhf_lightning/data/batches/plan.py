@@ -31,6 +31,20 @@ IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class Place:
+    """Which share of every step is this process's."""
+
+    accumulate: int = 1  #: micro-batches that each process accumulates for an optimiser step
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of an optimiser step over all processes."""
+        return self.accumulate * self.world_size
+
+
+@dataclass(frozen=True)
 class Batching:
     """How groups become batches. Exactly one of ``batch_size`` and ``max_tokens`` is set.
 

@@ -15,8 +15,8 @@ from rlhf_lightning.data.batches import mismatch
 from rlhf_lightning.data.batches.loader import EpochLoader
 from rlhf_lightning.data.batches.mismatch import Mismatches, partners
 from rlhf_lightning.data.batches.packing import pack
-from rlhf_lightning.data.batches.plan import Batching
-from rlhf_lightning.data.module import AlignmentDataModule, Place
+from rlhf_lightning.data.batches.plan import Batching, Place
+from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.data.reference.store import ReferenceStore, ReferenceWriter
 from rlhf_lightning.data.rows.problems import DataError
 from rlhf_lightning.data.tokens.examples import Examples
