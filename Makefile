@@ -73,9 +73,10 @@ format: $(STAMP) ## Rewrite the code the way `make lint` wants it
 types: $(STAMP) ## mypy: strict on types, ops, losses and selectors
 	$(BIN)/mypy
 
-docs: $(STAMP) ## Write METHODS.md, docs/methods and docs/claims.md, and the site into site/
+docs: $(STAMP) ## Write METHODS.md, docs/methods, docs/claims.md and tests/README.md from the code, and the site into site/
 	$(BIN)/rlhf methods --write
 	$(BIN)/rlhf claims --write
+	$(BIN)/python tools/tests_table.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "the site is site/index.html"
 
