@@ -25,7 +25,6 @@ CONFIGURATIONS = {
     "Lora": "adapter",
     "OPRO": "search",
     "OptimizePrompt": "rlhf optimize_prompt",
-    "Rewriter": "prompting",
     "RolloutOptions": "method.rollout",
     "Rounds": "rounds",
     "Sampling": "of one call, given by rollout and method",
