@@ -1,4 +1,4 @@
-"""What a method should reach in the tiny world: a run of ``rlhf train experiment=tiny``, and how far a metric rises."""
+"""Goal of a method in the tiny world: a run of ``rlhf train experiment=tiny``, and how far a metric should rise."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What pytest calls the case."""
+        """Name of the case in pytest."""
         return "-".join([self.method, *self.overrides]).replace("/", ".")

@@ -44,7 +44,7 @@ class Arm:
 
     @property
     def command(self) -> str:
-        """What computes it, as it is typed: the start first, where there is one."""
+        """Command that computes it, as it is typed: the start first, where there is one."""
         seeds = ",".join(map(str, self.seeds))
         line = shlex.join(["rlhf", "train", "-m", *self.options_from(self.start_folder), f"seed={seeds}"])
         return line if self.start is None else f"{self._start_command} && {line}"
@@ -89,7 +89,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a paper claims, and how that would show here.
+    """A paper's claim, and the checks that would show it here.
 
     Args:
         paper: as the first line of a yaml has it; of ``arXiv:...`` the number alone.

@@ -91,7 +91,7 @@ def _defaults(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _overrides(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """What an experiment chooses in the place of train.yaml's defaults."""
+    """Choices of an experiment that replace train.yaml's defaults."""
     for entry in _loaded(path).get("defaults", []):
         if isinstance(entry, dict):
             for key, value in entry.items():
@@ -214,7 +214,7 @@ def _targets_of(path: Path) -> tuple[str, ...]:
 
 
 def _targets(text: str) -> tuple[str, ...]:
-    """What of the package a text instantiates."""
+    """Names of the package that a text instantiates."""
     return tuple(_TARGET.findall(text))
 
 

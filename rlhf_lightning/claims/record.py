@@ -27,7 +27,7 @@ class Measurement:
     confirmed: str | None = None  #: when the first seed gave the same numbers with later code
 
     def has(self, arm: Arm, metrics: set[str]) -> bool:
-        """Whether it answers for an arm's seeds and these metrics."""
+        """Tell whether it covers an arm's seeds and these metrics."""
         return self.seeds == arm.seeds and metrics <= self.metrics.keys()
 
 
@@ -45,7 +45,7 @@ def read(file: Path) -> dict[str, Measurement]:
 
 
 def write(file: Path, arms: Mapping[str, Measurement], claims: Mapping[str, Any]) -> None:
-    """Write measurements, and beside them for readers what the board makes of them.
+    """Write measurements and, for readers, what the board makes of them.
 
     Args:
         file: to write.

@@ -42,7 +42,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A check beside its numbers; None: an arm was not run, or a number was not finite."""
+    """A check with its numbers; None: an arm was not run, or a number was not finite."""
 
     check: Check
     first: Estimate | None = None
@@ -62,12 +62,12 @@ class Outcome:
 
     @property
     def holds(self) -> bool:
-        """Whether the difference is more than is asked for, by more than two standard errors."""
+        """True where the difference is more than is asked for, by more than two standard errors."""
         return self._beyond(self.check.least, 1)
 
     @property
     def opposite(self) -> bool:
-        """Whether the difference is the other way round, by more than two standard errors."""
+        """True where the difference has the other sign, by more than two standard errors."""
         return self.check.least >= 0 and self._beyond(0.0, -1)
 
     def _beyond(self, least: float, side: int) -> bool:

@@ -26,14 +26,14 @@ _NAMES = "papers (2405.14734) or methods to show; behind run: whose jobs to run,
 
 def papers() -> dict[str, list[str]]:
     """Every paper that the first line of a method, of rounds, of a prompt or of a search names -> what names it."""
-    found = {paper: list(names) for paper, names in COMPARISONS.items()}
+    named = {paper: list(names) for paper, names in COMPARISONS.items()}
     headers = [(entry.name, entry.paper) for entry in catalogue()]
     headers += [(f"rounds={name}", entry.header.paper) for name, entry in rounds_entries().items()]
     headers += [(f"{entry.group}={entry.name}", entry.header.paper) for entry in prompt_entries().values()]
     for name, paper in headers:
         for key in re.findall(r"arXiv:\d{4}\.\d{5}", paper) or [paper]:
-            found.setdefault(key, []).append(name)
-    return found
+            named.setdefault(key, []).append(name)
+    return named
 
 
 def run(chosen: Sequence[Claim], file: Path) -> int:
@@ -46,6 +46,8 @@ def run(chosen: Sequence[Claim], file: Path) -> int:
     Returns:
         0; 1 when a job failed.
     """
+    from rich.markup import escape
+
     from rlhf_lightning.cli.console import ERR, say
 
     failed = 0
@@ -54,7 +56,7 @@ def run(chosen: Sequence[Claim], file: Path) -> int:
         metrics, before = metrics_of(arm, claims()), read(file).get(arm.command)
         if is_current(arm, metrics, before):
             continue
-        say(f"[bold]arm {number} of {len(arms)}[/]  {arm.command}")
+        say(f"[bold]arm {number} of {len(arms)}[/]  {escape(arm.command)}")
         try:
             one = measured(arm, metrics, before)
         except (ArmError, ConfigError) as error:
@@ -66,7 +68,7 @@ def run(chosen: Sequence[Claim], file: Path) -> int:
 
 
 def is_current(arm: Arm, metrics: set[str], before: Measurement | None) -> bool:
-    """Whether a measurement has all that is needed and follows from today's code."""
+    """Tell whether a measurement has all that is needed and follows from today's code."""
     return before is not None and before.has(arm, metrics) and before.code == code_of(arm)
 
 
@@ -110,8 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.write:
         save(RECORD, read(RECORD))
         PAGE.write_text(written(RECORD), encoding="utf-8")
-    elif not running:
-        _show(chosen, detailed=bool(given.names))
+    elif not failed:
+        _show(chosen, detailed=len(given.names) > running)
     return failed
 
 

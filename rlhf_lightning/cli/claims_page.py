@@ -40,15 +40,15 @@ happened here, with these settings, none of which were tuned for the claim. Amon
 errors a few hold by chance. Methods that share a learning rate end at different distances from the base, and much of a
 difference in gold reward is a difference in KL, so gold rewards are given with it, in nats.
 
-*Not testable here* says why; *not run yet* has its jobs declared, or is measured elsewhere. A row is *stale* when code
-that its jobs depend on has changed since they ran: any yaml that their options choose or any module that its
-`_target_`s reach by imports (`rlhf_lightning/claims/code.py`). `rlhf claims run` runs one seed of a stale comparison,
-and all of them where its numbers are not the same to the bit.
+*Not testable here* has its reason; *not run yet* has its jobs declared, or is measured elsewhere. A row is *stale* when
+code that its jobs depend on has changed since they ran: any yaml that their options choose, or any module that the
+`_target_`s in these reach by imports (`rlhf_lightning/claims/code.py`). `rlhf claims run` runs one seed of a stale
+comparison, and all of them where its numbers are not the same to the bit.
 """
 
 
 def header(verdicts: Sequence[Verdict]) -> str:
-    """How many claims are in which state."""
+    """Numbers of claims in each state."""
     counts = Counter(verdict.state for verdict in verdicts)
     parts = ", ".join(f"{counts[state]} {state}" for state in _STATES)
     stale = sum(verdict.stale for verdict in verdicts)
@@ -149,14 +149,16 @@ def _against(check: Check) -> str:
 
 
 def label(arm: Arm, check: Check) -> str:
-    """What tells an arm from the one that it is compared with."""
+    """Method and options in which an arm differs from the one that it is compared with."""
     if arm == BASE:
         return "the base"
     other = set() if BASE in check.arms else set.intersection(*(set(one.overrides) for one in check.arms))
-    own = [override for override in arm.overrides if override not in other]
+    distinct = [override for override in arm.overrides if override not in other]
     if arm.start is None:
-        return " ".join([arm.method, *own])
-    return " ".join([arm.method, *(one for one in own if START not in one and one != RUN), f"after {arm.start.method}"])
+        return " ".join([arm.method, *distinct])
+    return " ".join(
+        [arm.method, *(one for one in distinct if START not in one and one != RUN), f"after {arm.start.method}"]
+    )
 
 
 def _number(value: Estimate | None) -> str:

@@ -211,7 +211,7 @@ ARMS = sorted({arm for claim in claims() for arm in claim.arms}, key=lambda arm:
 @pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.command)
 def test_arms_compose(arm, tmp_path):
-    """What an arm starts from is there only once it was trained, so options behind a start are not checked."""
+    """A start is there only once it was trained, so options behind one are not checked."""
     assert compose("train", arm.options_from(str(tmp_path)), check=arm.start is None).method is not None
 
 

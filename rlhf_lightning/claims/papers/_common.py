@@ -22,5 +22,5 @@ def case(method: str, *overrides: str) -> Case:
 
 def arm(method: str, *overrides: str) -> Arm:
     """The jobs of a case."""
-    found = case(method, *overrides)
-    return Arm(found.method, tuple(found.overrides))
+    goal = case(method, *overrides)
+    return Arm(goal.method, tuple(goal.overrides))

@@ -21,7 +21,7 @@ CLAIMS = [
     ),
     Claim(
         "arXiv:2402.03300",
-        "GRPO: rewards standardised within a prompt's samples take the place of a critic.",
+        "GRPO: rewards standardised within a prompt's samples replace a critic.",
         (learns(case("grpo")),),
     ),
     Claim(

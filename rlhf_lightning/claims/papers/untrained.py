@@ -1,4 +1,4 @@
-"""What trains nothing: prompts, searches of prompts and guidance, measured by a chain of its own."""
+"""Methods that train nothing: prompts, searches of prompts and guidance, measured by a chain."""
 
 from rlhf_lightning.claims.claim import Claim
 
