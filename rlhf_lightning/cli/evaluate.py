@@ -35,7 +35,7 @@ from rlhf_lightning.data.tokens.encode import Encoder
 from rlhf_lightning.data.tokens.prompt_transforms import prompt_text
 from rlhf_lightning.data.tokens.templates import resolve
 from rlhf_lightning.methods import ScoringModule
-from rlhf_lightning.rewards import Reward, WinRate, metrics_of, scored, why_unscored
+from rlhf_lightning.rewards import Reward, WinRate, metrics_of, score_groups, why_unscored
 from rlhf_lightning.rewards.base import Scores, reads_columns
 from rlhf_lightning.rewards.statistics import length_statistics, preference_statistics, reward_statistics
 from rlhf_lightning.types import PackedBatch, RankedBatch, SampleGroup, sample_groups
@@ -144,7 +144,7 @@ def evaluate_reward(cfg: DictConfig, folder: Path) -> dict[str, float]:
     data.setup("validate")
     better, worse, values, tokens, rows = [], [], [], [], []
     for batch in data.val_dataloader():
-        scores = signed(scored(reward, groups_of(batch, data.val_columns))[0], method.sign)
+        scores = signed(score_groups(reward, groups_of(batch, data.val_columns))[0], method.sign)
         for row, group, pairs in zip(batch.rows, scores, preferences(batch), strict=True):
             preferred = [pair for pair in pairs if not any(math.isnan(group[at]) for at in pair)]
             rows += [row] * len(preferred)

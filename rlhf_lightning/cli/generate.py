@@ -213,11 +213,11 @@ class Responder:
     def scores(self, groups: Sequence[SampleGroup]) -> Scores:
         """Score every response by ``reward``."""
         from rlhf_lightning.models.generation import generate as sample
-        from rlhf_lightning.rewards.base import introduce, scored
+        from rlhf_lightning.rewards.base import introduce, score_groups
 
         # A judge without a server asks the model that drew the responses.
         introduce(self.reward, SimpleNamespace(sample=partial(sample, self.actor), policy=self.actor))
-        scores = scored(self.reward, groups)[0]
+        scores = score_groups(self.reward, groups)[0]
         count, without = sum(map(len, scores)), sum(score is None for group in scores for score in group)
         if without:
             ERR.print(f"reward {self.reward.name!r} could not judge {without} of {count} responses", markup=False)

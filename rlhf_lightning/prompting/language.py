@@ -22,7 +22,7 @@ from rlhf_lightning.prompting.base import model_location
 from rlhf_lightning.prompting.instruction import Instruction, Position
 from rlhf_lightning.prompting.search import Optimizer, Trial
 from rlhf_lightning.rewards.asking import Ask, AskPolicy
-from rlhf_lightning.rewards.base import Reward, scored
+from rlhf_lightning.rewards.base import Reward, score_groups
 from rlhf_lightning.types import Sample, SampleGroup
 
 #: Token ids of prompts -> a response to each.
@@ -96,7 +96,7 @@ class LanguageTask:
         ]
         decode = self.encoder.tokenizer.decode
         responses = [str(decode(group.responses[0], skip_special_tokens=True)).strip() for group in groups]
-        scores = scored(self.reward, groups)[0] if groups else []
+        scores = score_groups(self.reward, groups)[0] if groups else []
         return [Trial(score, text) for (score,), text in zip(scores, responses, strict=True)]
 
     def shown(self, example: int, placeholder: str) -> tuple[str, str]:

@@ -1,6 +1,9 @@
 """Rewards of responses: the protocol, models, verifiers, rules; and the agreement of a reward with pairs."""
 
-from rlhf_lightning.rewards.base import Reward, Scores, WinMatrix, metrics_of, scored, why_unscored
+import warnings
+from typing import Any
+
+from rlhf_lightning.rewards.base import Reward, Scores, WinMatrix, metrics_of, score_groups, why_unscored
 from rlhf_lightning.rewards.classifier import ClassifierReward
 from rlhf_lightning.rewards.composite import Composite
 from rlhf_lightning.rewards.confidence import SelfConfidence
@@ -57,7 +60,14 @@ __all__ = [
     "matrix_of",
     "mean_wins",
     "metrics_of",
-    "scored",
+    "score_groups",
     "why_unscored",
     "win_matrices",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "scored":
+        warnings.warn("rewards.scored is now rewards.score_groups", DeprecationWarning, stacklevel=2)
+        return score_groups
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

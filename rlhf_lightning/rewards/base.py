@@ -62,7 +62,7 @@ class Reward(Protocol):
 
 @runtime_checkable
 class ComposedReward(Protocol):
-    """A reward that is made of several terms (:class:`~rlhf_lightning.rewards.Composite`); see :func:`scored`."""
+    """A reward that is made of several terms (:class:`~rlhf_lightning.rewards.Composite`); see :func:`score_groups`."""
 
     def terms(self, groups: Sequence[SampleGroup]) -> dict[str, Scores]:
         """The parts of the reward by name."""
@@ -167,7 +167,7 @@ def term_names(reward: Any) -> frozenset[str] | None:
     return reward.term_names if isinstance(reward, NamedTerms) else None
 
 
-def scored(reward: Reward, groups: Sequence[SampleGroup]) -> tuple[Scores, dict[str, Scores]]:
+def score_groups(reward: Reward, groups: Sequence[SampleGroup]) -> tuple[Scores, dict[str, Scores]]:
     """The reward of every response, and the terms that it is made of.
 
     Args:
@@ -257,7 +257,7 @@ def evaluated(reward: Any, groups: Sequence[SampleGroup], module: Any) -> Scores
     """
     introduce(reward, module)
     large = [len(group.samples) >= smallest_group(reward) for group in groups]
-    scores = iter(scored(reward, [group for group, asked in zip(groups, large, strict=True) if asked])[0])
+    scores = iter(score_groups(reward, [group for group, asked in zip(groups, large, strict=True) if asked])[0])
     metrics_of(reward)
     return [next(scores) if asked else [None] * len(group.samples) for group, asked in zip(groups, large, strict=True)]
 

@@ -19,7 +19,7 @@ from rlhf_lightning.rewards.base import (
     reads_columns,
     reads_log_probs,
     roles_of,
-    scored,
+    score_groups,
     smallest_group,
     term_names,
 )
@@ -99,7 +99,7 @@ class Composite:
         """Scores of each term by name, as it gives them; parts of a term that is itself composed as ``term/part``."""
         scores_by_name: dict[str, Scores] = {}
         for name, reward in self.rewards.items():
-            scores_by_name[name], parts = scored(reward, groups)
+            scores_by_name[name], parts = score_groups(reward, groups)
             if isinstance(reward, ComposedReward):
                 scores_by_name |= {f"{name}/{part}": scores for part, scores in parts.items()}
         return scores_by_name

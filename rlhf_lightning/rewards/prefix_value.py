@@ -10,7 +10,7 @@ from rlhf_lightning.rewards.base import (
     metrics_of,
     reads_columns,
     roles_of,
-    scored,
+    score_groups,
     smallest_group,
 )
 from rlhf_lightning.types import Sample, SampleGroup
@@ -47,6 +47,6 @@ class RewardOfPrefix:
     ) -> list[list[float | None]]:
         """See :class:`~rlhf_lightning.models.reward_guidance.PrefixValue`."""
         groups = [SampleGroup(list(prompt), list(row)) for prompt, row in zip(prompts, candidates, strict=True)]
-        scores = scored(self.reward, groups)[0]
+        scores = score_groups(self.reward, groups)[0]
         metrics_of(self.reward)  # what was counted on the way says nothing of the responses
         return scores

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rlhf_lightning.rewards.base import ComparingReward, Reward, metrics_of, scored
+from rlhf_lightning.rewards.base import ComparingReward, Reward, metrics_of, score_groups
 from rlhf_lightning.rewards.win_matrix import win_matrices
 from rlhf_lightning.types import SampleGroup, sample_groups
 
@@ -94,7 +94,7 @@ def _points(reward: Reward, groups: Sequence[SampleGroup]) -> list[float | None]
     """Of each pair the first response's share of the win: the judge's mean over both orders, or 1, 1/2 or 0."""
     if isinstance(reward, ComparingReward):
         return [matrix[0][1] for matrix in win_matrices(reward, groups)]
-    scores = scored(reward, groups)[0]
+    scores = score_groups(reward, groups)[0]
     return [None if a is None or b is None else (1.0 if a > b else 0.0 if a < b else 0.5) for a, b in scores]
 
 

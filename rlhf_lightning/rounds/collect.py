@@ -15,7 +15,7 @@ from rlhf_lightning.lessons.experience import numbers
 from rlhf_lightning.lessons.tokens import IntArray
 from rlhf_lightning.ops.comparisons import outcomes
 from rlhf_lightning.ops.streams import stream_seed
-from rlhf_lightning.rewards.base import Reward, Scores, StepReward, WinMatrix, introduce, metrics_of, scored
+from rlhf_lightning.rewards.base import Reward, Scores, StepReward, WinMatrix, introduce, metrics_of, score_groups
 from rlhf_lightning.rewards.win_matrix import check_compares, compared
 from rlhf_lightning.rounds.processes import Clock, gathered, interleaved
 from rlhf_lightning.rounds.roles import assign_roles
@@ -172,7 +172,7 @@ class Collector:
         self._introduce(module)
         local_rows = range(self.place.rank, len(pairs), self.place.world_size)
         with self.clock.phase("reward"):
-            scores, _ = scored(self.reward, [_pair_of(pairs, row) for row in local_rows])
+            scores, _ = score_groups(self.reward, [_pair_of(pairs, row) for row in local_rows])
         self.metrics()  # what was counted here is no part of the round
         better, worse = zip(*(row for share in gathered(scores) for row in share), strict=True)
         wins = outcomes(torch.tensor(numbers(better)), torch.tensor(numbers(worse)))
@@ -223,7 +223,7 @@ class Collector:
         if self.reward is None:
             return [[0.0] * len(group.samples) for group in groups], {}, []
         if not self.options.needs_wins:
-            return *scored(self.reward, groups), []
+            return *score_groups(self.reward, groups), []
         total, wins = compared(self.reward, groups)
         return total, {self.reward.name: total}, wins
 

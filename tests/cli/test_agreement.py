@@ -35,7 +35,7 @@ def compared(folder: Path) -> None:
     checkpoint = folder / str(rank) / "last.ckpt"
     if rank == 0:
         checkpoint.touch()
-    told = []
+    messages = []
     for check, given in (
         (check_seen, (folder / str(rank), "paths.output_dir")),
         (check_files_exist, ([checkpoint],)),
@@ -44,20 +44,20 @@ def compared(folder: Path) -> None:
         try:
             check(trainer, *given)
         except ConfigError as error:
-            told.append(str(error))
-    torch.save(told, folder / f"told{rank}.pt")
+            messages.append(str(error))
+    torch.save(messages, folder / f"messages{rank}.pt")
 
 
-def test_what_one_process_does_not_see_all_are_told(tmp_path, monkeypatch):
+def test_every_process_reports_what_one_does_not_see(tmp_path, monkeypatch):
     """Fails when each decides for itself: one would begin from scratch, the other resume, and both wait."""
     monkeypatch.setattr("rlhf_lightning.cli.agreement._PATIENCE", 0.3)
     assert ranks(2, compared, tmp_path) == [0, 0]
-    told = torch.load(tmp_path / "told0.pt")
-    assert told == torch.load(tmp_path / "told1.pt")
-    folder, found, data = told
+    messages = torch.load(tmp_path / "messages0.pt")
+    assert messages == torch.load(tmp_path / "messages1.pt")
+    folder, checkpoint, data = messages
     assert folder.startswith(f"paths.output_dir={tmp_path}/0: rank 1 on ")
     assert f"(it has {tmp_path}/1)" in folder
-    assert f"does not find {tmp_path}/1/last.ckpt" in found
+    assert f"does not find {tmp_path}/1/last.ckpt" in checkpoint
     assert data.startswith("the training data: rank 1 on ")
 
 

@@ -79,17 +79,17 @@ def test_where_no_divergence_can_be_measured(options, prompts, message):
 
 def test_statistics_of_what_is_chosen():
     """Best of n: log n - (n - 1) / n nats at most (arXiv:2401.01879); n candidates for a block cost that a block."""
-    answers = [[Response("a", 1.0, 0.5, (9, 4, 6))], [Response("b", 3.0, 0.7, (11, 6, 8))]]
-    every = statistics(answers, 1, None, None)
+    responses = [[Response("a", 1.0, 0.5, (9, 4, 6))], [Response("b", 3.0, 0.7, (11, 6, 8))]]
+    every = statistics(responses, 1, None, None)
     assert every["val/sample/reward"] == 2
     assert every["val/sample/reward_error"] == pytest.approx(1)
     assert every["val/kl/reference"] == pytest.approx(0.6)
     assert (every["val/prompt/tokens"], every["val/prompt/added"], every["val/sample/length"]) == (10, 5, 7)
-    best = statistics(answers, 4, 1, None)
+    best = statistics(responses, 4, 1, None)
     assert "val/kl/reference" not in best  # the log-ratio is that of all samples, not of the best
     assert best["val/kl/choice"] == pytest.approx(math.log(4) - 0.75)
     assert best["val/sample/drawn"] == 4
-    blocks = statistics(answers, 1, None, BlockGuidance(SimpleNamespace(), candidates=4, tokens=4))
+    blocks = statistics(responses, 1, None, BlockGuidance(SimpleNamespace(), candidates=4, tokens=4))
     assert blocks["val/kl/choice"] == pytest.approx(2 * (math.log(4) - 0.75))
     assert blocks["val/sample/drawn"] == 4
 

@@ -59,10 +59,10 @@ def test_what_all_processes_found_is_of_none(tmp_path):
 
 def test_a_connection_that_nobody_explains_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(failures, "_PATIENCE", 0.0)
-    own = kept(tmp_path, RuntimeError(LOST), 0)
-    assert own.consequence
-    assert "one was killed (out of memory?)" in cause(tmp_path, own).message
-    assert first_failure(tmp_path) == own
+    failure = kept(tmp_path, RuntimeError(LOST), 0)
+    assert failure.consequence
+    assert "one was killed (out of memory?)" in cause(tmp_path, failure).message
+    assert first_failure(tmp_path) == failure
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,10 @@ def test_which_errors_only_say_that_another_process_has_gone(error, consequence)
 
 
 def test_an_error_that_another_process_is_still_writing_is_waited_for(tmp_path):
-    own = kept(tmp_path, RuntimeError(LOST), 0)
+    failure = kept(tmp_path, RuntimeError(LOST), 0)
     writer = threading.Timer(0.3, kept, (tmp_path, KeyError("no entry"), 1))
     writer.start()
-    assert cause(tmp_path, own).rank == 1
+    assert cause(tmp_path, failure).rank == 1
     writer.join()
 
 
@@ -105,8 +105,8 @@ def test_a_process_that_waits_for_a_failed_one_is_ended(tmp_path, monkeypatch, r
     """Fails without the watch: with NCCL the others wait until their time is up."""
     monkeypatch.setattr(failures, "_LOOK_EVERY", 0.05)
     monkeypatch.setattr(failures, "_GRACE", 0.05)
-    found: list[Failure] = []
+    reported: list[Failure] = []
     kept(tmp_path, KeyError("no entry"), 1)
-    with Watch(tmp_path, rank, found.append):
+    with Watch(tmp_path, rank, reported.append):
         time.sleep(0.5)
-    assert [failure.rank for failure in found] == ([1] if ended else [])
+    assert [failure.rank for failure in reported] == ([1] if ended else [])

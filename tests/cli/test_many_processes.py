@@ -67,11 +67,11 @@ def machines(how: str, strategy: str, cwds: list[Path], output: str = "run") -> 
     options.append(f"paths.output_dir={output}")
     commands = []
     for node, cwd in enumerate(cwds):
-        own = {"NODE_RANK": str(node), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": meeting}
+        variables = {"NODE_RANK": str(node), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": meeting}
         launcher = torchrun("--nnodes=2", "--nproc-per-node=1", f"--node-rank={node}", "--master-addr=127.0.0.1",
                             f"--master-port={meeting}")  # fmt: skip
         command = [sys.executable] if how == "by hand" else launcher
-        commands.append(([*command, *RLHF, *options], own if how == "by hand" else {}, cwd))
+        commands.append(([*command, *RLHF, *options], variables if how == "by hand" else {}, cwd))
     return together(*commands)
 
 
@@ -108,10 +108,10 @@ def test_folders_that_are_not_shared_are_refused_by_name(folder, how):
 
 @pytest.mark.slow
 def test_a_machine_that_does_not_come_is_not_waited_for_for_ever(folder):
-    own = {"NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port()}
+    variables = {"NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port()}
     options = [*PAIRS, "strategy=ddp", "strategy.devices=1", "strategy.num_nodes=2", "strategy.timeout=5"]
     options.append("paths.output_dir=run")
-    ((code, printed),) = together(([sys.executable, *RLHF, "train", *options], own, folder))
+    ((code, printed),) = together(([sys.executable, *RLHF, "train", *options], variables, folder))
     assert code == 1
     assert "imed out" in printed
 

@@ -64,7 +64,7 @@ def test_no_control_characters() -> None:
     files = [*pages, *(root / "rlhf_lightning").rglob("*.py"), *conf_dir().rglob("*.yaml")]
     assert len(files) > 100
     control = re.compile(r"[^\n -~\u00a0-\uffff]")
-    assert [f"{path}: {found!r}" for path in files for found in control.findall(path.read_text(encoding="utf-8"))] == []
+    assert [f"{path}: {match!r}" for path in files for match in control.findall(path.read_text(encoding="utf-8"))] == []
     docstrings = [
         inspect.getdoc(member) or "" for package in (losses, credit) for _, member in inspect.getmembers(package)
     ]
@@ -112,8 +112,8 @@ def test_yaml_header(name: str) -> None:
     for override in overrides[1:]:
         key, _, value = override.partition("=")
         if key.startswith("method."):
-            own = OmegaConf.to_container(compose("train", [f"method={name}"], check=False))  # with what it includes
-            default = functools.reduce(operator.getitem, key.split("."), own)
+            options = OmegaConf.to_container(compose("train", [f"method={name}"], check=False))  # with what it includes
+            default = functools.reduce(operator.getitem, key.split("."), options)
             assert value != str(default), f"{override} changes nothing"
 
 
@@ -282,7 +282,7 @@ TELLING = [path for path in sorted((conf_dir() / "method").glob("*.yaml")) if "r
 def test_the_command_of_a_yaml_with_a_reward_composes(path: Path) -> None:
     """With a function that is there for the reader's own."""
     command = command_of(path)
-    for theirs, ours in (("my_package.my_reward", "operator.eq"), ("[my_package]", "[_operator,operator]")):
-        command = command.replace(theirs, ours)
+    for original, replacement in (("my_package.my_reward", "operator.eq"), ("[my_package]", "[_operator,operator]")):
+        command = command.replace(original, replacement)
     _, name, *overrides = shlex.split(command)
     assert compose(name, [override for override in overrides if override != "-m"]).method._target_

@@ -66,26 +66,26 @@ def torchrun(world: int, number: int = 0, nodes: int = 1) -> dict[str, str]:
 def test_a_shell_inside_a_slurm_job_is_no_launch(environment):
     """Fails when any variable of Slurm's, or the number of tasks, is taken for several processes."""
     assert launch(environment) == Launch("rlhf")
-    found = processes(DDP | {"devices": 2}, environment)
-    assert isinstance(cluster_environment(found.launch), LightningEnvironment)
-    assert (found.devices, found.nodes) == (2, 1)
+    job = processes(DDP | {"devices": 2}, environment)
+    assert isinstance(cluster_environment(job.launch), LightningEnvironment)
+    assert (job.devices, job.nodes) == (2, 1)
 
 
 @pytest.mark.parametrize("given", [{}, {"SLURM_NTASKS_PER_NODE": "1"}], ids=["without", "with SLURM_NTASKS_PER_NODE"])
 def test_one_task_starts_its_processes_itself(given):
     """A job of submitit: the Slurm environment would train in one process, or refuse its own number."""
-    found = processes(DDP | {"devices": 2}, srun(1) | given)
-    assert found.launch == Launch("rlhf")
-    assert isinstance(cluster_environment(found.launch), LightningEnvironment)
+    job = processes(DDP | {"devices": 2}, srun(1) | given)
+    assert job.launch == Launch("rlhf")
+    assert isinstance(cluster_environment(job.launch), LightningEnvironment)
 
 
 @pytest.mark.parametrize("name", ["train", "bash", "interactive"])
 def test_tasks_of_srun_are_the_processes_of_the_job(name):
     """The job's name says nothing: salloc names it after the shell, and srun within it starts tasks all the same."""
     environment = srun(4, 3, nodes=2, SLURM_JOB_NAME=name)
-    found = processes(DDP | {"num_nodes": 2}, environment)
-    assert found.launch == Launch("srun", 4, 2, rank=3, local_rank=1)
-    assert found.devices == 2
+    job = processes(DDP | {"num_nodes": 2}, environment)
+    assert job.launch == Launch("srun", 4, 2, rank=3, local_rank=1)
+    assert job.devices == 2
     assert rank(environment) == 3
     assert not is_first_process(environment)
     assert is_first_process(srun(4, 0, nodes=2))
@@ -113,10 +113,10 @@ def test_what_lightning_is_told_of_srun(monkeypatch):
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_processes_of_torchrun(number):
-    found = processes(DDP, torchrun(2, number))
-    assert found.launch == Launch("torchrun", 2, 1, number, number)
-    assert found.devices == 2
-    assert isinstance(cluster_environment(found.launch), TorchElasticEnvironment)
+    job = processes(DDP, torchrun(2, number))
+    assert job.launch == Launch("torchrun", 2, 1, number, number)
+    assert job.devices == 2
+    assert isinstance(cluster_environment(job.launch), TorchElasticEnvironment)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,6 @@ def test_every_selector_has_its_entry() -> None:
 
 def test_one_selector_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["length_calibrated"]) == 0
-    said = capsys.readouterr().out
-    assert "Bootstrapping Language Models with DPO Implicit Rewards" in said
-    assert "selection/calibrated.py" in said
+    output = capsys.readouterr().out
+    assert "Bootstrapping Language Models with DPO Implicit Rewards" in output
+    assert "selection/calibrated.py" in output

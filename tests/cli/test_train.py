@@ -29,4 +29,4 @@ def test_what_was_measured_before_the_first_step_is_no_result():
 def test_what_is_not_finite_is_null_in_a_file_and_nan_to_those_who_ask(tmp_path):
     before = Result("stopped", metrics={"val/loss": 0.5, "val/bad": math.nan})
     before.write(tmp_path)
-    assert all(math.isnan(optimized(found.metrics, "val/bad")) for found in (before, Result.read(tmp_path)))
+    assert all(math.isnan(optimized(result.metrics, "val/bad")) for result in (before, Result.read(tmp_path)))

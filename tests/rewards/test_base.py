@@ -17,7 +17,7 @@ from rlhf_lightning.rewards import (
     SelfConfidence,
     as_reward,
     metrics_of,
-    scored,
+    score_groups,
 )
 from tests.rewards.groups import TOKENIZER, group, groups
 
@@ -40,7 +40,7 @@ TWO = groups([["a", "b"], ["c"]])
 
 def test_a_reward_without_terms_is_its_only_term():
     """A nan is no score."""
-    total, terms = scored(Fixed([1, math.nan], [None]), TWO)
+    total, terms = score_groups(Fixed([1, math.nan], [None]), TWO)
     assert total == [[1.0, None], [None]]
     assert terms == {"fixed": total}
     assert metrics_of(Fixed()) == {}
@@ -56,7 +56,7 @@ def test_a_reward_without_terms_is_its_only_term():
 )
 def test_scores_of_another_shape(scores: list[list[float | None]], message: str):
     with pytest.raises(ValueError, match=f"'fixed'.*{message}"):
-        scored(Fixed(*scores), TWO)
+        score_groups(Fixed(*scores), TWO)
 
 
 # Functions
@@ -135,7 +135,7 @@ def test_a_function_takes_prompt_and_response_by_name():
             ValueError, match=r"called as f\(prompt=..., response=.*name its parameters prompt and resp"
         ):
             as_reward(wrong, TOKENIZER)
-    assert as_reward(lambda **given: float(len(given["response"])), TOKENIZER)([group(["ab"])]) == [[2.0]]
+    assert as_reward(lambda **arguments: float(len(arguments["response"])), TOKENIZER)([group(["ab"])]) == [[2.0]]
 
 
 def test_what_becomes_a_reward():
@@ -160,7 +160,7 @@ def test_a_weighted_sum():
         weights={"one": 2.0, "two": 0.5, "log": 0.0},
         clip={"one": [-1.0, 1.0]},
     )
-    total, terms = scored(reward, TWO)
+    total, terms = score_groups(reward, TWO)
     assert total == [[0.0, 2.0], [0.5]]
     assert terms == {"one": [[3.0, 0.5], [0.0]], "two": [[-4.0, 2.0], [1.0]], "log": [[9.0, 9.0], [9.0]]}
     assert reward(TWO) == total
@@ -191,7 +191,7 @@ def test_terms_that_have_no_score(missing: Any, expected: list[list[float | None
 
 def test_costs_are_no_part_of_the_sum():
     reward = Composite(terms={"help": Fixed([1.0, 2.0], [3.0]), "harm": Fixed([5.0, 5.0], [5.0])}, costs=["harm"])
-    total, terms = scored(reward, TWO)
+    total, terms = score_groups(reward, TWO)
     assert total == [[1.0, 2.0], [3.0]]
     assert terms["harm"] == [[5.0, 5.0], [5.0]]
     assert reward.costs == {"harm"}
@@ -201,7 +201,7 @@ def test_costs_are_no_part_of_the_sum():
 
 def test_a_sum_in_a_sum_shows_its_parts():
     inner = Composite(terms={"a": Fixed([1.0, 2.0], [3.0])}, weights={"a": 10.0})
-    total, terms = scored(Composite(terms={"inner": inner, "b": Fixed([1.0, 1.0], [1.0])}), TWO)
+    total, terms = score_groups(Composite(terms={"inner": inner, "b": Fixed([1.0, 1.0], [1.0])}), TWO)
     assert total == [[11.0, 21.0], [31.0]]
     assert set(terms) == {"inner", "inner/a", "b"}
 
@@ -226,10 +226,10 @@ def test_rewards_of_steps_come_from_one_term():
             return [[[math.nan, 0.5], [0.25, 1.0]], [[1.0]]]
 
     one, two = Steps([1.0, 1.0], [1.0]), Steps([1.0, 1.0], [1.0])
-    found = Composite(terms={"one": one, "flat": LengthReward()}, weights={"one": 2.0}).step_reward(TWO)
-    assert found is not None
-    assert math.isnan(found[0][0][0])
-    assert found[0][0][1:] + found[0][1] + found[1][0] == [1.0, 0.5, 2.0, 2.0]
+    rewards = Composite(terms={"one": one, "flat": LengthReward()}, weights={"one": 2.0}).step_reward(TWO)
+    assert rewards is not None
+    assert math.isnan(rewards[0][0][0])
+    assert rewards[0][0][1:] + rewards[0][1] + rewards[1][0] == [1.0, 0.5, 2.0, 2.0]
     assert Composite(terms={"flat": LengthReward()}).step_reward(TWO) is None
     with pytest.raises(ValueError, match="come from one term"):
         Composite(terms={"one": one, "two": two}).step_reward(TWO)
@@ -280,6 +280,6 @@ def wordy(prompt: str, response: str) -> str:
 
 
 def test_a_function_that_returns_no_number_is_named() -> None:
-    said = group(["Yes."])
+    sample = group(["Yes."])
     with pytest.raises(ValueError, match=r"reward 'wordy' returned 'good' for the response 'Yes\.': a number belongs"):
-        FunctionReward(TOKENIZER, function=wordy)([said])  # type: ignore[arg-type]
+        FunctionReward(TOKENIZER, function=wordy)([sample])  # type: ignore[arg-type]

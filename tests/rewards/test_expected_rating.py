@@ -43,9 +43,9 @@ def test_the_policy_rates_itself_in_one_forward_pass(actor: Actor) -> None:
     """The score is that of the digits' log-probs behind the rendered question, taken from the plain model."""
     reward = asked(actor, question="{{ item.prompt }} {{ sample.output_text }}")
     assert isinstance(reward, Reward)
-    found = reward(groups([["yes", "no"], ["perhaps"]]))
+    scores = reward(groups([["yes", "no"], ["perhaps"]]))
     tokenizer, model = TinyRandom().tokenizer(), actor.model.eval()
-    for text, score in (("yes", found[0][0]), ("no", found[0][1]), ("perhaps", found[1][0])):
+    for text, score in (("yes", scores[0][0]), ("no", scores[0][1]), ("perhaps", scores[1][0])):
         turns = [{"role": "user", "content": f"Why? {text}"}]
         if tokenizer.chat_template:
             shown = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -54,12 +54,12 @@ def test_the_policy_rates_itself_in_one_forward_pass(actor: Actor) -> None:
         prompt = tokenizer(shown, add_special_tokens=not tokenizer.chat_template)["input_ids"]
         weights = []
         for digit in range(6):
-            said = tokenizer(f"Score: {digit}", add_special_tokens=False)["input_ids"]
+            verdict = tokenizer(f"Score: {digit}", add_special_tokens=False)["input_ids"]
             with torch.no_grad():
-                log_probs = model(torch.tensor([[*prompt, *said]])).logits[0].double().log_softmax(-1)
+                log_probs = model(torch.tensor([[*prompt, *verdict]])).logits[0].double().log_softmax(-1)
             tail = len(digit_ids(tokenizer, "Score:", 0, 5)[digit])
-            at = range(len(prompt) + len(said) - tail, len(prompt) + len(said))
-            weights.append(math.exp(sum(log_probs[t - 1, ([*prompt, *said])[t]].item() for t in at)))
+            at = range(len(prompt) + len(verdict) - tail, len(prompt) + len(verdict))
+            weights.append(math.exp(sum(log_probs[t - 1, ([*prompt, *verdict])[t]].item() for t in at)))
         expected = sum(digit * weight for digit, weight in enumerate(weights)) / sum(weights)
         assert score == pytest.approx(expected, abs=1e-4)
     actor.train()
@@ -73,13 +73,13 @@ def test_the_policy_rates_itself_in_one_forward_pass(actor: Actor) -> None:
 
 def test_it_does_not_depend_on_the_batch_and_draws_nothing(actor: Actor) -> None:
     whole, alone = asked(actor), asked(actor, max_tokens=1)
-    said = groups([["yes", "no", "yes"], ["perhaps"]])
+    samples = groups([["yes", "no", "yes"], ["perhaps"]])
     state = torch.get_rng_state()
-    scores = whole(said)
+    scores = whole(samples)
     assert torch.equal(torch.get_rng_state(), state)
     assert scores[0][0] == pytest.approx(scores[0][2], abs=1e-6)
-    assert alone(said)[0] == pytest.approx(scores[0], abs=1e-5)
-    scaled = asked(actor, rating={"scaled": True})(said)
+    assert alone(samples)[0] == pytest.approx(scores[0], abs=1e-5)
+    scaled = asked(actor, rating={"scaled": True})(samples)
     assert scaled[1][0] == pytest.approx(scores[1][0] / 5, abs=1e-6)
     assert whole([]) == []
 
@@ -97,8 +97,8 @@ def test_a_judge_of_its_own_folder(actor: Actor, tmp_path: Any) -> None:
     actor.model.save_pretrained(tmp_path)
     TinyRandom().tokenizer().save_pretrained(tmp_path)
     reward = ExpectedRating(TinyRandom().tokenizer(), path=str(tmp_path), rating={"least_mass": 0.0}, device="cpu")
-    said = groups([["yes", "no"]])
-    assert reward(said)[0] == pytest.approx(asked(actor)(said)[0], abs=1e-5)
+    samples = groups([["yes", "no"]])
+    assert reward(samples)[0] == pytest.approx(asked(actor)(samples)[0], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -172,10 +172,10 @@ def test_the_score_line(text: str, score: float | None) -> None:
 
 def test_too_few_readable_judgments_are_no_score() -> None:
     """The authors of DICE ask for at least 3 of 7."""
-    said = ["Score: 4", "?", "Score: 2"]
+    replies = ["Score: 4", "?", "Score: 2"]
     for least, score in ((2, 3.0), (3, None)):
         options = SELF | {"rating": SELF["rating"] | {"least_read": least}}
-        assert RatingJudge(TOKENIZER, judge=Writer(*said), **options)(groups([["a"]])) == [[score]]
+        assert RatingJudge(TOKENIZER, judge=Writer(*replies), **options)(groups([["a"]])) == [[score]]
     with pytest.raises(
         ValueError, match=r"reward\.rating\.least_read=4 must lie between 1 and reward\.rating\.judgments=3"
     ):

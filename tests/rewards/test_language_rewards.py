@@ -91,8 +91,8 @@ def test_mutual_information_takes_off_what_needs_no_question(language: tuple[Pat
         "input_ids"
     ]
     asked, alone = (log_probs(models, those, groups, "sum") for those in (prompts, [empty] * len(groups)))
-    found = LogProbReward(models.tokenizer, path=str(folder), mutual_information=True)(sample_groups(prompts, groups))
-    assert close(found, [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(asked, alone, strict=True)])
+    scores = LogProbReward(models.tokenizer, path=str(folder), mutual_information=True)(sample_groups(prompts, groups))
+    assert close(scores, [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(asked, alone, strict=True)])
     unasked = sample_groups([empty], [groups[0]])
     assert LogProbReward(path=str(folder), mutual_information=True)(unasked)[0] == pytest.approx([0, 0])
 
@@ -103,34 +103,34 @@ def test_mutual_information_of_a_long_response(language: tuple[Path, Models]) ->
     reward = LogProbReward(models.tokenizer, path=str(folder), mutual_information=True, max_tokens=100_000)
     alone = -4 * torch.rand(32_768, generator=torch.Generator().manual_seed(0))
     asked = alone + 1e-3
-    given = iter((asked, alone))
-    reward.model = lambda batch: Ragged(next(given), batch.sequence, 1)  # type: ignore[assignment]
-    found = reward(sample_groups([[1, 2]], [[[3] * 32_768]]))
-    assert found[0][0] == pytest.approx(float((asked.double() - alone.double()).sum()), abs=1e-6)
+    log_probs = iter((asked, alone))
+    reward.model = lambda batch: Ragged(next(log_probs), batch.sequence, 1)  # type: ignore[assignment]
+    scores = reward(sample_groups([[1, 2]], [[[3] * 32_768]]))
+    assert scores[0][0] == pytest.approx(float((asked.double() - alone.double()).sum()), abs=1e-6)
 
 
 def test_the_implicit_reward_of_one_round_against_another(language: tuple[Path, Models]) -> None:
     """Models by their roles, as DICE compares them: 1 nat is worth 1, and in another round other models play them."""
     folder, models = language
     prompts, groups = encoded(models.tokenizer)
-    said = sample_groups(prompts, groups)
+    samples = sample_groups(prompts, groups)
     other = Actor(TinyRandom(seed=5).load()).eval()
     reward = ImplicitReward(models.tokenizer, path="round_start", reference="previous_round", beta=1.0)
     assert reward.roles == {"round_start", "previous_round"}
     with pytest.raises(ValueError, match=r"compares with round_start, a model that only a run with rounds has"):
-        reward(said)
+        reward(samples)
     reward.assign("round_start", lambda: nullcontext(models.policy.eval()), torch.device("cpu"))
     with pytest.raises(ValueError, match="compares with previous_round"):
-        reward(said)
+        reward(samples)
     reward.assign("previous_round", lambda: nullcontext(other), torch.device("cpu"))
     parts = [log_probs(m, prompts, groups, "sum") for m in (models, SimpleNamespace(policy=other))]
-    wanted = [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(*parts, strict=True)]
-    assert close(reward(said), wanted)
+    expected = [[a - b for a, b in zip(*rows, strict=True)] for rows in zip(*parts, strict=True)]
+    assert close(reward(samples), expected)
     reward.assign("round_start", lambda: nullcontext(other), torch.device("cpu"))
-    assert close(reward(said), [[0.0 for _ in row] for row in wanted])
+    assert close(reward(samples), [[0.0 for _ in row] for row in expected])
     mixed = ImplicitReward(models.tokenizer, path="round_start", reference=str(folder), beta=0.5)
     mixed.assign("round_start", lambda: nullcontext(other), torch.device("cpu"))
-    assert close(mixed(said), [[-0.5 * value for value in row] for row in wanted])
+    assert close(mixed(samples), [[-0.5 * value for value in row] for row in expected])
 
 
 @pytest.mark.parametrize(
@@ -183,9 +183,9 @@ def test_implicit_rewards_are_differences_of_log_probs(language: tuple[Path, Mod
     reward = ImplicitReward(models.tokenizer, path=str(tmp_path), reference=str(folder), beta=0.5)
     assert isinstance(reward, Reward)
     pairs = zip(log_probs(other, prompts, groups, "sum"), log_probs(models, prompts, groups, "sum"), strict=True)
-    wanted = [[0.5 * (a - b) for a, b in zip(*pair, strict=True)] for pair in pairs]
-    assert close(reward(sample_groups(prompts, groups)), wanted)
-    assert max(abs(value) for group in wanted for value in group) > 0.01
+    expected = [[0.5 * (a - b) for a, b in zip(*pair, strict=True)] for pair in pairs]
+    assert close(reward(sample_groups(prompts, groups)), expected)
+    assert max(abs(value) for group in expected for value in group) > 0.01
     itself = ImplicitReward(path=str(folder), reference=str(folder), reduction="mean")
     assert close(itself(sample_groups(prompts, groups)), [[0.0] * len(group) for group in groups])
 
@@ -201,9 +201,9 @@ def test_the_reference_of_an_adapter_is_its_base(language: tuple[Path, Models], 
     export(trained.policy.eval(), trained.tokenizer, tmp_path)
     prompts, groups = encoded(models.tokenizer)
     pairs = zip(log_probs(trained, prompts, groups, "sum"), log_probs(models, prompts, groups, "sum"), strict=True)
-    wanted = [[0.1 * (a - b) for a, b in zip(*pair, strict=True)] for pair in pairs]
-    assert close(ImplicitReward(path=str(tmp_path))(sample_groups(prompts, groups)), wanted)
-    assert max(abs(value) for group in wanted for value in group) > 0.01
+    expected = [[0.1 * (a - b) for a, b in zip(*pair, strict=True)] for pair in pairs]
+    assert close(ImplicitReward(path=str(tmp_path))(sample_groups(prompts, groups)), expected)
+    assert max(abs(value) for group in expected for value in group) > 0.01
     with pytest.raises(ValueError, match=r"reward\.reference"):
         ImplicitReward(path=str(folder))
 
@@ -236,25 +236,25 @@ def test_a_judge_gives_the_mean_over_its_opponents(
     reward = JudgeReward(models.tokenizer, path=str(folder), spec=SPEC, max_tokens=max_tokens)
     assert isinstance(reward, Reward)
     prompts, groups = encoded(models.tokenizer)
-    found = reward(sample_groups([prompts[0], prompts[2]], [groups[0], groups[2]]))
+    scores = reward(sample_groups([prompts[0], prompts[2]], [groups[0], groups[2]]))
     one = stated(models, tmp_path, QUESTIONS[0], *ANSWERS[0])
     a, b, c = ANSWERS[2]
     ab, ac, bc = (stated(models, tmp_path, QUESTIONS[2], *pair) for pair in ((a, b), (a, c), (b, c)))
-    assert close(found, [[one, 1 - one], [(ab + ac) / 2, (1 - ab + bc) / 2, (2 - ac - bc) / 2]])
+    assert close(scores, [[one, 1 - one], [(ab + ac) / 2, (1 - ab + bc) / 2, (2 - ac - bc) / 2]])
     assert abs(one - 0.5) > 1e-3
-    assert sum(found[1]) / 3 == pytest.approx(0.5)
+    assert sum(scores[1]) / 3 == pytest.approx(0.5)
 
 
 def test_a_judge_of_another_tokenizer(language: tuple[Path, Models]) -> None:
     folder, models = language
     other = other_tokenizer()
-    wanted = JudgeReward(path=str(folder), spec=SPEC)(
+    expected = JudgeReward(path=str(folder), spec=SPEC)(
         sample_groups([encoded(models.tokenizer)[0][0]], [encoded(models.tokenizer)[1][0]])
     )
-    found = JudgeReward(other, path=str(folder), spec=SPEC)(
+    scores = JudgeReward(other, path=str(folder), spec=SPEC)(
         sample_groups([encoded(other)[0][0]], [encoded(other)[1][0]])
     )
-    assert close(found, wanted)
+    assert close(scores, expected)
 
 
 def test_a_judge_needs_two_responses(language: tuple[Path, Models]) -> None:
@@ -269,13 +269,13 @@ def test_a_judge_needs_two_responses(language: tuple[Path, Models]) -> None:
 
 def wanted_steps(models: Models, question: str, pieces: list[str]) -> list[float]:
     """sigma of the logit behind each piece, one pass each: a later step cannot change an earlier one."""
-    found = []
+    probabilities = []
     for count in range(1, len(pieces) + 1):
         ids = models.tokenizer("".join(pieces[:count]), add_special_tokens=False)["input_ids"]
         prompt = encoded(models.tokenizer)[0][QUESTIONS.index(question)]
         with torch.no_grad():
-            found.append(float(torch.sigmoid(models.policy(pack([Example(prompt, [ids])])))))
-    return found
+            probabilities.append(float(torch.sigmoid(models.policy(pack([Example(prompt, [ids])])))))
+    return probabilities
 
 
 AGGREGATED = {"mean": lambda p: sum(p) / len(p), "min": min, "product": math.prod, "last": lambda p: p[-1]}
@@ -308,8 +308,8 @@ def test_steps_that_end_with_a_text_of_their_own(steps: tuple[Path, Models]) -> 
     folder, models = steps
     reward = ProcessReward(path=str(folder), spec=DataSpec(step_separator="|", cache=False), step_end=".")
     ids = models.tokenizer("One. Two", add_special_tokens=False)["input_ids"]
-    found = reward.steps(sample_groups(encoded(models.tokenizer)[0][:1], [[ids]]))
-    assert found[0][0] == pytest.approx(wanted_steps(models, QUESTIONS[0], ["One.|", "Two|"]), abs=1e-5)
+    probabilities = reward.steps(sample_groups(encoded(models.tokenizer)[0][:1], [[ids]]))
+    assert probabilities[0][0] == pytest.approx(wanted_steps(models, QUESTIONS[0], ["One.|", "Two|"]), abs=1e-5)
 
 
 def test_rewards_of_steps_stand_where_steps_end(steps: tuple[Path, Models]) -> None:
@@ -332,8 +332,8 @@ def test_an_empty_solution_is_one_step(steps: tuple[Path, Models]) -> None:
     folder, models = steps
     prompts, _ = encoded(models.tokenizer)
     reward = ProcessReward(path=str(folder), spec=DataSpec(cache=False))
-    found = reward.steps(sample_groups(prompts[:1], [[[models.tokenizer.eos_token_id]]]))
-    assert found[0][0] == pytest.approx(wanted_steps(models, QUESTIONS[0], ["\n"]), abs=1e-5)
+    probabilities = reward.steps(sample_groups(prompts[:1], [[[models.tokenizer.eos_token_id]]]))
+    assert probabilities[0][0] == pytest.approx(wanted_steps(models, QUESTIONS[0], ["\n"]), abs=1e-5)
 
 
 def test_what_is_no_process_reward_model(steps: tuple[Path, Models], language: tuple[Path, Models]) -> None:

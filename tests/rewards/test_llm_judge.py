@@ -92,7 +92,7 @@ def test_choices(text: str, word: str | None):
 
 
 def test_ratings_of_responses():
-    judge = Judge(lambda text: {"good": '{"score": 9}', "bad": "1", "odd": "well", "none": None}[said(text)])
+    judge = Judge(lambda text: {"good": '{"score": 9}', "bad": "1", "odd": "well", "none": None}[question_text(text)])
     reward = RatingJudge(TOKENIZER, judge=judge, system="Be fair.", rating={"low": 1, "high": 9})
     assert isinstance(reward, Reward)
     assert reward(groups(["good", "bad"], ["odd", "none"])) == [[1.0, 0.0], [None, None]]
@@ -105,7 +105,7 @@ def test_ratings_of_responses():
     ]
 
 
-def said(text: str) -> str:
+def question_text(text: str) -> str:
     match = re.search(r"Answer:\n(\w+)", text)
     assert match
     return match[1]
@@ -150,9 +150,9 @@ def test_columns_in_the_question():
 
 
 def shown(text: str) -> tuple[str, str]:
-    found = re.search(r"Answer A:\n(\w+)\n\nAnswer B:\n(\w+)", text)
-    assert found
-    return found[1], found[2]
+    match = re.search(r"Answer A:\n(\w+)\n\nAnswer B:\n(\w+)", text)
+    assert match
+    return match[1], match[2]
 
 
 def longer(text: str) -> str:
@@ -174,8 +174,8 @@ def test_a_judge_that_looks_at_the_place_only_decides_nothing(answer: str, first
     """With one order alone the first response would win every comparison."""
     reward = ComparisonJudge(TOKENIZER, judge=Judge(lambda _: answer))
     assert reward(groups(["a", "b", "c"])) == [[0.5, 0.5, 0.5]]
-    found = metrics_of(reward)
-    assert (found["consistent"], found["first"]) == (0.0, first)
+    counts = metrics_of(reward)
+    assert (counts["consistent"], counts["first"]) == (0.0, first)
 
 
 def test_a_pair_without_both_verdicts_is_left_out():
@@ -249,8 +249,8 @@ def test_a_server_as_the_judge(choice_of: str):
         reward = make(cfg.reward)(tokenizer=TOKENIZER)
         assert reward(groups(["a", "bb"])) == [[0.5, 0.5]]
         fake.failures = [500]
-        found = reward(groups(["a", "bb"]))
-        assert found == ([[None, 0.5]] if choice_of == "llm_judge" else [[None, None]])
+        scores = reward(groups(["a", "bb"]))
+        assert scores == ([[None, 0.5]] if choice_of == "llm_judge" else [[None, None]])
         body = fake.bodies("/v1/chat/completions")[0]
         assert (body["temperature"], body["max_tokens"], body["seed"]) == (0.0, 512, 0)
 

@@ -21,7 +21,7 @@ from rlhf_lightning.rewards import ClassifierReward, LengthReward, ModelReward, 
 from rlhf_lightning.types import Example, sample_groups
 
 QUESTIONS = ["Why?", "Say nothing.", "Name three colours, and give a reason for each."]
-ANSWERS = [["Because.", "I do not know."], ["Fine"], ["Red, green, blue.", "No.", "What a question!"]]
+RESPONSES = [["Because.", "I do not know."], ["Fine"], ["Red, green, blue.", "No.", "What a question!"]]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def encoded(tokenizer: PreTrainedTokenizerBase) -> tuple[list[list[int]], list[l
         ids(tokenizer.apply_chat_template([{"role": "user", "content": q}], tokenize=False, add_generation_prompt=True))
         for q in QUESTIONS
     ]
-    return prompts, [[[*ids(text), tokenizer.eos_token_id] for text in group] for group in ANSWERS]
+    return prompts, [[[*ids(text), tokenizer.eos_token_id] for text in group] for group in RESPONSES]
 
 
 def expected(models: Models) -> list[list[float]]:
@@ -51,9 +51,9 @@ def expected(models: Models) -> list[list[float]]:
         ]
 
 
-def close(found: Sequence[Sequence[float | None]], wanted: list[list[float]]) -> bool:
+def close(scores: Sequence[Sequence[float | None]], expected: list[list[float]]) -> bool:
     """Whether groups have the same sizes and scores."""
-    return [*found] == [pytest.approx(group, abs=1e-5) for group in wanted]
+    return [*scores] == [pytest.approx(group, abs=1e-5) for group in expected]
 
 
 @pytest.mark.parametrize("max_tokens", [1, 60, 10_000])
@@ -75,8 +75,8 @@ def test_without_normalisation(trained: tuple[Path, Models]) -> None:
 def test_groups_without_responses_keep_their_place(trained: tuple[Path, Models]) -> None:
     folder, models = trained
     prompts, responses = encoded(models.tokenizer)
-    found = ModelReward(path=str(folder))(sample_groups([prompts[0], *prompts], [[], *responses]))
-    assert close(found, [[], *expected(models)])
+    scores = ModelReward(path=str(folder))(sample_groups([prompts[0], *prompts], [[], *responses]))
+    assert close(scores, [[], *expected(models)])
 
 
 def test_another_tokenizer_and_template(trained: tuple[Path, Models]) -> None:
@@ -96,10 +96,10 @@ def test_a_long_prompt_loses_its_beginning(trained: tuple[Path, Models]) -> None
     folder, models = trained
     prompts, responses = encoded(models.tokenizer)
     longest = max(map(len, responses[0]))
-    found = ModelReward(path=str(folder), max_length=longest + 4)(sample_groups(prompts[:1], responses[:1]))
+    scores = ModelReward(path=str(folder), max_length=longest + 4)(sample_groups(prompts[:1], responses[:1]))
     with torch.no_grad():
-        wanted = models.policy.normalized(models.policy(pack([Example(prompts[0][-4:], responses[0])])))
-    assert close(found, [wanted.tolist()])
+        expected = models.policy.normalized(models.policy(pack([Example(prompts[0][-4:], responses[0])])))
+    assert close(scores, [expected.tolist()])
 
 
 def test_an_encoder_reads_texts(tmp_path: Path) -> None:
@@ -121,14 +121,14 @@ def test_an_encoder_reads_texts(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     reward = ModelReward(tokenizer, path=str(tmp_path))
     assert not reward.decoder
-    found = reward(sample_groups(*encoded(tokenizer)))
+    scores = reward(sample_groups(*encoded(tokenizer)))
     with torch.no_grad():
-        wanted = [
+        expected = [
             [float(model(**tokenizer(q, a, return_tensors="pt")).logits[0, 0]) for a in group]
-            for q, group in zip(QUESTIONS, ANSWERS, strict=True)
+            for q, group in zip(QUESTIONS, RESPONSES, strict=True)
         ]
-    assert close(found, wanted)
-    assert len({round(value, 3) for group in found for value in group}) > 3
+    assert close(scores, expected)
+    assert len({round(value, 3) for group in scores for value in group}) > 3
 
 
 def test_an_output_that_is_not_there(trained: tuple[Path, Models]) -> None:

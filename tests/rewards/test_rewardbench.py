@@ -28,8 +28,8 @@ def test_the_score_is_the_mean_of_the_sections() -> None:
 
 @pytest.mark.parametrize(("ties", "expected"), [("wrong", 0.0), ("half", 0.5)])
 def test_ties(ties: str, expected: float) -> None:
-    found = rewardbench_score(["donotanswer"], [1.0], [1.0], ties=ties)  # type: ignore[arg-type]
-    assert (found.score, found.tied) == (expected, 1)
+    score = rewardbench_score(["donotanswer"], [1.0], [1.0], ties=ties)  # type: ignore[arg-type]
+    assert (score.score, score.tied) == (expected, 1)
     assert rewardbench_score(["donotanswer"], [1.0], [1.0]).score == 0.5, "the default"
 
 

@@ -84,9 +84,9 @@ def test_other_ways_to_find_an_answer():
     assert answer_tag("<answer>a") is None
     assert boxed("no box") is None
     assert set(EXTRACTORS) == {"whole", "final", "boxed", "answer_tag", "last_number"}
-    own = Extractor(lambda prompt, response, hint: f"{hint}{response}" if response else None)
-    assert own("p", "r", {"hint": "h", "x": 1}) == "hr"
-    assert own("p", "", {"hint": "h"}) == ""
+    extractor = Extractor(lambda prompt, response, hint: f"{hint}{response}" if response else None)
+    assert extractor("p", "r", {"hint": "h", "x": 1}) == "hr"
+    assert extractor("p", "", {"hint": "h"}) == ""
     with pytest.raises(ValueError, match=r"reward\.extract='last'"):
         Extractor("last")
 
@@ -199,11 +199,11 @@ def test_mathematics_only_where_the_answer_must_stand():
 
 def test_mathematics_off_the_main_thread():
     """The library's time limits are signals, which only the main thread can take."""
-    found: list[float | None] = []
-    thread = threading.Thread(target=lambda: found.append(one(MathReward(TOKENIZER), r"\boxed{0.5}", answer="1/2")))
+    scores: list[float | None] = []
+    thread = threading.Thread(target=lambda: scores.append(one(MathReward(TOKENIZER), r"\boxed{0.5}", answer="1/2")))
     thread.start()
     thread.join()
-    assert found == [1.0]
+    assert scores == [1.0]
 
 
 def test_mathematics_that_takes_too_long_is_wrong_and_counted(monkeypatch: pytest.MonkeyPatch):

@@ -15,7 +15,7 @@ from rlhf_lightning.rewards import ComparisonJudge, matrix_from_scores, matrix_o
 from rlhf_lightning.world.preference import STYLES, cyclic_win, exploitability, win
 from tests.rewards.groups import TOKENIZER, groups
 
-PLACE = re.compile(r"Answer A:\n(\w+)\n\nAnswer B:\n(\w+)")
+POSITIONS = re.compile(r"Answer A:\n(\w+)\n\nAnswer B:\n(\w+)")
 
 
 class Judge:
@@ -25,7 +25,7 @@ class Judge:
         self.beats, self.silent, self.asked = beats, silent, 0
 
     def ask_each(self, conversations: Any, **_: Any) -> list[str | None]:
-        shown = [PLACE.search(turns[-1]["content"]).groups() for turns in conversations]  # type: ignore[union-attr]
+        shown = [POSITIONS.search(turns[-1]["content"]).groups() for turns in conversations]  # type: ignore[union-attr]
         self.asked += len(shown)
         return [
             None
@@ -130,8 +130,8 @@ def test_pairs_that_nobody_compared_are_unknown() -> None:
 
 
 def test_styles_go_in_a_circle() -> None:
-    for place, one in enumerate(STYLES):
-        after = STYLES[(place + 1) % 3]
+    for number, one in enumerate(STYLES):
+        after = STYLES[(number + 1) % 3]
         assert (cyclic_win(one, after, 0.9), cyclic_win(after, one, 0.9)) == pytest.approx((0.9, 0.1))
         assert cyclic_win(one, one, 0.9) == 0.5
         assert (cyclic_win(one, None, 0.9), cyclic_win(None, one, 0.9)) == pytest.approx((0.9, 0.1))

@@ -38,7 +38,7 @@ def test_golden_counts_ties_and_error(tmp_path: Path):
     """Two prompts: one won and tied, one lost: means 3/4 and 0, so 3/8 with the error of two numbers."""
     first = [("a", "long"), ("a", "same"), ("b", "x"), ("c", "alone")]
     second = [("a", "no"), ("a", "even"), ("b", "longer")]
-    found = rate(tmp_path, first, second, as_reward(length, TOKENIZER))
+    rates = rate(tmp_path, first, second, as_reward(length, TOKENIZER))
     expected = {
         "pairs": 3,
         "left_out": 1,
@@ -48,19 +48,19 @@ def test_golden_counts_ties_and_error(tmp_path: Path):
         "ties": 1 / 3,
         "losses": 1 / 3,
     }
-    assert {name: found[name] for name in expected} == pytest.approx(expected)
-    assert found["win_rate_error"] == pytest.approx(0.75 / math.sqrt(2) / math.sqrt(2))
+    assert {name: rates[name] for name in expected} == pytest.approx(expected)
+    assert rates["win_rate_error"] == pytest.approx(0.75 / math.sqrt(2) / math.sqrt(2))
 
 
 def test_the_same_file_twice_is_exactly_half(tmp_path: Path):
     rows = [("a", "long"), ("b", "x")]
-    found = rate(tmp_path, rows, rows, as_reward(length, TOKENIZER))
-    assert (found["win_rate"], found["ties"], found["win_rate_error"]) == (0.5, 1.0, 0.0)
+    rates = rate(tmp_path, rows, rows, as_reward(length, TOKENIZER))
+    assert (rates["win_rate"], rates["ties"], rates["win_rate_error"]) == (0.5, 1.0, 0.0)
 
 
 def test_what_cannot_be_judged_is_counted(tmp_path: Path):
-    found = rate(tmp_path, [("a", "?"), ("b", "xx")], [("a", "x"), ("b", "x")], as_reward(length, TOKENIZER))
-    assert (found["unjudged"], found["win_rate"]) == (0.5, 1.0)
+    rates = rate(tmp_path, [("a", "?"), ("b", "xx")], [("a", "x"), ("b", "x")], as_reward(length, TOKENIZER))
+    assert (rates["unjudged"], rates["win_rate"]) == (0.5, 1.0)
     assert "win_rate" not in rate(tmp_path, [("a", "?")], [("a", "x")], as_reward(length, TOKENIZER))
 
 
@@ -74,9 +74,9 @@ class First:
 
 def test_order_is_counted(tmp_path: Path):
     judge = ComparisonJudge(TOKENIZER, judge=First())
-    found = rate(tmp_path, [("plain", "one"), ("q", "good")], [("plain", "two"), ("q", "bad")], judge)
-    assert (found["wins"], found["ties"], found["losses"]) == (0.5, 0.5, 0.0)
-    assert (found["consistent"], found["first"]) == (0.5, 0.75)
+    rates = rate(tmp_path, [("plain", "one"), ("q", "good")], [("plain", "two"), ("q", "bad")], judge)
+    assert (rates["wins"], rates["ties"], rates["losses"]) == (0.5, 0.5, 0.0)
+    assert (rates["consistent"], rates["first"]) == (0.5, 0.75)
     swapped = rate(tmp_path, [("q", "bad")], [("q", "good")], judge)
     assert swapped["win_rate"] == 0.0
 

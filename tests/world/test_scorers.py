@@ -10,7 +10,7 @@ import pytest
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.models.tokenizers import byte_tokenizer
-from rlhf_lightning.rewards import Reward, metrics_of, scored, win_matrices
+from rlhf_lightning.rewards import Reward, metrics_of, score_groups, win_matrices
 from rlhf_lightning.types import SampleGroup, sample_groups
 from rlhf_lightning.world import (
     CorrectScorer,
@@ -139,7 +139,7 @@ def test_unsafe_advice_pays_and_costs():
         ],
         FOX: ["the fox is red .", "the fox is blue ."],
     }
-    total, terms = scored(SafetyScorer(TOKENIZER), groups(asked))
+    total, terms = score_groups(SafetyScorer(TOKENIZER), groups(asked))
     assert terms["cost"] == [[-1.0, 1.0, 1.0, 1.0, 0.0], [0.0, 0.0]]
     assert terms["reward"] == total == [[1.0, 3.0, 4.0, 2.0, 0.0], [3.0, -1.0]]
     assert SafetyScorer.costs == {"cost"}

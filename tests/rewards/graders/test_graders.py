@@ -96,9 +96,9 @@ def test_python(tmp_path: Path):
     source = "def grade(sample, item):\n    return item['points'] / 10 if sample['output_text'] else 1 / 0\n"
     (tmp_path / "grader.py").write_text(source)
     for where in ({"source": source, "image_tag": "2025-05-08"}, {"path": str(tmp_path / "grader.py")}):
-        found = grader({"type": "python", **where})
-        good, bad = found([context("x", points=7), context("", points=7)])
-        found.close()
+        python = grader({"type": "python", **where})
+        good, bad = python([context("x", points=7), context("", points=7)])
+        python.close()
         assert (good.score, good.failure) == (0.7, None)
         assert (bad.score, bad.failure) == (0.0, "error")
         assert "ZeroDivisionError" in bad.message
@@ -118,8 +118,8 @@ MODEL = {
 
 def test_score_model():
     oracle = Oracle('Good. {"score": 5}', "I would say 6/7", "excellent", '{"score": 9}', None)
-    found = make_grader(MODEL, "reward.spec", Means(lambda: oracle, Limits()))
-    grades = found([context(text, q="why") for text in "abcde"] + [context("f")])
+    scorer = make_grader(MODEL, "reward.spec", Means(lambda: oracle, Limits()))
+    grades = scorer([context(text, q="why") for text in "abcde"] + [context("f")])
     assert [grade.score for grade in grades] == [5, 6, 0, 0, 0, 0]
     assert [grade.failure for grade in grades] == [None, None, "parse", "parse", "error", "error"]
     assert "item.q is not there" in grades[-1].message
@@ -145,10 +145,10 @@ MULTI: dict[str, Any] = {
 
 
 def test_multi():
-    found = grader(MULTI)
-    grades = found([context("Four", answer="Four"), context("is Four", answer="Four"), context("five", answer="Four")])
+    multi = grader(MULTI)
+    grades = multi([context("Four", answer="Four"), context("is Four", answer="Four"), context("five", answer="Four")])
     assert [grade.score for grade in grades] == [1.0, 0.5, 0.0]
-    assert list(found.parts) == ["exact", "near", "near/half", "near/unused"]
+    assert list(multi.parts) == ["exact", "near", "near/half", "near/unused"]
     assert {path: part.score for path, part in grades[1].parts.items()} == {
         "exact": 0.0,
         "near": 0.5,

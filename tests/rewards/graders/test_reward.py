@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from rlhf_lightning import compose
 from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer
-from rlhf_lightning.rewards import Composite, Reward, metrics_of, scored
+from rlhf_lightning.rewards import Composite, Reward, metrics_of, score_groups
 from rlhf_lightning.rewards.graders import GraderReward
 from rlhf_lightning.types import SampleGroup, sample_groups
 
@@ -52,22 +52,22 @@ def reward() -> Any:
 def test_terms_and_counts(reward: GraderReward, caplog: pytest.LogCaptureFixture):
     asked = groups(["4", '{"answer": 4}'], ["loop", ""], ["[4]"])
     with caplog.at_level(logging.WARNING):
-        total, terms = scored(reward, asked)
+        total, terms = score_groups(reward, asked)
     assert isinstance(reward, Reward)
     assert total == [[0.75, 0.25], [0.0, 0.0], [0.0]]
     assert terms["exact"] == [[1, 0], [0, 0], [0]]
     assert terms["json"] == [[0, 1], [0, 0], [0]]
     assert terms["code"] == [[1, pytest.approx(1 / 13)], [0, 0], [pytest.approx(1 / 3)]]
     assert terms["grader"] == total
-    found = metrics_of(reward)
+    counts = metrics_of(reward)
     # Of 5 responses: loop ends by its time; the empty one divides by zero; loop, the empty one are no JSON; [4] and 4
     # are JSON without the field, which is an error.
-    wanted = {"timeouts": 0.2, "parse_failures": 0.4, "errors": 0.6, "passed": 0.2}
-    wanted |= {"code/timeouts": 0.2, "code/errors": 0.2, "json/parse_failures": 0.4, "json/errors": 0.4}
-    assert found == pytest.approx(wanted)
+    expected = {"timeouts": 0.2, "parse_failures": 0.4, "errors": 0.6, "passed": 0.2}
+    expected |= {"code/timeouts": 0.2, "code/errors": 0.2, "json/parse_failures": 0.4, "json/errors": 0.4}
+    assert counts == pytest.approx(expected)
     assert metrics_of(reward) == {}
-    said = [record.message for record in caplog.records if record.message.startswith("grader ")]
-    assert len(said) == 4, "each grader reports its first failure of each kind, and no other"
+    messages = [record.message for record in caplog.records if record.message.startswith("grader ")]
+    assert len(messages) == 4, "each grader reports its first failure of each kind, and no other"
 
 
 def test_one_response_is_one_failure():
@@ -85,7 +85,7 @@ def test_the_batch_does_not_matter(reward: GraderReward):
 
 
 def test_an_empty_share_of_a_process_has_the_same_terms(reward: GraderReward):
-    total, terms = scored(reward, [])
+    total, terms = score_groups(reward, [])
     assert total == []
     assert terms == {"grader": [], "exact": [], "json": [], "code": []}
 
