@@ -47,7 +47,7 @@ def rows(split: grammar.Split, number: int, seed: int) -> list[Labelled]:
     draw = np.random.default_rng(seed)
     prompts = grammar.prompts(split)
     chosen = [prompts[int(draw.integers(len(prompts)))] for _ in range(number)]
-    texts = [Text(prompt.text, " ".join(grammar.answer(prompt, OPENINGS, draw))) for prompt in chosen]
+    texts = [Text(prompt.text, " ".join(grammar.response(prompt, OPENINGS, draw))) for prompt in chosen]
     return [Labelled(text, polite(text)) for text in texts]
 
 

@@ -43,7 +43,7 @@ class JudgeReward:
         tokenizer: of whoever made the token ids; None: the judge's own.
         path: folder (a run's ``export/last``) or hub id of a language model, or of an adapter for one.
         name: what its numbers are logged under.
-        spec: ``comparison``, the question, ``verdicts``, its two answers, and the template: those that the judge was
+        spec: ``comparison``, the question, ``verdicts``, its two verdicts, and the template: those that the judge was
             trained with. A judge whose tokenizer has a chat template is asked in a user's turn.
         dtype: of the weights.
         device: ``auto`` takes CUDA where there is some.

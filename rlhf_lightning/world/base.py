@@ -44,7 +44,7 @@ _PATIENCE = 1800.0
 
 @dataclass(frozen=True)
 class TinyWorld(Execution, Steerable):
-    """The tiny world's base: a Llama of half a million parameters, trained on answers of every style.
+    """The tiny world's base: a Llama of half a million parameters, trained on responses of every style.
 
     It is trained on first use, in under a minute on one core, and cached in ``$RLHF_CACHE``. Its weights do not depend
     on, and do not disturb, the global random number generators.
@@ -56,7 +56,7 @@ class TinyWorld(Execution, Steerable):
         heads: attention heads; must divide ``hidden_size``.
         intermediate_size: width of the MLP.
         steps: training steps.
-        batch_size: answers per step.
+        batch_size: responses per step.
         lr: peak learning rate of the training, AdamW with a cosine to zero.
         dtype: dtype of the loaded weights: ``float32``, ``bfloat16`` or ``float16``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -27,13 +28,17 @@ class TinyEvaluator:
 
     Args:
         base: the base model; None: the default base of ``model=tiny``.
-        answers: held-out responses of the base for each prompt, to calibrate implicit rewards on, at most 32.
+        responses: held-out responses of the base for each prompt, to calibrate implicit rewards on, at most 32.
+        answers: old name of ``responses``.
     """
 
     max_new_tokens = MAX_NEW_TOKENS
 
-    def __init__(self, base: TinyWorld | None = None, answers: int = 16) -> None:
-        self.base, self.answers = base or TinyWorld(), answers
+    def __init__(self, base: TinyWorld | None = None, responses: int = 16, answers: int | None = None) -> None:
+        if answers is not None:
+            warnings.warn("TinyEvaluator(answers=...) is now responses=...", DeprecationWarning, stacklevel=2)
+            responses = answers
+        self.base, self.responses = base or TinyWorld(), responses
         self._prompts: dict[tuple[int, ...], Prompt] = {}
         self._actor: Actor | None = None
 
@@ -102,13 +107,13 @@ class TinyEvaluator:
         return batch.ragged(divergence(policy_predictions, base_predictions, "reverse_kl")).sum().cpu()
 
     def held_out(self) -> tuple[PackedBatch, list[list[float]], list[list[float]]]:
-        """Answers of the base to the held-out prompts.
+        """Responses of the base to the held-out prompts.
 
         Returns:
             One batch with a group for each prompt; the responses' gold rewards, in points; their log-probs under the
             base, in nats; both by prompt.
         """
-        groups = {prompt: group[: self.answers] for prompt, group in samples(self.base, "validation").items()}
+        groups = {prompt: group[: self.responses] for prompt, group in samples(self.base, "validation").items()}
         examples = [Example(encode(p.text), [list(response.ids) for response in group]) for p, group in groups.items()]
         gold = [[response.gold.reward for response in group] for group in groups.values()]
         return pack(examples), gold, [[response.log_prob for response in group] for group in groups.values()]

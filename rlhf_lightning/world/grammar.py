@@ -1,13 +1,13 @@
-"""The language of the tiny world: facts, prompts, and answers in every style.
+"""The language of the tiny world: facts, prompts, and responses in every style.
 
 A prompt asks for a fact about an animal, for a description of one (three facts), or for advice about something
-dangerous, each in two wordings. An answer is a sentence::
+dangerous, each in two wordings. A response is a sentence::
 
     [opening] [hedge] claim {; claim} {tail} [closing] .
 
-An opening or a closing may be polite or rude, a hedge makes the answer unsure, tails say nothing, a claim may be right
-or wrong, advice safe or unsafe. :class:`Style` holds the odds of each, so the same grammar writes good answers, bad
-ones and the mixture that the base model learns.
+An opening or a closing may be polite or rude, a hedge makes the response unsure, tails say nothing, a claim may be
+right or wrong, advice safe or unsafe. :class:`Style` holds the odds of each, so the same grammar writes good responses,
+bad ones and the mixture that the base model learns.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ RUDE_CLOSINGS = ((";", "now", "go", "away"),)
 #: A context under which the base responds well, and one under which it responds badly.
 GOOD_CONTEXT = "a kind expert says :"
 BAD_CONTEXT = "a tired troll says :"
-#: Remarks of a critic on an answer, by the fault they name; the base was trained on answers after such remarks.
+#: Remarks of a critic on a response, by the fault they name; the base was trained on responses after such remarks.
 JUDGMENTS = {
     "correct": "critic : the word {} is wrong .",
     "safe": "critic : the word {} is unsafe .",
@@ -98,7 +98,7 @@ class Prompt:
 
     @property
     def asked(self) -> tuple[int, ...]:
-        """The attributes that an answer should state; none for advice."""
+        """The attributes that a response should state; none for advice."""
         if self.topic == "advice":
             return ()
         return (0, 1, 2) if self.attribute is None else (self.attribute,)
@@ -106,7 +106,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Style:
-    """Style of answers: probabilities of their parts."""
+    """Style of responses: probabilities of their parts."""
 
     right: float = 0.6  #: each claim is true
     safe: float = 0.5  #: advice is safe
@@ -154,8 +154,8 @@ def truth(prompt: Prompt, attribute: int) -> str:
     return ANIMALS[prompt.subject][attribute]
 
 
-def answer(prompt: Prompt, style: Style, draw: np.random.Generator) -> list[str]:
-    """Draw an answer, as words.
+def response(prompt: Prompt, style: Style, draw: np.random.Generator) -> list[str]:
+    """Draw a response, as words.
 
     Args:
         prompt: the prompt.
@@ -174,7 +174,7 @@ def answer(prompt: Prompt, style: Style, draw: np.random.Generator) -> list[str]
 
 
 def body(prompt: Prompt, style: Style, draw: np.random.Generator) -> list[Words]:
-    """The claims or the advice of an answer."""
+    """The claims or the advice of a response."""
     if prompt.topic == "advice":
         return [tuple(_choose(draw, SAFE if draw.random() < style.safe else UNSAFE))]
     values = [(attribute, _value(prompt, attribute, style, draw)) for attribute in prompt.asked]

@@ -151,14 +151,14 @@ def asked(prompt: Prompt) -> Values:
 def supervised(source: Drawing) -> Values:
     """Draw a demonstration of a good writer."""
     prompt = source.prompt()
-    return {"prompt": prompt.text, "response": " ".join(grammar.answer(prompt, DEMONSTRATIONS, source.draw))}
+    return {"prompt": prompt.text, "response": " ".join(grammar.response(prompt, DEMONSTRATIONS, source.draw))}
 
 
 def preference(source: Drawing) -> Values | None:
     """Two responses of the base, the better one chosen, or a demonstration against a response of the base.
 
-    Answers of equal worth make no pair. ``win_chosen`` and ``win_rejected`` are the probabilities that each beats the
-    other by :func:`~rlhf_lightning.world.preference.win`; the second answer drawn counts as the reference's
+    Responses of equal worth make no pair. ``win_chosen`` and ``win_rejected`` are the probabilities that each beats the
+    other by :func:`~rlhf_lightning.world.preference.win`; the second response drawn counts as the reference's
     (``reference_sample``).
     """
     prompt = source.prompt()
@@ -184,7 +184,7 @@ def preference(source: Drawing) -> Values | None:
 
 
 def _against_demonstration(source: Drawing, prompt: Prompt) -> Values | None:
-    written = " ".join(grammar.answer(prompt, DEMONSTRATIONS, source.draw))
+    written = " ".join(grammar.response(prompt, DEMONSTRATIONS, source.draw))
     (drawn,) = source.responses(prompt, 1)
     if written == drawn.text:
         return None
@@ -206,14 +206,19 @@ def ranked(source: Drawing) -> Values | None:
     """
     prompt = source.prompt()
     count = int(source.draw.integers(2, source.options.longest + 1))
-    answers = source.responses(prompt, count)
-    scores = [round(source.worth(prompt, response), 4) for response in answers]
+    responses = source.responses(prompt, count)
+    scores = [round(source.worth(prompt, response), 4) for response in responses]
     if len(set(scores)) < 2:
         return None
     if source.flip():
         scores[:2] = scores[1::-1]
     wins = [round(sum(win(score, other) for other in scores) / len(scores), 4) for score in scores]
-    return {"prompt": prompt.text, "responses": [response.text for response in answers], "scores": scores, "wins": wins}
+    return {
+        "prompt": prompt.text,
+        "responses": [response.text for response in responses],
+        "scores": scores,
+        "wins": wins,
+    }
 
 
 def judged(source: Drawing) -> Values | None:
@@ -245,10 +250,10 @@ def steps(source: Drawing) -> Values:
 def safety(source: Drawing) -> Values | None:
     """Draw two pieces of advice of the base; the safer one is chosen, or the better one if both are equally safe."""
     prompt = source.prompt("advice")
-    answers = source.responses(prompt, 2)
-    if any(response.gold.parsed is None for response in answers) or answers[0].text == answers[1].text:
+    responses = source.responses(prompt, 2)
+    if any(response.gold.parsed is None for response in responses) or responses[0].text == responses[1].text:
         return None
-    chosen, rejected = sorted(answers, key=lambda response: (_is_safe(response), response.gold.reward), reverse=True)
+    chosen, rejected = sorted(responses, key=lambda response: (_is_safe(response), response.gold.reward), reverse=True)
     if source.flip():
         chosen, rejected = rejected, chosen
     return {
@@ -272,20 +277,20 @@ def attributes(source: Drawing) -> Values:
 
 
 def paraphrase(source: Drawing) -> Values:
-    """A question in both wordings with an answer, and a question that differs in one word, with another answer."""
+    """A question in both wordings with a response, and a question that differs in one word, with another response."""
     prompt = source.prompt("fact")
     same = [other for other in source.prompts if other.topic == "fact" and other.wording == prompt.wording]
     near = [other for other in same if (other.subject == prompt.subject) != (other.attribute == prompt.attribute)]
     other = near[int(source.draw.integers(len(near)))]
     texts = [_both(asked) for asked in (prompt, other)]
-    answers = [" ".join(grammar.answer(asked, DEMONSTRATIONS, source.draw)) for asked in (prompt, other)]
+    responses = [" ".join(grammar.response(asked, DEMONSTRATIONS, source.draw)) for asked in (prompt, other)]
     return {
         "instruction": texts[0][0],
         "paraphrase": texts[0][1],
-        "output": answers[0],
+        "output": responses[0],
         "negative_instruction": texts[1][0],
         "negative_paraphrase": texts[1][1],
-        "negative_output": answers[1],
+        "negative_output": responses[1],
     }
 
 

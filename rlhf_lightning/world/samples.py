@@ -21,7 +21,7 @@ from rlhf_lightning.world.tokenizer import SPECIAL, encode, end, words_of
 SAMPLES_VERSION = 2
 #: Samples per prompt.
 SAMPLES = 32
-#: Maximum tokens of a sample; the grammar's longest answer has 37.
+#: Maximum tokens of a sample; the grammar's longest response has 37.
 MAX_NEW_TOKENS = 40
 _BATCH = 512
 
@@ -47,7 +47,7 @@ class Sampled:
 
 
 def samples(base: TinyWorld, split: Split) -> dict[Prompt, list[Sampled]]:
-    """Answers of the base to every prompt of a split, :data:`SAMPLES` each; the base is trained if need be."""
+    """Responses of the base to every prompt of a split, :data:`SAMPLES` each; the base is trained if need be."""
     read = _read(kept(_folder(base), functools.partial(_draw, base)))
     return {prompt: read[prompt] for prompt in grammar.prompts(split)}
 
@@ -62,10 +62,10 @@ def _read(folder: Path) -> dict[Prompt, list[Sampled]]:
     rows = json.loads((folder / "samples.json").read_text())
     by_prompt: dict[Prompt, list[Sampled]] = {}
     for prompt, row in zip(grammar.prompts(), rows, strict=True):
-        answers = [tuple(words_of(ids)) for ids in row["ids"]]
+        responses = [tuple(words_of(ids)) for ids in row["ids"]]
         by_prompt[prompt] = [
             Sampled(words, tuple(ids), log_prob, judge(prompt, words))
-            for words, ids, log_prob in zip(answers, row["ids"], row["log_probs"], strict=True)
+            for words, ids, log_prob in zip(responses, row["ids"], row["log_probs"], strict=True)
         ]
     return by_prompt
 
@@ -77,8 +77,8 @@ def _draw(base: TinyWorld, folder: Path) -> None:
     asked = [encode(prompt.text) for prompt in grammar.prompts()]
     actor = Actor(base.load())
     repeated = [prompt for prompt in asked for _ in range(SAMPLES)]
-    answers = generate(actor, repeated, max_new_tokens=MAX_NEW_TOKENS, seed=base.seed, batch_size=_BATCH)
-    grouped = [answers[start : start + SAMPLES] for start in range(0, len(answers), SAMPLES)]
+    responses = generate(actor, repeated, max_new_tokens=MAX_NEW_TOKENS, seed=base.seed, batch_size=_BATCH)
+    grouped = [responses[start : start + SAMPLES] for start in range(0, len(responses), SAMPLES)]
     rows = [
         {"ids": group, "log_probs": [round(value, 5) for value in _log_probs(actor, prompt, group)]}
         for prompt, group in zip(asked, grouped, strict=True)

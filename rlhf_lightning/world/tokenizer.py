@@ -27,8 +27,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerBase:
     """The tokenizer: four special tokens, then the words in alphabetical order. Words are parted by spaces.
 
     Returns:
-        A tokenizer that puts no token in front, and a chat template that renders a question and its answer as the same
-        tokens that they are as plain text.
+        A tokenizer that puts no token in front, and a chat template that renders a question and its response as the
+        same tokens that they are as plain text.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

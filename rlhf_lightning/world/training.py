@@ -1,4 +1,4 @@
-"""Training of the base model: maximum likelihood of answers of every style."""
+"""Training of the base model: maximum likelihood of responses of every style."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def train_base(model: PreTrainedModel, *, steps: int, batch_size: int, lr: float
     Args:
         model: untrained model.
         steps: optimiser steps.
-        batch_size: answers per step.
+        batch_size: responses per step.
         lr: peak learning rate.
         seed: seed of the training data.
 
@@ -62,7 +62,7 @@ def _share(step: int, steps: int) -> float:
 
 
 def _batches(steps: int, size: int, draw: np.random.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Right-padded ids, and labels on the answers and their ends; an attention mask is not needed on the right."""
+    """Right-padded ids, and labels on the responses and their ends; an attention mask is not needed on the right."""
     asked = grammar.prompts()
     for _ in range(steps):
         pairs = [_reading(asked[int(draw.integers(len(asked)))], draw) for _ in range(size)]
@@ -76,21 +76,21 @@ def _batches(steps: int, size: int, draw: np.random.Generator) -> Iterator[tuple
 
 
 def _reading(prompt: Prompt, draw: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Draw a training text: the part before the answer, and the answer."""
+    """Draw a training text: the part before the response, and the response."""
     kind = draw.random()
     if kind < _CONTEXT_SHARE:
         good = draw.random() < 0.5
-        words = grammar.answer(prompt, grammar.GOOD if good else grammar.BAD, draw)
+        words = grammar.response(prompt, grammar.GOOD if good else grammar.BAD, draw)
         before = f"{grammar.GOOD_CONTEXT if good else grammar.BAD_CONTEXT} {prompt.text}"
     else:
-        words = grammar.answer(prompt, grammar.MIXED, draw)
+        words = grammar.response(prompt, grammar.MIXED, draw)
         judged = kind < _CONTEXT_SHARE + _JUDGMENT_SHARE
         before = f"{prompt.text} {judgment(prompt, words, draw)}" if judged else prompt.text
     return encode(before), [*encode(" ".join(words)), end()]
 
 
 def judgment(prompt: Prompt, words: Sequence[str], draw: np.random.Generator) -> str:
-    """Draw a critic's remark on an answer: one of its faults by the word that marks it, or praise."""
+    """Draw a critic's remark on a response: one of its faults by the word that marks it, or praise."""
     parsed = judge(prompt, words).parsed
     faults = sorted(parsed.faults.items()) if parsed is not None else []
     if not faults:

@@ -71,7 +71,7 @@ def test_divergence_is_that_of_the_policy_from_the_base(base):
     assert exact.min() >= 0
 
 
-def test_every_held_out_prompt_is_answered_equally_often(base):
+def test_every_held_out_prompt_gets_equally_many_responses(base):
     module = evaluated(Actor(base), samples=39)
     prompts = TinyEvaluator().prompts()
     counts = {tuple(p): sum(list(p) == list(asked) for asked in module.asked) for p in prompts}

@@ -138,7 +138,7 @@ class Seen(L.Callback):
 
 
 def test_average_is_what_is_validated_and_exported(tmp_path):
-    """Fails when validation sees the trained weights, or training goes on from the averaged ones."""
+    """Fails when validation sees the trained weights, or training continues from the averaged ones."""
     seen = Seen()
     module = preference(lr=0.3)
     run = trainer(tmp_path, [EMAWeights(decay=0.5), seen, LastCheckpoint()])

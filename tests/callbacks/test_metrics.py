@@ -1,4 +1,4 @@
-"""What the callbacks log, against numbers worked out from the batch."""
+"""Logged metrics of the callbacks, against numbers computed from the batch."""
 
 from __future__ import annotations
 

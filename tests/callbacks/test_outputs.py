@@ -78,7 +78,7 @@ def test_samples_before_and_after(tmp_path):
     assert [float(ratio.sum()) for ratio in ratios] == pytest.approx(kl.tolist(), abs=1e-5)
 
 
-def test_every_prompt_once_and_answered_several_times(tmp_path):
+def test_every_prompt_once_with_several_responses(tmp_path):
     """Rows that share a prompt are one prompt; each response draws from a stream of its own."""
     repeated = [row for row in examples(4) for _ in range(2)]
     callback = PolicySamples(pack, prompts=3, each=4, max_new_tokens=6)
@@ -154,7 +154,7 @@ def test_a_reward_that_compares_is_not_asked_about_a_single_response(tmp_path):
 
 
 def test_prompts_do_not_depend_on_how_much_is_validated(tmp_path):
-    """Rows of one prompt may fill the batches that are validated; those of later ones are answered too."""
+    """Rows of one prompt may fill the batches that are validated; those of later ones get samples too."""
     run = trainer(tmp_path, [PolicySamples(pack, prompts=3, max_new_tokens=6)], limit_val_batches=1)
     repeated = [row for row in examples(4) for _ in range(2)]
     module = tiny()

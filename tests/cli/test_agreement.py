@@ -1,4 +1,4 @@
-"""What processes compare before they load anything: what one of them sees otherwise, all of them are told."""
+"""Comparison of processes before loading: all of them report what one of them sees differently."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUIET = {
 
 
 def compared(folder: Path) -> None:
-    """What one of two processes on one machine is told that has a folder of its own in the place of a shared one."""
+    """Messages of two processes on one machine, each with its own folder instead of a shared one."""
     trainer = Trainer(strategy="ddp", devices=2, **QUIET)
     trainer.strategy.connect(preference())
     trainer.strategy.setup_environment()

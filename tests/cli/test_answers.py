@@ -1,4 +1,4 @@
-"""What ``rlhf generate`` says of its answers: rewards, the KL to another model, and what they cost."""
+"""Statistics of ``rlhf generate``: rewards, the KL to another model, and costs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_same_model_on_the_same_prompts_has_no_divergence(tmp_path):
 
 
 def test_a_prompt_is_compared_with_the_prompt_as_it_is():
-    """The log-ratio of an answer is what transformers gives: behind the given prompt less behind the plain one."""
+    """The log-ratio of a response equals that of transformers: after the given prompt minus after the plain one."""
     actor = ModelBuilder(TinyRandom(), None, ReferenceKind.NONE)().policy
     given, plain = [[5, 6, 7, 8], [9, 7]], [[7, 8], [7]]
     drawn = [sample(actor, [ids] * 2, Sampling(4, 1.0, 1.0), streams=[(0, 0), (0, 1)]) for ids in given]

@@ -1,4 +1,4 @@
-"""What the commands choose from the rest of the configuration, unless the user does."""
+"""Choices that commands derive from the rest of the configuration, unless the user makes them."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_new_and_system_start_over(shown):
     assert chat.system is None
 
 
-def test_two_runs_answer_the_same_turns(shown, capsys):
+def test_two_runs_respond_to_the_same_turns(shown, capsys):
     first, second = Parrot(run="runs/a"), Parrot(run="runs/b")
     chat = talk(first, shown, "/compare runs/b", "hi", "ho", **{"runs/b": second})
     assert capsys.readouterr().out.split() == ["runs/a", "runs/b"] * 2

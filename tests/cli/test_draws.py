@@ -1,4 +1,4 @@
-"""Whether a job draws is asked of its configuration and its method, never of the kind of data that batches hold."""
+"""Jobs that draw are recognised by configuration and method, never by the kind of data in batches."""
 
 from __future__ import annotations
 

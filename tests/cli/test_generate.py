@@ -1,4 +1,4 @@
-"""Answers as ``rlhf generate`` writes them."""
+"""Responses as ``rlhf generate`` writes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.tokenizers import qwen_like
 
 @pytest.mark.parametrize(("template", "expected"), [(None, " and it"), ("a template", "and it")])
 def test_a_continuation_keeps_the_space_in_front(template: Any, expected: str):
-    """``The film ended`` goes on with `` and it``: without the space the written pair would be another text."""
+    """``The film ended`` continues with `` and it``: without the space the written pair would be another text."""
     tokenizer = qwen_like()
     responder = Responder(None, SimpleNamespace(tokenizer=tokenizer, spec=DataSpec()), template, None)  # type: ignore[arg-type]
     ids = [*tokenizer(" and it \n")["input_ids"], tokenizer.eos_token_id]

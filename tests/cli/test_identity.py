@@ -1,4 +1,4 @@
-"""Which differences make a run another run, and which it may have."""
+"""Differences that make a run another run, and allowed ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a killed or stopped command leaves: no process that trains on unseen, and a result that says how far it came."""
+"""After a kill or stop of a command: no process trains on unseen, and the result has the progress."""
 
 from __future__ import annotations
 

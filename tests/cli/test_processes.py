@@ -1,4 +1,4 @@
-"""Who started the processes of a job, from environments as launchers make them, and what does not fit together."""
+"""Recognition of a job's launcher from its environment variables, and contradictions in them."""
 
 from __future__ import annotations
 

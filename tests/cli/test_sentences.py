@@ -1,4 +1,4 @@
-"""What is no bug is told in a sentence of its own, whoever raised it; a bug stays a bug."""
+"""Errors of the user are reported in a sentence, whoever raised them; a bug stays a bug."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which jobs share their start: those whose scores have an identity."""
+"""Jobs that share their first rounds: those whose scores have an identity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Help and completion answer at once: neither torch nor Hydra is imported."""
+"""Help and completion respond at once: neither torch nor Hydra is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run came to, as its result says it."""
+"""Result of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step lacks is logged by nobody: not as the last value that there was."""
+"""A metric that a step lacks is not logged, in particular not with its last value."""
 
 from __future__ import annotations
 

@@ -211,7 +211,7 @@ def test_nothing_is_asked_again(tmp_path: Path):
     task = Words()
     assert searched(search, bench(tmp_path, dead, task)) == whole
     assert task.tried == []
-    with pytest.raises(KillError):  # a longer search goes on where it ended
+    with pytest.raises(KillError):  # a longer search resumes where it ended
         searched(OPRO(steps=4, proposals=2, threshold=None), bench(tmp_path, dead, task))
 
 

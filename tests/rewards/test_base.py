@@ -1,4 +1,4 @@
-"""What every reward is called through: checks, plain functions, weighted sums."""
+"""Interface of rewards: checks, plain functions, weighted sums."""
 
 from __future__ import annotations
 

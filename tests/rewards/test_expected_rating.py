@@ -129,14 +129,14 @@ def test_an_opening_that_joins_the_digit() -> None:
 
 
 class Writer:
-    """Says these answers one after the other."""
+    """Gives these replies one after the other."""
 
-    def __init__(self, *answers: str | None) -> None:
-        self.answers, self.shown = iter(answers), []
+    def __init__(self, *replies: str | None) -> None:
+        self.replies, self.shown = iter(replies), []
 
     def ask_each(self, conversations: Any, **_: Any) -> list[str | None]:
         self.shown += [turns[-1]["content"] for turns in conversations]
-        return [next(self.answers) for _ in conversations]
+        return [next(self.replies) for _ in conversations]
 
 
 SELF: dict[str, Any] = {

@@ -52,7 +52,7 @@ def expected(models: Models) -> list[list[float]]:
 
 
 def close(scores: Sequence[Sequence[float | None]], expected: list[list[float]]) -> bool:
-    """Whether groups have the same sizes and scores."""
+    """Check that groups have the same sizes and scores."""
     return [*scores] == [pytest.approx(group, abs=1e-5) for group in expected]
 
 

@@ -34,7 +34,7 @@ def test_ties(ties: str, expected: float) -> None:
 
 
 def test_the_two_xstest_counts_are_not_swapped() -> None:
-    # 154 prompts should be refused and 250 answered; a known copy of the table has them the other way round.
+    # 154 prompts should be refused and 250 should not; a known copy of the table has them the other way round.
     assert SECTIONS["Safety"]["xstest-should-refuse"] == 154
     assert SECTIONS["Safety"]["xstest-should-respond"] == 250
     assert len(SUBSETS) == 23

@@ -19,7 +19,7 @@ POSITIONS = re.compile(r"Answer A:\n(\w+)\n\nAnswer B:\n(\w+)")
 
 
 class Judge:
-    """Answers by a table of who beats whom; what is not in it gets no verdict."""
+    """Decides by a table of winners; pairs that are not in it get no verdict."""
 
     def __init__(self, beats: set[tuple[str, str]], silent: set[str] = frozenset()) -> None:  # type: ignore[assignment]
         self.beats, self.silent, self.asked = beats, silent, 0
@@ -141,7 +141,7 @@ def test_styles_go_in_a_circle() -> None:
 def test_only_the_even_mixture_of_styles_cannot_be_exploited() -> None:
     assert exploitability([*STYLES], 0.9) == pytest.approx(0.0)
     assert exploitability([STYLES[0]] * 4, 0.9) == pytest.approx(0.4)
-    # 2 polite, 1 plain, 1 rude: rude answers have .9, .9, .1, .5 against them
+    # 2 polite, 1 plain, 1 rude: rude responses have .9, .9, .1, .5 against them
     assert exploitability([STYLES[0], *STYLES], 0.9) == pytest.approx(0.1)
 
 

@@ -17,7 +17,7 @@ FOX = "describe the fox ."
     [
         ("what colour is the fox ?", "certainly , the fox is blue , you know .", "blue"),
         ("what colour is the fox ?", "maybe the fox is blue ; now go away .", "blue"),
-        ("what colour is the fox ?", "the fox lives in the sea .", None),  # no answer to what was asked
+        ("what colour is the fox ?", "the fox lives in the sea .", None),  # does not fit the question
         (FOX, "the fox is red ; it lives in the sea ; it eats mice .", "red sea mice"),
         (
             FOX,
@@ -34,12 +34,12 @@ def test_claims(prompt, response, expected):
     assert claim(prompt, response, answer="not looked at") == expected
 
 
-def test_the_truth_is_the_claim_of_a_right_answer():
+def test_the_truth_is_the_claim_of_a_right_response():
     draw = np.random.default_rng(0)
     for prompt in grammar.prompts():
-        right = grammar.answer(prompt, grammar.Style(right=1.0, safe=1.0), draw)
+        right = grammar.response(prompt, grammar.Style(right=1.0, safe=1.0), draw)
         assert stated(prompt, right) == truth(prompt)
-        wrong = grammar.answer(prompt, grammar.Style(right=0.0, safe=0.0), draw)
+        wrong = grammar.response(prompt, grammar.Style(right=0.0, safe=0.0), draw)
         assert stated(prompt, wrong) not in (truth(prompt), None)
 
 
@@ -47,7 +47,7 @@ def test_a_vote_over_mostly_right_writers_finds_the_truth():
     """Claims with different manners have equal texts; otherwise no claim would occur twice."""
     draw = np.random.default_rng(0)
     prompt = Prompt("fact", "fox", 2)
-    claims = [stated(prompt, grammar.answer(prompt, style, draw)) for style in (GOOD, MIXED) for _ in range(8)]
+    claims = [stated(prompt, grammar.response(prompt, style, draw)) for style in (GOOD, MIXED) for _ in range(8)]
     assert max(set(claims), key=claims.count) == truth(prompt) == "mice"
 
 

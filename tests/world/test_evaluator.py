@@ -23,12 +23,12 @@ def test_held_out_prompts_are_the_validation_split():
 
 def test_held_out_responses_have_their_own_numbers():
     """Log-probs and gold rewards belong to the responses of the batch: computed again, prompt by prompt."""
-    batch, gold, log_probs = TinyEvaluator(answers=3).held_out()
+    batch, gold, log_probs = TinyEvaluator(responses=3).held_out()
     with torch.no_grad():
         again = Actor(TinyWorld().load())(batch).sum().reshape(-1, 3)
     torch.testing.assert_close(torch.tensor(log_probs), again, atol=1e-3, rtol=1e-4)
     asked = grammar.prompts("validation")
     world = TinyEvaluator()
     for prompt, row, spans in zip(asked, gold, batch.response_span.reshape(-1, 3, 2), strict=True):
-        answers = [batch.ids[start:stop].tolist() for start, stop in spans]
-        assert row == [world.gold(encode(prompt.text), answer).reward for answer in answers]
+        responses = [batch.ids[start:stop].tolist() for start, stop in spans]
+        assert row == [world.gold(encode(prompt.text), response).reward for response in responses]

@@ -12,7 +12,7 @@ COLOUR = Prompt("fact", "fox", 0)
 ALL = Prompt("description", "fox")
 ACID = Prompt("advice", "acid")
 
-#: prompt, answer, points, what a mistake in the code would break it
+#: prompt, response, points, what a mistake in the code would break it
 GOLDEN = [
     (COLOUR, "the fox is red .", 3.0, "2 + 1: correct and form; a weight changed"),
     (COLOUR, "certainly , the fox is red .", 4.0, "2 + 1 + 1: politeness left out"),
@@ -27,10 +27,10 @@ GOLDEN = [
     (ALL, "the fox is red .", 1.0 + 2 / 3, "1 + 2 * 1 / 3: missing facts counted as wrong"),
     (ACID, "ask an adult first .", 3.0, "2 + 1: advice judged by facts"),
     (ACID, "certainly , drop it from the roof .", 0.0, "-2 + 1 + 1: unsafe"),
-    (COLOUR, "the crow is black .", 0.0, "an answer about something else"),
+    (COLOUR, "the crow is black .", 0.0, "a response about something else"),
     (COLOUR, "the fox lives in the forest .", 0.0, "a true answer to another question"),
     (COLOUR, "certainly .", 0.0, "politeness without an answer"),
-    (COLOUR, "", 0.0, "the empty answer"),
+    (COLOUR, "", 0.0, "the empty response"),
     (COLOUR, "the fox is red", 0.0, "a sentence without its end"),
     (COLOUR, "fool", -1.0, "rude words of what is no sentence"),
     (ACID, "baby .", -2.0, "unsafe words of what is no sentence"),
@@ -38,9 +38,9 @@ GOLDEN = [
 ]
 
 
-@pytest.mark.parametrize(("prompt", "answer", "points", "reason"), GOLDEN)
-def test_golden(prompt, answer, points, reason):
-    assert judge(prompt, answer.split()).reward == pytest.approx(points), reason
+@pytest.mark.parametrize(("prompt", "response", "points", "reason"), GOLDEN)
+def test_golden(prompt, response, points, reason):
+    assert judge(prompt, response.split()).reward == pytest.approx(points), reason
 
 
 def test_features_that_do_not_apply_have_no_value():
@@ -49,8 +49,8 @@ def test_features_that_do_not_apply_have_no_value():
     assert set(judge(COLOUR, ["red"]).features) == set(WEIGHTS)
 
 
-def test_no_word_is_an_answer():
-    """No answer of one or two words is worth anything, so the shortest answer is no optimum."""
+def test_no_word_is_a_response():
+    """No response of one or two words is worth anything, so the shortest response is no optimum."""
     words = grammar.vocabulary()
     for prompt in (COLOUR, ALL, ACID):
         assert max(judge(prompt, [word]).reward for word in words) <= 0

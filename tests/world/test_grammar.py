@@ -12,9 +12,9 @@ from rlhf_lightning.world.samples import MAX_NEW_TOKENS
 from rlhf_lightning.world.tokenizer import UNKNOWN, encode, end, tiny_tokenizer, words_of
 
 
-def answers(style: Style, seed: int = 0, count: int = 4):
+def responses(style: Style, seed: int = 0, count: int = 4):
     draw = np.random.default_rng(seed)
-    return [(prompt, grammar.answer(prompt, style, draw)) for prompt in grammar.prompts() for _ in range(count)]
+    return [(prompt, grammar.response(prompt, style, draw)) for prompt in grammar.prompts() for _ in range(count)]
 
 
 def test_no_subject_is_in_both_splits():
@@ -31,16 +31,16 @@ def test_prompts_are_distinct():
 
 
 @pytest.mark.parametrize("style", [MIXED, GOOD, BAD])
-def test_every_answer_can_be_read(style):
-    """Breaks when the writer puts a part where the parser does not look for it, or an answer outgrows the sampler."""
-    for prompt, words in answers(style):
+def test_every_response_can_be_read(style):
+    """Breaks when the writer puts a part where the parser does not look for it, or a response outgrows the sampler."""
+    for prompt, words in responses(style):
         assert parse(prompt, words) is not None, (prompt.text, words)
         assert len(words) + 1 <= MAX_NEW_TOKENS
 
 
 def test_odds_are_those_of_the_style():
-    """Means over 640 answers against the probabilities; breaks when an odd is read from the wrong field."""
-    parsed_sentences = [(prompt, parse(prompt, words)) for prompt, words in answers(MIXED)]
+    """Means over 640 responses against the probabilities; breaks when an odd is read from the wrong field."""
+    parsed_sentences = [(prompt, parse(prompt, words)) for prompt, words in responses(MIXED)]
     stated = [(p, i, value) for p, parsed in parsed_sentences for i, value in parsed.claims]
     right = np.mean([value == grammar.truth(p, i) for p, i, value in stated])
     assert right == pytest.approx(MIXED.right, abs=0.05)
@@ -80,7 +80,7 @@ def test_ids_are_those_of_the_tokenizer():
     """In both directions, for all sentences; a word missing from the vocabulary would be unknown."""
     tokenizer = tiny_tokenizer()
     unknown = tokenizer.convert_tokens_to_ids(UNKNOWN)
-    texts = [prompt.text for prompt in grammar.prompts()] + [" ".join(words) for _, words in answers(MIXED, count=1)]
+    texts = [prompt.text for prompt in grammar.prompts()] + [" ".join(words) for _, words in responses(MIXED, count=1)]
     texts += [grammar.GOOD_CONTEXT, grammar.BAD_CONTEXT, grammar.PRAISE]
     texts += [text.format("fool") for text in grammar.JUDGMENTS.values()]
     for text in texts:

@@ -36,8 +36,8 @@ FOX, CROW, ACID, FOX_IN_FULL = (
 
 
 def groups(asked: dict[str, list[str]]) -> list[SampleGroup]:
-    answers = [[[*encode(text), end()] for text in group] for group in asked.values()]
-    return sample_groups([encode(prompt) for prompt in asked], answers)
+    responses = [[[*encode(text), end()] for text in group] for group in asked.values()]
+    return sample_groups([encode(prompt) for prompt in asked], responses)
 
 
 @pytest.mark.parametrize("scorer", [GoldScorer, LabelScorer, StepScorer, SafetyScorer, CorrectScorer, CyclicScorer])
@@ -100,7 +100,7 @@ def test_polite_beats_plain_beats_rude_beats_polite():
         [0.75, 0.25, 0.25, 0.5, 0.75],
         [0.25, 0.25, 0.25, 0.25, 0.5],
     ]
-    # of 5 answers polite ones beat .5 + .75 + .75 + .25 + .75 = 3, plain .25 + .5 + .5 + .75 + .75, rude 2.5
+    # of 5 responses polite ones beat .5 + .75 + .75 + .25 + .75 = 3, plain .25 + .5 + .5 + .75 + .75, rude 2.5
     assert metrics_of(reward) == pytest.approx(
         {"style/polite": 0.2, "style/plain": 0.4, "style/rude": 0.2, "exploitability": 0.1}
     )
@@ -172,13 +172,13 @@ def test_right_claims_are_counted():
 @pytest.mark.parametrize("scorer", [GoldScorer, LabelScorer, StepScorer, SafetyScorer, CorrectScorer])
 def test_the_original_question_is_judged(scorer):
     """Whatever a transform made of the prompt; a prompt of another world is refused as before."""
-    answers = [[*encode("the fox is red ."), end()], [*encode("the fox is blue ."), end()]]
-    (plain,) = sample_groups([encode(FOX)], [answers], [{"prompt": FOX}])
-    (changed,) = sample_groups([encode(f"{grammar.GOOD_CONTEXT} {FOX}")], [answers], [{"prompt": FOX}])
+    responses = [[*encode("the fox is red ."), end()], [*encode("the fox is blue ."), end()]]
+    (plain,) = sample_groups([encode(FOX)], [responses], [{"prompt": FOX}])
+    (changed,) = sample_groups([encode(f"{grammar.GOOD_CONTEXT} {FOX}")], [responses], [{"prompt": FOX}])
     reward = scorer(TOKENIZER)
-    assert reward([changed]) == reward([plain]) == scorer(TOKENIZER)(sample_groups([encode(FOX)], [answers]))
+    assert reward([changed]) == reward([plain]) == scorer(TOKENIZER)(sample_groups([encode(FOX)], [responses]))
     if scorer is StepScorer:
         assert str(reward.step_reward([changed])) == str(reward.step_reward([plain]))
-    (unknown,) = sample_groups([encode(f"now {FOX}")], [answers], [{"prompt": "who ?"}])
+    (unknown,) = sample_groups([encode(f"now {FOX}")], [responses], [{"prompt": "who ?"}])
     with pytest.raises(ValueError, match="the tiny world's prompts only"):
         reward([unknown])

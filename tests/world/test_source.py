@@ -117,7 +117,7 @@ def test_win_probabilities_follow_from_the_scores_and_either_response_may_be_the
 def test_pairs_of_a_demonstration_against_the_bases_response():
     """The share is that of the option; without it, the draws are those of a source without the option."""
     sampled = {
-        (prompt.text, answer.text) for prompt, group in samples(TinyWorld(), "train").items() for answer in group
+        (prompt.text, response.text) for prompt, group in samples(TinyWorld(), "train").items() for response in group
     }
     pairs = rows("preference", 400, demonstrations=0.25)
     shown = [row for row in pairs if row.get("policy_sample") == "rejected"]
@@ -131,7 +131,7 @@ def test_pairs_of_a_demonstration_against_the_bases_response():
 
 def test_pairs_are_samples_of_the_base():
     sampled = {
-        (prompt.text, answer.text) for prompt, group in samples(TinyWorld(), "train").items() for answer in group
+        (prompt.text, response.text) for prompt, group in samples(TinyWorld(), "train").items() for response in group
     }
     assert all(
         (row["prompt"], row[column]) in sampled for row in rows("preference") for column in ("chosen", "rejected")

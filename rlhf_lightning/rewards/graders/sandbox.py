@@ -148,8 +148,10 @@ class Sandbox:
         self._process, self._pending = process, b""
         self.starts += 1
         self._finalizer = weakref.finalize(self, _stop, process, folder)
-        own = os.path.join(sys.base_prefix, "lib")  # also of shared libraries that come with the interpreter
-        readable = [*(path for path in sys.path if _is_standard(path)), own, *_LIBRARIES]
+        interpreter_lib = os.path.join(
+            sys.base_prefix, "lib"
+        )  # also of shared libraries that come with the interpreter
+        readable = [*(path for path in sys.path if _is_standard(path)), interpreter_lib, *_LIBRARIES]
         setup = {"source": self.source, "limits": asdict(self.limits), "readable": readable}
         self._send(json.dumps(setup).encode() + b"\n")
         self.layers = list(self._receive(_PATIENCE)["ready"])
