@@ -43,10 +43,10 @@ def compare() -> Picture:
     """Every offline method, and beside it the crowd, where each has its name."""
     rows = table()
     front = {rows[at][0] for at in pareto_front([(row[3], row[2]) for row in rows])}
-    with canvas(11.5, 5.2, 1, 2, width_ratios=[1, 1.25]) as (figure, grid):
-        whole, close = grid[0]
+    with canvas(7.6, 8.4, 2, 1) as (figure, grid):
+        whole, close = grid[:, 0]
         plain_axes(whole, "All methods", "KL to the base, nats a response", "gold reward, points")
-        plain_axes(close, "The frame, enlarged", "KL to the base, nats a response")
+        plain_axes(close, "The frame, enlarged", "KL to the base, nats a response", "gold reward, points")
         for axes, inside in ((whole, False), (close, True)):
             _dots(axes, [row for row in rows if not inside or _in_crowd(row)])
         whole.set(xlim=(-0.15, 5.4), ylim=(0.4, 3.4))
@@ -87,7 +87,7 @@ def _names(axes: Any, rows: Sequence[Any], front: set[str], others: Sequence[Any
     renderer, scale = figure.canvas.get_renderer(), figure.dpi / 100
     ordered = sorted(rows, key=lambda row: (row[0] not in front, -row[2]))
     texts = [
-        axes.text(0, 0, row[0], fontsize=7.6, color=INK if row[1] else FAINT, zorder=6, weight=_weight(row[0], front))
+        axes.text(0, 0, row[0], fontsize=8, color=INK if row[1] else FAINT, zorder=6, weight=_weight(row[0], front))
         for row in ordered
     ]
     sizes = [(box.width + 2, box.height) for box in (text.get_window_extent(renderer) for text in texts)]

@@ -49,7 +49,14 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     path = page.file.src_uri
     source = next((path for path, uri in ELSEWHERE.items() if uri == page.file.src_uri), f"docs/{path}")
     parts = _FENCE.split(markdown)
-    return "".join(part if part.startswith("```") else _fitted(part, source, page.file.src_uri) for part in parts)
+    return "".join(
+        _named(part) if part.startswith("```") else _fitted(part, source, page.file.src_uri) for part in parts
+    )
+
+
+def _named(block: str) -> str:
+    """A code block; one that a test runs has a title that says so."""
+    return re.sub(r"\A```bash run\n", '```bash title="runs as it stands"\n', block)
 
 
 def _fitted(text: str, source: str, uri: str) -> str:
