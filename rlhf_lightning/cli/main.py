@@ -39,7 +39,7 @@ COMMANDS = {
     "completion": ("rlhf_lightning.cli.complete", "print a shell's tab completion: rlhf completion bash"),
 }
 #: Of these, what writes files and is one process.
-_ALONE = ("game", "chain", "generate", "export", "push", "optimize_prompt", "quickstart", "steer")
+_ALONE = ("game", "chain", "claims", "generate", "export", "push", "optimize_prompt", "quickstart", "steer")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

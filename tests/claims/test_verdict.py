@@ -12,6 +12,7 @@ from rlhf_lightning.claims.claim import Arm, Check, Claim
 from rlhf_lightning.claims.record import Measurement
 from rlhf_lightning.claims.verdict import HELD_OUT_ROWS, NOT_RUN, NOT_SHOWN, SHOWN, UNTESTABLE, Estimate, Outcome, judge
 from rlhf_lightning.conf_dir import conf_dir
+from rlhf_lightning.world import grammar
 
 A, B = Arm("dpo"), Arm("ipo")
 METRIC = "val/gold/length"
@@ -111,3 +112,11 @@ def test_a_claim_is_stale_when_code_of_any_arm_has_changed():
 def test_the_rows_behind_accuracies_are_those_of_the_data():
     data = yaml.safe_load((conf_dir() / "data" / "tiny.yaml").read_text())
     assert data["validation"]["size"] == HELD_OUT_ROWS
+
+
+def test_the_samples_behind_shares_are_those_of_the_gold_callback():
+    """Responses to advice are never right or wrong."""
+    samples = yaml.safe_load((conf_dir() / "callbacks" / "gold.yaml").read_text())["gold"]["samples"]
+    prompts = grammar.prompts("validation")
+    each = math.ceil(samples / len(prompts))
+    assert verdict.BOUNDED == {"val/gold/correct": each * sum(prompt.topic != "advice" for prompt in prompts)}
