@@ -119,4 +119,5 @@ def test_the_samples_behind_shares_are_those_of_the_gold_callback():
     samples = yaml.safe_load((conf_dir() / "callbacks" / "gold.yaml").read_text())["gold"]["samples"]
     prompts = grammar.prompts("validation")
     each = math.ceil(samples / len(prompts))
-    assert verdict.BOUNDED == {"val/gold/correct": each * sum(prompt.topic != "advice" for prompt in prompts)}
+    correct = each * sum(prompt.topic != "advice" for prompt in prompts)
+    assert verdict.BOUNDED == {"val/gold/correct": correct}
