@@ -120,4 +120,4 @@ def test_the_samples_behind_shares_are_those_of_the_gold_callback():
     prompts = grammar.prompts("validation")
     each = math.ceil(samples / len(prompts))
     correct = each * sum(prompt.topic != "advice" for prompt in prompts)
-    assert verdict.BOUNDED == {"val/gold/correct": correct}
+    assert {"val/gold/correct": correct} == verdict.BOUNDED
