@@ -167,7 +167,7 @@ def _short(value: object) -> Text:
 
 def _answered(example: Example, kind: str, tokenizer: PreTrainedTokenizerBase, *, marks: bool) -> list[RenderableType]:
     """Each response of a group behind its prompt; nothing where there is none."""
-    masks = example.scored or [[True] * len(ids) for ids in example.responses]
+    masks = example.loss_mask or [[True] * len(ids) for ids in example.responses]
     names = slot_names(kind, len(example.responses))
     prompts = [example.prompt, *example.more_prompts]
     blocks: list[RenderableType] = []

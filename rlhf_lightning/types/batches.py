@@ -34,7 +34,7 @@ class PackedBatch:
     positions: Int[Tensor, " tokens"]
     prompt_span: Int[Tensor, "prompts 2"]  #: [start, end) of each prompt in ``ids``
     response_span: Int[Tensor, "responses 2"]  #: [start, end) of each response in ``ids``
-    parent: Int[Tensor, " responses"]  #: the prompt each response answers
+    parent: Int[Tensor, " responses"]  #: the prompt of each response
     target: Int[Tensor, " response_tokens"]  #: index in ``ids`` of each scored token
     source: Int[Tensor, " response_tokens"]  #: index of the token whose hidden state predicts it
     sequence: Int[Tensor, " response_tokens"]  #: the response each scored token belongs to
@@ -59,7 +59,7 @@ class PackedBatch:
 
     @property
     def present(self) -> Bool[Tensor, " responses"]:
-        """Whether each slot holds a response."""
+        """Return whether each slot holds a response."""
         return self.response_span[:, 1] > self.response_span[:, 0]
 
     @property
@@ -219,7 +219,7 @@ class AttributesBatch(PackedBatch):
 
 @dataclass
 class ComparisonBatch(PackedBatch):
-    """A pair of responses shown to a judge in both orders, each order answered by the right and by the wrong verdict.
+    """A pair of responses shown to a judge in both orders, each order with the right and with the wrong verdict.
 
     That is 2 prompts of 2 responses. The chosen response stands first in the first prompt and second in the second one.
     """
@@ -235,13 +235,13 @@ class Example:
 
     With several prompts (``more_prompts``) the responses are dealt to them in order, equally many to each.
     An empty response stands for a slot that this group does not fill; its prompt may then be empty too. A prompt
-    alone, to be answered by the policy, is a group of one empty response.
+    alone, for the policy to respond to, is a group of one empty response.
     """
 
     prompt: list[int]
     responses: list[list[int]]
     #: which tokens of each response are scored; None: all of them
-    scored: list[list[bool]] | None = None
+    loss_mask: list[list[bool]] | None = None
     row: str = ""  #: "file:row" where it came from
     margin: float | None = None
     more_prompts: tuple[list[int], ...] = ()

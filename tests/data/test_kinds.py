@@ -121,7 +121,7 @@ GOLDEN = {
 def test_golden_groups(name):
     kind, row, expected = GOLDEN[name]
     got = group(kind, row, **({"context": "C"} if kind == "context" else {}))
-    for field in ("prompt", "responses", "scored", "margin", "more_prompts", "numbers", "step_labels"):
+    for field in ("prompt", "responses", "loss_mask", "margin", "more_prompts", "numbers", "step_labels"):
         assert getattr(got, field) == getattr(expected, field), field
     assert type(pack([got], kind=kind)) is batch_of(kind)
 
@@ -139,7 +139,7 @@ def test_the_last_token_of_each_step_is_scored_and_labelled(row, prompt, text):
     assert got.prompt == [BOS, *prompt]
     assert got.responses == [[*text]]
     ends = [at for at, byte in enumerate(text) if byte == 10]
-    assert [at for at, scored in enumerate(got.scored[0]) if scored] == ends
+    assert [at for at, scored in enumerate(got.loss_mask[0]) if scored] == ends
     assert [label for label in got.step_labels[0] if not math.isnan(label)] == [1.0, 0.0]
     assert pack([got], kind="steps").step_label.tolist() == [1.0, 0.0]
 
@@ -149,13 +149,13 @@ def test_steps_behind_a_chat_template_and_of_another_separator():
     got = group("steps", row, style="qwen", step_separator=" ##")
     assert got.prompt == [BOS, *b"user\na", END, 10, BOS, *b"assistant\n"]
     assert got.responses == [[*b"s ##t ##"]]
-    assert [at for at, scored in enumerate(got.scored[0]) if scored] == [3, 7]
+    assert [at for at, scored in enumerate(got.loss_mask[0]) if scored] == [3, 7]
 
 
 def test_steps_that_are_cut_off_have_no_label():
     row = {"prompt": "a", "steps": ["s" * 5, "t" * 5], "labels": [1, 0]}
     got = group("steps", row, max_length=10, too_long="keep_end")
-    assert (len(got.responses[0]), sum(got.scored[0])) == (8, 1)
+    assert (len(got.responses[0]), sum(got.loss_mask[0])) == (8, 1)
     with pytest.raises(DataError, match="nothing scored: no step ends within the length limits"):
         made("steps", row, max_length=5, too_long="keep_end")
 

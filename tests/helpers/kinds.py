@@ -62,7 +62,7 @@ def _steps(count: int) -> list[Example]:
             position == len(response) - 1 or (position == 0 and number % 2 == 0) for position in range(len(response))
         ]
         labels = [float((number + position) % 2) if end else float("nan") for position, end in enumerate(ends)]
-        out.append(replace(row, margin=None, scored=[ends], step_labels=[labels]))
+        out.append(replace(row, margin=None, loss_mask=[ends], step_labels=[labels]))
     return out
 
 

@@ -21,7 +21,7 @@ def one_row_at_a_time(model: PreTrainedModel, examples: list[Example], temperatu
             ids = torch.tensor([prompt + response])
             logits = model(input_ids=ids, use_cache=False).logits[0].float() / temperature
             log_p = logits.log_softmax(-1)
-            scored = example.scored[index] if example.scored else [True] * len(response)
+            scored = example.loss_mask[index] if example.loss_mask else [True] * len(response)
             for offset, counted in enumerate(scored):
                 position = len(prompt) + offset
                 if counted:

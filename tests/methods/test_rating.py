@@ -49,10 +49,10 @@ def solutions() -> PackedBatch:
         Example(
             [1, 2],
             [[5, 6, 7, 8]],
-            scored=[[False, True, False, True]],
+            loss_mask=[[False, True, False, True]],
             step_labels=[[NAN, 1.0, NAN, 0.0]],
         ),
-        Example([3], [[5, 9]], scored=[[False, True]], step_labels=[[NAN, 1.0]]),
+        Example([3], [[5, 9]], loss_mask=[[False, True]], step_labels=[[NAN, 1.0]]),
     ]
     return pack(rows, kind="steps")
 
@@ -106,8 +106,8 @@ def test_the_step_mean_does_not_depend_on_the_cut() -> None:
     parts = [
         pack([example], kind="steps", totals=StepTotals(2, (3,), 2))
         for example in (
-            Example([1, 2], [[5, 6, 7, 8]], scored=[[False, True, False, True]], step_labels=[[NAN, 1.0, NAN, 0.0]]),
-            Example([3], [[5, 9]], scored=[[False, True]], step_labels=[[NAN, 1.0]]),
+            Example([1, 2], [[5, 6, 7, 8]], loss_mask=[[False, True, False, True]], step_labels=[[NAN, 1.0, NAN, 0.0]]),
+            Example([3], [[5, 9]], loss_mask=[[False, True]], step_labels=[[NAN, 1.0]]),
         )
     ]
     torch.testing.assert_close(torch.stack([made(part).loss for part in parts]).mean(), made(whole).loss)

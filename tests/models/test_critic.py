@@ -63,9 +63,9 @@ def test_all_kinds_start_with_the_same_values_and_log_probs(family: str, backend
             continue
         if kind == "adapter" and family == "gpt2":  # Conv1D layers are no targets of all-linear
             continue
-        log_probs, values = made(kind, family, backend=backend)(batch, values=True)
+        policy, values = made(kind, family, backend=backend)(batch, values=True)
         torch.testing.assert_close(values[0], expected, atol=3e-5, rtol=1e-4, msg=lambda m, k=kind: f"{k}: {m}")
-        torch.testing.assert_close(log_probs.token, log_probs, atol=3e-5, rtol=1e-4)
+        torch.testing.assert_close(policy.token, log_probs, atol=3e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", UNPACKABLE)

@@ -28,7 +28,7 @@ def one_row_at_a_time(model: nn.Module, layer: int, tokens: str) -> Tensor:
             states = model(
                 input_ids=torch.tensor([group.prompt + response]), output_hidden_states=True, use_cache=False
             ).hidden_states[layer][0]
-            counted = group.scored[slot] if group.scored else [True] * len(response)
+            counted = group.loss_mask[slot] if group.loss_mask else [True] * len(response)
             positions = [len(group.prompt) + at for at, counts in enumerate(counted) if counts]
             out.append(states[positions if tokens == "response" else [len(group.prompt) - 1]])
     return torch.cat(out)

@@ -66,7 +66,7 @@ def test_packed_padded_and_single_rows_agree(family: str) -> None:
 def ranked_lists() -> list[Example]:
     """Lists of three, one and two responses, the shorter ones first and last: empty slots inside and at the end."""
     first, second, third = examples()
-    third = Example(third.prompt, [*third.responses, second.responses[0]], [*third.scored, [True] * 3])
+    third = Example(third.prompt, [*third.responses, second.responses[0]], [*third.loss_mask, [True] * 3])
     lists = [Example(first.prompt, first.responses[:1]), third, second]
     return [replace(group, numbers={"score": [3.0 - slot for slot in range(len(group.responses))]}) for group in lists]
 

@@ -184,8 +184,8 @@ def _prompt(example: Example) -> bytes:
 
 def _chosen(example: Example, slots: list[int]) -> Example:
     """Some responses of a group, in the order given."""
-    scored = None if example.scored is None else [example.scored[slot] for slot in slots]
-    return replace(example, responses=[example.responses[slot] for slot in slots], scored=scored)
+    mask = None if example.loss_mask is None else [example.loss_mask[slot] for slot in slots]
+    return replace(example, responses=[example.responses[slot] for slot in slots], loss_mask=mask)
 
 
 def _only(example: Example, slot: int, **numbers: list[float]) -> Example:
@@ -195,10 +195,10 @@ def _only(example: Example, slot: int, **numbers: list[float]) -> Example:
 def _joined(rows: list[Example]) -> Example:
     """The scored responses of one prompt as a list, the best one first; it is named after its first row."""
     ordered = sorted(rows, key=lambda row: -row.numbers["score"][0])
-    masks = [row.scored[0] if row.scored else [True] * len(row.responses[0]) for row in ordered]
+    masks = [row.loss_mask[0] if row.loss_mask else [True] * len(row.responses[0]) for row in ordered]
     return replace(
         rows[0],
         responses=[row.responses[0] for row in ordered],
-        scored=None if all(map(all, masks)) else masks,
+        loss_mask=None if all(map(all, masks)) else masks,
         numbers={"score": [row.numbers["score"][0] for row in ordered]},
     )

@@ -73,10 +73,10 @@ class Columns:
             raise ValueError(f"{name}: no response has a token")
         if self.alone and any(responses):
             raise ValueError(f"{name}: a response where the examples before it are prompts without any")
-        if example.scored is None:
+        if example.loss_mask is None:
             masks = [b"\1" * len(response) for response in responses]
         else:
-            masks = [bytes(map(bool, mask)) for mask in example.scored]
+            masks = [bytes(map(bool, mask)) for mask in example.loss_mask]
         if [len(mask) for mask in masks] != [len(response) for response in responses]:
             raise ValueError(f"{name}: the scored masks and the responses have different lengths")
         if any(response and not any(mask) for response, mask in zip(responses, masks, strict=True)):

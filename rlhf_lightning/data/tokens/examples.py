@@ -196,7 +196,7 @@ class Examples(Sequence[Example]):
         return Example(
             prompt=prompts[0],
             responses=[self.tokens[span].tolist() for span in answers],
-            scored=[self.scored[span].tolist() for span in answers] if unscored else None,
+            loss_mask=[self.scored[span].tolist() for span in answers] if unscored else None,
             row=self.names[group].as_py(),
             margin=margin,
             more_prompts=tuple(prompts[1:]),

@@ -40,12 +40,12 @@ def with_negatives(found: Iterable[tuple[Row, Record, Example]]) -> Iterator[Nat
 
 
 def _with_negative(example: Example, negative: Example) -> Example:
-    masks = [e.scored or [[True] * len(ids) for ids in e.responses] for e in (example, negative)]
-    scored = [*masks[0][:2], *masks[1][:2]]
+    masks = [e.loss_mask or [[True] * len(ids) for ids in e.responses] for e in (example, negative)]
+    loss_mask = [*masks[0][:2], *masks[1][:2]]
     return replace(
         example,
         responses=[*example.responses[:2], *negative.responses[:2]],
-        scored=None if all(map(all, scored)) else scored,
+        loss_mask=None if all(map(all, loss_mask)) else loss_mask,
         more_prompts=(example.more_prompts[0], negative.prompt, negative.more_prompts[0]),
     )
 

@@ -122,7 +122,7 @@ def rows_of(
             **{name: decode(ids) for name, ids in zip(names, example.responses, strict=True)},
             "prompt_ids": example.prompt,
             "response_ids": example.responses,
-            "scored": example.scored,
+            "scored": example.loss_mask,
             "margin": example.margin,
             "numbers": dict(example.numbers),
         }
@@ -144,7 +144,7 @@ def _examples(
         responses, masks = zip(*(response_of(groups[prompt], slot, own) for slot in filled), strict=True)
         example = Example(groups[prompt].prompt, [*responses], row=groups[prompt].row)
         if not all(map(all, masks)):
-            example = replace(example, scored=[*masks])
+            example = replace(example, loss_mask=[*masks])
         yield replace(
             example,
             margin=None if margin is None else float(margin[at]),
@@ -173,7 +173,7 @@ def response_of(
     if own is None:
         raise ValueError("the selector compares samples with the data's own responses, and the data was read without")
     example = own(group)
-    return example.responses[0], example.scored[0] if example.scored else [True] * len(example.responses[0])
+    return example.responses[0], example.loss_mask[0] if example.loss_mask else [True] * len(example.responses[0])
 
 
 def by_response(selected: Selected) -> dict[str, NDArray[np.float32]]:

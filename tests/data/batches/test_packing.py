@@ -84,7 +84,7 @@ def one_by_one(examples: list[Example]) -> dict[str, list]:
                 out["positions"] += range(len(prompt))
                 out["prompt_span"].append([begin, begin + len(prompt)])
             response = example.responses[number] if number < len(example.responses) else []
-            mask = example.scored[number] if example.scored and response else [True] * len(response)
+            mask = example.loss_mask[number] if example.loss_mask and response else [True] * len(response)
             for offset, scored in enumerate(mask):
                 if scored:
                     at = len(out["ids"]) + offset
@@ -113,9 +113,9 @@ def test_empty_slots_and_several_prompts_equal_a_plain_loop(fields: list[tuple])
     assert batch.present.view(-1, slots).tolist() == [[length > 0 for length in row] for row in lengths]
     assert [*Examples.build(examples)] == [
         replace(example, responses=example.responses + [[]] * (slots - len(example.responses)),
-                scored=example.scored and example.scored + [[]] * (slots - len(example.responses)))
-        if example.scored and not all(map(all, example.scored)) else
-        replace(example, responses=example.responses + [[]] * (slots - len(example.responses)), scored=None)
+                loss_mask=example.loss_mask and example.loss_mask + [[]] * (slots - len(example.responses)))
+        if example.loss_mask and not all(map(all, example.loss_mask)) else
+        replace(example, responses=example.responses + [[]] * (slots - len(example.responses)), loss_mask=None)
         for example in examples
     ]  # fmt: skip
 
@@ -160,7 +160,7 @@ def plain_loop(examples: list[Example]) -> dict[str, list]:
         for slot, response in enumerate(example.responses):
             out["response_span"].append([len(out["ids"]), len(out["ids"]) + len(response)])
             for offset, token in enumerate(response):
-                if example.scored is None or example.scored[slot][offset]:
+                if example.loss_mask is None or example.loss_mask[slot][offset]:
                     out["target"].append(len(out["ids"]))
                     out["source"].append(prompt_end - 1 if offset == 0 else len(out["ids"]) - 1)
                     out["sequence"].append(len(out["parent"]))

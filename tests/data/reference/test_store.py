@@ -113,7 +113,7 @@ def test_keys_from_a_batch_are_keys_of_its_rows() -> None:
         ("another template", replace(PAIR, prompt=[9, 5, 6, 7])),
         ("a prompt cut at its start", replace(PAIR, prompt=[6, 7])),
         ("a response cut at its end", replace(PAIR, responses=[[1, 2], [4, 5]])),
-        ("another mask", replace(PAIR, scored=[[True, False, True], [True, True]])),
+        ("another mask", replace(PAIR, loss_mask=[[True, False, True], [True, True]])),
         ("a token moved over the boundary", replace(PAIR, prompt=[5, 6, 7, 1], responses=[[2, 3], [4, 5]])),
     ],
 )
@@ -130,7 +130,7 @@ def test_rows_that_did_not_change_hit(tmp_path: Path) -> None:
     moved = [replace(example, row="copy.jsonl:9", margin=1.0) for example in reversed(list(pairs()))]
     store = ReferenceStore(tmp_path, "model")
     assert store.missing(Examples.build(moved)).tolist() == []
-    explicit = replace(PAIR, scored=[[True] * 3, [True] * 2])
+    explicit = replace(PAIR, loss_mask=[[True] * 3, [True] * 2])
     fill(store, Examples.build([PAIR]))
     assert store.missing(Examples.build([explicit])).tolist() == []
 
@@ -159,7 +159,7 @@ class Run:
         return reference_fingerprint(adapted, adapter=self.adapter, precision=self.precision)
 
     def rows(self) -> Examples:
-        cut = [replace(e, prompt=[*self.system, *e.prompt][-self.max_length :], scored=None) for e in pairs(6)]
+        cut = [replace(e, prompt=[*self.system, *e.prompt][-self.max_length :], loss_mask=None) for e in pairs(6)]
         return Examples.build(cut)
 
 

@@ -54,7 +54,7 @@ def texts(result, group=0):
     example = result[group]
     shown = []
     for slot, ids in enumerate(example.responses):
-        mask = example.scored[slot] if example.scored else [True] * len(ids)
+        mask = example.loss_mask[slot] if example.loss_mask else [True] * len(ids)
         text, before = "", False
         for token, flag in zip(ids, mask, strict=True):
             text += ("[" if flag and not before else "]" if before and not flag else "") + tokenizer.decode([token])

@@ -183,12 +183,12 @@ def test_masks_travel_with_their_responses():
     row = {"prompt": chat, "responses": [turns, turns[:1]], "scores": [1, 2]}
     spec = DataSpec(cache=False)
     best_first = tokenize(Rows(row), tokenizers.qwen_like(), spec, "ranked")[0]
-    assert [all(mask) for mask in best_first.scored] == [True, False]
+    assert [all(mask) for mask in best_first.loss_mask] == [True, False]
     pair = tokenize(Rows(row), tokenizers.qwen_like(), spec, "preference")[0]
-    assert pair.scored == best_first.scored
+    assert pair.loss_mask == best_first.loss_mask
     labelled = tokenize(Rows(row), tokenizers.qwen_like(), DataSpec(cache=False, threshold=2), "unpaired")
-    assert labelled[0].scored is None
-    assert labelled[1].scored == [best_first.scored[1]]
+    assert labelled[0].loss_mask is None
+    assert labelled[1].loss_mask == [best_first.loss_mask[1]]
     assert pack(labelled.examples, kind="unpaired").totals.groups == 2
 
 

@@ -80,7 +80,7 @@ def test_tokens_are_the_ones_that_were_drawn() -> None:
         [[101, EOS], [100, EOS]],
     ]
     assert [pairs[at].prompt for at in range(3)] == [[97, 104, 105], [97, 104, 105], [99]]
-    assert pairs[1].scored == [[False, True, True], [True, True, True]]
+    assert pairs[1].loss_mask == [[False, True, True], [True, True, True]]
     assert pairs.margin is not None
     assert pairs.margin.tolist() == pytest.approx([0.1, 2.0, 1 / 3])
     assert pairs.row(2) == "p.jsonl:2"

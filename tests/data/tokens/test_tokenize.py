@@ -101,13 +101,13 @@ def test_golden_mask_of_a_multi_turn_demonstration():
     between = [10, BOS, *b"user\nc", END, 10, BOS, *b"assistant\n"]
     assert got.prompt == [BOS, *b"user\na", END, 10, BOS, *b"assistant\n"]
     assert got.responses == [[98, END, *between, HI, END]]
-    assert got.scored == [[True, True, *[False] * len(between), True, True]]
+    assert got.loss_mask == [[True, True, *[False] * len(between), True, True]]
 
 
 def test_golden_mask_response_scores_the_last_turn_only():
     got = example(tokenizers.qwen_like(), ask("a", "b", "c", "hi"), mask="response")
     assert got.responses == [[HI, END]]
-    assert got.scored is None
+    assert got.loss_mask is None
     assert got.prompt[-24:-19] == [10, 98, END, 10, BOS]
 
 
@@ -275,7 +275,7 @@ def test_scored_tokens_decode_to_the_response_and_its_end(style, layout, boundar
             before = tokenizer.decode(got.prompt, skip_special_tokens=False)
             joined = tokenizer.decode(got.prompt + got.responses[0], skip_special_tokens=False)
             assert joined.removeprefix(before) == f"{space}{said}{end}"
-            assert got.scored is None
+            assert got.loss_mask is None
         bos = tokenizer.bos_token_id
         if bos is not None and bos not in (EOS, END) and not template.bos_marks_turns:
             assert (got.prompt + got.responses[0]).count(bos) == 1 == got.prompt.count(bos)
