@@ -1,4 +1,4 @@
-"""Who draws responses from the policy: engines behind one protocol. Names are loaded when they are first used."""
+"""Engines that draw responses from the policy, behind one protocol. Names are loaded when they are first used."""
 
 from __future__ import annotations
 

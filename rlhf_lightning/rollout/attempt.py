@@ -1,4 +1,4 @@
-"""One HTTP request within one time limit, however slowly the bytes of its response come."""
+"""One HTTP request within one time limit, even if the bytes of its response arrive slowly."""
 
 from __future__ import annotations
 

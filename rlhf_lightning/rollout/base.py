@@ -1,4 +1,4 @@
-"""What draws responses from a policy, as the loop sees it."""
+"""Interface of engines that draw responses from a policy."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class RolloutEngine(Protocol):
 
     Attributes:
         name: for messages and logs.
-        exact: whether what is drawn depends on nothing but the weights, the prompt and the stream; engines that batch
+        exact: whether samples depend on nothing but the weights, the prompt and the stream; engines that batch
             by themselves cannot promise it.
         max_new_tokens: most tokens of a response.
         min_new_tokens: tokens before which a response cannot end.
         sources: whose responses it can draw, see ``types.Draw``; with more than ``policy`` it is a
             :class:`ReferenceEngine`.
         frozen: whether its weights cannot follow a policy that is trained.
-        max_gap: largest mean difference of the engine's log-probs from the trainer's that a run goes on with, in nats
+        max_gap: largest mean difference of the engine's log-probs from the trainer's that a run continues with, in nats
             a token; None: any.
     """
 
@@ -96,7 +96,7 @@ class GuidedEngine(RolloutEngine, Protocol):
 
 @runtime_checkable
 class ReferenceEngine(RolloutEngine, Protocol):
-    """An engine that also draws from what the policy is compared with."""
+    """An engine that also draws from the reference."""
 
     def hold(self, reference: Any) -> None:
         """Draw from this reference where ``Sampling.source`` asks for it.

@@ -1,4 +1,4 @@
-"""What is said to ``/v1/completions`` and what its answers mean, for every server that has this route."""
+"""Requests to ``/v1/completions`` and the meaning of its answers, for every server that has this route."""
 
 from __future__ import annotations
 
@@ -67,18 +67,18 @@ def choices(answer: Any, n: int, url: str) -> list[Mapping[str, Any]]:
     Raises:
         ServerError: there are not as many as were asked for.
     """
-    found = answer.get("choices") if isinstance(answer, Mapping) else None
-    if not isinstance(found, Sequence) or len(found) != n:
-        many = len(found) if isinstance(found, Sequence) else 0
+    choices_given = answer.get("choices") if isinstance(answer, Mapping) else None
+    if not isinstance(choices_given, Sequence) or len(choices_given) != n:
+        many = len(choices_given) if isinstance(choices_given, Sequence) else 0
         raise ServerError(
             f"{url} gave {many} choices where n={n} were asked for: {str(answer)[:200]}; a server that ignores n needs "
             "method.rollout.group_size=1"
         )
-    return sorted(found, key=lambda choice: choice.get("index", 0))
+    return sorted(choices_given, key=lambda choice: choice.get("index", 0))
 
 
 def finish(choice: Mapping[str, Any]) -> Literal["stop", "length"]:
-    """Why a choice ended: at the length limit, or by what it said."""
+    """Reason why a choice ended: the length limit, or a token or text that ends responses."""
     return "length" if choice.get("finish_reason") == "length" else "stop"
 
 

@@ -1,6 +1,6 @@
-"""JSON over HTTP with time limits and retries: what engines and judges on a server stand on.
+"""JSON over HTTP with time limits and retries, for engines and judges on a server.
 
-By the standard library alone, so that a judge costs no dependency.
+It uses the standard library alone, so a judge needs no dependency.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: What a server may answer otherwise a moment later: time-outs, locks, too many requests, and its own failures.
+#: Statuses that a server may not repeat a moment later: time-outs, locks, too many requests, and its own failures.
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
-#: Bytes of a refusal that are looked at.
+#: Bytes of a refusal that are read.
 _QUOTED = 4096
 
 
@@ -47,7 +47,7 @@ class ServerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A server and how patient to be with it.
+    """A server, with time limits and retries.
 
     Attributes:
         url: root of its routes, such as ``http://127.0.0.1:8000``; a trailing ``/v1`` is understood.

@@ -1,4 +1,4 @@
-"""A folder that goes with the process that made it, also where that process is killed."""
+"""A folder that is removed with the process that made it, even if that process is killed."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class TransformersEngine:
         dtype: null samples from the trainer's own weights; ``bfloat16`` from a copy in that dtype, adapter merged. It
             takes half as much memory as float32 weights, and its samples are of a slightly other policy. The reference
             is sampled in its own dtype.
-        max_gap: largest mean difference of these log-probs from the trainer's that a run goes on with, in nats a token;
+        max_gap: largest mean difference from the trainer's log-probs at which a run continues, in nats a token;
             null: any.
 
     Raises:
@@ -148,11 +148,11 @@ class TransformersEngine:
             return policy, {"guide": self.guidance.guide(self.policy)}
         if self.reference is None:
             raise ValueError("the engine has no reference yet: call hold(reference) before generate")
-        own = isinstance(self.reference, FrozenCopy)
+        adapted = isinstance(self.reference, FrozenCopy)
         actor = cast("Actor", self.reference.actor if isinstance(self.reference, FrozenCopy) else self.policy)
         if sampling.source == "reference":
-            return actor, {"adapter": own}
-        return policy, {"guide": Guide(1 - sampling.mix, (Mixed(actor, sampling.mix, adapter=own),))}
+            return actor, {"adapter": adapted}
+        return policy, {"guide": Guide(1 - sampling.mix, (Mixed(actor, sampling.mix, adapter=adapted),))}
 
     def close(self) -> None:
         """Let go of the models."""

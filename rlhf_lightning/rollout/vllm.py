@@ -40,7 +40,7 @@ class VLLMEngine:
     """Samples from a copy of the policy that vLLM holds in this process.
 
     Each process of a run has an engine of its own. It is built at the first sync, without weights, so that every sync
-    is the same: the policy's weights (an adapter merged in copies) go in by name, a tied head is packed anew, and
+    is the same: the policy's weights (an adapter merged in copies) go in by name, a tied head is packed again, and
     prompts that the old policy computed are forgotten.
 
     Sample ``j`` of a prompt draws from vLLM's generator of the prompt's seed plus ``j``, whatever is drawn beside it;
@@ -51,8 +51,8 @@ class VLLMEngine:
         tokenizer: not used; ids go in and out.
         max_new_tokens: most tokens of a response, its EOS included.
         min_new_tokens: tokens before which a response cannot end; above 0 samples carry no log-probs.
-        vllm: how it computes; the options of ``VLLMOptions`` by name.
-        max_gap: largest mean difference of these log-probs from the trainer's that a run goes on with, in nats a token;
+        vllm: settings of vLLM; the options of ``VLLMOptions`` by name.
+        max_gap: largest mean difference from the trainer's log-probs at which a run continues, in nats a token;
             null: any. In bfloat16 0.03 to 0.05 is usual.
         options: further arguments of ``vllm.LLM``.
 
@@ -167,8 +167,8 @@ class VLLMEngine:
         parameters = [self._parameters(sampling, draws(sampling, n), seed) for seed in seeds]
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         restricted = self._restricted(sampling)
-        answers = self._llm.generate(inputs, parameters, use_tqdm=False)
-        drawn = [[self._sample(output, restricted) for output in answer.outputs] for answer in answers]
+        requests = self._llm.generate(inputs, parameters, use_tqdm=False)
+        drawn = [[self._sample(output, restricted) for output in request.outputs] for request in requests]
         return [copies([ended_by_text(sample, sampling) for sample in samples], n) for samples in drawn]
 
     def _parameters(self, sampling: Sampling, n: int, seed: int) -> Any:
@@ -211,11 +211,11 @@ def _process_group_kept(*, keep: bool) -> Iterator[None]:
     """
     destroy = dist.destroy_process_group
 
-    def destroy_own(group: Any = None) -> None:
+    def destroy_groups(group: Any = None) -> None:
         if group is not None or not keep:
             destroy(group)
 
-    dist.destroy_process_group = destroy_own
+    dist.destroy_process_group = destroy_groups
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Which adapters vLLM can follow: merged into a plain base, or sent alone for the base that a server holds."""
+"""Adapters that vLLM can follow: merged into a plain base, or sent alone for the base that a server holds."""
 
 from __future__ import annotations
 

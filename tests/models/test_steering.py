@@ -173,7 +173,7 @@ def test_what_has_the_weights_alone_is_refused(file: Path) -> None:
     for form in ("auto", "merged"):
         with pytest.raises(ValueError, match=r"moves the states of layers \[1, 2\].*callbacks.export=null"):
             check_export(actor(file), TINY.tokenizer(), form)
-    with pytest.raises(ValueError, match=r"vLLM would answer as another model\. Set rollout=transformers"):
+    with pytest.raises(ValueError, match=r"vLLM would sample from another model\. Set rollout=transformers"):
         policy_weights(actor(file))
 
 

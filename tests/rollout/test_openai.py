@@ -77,7 +77,7 @@ def test_ask_all_keeps_the_order_and_asks_at_once(server: FakeServer) -> None:
     assert server.most_under_way >= 2
 
 
-def test_ask_each_goes_on_where_one_is_refused(server: FakeServer) -> None:
+def test_ask_each_continues_where_one_is_refused(server: FakeServer) -> None:
     server.failures = [400]
     client = ChatClient(server.url, "fake", requests=FAST | {"concurrency": 1})
     assert client.ask_each([QUESTION, QUESTION]) == [None, "echo 2 + 2?"]

@@ -10,8 +10,8 @@ from rlhf_lightning.rollout.probe import check, gap
 
 
 def test_a_gap_is_absolute():
-    found = gap(torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-1.5, -1.0, -3.0]))
-    assert found == {"mean": 0.5, "max": 1.0}  # signed, the mean would be 1/6
+    gaps = gap(torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-1.5, -1.0, -3.0]))
+    assert gaps == {"mean": 0.5, "max": 1.0}  # signed, the mean would be 1/6
 
 
 def test_no_tokens_no_gap():

@@ -90,8 +90,8 @@ def test_a_mixture_is_the_geometric_mean_of_the_distributions():
             both = (models.policy, models.reference.actor)
             logits = [actor.model(whole).logits[0, len(prompt) - 1 : -1] for actor in both]
         expected = ((1 - mix) * logits[0] + mix * logits[1]).log_softmax(-1)
-        found = expected[torch.arange(len(ids)), torch.tensor(ids)]
-        torch.testing.assert_close(torch.tensor(log_probs), found, atol=1e-4, rtol=0)
+        drawn_log_probs = expected[torch.arange(len(ids)), torch.tensor(ids)]
+        torch.testing.assert_close(torch.tensor(log_probs), drawn_log_probs, atol=1e-4, rtol=0)
 
 
 def test_the_adapter_is_on_again_after_a_mixture():

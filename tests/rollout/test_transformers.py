@@ -87,9 +87,9 @@ def test_a_copy_in_the_same_dtype_is_the_policy(architecture, adapter):
     expected = _engine(policy).generate(PROMPTS, SAMPLING, n=2, seeds=[1, 2, 3])
     made = _engine(policy, dtype="float32").generate(PROMPTS, SAMPLING, n=2, seeds=[1, 2, 3])
     assert [[s.ids for s in group] for group in made] == [[s.ids for s in group] for group in expected]
-    own = torch.tensor([value for group in expected for s in group for value in s.log_probs])
+    uncopied = torch.tensor([value for group in expected for s in group for value in s.log_probs])
     copied = torch.tensor([value for group in made for s in group for value in s.log_probs])
-    torch.testing.assert_close(copied, own, atol=1e-4, rtol=0)
+    torch.testing.assert_close(copied, uncopied, atol=1e-4, rtol=0)
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
 
 
@@ -115,7 +115,7 @@ def test_a_copy_in_half_precision_is_near_the_policy():
     engine = _engine(policy, dtype="bfloat16")
     samples = engine.generate(PROMPTS, SAMPLING, n=4, seeds=[1, 2, 3])
     exact = _engine(policy).generate(PROMPTS, SAMPLING, n=4, seeds=[1, 2, 3])
-    same = [(a, b) for ours, own in zip(samples, exact, strict=True) for a, b in zip(ours, own, strict=True)]
+    same = [(a, b) for half, full in zip(samples, exact, strict=True) for a, b in zip(half, full, strict=True)]
     same = [(a, b) for a, b in same if a.ids == b.ids]
     assert len(same) >= 3
     off = gap(

@@ -1,6 +1,6 @@
 """The process of a server that a run starts: how it starts, fails, ends, and what it leaves behind.
 
-The launcher and the engine are the real ones; in place of vLLM they find a small package that answers the same routes
+The launcher and the engine are the real ones; in place of vLLM they find a small package that serves the same routes
 and ends when it is told to.
 """
 
@@ -250,9 +250,9 @@ def test_a_run_starts_it_with_what_it_needs(package: Path) -> None:
     engine, models = engine_of()
     engine.sync(models.policy, 0)
     log = engine._folder / "server.log"
-    said = log.read_text()
-    assert "'--no-enable-chunked-prefill'" in said
-    assert "--end-with" not in said  # the launcher's own
+    logged = log.read_text()
+    assert "'--no-enable-chunked-prefill'" in logged
+    assert "--end-with" not in logged  # the launcher's own
     engine.close()
     assert not log.parent.exists()
 
@@ -327,12 +327,12 @@ def test_the_weights_of_a_killed_run_go(package: Path, started: bool) -> None:
     with fake_server() as fake:
         for route in ("/pause", "/collective_rpc", "/reset_prefix_cache", "/resume"):
             fake.answers[route] = lambda _: None
-        ours, theirs = multiprocessing.Pipe()
+        receiver, sender = multiprocessing.Pipe()
         context = multiprocessing.get_context("fork")
-        process = context.Process(target=run_until_killed, args=(theirs, None if started else fake.url))
+        process = context.Process(target=run_until_killed, args=(sender, None if started else fake.url))
         process.start()
-        assert ours.poll(60)
-        folder, pid = ours.recv()
+        assert receiver.poll(60)
+        folder, pid = receiver.recv()
         assert (folder / "weights-0/model.safetensors").is_file()
         process.kill()
         process.join()

@@ -53,7 +53,7 @@ def prompts() -> list[list[int]]:
 
 
 def step(policy: Actor) -> None:
-    """An optimiser step that changes what is said."""
+    """An optimiser step that changes the responses."""
     trained = [value for value in policy.parameters() if value.requires_grad]
     batch = pack([Example(prompt, [[7, 8, 9]]) for prompt in prompts()], kind="supervised")
     for _ in range(2):  # with B = 0 the first step moves an adapter's B only
@@ -63,10 +63,14 @@ def step(policy: Actor) -> None:
         optimizer.zero_grad()
 
 
-def gap(ours: list[list[Sample]], theirs: list[list[Sample]]) -> float:
+def gap(engine_samples: list[list[Sample]], trainer_samples: list[list[Sample]]) -> float:
     """Largest difference of log-probs; infinity where other tokens were drawn."""
-    pairs = [pair for one, other in zip(ours, theirs, strict=True) for pair in zip(one, other, strict=True)]
-    if any(mine.ids != other.ids for mine, other in pairs):
+    pairs = [
+        pair
+        for one, other in zip(engine_samples, trainer_samples, strict=True)
+        for pair in zip(one, other, strict=True)
+    ]
+    if any(one.ids != other.ids for one, other in pairs):
         return float("inf")
     return max(abs(x - y) for a, b in pairs for x, y in zip(a.log_probs, b.log_probs, strict=True))
 
@@ -149,10 +153,10 @@ def test_ends(engine: VLLMEngine) -> None:
     policy = make().policy
     engine.sync(policy, 0)
     prompt = prompts()[0]
-    said = engine.generate([prompt], GREEDY, n=1, seeds=[0])[0][0].ids
-    stop = Sampling(max_new_tokens=24, temperature=0.0, stop=(said[3],))
+    drawn_ids = engine.generate([prompt], GREEDY, n=1, seeds=[0])[0][0].ids
+    stop = Sampling(max_new_tokens=24, temperature=0.0, stop=(drawn_ids[3],))
     cut = engine.generate([prompt], stop, n=1, seeds=[0])[0][0]
-    assert (cut.ids, cut.finish) == (said[: said.index(said[3]) + 1], "stop")  # with what ended it
+    assert (cut.ids, cut.finish) == (drawn_ids[: drawn_ids.index(drawn_ids[3]) + 1], "stop")  # with what ended it
     assert len(cut.log_probs) == len(cut.ids)
     restricted = engine.generate([prompt], Sampling(max_new_tokens=4, top_p=0.5), n=1, seeds=[0])[0][0]
     assert restricted.log_probs == []
@@ -263,11 +267,11 @@ def run_until_killed(connection: Connection) -> None:
 
 @pytest.mark.slow
 def test_nothing_of_a_killed_run_stays() -> None:
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=run_until_killed, args=(theirs,))
+    receiver, sender = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=run_until_killed, args=(sender,))
     process.start()
-    assert ours.poll(600)
-    folder, leader = ours.recv()
+    assert receiver.poll(600)
+    folder, leader = receiver.recv()
     assert folder.is_dir()
     assert group_of(leader)
     process.kill()

@@ -48,7 +48,7 @@ class FakeVLLM:
     def load_adapter(self, body: dict[str, Any]) -> bytes:
         self.folders.append(Path(body["lora_path"]))
         self.adapters.append(sorted(file.name for file in self.folders[-1].iterdir()))
-        return b"Success: loaded."  # vLLM answers in plain text here
+        return b"Success: loaded."  # vLLM responds in plain text here
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         def choice(index: int) -> dict[str, Any]:

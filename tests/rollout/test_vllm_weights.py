@@ -1,4 +1,4 @@
-"""What vLLM is given of a policy, and what both ways of running it refuse; vLLM itself is not needed."""
+"""Weights of a policy for vLLM, and policies that both ways of running it refuse; vLLM itself is not needed."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def test_weights_are_written_in_the_dtype_that_is_asked_for(tmp_path: Path) -> N
 def test_ends_are_those_of_the_policy() -> None:
     policy = make()
     config = transformers_model(policy).generation_config
-    for own, expected in ((7, [7]), ([7, 8], [7, 8]), (None, [])):
-        config.eos_token_id = own
+    for token, expected in ((7, [7]), ([7, 8], [7, 8]), (None, [])):
+        config.eos_token_id = token
         assert ends(policy) == expected
 
 
@@ -110,7 +110,7 @@ def test_limits_of_a_request() -> None:
 
 
 @pytest.mark.parametrize("options", [{"top_p": 0.9}, {"top_k": 5}, {"min_new_tokens": 2}])
-def test_restricted_sampling_is_said_once(options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_restricted_sampling_is_reported_once(options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     restricted = RestrictedSampling()
     with caplog.at_level(logging.WARNING):
         assert not restricted(Sampling(temperature=0.7))
