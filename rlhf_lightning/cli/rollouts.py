@@ -130,7 +130,7 @@ def make_rollouts(cfg: DictConfig, models: ModelBuilder, module: Rolled, prompts
         ConfigError: nothing scores, what scores lacks what the method reads, or the engine's weights cannot change.
         ValueError: the engine cannot follow the run's adapter.
     """
-    scorer = make(cfg.get("reward")) or module.own_reward
+    scorer = make(cfg.get("reward")) or module.default_reward
     check_cost(module, terms_to_make(scorer), inside=True)  # before the reward models among them load
     reward = None if scorer is None else as_reward(scorer, tokenizer=models.tokenizer())
     check(module, reward, prompts)

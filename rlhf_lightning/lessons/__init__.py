@@ -1,4 +1,4 @@
-"""What a round of samples teaches: advantages of tokens, or groups. Names load when they are first used."""
+"""Lessons of a round of samples: advantages of tokens, or groups. Names load when they are first used."""
 
 from __future__ import annotations
 

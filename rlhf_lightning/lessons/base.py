@@ -1,4 +1,4 @@
-"""What a lesson and a round are to the loop: samples and scores in, batches of the method's kind out."""
+"""Interfaces of a lesson and a round for the loop: samples and scores in, batches of the method's kind out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Round(Protocol):
     """Groups to train on, the same on every process, with numbers for each of their tokens."""
 
     number: int  #: of the rollout, from 0
-    cursor: int  #: place of the next prompt in the stream
+    cursor: int  #: position of the next prompt in the stream
     examples: Examples  #: the groups, prompts with their kept responses
     #: by name, one number for every trained token in the order of the responses, float32
     tokens: dict[str, Tensor]
@@ -24,7 +24,7 @@ class Round(Protocol):
 
     @property
     def parts(self) -> Sequence[Round]:
-        """The round itself, and what its steps bring beside its groups: all that is scored."""
+        """The round itself, and the rows that its steps bring in addition to its groups: all that is scored."""
         ...
 
     @property
@@ -38,7 +38,7 @@ class Round(Protocol):
         ...
 
     def batch(self, groups: IntArray, totals: StepTotals, step: IntArray | None = None) -> PackedBatch:
-        """Some groups as a micro-batch, with the numbers that are known of their tokens.
+        """Some groups as a micro-batch, with the numbers that there are of their tokens.
 
         Args:
             groups: which.
@@ -57,8 +57,8 @@ class Round(Protocol):
         """
         ...
 
-    def scatter(self, found: Mapping[str, list[tuple[IntArray, Tensor]]]) -> dict[str, Tensor]:
-        """Numbers that came batch by batch, each with its groups, in the order of the responses."""
+    def scatter(self, by_name: Mapping[str, list[tuple[IntArray, Tensor]]]) -> dict[str, Tensor]:
+        """Put numbers that came batch by batch, each with its groups, into the order of the responses."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -67,40 +67,40 @@ class Round(Protocol):
 
 
 class Lesson(Protocol):
-    """What is made of a round's samples and scores; asked on every process with the same groups."""
+    """Make training groups of a round's samples and scores; called on every process with the same groups."""
 
     @property
     def kind(self) -> str:
-        """Of the batches that it gives."""
+        """Kind of the batches that it gives."""
         ...
 
     @property
     def phase(self) -> str:
-        """What its time is logged under."""
+        """Name that its time is logged under."""
         ...
 
     @property
-    def scored_as(self) -> str:
-        """What scores are logged under: ``reward``, or ``score`` where that names the policy's implicit rewards."""
+    def score_name(self) -> str:
+        """Name that scores are logged under: ``reward``, or ``score`` where that means implicit rewards."""
         ...
 
     @property
     def options(self) -> RolloutOptions:
-        """How responses are drawn and used."""
+        """Options of drawing and using responses."""
         ...
 
     @property
     def needs(self) -> frozenset[str]:
-        """What :meth:`scores` computes of the tokens of a round; nothing: it is not called."""
+        """Names of the numbers that :meth:`scores` computes of a round's tokens; empty: it is not called."""
         ...
 
     @property
     def temperature(self) -> float:
-        """At which :meth:`scores` computes log-probs."""
+        """Temperature at which :meth:`scores` computes log-probs."""
         ...
 
     def prepare(self, prompts: Examples, first: IntArray) -> None:
-        """Read what else the lesson needs, and check it before weights load.
+        """Read the other data that the lesson needs, and check it before weights load.
 
         Args:
             prompts: the data set.
@@ -112,7 +112,7 @@ class Lesson(Protocol):
         ...
 
     def informative(self, number: int, drawn: Sequence[ScoredGroup]) -> list[bool]:
-        """Whether each group teaches anything; others are drawn in the place of those that do not.
+        """Return whether each group teaches anything; others are drawn to replace those that do not.
 
         Args:
             number: of the round.
@@ -121,21 +121,21 @@ class Lesson(Protocol):
         ...
 
     def begin(self, number: int, cursor: int, groups: Sequence[ScoredGroup]) -> Round:
-        """What is trained on; a round without any scored token teaches nothing and is skipped.
+        """Groups to train on; a round without any scored token teaches nothing and is skipped.
 
         Args:
             number: of the round.
-            cursor: place of the next prompt in the stream.
+            cursor: position of the next prompt in the stream.
             groups: that the round is made of.
         """
         ...
 
     def why_empty(self, groups: Sequence[ScoredGroup]) -> str | None:
-        """Why a round of some groups has nothing to train on, and what to change; None: nothing was scored."""
+        """Reason why a round of some groups has nothing to train on, and what to change; None: nothing was scored."""
         ...
 
     def scores(self, batch: PackedBatch) -> Mapping[str, Tensor]:
-        """What :attr:`needs` names, one number a response token in the order of the batch; a collective call."""
+        """Numbers that :attr:`needs` names, one a response token in the order of the batch; a collective call."""
         ...
 
     def learn(self, learned: Any, groups: Sequence[ScoredGroup]) -> dict[str, float]:
@@ -148,7 +148,7 @@ class Lesson(Protocol):
         ...
 
     def columns(self, learned: Any, groups: Sequence[ScoredGroup]) -> dict[int, list[dict[str, Any]]]:
-        """What became of each sample, for the rollout's file: by the place of the prompt, a row a sample."""
+        """Use of each sample, for the rollout's file: by the position of the prompt, one row a sample."""
         ...
 
     def rows(self, learned: Any, groups: Sequence[ScoredGroup]) -> Iterable[dict[str, Any]]:
@@ -156,11 +156,11 @@ class Lesson(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What later rounds need of earlier ones, for a checkpoint; plain containers and tensors."""
+        """State of earlier rounds that later ones need, for a checkpoint; plain containers and tensors."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> Round:

@@ -25,12 +25,12 @@ class SelectedRound(TokenRound):
 
     kind: str  #: of data
     selected: Selected | None = None  #: what the selector gave; not in checkpoints
-    #: each prompt with another one's response, which a reference point (KTO's) is estimated from; None: nobody asks
+    #: each prompt with another one's response, which a reference point (KTO's) is estimated from; None: not needed
     mismatched: SelectedRound | None = None
     loss_options: Mapping[str, float] = field(default_factory=dict)  #: of its batches; not in checkpoints
 
     def with_reference_point(self) -> SelectedRound:
-        """The round with what a reference point is estimated from; as it is where all groups have the same prompt."""
+        """The round with rows to estimate a reference point from; unchanged where all groups have the same prompt."""
         examples = self.examples
         if not len(examples) or (prompt_numbers(examples) == 0).all():
             return self
@@ -75,7 +75,7 @@ class SelectedRound(TokenRound):
             kind=self.kind,
             totals=totals,
             indices=self.index[chosen],
-            reference_log_probs=None if reference is None else reference[self.places(chosen)].numpy(),
+            reference_log_probs=None if reference is None else reference[self.token_indices(chosen)].numpy(),
         )
         packed.loss_options = self.loss_options
         return packed if len(groups) else packed.emptied()
@@ -101,7 +101,7 @@ class SelectedRound(TokenRound):
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> SelectedRound:
-        """What :meth:`state_dict` described.
+        """Restore a round from :meth:`state_dict`.
 
         Raises:
             ValueError: another version wrote it.

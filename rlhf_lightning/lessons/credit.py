@@ -19,24 +19,24 @@ class CreditLesson:
 
     Args:
         options: how the method draws and uses responses.
-        method: the method that is trained; asked when a rollout is made.
+        method: returns the method that is trained; called when a rollout is made.
     """
 
     kind = "prompt"
     phase = "credit"
-    scored_as = "reward"
+    score_name = "reward"
 
     def __init__(self, options: RolloutOptions, method: Callable[[], Rolled]) -> None:
         self.options, self.method = options, method
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the method computes of a rollout's tokens."""
-        return self.method().scored
+        """Names of the numbers that the method computes of a rollout's tokens."""
+        return self.method().required_scores
 
     @property
     def temperature(self) -> float:
-        """Of the method's log-probs."""
+        """Temperature of the method's log-probs."""
         return self.method().temperature
 
     def prepare(self, prompts: Examples, first: IntArray) -> None:
@@ -67,13 +67,13 @@ class CreditLesson:
         return self.method().scores(batch)
 
     def learn(self, learned: Experience, groups: Sequence[ScoredGroup]) -> dict[str, float]:
-        """Advantages, and what else credit assignment gives to tokens; what it logs."""
+        """Add advantages and other numbers of credit assignment to the tokens; return its metrics."""
         credit: Credit = self.method().credit(self.episodes(learned, groups))
         learned.tokens |= {name: values.token.float() for name, values in credit.tokens.items()}
         return credit.metrics
 
     def episodes(self, learned: Experience, groups: Sequence[ScoredGroup]) -> Episodes:
-        """What credit assignment sees of a rollout."""
+        """Episodes of a rollout, as credit assignment sees them."""
         slots = learned.slots
         terms = {
             name: torch.tensor([numbers(group.terms[name][:slots]) for group in groups]).flatten()
@@ -102,7 +102,7 @@ class CreditLesson:
         advantage = advantage.masked_fill(torch.from_numpy(learned.lengths == 0), torch.nan)
         rows = advantage.reshape(len(groups), -1).tolist()
         return {
-            group.place: [{"advantage": value, "trained": True} if value == value else {} for value in row]
+            group.position: [{"advantage": value, "trained": True} if value == value else {} for value in row]
             for group, row in zip(groups, rows, strict=True)
         }
 
@@ -111,11 +111,11 @@ class CreditLesson:
         return ()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: every rollout is used once, and what credit assignment keeps is in the method's own buffers."""
+        """Empty: every rollout is used once, and statistics of credit assignment are in the method's own buffers."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up nothing."""
+        """Restore nothing."""
 
     def restore(self, state: Mapping[str, Any]) -> Experience:
         """The rollout that a checkpoint held."""

@@ -41,27 +41,27 @@ class Experience(TokenRound):
 
         Args:
             number: of the rollout.
-            cursor: place of the next prompt.
+            cursor: position of the next prompt.
             kept: groups to train on.
             slots: of each group the first samples are kept, this many.
             mask_truncated: responses that were cut off are not trained on.
             everything: every response has its tokens, whether it is trained on or not.
         """
-        score = torch.tensor([numbers(scored.score[:slots]) for scored in kept], dtype=torch.float32).flatten()
-        samples = [sample for scored in kept for sample in scored.group.samples[:slots]]
+        score = torch.tensor([numbers(entry.score[:slots]) for entry in kept], dtype=torch.float32).flatten()
+        samples = [sample for entry in kept for sample in entry.group.samples[:slots]]
         truncated = torch.tensor([sample.finish == "length" for sample in samples])
         trained = ~score.isnan() & ~(truncated & mask_truncated) | everything
         ids = [sample.ids if used else [] for sample, used in zip(samples, trained.tolist(), strict=True)]
-        examples = examples_of([scored.group for scored in kept], ids, slots)
-        index = np.array([scored.group.index for scored in kept], dtype=np.int64)
+        examples = examples_of([entry.group for entry in kept], ids, slots)
+        index = np.array([entry.group.index for entry in kept], dtype=np.int64)
         experience = cls(number, cursor, examples, index, score=score, truncated=truncated)
         drawn = [s.log_probs if used else [] for s, used in zip(samples, trained.tolist(), strict=True)]
-        if all(len(own) == len(tokens) for own, tokens in zip(drawn, ids, strict=True)):
-            experience.tokens["rollout_log_probs"] = torch.tensor([x for own in drawn for x in own])
+        if all(len(values) == len(tokens) for values, tokens in zip(drawn, ids, strict=True)):
+            experience.tokens["rollout_log_probs"] = torch.tensor([x for values in drawn for x in values])
         return experience
 
     def batch(self, groups: IntArray, totals: StepTotals, step: IntArray | None = None) -> RolloutBatch:
-        """Some groups as a micro-batch, with every number that is known of their tokens.
+        """Some groups as a micro-batch, with every number that there is of their tokens.
 
         Args:
             groups: which.
@@ -70,11 +70,13 @@ class Experience(TokenRound):
         """
         packed = pack(self.examples.select(groups), totals=totals, indices=self.index[groups])
         layout = {declared.name: getattr(packed, declared.name) for declared in fields(PackedBatch)}
-        at = self.places(groups)
+        at = self.token_indices(groups)
         slots = torch.from_numpy((groups[:, None] * self.slots + np.arange(self.slots)).ravel())
-        known = {name: values[at] for name, values in self.tokens.items() if name in RolloutBatch.TOKEN_FIELDS}
+        numbers_of_tokens = {
+            name: values[at] for name, values in self.tokens.items() if name in RolloutBatch.TOKEN_FIELDS
+        }
         return RolloutBatch(
-            **layout | known,
+            **layout | numbers_of_tokens,
             score=self.score[slots],
             truncated=self.truncated[slots],
             rollout=self.number,
@@ -85,7 +87,7 @@ class Experience(TokenRound):
         """Mean and standard deviation (biased) of the advantages of some groups' tokens; of none 0 and 1."""
         if "advantage" not in self.tokens:
             return 0.0, 1.0
-        values = self.tokens["advantage"][self.places(groups)].double()
+        values = self.tokens["advantage"][self.token_indices(groups)].double()
         return (float(values.mean()), float(values.std(correction=0))) if len(values) else (0.0, 1.0)
 
     # Checkpoints
@@ -96,7 +98,7 @@ class Experience(TokenRound):
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Experience:
-        """What :meth:`state_dict` described.
+        """Restore a round from :meth:`state_dict`.
 
         Raises:
             ValueError: another version wrote it.

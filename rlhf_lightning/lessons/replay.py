@@ -1,4 +1,4 @@
-"""The data's own groups beside those of a round: an exact share, other prompts, no row twice in a pass."""
+"""Groups of the data added to those of a round: an exact share, other prompts, no row twice in a pass."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Replay:
         share: :math:`\gamma`, of all groups trained on, in [0, 1).
         data: rows of the kind that the method learns from; read by :meth:`prepare`.
         seed: of the orders.
-        place: of the next row in the stream of passes.
+        position: of the next row in the stream of passes.
         made: groups of all rounds so far.
         replayed: groups that came along so far.
     """
@@ -40,13 +40,13 @@ class Replay:
     share: float
     data: AlignmentDataModule
     seed: int = 0
-    place: int = field(default=0, init=False)
+    position: int = field(default=0, init=False)
     made: int = field(default=0, init=False)
     replayed: int = field(default=0, init=False)
 
     @property
     def examples(self) -> Examples:
-        """The groups that there are."""
+        """All groups of the data."""
         assert self.data.train_examples is not None, "prepare() reads the data"
         return self.data.train_examples
 
@@ -77,21 +77,21 @@ class Replay:
         """
         count, size = self._wanted(self.made + made) - self.replayed, len(self.examples)
         rows: dict[int, None] = {}
-        place, orders = self.place, dict[int, IntArray]()
+        position, orders = self.position, dict[int, IntArray]()
         while len(rows) < count:
-            if place - self.place >= 2 * size:  # every row has come at least once
+            if position - self.position >= 2 * size:  # every row has come at least once
                 raise ValueError(self._too_few(count, len(rows)))
-            number, at = divmod(place, size)
+            number, at = divmod(position, size)
             if number not in orders:
                 orders[number] = self._order(number)
             if self._prompt(row := int(orders[number][at])) not in drawn:
                 rows.setdefault(row)
-            place += 1
-        self.place, self.made, self.replayed = place, self.made + made, self.replayed + count
+            position += 1
+        self.position, self.made, self.replayed = position, self.made + made, self.replayed + count
         return np.array(list(rows), dtype=np.int64)
 
     def _wanted(self, made: int) -> int:
-        """Offline groups beside so many of rounds."""
+        """Number of offline groups that go with so many of rounds."""
         return math.floor(made * self.share / (1 - self.share) + 0.5)
 
     def _order(self, number: int) -> IntArray:
@@ -113,11 +113,11 @@ class Replay:
 
     def state_dict(self) -> dict[str, int]:
         """Plain numbers."""
-        return {"place": self.place, "made": self.made, "replayed": self.replayed}
+        return {"place": self.position, "made": self.made, "replayed": self.replayed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave."""
-        self.place, self.made, self.replayed = state["place"], state["made"], state["replayed"]
+        """Restore what :meth:`state_dict` returned."""
+        self.position, self.made, self.replayed = state["place"], state["made"], state["replayed"]
 
 
 def prompt_tokens(ids: Collection[int]) -> bytes:

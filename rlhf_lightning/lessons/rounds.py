@@ -1,4 +1,4 @@
-"""The options of a job that learns from groups of its own samples: what the config group ``rounds`` makes."""
+"""Options of a job that learns from groups of its own samples, as the config group ``rounds`` sets them."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from rlhf_lightning.options import Count, PositiveShare, Range, WholeNumber, opt
 from rlhf_lightning.selection.options import least_samples, needs, sources, validate
 from rlhf_lightning.types import Draw, RolloutOptions, Selected, Source
 
-#: Which policy a round's loss compares with: that of the run's start, of this round's, of the round before, or an
+#: Policy that a round's loss compares with: that of the run's start, of this round's, of the round before, or an
 #: average over rounds.
 RoundReference = Literal["initial", "round_start", "previous_round", "ema"]
-#: Which earlier rounds are trained on again, beside the one at hand.
+#: Earlier rounds that are trained on again, in addition to the current one.
 Carry = Literal["none", "previous", "all"]
 LengthUnit = Literal["tokens", "characters"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rounds(RolloutOptions):
-    """How a method learns from groups that a selector makes of its own samples.
+    """Options of learning from groups that a selector makes of a method's own samples.
 
     Attributes:
         selector: which samples of a round become which groups; a function of ``selection`` or a partial of one.
-        draws: what is drawn for each prompt; the responses of all draws are scored together.
+        draws: sources of responses to each prompt; the responses of all draws are scored together.
         reference: what the loss compares with: the policy of the run's start (``initial``), of the round's start, of
             the start of the round before, or an average over the starts of rounds (``ema``).
         ema_weight: of a round's start in that average.
         parent: what the policy was trained from, which a reward that compares with ``previous_round`` needs in the
             first round: folder or hub id, or ``model``: the run's own model without the adapter of ``adapter.path`` or
             the weights of ``ckpt_path``; None: the policy of the run's start.
-        carry: rounds whose groups are trained on again beside the new ones.
+        carry: rounds whose groups are trained on again with the new ones.
         replay: share of a round's groups that are the data's own, in [0, 1); see ``lessons.replay``.
-        judge_pairs: held-out pairs of the data that the reward is held against as each round begins, logged as
+        judge_pairs: held-out pairs of the data that the reward is tested on as each round begins, logged as
             ``judge/accuracy``, ties counting half; 0: none.
         length_unit: of the lengths that a selector sees.
         loss_options: real-valued options of the loss by name, each with its value in every round, of which the last
@@ -123,7 +123,7 @@ class Rounds(RolloutOptions):
 
     @property
     def node(self) -> str:
-        """Where these options stand in a configuration, for messages."""
+        """Name of these options in a configuration, for messages."""
         return "rounds"
 
     @property
@@ -133,17 +133,17 @@ class Rounds(RolloutOptions):
 
     @property
     def needs_wins(self) -> bool:
-        """Whether the selector reads who beats whom."""
+        """Return whether the selector reads who beats whom."""
         return "preference" in self.needs
 
     @property
     def reads_reward(self) -> bool:
-        """Whether the selector reads scores or who beats whom."""
+        """Return whether the selector reads scores or who beats whom."""
         return self.needs_wins or "score" in self.needs
 
     @property
     def keeps_cut_off(self) -> bool:
-        """Whether the selector takes samples that were cut off for finished ones."""
+        """Return whether the selector treats samples that were cut off as finished ones."""
         return option_values(self.selector, "cut_off") == ["keep"]
 
     @property
@@ -153,12 +153,12 @@ class Rounds(RolloutOptions):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the selector sees of a round."""
+        """Inputs of a round that the selector reads."""
         return needs(self.selector)
 
     @property
     def numbers(self) -> frozenset[str]:
-        """What the selector says of its groups, by name: it is tried out on samples that are made up."""
+        """Names of the numbers that the selector gives its groups; it is called with made-up samples."""
         score = torch.arange(float(self.group_size), dtype=torch.float64).repeat(2, 1)
         inputs: dict[str, Any] = {
             "score": score,
@@ -172,7 +172,7 @@ class Rounds(RolloutOptions):
         return frozenset(self.selector(**{name: inputs[name] for name in self.needs}).numbers)
 
     def loss_options_of(self, number: int) -> dict[str, float]:
-        """What the loss has in a round instead of the method's own options, by name.
+        """Options of the loss in a round that replace the method's, by name.
 
         Args:
             number: of the round, from 0; rounds that were skipped count.
@@ -181,7 +181,7 @@ class Rounds(RolloutOptions):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether responses are drawn from the reference."""
+        """Return whether responses are drawn from the reference."""
         return any(draw.source in ("reference", "mixture") for draw in self.draws)
 
 

@@ -23,26 +23,26 @@ from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.types import DATA, Example, PackedBatch, Sample, SampleGroup, ScoredGroup, Selected, Trained
 
 log = logging.getLogger(__name__)
-#: What helps against samples that were cut off.
+#: Advice against samples that were cut off.
 _LONGER = "raise rollout.max_new_tokens (rounds.selector.cut_off=keep where responses are meant to have its length)"
 
 
 @dataclass
 class SelectLesson:
-    """Groups that a selector makes of a round, and what the reference thinks of them.
+    """Groups that a selector makes of a round, and the reference's log-probs of them.
 
     Attributes:
         options: of the rounds.
-        method: the method that is trained; asked when a round is made.
+        method: returns the method that is trained; called when a round is made.
         kind: of data that the method learns from.
         seed: of the selector's random numbers.
         responses: the data's own groups, by row; for selectors that name their first responses.
-        replay: brings groups of the data along; None: nothing does.
+        replay: adds groups of the data; None: none are added.
         carried: rounds that are trained on again.
     """
 
     phase: ClassVar[str] = "select"
-    scored_as: ClassVar[str] = "score"
+    score_name: ClassVar[str] = "score"
 
     options: Rounds
     method: Callable[[], Trained]
@@ -71,7 +71,7 @@ class SelectLesson:
         return [number in chosen for number in range(len(drawn))]
 
     def select(self, drawn: Sequence[ScoredGroup], number: int) -> Selected:
-        """What the selector makes of some prompts.
+        """Groups that the selector makes of some prompts.
 
         Args:
             drawn: the prompts with their scored samples.
@@ -89,7 +89,7 @@ class SelectLesson:
         selected = self.options.selector(**{name: inputs[name]() for name in self.options.needs})
         selected.check(len(drawn), len(drawn[0].score))
         groups = [one.group for one in drawn]
-        return leave_out_equal(groups, selected, self._own) if kind_of(self.kind).pair else selected
+        return leave_out_equal(groups, selected, self._data_group) if kind_of(self.kind).pair else selected
 
     def begin(self, number: int, cursor: int, groups: Sequence[ScoredGroup]) -> SelectedRound:
         """The groups of this round, and those of the rounds that are carried along."""
@@ -97,7 +97,9 @@ class SelectLesson:
         warn_of_few(number, groups, set(selected.prompt.tolist()), keeps_cut_off=self.options.keeps_cut_off)
         chosen = [groups[at].group for at in selected.prompt.tolist()]
         slots, margin = selected.slots.tolist(), selected.numbers.get("margin")
-        filled = [response_of(group, slot, self._own) for group, row in zip(chosen, slots, strict=True) for slot in row]
+        filled = [
+            response_of(group, slot, self._data_group) for group, row in zip(chosen, slots, strict=True) for slot in row
+        ]
         examples = replace(
             examples_of(chosen, [ids for ids, _ in filled], selected.slots.shape[1], [mask for _, mask in filled]),
             numbers=by_response(selected),
@@ -157,29 +159,33 @@ class SelectLesson:
         return {"reference_log_probs": reference(batch).token}
 
     def learn(self, learned: SelectedRound, groups: Sequence[ScoredGroup]) -> dict[str, float]:
-        """The round is complete; the reference of the next one is the policy as it is now, where that was asked for."""
+        """Complete the round: where asked for, the policy as it is now becomes the reference of the next one."""
         learned.tokens.pop("rollout_log_probs", None)
         self._refresh("previous_round")
         self._refresh_earlier()
         return learned.metrics
 
     def columns(self, learned: SelectedRound, groups: Sequence[ScoredGroup]) -> dict[int, list[dict[str, Any]]]:
-        """Which slots each sample fills."""
+        """Slots that each sample fills."""
         selected = learned.selected
         assert selected is not None, "the round is from a checkpoint, and was written when it was made"
         names = slot_names(self.kind, selected.slots.shape[1])
-        found: dict[int, list[dict[str, Any]]] = {group.place: [{"kept": []} for _ in group.score] for group in groups}
+        by_position: dict[int, list[dict[str, Any]]] = {
+            group.position: [{"kept": []} for _ in group.score] for group in groups
+        }
         for at, row in zip(selected.prompt.tolist(), selected.slots.tolist(), strict=True):
             for slot, sample in enumerate(row):
                 if sample >= 0:
-                    found[groups[at].place][sample]["kept"].append(names[slot])
-        return {place: [{"trained": bool(row["kept"]), **row} for row in rows] for place, rows in found.items()}
+                    by_position[groups[at].position][sample]["kept"].append(names[slot])
+        return {
+            position: [{"trained": bool(row["kept"]), **row} for row in rows] for position, rows in by_position.items()
+        }
 
     def rows(self, learned: SelectedRound, groups: Sequence[ScoredGroup]) -> Iterator[dict[str, Any]]:
         """The new groups as rows, which ``data=json`` reads back to the same tokens and numbers."""
         assert learned.selected is not None
         decode = functools.partial(self.method().tokenizer.decode, skip_special_tokens=False)
-        return rows_of([one.group for one in groups], learned.selected, self.kind, decode, self._own)
+        return rows_of([one.group for one in groups], learned.selected, self.kind, decode, self._data_group)
 
     # Checkpoints
 
@@ -189,12 +195,12 @@ class SelectLesson:
         return replace(restored, loss_options=self.options.loss_options_of(restored.number))
 
     def state_dict(self) -> dict[str, Any]:
-        """The rounds that are carried along, and how far the data was replayed; plain containers and tensors."""
+        """State of the rounds that are carried along and of the replay; plain containers and tensors."""
         replay = {} if self.replay is None else {"replay": self.replay.state_dict()}
         return {"carried": [one.state_dict() for one in self.carried], **replay}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
         self.carried = tuple(map(SelectedRound.from_state_dict, state.get("carried", ())))
         if self.replay is not None and "replay" in state:
             self.replay.load_state_dict(state["replay"])
@@ -220,7 +226,7 @@ class SelectLesson:
             before = self.carried if self.options.carry == "all" else ()
             self.carried = (*before, replace(new, tokens={}, metrics={}, selected=None))
 
-    def _own(self, group: SampleGroup) -> Example:
+    def _data_group(self, group: SampleGroup) -> Example:
         """The data's own group of a prompt.
 
         Raises:
@@ -251,14 +257,14 @@ class SelectLesson:
         """See ``data.tokens.selected_groups.same_as``; by text."""
         texts = [[self._text(ids) for ids in one.group.responses] for one in drawn]
         rows = self.responses or {}
-        own = [self._text(rows[one.group.row].responses[0]) if one.group.row in rows else None for one in drawn]
-        return same_as(texts, own)
+        of_data = [self._text(rows[one.group.row].responses[0]) if one.group.row in rows else None for one in drawn]
+        return same_as(texts, of_data)
 
 
 def warn_of_few(
     number: int, groups: Sequence[ScoredGroup], with_group: set[int], *, keeps_cut_off: bool = False
 ) -> None:
-    """Say when most prompts of a round have no group because most of their samples were cut off or not scored.
+    """Warn when most prompts of a round have no group because most of their samples were cut off or not scored.
 
     Args:
         number: of the round.

@@ -1,4 +1,4 @@
-"""What the rounds of all lessons have in common: groups, and numbers for each of their tokens."""
+"""Base of the rounds of all lessons: groups, and numbers for each of their tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TokenRound:
     """Prompts with their kept responses, the same on every process, and numbers for each of their tokens."""
 
     number: int  #: of the rollout, from 0
-    cursor: int  #: place of the next prompt in the stream
+    cursor: int  #: position of the next prompt in the stream
     examples: Examples  #: prompts with their kept responses
     index: IntArray  #: row of the data set of each group, (groups,)
     #: by name, one number for every trained token in the order of the responses, float32
@@ -34,7 +34,7 @@ class TokenRound:
 
     @property
     def parts(self) -> Sequence[Any]:
-        """The round itself: its steps bring nothing beside its groups."""
+        """The round alone: its steps bring nothing in addition to its groups."""
         return (self,)
 
     def opening(self, batch: PackedBatch, shares: Sequence[IntArray], step: IntArray) -> PackedBatch:
@@ -60,21 +60,21 @@ class TokenRound:
         """One number for every trained token in this layout."""
         return Ragged(values, self.sequence, len(self.lengths))
 
-    def places(self, groups: IntArray) -> Tensor:
-        """Where the trained tokens of some groups lie in the flat order of all, in the order of a batch of them."""
+    def token_indices(self, groups: IntArray) -> Tensor:
+        """Indices of the trained tokens of some groups in the flat order of all, in the order of a batch of them."""
         each = self.examples.slot_tokens.sum(axis=1, dtype=np.int64)
         start, length = (np.cumsum(each) - each)[groups], each[groups]
         ahead = np.cumsum(length) - length
         return torch.from_numpy(np.arange(int(length.sum())) + np.repeat(start - ahead, length))
 
-    def scatter(self, found: Mapping[str, list[tuple[IntArray, Tensor]]]) -> dict[str, Tensor]:
-        """Numbers that came batch by batch, each with its groups, in the order of the responses."""
+    def scatter(self, by_name: Mapping[str, list[tuple[IntArray, Tensor]]]) -> dict[str, Tensor]:
+        """Put numbers that came batch by batch, each with its groups, into the order of the responses."""
         total = int(self.lengths.sum())
         flat: dict[str, Tensor] = {}
-        for name, parts in found.items():
+        for name, parts in by_name.items():
             values = torch.full((total,), torch.nan)
             for groups, part in parts:
-                values[self.places(groups)] = part
+                values[self.token_indices(groups)] = part
             flat[name] = values
         return flat
 
@@ -132,29 +132,27 @@ def examples_of(
     ends = np.cumsum(lengths)
     cuts = np.concatenate([(ends - lengths).reshape(len(groups), slots + 1), ends[slots :: slots + 1, None]], axis=1)
     ids = np.fromiter((token for part in parts for token in part), dtype=np.int32, count=int(lengths.sum()))
-    scored = None
+    mask = None
     if masks is not None:
         kept = [
             token
             for at, group in enumerate(groups)
-            for mask in ([False] * len(group.prompt), *masks[at * slots : (at + 1) * slots])
-            for token in mask
+            for part in ([False] * len(group.prompt), *masks[at * slots : (at + 1) * slots])
+            for token in part
         ]
-        scored = np.array(kept, dtype=bool)
-    return _view(ids, cuts, [group.row for group in groups], scored)
+        mask = np.array(kept, dtype=bool)
+    return _view(ids, cuts, [group.row for group in groups], mask)
 
 
-def _view(
-    ids: NDArray[np.int32], bounds: IntArray, rows: list[str], scored: NDArray[np.bool_] | None = None
-) -> Examples:
-    if scored is None:
-        scored = np.ones(len(ids), dtype=bool)
+def _view(ids: NDArray[np.int32], bounds: IntArray, rows: list[str], mask: NDArray[np.bool_] | None = None) -> Examples:
+    if mask is None:
+        mask = np.ones(len(ids), dtype=bool)
         for start, end in bounds[:, :2].tolist():
-            scored[start:end] = False
-    ahead = np.concatenate([[0], np.cumsum(scored)])
+            mask[start:end] = False
+    ahead = np.concatenate([[0], np.cumsum(mask)])
     return Examples(
         ids,
-        scored,
+        mask,
         bounds,
         np.diff(ahead[bounds[:, 1:]], axis=1).astype(np.int32),
         pa.array(rows, pa.large_string()),
@@ -164,9 +162,9 @@ def _view(
 
 
 def _mask(state: Mapping[str, Any]) -> NDArray[np.bool_] | None:
-    """Which tokens a state's round scores; None where it does not say: all of the responses."""
-    scored = state.get("scored")
-    return None if scored is None else scored.numpy()
+    """Mask of the tokens that a state's round scores; None where it has none: all of the responses."""
+    mask = state.get("scored")
+    return None if mask is None else mask.numpy()
 
 
 def exact_totals(plan: Plan, step: int) -> StepTotals:

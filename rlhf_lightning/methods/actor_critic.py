@@ -133,14 +133,14 @@ class PPO(PolicyGradient):
     # Between rollout and steps
 
     @property
-    def scored(self) -> frozenset[str]:
+    def required_scores(self) -> frozenset[str]:
         """See ``PolicyGradient``; and what the critic expected."""
-        return super().scored | {name for name, _ in CRITICS[: self.outputs]}
+        return super().required_scores | {name for name, _ in CRITICS[: self.outputs]}
 
     @torch.no_grad()
     def scores(self, batch: PackedBatch) -> dict[str, Tensor]:
         """See ``PolicyGradient``; log-probs and values come from one forward pass."""
-        asked = self.scored
+        asked = self.required_scores
         out: dict[str, Tensor] = {}
         compared = self.compared(batch, "reference_kl" in asked)
         wanted = bool(asked & {"old_log_probs", "reference_kl"})

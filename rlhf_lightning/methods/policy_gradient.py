@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 class PolicyGradient(AlignmentModule[RolloutBatch]):
     """One number a response token from a loss of ``losses.policy_gradient``, advantages from a function of ``credit``.
 
-    The loop draws a rollout, asks :meth:`scores` for what :attr:`scored` names, gathers all of it from all processes
-    and hands it to :meth:`credit`; then it yields :class:`~rlhf_lightning.types.RolloutBatch` es for the steps.
+    The loop draws a rollout, asks :meth:`scores` for the numbers of :attr:`required_scores`, gathers all of them from
+    all processes and hands them to :meth:`credit`; then it yields :class:`~rlhf_lightning.types.RolloutBatch` es for
+    the steps.
 
     Args:
         models: see ``AlignmentModule``.
@@ -105,7 +106,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         self.kl, self.mismatch = penalty, self.policy_loss.correction
         self.temperature = self.policy_loss.temperature or self.rollout.temperature
         options = value_object(CreditOptions, credit, CreditOptions.node)
-        self.own_reward = options.reward
+        self.default_reward = options.reward
         self.assignment = self.assigner(advantage, penalty, options)
         if "baseline" in self.assignment.needs and not self.rollout.greedy_baseline:
             raise ValueError(
@@ -138,7 +139,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         return bool(self.assignment.needs & {"reward", "token_reward", "step_reward", "baseline"})
 
     @property
-    def scored(self) -> frozenset[str]:
+    def required_scores(self) -> frozenset[str]:
         """What :meth:`scores` computes of a rollout: old log-probs unless the only step computes them itself."""
         later = self.rollout.minibatches * self.rollout.inner_epochs > 1 and not self.mismatch.bypass
         charged, exact = self.kl.in_reward or self.kl.moves, self.kl.exact
@@ -152,14 +153,14 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
 
     @torch.no_grad()
     def scores(self, batch: PackedBatch) -> dict[str, Tensor]:
-        """What :attr:`scored` names, one number a response token in the order of the batch; a collective call.
+        """What :attr:`required_scores` names, one number a response token in the order of the batch; a collective call.
 
         It is the same forward pass as a step's, so that on the same micro-batches the first ratios are exactly 1.
 
         Args:
             batch: packed prompts and responses, on the module's device.
         """
-        asked = self.scored
+        asked = self.required_scores
         out: dict[str, Tensor] = {}
         if asked & {"old_log_probs", "reference_kl"}:
             compared = self.compared(batch, "reference_kl" in asked)

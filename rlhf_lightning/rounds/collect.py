@@ -48,17 +48,17 @@ class Collector:
         engine: draws; it holds the policy's weights.
         reward: scores; None: every response has 0.
         options: how the method uses samples.
-        place: this process's share.
-        clock: where the time went: ``generate``, ``reward``.
+        process_share: part of every step that is this process's.
+        clock: seconds by phase: ``generate``, ``reward``.
         responses: the data's own groups, by row; for draws of the data.
-        validating: draw for validation: the options' own number of samples and temperature, and nothing else.
+        validating: draw for validation, with the number of samples and the temperature that the options give for it.
         form: of the prompts.
     """
 
     engine: RolloutEngine
     reward: Reward | None
     options: RolloutOptions
-    place: Place
+    process_share: Place
     clock: Clock
     responses: Mapping[str, Example] = field(default_factory=dict)
     validating: bool = False
@@ -66,11 +66,11 @@ class Collector:
 
     @property
     def draws(self) -> tuple[Draw, ...]:
-        """What is drawn for each prompt."""
+        """Draws for each prompt."""
         return self.options.validation_draws if self.validating else self.options.draws
 
     def sampling(self, draw: Draw) -> Sampling:
-        """How the samples of a draw are drawn."""
+        """Options that the samples of a draw are drawn with."""
         options, greedy = self.options, draw.temperature == 0
         return Sampling(
             max_new_tokens=self.engine.max_new_tokens,
@@ -87,12 +87,12 @@ class Collector:
 
     @property
     def reward_name(self) -> str:
-        """Of what scores."""
+        """Name of the reward, ``none`` without one."""
         return "none" if self.reward is None else self.reward.name
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What decides samples and scores, beside prompts and weights."""
+        """Everything that determines samples and scores, apart from prompts and weights."""
         wins = ("wins",) if self.options.needs_wins else ()
         return self.sampling(self.draws[0]), self.options, self.reward_name, self.engine.name, *wins
 
@@ -100,7 +100,7 @@ class Collector:
         self,
         examples: Examples,
         rows: IntArray,
-        places: Sequence[int],
+        positions: Sequence[int],
         seeds: Sequence[int],
         *,
         module: Trained | None = None,
@@ -111,45 +111,47 @@ class Collector:
         Args:
             examples: the data set.
             rows: of the data set.
-            places: of the prompts in the stream.
+            positions: of the prompts in the stream.
             seeds: of their random streams.
-            module: what is trained, for a reward that asks the policy itself.
-            recorded: what an earlier, killed process drew at some places, the same on every process.
+            module: the module that is trained, for a reward that asks the policy itself.
+            recorded: groups that an earlier, killed process drew, by position, the same on every process.
 
         Returns:
             One entry a prompt, in order; the same on every process.
         """
-        found = dict(recorded or {})
-        missing = [at for at, place in enumerate(places) if place not in found]
-        mine = missing[self.place.rank :: self.place.world_size]
+        by_position = dict(recorded or {})
+        missing = [at for at, position in enumerate(positions) if position not in by_position]
+        local_indices = missing[self.process_share.rank :: self.process_share.world_size]
         if missing:
-            groups = [group_of(examples, int(rows[at])) for at in mine]
-            own = self.scored([places[at] for at in mine], groups, [seeds[at] for at in mine], module)
-            found |= {one.place: one for one in interleaved(gathered(own))}
-        return [found[place] for place in places]
+            groups = [group_of(examples, int(rows[at])) for at in local_indices]
+            local_groups = self.sample_and_score(
+                [positions[at] for at in local_indices], groups, [seeds[at] for at in local_indices], module
+            )
+            by_position |= {one.position: one for one in interleaved(gathered(local_groups))}
+        return [by_position[position] for position in positions]
 
-    def scored(
-        self, places: list[int], groups: list[SampleGroup], seeds: list[int], module: Trained | None
+    def sample_and_score(
+        self, positions: list[int], groups: list[SampleGroup], seeds: list[int], module: Trained | None
     ) -> list[ScoredGroup]:
         """Samples and scores of this process's prompts; a collective call where weights are shared.
 
         Args:
-            places: of the prompts in the stream.
+            positions: of the prompts in the stream.
             groups: the prompts, without samples.
             seeds: of their random streams.
-            module: what is trained, for a reward that asks the policy itself.
+            module: the module that is trained, for a reward that asks the policy itself.
         """
         with self.clock.phase("generate"):
             drawn = [self._drawn(number, groups, seeds) for number in range(len(self.draws))]
         self._introduce(module)
         with self.clock.phase("reward"):
             parts = [drawn] if self.options.compared else [[samples] for samples in drawn]
-            found = [self._panel(groups, part, steps=not number) for number, part in enumerate(parts)]
+            panels_by_part = [self._panel(groups, part, steps=not number) for number, part in enumerate(parts)]
         draw = [number for number, one in enumerate(self.draws) for _ in range(one.n)]
-        whole = [panels[0] if len(panels) == 1 else _joined(panels) for panels in zip(*found, strict=True)]
+        whole = [panels[0] if len(panels) == 1 else _joined(panels) for panels in zip(*panels_by_part, strict=True)]
         return [
-            ScoredGroup(place, group, score, terms, by_step, draw, wins)
-            for place, (group, score, terms, by_step, wins) in zip(places, whole, strict=True)
+            ScoredGroup(position, group, score, terms, by_step, draw, wins)
+            for position, (group, score, terms, by_step, wins) in zip(positions, whole, strict=True)
         ]
 
     def _introduce(self, module: Trained | None) -> None:
@@ -158,11 +160,11 @@ class Collector:
         assign_roles(self.reward, module)
 
     def judged(self, pairs: Examples, module: Trained) -> dict[str, float]:
-        """How well the reward orders the responses of pairs whose first one is better; a collective call.
+        """Accuracy of the reward on pairs whose first response is better; a collective call.
 
         Args:
             pairs: of the data; their columns are shown to the reward as those of prompts are.
-            module: what is trained.
+            module: the module that is trained.
 
         Returns:
             ``judge/accuracy``, ties counting half, where any pair has two scores; ``judge/unscored``: the others.
@@ -170,10 +172,10 @@ class Collector:
         if self.reward is None:
             return {}
         self._introduce(module)
-        local_rows = range(self.place.rank, len(pairs), self.place.world_size)
+        local_rows = range(self.process_share.rank, len(pairs), self.process_share.world_size)
         with self.clock.phase("reward"):
             scores, _ = score_groups(self.reward, [_pair_of(pairs, row) for row in local_rows])
-        self.metrics()  # what was counted here is no part of the round
+        self.metrics()  # counts of these pairs are no part of the round
         better, worse = zip(*(row for share in gathered(scores) for row in share), strict=True)
         wins = outcomes(torch.tensor(numbers(better)), torch.tensor(numbers(worse)))
         decided = wins[~wins.isnan()]
@@ -185,9 +187,9 @@ class Collector:
         draw = self.draws[number]
         if draw.source == "data":
             return [[Sample(self.responses[group.row].responses[0], [], "stop")] for group in groups]
-        own = list(seeds) if not number else [stream_seed("draw", seed, number) for seed in seeds]
+        streams = list(seeds) if not number else [stream_seed("draw", seed, number) for seed in seeds]
         prompts = [group.prompt for group in groups]
-        samples = self.engine.generate(prompts, self.sampling(draw), n=draw.n, seeds=own)
+        samples = self.engine.generate(prompts, self.sampling(draw), n=draw.n, seeds=streams)
         return [[self._cut(sample) for sample in row] for row in samples]
 
     def _panel(
@@ -195,7 +197,7 @@ class Collector:
     ) -> list[_Panel]:
         """Some draws of each prompt, scored as one group.
 
-        Asked also without any prompt: where the policy itself scores, every process has to take part.
+        It is called without any prompt too: where the policy itself scores, every process has to take part.
 
         Args:
             groups: the prompts.
@@ -239,9 +241,9 @@ class Collector:
         return replace(sample, ids=sample.ids[:end], log_probs=sample.log_probs[:end], finish="stop")
 
     def metrics(self) -> dict[str, float]:
-        """What the reward counted since the last call, the mean over processes; a collective call.
+        """Counts of the reward since the last call, the mean over processes; a collective call.
 
-        A process whose reward has nothing to say of a name (no failures, no rows with answers) is left out of its mean,
+        A process whose reward has no count of a name (no failures, no rows with gold answers) is left out of its mean,
         and every process returns the same names.
         """
         shares = gathered(metrics_of(self.reward))
@@ -277,13 +279,13 @@ def _joined(panels: Sequence[_Panel]) -> _Panel:
 
 
 def _pair_of(examples: Examples, row: int) -> SampleGroup:
-    """A prompt with the responses of the data, which nobody drew."""
+    """A prompt with the responses of the data, which no engine drew."""
     samples = [Sample(ids, [], "stop") for ids in examples[row].responses]
     return replace(group_of(examples, row), samples=samples)
 
 
 def group_of(examples: Examples, row: int) -> SampleGroup:
-    """A prompt that nobody has answered yet."""
+    """A prompt without samples."""
     start, end = examples.bounds[row, :2].tolist()
     columns = examples.columns_of(row)
     return SampleGroup(examples.tokens[start:end].tolist(), [], columns, examples.row(row), row)

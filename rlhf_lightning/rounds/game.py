@@ -1,6 +1,6 @@
 """A game of several models: ordinary jobs that alternate, each on what the others left in their folders.
 
-This says which jobs a game is made of. It starts none: a move is a list of options of ``rlhf train``.
+This module lists the jobs of a game and starts none: a move is a list of options of ``rlhf train``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Move:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name of the move in messages."""
         return f"round {self.round}, stage {self.stage}"
 
 
@@ -92,12 +92,12 @@ def latest(options: Iterable[str]) -> list[str]:
 
 
 def without_references(option: str) -> str:
-    """An option as Hydra can read it, with the names of stages in the place of their folders."""
+    """An option as Hydra can read it, with the names of stages instead of their folders."""
     return _REFERENCE.sub(r"\1", option)
 
 
 def _filled(option: str, names: Mapping[str, str]) -> str | None:
-    """An option with folders in the place of stages; None where it names one that was not played."""
+    """An option with folders instead of stages; None where it names one that was not played."""
     if any(name not in names for name in _REFERENCE.findall(option)):
         return None
     return _REFERENCE.sub(lambda match: names[match.group(1)], option)

@@ -28,16 +28,16 @@ class LivePolicy:
 
     Attributes:
         module: with its models loaded.
-        place: this process's share.
-        context: what a step's forward pass runs in: autocast, where the precision asks for it.
+        process_share: part of every step that is this process's.
+        context: context of a step's forward pass: autocast, where the precision asks for it.
     """
 
     module: Trained
-    place: Place
+    process_share: Place
     context: Callable[[], AbstractContextManager[Any]]
 
     def digest(self) -> str:
-        """Of the weights that are trained; a collective call where they are sharded."""
+        """Digest of the weights that are trained; a collective call where they are sharded."""
         parts: Iterator[Any] = self.module.modules()
         for part in parts:
             if hasattr(part, "reshard"):  # FSDP2: a forward pass without gradients leaves weights gathered
@@ -45,11 +45,11 @@ class LivePolicy:
         return checksum(self.module.trained_parameters(), _sum_over_processes)
 
     def fingerprint(self) -> str:
-        """Of all that the policy computes; a collective call where it is sharded."""
+        """Fingerprint of all that the policy computes; a collective call where it is sharded."""
         return reference_fingerprint(self.module.policy)
 
     def start_fingerprint(self) -> str:
-        """Of the policy as the run starts with it, which the reference is; a collective call where it is sharded.
+        """Fingerprint of the policy at the run's start, which is the reference; a collective call where it is sharded.
 
         The same as :meth:`fingerprint` before the first step.
         """
@@ -60,7 +60,7 @@ class LivePolicy:
 
     @contextmanager
     def forward(self) -> Iterator[None]:
-        """How a step computes, without gradients and without dropout."""
+        """Compute as a step does, without gradients and without dropout."""
         module: Any = self.module
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
@@ -73,25 +73,25 @@ class LivePolicy:
     ) -> dict[str, Tensor]:
         """Numbers of every token of a round by name, the same on every process; a collective call.
 
-        On the micro-batches of the first inner epoch: so the first steps' own forward passes repeat these, and their
-        ratios are exactly 1.
+        They are computed on the micro-batches of the first inner epoch, so the forward passes of the first steps repeat
+        them, and the first ratios are exactly 1.
 
         Args:
             learned: the round.
             plan: of its first inner epoch.
             compute: numbers of a batch's response tokens, by name.
         """
-        place, found = self.place, dict[str, list[tuple[IntArray, Tensor]]]()
+        share, local_parts = self.process_share, dict[str, list[tuple[IntArray, Tensor]]]()
         with self.forward():
-            for number in range(place.rank, len(plan.tokens), place.world_size):
+            for number in range(share.rank, len(plan.tokens), share.world_size):
                 groups = plan.micro_batch(number)
-                batch = learned.batch(groups, exact_totals(plan, number // place.micro_batches))
+                batch = learned.batch(groups, exact_totals(plan, number // share.micro_batches))
                 for name, values in compute((batch.stand_in or batch).to(self.module.device)).items():
                     if len(groups):
-                        found.setdefault(name, []).append((groups, values.float().cpu()))
+                        local_parts.setdefault(name, []).append((groups, values.float().cpu()))
         whole: dict[str, list[tuple[IntArray, Tensor]]] = {}
-        for share in gathered(found):
-            for name, parts in share.items():
+        for parts_of_process in gathered(local_parts):
+            for name, parts in parts_of_process.items():
                 whole.setdefault(name, []).extend(parts)
         return learned.scatter(whole)
 

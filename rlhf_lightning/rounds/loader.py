@@ -1,4 +1,4 @@
-"""The training loader of on-policy methods: it rolls out when it runs dry, and has a length all the same.
+"""The training loader of on-policy methods: it draws a rollout when it is empty, and has a fixed length.
 
 Lightning asks a loader that has a length for the next batch only after the optimiser step before it, so every rollout
 sees the fully updated policy. The state is the same on every process, as process 0's is what Lightning keeps.
@@ -29,13 +29,13 @@ class RolloutLoader(PositionedLoader[PackedBatch]):
         collect: makes the rollout that this loader needs next; a collective call.
         prompts: of the data set.
         batch_size: prompts of an optimiser step, over all processes.
-        lesson: what a rollout teaches: how it is used, and what restores one out of a checkpoint.
+        lesson: determines how a rollout is used, and restores one from a checkpoint.
         place: this process's share of every step.
         seed: of the minibatches.
         padded: micro-batches are balanced by rows times the longest row.
         group_tokens: most tokens of a prompt with its responses.
-        demonstrations: what every micro-batch brings beside its rollout (``RolloutBatch.ptx``).
-        taken: optimiser steps that were taken, see ``StepPosition``.
+        demonstrations: rows that every micro-batch has in addition to its rollout (``RolloutBatch.ptx``).
+        taken: returns the optimiser steps that were taken, see ``StepPosition``.
         report: takes the metrics of a rollout when its first step begins, also where a checkpoint holds the rollout.
 
     Raises:
@@ -49,7 +49,7 @@ class RolloutLoader(PositionedLoader[PackedBatch]):
         prompts: int,
         batch_size: int,
         lesson: Lesson,
-        place: Place | None = None,
+        process_share: Place | None = None,
         seed: int = 0,
         padded: bool = False,
         group_tokens: int = 1024,
@@ -57,8 +57,13 @@ class RolloutLoader(PositionedLoader[PackedBatch]):
         taken: Callable[[], int] | None = None,
         report: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
-        self.collect, self.lesson, self.options, self.place = collect, lesson, lesson.options, place or Place()
-        super().__init__(self.place.accumulate, taken)
+        self.collect, self.lesson, self.options, self.process_share = (
+            collect,
+            lesson,
+            lesson.options,
+            process_share or Place(),
+        )
+        super().__init__(self.process_share.accumulate, taken)
         self.report = report
         self.demonstrations = demonstrations
         self.batching = Batching(batch_size, seed=seed, padded=padded)
@@ -69,13 +74,13 @@ class RolloutLoader(PositionedLoader[PackedBatch]):
                 f"data.batch_size={batch_size} = {self.size} prompts, and the data has {prompts}: lower one of them, "
                 "or bring more prompts"
             )
-        if batch_size < self.place.micro_batches:
+        if batch_size < self.process_share.micro_batches:
             raise ValueError(
-                f"data.batch_size={batch_size} prompts a step cannot be split into {self.place.micro_batches} "
+                f"data.batch_size={batch_size} prompts a step cannot be split into {self.process_share.micro_batches} "
                 "micro-batches (accumulate_grad_batches x devices); raise data.batch_size or lower the others"
             )
         #: most tokens of a micro-batch
-        self.most_tokens = -(-batch_size // self.place.micro_batches) * group_tokens
+        self.most_tokens = -(-batch_size // self.process_share.micro_batches) * group_tokens
         self.rollouts = prompts // self.size  #: of an epoch
         self.number = 0  #: rollouts that were begun
         self.cursor = 0  #: prompts that were taken from the stream
@@ -89,7 +94,7 @@ class RolloutLoader(PositionedLoader[PackedBatch]):
 
     def __len__(self) -> int:
         """Micro-batches of this process in an epoch."""
-        return self.rollouts * self.rollout_steps * self.place.accumulate
+        return self.rollouts * self.rollout_steps * self.process_share.accumulate
 
     def remaining(self) -> Iterator[PackedBatch]:
         """The batches of the epoch from the position on, rollout by rollout."""
@@ -98,7 +103,7 @@ class RolloutLoader(PositionedLoader[PackedBatch]):
 
     def _rollout(self) -> Iterator[PackedBatch]:
         """The rest of the rollout at hand, or a new one."""
-        first = self.position.handed_out % (self.rollout_steps * self.place.accumulate)
+        first = self.position.handed_out % (self.rollout_steps * self.process_share.accumulate)
         experience = self.experience
         if experience is None:
             experience = self.collect(self)
@@ -106,7 +111,7 @@ class RolloutLoader(PositionedLoader[PackedBatch]):
             self.cursor, self.number = experience.cursor, experience.number + 1
         if first == 0 and self.report is not None:
             self.report(experience.metrics)
-        each = self.options.minibatches * self.place.accumulate
+        each = self.options.minibatches * self.process_share.accumulate
         for inner in range(first // each, self.options.inner_epochs):
             plan = self.plan_of(experience, inner)
             start = first % each if inner == first // each else 0
@@ -117,12 +122,12 @@ class RolloutLoader(PositionedLoader[PackedBatch]):
 
     def _hold(self, experience: Round | None) -> None:
         """Keep a rollout until its last step is taken; its first one is the next."""
-        step = self.position.handed_out // self.place.accumulate
+        step = self.position.handed_out // self.process_share.accumulate
         self.experience = experience
         self._used_up = (step // self.rollout_steps + 1) * self.rollout_steps  # in steps of the epoch
 
     def plan_of(self, experience: Round, inner: int) -> Plan:
-        """How an inner epoch deals the groups out; the same on every process."""
+        """Plan of how an inner epoch deals out the groups; the same on every process."""
         examples = experience.examples
         padded = self.batching.padded
         seed = stream_seed("minibatches", self.batching.seed, experience.number)
@@ -131,34 +136,34 @@ class RolloutLoader(PositionedLoader[PackedBatch]):
             examples.slot_tokens,
             Batching(self.batching.batch_size, seed=seed, padded=padded),
             steps=self.options.minibatches,
-            micro_batches=self.place.micro_batches,
+            micro_batches=self.process_share.micro_batches,
             epoch=inner,
         )
 
     def micro_batch(self, experience: Round, plan: Plan, number: int) -> PackedBatch:
         """This process's ``number``-th micro-batch of an inner epoch."""
-        step, part = divmod(number, self.place.accumulate)
+        step, part = divmod(number, self.process_share.accumulate)
         groups, whole = self._share(plan, number), plan.groups(step)
         batch = experience.batch(groups, exact_totals(plan, step), whole)
         if part:
             return batch
-        shares = [self._share(plan, each) for each in range(number, number + self.place.accumulate)]
+        shares = [self._share(plan, each) for each in range(number, number + self.process_share.accumulate)]
         return experience.opening(batch, shares, whole)
 
     def _share(self, plan: Plan, number: int) -> IntArray:
         """Groups of this process's ``number``-th micro-batch of an inner epoch."""
-        return plan.micro_batch(number * self.place.world_size + self.place.rank)
+        return plan.micro_batch(number * self.process_share.world_size + self.process_share.rank)
 
     def _with_demonstrations(self, batch: PackedBatch, number: int) -> PackedBatch:
-        """A rollout's ``number``-th micro-batch with what stands beside it."""
+        """A rollout's ``number``-th micro-batch with its demonstrations."""
         if self.demonstrations is None or not isinstance(batch, RolloutBatch):
             return batch
-        step, part = divmod(number, self.place.accumulate)
+        step, part = divmod(number, self.process_share.accumulate)
         before = batch.rollout * self.options.inner_epochs * self.options.minibatches
         return replace(batch, ptx=self.demonstrations.batch(before + step, part))
 
     def begin(self, epoch: int) -> None:
-        """Stand at the beginning of an epoch, with a rollout still to be drawn."""
+        """Move to the beginning of an epoch, where no rollout is drawn yet."""
         self.experience = None
         super().begin(epoch)
 

@@ -41,14 +41,14 @@ if TYPE_CHECKING:
     from rlhf_lightning.data.tokens.examples import Examples
     from rlhf_lightning.rollout.base import RolloutEngine
 
-#: Rows of each part whose columns a reward is shown before weights load.
+#: Rows of each part whose columns a reward checks before weights load.
 CHECKED_ROWS = 1000
 
 
 class OnlineData(L.LightningDataModule):
     """Rollouts of the policy that is trained, as batches.
 
-    When the training loader runs dry, it draws responses to the next prompts, scores them, has the module assign
+    When the training loader is empty, it draws responses to the next prompts, scores them, has the module assign
     credit, and yields the inner epochs' micro-batches. Every process draws and scores its share; then each holds the
     whole rollout, so every statistic is that of the whole rollout without further communication.
 
@@ -56,11 +56,11 @@ class OnlineData(L.LightningDataModule):
 
     Args:
         prompts: data of kind ``prompt``; its ``batch_size`` counts the prompts of an optimiser step.
-        engine: draws.
-        reward: scores; None: nothing does, every response counts 0.
+        engine: draws the responses.
+        reward: scores them; None: every response has the score 0.
         options: how the method uses rollouts.
         folder: of the rollouts' files, and where a killed run finds them; None: none are written.
-        identity: what else decides samples and scores: a file of another identity is not gone on from.
+        identity: everything else that determines samples and scores: a file of another identity is not resumed from.
         lesson: what is learned from rollouts, made of the options and of what gives the module.
         groups: data of the kind that the module learns from, for validation; None: validation is on responses that are
             drawn for held-out prompts.
@@ -104,11 +104,11 @@ class OnlineData(L.LightningDataModule):
         self._module: Any = None
         self._context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
-    # What the commands ask of data
+    # Interface that the commands need of data
 
     @property
     def trainer(self) -> Any:
-        """Whose processes and accumulation count."""
+        """The trainer, whose processes and accumulation count."""
         return self.prompts.trainer
 
     @trainer.setter
@@ -129,7 +129,7 @@ class OnlineData(L.LightningDataModule):
 
     @property
     def validation(self) -> Any:
-        """Where validation prompts are from."""
+        """Source of validation prompts."""
         return self.prompts.validation
 
     @property
@@ -148,15 +148,15 @@ class OnlineData(L.LightningDataModule):
         return self.engine.max_new_tokens
 
     @property
-    def place(self) -> Place:
-        """This process's share."""
+    def process_share(self) -> Place:
+        """Share of every step that is this process's."""
         trainer = self.trainer
         if trainer is None:
             return self.prompts.place
         return Place(trainer.accumulate_grad_batches, trainer.global_rank, trainer.world_size)
 
     def attach(self, module: Any, context: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
-        """Say whose policy is rolled out, where there is no ``Trainer``.
+        """Set the module whose policy is rolled out, where there is no ``Trainer``.
 
         Args:
             module: with its models loaded.
@@ -166,7 +166,7 @@ class OnlineData(L.LightningDataModule):
 
     @property
     def module(self) -> Any:
-        """What is trained."""
+        """The module that is trained."""
         module = self._module
         if module is None and self.trainer is not None:
             module = self.trainer.lightning_module
@@ -175,7 +175,7 @@ class OnlineData(L.LightningDataModule):
         return module
 
     def has_input(self, name: str) -> bool:
-        """Whether validation's groups bring what a loss calls so; those of rounds were checked with their selector."""
+        """Return whether validation's groups have an input of a loss; the selector's check covers those of rounds."""
         return self.groups is None or name in PreferenceBatch.DRAWN_BY or self.groups.has_input(name)
 
     def setup(self, stage: str | None = None) -> None:
@@ -202,12 +202,12 @@ class OnlineData(L.LightningDataModule):
             self.lesson.prepare(self.examples, self.stream.take(0, size))
 
     def _check_validation(self) -> None:
-        """Refuse validation prompts that are too few: a process without any cannot know what the reward reports."""
+        """Refuse validation prompts that are too few: a process without any has no metrics of the reward."""
         validates = self.trainer is None or self.trainer.limit_val_batches != 0
-        if validates and self.val_examples is not None and len(self.val_examples) < self.place.world_size:
+        if validates and self.val_examples is not None and len(self.val_examples) < self.process_share.world_size:
             raise ValueError(
-                f"{len(self.val_examples)} validation prompts cannot give each of {self.place.world_size} processes "
-                "at least one: use more of them (data.validation), fewer devices, or data.validation=null"
+                f"{len(self.val_examples)} validation prompts cannot give each of {self.process_share.world_size} "
+                "processes at least one: use more of them (data.validation), fewer devices, or data.validation=null"
             )
 
     def _check_columns(self) -> None:
@@ -220,12 +220,12 @@ class OnlineData(L.LightningDataModule):
                 self.reward.check_columns(names)
 
     def content(self) -> dict[str, str]:
-        """Digests of what was read, by what it is."""
+        """Digests of the data that was read, by its name."""
         others = {} if self._demonstrations is None else self._demonstrations.content()
         return self.prompts.content() | {f"{name} of data.ptx": digest for name, digest in others.items()}
 
     def summaries(self) -> list[str]:
-        """What was read, and what a rollout is: a few lines for people."""
+        """Describe the data and the size of a rollout in a few lines."""
         others = self._demonstrations
         lines = self.prompts.summaries()
         lines += [f"mixed in: {line}" for line in ([] if others is None else others.summaries())]
@@ -244,15 +244,15 @@ class OnlineData(L.LightningDataModule):
 
     @property
     def reward_name(self) -> str:
-        """Of what scores."""
+        """Name of the reward."""
         return self.collector().reward_name
 
     def _others(self) -> AlignmentDataModule | None:
-        """What is mixed in."""
+        """Demonstrations that are mixed in."""
         if (prompts := self.prompts).ptx is None:
             return None
-        tokenizer, seed, place = prompts.tokenizer, prompts.batching.seed, prompts.place
-        return prompts.ptx(tokenizer=tokenizer, kind="supervised", seed=seed, place=place)
+        tokenizer, seed = prompts.tokenizer, prompts.batching.seed
+        return prompts.ptx(tokenizer=tokenizer, kind="supervised", seed=seed, place=prompts.place)
 
     # Loaders
 
@@ -287,11 +287,11 @@ class OnlineData(L.LightningDataModule):
             prompts=len(self.examples),
             batch_size=batching.batch_size,
             lesson=self.lesson,
-            place=self.place,
+            process_share=self.process_share,
             seed=batching.seed,
             padded=batching.padded,
             group_tokens=int(self.examples.lengths.max()) + self.options.kept * self.engine.max_new_tokens,
-            demonstrations=None if others is None else Demonstrations(others, self.place),
+            demonstrations=None if others is None else Demonstrations(others, self.process_share),
             taken=steps_taken(self.trainer),
             report=self.log,
         )
@@ -320,7 +320,7 @@ class OnlineData(L.LightningDataModule):
         """The loader's next rollout; a collective call.
 
         Args:
-            loader: whose number, place in the stream and plan count.
+            loader: gives number, position in the stream and plan.
         """
         self.sync()
         collector, started = self.collector(), self.trainer is not None and self.trainer.global_step > 0
@@ -329,7 +329,7 @@ class OnlineData(L.LightningDataModule):
             PromptSource(self.examples, self.stream, loader.size),
             collector,
             self.lesson,
-            LivePolicy(self.module, self.place, self.forward_context),
+            LivePolicy(self.module, self.process_share, self.forward_context),
             lambda learned: loader.plan_of(learned, 0),
             self._record(),
             self.identity,
@@ -361,7 +361,7 @@ class OnlineData(L.LightningDataModule):
         """
         clock = Clock() if validating else self.clock
         given = {} if self.responses is None else self.responses
-        parts = self.engine, self.reward, self.options, self.place, clock, given
+        parts = self.engine, self.reward, self.options, self.process_share, clock, given
         return Collector(*parts, validating=validating, form=self.prompt_form)
 
     def sync(self) -> None:
@@ -376,7 +376,7 @@ class OnlineData(L.LightningDataModule):
         return any(draw.source in ("reference", "mixture") for draw in self.options.draws)
 
     def forward_context(self) -> AbstractContextManager[Any]:
-        """What a step's forward pass runs in: autocast, where the precision asks for it."""
+        """Context of a step's forward pass: autocast, where the precision asks for it."""
         trainer = self.trainer
         if trainer is None:
             return self._context()
@@ -395,6 +395,6 @@ class OnlineData(L.LightningDataModule):
             self.module.track(name, values.to(self.module.device))
 
     def teardown(self, stage: str) -> None:
-        """Let the engine go."""
+        """Close the engine."""
         if stage == "fit":
             self.engine.close()

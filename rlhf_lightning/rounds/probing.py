@@ -1,4 +1,4 @@
-"""The engine's log-probs of a rollout beside the trainer's."""
+"""Comparison of the engine's log-probs of a rollout with the trainer's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def measured(
     policy: Any,
     *,
     temperature: float,
-    scored_at: float,
+    score_temperature: float,
     rank: int,
     forward: Callable[[], AbstractContextManager[None]],
 ) -> dict[str, float]:
@@ -31,20 +31,20 @@ def measured(
     Where the method scored the rollout by the policy, every token counts. Elsewhere each process computes one response.
 
     Args:
-        learned: scored as far as the method asks.
+        learned: the round, with the numbers that the method asks for.
         policy: the actor that is trained.
         temperature: of the samples.
-        scored_at: temperature of the method's own log-probs; at another one than ``temperature`` they do not compare.
+        score_temperature: of the method's own log-probs; at another one than ``temperature`` they do not compare.
         rank: of this process.
         forward: a context in which a step's forward pass computes.
     """
     engine = learned.tokens.get("rollout_log_probs")
     if engine is None:
         return {}
-    if "old_log_probs" in learned.tokens and scored_at == temperature:
+    if "old_log_probs" in learned.tokens and score_temperature == temperature:
         return gap(engine, learned.tokens["old_log_probs"])
-    found = gathered(_one_response(learned, engine, policy, temperature, rank, forward))
-    return gap(torch.cat([own for own, _ in found]), torch.cat([theirs for _, theirs in found]))
+    pairs = gathered(_one_response(learned, engine, policy, temperature, rank, forward))
+    return gap(torch.cat([drawn for drawn, _ in pairs]), torch.cat([trained for _, trained in pairs]))
 
 
 def _one_response(
@@ -55,16 +55,16 @@ def _one_response(
     rank: int,
     forward: Callable[[], AbstractContextManager[None]],
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs of the tokens of one response with any, by the engine and by the trainer."""
+    """Log-probs of the tokens of one response that has tokens, by the engine and by the trainer."""
     lengths = learned.lengths
-    answered = np.flatnonzero(lengths)
-    response = int(answered[(learned.number + rank) % len(answered)])
+    nonempty = np.flatnonzero(lengths)
+    response = int(nonempty[(learned.number + rank) % len(nonempty)])
     group, slot = divmod(response, learned.slots)
     tokens, bounds = learned.examples.tokens, learned.examples.bounds[group]
     prompt = tokens[bounds[0] : bounds[1]].tolist()
     ids = tokens[bounds[slot + 1] : bounds[slot + 2]].tolist()
     batch = pack([Example(prompt, [ids])]).to(next(policy.parameters()).device)
     with forward():
-        theirs = policy(batch, temperature=temperature).token.float().cpu()
+        log_probs = policy(batch, temperature=temperature).token.float().cpu()
     start = int(lengths[:response].sum())
-    return engine[start : start + int(lengths[response])], theirs
+    return engine[start : start + int(lengths[response])], log_probs

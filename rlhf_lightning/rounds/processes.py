@@ -1,4 +1,4 @@
-"""What the processes of a run tell one another: shares become wholes, the same on every process."""
+"""Exchange between the processes of a run: shares become wholes, the same on every process."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
-def gathered(mine: T) -> list[T]:
+def gathered(local: T) -> list[T]:
     """The object of every process, by rank; a collective call."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return [mine]
+        return [local]
     shares: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(shares, mine)
+    dist.all_gather_object(shares, local)
     return cast("list[T]", shares)
 
 
@@ -46,7 +46,7 @@ class Clock:
             self.seconds[name] += time.perf_counter() - start
 
     def pop(self) -> dict[str, float]:
-        """The seconds so far; the clock starts anew."""
-        found = dict(self.seconds)
+        """Return the seconds so far and start again from 0."""
+        seconds = dict(self.seconds)
         self.seconds.clear()
-        return found
+        return seconds

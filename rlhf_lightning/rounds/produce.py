@@ -34,13 +34,13 @@ class Producer:
     """Makes rounds of training out of rollouts.
 
     Args:
-        prompts: what is answered.
+        prompts: of the rollouts.
         collector: engine and reward.
-        lesson: what is learned from samples and scores.
+        lesson: makes a round out of samples and scores.
         live: the policy, which the engine holds already.
-        plan_of: how the first inner epoch deals a round's groups out.
+        plan_of: returns how the first inner epoch deals out a round's groups.
         record: where rollouts are written, and read after a kill; None: nowhere.
-        identity: what else decides samples and scores.
+        identity: everything else that determines samples and scores.
         shared: rounds of other runs; the policy must be that of the run's start, unless nothing is drawn from it
             (``fixed``). None: none.
     """
@@ -58,15 +58,15 @@ class Producer:
     ) -> None:
         self.prompts, self.collector, self.lesson, self.live = prompts, collector, lesson, live
         self.plan_of, self.record, self.identity, self.shared = plan_of, record, identity, shared
-        self.place, self.clock = collector.place, collector.clock
-        self._empty = 0  # rollouts before the one at hand that had nothing to learn from
+        self.process_share, self.clock = collector.process_share, collector.clock
+        self._empty = 0  # consecutive rollouts before this one that had nothing to learn from
 
     def __call__(self, number: int, cursor: int) -> Round:
         """The next round; rollouts that have nothing to learn from are skipped. A collective call.
 
         Args:
             number: of its rollout.
-            cursor: place of its first prompt in the stream.
+            cursor: position of its first prompt in the stream.
 
         Raises:
             EmptyRolloutError: ``max_empty`` of them in a row had nothing to learn from.
@@ -78,12 +78,12 @@ class Producer:
             number += 1
 
     def _rollout(self, number: int, cursor: int) -> tuple[Round | None, int]:
-        """A rollout as a round, or None where it is skipped; and the place of the next prompt."""
+        """A rollout as a round, or None where it is skipped; and the position of the next prompt."""
         key = self._key(cursor, self.live.digest())
         with self._claimed(cursor, key) as shared:
             recorded = self._recorded(number, key, shared)
             drawn, groups, cursor = self._drawn(number, cursor, recorded.groups)
-            counts = self.collector.metrics()  # of what was not read; a collective call
+            counts = self.collector.metrics()  # of groups that were not read; a collective call
             counts = counts if recorded.counts is None else recorded.counts
             if shared is not None:
                 shared.keep(drawn, counts)
@@ -103,18 +103,18 @@ class Producer:
             logged = self.lesson.learn(learned, groups)
         learned.metrics = self._metrics(drawn, counts | probed | logged)
         self._write(number, key, drawn, self.lesson.columns(learned, groups), counts)
-        if self.record is not None and not self.place.rank:
+        if self.record is not None and not self.process_share.rank:
             self.record.write_groups(number, self.lesson.rows(learned, groups))
         return learned, cursor
 
-    # What runs share
+    # Rounds that runs share
 
     @contextmanager
     def _claimed(self, cursor: int, key: str) -> Iterator[SharedRound | None]:
         """The round as other runs have it; None where none is shared. A collective call.
 
         Args:
-            cursor: place of its first prompt.
+            cursor: position of its first prompt.
             key: of the run's own round.
         """
         if self.shared is None or self.record is None:
@@ -124,18 +124,18 @@ class Producer:
             key, weights = self._key(cursor, ""), self.live.start_fingerprint()
         else:
             weights = self.live.fingerprint()
-        if self.place.rank:  # the first process reads and writes for all
+        if self.process_share.rank:  # the first process reads and writes for all
             yield None
             return
         with self.shared.claimed(key_of(key, weights, self.prompts.examples.content()), self.record) as shared:
             yield shared
 
     def _scores(self, part: Round, plan: Plan, shared: SharedRound | None) -> dict[str, Tensor]:
-        """What the lesson needs of every token; of a reference that is the run's start perhaps from another run."""
+        """Numbers of every token that the lesson needs; those of the run's start may be from another run."""
         store = self.shared
         if store is None or store.reference is None or self.lesson.needs != {"reference_log_probs"}:
             return self.live.scores(part, plan, self.lesson.scores)
-        number = computation(part, plan, store.reference, self.lesson.temperature, self.place.world_size)
+        number = computation(part, plan, store.reference, self.lesson.temperature, self.process_share.world_size)
         log_probs = gathered(None if shared is None else shared.log_probs(number))[0]
         if log_probs is None:
             log_probs = self.live.scores(part, plan, self.lesson.scores)
@@ -146,10 +146,10 @@ class Producer:
     # Drawing
 
     def _key(self, cursor: int, weights: str) -> str:
-        """What a rollout's samples and scores are a function of.
+        """Digest of everything that a rollout's samples and scores are a function of.
 
         Args:
-            cursor: place of its first prompt.
+            cursor: position of its first prompt.
             weights: digest of the policy's; empty where nothing is drawn from it.
         """
         return key_of(
@@ -163,7 +163,7 @@ class Producer:
     def _drawn(
         self, number: int, start: int, recorded: Mapping[int, ScoredGroup]
     ) -> tuple[list[ScoredGroup], list[ScoredGroup], int]:
-        """Every group that was drawn, those that a round is made of, and the place after the last prompt."""
+        """Every group that was drawn, those that a round is made of, and the position after the last prompt."""
         size = self.prompts.size
         drawn, cursor = self._draw(start, size, recorded), start + size
         teaches = self.lesson.informative(number, drawn)
@@ -203,7 +203,7 @@ class Producer:
             log.warning("rollout %d has nothing to learn from and is skipped: %s", number, why)
             return
         first = number + 1 - self._empty
-        if self.record is not None and not self.place.rank:
+        if self.record is not None and not self.process_share.rank:
             self.record.set_aside(range(first, number + 1))
         which = f"rollouts {first} to {number} have" if self._empty > 1 else f"rollout {number} has"
         raise EmptyRolloutError(
@@ -212,30 +212,30 @@ class Producer:
         )
 
     def _probe(self, learned: Round) -> dict[str, float]:
-        """How far the engine's log-probs lie from the trainer's; raises above the engine's bound."""
-        found = measured(
+        """Gap between the engine's log-probs and the trainer's; raises above the engine's bound."""
+        gaps = measured(
             learned,
             self.live.module.policy,
             temperature=self.lesson.options.temperature,
-            scored_at=self.lesson.temperature,
-            rank=self.place.rank,
+            score_temperature=self.lesson.temperature,
+            rank=self.process_share.rank,
             forward=self.live.forward,
         )
-        if found:
-            check(found, self.collector.engine)
-        return {f"mismatch/{name}_gap": value for name, value in found.items()}
+        if gaps:
+            check(gaps, self.collector.engine)
+        return {f"mismatch/{name}_gap": value for name, value in gaps.items()}
 
-    # What it says
+    # Logs and files
 
     def _metrics(self, drawn: Sequence[ScoredGroup], more: Mapping[str, float]) -> dict[str, float]:
         """The numbers of a rollout, as they are logged."""
         seconds = self.clock.pop()
-        found = summary(drawn, self.lesson.scored_as) | {f"time/{name}": value for name, value in seconds.items()}
+        logged = summary(drawn, self.lesson.score_name) | {f"time/{name}": value for name, value in seconds.items()}
         if seconds.get("generate"):
-            tokens = sum(len(sample.ids) for scored in drawn for sample in scored.group.samples)
-            found["throughput/generated_tokens_per_second"] = tokens / seconds["generate"]
-        found |= {"rollout/skipped": float(self._empty), **more}
-        return {f"train/{name}": value for name, value in found.items()}
+            tokens = sum(len(sample.ids) for entry in drawn for sample in entry.group.samples)
+            logged["throughput/generated_tokens_per_second"] = tokens / seconds["generate"]
+        logged |= {"rollout/skipped": float(self._empty), **more}
+        return {f"train/{name}": value for name, value in logged.items()}
 
     def _write(
         self,
@@ -245,13 +245,13 @@ class Producer:
         columns: Mapping[int, Sequence[Mapping[str, object]]],
         counts: Mapping[str, float],
     ) -> None:
-        if self.record is not None and not self.place.rank:
+        if self.record is not None and not self.process_share.rank:
             self.record.write(number, key, drawn, columns, counts)
 
     def _recorded(self, number: int, key: str, shared: SharedRound | None) -> Drawn:
-        """What an earlier, killed process or another run drew and scored; the same on every process."""
+        """Groups that an earlier, killed process or another run drew and scored; the same on every process."""
         local_rows = Drawn()
-        if self.record is not None and not self.place.rank:
+        if self.record is not None and not self.process_share.rank:
             local_rows = self.record.read(number, key, self.prompts.examples)
             if count := len(local_rows.groups):
                 log.info("rollout %d was drawn before the run was interrupted; its %d prompts are read", number, count)
@@ -260,29 +260,31 @@ class Producer:
         return gathered(local_rows)[0]
 
 
-def summary(drawn: Sequence[ScoredGroup], scored_as: str = "reward") -> dict[str, float]:
+def summary(drawn: Sequence[ScoredGroup], score_name: str = "reward") -> dict[str, float]:
     """Scores and lengths of the responses of the first draw, by name.
 
     Args:
         drawn: all groups that were drawn.
-        scored_as: what a score is called.
+        score_name: name of the scores' metrics.
     """
-    first = [scored.of_draw(0) for scored in drawn]
-    score = torch.tensor([numbers(one.score[own]) for one, own in zip(drawn, first, strict=True)]).flatten()
-    known = score[~score.isnan()]
-    found = {"unscored": 1 - len(known) / len(score)}
-    if len(known):
-        found |= {"mean": float(known.mean()), "std": float(known.std(correction=0))}
-        found |= {"min": float(known.min()), "max": float(known.max())}
+    first = [entry.of_draw(0) for entry in drawn]
+    score = torch.tensor([numbers(entry.score[part]) for entry, part in zip(drawn, first, strict=True)]).flatten()
+    present = score[~score.isnan()]
+    statistics = {"unscored": 1 - len(present) / len(score)}
+    if len(present):
+        statistics |= {"mean": float(present.mean()), "std": float(present.std(correction=0))}
+        statistics |= {"min": float(present.min()), "max": float(present.max())}
     for name in drawn[0].terms:
-        values = torch.tensor([numbers(one.terms[name][own]) for one, own in zip(drawn, first, strict=True)]).flatten()
+        values = torch.tensor(
+            [numbers(entry.terms[name][part]) for entry, part in zip(drawn, first, strict=True)]
+        ).flatten()
         if not values.isnan().all():
-            found[name] = float(values.nanmean())
-    samples = [sample for one, own in zip(drawn, first, strict=True) for sample in one.group.samples[own]]
+            statistics[name] = float(values.nanmean())
+    samples = [sample for entry, part in zip(drawn, first, strict=True) for sample in entry.group.samples[part]]
     lengths = torch.tensor([float(len(sample.ids)) for sample in samples])
-    return {f"{scored_as}/{name}": value for name, value in found.items()} | {
+    return {f"{score_name}/{name}": value for name, value in statistics.items()} | {
         "response/length": float(lengths.mean()),
         "response/max_length": float(lengths.max()),
         "response/truncated": sum(sample.finish == "length" for sample in samples) / len(samples),
-        "group/zero_std": sum(not scored.informative for scored in drawn) / len(drawn),
+        "group/zero_std": sum(not entry.informative for entry in drawn) / len(drawn),
     }

@@ -1,4 +1,4 @@
-"""The endless stream of prompts, and the random streams that belong to its places."""
+"""The endless stream of prompts, and the random streams that belong to its positions."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class PromptStream:
     """Every prompt once, in one order, then every prompt again in another one, without end.
 
     Rollouts take the next prompts wherever the last one stopped, also those that dynamic filtering asks for, so no
-    prompt is left out because an epoch does not divide. A place in the stream names a pass and a prompt; what is drawn
-    for it is a function of the seed and the place.
+    prompt is left out because an epoch does not divide. A position in the stream names a pass and a prompt; the
+    samples drawn for it are a function of the seed and the position.
 
     Attributes:
         count: prompts of the data set.
-        seed: of the orders and of what is drawn.
+        seed: of the orders and of the samples.
         shuffle: another order in every pass; else the data's own.
     """
 
@@ -35,28 +35,28 @@ class PromptStream:
     shuffle: bool = True
 
     def take(self, start: int, count: int) -> IntArray:
-        """Rows of the data set at the places ``start`` .. ``start + count - 1``."""
-        places = np.arange(start, start + count, dtype=np.int64)
-        passes, at = places // self.count, places % self.count
+        """Rows of the data set at the positions ``start`` .. ``start + count - 1``."""
+        positions = np.arange(start, start + count, dtype=np.int64)
+        passes, at = positions // self.count, positions % self.count
         if not self.shuffle:
             return at
         rows = np.empty_like(at)
         for number in np.unique(passes):
-            mine = passes == number
-            rows[mine] = self._order(int(number))[at[mine]]
+            in_pass = passes == number
+            rows[in_pass] = self._order(int(number))[at[in_pass]]
         return rows
 
     def _order(self, number: int) -> IntArray:
         return np.random.default_rng(np.random.SeedSequence([self.seed, number])).permutation(self.count)
 
     def seeds(self, start: int, count: int) -> list[int]:
-        """Of the random stream of each place."""
-        return [stream_seed("rollout", self.seed, place) for place in range(start, start + count)]
+        """Seeds of the random stream of each position."""
+        return [stream_seed("rollout", self.seed, position) for position in range(start, start + count)]
 
 
 @dataclass(frozen=True)
 class PromptSource:
-    """Where the prompts of rounds are from.
+    """Source of the prompts of rounds.
 
     Attributes:
         examples: the data set.

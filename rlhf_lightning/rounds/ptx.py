@@ -20,11 +20,11 @@ class Demonstrations:
 
     Args:
         data: the rows; its ``batch_size`` (or ``max_tokens``) counts those of an optimiser step.
-        place: this process's share of every step.
+        process_share: part of every step that is this process's.
     """
 
-    def __init__(self, data: AlignmentDataModule, place: Place) -> None:
-        self.data, self.place = data, place
+    def __init__(self, data: AlignmentDataModule, process_share: Place) -> None:
+        self.data, self.process_share = data, process_share
         self._planned: tuple[int, Plan] | None = None
 
     @cached_property
@@ -47,7 +47,7 @@ class Demonstrations:
                 lengths,
                 examples.slot_tokens,
                 batching,
-                micro_batches=self.place.micro_batches,
+                micro_batches=self.process_share.micro_batches,
                 epoch=epoch,
                 name=examples.row,
             )
@@ -55,14 +55,14 @@ class Demonstrations:
         return self._planned[1]
 
     def batch(self, step: int, part: int) -> PackedBatch:
-        """What goes with this process's ``part``-th micro-batch of a step.
+        """Demonstrations of this process's ``part``-th micro-batch of a step.
 
         Args:
             step: optimiser step, from 0, over all rollouts.
             part: micro-batch of the step, from 0.
         """
         plan, at = self._plan(step // self.steps), step % self.steps
-        place = self.place
-        number = (at * place.accumulate + part) * place.world_size + place.rank
+        processes = self.process_share
+        number = (at * processes.accumulate + part) * processes.world_size + processes.rank
         share = Share(self.examples, plan.micro_batch(number), plan.groups(at), plan.totals(at))
         return share.packed("supervised")

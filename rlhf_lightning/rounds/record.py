@@ -1,4 +1,4 @@
-"""Rollouts on disk: what people read, and where a run that was killed finds the responses it had drawn."""
+"""Rollouts on disk: files for people, from which a killed run also reads the responses that it had drawn."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ GROUPS = "groups"
 
 @dataclass(frozen=True)
 class Drawn:
-    """What an earlier, killed process drew of a rollout."""
+    """Groups of a rollout that an earlier, killed process drew."""
 
-    groups: dict[int, ScoredGroup] = field(default_factory=dict)  #: by the place of their prompt
-    counts: dict[str, float] | None = None  #: of the reward, by name; None: unknown
+    groups: dict[int, ScoredGroup] = field(default_factory=dict)  #: by the position of their prompt
+    counts: dict[str, float] | None = None  #: of the reward, by name; None: not recorded
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,16 @@ class Rollouts:
 
         Args:
             number: of the rollout.
-            key: what its samples are a function of, see :func:`key_of`.
+            key: digest of everything that its samples are a function of, see :func:`key_of`.
             drawn: every group that was drawn.
-            columns: what became of the first samples of the groups that are trained on, by the place of the prompt.
+            columns: what became of the first samples of the groups that are trained on, by position of the prompt.
             counts: of the reward, by name.
         """
 
         def write(temporary: Path) -> None:
             with temporary.open("w", encoding="utf-8") as file:
-                for scored in drawn:
-                    for row in self._rows(scored, columns.get(scored.place, ())):
+                for entry in drawn:
+                    for row in self._rows(entry, columns.get(entry.position, ())):
                         row = {"rollout": number, **row, "counts": dict(counts), "key": key}
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -92,26 +92,26 @@ class Rollouts:
             write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
     def set_aside(self, numbers: Iterable[int]) -> None:
-        """Rename rollouts to ``<number>.empty.jsonl``: people still see them, and a run that is resumed draws again."""
+        """Rename rollouts to ``<number>.empty.jsonl``: they can still be read, and a resumed run draws again."""
         for path in map(self.path, numbers):
             if path.exists():
                 path.replace(path.with_suffix(".empty.jsonl"))
 
-    def _rows(self, scored: ScoredGroup, columns: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-        prompt = self.decode(scored.group.prompt)
+    def _rows(self, entry: ScoredGroup, columns: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        prompt = self.decode(entry.group.prompt)
         greedy = next((number for number, draw in enumerate(self.draws) if number and not draw.temperature), None)
-        baseline = None if greedy is None else scored.score[scored.of_draw(greedy)][0]
-        for at, sample in enumerate(scored.group.samples):
+        baseline = None if greedy is None else entry.score[entry.of_draw(greedy)][0]
+        for at, sample in enumerate(entry.group.samples):
             learned = columns[at] if at < len(columns) else {}
             yield {
-                "place": scored.place,
-                "row": scored.group.row,
-                "index": scored.group.index,
+                "place": entry.position,
+                "row": entry.group.row,
+                "index": entry.group.index,
                 "sample": at,
                 "prompt": prompt,
                 "response": self.decode(sample.ids),
-                "score": scored.score[at],
-                "terms": {name: values[at] for name, values in scored.terms.items()},
+                "score": entry.score[at],
+                "terms": {name: values[at] for name, values in entry.terms.items()},
                 "advantage": None,
                 "trained": False,
                 **learned,
@@ -119,46 +119,46 @@ class Rollouts:
                 "tokens": len(sample.ids),
                 "version": sample.version,
                 "baseline": baseline,
-                "draw": scored.draw[at],
-                "source": self.draws[scored.draw[at]].source,
-                "wins": scored.wins[at] if scored.wins else None,
-                "steps": [None if x != x else x for x in scored.steps[at]] if scored.steps else None,
-                "prompt_ids": scored.group.prompt,
+                "draw": entry.draw[at],
+                "source": self.draws[entry.draw[at]].source,
+                "wins": entry.wins[at] if entry.wins else None,
+                "steps": [None if x != x else x for x in entry.steps[at]] if entry.steps else None,
+                "prompt_ids": entry.group.prompt,
                 "ids": sample.ids,
                 "log_probs": sample.log_probs,
             }
 
     def read(self, number: int, key: str, examples: Examples) -> Drawn:
-        """What was drawn of a rollout; nothing where there is no file of this key.
+        """Read the groups of a rollout; none where there is no file of this key.
 
         Args:
             number: of the rollout.
             key: see :func:`key_of`.
-            examples: the data set, which knows the columns of a row.
+            examples: the data set, which has the columns of a row.
         """
         path = self.path(number)
         if not path.exists():
             return Drawn()
-        found: dict[int, list[dict[str, Any]]] = {}
+        by_position: dict[int, list[dict[str, Any]]] = {}
         counts: dict[str, float] | None = None
         with path.open(encoding="utf-8") as file:
             for line in file:
                 row = json.loads(line)
                 if row["key"] != key:
                     return Drawn()
-                found.setdefault(row["place"], []).append(row)
+                by_position.setdefault(row["place"], []).append(row)
                 counts = row.get("counts")
         samples = sum(draw.n for draw in self.draws)  # earlier versions wrote no greedy response
-        whole = {place: rows for place, rows in found.items() if len(rows) == samples}
-        return Drawn({place: _group(place, rows, examples) for place, rows in whole.items()}, counts)
+        whole = {position: rows for position, rows in by_position.items() if len(rows) == samples}
+        return Drawn({at: _group(at, rows, examples) for at, rows in whole.items()}, counts)
 
 
-def _group(place: int, rows: list[dict[str, Any]], examples: Examples) -> ScoredGroup:
+def _group(position: int, rows: list[dict[str, Any]], examples: Examples) -> ScoredGroup:
     first = rows[0]
     samples = [Sample(row["ids"], row["log_probs"], row["finish"], row["version"]) for row in rows]
     columns = examples.columns_of(first["index"])
     return ScoredGroup(
-        place,
+        position,
         SampleGroup(first["prompt_ids"], samples, columns, first["row"], first["index"]),
         [row["score"] for row in rows],
         {name: [row["terms"][name] for row in rows] for name in first["terms"]},
@@ -194,7 +194,7 @@ def checksum(weights: Iterator[tuple[str, Tensor]], total: Callable[[Tensor], Te
         sharded.append(local is not None)
     if not sums:
         return ""
-    mine = torch.stack(sums)
+    bits = torch.stack(sums)
     if any(sharded):
-        mine = total(mine)
-    return key_of(names, mine.tolist())
+        bits = total(bits)
+    return key_of(names, bits.tolist())

@@ -1,4 +1,4 @@
-"""Who plays the roles that a reward names, while the samples of a round are scored."""
+"""Models for the roles that a reward names, while the samples of a round are scored."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rlhf_lightning.types import Trained
 
 
 def assign_roles(reward: Any, module: Trained | None) -> None:
-    """Give a reward the models that it names; roles that nothing plays are left to the reward to refuse.
+    """Give a reward the models that it names; roles without a model are left to the reward to refuse.
 
     Samples are scored before the first step of their round, when the policy that is trained is the one that the round
     starts with: ``policy`` and ``round_start`` are both that policy, which no copy is made of.
 
     Args:
-        reward: what scores, or None.
-        module: what is trained, with its models; None: there is none.
+        reward: the reward, or None.
+        module: the module that is trained, with its models; None: there is none.
     """
     if module is None or not isinstance(reward, RoleReward):
         return

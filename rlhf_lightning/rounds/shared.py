@@ -1,4 +1,4 @@
-"""What jobs that start alike draw, score and compare once: samples, scores and reference log-probs of a run's start.
+"""Rounds that jobs with the same start share: samples, scores and reference log-probs, computed once.
 
 A sweep over losses begins every job with the same weights, prompts, engine and reward, so the first round of all is the
 same. Where nothing but the run's start draws, as in RSO, so are all later rounds. A folder per round is named by the
@@ -44,10 +44,10 @@ class SharedRounds:
 
     Attributes:
         folder: of all rounds.
-        identity: what decides samples and scores beside weights, prompts and options of the draws: content of the
-            reward's files, tokenizer, versions, precision, processor.
-        reference: what decides log-probs of the reference beside the policy's start; None: it is another model, and
-            they are not shared.
+        identity: what determines samples and scores, apart from weights, prompts and options of the draws: content of
+            the reward's files, tokenizer, versions, precision, processor.
+        reference: what determines log-probs of the reference, apart from the policy's start; None: it is another
+            model, and they are not shared.
         fixed: responses are drawn from that reference alone, so that later rounds are the same in every run, too.
         patience: seconds to wait for a job that draws the same round; then it is drawn here too, and not kept.
     """
@@ -63,7 +63,7 @@ class SharedRounds:
         """A round, held until the end of the ``with`` block; None where it can be neither read nor written.
 
         Args:
-            key: of everything that the round is a function of, beside :attr:`identity`.
+            key: of everything that the round is a function of, apart from :attr:`identity`.
             files: how samples are written.
         """
         folder = self.folder / key_of(VERSION, self.identity, key)
@@ -96,7 +96,7 @@ class SharedRound:
     reference: str | None
 
     def read(self, examples: Examples) -> Drawn:
-        """What another run drew; nothing where none did."""
+        """Groups that another run drew; none where there is no such run."""
         drawn = self.files.read(0, self.key, examples)
         if drawn.groups:
             path, count = self.files.path(0), len(drawn.groups)
@@ -104,7 +104,7 @@ class SharedRound:
         return drawn
 
     def keep(self, drawn: Sequence[ScoredGroup], counts: Mapping[str, float]) -> None:
-        """Write what was drawn, unless it is there."""
+        """Write the groups that were drawn, unless the file exists."""
         path = self.files.path(0)
         if path.exists():
             return
@@ -145,7 +145,7 @@ def computation(learned: Round, plan: Plan, *parts: object) -> str:
     Args:
         learned: the round.
         plan: of the pass.
-        parts: what else its numbers are a function of.
+        parts: everything else that its numbers are a function of.
     """
     examples = learned.examples
     digest = hashlib.blake2b(key_of(*parts).encode(), digest_size=16)

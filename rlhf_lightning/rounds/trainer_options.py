@@ -1,4 +1,4 @@
-"""What a ``Trainer`` must not do to a loader whose batches are drawn as they are asked for."""
+"""Options of a ``Trainer`` that a loader whose batches are drawn on demand cannot work with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def check_trainer(trainer: Any) -> None:
     """Refuse options that repeat batches, make loaders again or change the accumulation.
 
     Args:
-        trainer: whose options; None: there is none.
+        trainer: the trainer; None: there is none.
 
     Raises:
         ValueError: it has one of them; the message names the option.
@@ -25,11 +25,11 @@ def check_trainer(trainer: Any) -> None:
         )
     if trainer.overfit_batches:
         raise ValueError(
-            f"trainer.overfit_batches={trainer.overfit_batches} repeats batches, and every rollout is drawn anew: "
+            f"trainer.overfit_batches={trainer.overfit_batches} repeats batches, and every rollout is a new one: "
             "to learn a few prompts by heart let the data have no others (data.source.limit=8 data.batch_size=8)"
         )
     if trainer.reload_dataloaders_every_n_epochs:
         raise ValueError(
             f"trainer.reload_dataloaders_every_n_epochs={trainer.reload_dataloaders_every_n_epochs} would begin "
-            "the rollouts again at the first prompt: set it to 0, rollouts are drawn anew in any case"
+            "the rollouts again at the first prompt: set it to 0, every rollout is a new one in any case"
         )

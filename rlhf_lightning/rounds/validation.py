@@ -1,4 +1,4 @@
-"""Validation of on-policy methods: the policy's own answers to held-out prompts, scored."""
+"""Validation of on-policy methods: the policy's responses to held-out prompts, with their scores."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ValidationLoader:
         listed: this process's batches, as data set and rows; equally many on every process.
         collector: engine and reward.
         sync: gives the engine the policy's weights as they are; a collective call.
-        module: the module that is validated.
+        module: returns the module that is validated.
         track: takes numbers into the mean that is logged under a name.
     """
 
@@ -48,26 +48,26 @@ class ValidationLoader:
 
     def __iter__(self) -> Iterator[RolloutBatch]:
         self.sync()
-        self.collector.metrics()  # what training counted is no part of this pass
+        self.collector.metrics()  # counts of training are no part of this pass
         for examples, rows in self.listed:
-            found = self._answered(examples, rows)
-            self._track_terms(found)
-            yield self._batch(found)
+            entries = self._drawn(examples, rows)
+            self._track_terms(entries)
+            yield self._batch(entries)
         for name, value in self.collector.metrics().items():
             self.track(f"val/{name}", torch.tensor([value]))
         self.collector.clock.pop()
 
-    def _answered(self, examples: Any, rows: IntArray) -> list[ScoredGroup]:
+    def _drawn(self, examples: Any, rows: IntArray) -> list[ScoredGroup]:
         groups = [group_of(examples, int(row)) for row in rows]
         seeds = [stream_seed("validation", group.index) for group in groups]
-        return self.collector.scored([-1] * len(groups), groups, seeds, self.module())
+        return self.collector.sample_and_score([-1] * len(groups), groups, seeds, self.module())
 
-    def _batch(self, found: list[ScoredGroup]) -> RolloutBatch:
-        slots = len(found[0].score)
-        experience = Experience.of(-1, 0, found, slots, everything=True)
-        return experience.batch(np.arange(len(found)), local_totals(experience.examples))
+    def _batch(self, entries: list[ScoredGroup]) -> RolloutBatch:
+        slots = len(entries[0].score)
+        experience = Experience.of(-1, 0, entries, slots, everything=True)
+        return experience.batch(np.arange(len(entries)), local_totals(experience.examples))
 
-    def _track_terms(self, found: list[ScoredGroup]) -> None:
-        for name in found[0].terms:
-            values = torch.tensor([numbers(scored.terms[name]) for scored in found]).flatten()
+    def _track_terms(self, entries: list[ScoredGroup]) -> None:
+        for name in entries[0].terms:
+            values = torch.tensor([numbers(entry.terms[name]) for entry in entries]).flatten()
             self.track(f"val/reward/{name}", values[~values.isnan()])

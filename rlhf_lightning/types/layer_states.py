@@ -1,4 +1,4 @@
-"""Hidden states of chosen layers at chosen tokens: what models give to losses that look into them."""
+"""Hidden states of chosen layers at chosen tokens: for losses on hidden states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What generation has to know of prompts that a transform made: how they begin, and what text ends a response."""
+"""Form of prompts that a transform made, for generation: their beginning, and the text that ends a response."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PromptForm:
     tokenizer: Any = field(default=None, repr=False, compare=False)
 
     def ended(self, text: str) -> bool:
-        """Whether a text holds a stop."""
+        """Return whether a text holds a stop."""
         return any(stop in text for stop in self.stops)
 
     def length(self, text: str) -> int:
@@ -50,7 +50,7 @@ class PromptForm:
         return max(1, bisect_left(tokens, length, key=lambda n: len(decode(ids[:n], skip_special_tokens=True))))
 
     def last_ended(self, ids: Sequence[int], window: int) -> bool:
-        """Whether the text of the last ``window`` tokens holds a stop."""
+        """Return whether the text of the last ``window`` tokens holds a stop."""
         return bool(self.stops) and self.ended(self.tokenizer.decode(ids[-window:], skip_special_tokens=True))
 
     def common_tokens(self, prompts: Sequence[Sequence[int]]) -> int:

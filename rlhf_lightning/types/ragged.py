@@ -14,7 +14,7 @@ from rlhf_lightning.ops.segments import segment_mean, segment_sum
 
 
 class StepTotals(NamedTuple):
-    """What the whole optimiser step holds, over every micro-batch and every process.
+    """Contents of the whole optimiser step, over every micro-batch and every process.
 
     The loader plans a step before it yields the step's first micro-batch, so denominators are exact and a run does not
     depend on how a step was cut: ``loss = sum(local per-group losses) / groups * micro_batches``; Lightning's division
@@ -36,7 +36,7 @@ class StepTotals(NamedTuple):
 class Ragged:
     """One number for every scored token of several responses, without padding.
 
-    Whether a loss sums or averages over tokens is always said: ``values.sum()`` or ``values.mean()``.
+    A sum or mean over tokens is always explicit: ``values.sum()`` or ``values.mean()``.
     """
 
     token: Float[Tensor, " response_tokens"]
@@ -127,7 +127,7 @@ class TopTokens:
 class SequenceLogProbs(Ragged):
     """Log-probability of every scored token under one model, and what the head computed beside it.
 
-    ``entropy``, ``top`` and ``reference_kl`` carry gradients; ``top1`` and ``collision`` do not. What nobody asked for
+    ``entropy``, ``top`` and ``reference_kl`` carry gradients; ``top1`` and ``collision`` do not. What was not requested
     is None.
     """
 
@@ -150,7 +150,7 @@ class SequenceLogProbs(Ragged):
 
 @dataclass
 class Pair:
-    """The chosen and the rejected responses of a batch of pairs; row i of both answers the same prompt."""
+    """The chosen and the rejected responses of a batch of pairs; row i of both belongs to the same prompt."""
 
     chosen: Ragged
     rejected: Ragged
@@ -182,7 +182,7 @@ class Paraphrases:
 
 @dataclass
 class SequencePredictions:
-    """What a model predicts at every scored token of several responses: hidden states and a head, not logits."""
+    """Predictions of a model at every scored token of several responses: hidden states and a head, not logits."""
 
     tokens: Predictions
     sequence: Int[Tensor, " response_tokens"]
@@ -200,7 +200,7 @@ class SequencePredictions:
 
 @dataclass
 class ActionValues:
-    """What value heads say at every scored token: of the state that it is chosen in, and of choosing it.
+    """Values of value heads at every scored token: of the state that it is chosen in, and of choosing it.
 
     The state of a token is everything before it, the action is the token.
     """

@@ -1,4 +1,4 @@
-"""What losses and methods return."""
+"""Results of losses and methods."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass
 class PreferenceLoss:
-    """What a preference loss returns: one number a pair, and the detached implicit rewards behind it."""
+    """Result of a preference loss: one number a pair, and the detached implicit rewards behind it."""
 
     loss: Float[Tensor, " pairs"]
     chosen_reward: Float[Tensor, " pairs"]
@@ -23,7 +23,7 @@ class PreferenceLoss:
 
 @dataclass
 class GroupLoss:
-    """What a loss on labelled or ranked responses returns: one number a group, and what the policy gives each response.
+    """Result of a loss on labelled or ranked responses: one number a group, and the policy's reward of each response.
 
     A group is one labelled response or one ranked list; ``reward`` is meaningless in an empty slot.
     """
@@ -38,7 +38,7 @@ class GroupLoss:
 
 @dataclass
 class MeasuredLoss:
-    """What a loss returns that has no reward of its own: numbers to minimise, and what to log beside them."""
+    """Result of a loss without rewards: numbers to minimise, and diagnostics to log."""
 
     loss: Float[Tensor, " groups"]
     #: further detached numbers by name, of any number, logged as ``train/<name>``
@@ -47,7 +47,7 @@ class MeasuredLoss:
 
 @dataclass
 class TokenLoss:
-    """What a policy-gradient loss returns: one number a scored token, aggregated as the method says."""
+    """Result of a policy-gradient loss: one number a scored token, aggregated as the method says."""
 
     token: Float[Tensor, " response_tokens"]
     #: further detached numbers by name, of any number, logged as ``train/<name>``
@@ -66,7 +66,7 @@ class Weighted:
 
 @dataclass
 class StepOutput:
-    """What ``AlignmentModule.forward`` returns: a scalar to differentiate and detached diagnostics."""
+    """Result of ``AlignmentModule.forward``: a scalar to differentiate and detached diagnostics."""
 
     loss: Float[Tensor, ""]
     diagnostics: dict[str, Tensor] = field(default_factory=dict)

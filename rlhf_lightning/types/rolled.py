@@ -1,4 +1,4 @@
-"""What the loop may ask of the method that it trains: one list, which methods are checked against."""
+"""Interface that the loop needs of the method that it trains; methods are checked against it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ class Trained(Protocol):
     """A module whose policy draws responses while it is trained, whatever it learns from them."""
 
     needs: frozenset[str]  #: inputs of its loss
-    loss: Any  #: what it minimises, a declared function or a partial of one
+    loss: Any  #: the loss, a declared function or a partial of one
     policy: Any  #: the actor that is trained; None before its weights are loaded
-    reference: Any  #: what its loss compares with; None where there is nothing
+    reference: Any  #: the model that its loss compares with; None: there is none
     tokenizer: Any
-    earlier: dict[str, Any]  #: models that rewards name by role, beside the policy
+    earlier: dict[str, Any]  #: models that rewards name by role, other than the policy
 
     @property
     def kind(self) -> str:
-        """Of the data that its batches hold."""
+        """Kind of data of its batches."""
         ...
 
     @property
     def draws(self) -> bool:
-        """Whether it learns from rollouts of its policy by itself."""
+        """Return whether it learns from rollouts of its policy by itself."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Of the policy."""
+        """Device of the policy."""
         ...
 
     def modules(self) -> Iterator[nn.Module]:
@@ -55,7 +55,7 @@ class Trained(Protocol):
 
 
 class CreditRule(Protocol):
-    """What makes advantages of rewards, as far as a configuration is checked before anything is drawn."""
+    """Rule that turns rewards into advantages, as far as a configuration is checked before anything is drawn."""
 
     needs: frozenset[str]  #: inputs of the credit function
     separate: bool  #: whether each term of a reward gets advantages of its own
@@ -74,11 +74,11 @@ class CreditRule(Protocol):
 
 @runtime_checkable
 class EngineCorrection(Protocol):
-    """What a method does about samples of another distribution than the policy's, before anything is drawn."""
+    """Correction for samples of another distribution than the policy's, as it is checked before anything is drawn."""
 
     @property
     def needs_rollout(self) -> bool:
-        """Whether it reads the log-probs that samples were drawn with."""
+        """Return whether it reads the log-probs that samples were drawn with."""
         ...
 
 
@@ -88,7 +88,7 @@ class Rolled(Trained, Protocol):
     rollout: RolloutOptions  #: how responses are drawn and used
     temperature: float  #: divides the logits of what is trained on
     assignment: CreditRule
-    own_reward: Any  #: what scores where no other reward is chosen; None: nothing does
+    default_reward: Any  #: the reward where no other is chosen; None: there is none
     ptx_coef: float  #: weight of demonstrations beside the rollouts; 0: they have no part in the loss
 
     @property
@@ -98,12 +98,12 @@ class Rolled(Trained, Protocol):
 
     @property
     def needs_reward(self) -> bool:
-        """Whether credit assignment reads rewards, so that the loop must have a reward function."""
+        """Return whether credit assignment reads rewards, so that the loop must have a reward function."""
         ...
 
     @property
-    def scored(self) -> frozenset[str]:
-        """What :meth:`scores` computes of a rollout, by name; nothing: the loop does not call it."""
+    def required_scores(self) -> frozenset[str]:
+        """Names of the numbers that :meth:`scores` computes of a rollout; empty: the loop does not call it."""
         ...
 
     def scores(self, batch: PackedBatch) -> dict[str, Tensor]:

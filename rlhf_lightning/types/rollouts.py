@@ -1,4 +1,4 @@
-"""What generation, rewards and credit assignment hand to one another: samples, episodes, credit, rollout batches.
+"""Data that generation, rewards and credit assignment exchange: samples, episodes, credit, rollout batches.
 
 ``prompts -> RolloutEngine -> Sample -> Reward -> scores -> Episodes -> credit -> Credit -> RolloutBatch -> loss``
 """
@@ -16,15 +16,15 @@ from rlhf_lightning.types.batches import PackedBatch
 from rlhf_lightning.types.prompt_form import PromptForm
 from rlhf_lightning.types.ragged import Ragged
 
-#: Why a response ended: a token that ends responses, or the length limit.
+#: Reason why a response ended: a token that ends responses, or the length limit.
 Finish = Literal["stop", "length"]
-#: Where a response is from: the policy, what it is compared with, both token by token, or the data's own row.
+#: Source of a response: the policy, the reference, the mixture of both token by token, or the data's own row.
 Source = Literal["policy", "reference", "mixture", "data"]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn from the policy.
+    """Options of drawing responses from the policy.
 
     Attributes:
         max_new_tokens: most tokens of a response, EOS included.
@@ -32,8 +32,8 @@ class Sampling:
         top_p: sample from the smallest set of tokens whose probability reaches this, in (0, 1].
         top_k: sample from the most likely tokens only; 0: all.
         min_new_tokens: tokens before which a response cannot end.
-        ignore_eos: go on to ``max_new_tokens`` whatever is drawn.
-        stop: further token ids that end a response, beside the model's own.
+        ignore_eos: continue to ``max_new_tokens`` whatever is drawn.
+        stop: token ids that end a response, in addition to the model's own.
         source: whose distribution tokens are drawn from: the policy's, the reference's, or the geometric mixture of
             both, whose logits are ``mix`` times the reference's and ``1 - mix`` times the policy's. Log-probs of the
             samples are of that distribution.
@@ -49,10 +49,10 @@ class Sampling:
     min_new_tokens: int = 0
     ignore_eos: bool = False
     stop: tuple[int, ...] = ()
-    source: Source = field(default="policy", repr=False)  # another one says so in Draw
+    source: Source = field(default="policy", repr=False)  # another one is named in Draw
     mix: float = field(default=0.0, repr=False)
-    form: PromptForm = field(default=PromptForm(), repr=False)  # the prompts' tokens and options say so
-    guided: bool = field(default=False, repr=False)  # the job's options say so
+    form: PromptForm = field(default=PromptForm(), repr=False)  # determined by the prompts' tokens and options
+    guided: bool = field(default=False, repr=False)  # determined by the job's options
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or not 0 <= self.min_new_tokens <= self.max_new_tokens:
@@ -121,7 +121,7 @@ class SampleGroup:
 
     prompt: list[int]
     samples: list[Sample]
-    #: the row's columns as the data has them (answers, tests, references, the prompt's own text or messages)
+    #: the row's columns as the data has them (gold answers, tests, references, the prompt's own text or messages)
     columns: Mapping[str, Any] = field(default_factory=dict)
     row: str = ""  #: "file:row" of the prompt
     index: int = 0  #: of the prompt in the data set
@@ -134,19 +134,19 @@ class SampleGroup:
 
 @dataclass
 class ScoredGroup:
-    """A prompt's samples and what the reward says of them.
+    """A prompt's samples and their scores by the reward.
 
     ``None`` stands for a response that the reward could not score.
     """
 
-    place: int  #: in the stream of prompts
+    position: int  #: in the stream of prompts
     group: SampleGroup  #: the samples of every draw, draw after draw
     score: list[float | None]
     terms: dict[str, list[float | None]] = field(default_factory=dict)
     #: of every token of each response, nan where no step ends; empty: no process reward
     steps: list[list[float]] = field(default_factory=list)
     draw: list[int] = field(default_factory=list)  #: which draw of the round each sample is from; empty: all the first
-    #: probability that sample i beats sample j, None without a verdict; empty: nobody compared them
+    #: probability that sample i beats sample j, None without a verdict; empty: they were not compared
     wins: list[list[float | None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -159,13 +159,13 @@ class ScoredGroup:
 
     @property
     def informative(self) -> bool:
-        """Whether at least two responses of the first draw were scored differently."""
+        """Return whether at least two responses of the first draw were scored differently."""
         return len({score for score in self.score[self.of_draw(0)] if score is not None}) > 1
 
 
 @dataclass(frozen=True)
 class RolloutOptions:
-    """How a method uses samples; who draws them is the config group ``rollout``.
+    """Options of a method's use of samples; the config group ``rollout`` chooses the engine that draws them.
 
     Attributes:
         group_size: responses a prompt.
@@ -222,34 +222,34 @@ class RolloutOptions:
 
     @property
     def node(self) -> str:
-        """Where these options stand in a configuration, for messages."""
+        """Name of these options in a configuration, for messages."""
         return "method.rollout"
 
     @property
     def draws(self) -> tuple[Draw, ...]:
-        """What is drawn for each prompt of training; the first draw is what is trained on."""
+        """Draws for each prompt of training; the first one is trained on."""
         samples = Draw("policy", self.group_size, self.temperature)
         return (samples, Draw("policy", 1, 0.0)) if self.greedy_baseline else (samples,)
 
     @property
     def validation_draws(self) -> tuple[Draw, ...]:
-        """What is drawn for each prompt of validation."""
+        """Draws for each prompt of validation."""
         temperature = self.temperature if self.validation_temperature is None else self.validation_temperature
         return (Draw("policy", self.validation_samples, temperature),)
 
     @property
     def compared(self) -> bool:
-        """Whether all draws of a prompt are scored as one group; else each draw is a group of its own."""
+        """Return whether all draws of a prompt are scored as one group; else each draw is a group of its own."""
         return False
 
     @property
     def needs_wins(self) -> bool:
-        """Whether the reward has to compare the responses to a prompt pair by pair."""
+        """Return whether the reward has to compare the responses to a prompt pair by pair."""
         return False
 
     @property
     def judge_pairs(self) -> int:
-        """Held-out pairs that the reward is held against before each round is drawn."""
+        """Held-out pairs that the reward is tested on before each round is drawn."""
         return 0
 
     @property
@@ -265,7 +265,7 @@ class Episodes:
     Every process holds the same episodes, so statistics over them need no communication.
     """
 
-    group: Int[Tensor, " responses"]  #: the prompt each answers: 0 .. groups - 1, never decreasing
+    group: Int[Tensor, " responses"]  #: the prompt of each response: 0 .. groups - 1, never decreasing
     reward: Float[Tensor, " responses"]  #: combined score, higher is better; nan where the reward gave none
     truncated: Bool[Tensor, " responses"]  #: cut off at the length limit
     #: tokens that are trained on: all, or none of a response without a score or one that is masked as cut off
@@ -288,7 +288,7 @@ class Episodes:
 
 @dataclass
 class Credit:
-    """What credit assignment gives back for all episodes, in their order."""
+    """Result of credit assignment for all episodes, in their order."""
 
     #: fields of :class:`RolloutBatch` by name, one number a response token: ``advantage``, ``returns``, ...
     tokens: dict[str, Ragged]
@@ -298,7 +298,7 @@ class Credit:
 
 @dataclass(kw_only=True)
 class RolloutBatch(PackedBatch):
-    """K samples a prompt with what the rollout knows of each token.
+    """K samples a prompt with the rollout's numbers of each token.
 
     Fields of response tokens stand in the order of ``target``. A field that a method did not compute is None.
     """

@@ -1,4 +1,4 @@
-"""What a selector gives: which responses of a round become which groups, with numbers."""
+"""Result of a selector: which responses of a round become which groups, with numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DATA: Final = -2
 
 @dataclass
 class Selected:
-    """Which responses of a round become which groups.
+    """Assignment of a round's responses to groups.
 
     Attributes:
         prompt: position of each group's prompt in the round, 0 .. prompts - 1, never decreasing; a prompt may have no

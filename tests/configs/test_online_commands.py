@@ -103,7 +103,7 @@ def test_a_weight_of_a_reward_names_one_of_its_terms(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["trainer.overfit_batches=2"], r"trainer.overfit_batches=2 repeats batches, and every rollout is drawn anew"),
+        (["trainer.overfit_batches=2"], r"trainer.overfit_batches=2 repeats batches, and every rollout is a new one"),
         (["+trainer.reload_dataloaders_every_n_epochs=1"], r"would begin the rollouts again at the first prompt"),
         (
             [

@@ -57,7 +57,7 @@ class Sum:
 class FakeModule(nn.Module):
     """Gives every token its own id as a score, and its response's reward as advantage; keeps what it was shown."""
 
-    scored = frozenset({"old_log_probs"})
+    required_scores = frozenset({"old_log_probs"})
     device = torch.device("cpu")
     policy = None
     temperature = 1.0

@@ -34,7 +34,7 @@ POINTS = {
     "file": ("rlhf_lightning.files", "sync"),  # of checkpoints, results, configurations, tables and rollouts
     "tokens": ("rlhf_lightning.data.tokens.cache", "_save"),
     "cache": ("rlhf_lightning.data.reference.shards", "write_atomically"),
-    "draw": ("rlhf_lightning.rounds.collect", "Collector.scored"),
+    "draw": ("rlhf_lightning.rounds.collect", "Collector.sample_and_score"),
     "sample": ("rlhf_lightning.rollout.transformers", "TransformersEngine.generate"),
     "score": ("rlhf_lightning.rounds.collect", "Collector._rewards"),
     "select": ("rlhf_lightning.lessons.select", "SelectLesson.begin"),

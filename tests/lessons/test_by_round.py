@@ -1,4 +1,4 @@
-"""What follows the rounds: options of the loss, and the names that scores are logged under."""
+"""Settings that depend on rounds: options of the loss, and the names that scores are logged under."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_options_of_the_loss_follow_the_rounds(taken):
     data, _ = looped(rounds_of(**SCHEDULE, inner_epochs=2))
     resumed = data.train_dataloader()
     resumed.load_state_dict(loader.state_dict())
-    found = [batch.loss_options for batch in resumed]
-    assert found == [{"beta": beta} for beta in [0.1] * 6 + [5.0] * 6][taken:]
+    options = [batch.loss_options for batch in resumed]
+    assert options == [{"beta": beta} for beta in [0.1] * 6 + [5.0] * 6][taken:]
     assert data.metrics["train/round/beta"] == 5.0
 
 

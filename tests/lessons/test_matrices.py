@@ -1,4 +1,4 @@
-"""Who beats whom, from a judge that compares responses to the selector that reads it, and over a kill."""
+"""Win matrices, from a judge that compares responses to the selector that reads it, and over a kill."""
 
 from __future__ import annotations
 

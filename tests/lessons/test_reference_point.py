@@ -34,10 +34,10 @@ class Pointing(Learner):
     needs, kind = frozenset({"reference", "kl"}), "unpaired"
 
 
-def looped(place: Place | None = None, rows: list[Example] | None = None, **options):
+def looped(process_share: Place | None = None, rows: list[Example] | None = None, **options):
     """Two samples a prompt, both labelled; four prompts a step."""
     rounds = rounds_of(**{"selector": LABELS, "draws": [Draw(n=2)]} | options)
-    source = AlignmentDataModule(rows or prompts(24), kind="prompt", batch_size=4, seed=3, place=place)
+    source = AlignmentDataModule(rows or prompts(24), kind="prompt", batch_size=4, seed=3, place=process_share)
     data = OnlineData(source, Silent(), Sum(), rounds, lesson=partial(SelectLesson, kind="unpaired", seed=3))
     module = Pointing()
     data.attach(module)
@@ -76,8 +76,8 @@ def test_a_step_brings_its_prompts_with_responses_to_others():
         assert other.reference_log_probs.tolist() == (-other.ids[other.target]).tolist()
         assert spans(other) != spans(batch)
     names = [row for other in first.mismatched for row in other.rows]
-    own, others = zip(*(name.split(" with the response of ") for name in names), strict=True)
-    assert not [pair for pair in zip(own, others, strict=True) if pair[0] == pair[1]]
+    prompt_rows, others = zip(*(name.split(" with the response of ") for name in names), strict=True)
+    assert not [pair for pair in zip(prompt_rows, others, strict=True) if pair[0] == pair[1]]
 
 
 @pytest.mark.parametrize("taken", [1, 2, 5])

@@ -26,8 +26,8 @@ PROMPTS = prompts(24)
 
 def pairs(count: int = 40) -> list[Example]:
     """A pair for each prompt of rounds, then pairs of other prompts."""
-    own = [one.prompt for one in PROMPTS] + [[200, number] for number in range(count)]
-    return [Example(prompt, [[9, n + 1], [8, n + 1]], row=f"pairs:{n}") for n, prompt in enumerate(own[:count])]
+    prompt_ids = [one.prompt for one in PROMPTS] + [[200, number] for number in range(count)]
+    return [Example(prompt, [[9, n + 1], [8, n + 1]], row=f"pairs:{n}") for n, prompt in enumerate(prompt_ids[:count])]
 
 
 def replay_of(share: float, examples: list[Example] | None = None, seed: int = 0) -> Replay:
@@ -47,7 +47,7 @@ def replayed(share: float, engine=None, examples=None, **options):
 
 def offline(batch) -> list[int]:
     """Numbers of the pairs that are the data's."""
-    return [own[1] - 1 for own, other in zip(spans(batch)[::2], spans(batch)[1::2], strict=True) if other[0] == 8]
+    return [chosen[1] - 1 for chosen, other in zip(spans(batch)[::2], spans(batch)[1::2], strict=True) if other[0] == 8]
 
 
 @pytest.mark.parametrize(("share", "each"), [(0.5, 8), (0.2, 2), (0.6, 12)])
@@ -99,7 +99,7 @@ def test_a_round_over_the_end_of_a_pass_has_no_row_twice():
 def test_prompts_without_a_group_count_as_drawn():
     """Of eight prompts three have pairs; three pairs of the data come along, of none of the eight."""
     probe = replayed(0.5)
-    engine = Tied([probe.stream.seeds(place, 1)[0] for place in (0, 3, 5)])
+    engine = Tied([probe.stream.seeds(position, 1)[0] for position in (0, 3, 5)])
     data = replayed(0.5, engine)
     steps = iter(data.train_dataloader())
     rows = [row for _ in range(2) for row in offline(next(steps))]

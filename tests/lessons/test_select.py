@@ -1,4 +1,4 @@
-"""What a round of groups is made of: which samples, which steps, which reference, and what a checkpoint holds of it."""
+"""Contents of a round of groups: samples, steps, reference, and its part of a checkpoint."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class Learner(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tokenizer = SimpleNamespace(decode=lambda ids, **_: " ".join(map(str, ids)))
-        self.scored: list[list[int]] = []
+        self.policy_batches: list[list[int]] = []
 
     def policy(self, batch):
-        self.scored.append(batch.index.tolist())
+        self.policy_batches.append(batch.index.tolist())
         return SimpleNamespace(token=batch.ids[batch.target].float())
 
     def placed_reference(self):
@@ -86,20 +86,20 @@ def losses(folder, rounds: Rounds, make=builder, **options) -> list[float]:
 def test_the_first_loss_of_every_round_is_ln_2(tmp_path, accumulate, adapter):
     """To the last bit: the reference is computed on the micro-batches of the steps. Fails on any other ones."""
     make = partial(ModelBuilder, TinyRandom(hidden_size=16, intermediate_size=32), adapter, "auto")
-    found = losses(tmp_path, rounds_of(reference="round_start"), make, accumulate_grad_batches=accumulate)
-    assert len(found) == 6
-    assert found[::2] == [LN2] * 3
-    assert all(value != LN2 for value in found[1::2])
+    values = losses(tmp_path, rounds_of(reference="round_start"), make, accumulate_grad_batches=accumulate)
+    assert len(values) == 6
+    assert values[::2] == [LN2] * 3
+    assert all(value != LN2 for value in values[1::2])
 
 
 def test_the_references_of_rounds_are_those_that_they_are_called(tmp_path):
     """Two rounds on, each compares with other weights; in the first all compare with the run's start."""
     names = ("initial", "round_start", "previous_round", "ema")
-    found = {name: losses(tmp_path / name, rounds_of(reference=name, minibatches=1)) for name in names}
-    assert {name: values[0] for name, values in found.items()} == dict.fromkeys(names, LN2)
-    assert found["previous_round"][1] == found["initial"][1] != LN2
-    assert len({values[2] for values in found.values()}) == 4
-    assert found["round_start"][2] == LN2
+    by_reference = {name: losses(tmp_path / name, rounds_of(reference=name, minibatches=1)) for name in names}
+    assert {name: values[0] for name, values in by_reference.items()} == dict.fromkeys(names, LN2)
+    assert by_reference["previous_round"][1] == by_reference["initial"][1] != LN2
+    assert len({values[2] for values in by_reference.values()}) == 4
+    assert by_reference["round_start"][2] == LN2
 
 
 def test_groups_are_pairs_with_the_numbers_of_their_reference():
@@ -113,7 +113,7 @@ def test_groups_are_pairs_with_the_numbers_of_their_reference():
         margins = [sum(one) - sum(other) for one, other in zip(chosen, rejected, strict=True)]
         assert batch.margin.tolist() == margins
         assert batch.totals.slot_tokens == (sum(map(len, chosen)), sum(map(len, rejected)))
-    assert module.scored == [], "the reference of the run's start is not the policy"
+    assert module.policy_batches == [], "the reference of the run's start is not the policy"
 
 
 class Tied(Silent):
@@ -123,9 +123,9 @@ class Tied(Silent):
         super().__init__(lambda seed, j: [1 + j] if seed in seeds else [3])
 
 
-def tied(places: list[int], **options):
+def tied(positions: list[int], **options):
     probe, _ = looped(rounds_of())
-    engine = Tied([probe.stream.seeds(place, 1)[0] for place in places])
+    engine = Tied([probe.stream.seeds(position, 1)[0] for position in positions])
     data, _ = looped(rounds_of(**options), engine)
     return data, engine
 
@@ -199,7 +199,7 @@ def test_earlier_rounds_are_carried_along(carry, expected):
 
 @pytest.mark.parametrize("taken", [0, 1, 2, 3, 4, 5, 7])
 @pytest.mark.parametrize("carry", ["none", "all"])
-def test_state_goes_on_anywhere(taken, carry):
+def test_state_resumes_anywhere(taken, carry):
     """Within a round the state brings its groups and the carried ones; at its end those that later rounds need."""
     rounds = rounds_of(carry=carry, inner_epochs=2)
 
@@ -261,7 +261,7 @@ def test_slots_of_the_data_and_empty_ones():
     rows = {f"prompts.jsonl:{row}": Example([1], [[9, row]]) for row in range(24)}
     data, _ = looped(rounds_of(selector=lists), responses=rows, kind="ranked")
     batch = next(iter(data.train_dataloader()))
-    assert [own[0] for own in spans(batch)[::3]] == [9] * 4
+    assert [response[0] for response in spans(batch)[::3]] == [9] * 4
     assert spans(batch)[2::3] == [[]] * 4
     assert batch.score.tolist() == [2.0, 1.0, 0.0] * 4
 
@@ -308,7 +308,7 @@ def test_draws_of_several_sources_are_scored_together(tmp_path):
     data, _ = looped(rounds, reward=Group(), responses=rows, folder=tmp_path)
     data.responses = rows
     batch = next(iter(data.train_dataloader()))
-    assert all(own[0] == 90 for own in spans(batch)[::2])
+    assert all(response[0] == 90 for response in spans(batch)[::2])
     written = [json.loads(line) for line in (tmp_path / "00000.jsonl").read_text().splitlines()]
     assert len(written) == 24
     assert [row["source"] for row in written[:3]] == ["policy", "policy", "data"]
@@ -350,12 +350,12 @@ def test_impossible_rounds(options, message):
 
 def test_the_probe_holds_samples_against_the_trainer(tmp_path):
     """Samples of the policy at temperature 1 carry the engine's log-probs, those of another one do not."""
-    for temperature, found in ((1.0, True), (0.7, False)):
+    for temperature, has_gap in ((1.0, True), (0.7, False)):
         module = module_of()
         run = trainer(tmp_path, [], use_distributed_sampler=False, max_steps=1)
         data = data_of(module, None, rounds=rounds_of(draws=[Draw(n=3, temperature=temperature)]))
         run.fit(module, datamodule=data)
-        assert ("train/mismatch/mean_gap" in data.metrics) == found
+        assert ("train/mismatch/mean_gap" in data.metrics) == has_gap
         assert data.metrics.get("train/mismatch/max_gap", 0.0) < 1e-4
         assert isinstance(data.metrics["train/select/tie_rate"], float)
 

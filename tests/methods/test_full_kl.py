@@ -167,10 +167,10 @@ def test_a_step_may_be_cut_into_micro_batches_anywhere(how: str) -> None:
 )
 def test_only_what_is_needed_is_scored(kl: KLPenalty, expected: set[str]) -> None:
     made = built(kl)
-    assert made.scored == made.scores(step()[0]).keys() == expected
+    assert made.required_scores == made.scores(step()[0]).keys() == expected
     assert ("reference" in made.needs) is kl.active
     twice = built(kl, rollout={"group_size": SLOTS, "inner_epochs": 2})
-    assert twice.scored == twice.scores(step()[0]).keys() == expected | {"old_log_probs"}
+    assert twice.required_scores == twice.scores(step()[0]).keys() == expected | {"old_log_probs"}
 
 
 def test_in_the_reward_every_token_is_charged() -> None:

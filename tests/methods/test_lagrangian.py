@@ -199,7 +199,7 @@ def test_numbers_out_of_range(options: dict[str, Any]) -> None:
 
 def test_two_critics_have_losses_of_their_own() -> None:
     module = ppo_of(cost=True)
-    assert {"value", "cost_value"} <= module.scored
+    assert {"value", "cost_value"} <= module.required_scores
     module.configure_model()
     assert module.policy.outputs == 2
-    assert partial(ppo_of)().scored & {"cost_value"} == set()
+    assert partial(ppo_of)().required_scores & {"cost_value"} == set()

@@ -77,7 +77,7 @@ def test_first_ratios_are_exactly_1() -> None:
 )
 def test_only_what_is_needed_is_scored(options: dict[str, Any], expected: set[str]) -> None:
     made = module(**options)
-    assert made.scored == expected
+    assert made.required_scores == expected
     (batch,) = step()
     assert made.scores(batch).keys() == expected
     assert ("reference" in made.needs) is ("reference_log_probs" in expected)

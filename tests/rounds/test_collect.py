@@ -1,4 +1,4 @@
-"""What rewards count, on several processes."""
+"""Counts of rewards on several processes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def test_every_process_logs_the_same_names(monkeypatch: pytest.MonkeyPatch):
     collector = Collector(None, Counting(), RolloutOptions(), None, None, False)  # type: ignore[arg-type]
     assert collector.metrics() == {"unscored": 0.5}
 
-    def both(mine: Any) -> list[Any]:
-        return [mine, {"unscored": 0.0, "errors": 0.25}]
+    def both(local: Any) -> list[Any]:
+        return [local, {"unscored": 0.0, "errors": 0.25}]
 
     monkeypatch.setattr(collect, "gathered", both)
     assert collector.metrics() == {"unscored": 0.25, "errors": 0.25}

@@ -9,28 +9,28 @@ from tests.helpers.fake_rollouts import FakeEngine, Sum, looped
 
 
 class Fussy(FakeEngine):
-    """Answers prompts of the given places in two ways, all others in one."""
+    """Gives two responses to prompts of the given seeds, one to all others."""
 
     def __init__(self, seeds: list[int]) -> None:
         super().__init__(lambda seed, j: [1 + j] if seed in seeds else [3])
 
 
-def places_of(data, places: list[int]) -> list[int]:
+def seeds_of(data, positions: list[int]) -> list[int]:
     stream = data.stream
-    return [stream.seeds(place, 1)[0] for place in places]
+    return [stream.seeds(position, 1)[0] for position in positions]
 
 
 def loop(informative: list[int], **options):
-    """A loop whose prompts at these places of the stream are answered in two ways."""
+    """A loop whose prompts at these positions of the stream get two different responses."""
     settings = RolloutOptions(group_size=2, dynamic_filter=True, **options)
     probe, _ = looped(settings)
-    engine = Fussy(places_of(probe, informative))
+    engine = Fussy(seeds_of(probe, informative))
     data, module = looped(settings, engine)
     return data, module, engine
 
 
 def test_refills_take_the_next_prompts():
-    """Of places 0-3 two teach; 4 and 5 take the place of the others, then 6 that of 5."""
+    """Of positions 0-3 two teach; 4 and 5 replace the others, then 6 replaces 5."""
     data, module, engine = loop([0, 2, 4, 6, 9])
     loader = data.train_dataloader()
     batch = next(iter(loader))

@@ -1,4 +1,4 @@
-"""Which jobs a game is made of: stages in turn, each with the newest folders of the others."""
+"""Jobs of a game: stages in turn, each with the newest folders of the others."""
 
 from __future__ import annotations
 

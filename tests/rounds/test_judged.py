@@ -1,4 +1,4 @@
-"""How well a reward orders held-out pairs as rounds begin: the number, its share of every process, and the log."""
+"""Accuracy of a reward on held-out pairs as rounds begin: the number, its share of every process, and the log."""
 
 from __future__ import annotations
 

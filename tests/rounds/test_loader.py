@@ -41,7 +41,7 @@ def test_an_epoch_takes_up_where_the_last_one_stopped():
     assert set.union(*epochs[0], *epochs[1]) == set(range(12))
 
 
-def test_inner_epochs_deal_the_same_groups_out_anew():
+def test_inner_epochs_deal_out_the_same_groups_in_another_way():
     data, _ = looped(TWICE)
     batches = list(data.train_dataloader())
     first, second = ([set(batch.index.tolist()) for batch in batches[at : at + 2]] for at in (0, 2))
@@ -64,7 +64,7 @@ def test_micro_batches_share_a_step():
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3, 4, 5, 7, 8])
-def test_state_goes_on_anywhere(taken):
+def test_state_resumes_anywhere(taken):
     """Mid-rollout the state brings the rollout; at its end the next one is drawn."""
     options = RolloutOptions(group_size=2, minibatches=2, inner_epochs=2)
     whole, _ = looped(options, count=20)
@@ -85,10 +85,10 @@ def test_state_goes_on_anywhere(taken):
     after.prompts.batching = before.prompts.batching
     loader = after.train_dataloader()
     loader.load_state_dict(torch.load(stored, weights_only=True))
-    found = [numbers(batch) for batch in loader]
+    resumed = [numbers(batch) for batch in loader]
     if taken < 8:
-        found += [numbers(batch) for batch in loader]
-    assert found == expected[taken:]
+        resumed += [numbers(batch) for batch in loader]
+    assert resumed == expected[taken:]
     assert len(engine.calls) == (16 - taken) // 4, "a rollout that the state holds is not drawn again"
 
 

@@ -29,9 +29,9 @@ def _experience(policy, temperature=0.7, change=0.0):
     engine.sync(policy, 0)
     groups = engine.generate(PROMPTS, Sampling(max_new_tokens=6, temperature=temperature), n=2, seeds=[1, 2])
     kept = []
-    for place, (prompt, samples) in enumerate(zip(PROMPTS, groups, strict=True)):
+    for position, (prompt, samples) in enumerate(zip(PROMPTS, groups, strict=True)):
         told = [Sample(s.ids, [x + change * (at == 1) for at, x in enumerate(s.log_probs)], s.finish) for s in samples]
-        kept.append(ScoredGroup(place, SampleGroup(prompt, told), [0.0, 1.0]))
+        kept.append(ScoredGroup(position, SampleGroup(prompt, told), [0.0, 1.0]))
     return Experience.of(0, 2, kept, 2)
 
 
@@ -41,14 +41,16 @@ def policy():
 
 
 def _measured(experience, policy, rank=0, temperature=0.7):
-    return measured(experience, policy, temperature=temperature, scored_at=1.0, rank=rank, forward=torch.no_grad)
+    return measured(
+        experience, policy, temperature=temperature, score_temperature=1.0, rank=rank, forward=torch.no_grad
+    )
 
 
 @pytest.mark.parametrize("rank", range(4))
 def test_one_response_of_a_process_is_computed_where_the_method_scores_none(policy, rank):
     experience = _experience(policy)
-    found = _measured(experience, policy, rank)
-    assert found["max"] < 1e-4
+    gaps = _measured(experience, policy, rank)
+    assert gaps["max"] < 1e-4
     changed = _measured(_experience(policy, change=0.5), policy, rank)
     length = int(experience.lengths[rank])
     assert changed["max"] == pytest.approx(0.5, abs=1e-4)

@@ -34,8 +34,8 @@ def test_every_micro_batch_has_its_share():
     assert [int(row) for batch in batches[4:] for row in batch.ptx.index] != once
 
 
-def test_it_goes_on_with_the_steps():
-    """A function of the step's number: the second rollout does not begin anew, nor does a resumed run."""
+def test_it_continues_with_the_steps():
+    """A function of the step's number: neither the second rollout nor a resumed run starts again."""
     data, _ = looped(RolloutOptions(group_size=2), ptx=demonstrations(5))
     loader = data.train_dataloader()
     batches = list(loader)

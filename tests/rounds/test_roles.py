@@ -55,18 +55,18 @@ class Watching(LowBytes):
     def __init__(self) -> None:
         self.policy: Any = None
         self.models: dict[str, Any] = {}
-        self.said: list[dict[str, Tensor]] = []
+        self.probes: list[dict[str, Tensor]] = []
         self.saved: list[Any] = []
 
     def assign(self, role, model, device):
         self.models[role] = model
 
     def __call__(self, groups):
-        said = {}
+        by_role = {}
         for role, model in self.models.items():
             with model() as opened:
-                said[role] = probed(opened)
-        self.said.append(said)
+                by_role[role] = probed(opened)
+        self.probes.append(by_role)
         self.saved.append(copy.deepcopy(self.policy.policy).eval())
         return super().__call__(groups)
 
@@ -86,13 +86,13 @@ def test_roles_are_the_policies_that_they_name(tmp_path, adapter, reference):
     """Their log-probs are to the bit those of copies that were saved at the start of each round."""
     reward = Watching()
     _, losses = watched(tmp_path, adapter, reference, reward=reward)
-    assert len(reward.said) == 3
+    assert len(reward.probes) == 3
     saved = [probed(policy) for policy in reward.saved]
     assert not torch.equal(saved[0], saved[1])
     assert not torch.equal(saved[1], saved[2])
-    for number, said in enumerate(reward.said):
+    for number, by_role in enumerate(reward.probes):
         wanted = {"initial": 0, "round_start": number, "policy": number, "previous_round": max(number - 1, 0)}
-        assert {role: torch.equal(values, saved[wanted[role]]) for role, values in said.items()} == dict.fromkeys(
+        assert {role: torch.equal(values, saved[wanted[role]]) for role, values in by_role.items()} == dict.fromkeys(
             ROLES, True
         )
     _, plain = watched(tmp_path, adapter, reference, reward=LowBytes())
@@ -105,9 +105,9 @@ def test_the_first_round_compares_with_the_parent(tmp_path, adapter):
     reward = Watching()
     module, _ = watched(tmp_path, adapter, "round_start", PARENT, reward)
     parent = ModelBuilder(PARENT)().policy.eval()
-    assert torch.equal(reward.said[0]["previous_round"], probed(parent))
+    assert torch.equal(reward.probes[0]["previous_round"], probed(parent))
     for number in (1, 2):
-        assert torch.equal(reward.said[number]["previous_round"], probed(reward.saved[number - 1]))
+        assert torch.equal(reward.probes[number]["previous_round"], probed(reward.saved[number - 1]))
     assert getattr(module.earlier["previous_round"], "before", None) is None, "the parent's weights are let go"
 
 
@@ -173,7 +173,7 @@ def assert_same_rollouts(one, other):
     """The same samples were drawn; scores are differences of sums that a cut may round otherwise, a hundredfold."""
     first, second = samples(one), samples(other)
     assert [[row[:2] for row in rows] for rows in first] == [[row[:2] for row in rows] for rows in second]
-    scores = ([row[2] for rows in found for row in rows] for found in (first, second))
+    scores = ([row[2] for rows in group_rows for row in rows] for group_rows in (first, second))
     assert all(a == pytest.approx(b, abs=1e-2) for a, b in zip(*scores, strict=True))
 
 

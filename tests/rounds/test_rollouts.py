@@ -1,4 +1,4 @@
-"""What a rollout is made of: which samples, which of them are trained on, and what credit assignment sees."""
+"""Contents of a rollout: its samples, those that are trained on, and the episodes of credit assignment."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_everything_cut_off_names_the_fix():
 
 def test_keep_trains_on_the_first_samples_after_all_were_scored():
     class Votes(Sum):
-        """How many of the group's responses are this one: all of them must be there."""
+        """Number of the group's responses that equal this one: all of them must be there."""
 
         def __call__(self, groups):
             return [[float(group.responses.count(ids)) for ids in group.responses] for group in groups]
@@ -242,12 +242,12 @@ def test_terms_and_counts_are_logged():
     batch = first(data)
     assert batch.score.tolist() == [sum(ids) - 2.0 for ids in spans(batch)]
     assert module.episodes[0].terms["cost"].tolist() == [2.0] * 8
-    found = data.metrics
-    assert found["train/reward/cost"] == 2.0
-    assert found["train/reward/mean"] == pytest.approx(found["train/reward/sum"] - 2.0)
-    assert found["train/judge/failed"] == 0.25
-    assert found["train/seen"] == 1.0
-    assert {f"train/time/{name}" for name in ("generate", "reward", "score", "credit", "sync")} <= found.keys()
+    metrics = data.metrics
+    assert metrics["train/reward/cost"] == 2.0
+    assert metrics["train/reward/mean"] == pytest.approx(metrics["train/reward/sum"] - 2.0)
+    assert metrics["train/judge/failed"] == 0.25
+    assert metrics["train/seen"] == 1.0
+    assert {f"train/time/{name}" for name in ("generate", "reward", "score", "credit", "sync")} <= metrics.keys()
 
 
 def test_a_reward_that_asks_the_policy_is_given_the_module():

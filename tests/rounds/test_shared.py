@@ -117,14 +117,14 @@ def test_log_probs_of_another_cut_or_of_another_model_are_computed(tmp_path, pas
 def test_one_draws_while_another_waits_or_draws_by_itself(tmp_path, caplog):
     files = Rollouts(tmp_path, str)
     shared = SharedRounds(tmp_path / "store", "one", None, patience=0.05)
-    with shared.claimed("key", files) as mine, shared.claimed("other key", files) as other:
-        assert mine is not None
+    with shared.claimed("key", files) as claimed, shared.claimed("other key", files) as other:
+        assert claimed is not None
         assert other is not None
         with shared.claimed("key", files) as waited:
             assert waited is None
     assert "paths.shared" in caplog.text
-    with shared.claimed("key", files) as mine:
-        assert mine is not None
+    with shared.claimed("key", files) as claimed:
+        assert claimed is not None
 
 
 def prompts_drawn(folder) -> list[int]:

@@ -1,4 +1,4 @@
-"""What a selector may give: every broken rule is named."""
+"""Rules for the groups of a selector: every broken one is named."""
 
 from __future__ import annotations
 
