@@ -61,10 +61,11 @@ notebooks: $(STAMP) ## Execute all notebooks; KEEP=1 writes what they print into
 	$(NBMAKE) notebooks
 	$(if $(KEEP),$(BIN)/python notebooks/tidy.py)
 
-lint: $(STAMP) ## ruff (rules and format) and spelling
+lint: $(STAMP) ## ruff (rules and format), spelling, and the project's word list
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(BIN)/python tools/words.py
 
 format: $(STAMP) ## Rewrite the code the way `make lint` wants it
 	$(BIN)/ruff check --fix .
