@@ -115,11 +115,14 @@ class LanguageTask:
 
 @dataclass(frozen=True)
 class Temperature:
-    """Temperature of proposals that changes linearly over the steps of a search (OPRO's schedules).
+    """Temperature of proposals that changes linearly over the steps of a search.
+
+    In step i of n, counted from 0, it is start + i / n (end - start): read in ``opro/optimization/opt_utils.py`` of
+    google-deepmind/opro, whose ``linear_increase`` this is; its default is a constant. A falling one is our addition.
 
     Args:
         start: temperature of the first step.
-        end: target; the last of n steps has gone (n - 1) / n of the way to it, as in google-deepmind/opro.
+        end: target; the last of n steps has gone (n - 1) / n of the way to it.
         steps: steps of the search.
     """
 

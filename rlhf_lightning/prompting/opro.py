@@ -39,7 +39,8 @@ class OPRO:
 
     Source: "Large Language Models as Optimizers", arXiv:2309.03409; settings of google-deepmind/opro.
     Differences: the
-    meta-prompt is our own wording; a score is 100 times the mean reward, whatever the reward.
+    meta-prompt is our own wording; a score is 100 times the mean reward, whatever the reward; of examples that are
+    wrong equally often the first ones are shown, where google-deepmind/opro draws among them.
 
     Args:
         steps: steps of the search (200).
