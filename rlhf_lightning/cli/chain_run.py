@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.cli.chain_commands import Outcome, run_stage
+from rlhf_lightning.cli.chain_parts import check_parts
 from rlhf_lightning.cli.chain_record import STAGE, read_json, write_json
 from rlhf_lightning.cli.chain_stages import Reference, Stage, check_left
 from rlhf_lightning.cli.compose import compose
@@ -106,7 +107,7 @@ class Planner:
                 for reference in stage.references:
                     check_left(reference, jobs[reference.stage].stage, jobs[reference.stage].cfg)
                 jobs[stage.name] = self._job(stage, jobs, checking=True)
-            except ConfigError as error:
+            except (ConfigError, ValueError) as error:
                 raise ConfigError(f"stage {stage.name}: {error}") from error
 
     def jobs(self, stages: Sequence[Stage]) -> Iterator[Job]:
@@ -153,7 +154,8 @@ class Planner:
             self._composed[key] = compose(stage.command, options, config_dirs=dirs, check=False)
         cfg = self._composed[key]
         if checking:
-            _check_options(stage.command, cfg, options, {job.folder: job.cfg for job in jobs.values()})
+            planned = {job.folder: job.cfg for job in jobs.values()}
+            check_parts(_check_options(stage.command, cfg, options, planned), self.folder)
         tree = self._computed(stage, cfg)
         folder = self.folder / stage.name / digest_of_tree(tree)[:12]
         needs = {reference.stage: jobs[reference.stage].folder for reference in stage.references}
@@ -200,8 +202,10 @@ def _read_files(tree: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
                 yield key, Path(path).absolute()
 
 
-def _check_options(command: str, cfg: DictConfig, options: Sequence[str], planned: Mapping[Path, DictConfig]) -> None:
-    """Check a stage's configuration as its command will, with that of the run which it is about.
+def _check_options(
+    command: str, cfg: DictConfig, options: Sequence[str], planned: Mapping[Path, DictConfig]
+) -> DictConfig:
+    """Check a stage's configuration as its command will, and return it with that of the run which it is about.
 
     Args:
         command: of the stage.
@@ -224,3 +228,4 @@ def _check_options(command: str, cfg: DictConfig, options: Sequence[str], planne
         game.check(cfg, options)
     elif command == "export":
         export.check_form(cfg, runs.read_config(cfg.run) if run is None else run)
+    return cfg

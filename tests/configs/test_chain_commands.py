@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
+from rlhf_lightning.models.steering import write_vectors
 from rlhf_lightning.prompting.search import Bench
 
 YAML = """\
@@ -40,6 +42,7 @@ chain:
       - data.spec.template=none
     asked: [generate, prompting=instruction, "prompting.file=${{stage:search.prompt}}", prompting.position=Q_begin]
     steered: [generate, "model.steering={{path: '${{stage:build.vectors}}', coefficient: 2}}"]
+    rules: [generate, prompting=retrieved_rules, "prompting.file={folder}/rules.txt"]
 """
 PAIRS = [{"prompt": "Why?", "chosen": " Since it is so.", "rejected": " Go away"}] * 3
 
@@ -51,6 +54,7 @@ def chain(rlhf, tmp_path, monkeypatch):
     experiments.mkdir(parents=True)
     (experiments / "free.yaml").write_text(YAML.format(folder=tmp_path))
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps({"prompt": f"What is {n}?"}) + "\n" for n in range(5)))
+    (tmp_path / "rules.txt").write_text("Answer 4 in words.\n")
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
 
     def run(folder: str, *options: str) -> tuple[int, str]:
@@ -88,9 +92,9 @@ def test_a_stopped_search_resumes_to_the_same_text_and_metrics(chain, tmp_path, 
     assert {"start/held_out", "best/held_out", "held_out/difference"} <= set(metrics)
     (asked,) = (tmp_path / "cut").glob("asked/*/result.json")
     assert json.loads(asked.read_text())["metrics"]["val/prompt/added"] > 0
-    assert chain("cut")[1].count("was done before") == 4
+    assert chain("cut")[1].count("was done before") == 5
     code, text = chain("cut", "build.direction=random")  # what is built again is drawn with again, and nothing else
-    assert (code, text.count("was done before")) == (0, 2), text
+    assert (code, text.count("was done before")) == (0, 3), text
 
 
 @pytest.mark.parametrize(
@@ -102,9 +106,16 @@ def test_a_stopped_search_resumes_to_the_same_text_and_metrics(chain, tmp_path, 
         ("build.tokens=last_prompt", "stage build: tokens=last_prompt with contrast=responses"),
         ("build.layer=[1]", "stage build: layer: rlhf steer has no option"),
         ("asked.prompting.file=${stage:build.prompt}", "stage build leaves no prompt: only a stage of optimize_prompt"),
+        ("build.layers=[1,9]", "stage build: layers=[1, 9]: there is no layer 9. Layers are numbers of decoder blocks"),
+        ("rules.prompting.file={folder}/empty.txt", "stage rules: prompting.file={folder}/empty.txt holds no rule"),
+        ("steered.model.steering.path={folder}/wide.safetensors", "holds directions of width 16, made for another"),
+        ("steered.model.steering.path={folder}/gone", "stage steered: model.steering.path={folder}/gone: there is no"),
     ],
 )
 def test_refused_before_the_first_stage(chain, tmp_path, option, message):
+    (tmp_path / "empty.txt").write_text("\n")
+    write_vectors(tmp_path / "wide.safetensors", {1: torch.ones(16)}, {})
+    option, message = (text.replace("{folder}", str(tmp_path)) for text in (option, message))
     code, text = chain("refused", option)
     assert code == 2, text
     assert message in text
