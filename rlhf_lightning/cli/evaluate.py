@@ -68,6 +68,10 @@ def evaluate(cfg: DictConfig) -> float | None:
 
 def _evaluate(cfg: DictConfig, folder: Path, started: float) -> float | None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
+    if cfg.get("benchmark"):
+        from rlhf_lightning.cli.harness import evaluate_tasks
+
+        return _finish(cfg, folder, evaluate_tasks(cfg, folder), started)
     evaluation = make(cfg.get("evaluation"))
     if isinstance(evaluation, WinRate):
         return _finish(cfg, folder, evaluate_wins(cfg, evaluation), started)

@@ -23,7 +23,7 @@ from rlhf_lightning.cli.keys import choices_for, right_keys
 from rlhf_lightning.cli.metrics import check_optimized
 from rlhf_lightning.cli.roles import role_of
 from rlhf_lightning.cli.targets import TargetError, allow_current_folder, resolve, targets
-from rlhf_lightning.cli.top_keys import SEVERAL_JOBS, TOP_KEYS, Paths
+from rlhf_lightning.cli.top_keys import SEVERAL_JOBS, TOP_KEYS, Harness, Paths
 from rlhf_lightning.cli.trust import allowed_targets, leaves, uncommanded
 
 _HYDRA_KEYS = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
@@ -98,8 +98,9 @@ def _check_top(cfg: DictConfig, tree: dict[str, Any], command: str) -> Iterator[
     yield from _check_call(cfg, "", TOP_KEYS[command], tree, f"rlhf {command}", partial=False)
     if command in SEVERAL_JOBS and isinstance(tree.get(command), dict):
         yield from _check_call(cfg, command, SEVERAL_JOBS[command], tree[command], command, partial=False)
-    if isinstance(tree.get("paths"), dict):
-        yield from _check_call(cfg, "paths", Paths, tree["paths"], "paths", partial=False)
+    for key, node in (("paths", Paths), ("harness", Harness)):
+        if isinstance(tree.get(key), dict):
+            yield from _check_call(cfg, key, node, tree[key], key, partial=False)
 
 
 def _check_trainer(cfg: DictConfig, tree: dict[str, Any]) -> Iterator[str]:

@@ -20,6 +20,18 @@ class Paths:
 
 
 @dataclass
+class Harness:
+    """Keys of ``harness``, options of ``benchmark``."""
+
+    few_shot: WholeNumber | None = None
+    limit: Count | None = None
+    chat_template: bool = False
+    system: str | None = None
+    folder: str | None = None
+    batch_size: Count = 8
+
+
+@dataclass
 class _Job:
     """Top-level keys of what has a method, data and a trainer."""
 
@@ -59,6 +71,8 @@ class Evaluate(_Job):
 
     run: str | None = None
     evaluation: dict[str, Any] | None = None
+    benchmark: list[str] | str | None = None
+    harness: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

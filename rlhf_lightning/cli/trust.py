@@ -22,6 +22,8 @@ ALLOW = "RLHF_ALLOW_TARGETS"
 COMMANDED: Mapping[str, str] = {
     "allow_targets": "code that is trusted",
     "logger.*.settings": "settings of a service, such as the program that it starts",
+    "benchmark": "a task, whose yaml may name code",
+    "harness.folder": "tasks, whose yaml may name code",
     "rollout.environment": "the environment of a process",
     "rollout.arguments": "the command line of a process",
     "rollout.server.environment": "the environment of a process",
