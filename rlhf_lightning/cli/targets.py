@@ -171,7 +171,7 @@ def _public(path: str, role: Role) -> Any | None:
         if named is None and prefix == public:
             _attribute(module, name, public)
         home = getattr(named, "__module__", None)
-        named_so = inspect.isclass(named) and module in (public, home)
+        named_so = inspect.isclass(named) and prefix in (public, home)
         if named_so and role.fits(named, {base: locate(base) for base in role.bases}):
             return named
     return None
