@@ -50,7 +50,7 @@ def test_a_reward_without_terms_is_its_only_term():
     ("scores", "message"),
     [
         ([[1.0, 2.0]], "scores of 1 groups for 2"),
-        ([[1.0], [1.0]], "1 scores for the 2 responses"),
+        ([[1.0], [1.0]], "1 scores for 2 responses"),
         ([[1.0, math.inf], [1.0]], "infinite score"),
     ],
 )
@@ -281,5 +281,5 @@ def wordy(prompt: str, response: str) -> str:
 
 def test_a_function_that_returns_no_number_is_named() -> None:
     sample = group(["Yes."])
-    with pytest.raises(ValueError, match=r"reward 'wordy' returned 'good' for the response 'Yes\.': a number belongs"):
+    with pytest.raises(ValueError, match=r"reward 'wordy' returned 'good' for the response 'Yes\.': it must return a number"):
         FunctionReward(TOKENIZER, function=wordy)([sample])  # type: ignore[arg-type]

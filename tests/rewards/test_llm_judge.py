@@ -256,7 +256,7 @@ def test_a_server_as_the_judge(choice_of: str):
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"), [("No idea.", r"no verdict .* 100% .*reward\.pattern"), (None, "got no answer")]
+    ("answer", "reason"), [("No idea.", r"no verdict .* 100% .*reward\.pattern"), (None, "got no reply")]
 )
 @pytest.mark.parametrize("kind", [RatingJudge, ComparisonJudge])
 def test_a_judge_without_any_verdict_names_the_fix(kind: type, answer: str | None, reason: str):
