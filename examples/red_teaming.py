@@ -2,11 +2,11 @@
 
     python examples/red_teaming.py runs/red_teaming
 
-1. A detector of polite answers is trained on rows in which politeness is always an opening ("certainly ,"), so it has
+1. A detector of polite responses is trained on rows in which politeness is always an opening ("certainly ,"), so it has
    never met the polite closing ("; hope that helps").
 2. ``experiment=red_teaming`` trains a policy with GRPO on the gold reward, which likes politeness wherever it stands,
    less 5 times what the detector says. The policy learns to be polite where the detector does not look.
-3. ``rlhf_lightning.hardening`` mines the answers that the detector missed, labels them by the grammar, trains the
+3. ``rlhf_lightning.hardening`` mines the responses that the detector missed, labels them by the grammar, trains the
    detector on them too, and evaluates it on held-out rows of both kinds.
 
 Detector and policy are the stages of a game (``rlhf_lightning.rounds.game``): ``round_1/detector``, ``round_1/attack``,
@@ -32,18 +32,18 @@ from rlhf_lightning.rounds.game import Game, Move
 from rlhf_lightning.world import grammar
 from rlhf_lightning.world.tokenizer import tiny_tokenizer
 
-#: Answers whose politeness, if any, is an opening.
+#: Responses whose politeness, if any, is an opening.
 OPENINGS = replace(grammar.MIXED, polite=0.5, rude=0.2, polite_closing=0.0)
 POLITE = tuple(" ".join(phrase) for phrase in (*grammar.POLITE_OPENINGS, *grammar.POLITE_CLOSINGS))
 
 
 def polite(text: Text) -> bool:
-    """The oracle: whether an answer has a polite phrase of the grammar, wherever it stands."""
+    """The oracle: whether a response has a polite phrase of the grammar, wherever it stands."""
     return any(phrase in text.response for phrase in POLITE)
 
 
 def rows(split: grammar.Split, number: int, seed: int) -> list[Labelled]:
-    """Answers with their labels, as the makers of the detector had them."""
+    """Responses with their labels, as the makers of the detector had them."""
     draw = np.random.default_rng(seed)
     prompts = grammar.prompts(split)
     chosen = [prompts[int(draw.integers(len(prompts)))] for _ in range(number)]
@@ -57,7 +57,7 @@ class Players:
     Args:
         folder: of the game; a job that is done is not run again, and one that was interrupted is resumed.
         rounds: attacks, each with the detector that is trained after it.
-        overrides: further options of the attack, such as ``trainer.max_steps=20``.
+        overrides: more options of the attack, such as ``trainer.max_steps=20``.
     """
 
     def __init__(self, folder: Path, rounds: int, overrides: Sequence[str] = ()) -> None:
