@@ -106,7 +106,7 @@ def which_method() -> Drawing:
         (
             "A judge or a reward model, and time?",
             "dpo rounds=iterative, then ppo",
-            "2.86: rounds; but with a weak reward model below dpo: PPO against DPO",
+            "2.86: rounds; a weak reward model costs more than it gives",
         ),
         ("Pairs, better and worse?", "dpo", "2.91 at 1.4 nats; 40 losses of pairs lie within 0.3: offline"),
         ("Several rated responses to a prompt?", "exo_k", "3.04, the best on the base's own responses: offline"),

@@ -151,7 +151,9 @@ def method_of(run: Path) -> str:
 
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     critic = config["method"].get("critic")
-    return critic["kind"] if critic else str(config["method"]["loss"]["_target_"]).rpartition(".")[2]
+    if critic:
+        return critic["kind"] + (", detached" if critic["detach"] else "")
+    return str(config["method"]["loss"]["_target_"]).rpartition(".")[2]
 
 
 def runs_in(folders: Sequence[str]) -> list[Path]:
@@ -229,7 +231,7 @@ def critics(*folders: str) -> Picture:
                     axes.plot(steps, line, color=colour, linewidth=0.7, alpha=0.4)
                 mean = [sum(column) / len(column) for column in zip(*values, strict=True)]
                 axes.plot(steps, mean, color=colour, linewidth=2, label=kind)
-        grid[0, 0].set_ylim(bottom=-1.05)
+        grid[0, 0].set_ylim(-0.3, 0.3)
         grid[0, 0].legend(loc="lower right")
     return Picture(figure, "critics", "explained variance and gold reward of a separate and a shared critic")
 

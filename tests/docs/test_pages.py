@@ -28,8 +28,8 @@ COMMANDS = {"data inspect": "data", "steer build": "steer"} | {
 FIRST = ("index.md", "which_method.md", "ppo_or_dpo.md", "own_data.md")
 #: What a command may lack: a value that the text around it names, and a module of the reader's own.
 LEFT_TO_THE_READER = re.compile(
-    r"(?:stage \w+: )?\S+ has no value and needs one: \S+|"
-    r"\S+: my_\S+ cannot be imported: no package 'my_\w+' is installed"
+    r"(?:stage \w+: )?\S+ has no value and needs one: \S+"
+    r"|\S+: my_\S+ cannot be imported: no package 'my_\w+' is installed"
 )
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
@@ -53,8 +53,9 @@ def test_links_lead_somewhere(page):
 
 def commands_of(page: Path) -> list[str]:
     """Commands of the page's code blocks that are complete: nothing in them is left to the reader or to a run."""
-    text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(?:bash|sh)?(?: run)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(
+        r"^```(?:bash|sh)?(?: run)?\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     commands = [re.sub(r"^\$ ", "", line) for line in lines]
     return [

@@ -75,5 +75,6 @@ def test_a_line_of_the_own_reward_s_page_has_the_options_of_the_one_that_runs():
     """The line for a language model is the tested one without the options that make it small."""
     page = ROOT / "docs" / "learn" / "own_reward.md"
     tested = set(blocks_of(page)[0].replace("\\\n", " ").split())
-    (line,) = (line for line in page.read_text(encoding="utf-8").splitlines() if "method=dapo model=smollm2" in line)
+    lines = page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    (line,) = (line for line in lines if "method=dapo model=smollm2" in line)
     assert set(line.split()) - tested == {"model=smollm2"}
