@@ -73,6 +73,7 @@ class Check:
         metric: of ``result.json``.
         least: how much more it must have; below zero: how much less is still called equal.
         falls: less is claimed, not more.
+        magnitude: of the metric's absolute values, such as correlations of either sign.
     """
 
     first: Arm
@@ -80,6 +81,7 @@ class Check:
     metric: str = GOLD
     least: float = 0.0
     falls: bool = False
+    magnitude: bool = False
 
     @property
     def arms(self) -> tuple[Arm, ...]:

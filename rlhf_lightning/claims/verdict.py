@@ -93,9 +93,15 @@ def metrics_of(arm: Arm, claims: Sequence[Claim]) -> set[str]:
     return asked | {ERROR_OF[metric] for metric in asked & ERROR_OF.keys()}
 
 
-def estimate(measured: Measurement, metric: str) -> Estimate | None:
-    """Mean of a metric over seeds with its standard error; None where a seed has no finite number."""
-    values = [value for value in measured.metrics[metric] if value is not None]
+def estimate(measured: Measurement, metric: str, *, magnitude: bool = False) -> Estimate | None:
+    """Mean of a metric over seeds with its standard error; None where a seed has no finite number.
+
+    Args:
+        measured: of an arm.
+        metric: that was kept of it.
+        magnitude: take absolute values.
+    """
+    values = [abs(value) if magnitude else value for value in measured.metrics[metric] if value is not None]
     if len(values) < len(measured.seeds):
         return None
     spreads = [stdev(values)] if len(values) > 1 else []
@@ -138,7 +144,7 @@ def plain(verdict: Verdict) -> dict[str, Any]:
         "reason": verdict.claim.untestable or verdict.claim.measured_by or None,
         "checks": [
             {
-                "metric": outcome.check.metric,
+                "metric": f"|{outcome.check.metric}|" if outcome.check.magnitude else outcome.check.metric,
                 "first": outcome.check.first.command,
                 "second": outcome.check.second
                 if isinstance(outcome.check.second, float)
@@ -159,6 +165,9 @@ def _has(arm: Arm, check: Check, arms: Mapping[str, Measurement]) -> bool:
 
 
 def _outcome(check: Check, arms: Mapping[str, Measurement]) -> Outcome:
-    estimates = [estimate(arms[arm.command], check.metric) if _has(arm, check, arms) else None for arm in check.arms]
+    estimates = [
+        estimate(arms[arm.command], check.metric, magnitude=check.magnitude) if _has(arm, check, arms) else None
+        for arm in check.arms
+    ]
     second = Estimate(check.second, 0.0) if isinstance(check.second, float) else estimates[1]
     return Outcome(check, estimates[0], second)

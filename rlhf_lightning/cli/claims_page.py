@@ -127,6 +127,7 @@ def numbers(verdict: Verdict) -> list[str]:
 def sentence(outcome: Outcome) -> str:
     """One comparison with its numbers, or what is to be compared where it has none."""
     check, metric = outcome.check, _NAMES.get(outcome.check.metric, outcome.check.metric)
+    metric = f"size of {metric}" if check.magnitude else metric
     first, second = label(check.first, check), _against(check)
     asked = f"{'less' if check.falls else 'more'} is claimed"
     if check.least > 0:

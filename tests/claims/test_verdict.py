@@ -73,6 +73,12 @@ def test_errors_are_the_larger_of_seeds_and_samples():
     assert verdict.estimate(accuracy, "val/reward/accuracy").error == pytest.approx(0.4 / 16)
 
 
+def test_correlations_of_either_sign_are_compared_by_size():
+    check = Check(A, B, METRIC, falls=True, magnitude=True)
+    assert state(measured(0.1, -0.1, 0.1), measured(-0.5, -0.6, -0.5), check) == SHOWN
+    assert state(measured(0.5, 0.6, 0.5), measured(-0.1, 0.1, -0.1), check) == NOT_SHOWN
+
+
 def test_one_seed_without_an_error_shows_nothing():
     one, check = Arm("dpo", seeds=(1,)), Check(Arm("dpo", seeds=(1,)), 0.0, METRIC)
     assert judge(Claim("p", "s", (check,)), {one.command: measured(9.0)}).state == NOT_SHOWN

@@ -41,7 +41,7 @@ CLAIMS = [
         "arXiv:2402.07319",
         "ODIN: a quality head beside a length head is a reward that length explains less, at no loss of accuracy.",
         (
-            Check(arm("odin"), arm("bradley_terry"), "val/reward/length_bias"),
+            Check(arm("odin"), arm("bradley_terry"), "val/reward/length_bias", falls=True, magnitude=True),
             Check(arm("odin"), arm("bradley_terry"), _ACCURACY, least=-0.1),
         ),
     ),
