@@ -158,7 +158,10 @@ class AlignmentProgressBar(ProgressBar):
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Draw the bar of a validation pass below that of the run."""
-        self._start("val", _total(trainer.num_val_batches))
+        total = _total(trainer.num_val_batches)
+        self._start("val", total)
+        if self._enabled and not self.console.is_terminal and not trainer.sanity_checking:
+            self.console.print(f"validating on {total:g} batches", soft_wrap=True, highlight=False)
 
     def on_validation_batch_end(
         self,

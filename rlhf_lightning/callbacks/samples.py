@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +22,8 @@ from rlhf_lightning.ops.kl import k1, k3
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.options import Count, NonNegative, PositiveShare, Seed
 from rlhf_lightning.types import Example, PackedBatch, Ragged, RolloutBatch, SampleGroup, sample_groups
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -189,6 +192,8 @@ class PolicySamples(Callback):
         streams = [(seed, number % self.each) for number, seed in enumerate(seeds)]
         form = getattr(_data(trainer), "prompt_form", None)
         by_text = form is not None and bool(form.stops)  # a text that ends a response is cut off
+        if trainer.is_global_zero and prompts:
+            log.info("%-9s drawing %d responses to held-out prompts", "samples", len(prompts) * trainer.world_size)
         guide = {} if self.guidance is None else {"guide": self.guidance.guide(module.policy)}
         responses = module.sample(prompts, streams=streams, form=form, **self.options, **guide)
         ratios = self._log_ratios(module, responses) or [None] * len(responses)

@@ -19,6 +19,7 @@ from rlhf_lightning.cli.chat import chat
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.config_file import escaped
 from rlhf_lightning.cli.console import ERR, setup_logging
+from rlhf_lightning.cli.counted import counted
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.overrides import readable
 from rlhf_lightning.cli.revise import make_revision, write_pairs
@@ -168,8 +169,8 @@ class Responder:
             self.transform.prepare(conversations)
         prompts = [self.prompt_ids(conversation, self.transform) for conversation in conversations]
         repeated = [ids for ids in prompts for _ in range(samples)]
-        drawn = iter(
-            sample(
+        with counted("responses", len(repeated), shown=len(repeated) > self.cfg.batch_size) as progress:
+            samples_drawn = sample(
                 self.actor,
                 repeated,
                 Sampling(self.cfg.max_new_tokens, float(self.cfg.temperature), float(self.cfg.top_p), form=form),
@@ -177,8 +178,9 @@ class Responder:
                 batch_size=self.cfg.batch_size,
                 processor=processor,
                 guide=None if self.guidance is None else self.guidance.guide(self.actor),
+                progress=progress,
             )
-        )
+        drawn = iter(samples_drawn)
         columns = rows or [{}] * len(prompts)
         return [
             SampleGroup(ids, [next(drawn) for _ in range(samples)], row)

@@ -7,7 +7,7 @@ is trained. Each sample draws from a stream of random numbers of its own (:mod:`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -127,6 +127,7 @@ def sample(
     processor: Processor | None = None,
     guide: Guide | None = None,
     version: int = 0,
+    progress: Callable[[int], object] | None = None,
 ) -> list[Sample]:
     """Sample one response for each prompt, with the log-prob of each token.
 
@@ -146,6 +147,7 @@ def sample(
         guide: what else decides on tokens; None: nothing does. Log-probs are then of the guided distribution, and there
             are none where several candidates of blocks were compared, whose distribution is not known.
         version: written into the samples.
+        progress: called after each batch with how many responses it has.
 
     Raises:
         ValueError: ``batch_size`` is out of range, or a prompt is empty.
@@ -166,6 +168,8 @@ def sample(
                 ids, ended = drawn.ids[at * several], drawn.ended[at * several]
                 log_probs = drawn.log_probs[at] if several == 1 else []
                 samples[row] = ended_by_text(Sample(ids, log_probs, "stop" if ended else "length", version), sampling)
+            if progress is not None:
+                progress(len(rows))
     return [samples[row] for row in range(len(prompts))]
 
 
