@@ -36,3 +36,14 @@ document.getElementById("theme").addEventListener("click", () => {
   const dark = getComputedStyle(document.documentElement).colorScheme === "dark";
   document.documentElement.dataset.theme = dark ? "light" : "dark";
 });
+// A click enlarges a figure around the point that was clicked; another one puts it back.
+for (const figure of document.querySelectorAll("figure:has(svg)")) {
+  figure.title = "click to enlarge or put back";
+  figure.addEventListener("click", (event) => {
+    const before = figure.querySelector("svg").getBoundingClientRect();
+    const [x, y] = [(event.clientX - before.left) / before.width, (event.clientY - before.top) / before.height];
+    figure.classList.toggle("zoomed");
+    const after = figure.querySelector("svg").getBoundingClientRect();
+    figure.scrollTo(x * after.width - figure.clientWidth / 2, y * after.height - figure.clientHeight / 2);
+  });
+}
