@@ -232,7 +232,7 @@ def critics(*folders: str) -> Picture:
                 mean = [sum(column) / len(column) for column in zip(*values, strict=True)]
                 axes.plot(steps, mean, color=colour, linewidth=2, label=kind)
         grid[0, 0].set_ylim(-0.3, 0.3)
-        grid[0, 0].legend(loc="lower right")
+        grid[0, 0].legend(loc="upper left")
     return Picture(figure, "critics", "explained variance and gold reward of a separate and a shared critic")
 
 
