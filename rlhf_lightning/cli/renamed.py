@@ -40,6 +40,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "rlhf_lightning.data.AlignmentDataModule": {
         name: f"loading.{name}" for name in ("bucket", "eval_batch_size", "num_workers", "padded", "shuffle")
     },
+    "rlhf_lightning.data.DataSpec": {"context_place": "context_position"},
     "rlhf_lightning.methods.PolicyGradient": {**_POLICY_LOSS, **_CREDIT},
     "rlhf_lightning.methods.PPO": {
         **_POLICY_LOSS,

@@ -99,7 +99,9 @@ def build(cfg: DictConfig) -> None:
         "examples": str(len(by_layer[layers[0]])),
     }
     if cfg.contrast == "instructions":
-        notes |= {name: str(cfg.data.spec[name]) for name in ("positive_context", "negative_context", "context_place")}
+        notes |= {
+            name: str(cfg.data.spec[name]) for name in ("positive_context", "negative_context", "context_position")
+        }
     write_atomically(Path(cfg.output).expanduser(), lambda temporary: write_vectors(temporary, vectors, notes))
 
 

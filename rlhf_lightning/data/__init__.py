@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rlhf_lightning.data.batches.plan import Place as Place
     from rlhf_lightning.data.module import AlignmentDataModule as AlignmentDataModule
     from rlhf_lightning.data.rows.problems import DataError as DataError
+    from rlhf_lightning.data.rows.problems import DataReport as DataReport
     from rlhf_lightning.data.rows.problems import Problem as Problem
-    from rlhf_lightning.data.rows.problems import Report as Report
     from rlhf_lightning.data.sources.binarized import Binarized as Binarized
     from rlhf_lightning.data.sources.files import Files as Files
     from rlhf_lightning.data.sources.files import Packaged as Packaged
@@ -40,7 +40,7 @@ _HOME = {
     "Place": "rlhf_lightning.data.batches.plan",
     "Problem": "rlhf_lightning.data.rows.problems",
     "ReasoningGym": "rlhf_lightning.data.sources.reasoning_gym",
-    "Report": "rlhf_lightning.data.rows.problems",
+    "DataReport": "rlhf_lightning.data.rows.problems",
     "RewardBench": "rlhf_lightning.data.sources.rewardbench",
     "pack": "rlhf_lightning.data.batches.packing",
 }
@@ -49,6 +49,7 @@ __all__ = [
     "AlignmentDataModule",
     "Binarized",
     "DataError",
+    "DataReport",
     "DataSpec",
     "Examples",
     "Files",
@@ -59,7 +60,6 @@ __all__ = [
     "Place",
     "Problem",
     "ReasoningGym",
-    "Report",
     "RewardBench",
     "pack",
 ]

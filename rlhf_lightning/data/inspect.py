@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_lightning.chat_templates import special_pattern
 from rlhf_lightning.data.batches.packing import ATTRIBUTE
 from rlhf_lightning.data.kinds import KINDS, RANKED_SLOT, slot_names
-from rlhf_lightning.data.rows.problems import ADVICE, Kind, Report, grouped
+from rlhf_lightning.data.rows.problems import ADVICE, DataReport, ProblemKind, grouped
 from rlhf_lightning.data.statistics import PROMPT, lengths_of, remarks, together
 from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.types import Example
@@ -39,7 +39,7 @@ _WIDTH = 120  #: of a shown row, at most: longer lines are hard to read
 
 
 def inspect(
-    examples: Examples, report: Report, tokenizer: PreTrainedTokenizerBase, console: Console, *, rows: int = 3
+    examples: Examples, report: DataReport, tokenizer: PreTrainedTokenizerBase, console: Console, *, rows: int = 3
 ) -> None:
     """Print a data set to a terminal.
 
@@ -71,7 +71,7 @@ def _style(name: str) -> str:
     return "red" if any(name == kind.slots[slot] for kind in KINDS.values() for slot in kind.worse) else "green"
 
 
-def _overview(report: Report) -> RenderableType:
+def _overview(report: DataReport) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
@@ -237,7 +237,7 @@ def _visible(piece: str) -> str:
     return body + "↵" * (len(piece) - len(body))
 
 
-def _problems(report: Report, console: Console) -> None:
+def _problems(report: DataReport, console: Console) -> None:
     counts = report.by_kind()
     if not counts:
         console.print(Text("no problems found", style="bold green"))
@@ -246,7 +246,7 @@ def _problems(report: Report, console: Console) -> None:
     for name, justify in (("rows", "right"), ("kind", "left"), ("used", "left"), ("what to do", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]  # a literal, but not for mypy
     for kind, count in counts.most_common():
-        used = kind in (Kind.DUPLICATE, Kind.TRUNCATED)
+        used = kind in (ProblemKind.DUPLICATE, ProblemKind.TRUNCATED)
         label = Text(kind.value, style="yellow" if used else "red")
         table.add_row(f"{count:,}", label, "yes" if used else "no", ADVICE[kind])
     console.print(table, Text(), soft_wrap=False)

@@ -20,7 +20,7 @@ from rlhf_lightning.data.batches.loading_options import LoadingOptions
 from rlhf_lightning.data.batches.mismatch import Mismatches
 from rlhf_lightning.data.batches.plan import Batching, Place, check_budget
 from rlhf_lightning.data.kinds import KINDS, kind_of
-from rlhf_lightning.data.rows.problems import DataError, Report
+from rlhf_lightning.data.rows.problems import DataError, DataReport
 from rlhf_lightning.data.sources.base import Source
 from rlhf_lightning.data.sources.files import validation_source
 from rlhf_lightning.data.sources.row_columns import columns_of_rows
@@ -110,7 +110,7 @@ class AlignmentDataModule(L.LightningDataModule):
         )
         self.eval_batch_size, self.num_workers = cut.eval_batch_size, cut.num_workers
         self.train_examples = self.val_examples = None
-        self.reports: dict[str, Report] = {}  #: by role: what happened to every row
+        self.reports: dict[str, DataReport] = {}  #: by role: what happened to every row
         self.mismatched, self.ptx = mismatched, ptx
         self._mismatches: dict[int, Mismatches] = {}  # by the identity of the examples
         self._store: ReferenceStore | None = None

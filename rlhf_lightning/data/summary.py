@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from rlhf_lightning.data.kinds import KINDS
-from rlhf_lightning.data.rows.problems import Report
+from rlhf_lightning.data.rows.problems import DataReport
 from rlhf_lightning.data.tokens.examples import Examples
 
 
-def summary_of(examples: Examples, kind: str, report: Report | None) -> str:
+def summary_of(examples: Examples, kind: str, report: DataReport | None) -> str:
     """What a part of the data holds: how many groups of which lengths, and what became of its rows."""
     lengths = examples.lengths
     scored = int(examples.slot_tokens.sum())

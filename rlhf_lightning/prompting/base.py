@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from rlhf_lightning.data.rows.messages import Turns
-from rlhf_lightning.data.rows.problems import Kind, RowError
+from rlhf_lightning.data.rows.problems import ProblemKind, RowError
 from rlhf_lightning.models.run_folders import exported
 from rlhf_lightning.types import PromptForm
 
@@ -131,7 +131,7 @@ def query_of(turns: Turns) -> int:
     """
     positions = [at for at, turn in enumerate(turns) if turn["role"] == "user"]
     if not positions:
-        raise RowError(Kind.TYPE, "the prompt has no user turn that prompting=... could change")
+        raise RowError(ProblemKind.TYPE, "the prompt has no user turn that prompting=... could change")
     return positions[-1]
 
 

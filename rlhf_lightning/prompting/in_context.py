@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from rlhf_lightning.data.rows.messages import Turns
-from rlhf_lightning.data.rows.problems import Kind, RowError
+from rlhf_lightning.data.rows.problems import ProblemKind, RowError
 from rlhf_lightning.options import WholeNumber
 from rlhf_lightning.prompting.base import Transform, texts_of
 from rlhf_lightning.prompting.in_context_texts import EXAMPLES, INSTRUCTION, PLAIN_EXAMPLES
@@ -90,7 +90,7 @@ class InContext(Transform):
         if not rest or [turn["role"] for turn in rest] != roles_in_turn[: len(rest)]:
             roles = ", ".join(turn["role"] for turn in turns)
             raise RowError(
-                Kind.TEMPLATE, f"prompting=in_context needs alternating user and assistant turns, not {roles}"
+                ProblemKind.TEMPLATE, f"prompting=in_context needs alternating user and assistant turns, not {roles}"
             )
         texts = [turn["content"] for turn in rest]
         pairs = zip(texts[::2], texts[1::2], strict=False)

@@ -37,7 +37,7 @@ from rlhf_lightning.types import PreferenceBatch, RolloutOptions
 
 if TYPE_CHECKING:
     from rlhf_lightning.chat_templates import TrainedTemplate
-    from rlhf_lightning.data.rows.problems import Report
+    from rlhf_lightning.data.rows.problems import DataReport
     from rlhf_lightning.data.tokens.examples import Examples
     from rlhf_lightning.rollout.base import RolloutEngine
 
@@ -122,7 +122,7 @@ class OnlineData(L.LightningDataModule):
         return self.prompts.trained_template()
 
     @property
-    def reports(self) -> dict[str, Report]:
+    def reports(self) -> dict[str, DataReport]:
         """By role: what happened to every row."""
         others = {} if self._demonstrations is None else self._demonstrations.reports
         return self.prompts.reports | {f"ptx {role}": report for role, report in others.items()}

@@ -35,11 +35,11 @@ CONFIGURATIONS = {
 #: Dataclasses that are rows or tables: what was read, counted, packed or found, a field a column.
 RECORDS = {
     "DataKind",
+    "DataReport",
     "Examples",
     "MethodEntry",
     "PackedBatch",
     "Record",
-    "Report",
     "Result",
     "RolloutBatch",
 }

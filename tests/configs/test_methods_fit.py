@@ -31,7 +31,7 @@ OPTIONS = {
         'input: "{{ sample.output_text }}", reference: "{{ item.chosen }}", name: alike}',
     ],
     "representation_fit": ["adapter=lora"],
-    "lorra": ["adapter=lora", "data.spec.context_place=behind"],
+    "lorra": ["adapter=lora", "data.spec.context_position=behind"],
     "rahf_dual": ["adapter=lora", "reference=teacher", "model@reference.source=tiny_random", "reference.source.seed=1"],
     "knowledge_distillation": ["reference=teacher", "model@reference.source=tiny_random", "reference.source.seed=1"],
 }

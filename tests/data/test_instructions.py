@@ -39,7 +39,7 @@ def group(response: str, desirable: float, *prompts: str) -> Example:
     ("row", "options", "expected"),
     [
         (PAIR, {}, [("b", 1.0, "P\n\nq", "N\n\nq", "q"), ("cc", 0.0, "P\n\nq", "N\n\nq", "q")]),
-        (PAIR, {"context_place": "behind"}, [("b", 1.0, "qP", "qN", "q"), ("cc", 0.0, "qP", "qN", "q")]),
+        (PAIR, {"context_position": "behind"}, [("b", 1.0, "qP", "qN", "q"), ("cc", 0.0, "qP", "qN", "q")]),
         ({"prompt": "q", "response": "b"}, {}, [("b", 1.0, "P\n\nq", "N\n\nq", "q")]),
         ({"prompt": "q", "response": "b", "label": False}, {}, [("b", 0.0, "P\n\nq", "N\n\nq", "q")]),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_lightning.data.batches.packing import batch_of, pack
 from rlhf_lightning.data.kinds import KINDS, fed_by
-from rlhf_lightning.data.rows.problems import DataError, Kind
+from rlhf_lightning.data.rows.problems import DataError, ProblemKind
 from rlhf_lightning.data.sources.files import Files
 from rlhf_lightning.data.sources.mixture import Mixture
 from rlhf_lightning.data.spec import COLUMNS, DataSpec
@@ -235,7 +235,7 @@ BAD = {
     ),
     "labels for other steps": ("steps", {"prompt": "a", "steps": ["b"], "labels": [1, 0]}, "1 steps, but 2 labels"),
     "a label above 1": ("steps", {"prompt": "a", "steps": ["b"], "labels": [2]}, "must lie between 0 and 1"),
-    "another tag": ("steps", {**SHEPHERD, "label": "Q"}, r"with \+ or - in the place of each 'ки'"),
+    "another tag": ("steps", {**SHEPHERD, "label": "Q"}, r"with \+ or - instead of each 'ки'"),
     "which is safer?": ("safety", {**PKU, "safer_response_id": 2}, "'safer_response_id' must be 0 or 1"),
     "an empty answer": ("ranked", {"prompt": "a", "responses": ["b", ""], "scores": [1, 0]}, "response 2 is empty"),
 }
@@ -313,4 +313,4 @@ def test_real_files(file, kind, groups):
     spec = DataSpec(cache=False, max_length=None, on_bad_row="exclude", context="Be brief.", **options)
     result = tokenize(source, tokenizers.default_system(), spec, kind)
     assert len(result) == groups
-    assert set(result.report.excluded) <= {Kind.EMPTY_RESPONSE.value}
+    assert set(result.report.excluded) <= {ProblemKind.EMPTY_RESPONSE.value}

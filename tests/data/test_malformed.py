@@ -67,7 +67,7 @@ def gpt(text: str) -> dict[str, Any]:
     return {"from": "gpt", "value": text}
 
 
-#: Kind of data, and a good row of it.
+#: ProblemKind of data, and a good row of it.
 GOOD: dict[str, tuple[str, Callable[[Words], dict[str, Any]]]] = {
     "pairs of text": ("preference", lambda w: {"prompt": w(), "chosen": w(), "rejected": w(), "margin": 1.0}),
     "pairs of messages": (

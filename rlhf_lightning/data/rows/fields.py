@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhf_lightning.data.rows.file_readers import Unreadable
 from rlhf_lightning.data.rows.messages import Turns, messages_in, shown, turns_of
-from rlhf_lightning.data.rows.problems import Kind, RowError
+from rlhf_lightning.data.rows.problems import ProblemKind, RowError
 from rlhf_lightning.data.spec import NO_COLUMN
 
 #: Value of a column that a row does not have.
@@ -46,27 +46,29 @@ def looked_up(values: Mapping[str, Any], column: str) -> Any:
 
 
 def columns_read(columns: Collection[str], mapping: Mapping[str, str]) -> set[str]:
-    """Columns of the data that a column map reads, those that a dotted name reaches into too, beside others."""
-    return {*columns, *mapping.values(), *(theirs.partition(".")[0] for theirs in mapping.values())}
+    """Return some columns with those of the data that a column map reads; of a dotted name its outer column too."""
+    return {*columns, *mapping.values(), *(column.partition(".")[0] for column in mapping.values())}
 
 
-def unfound(mapping: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, str]:
-    """The part of a column map whose columns neither a row has nor the objects in its lists, such as responses."""
+def missing_columns(mapping: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, str]:
+    """The part of a column map whose columns are neither in a row nor in objects of its lists, such as responses."""
     listed = [part for value in values.values() if isinstance(value, list) for part in value]
     objects = [values, *(part for part in listed if isinstance(part, Mapping))]
     return {
-        ours: theirs
-        for ours, theirs in mapping.items()
-        if theirs != NO_COLUMN and all(looked_up(part, theirs) is ABSENT for part in objects)
+        name: column
+        for name, column in mapping.items()
+        if column != NO_COLUMN and all(looked_up(part, column) is ABSENT for part in objects)
     }
 
 
-def unfound_message(mapping: Mapping[str, str], names: Collection[str], option: str = "data.spec.columns") -> str:
-    """A sentence about mapped columns that are not there, with the closest of those that are."""
+def missing_columns_message(
+    mapping: Mapping[str, str], names: Collection[str], option: str = "data.spec.columns"
+) -> str:
+    """A message about mapped columns that the data lacks, with the closest column that it has."""
     parts = []
-    for ours, theirs in mapping.items():
-        close = difflib.get_close_matches(theirs, map(str, names), n=1)
-        parts.append(f"{option}.{ours}={theirs}: no such column" + (f" (did you mean {close[0]!r}?)" if close else ""))
+    for name, column in mapping.items():
+        close = difflib.get_close_matches(column, map(str, names), n=1)
+        parts.append(f"{option}.{name}={column}: no such column" + (f" (did you mean {close[0]!r}?)" if close else ""))
     return "; ".join(parts)
 
 
@@ -92,11 +94,11 @@ class Fields:
         """The value, None when it is absent or null.
 
         Raises:
-            RowError: it could not be decoded, or is text that begins as messages do and is no JSON.
+            RowError: it could not be decoded, or is text that begins like messages but is not JSON.
         """
         value = self._raw(name)
         if isinstance(value, Unreadable):
-            raise RowError(Kind.BROKEN, f"{self.column(name)!r}: {value.reason}")
+            raise RowError(ProblemKind.BROKEN, f"{self.column(name)!r}: {value.reason}")
         if name in _CONVERSATIONAL and isinstance(value, str):
             if name not in self._parsed:
                 self._parsed[name] = messages_in(value, self.column(name))
@@ -104,14 +106,14 @@ class Fields:
         return value
 
     def has(self, *names: str) -> bool:
-        """Whether every one of the columns is there and not null."""
+        """Return whether all of the columns are there and not null."""
         return all(self._raw(name) is not None for name in names)
 
     def need(self, name: str) -> Any:
         """The value; RowError when it is absent or null."""
         value = self.get(name)
         if value is None:
-            raise RowError(Kind.MISSING, f"no {self.column(name)!r} ({self.listed()})")
+            raise RowError(ProblemKind.MISSING, f"no {self.column(name)!r} ({self.listed()})")
         return value
 
     def listed(self) -> str:
@@ -123,16 +125,16 @@ class Fields:
         """A string field.
 
         Raises:
-            RowError: it is none, or messages as JSON text.
+            RowError: it is not a string, or holds messages as JSON text.
         """
         value = self.need(name)
         if not isinstance(value, str):
             raise self.wrong(name, "text", value)
         if not isinstance(messages_in(value, self.column(name)), str):
             raise RowError(
-                Kind.TYPE,
-                f"{self.column(name)!r} must be text and holds messages as JSON text: map it with data.spec.columns, "
-                "to prompt, response or messages",
+                ProblemKind.TYPE,
+                f"{self.column(name)!r} must be text, but it holds messages as JSON text: map it to prompt, response "
+                "or messages with data.spec.columns",
             )
         return value
 
@@ -150,7 +152,7 @@ class Fields:
         return turns_of(value, self.column(name))
 
     def tools(self) -> list[dict[str, Any]]:
-        """The tools of a conversation, also where they are JSON text; empty without any."""
+        """The tools of a conversation, also where they are stored as JSON text; empty without any."""
         value = self.get("tools")
         if isinstance(value, str) and value.strip():
             try:
@@ -198,11 +200,11 @@ class Fields:
     def flag(self, name: str) -> bool:
         """True or false; also 0 and 1, and either as text."""
         value = self.need(name)
-        known = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-        if str(value).lower() not in known:
+        flags = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+        if str(value).lower() not in flags:
             raise self.wrong(name, "true or false", value)
-        return known[str(value).lower()]
+        return flags[str(value).lower()]
 
     def wrong(self, name: str, expected: str, value: Any) -> RowError:
-        """A RowError that says what the column should hold."""
-        return RowError(Kind.TYPE, f"{self.column(name)!r} must be {expected}, not {shown(value)}")
+        """A RowError that states what the column should hold."""
+        return RowError(ProblemKind.TYPE, f"{self.column(name)!r} must be {expected}, not {shown(value)}")

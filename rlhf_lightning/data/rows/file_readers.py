@@ -3,7 +3,7 @@
 Every reader yields ``(number, values, error)``: a row number from 1, the row's fields, and why the row could not be
 read (then the fields are empty). Reading continues after a broken row wherever the file format allows it, and no error
 of a file reaches the caller: where a file cannot be read beyond a point, that is the error of the row that follows the
-last one read. A cell that cannot be decoded is :class:`Unreadable`, a problem for those alone who use it.
+last one read. A cell that cannot be decoded is :class:`Unreadable`, an error only where the cell is used.
 """
 
 from __future__ import annotations
@@ -56,22 +56,22 @@ def read_rows(file: Path, field: str | None = None, columns: Collection[str] | N
 
     Args:
         file: to read.
-        field: the place of the rows in a JSON file that is one object.
+        field: of a JSON file that is one object, the field that holds the rows.
         columns: those that are used; where a format can leave the others undecoded, they are ``UNREAD``. None: all.
 
     Raises:
-        DataError: no reader knows the suffix, two columns have one name, or ``field`` is no list of rows.
+        DataError: no reader supports the suffix, two columns have the same name, or ``field`` is not a list of rows.
     """
     suffix = suffix_of(file)
     if suffix is None:
-        raise DataError(f"{file}: no reader for this suffix; known: {', '.join(SUFFIXES)}")
+        raise DataError(f"{file}: no reader for this suffix; supported: {', '.join(SUFFIXES)}")
     if suffix == ".parquet":
         return until_damage(_parquet(file, columns))
     return until_damage(_READERS[suffix](file, field))
 
 
 def until_damage(readings: Iterator[Reading]) -> Iterator[Reading]:
-    """Readings up to where they cannot be read beyond a point, which is the last one's error."""
+    """Yield readings up to the first damage in the file; the last one then has the error."""
     number = 0
     try:
         for reading in readings:
@@ -80,7 +80,7 @@ def until_damage(readings: Iterator[Reading]) -> Iterator[Reading]:
     except DataError:
         raise
     except _DAMAGE as error:
-        yield number + 1, {}, f"{_UNREADABLE} from here on, what follows is lost: {_reason(error)}"
+        yield number + 1, {}, f"{_UNREADABLE} from here on, so later rows are lost: {_reason(error)}"
 
 
 def _reason(error: BaseException) -> str:
@@ -89,12 +89,12 @@ def _reason(error: BaseException) -> str:
 
 
 def _refuse_repeated(file: Path, names: Sequence[str]) -> None:
-    """Raise DataError where two columns have one name, of which a row could hold only one."""
+    """Raise DataError where several columns have the same name, since a row could hold only one of them."""
     if repeated := [name for name, count in Counter(names).items() if name and count > 1]:
         listed = ", ".join(map(repr, repeated))
         raise DataError(
-            f"{file}: more than one column is named {listed}, of which a row could hold only one. Rename or remove "
-            "those that are not meant"
+            f"{file}: more than one column is named {listed}, and a row can hold only one of them. Rename or remove "
+            "the others"
         )
 
 
@@ -139,7 +139,7 @@ def _parsed(text: bytes) -> Any:
     """A JSON value; integers beyond Python's limit of digits become decimals.
 
     Raises:
-        ValueError, RecursionError: it is no JSON, has a key twice, or is nested too deeply.
+        ValueError, RecursionError: it is not JSON, has a key twice, or is nested too deeply.
     """
     try:
         return json.loads(text, object_pairs_hook=_unique)
@@ -153,14 +153,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
         repeated = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise _RepeatedKeyError(f"the key {repeated!r} comes twice in an object")
+        raise _RepeatedKeyError(f"the key {repeated!r} occurs twice in an object")
     return made
 
 
 def _integer(digits: str) -> int | Decimal:
     try:
         return int(digits)
-    except ValueError:  # an id of thousands of digits is no reason to lose the row
+    except ValueError:  # keeps the row of an id of thousands of digits
         return Decimal(digits)
 
 
@@ -183,10 +183,10 @@ def _json(file: Path, field: str | None) -> Iterator[Reading]:
             yield from _jsonl(file, field)
         else:
             where = f"line {error.lineno}, column {error.colno}"
-            yield error.lineno, {}, f"the file is not valid JSON, nothing of it was read ({where}): {error.msg}"
+            yield error.lineno, {}, f"the file is not valid JSON, so none of it was read ({where}): {error.msg}"
         return
     except (ValueError, RecursionError) as error:
-        yield 1, {}, f"{_UNREADABLE}, nothing of it was read: {_reason(error)}"
+        yield 1, {}, f"{_UNREADABLE}, so none of it was read: {_reason(error)}"
         return
     for number, element in enumerate(_elements(file, value, field), start=1):
         yield _object(number, element)
@@ -202,7 +202,7 @@ def _elements(file: Path, value: Any, field: str | None) -> list[Any]:
     if field is not None:
         if field not in lists:
             raise DataError(
-                f"{file}: data.source.field={field!r} is no list of rows; lists: {', '.join(lists) or 'none'}"
+                f"{file}: data.source.field={field!r} is not a list of rows; lists: {', '.join(lists) or 'none'}"
             )
         return cast("list[Any]", value[field])
     return [value]
@@ -242,7 +242,7 @@ def _record(number: int, header: list[str], cells: list[str]) -> Reading:
 
 
 def _cell(text: str) -> str | Unreadable:
-    """A cell's text; bytes that are no UTF-8 were read as lone surrogates."""
+    """A cell's text; bytes that are not UTF-8 were read as lone surrogates."""
     if text.isascii() or not any("\udc80" <= character <= "\udcff" for character in text):
         return text
     return Unreadable("not valid UTF-8")
@@ -259,14 +259,14 @@ def _parquet(file: Path, used: Collection[str] | None) -> Iterator[Reading]:
     try:
         table = pyarrow.parquet.ParquetFile(file)
     except (pyarrow.ArrowException, *_DAMAGE) as error:
-        yield 1, {}, f"the file is not valid Parquet, nothing of it was read: {_reason(error)}"
+        yield 1, {}, f"the file is not valid Parquet, so none of it was read: {_reason(error)}"
         return
     with table:
         names = table.schema_arrow.names
         _refuse_repeated(file, names)
         wanted, unread = None, dict[str, Unreadable]()
         if used is not None:
-            # one column at least: a batch without any says nothing of its rows
+            # at least one column: a batch without columns has no rows either
             wanted = [name for name in names if name in used] or names[:1]
             unread = {name: UNREAD for name in names if name not in used}
         first = 0
@@ -282,7 +282,7 @@ def _row_group(
     unread: Mapping[str, Unreadable],
     first: int,
 ) -> Iterator[Reading]:
-    """Rows of a part of a Parquet file; behind a damaged page each of its rows is an error, the next part is read."""
+    """Rows of a row group of a Parquet file; those from a damaged page on are errors, and the next group is read."""
     import pyarrow
 
     number, last = first, first + table.metadata.row_group(group).num_rows

@@ -1,7 +1,7 @@
 """Recognise how a row is laid out and convert it to one shape, a :class:`Record`: a prompt and its responses.
 
-What stands beside them (labels, scores, judgments, ...) is read by :mod:`rlhf_lightning.data.rows.kind_readers` for the
-kind of data that the method wants. What turns a record into tokens, and with which template, is decided later.
+Other columns (labels, scores, judgments, ...) are read by :mod:`rlhf_lightning.data.rows.kind_readers` for the kind of
+data that the method needs. Templates and tokens come later.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from rlhf_lightning.data.kinds import KINDS, PROMPTS, kind_of
 from rlhf_lightning.data.rows import rated_formats as rated
 from rlhf_lightning.data.rows.fields import ALIASES, Fields, columns_read
 from rlhf_lightning.data.rows.kind_readers import HELPSTEER, read_for_kind
-from rlhf_lightning.data.rows.messages import ROLES, Turns, scored
-from rlhf_lightning.data.rows.problems import DataError, Kind, RowError
+from rlhf_lightning.data.rows.messages import ROLES, Turns, in_loss
+from rlhf_lightning.data.rows.problems import DataError, ProblemKind, RowError
 from rlhf_lightning.data.rows.records import (
     Record,
     as_conversation,
@@ -46,12 +46,14 @@ def _pairs(fields: Fields, spec: DataSpec) -> Record:
 
 def _implicit(fields: Fields, spec: DataSpec) -> Record:
     chosen, rejected = (
-        _dialogue(fields, name) if isinstance(said := fields.either(name), str) else said
+        _dialogue(fields, name) if isinstance(value := fields.either(name), str) else value
         for name in ("chosen", "rejected")
     )
     for name, turns in (("chosen", chosen), ("rejected", rejected)):
         if turns[-1]["role"] != "assistant":
-            raise RowError(Kind.TYPE, f"{fields.column(name)!r} ends with a {turns[-1]['role']} turn")
+            raise RowError(
+                ProblemKind.TYPE, f"{fields.column(name)!r} ends with a {turns[-1]['role']} turn, not the assistant's"
+            )
     cut = _common_turns(chosen, rejected)
     responses = (chosen[cut:], rejected[cut:])
     return Record(chosen[:cut], responses, "implicit_prompt", margin=_margin(fields), kind="preference")
@@ -73,11 +75,13 @@ def _dialogue(fields: Fields, name: str) -> Turns:
     text = fields.text(name)
     before, *pieces = _DIALOGUE_TURN.split("\n\n" + text.lstrip("\n"))
     if not pieces or before.strip():
-        raise RowError(Kind.TYPE, f"{fields.column(name)!r} has no prompt column and is no '\\n\\nHuman:' dialogue")
+        raise RowError(
+            ProblemKind.TYPE, f"{fields.column(name)!r} has no prompt column and is not a '\\n\\nHuman:' dialogue"
+        )
     roles = {"Human": "user", "Assistant": "assistant"}
     return [
-        {"role": roles[speaker], "content": said.strip()}
-        for speaker, said in zip(pieces[::2], pieces[1::2], strict=True)
+        {"role": roles[speaker], "content": content.strip()}
+        for speaker, content in zip(pieces[::2], pieces[1::2], strict=True)
     ]
 
 
@@ -92,16 +96,16 @@ def _messages(fields: Fields, spec: DataSpec) -> Record:
 def _demonstration(turns: Turns, spec: DataSpec, name: str) -> Record:
     """A whole conversation: with ``mask=assistant`` the response starts at the first assistant turn.
 
-    What follows the last turn that is scored teaches nothing, and is left away.
+    Turns after the last scored one teach nothing and are left out.
     """
     if turns[-1]["role"] != "assistant":
-        raise RowError(Kind.MISSING, f"the conversation ends with a {turns[-1]['role']} turn, not the assistant's")
-    last = max((at for at, turn in enumerate(turns) if scored(turn)), default=None)
-    if last is None or (spec.mask == "response" and last < len(turns) - 1):
-        which = (
-            "every assistant turn" if last is None else "the last turn, the one that data.spec.mask=response scores,"
+        raise RowError(
+            ProblemKind.MISSING, f"the conversation ends with a {turns[-1]['role']} turn, not the assistant's"
         )
-        raise RowError(Kind.UNSCORED, f"{which} is marked as one that is not to be scored")
+    last = max((at for at, turn in enumerate(turns) if in_loss(turn)), default=None)
+    if last is None or (spec.mask == "response" and last < len(turns) - 1):
+        which = "every assistant turn" if last is None else "the last turn, which data.spec.mask=response would score,"
+        raise RowError(ProblemKind.UNSCORED, f"{which} is marked as not to be scored")
     turns = turns[: last + 1]
     cut = last
     if spec.mask == "assistant":
@@ -109,8 +113,8 @@ def _demonstration(turns: Turns, spec: DataSpec, name: str) -> Record:
     return Record(turns[:cut], (turns[cut:],), name)
 
 
-def _before_answer(fields: Fields, name: str) -> Record:
-    """A conversation as a prompt: up to the last answer, or the whole of it where the user has the last word."""
+def _conversation_prompt(fields: Fields, name: str) -> Record:
+    """A conversation as a prompt: up to the last response, or all of it where the last turn is not the assistant's."""
     turns = fields.turns(_CONVERSATIONS[name])
     if turns[-1]["role"] == "assistant":
         turns = turns[:-1]
@@ -144,18 +148,18 @@ def _fits_pairs(fields: Fields) -> bool:
         return False
     has_context = fields.has("prompt") or fields.has("messages") or fields.has("instruction")
     chosen = fields.get("chosen")
-    # Whole conversations repeat the prompt: then a prompt column beside them is only a copy.
+    # Whole conversations repeat the prompt, so a prompt column next to them is only a copy.
     return has_context and (isinstance(chosen, str) or _starts_with_assistant(chosen))
 
 
 @dataclass(frozen=True)
 class Format:
-    """A layout of rows: what it needs, how it is recognised, how it is converted."""
+    """A layout of rows: the columns it needs, a test that recognises it, and its converter."""
 
     needs: str
     fits: Callable[[Fields], bool]
     convert: Callable[[Fields, DataSpec], Record]
-    kind: str = "supervised"  #: what such a row is by itself
+    kind: str = "supervised"  #: of such a row itself
 
 
 #: In the order in which they are tried.
@@ -232,26 +236,26 @@ FORMATS: Mapping[str, Format] = {
 def detect(fields: Fields, kind: str | None = None) -> str | None:
     """Name of the first format that a row fits, None when there is none.
 
-    A row without a response is one only to those who ask for prompts: to others it lacks something.
+    A row without a response fits a format only for methods that read prompts alone.
     """
-    return next((name for name, form in _asked_for(kind).items() if form.fits(fields)), None)
+    return next((name for name, form in _formats_for(kind).items() if form.fits(fields)), None)
 
 
-def _asked_for(kind: str | None) -> Mapping[str, Format]:
-    """The formats in the order in which they are tried; who asks prompts takes a row with a prompt and a text by it."""
-    if _asks_prompts(kind):
+def _formats_for(kind: str | None) -> Mapping[str, Format]:
+    """The formats in the order in which they are tried; for prompts alone, ``text`` comes last."""
+    if _reads_prompts_alone(kind):
         return {name: FORMATS[name] for name in (*(other for other in FORMATS if other != "text"), "text")}
     return {name: form for name, form in FORMATS.items() if KINDS[form.kind].has_responses}
 
 
-def _asks_prompts(kind: str | None) -> bool:
-    """Whether a method leaves the rows' responses aside, and asks their prompts."""
+def _reads_prompts_alone(kind: str | None) -> bool:
+    """Return whether a method ignores the rows' responses and draws its own."""
     return kind is not None and not kind_of(kind).has_responses
 
 
 def used_columns(spec: DataSpec, kind: str) -> frozenset[str] | None:
-    """The data's columns that rows of a kind are made from; None: all of them, which rewards see beside prompts."""
-    if _asks_prompts(kind):
+    """The data's columns that rows of a kind are made from; None: all of them, for rewards that read columns."""
+    if _reads_prompts_alone(kind):
         return None
     names = {*COLUMNS, *TOKEN_COLUMNS, *HELPSTEER, *(spec.attributes or ())}
     names |= {alias for group in ALIASES.values() for alias in group}
@@ -259,12 +263,12 @@ def used_columns(spec: DataSpec, kind: str) -> frozenset[str] | None:
 
 
 def unrecognised(columns: Sequence[str], kind: str | None = None, absent: str = "") -> DataError:
-    """The error for data that fits no format; ``absent`` says which mapped columns it does not have."""
-    listed = "\n".join(f"  {name}: {form.needs}" for name, form in _asked_for(kind).items())
+    """The error for data that fits no format; ``absent`` is a message about mapped columns that it lacks."""
+    listed = "\n".join(f"  {name}: {form.needs}" for name, form in _formats_for(kind).items())
     return DataError(
         f"{absent}{'. ' if absent else ''}no format fits the columns {', '.join(columns) or '(none)'}. "
         f"The formats need:\n{listed}\n"
-        "Map columns, e.g. data.spec.columns.prompt=question data.spec.columns.response=answer, "
+        "Map columns, e.g. data.spec.columns.prompt=question data.spec.columns.response=reply, "
         "or choose data.spec.format"
     )
 
@@ -283,14 +287,15 @@ def convert(
     Args:
         values: its fields as read.
         spec: format, column map, system message and label filter.
-        kind: what the method learns from: which columns beside prompt and responses are read. None: none of them.
-        conversation: turn text into a conversation too, because the template that was chosen needs one.
-        expected: with ``format=auto``, the format of the rows before: what a row that fits none is measured by.
-        unmapped: our names of columns that a mixture maps and did not find, with the data's.
+        kind: of data that the method learns from; it decides which columns other than prompt and responses are read.
+            None: none of them.
+        conversation: make conversations of plain text too, because the chosen template needs them.
+        expected: with ``format=auto``, the format of earlier rows, which errors of a row that fits none refer to.
+        unmapped: our names of columns that a mixture maps and the row lacks, with the data's names.
 
     Returns:
-        The record with all its responses, of the kind that the row is by itself as far as the method can use it; None
-        when the row's label is not the one asked for.
+        The record with all its responses, of the row's kind as far as the method can use it; None when the row has
+        another label than ``data.spec.label``.
 
     Raises:
         RowError: a field is missing or has the wrong type, or the row fits no format.
@@ -300,9 +305,9 @@ def convert(
         return None
     name = (detect(fields, kind) or expected) if spec.format == "auto" else spec.format
     if name is None:
-        raise RowError(Kind.MISSING, f"no format fits its {fields.listed()}")
-    asks = _asks_prompts(kind) and name in _CONVERSATIONS
-    record = _before_answer(fields, name) if asks else FORMATS[name].convert(fields, spec)
+        raise RowError(ProblemKind.MISSING, f"no format fits its {fields.listed()}")
+    prompt_alone = _reads_prompts_alone(kind) and name in _CONVERSATIONS
+    record = _conversation_prompt(fields, name) if prompt_alone else FORMATS[name].convert(fields, spec)
     if fields.has("finish"):
         record = replace(record, cut_off=_cut_off(record, fields))
     if fields.has("tools"):
@@ -317,17 +322,17 @@ def convert(
 
 
 def _cut_off(record: Record, fields: Fields) -> tuple[bool, ...]:
-    """Which responses a length limit ended, as samples say it: ``length``, or a list of two for a pair.
+    """Return for each response whether a length limit ended it: ``length``, or a list of two for a pair.
 
     Raises:
-        RowError: it says so of another number of responses than the row has.
+        RowError: the column has entries for another number of responses than the row has.
     """
     value = fields.get("finish")
     listed = value if isinstance(value, list) else [value]
     if "length" not in listed or not record.responses:
         return ()
     if len(listed) != len(record.responses) or not (len(listed) == 1 or KINDS[record.kind].pair):
-        expected = "how the response ended, or of a pair how both did ['length', 'stop']"
+        expected = "'stop' or 'length', or for a pair a list of both, such as ['length', 'stop']"
         raise fields.wrong("finish", expected, value)
     return tuple(finish == "length" for finish in listed)
 
@@ -338,12 +343,12 @@ def _with_tools(record: Record, tools: tuple[Mapping[str, Any], ...]) -> Record:
 
 
 def _refuse_second_system(record: Record, system: str, fields: Fields) -> None:
-    """Raise RowError where a row has a system message in its column and another one in its turns."""
+    """Raise RowError where a row's system column and its turns have different system messages."""
     first = cast("Turns", record.prompt)[:1]
     if system and first and first[0]["role"] in ("system", "developer") and first[0]["content"] != system:
         raise RowError(
-            Kind.TYPE,
-            f"it has a {first[0]['role']} turn and another text in {fields.column('system')!r}: leave one away",
+            ProblemKind.TYPE,
+            f"it has a {first[0]['role']} turn and another text in {fields.column('system')!r}: remove one of them",
         )
 
 

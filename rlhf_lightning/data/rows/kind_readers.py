@@ -1,8 +1,8 @@
-"""What a row says beside prompt and responses, read for the kind of data that a method learns from.
+"""Columns other than prompt and responses, read for the kind of data that a method learns from.
 
-A demonstration with a label is unpaired data, with a score a list of one, with a judgment judged data, and so on: the
-layout of prompt and response (``formats``) and what is known of them are independent. What cannot be read is an error
-of the row; a row that cannot serve the method at all keeps its kind, and the pipeline says what the method needs.
+A demonstration with a label is unpaired data, with a score a list of one, with a judgment judged data, and so on. The
+layout of prompt and response (``formats``) does not matter here. A column that cannot be read is an error of the row; a
+row that cannot serve the method at all keeps its kind, and the pipeline reports what the method needs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rlhf_lightning.data.kinds import KINDS, PROMPTS
 from rlhf_lightning.data.rows import rated_formats as rated
 from rlhf_lightning.data.rows.fields import Fields
 from rlhf_lightning.data.rows.judge_questions import compared
-from rlhf_lightning.data.rows.problems import DataError, Kind, RowError
+from rlhf_lightning.data.rows.problems import DataError, ProblemKind, RowError
 from rlhf_lightning.data.rows.records import Record
 from rlhf_lightning.data.spec import DataSpec
 
@@ -25,19 +25,19 @@ HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity
 
 
 def read_for_kind(record: Record, fields: Fields, spec: DataSpec, kind: str) -> Record:
-    """The record with what a method of this kind needs from the row's other columns.
+    """Add to a record the columns that a method of this kind needs.
 
     Args:
         record: prompt and responses, as the format gave them.
         fields: of the row.
         spec: options such as the context.
-        kind: what the method learns from.
+        kind: of data that the method learns from.
 
     Raises:
-        RowError: a column holds something else than it should.
-        DataError: an option is missing without which no row can be used.
+        RowError: a column holds a value of the wrong type.
+        DataError: an option is missing that every row needs.
     """
-    if not record.responses and KINDS[kind].has_responses:  # a prompt alone serves nobody else, whatever it brings
+    if not record.responses and KINDS[kind].has_responses:  # whatever its columns, a prompt alone is of no use here
         return record
     readers = READERS[kind]
     reader = readers.get(record.kind) or readers.get(ANY)
@@ -56,7 +56,7 @@ def _better_first(record: Record, fields: Fields, spec: DataSpec) -> Record:
 
 
 def _numbered(record: Record, fields: Fields, spec: DataSpec) -> Record:
-    """A pair with what the row says of its responses."""
+    """A pair with the row's numbers of its responses."""
     return replace(record, numbers=rated.of_pair(fields))
 
 
@@ -72,18 +72,18 @@ def _labelled(record: Record, fields: Fields, spec: DataSpec) -> Record:
     """A demonstration with a label, or with a score."""
     if fields.has("label"):
         return replace(record, kind="unpaired", numbers={"desirable": [float(fields.flag("label"))]})
-    return _scored(record, fields, spec)
+    return _with_score(record, fields, spec)
 
 
-def _scored(record: Record, fields: Fields, spec: DataSpec) -> Record:
+def _with_score(record: Record, fields: Fields, spec: DataSpec) -> Record:
     """A demonstration with a score as a list of one."""
     if not fields.has("score"):
         return record
     return replace(record, kind="ranked", numbers={"score": [fields.number("score")]})
 
 
-def _scored_pair(record: Record, fields: Fields, spec: DataSpec) -> Record:
-    """A score each where the row has both, else the margin, else 1 for the chosen and 0 for the rejected one."""
+def _pair_with_scores(record: Record, fields: Fields, spec: DataSpec) -> Record:
+    """A pair with the scores of both responses; without them the margin and 0, without a margin 1 and 0."""
     if fields.has("score_chosen", "score_rejected"):
         scores = [fields.number("score_chosen"), fields.number("score_rejected")]
     else:
@@ -92,13 +92,13 @@ def _scored_pair(record: Record, fields: Fields, spec: DataSpec) -> Record:
 
 
 def _judged(record: Record, fields: Fields, spec: DataSpec) -> Record:
-    """A demonstration behind its judgment, unless its score says that the judgment is praise."""
+    """A demonstration behind its judgment, unless the score shows that the judgment is praise."""
     judgment = fields.text("judgment") if fields.has("judgment") else None
     if spec.threshold is not None and fields.has("score"):
         if isinstance(spec.threshold, str):
             raise DataError(
-                f"data.spec.threshold={spec.threshold}: judged rows are compared with a number, the score from which "
-                "on a judgment counts as praise and is left out"
+                f"data.spec.threshold={spec.threshold}: judged rows need a number, the score from which on a judgment "
+                "counts as praise and is left out"
             )
         judgment = None if fields.number("score") >= spec.threshold else judgment
     return rated.judged(_demonstration(record, fields, spec), judgment, spec)
@@ -107,7 +107,7 @@ def _judged(record: Record, fields: Fields, spec: DataSpec) -> Record:
 def _in_context(record: Record, fields: Fields, spec: DataSpec) -> Record:
     """A demonstration behind the context of the spec."""
     if not spec.context:
-        raise DataError("this method needs the context that is to be distilled: set data.spec.context=TEXT")
+        raise DataError("this method needs the context to distil: set data.spec.context=TEXT")
     return rated.in_context(_demonstration(record, fields, spec), spec.context, spec)
 
 
@@ -141,38 +141,44 @@ def _rated(record: Record, fields: Fields, spec: DataSpec) -> Record:
 
 
 def _prompt(record: Record, fields: Fields, spec: DataSpec) -> Record:
-    """The prompt alone; what the row answers itself stays among its columns."""
+    """The prompt alone; the row's own responses stay among its columns."""
     if record.format == "text":
-        raise RowError(Kind.EMPTY_PROMPT, "plain text has no prompt; to answer it, data.spec.columns.prompt=text")
+        raise RowError(
+            ProblemKind.EMPTY_PROMPT, "plain text has no prompt; to use it as one, data.spec.columns.prompt=text"
+        )
     return Record(record.prompt, (), record.format, kind=PROMPTS, continued=record.continued, tools=record.tools)
 
 
-def _scored_prompt(record: Record, fields: Fields, spec: DataSpec) -> Record:
-    """The prompt of one of several scored responses, a row each: it is marked, since it is asked once."""
+def _prompt_with_score(record: Record, fields: Fields, spec: DataSpec) -> Record:
+    """The prompt of one of several scored responses, a row each; a nan score marks it, since it is used only once."""
     prompt = _prompt(record, fields, spec)
     return replace(prompt, numbers={"score": [float("nan")]}) if spec.gather and fields.has("score") else prompt
 
 
 def _then(first: Reader, second: Reader) -> Reader:
-    """One reader on what another one made."""
+    """A reader that applies the second one to the result of the first."""
     return lambda record, fields, spec: second(first(record, fields, spec), fields, spec)
 
 
 #: A row of any kind that a table does not name.
 ANY = ""
-#: By the kind that a method learns from, and then by what the row is by itself; other rows stay as they are.
+#: By the kind that a method learns from, and then by the row's kind; other rows stay as they are.
 READERS: Mapping[str, Mapping[str, Reader]] = {
     "supervised": {ANY: _demonstration, "safety": _then(_better_first, _demonstration)},
-    "preference": {"preference": _numbered, "safety": _then(_better_first, _numbered), "supervised": _scored},
+    "preference": {"preference": _numbered, "safety": _then(_better_first, _numbered), "supervised": _with_score},
     "safety": {"preference": _safe},
     "unpaired": {"safety": _better_first, "supervised": _labelled},
-    "ranked": {"safety": _then(_better_first, _scored_pair), "preference": _scored_pair, "supervised": _scored},
+    "ranked": {
+        "safety": _then(_better_first, _pair_with_scores),
+        "preference": _pair_with_scores,
+        "supervised": _with_score,
+    },
     "judged": {ANY: _judged, "safety": _then(_better_first, _judged)},
     "paraphrase": {},
     "context": {ANY: _in_context, "safety": _then(_better_first, _in_context)},
     "instruction": {ANY: _instructed, "safety": _then(_better_first, _instructed)},
     "steps": {},
     "attributes": {"supervised": _rated},
-    "comparison": {"preference": _compared, "safety": _then(_better_first, _compared), "supervised": _scored},
-    "prompt": {ANY: _prompt, "supervised": _scored_prompt},
+    "comparison": {"preference": _compared, "safety": _then(_better_first, _compared), "supervised": _with_score},
+    "prompt": {ANY: _prompt, "supervised": _prompt_with_score},
 }

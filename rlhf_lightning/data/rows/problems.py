@@ -1,7 +1,7 @@
-"""What can be wrong with a row, where it was found, and what a run does about it.
+"""Problems of rows, with the file and row of each, and the report that decides whether a run stops.
 
-Every check runs before weights load. A row that cannot be used is never dropped without a trace: it becomes a
-:class:`Problem` with its file and row number, it is counted in the :class:`Report`, and
+Every check runs before weights load. A row that cannot be used is never dropped silently: it becomes a
+:class:`Problem` with its file and row number, it is counted in the :class:`DataReport`, and
 ``data.spec.on_bad_row`` decides whether the run stops.
 """
 
@@ -18,13 +18,13 @@ from typing import Any
 from rlhf_lightning.data.kinds import KINDS
 from rlhf_lightning.data.spec import DataSpec
 
-#: Problems kept with their text; further ones are only counted.
+#: Problems kept with their text; later ones are only counted.
 MAX_LISTED = 10_000
 #: Problems shown in an error message.
 _SHOWN = 10
 
 
-class Kind(StrEnum):
+class ProblemKind(StrEnum):
     """Kinds of problems; the value is what users read."""
 
     BROKEN = "broken row"
@@ -45,37 +45,37 @@ class Kind(StrEnum):
 
 
 #: Reported, but the row is used.
-WARNINGS = frozenset({Kind.DUPLICATE, Kind.TRUNCATED})
+WARNINGS = frozenset({ProblemKind.DUPLICATE, ProblemKind.TRUNCATED})
 
 #: What to do about each kind, for reports.
-ADVICE: Mapping[Kind, str] = {
-    Kind.BROKEN: "repair the row or the file, or leave it out",
-    Kind.MISSING: "fill the field, or map it with data.spec.columns",
-    Kind.TYPE: "convert the field, or map another one with data.spec.columns",
-    Kind.TEMPLATE: "choose another data.spec.template, or repair what the row has and the template does not show",
-    Kind.EMPTY_PROMPT: "fill the prompt",
-    Kind.EMPTY_RESPONSE: "fill the response",
-    Kind.NO_BOUNDARY: "raise data.spec.max_prompt_length, or take prompts as they are: data.spec.prompt_start=any, "
+ADVICE: Mapping[ProblemKind, str] = {
+    ProblemKind.BROKEN: "repair the row or the file, or leave it out",
+    ProblemKind.MISSING: "fill the field, or map it with data.spec.columns",
+    ProblemKind.TYPE: "convert the field, or map another one with data.spec.columns",
+    ProblemKind.TEMPLATE: "choose another data.spec.template, or remove from the row what the template does not show",
+    ProblemKind.EMPTY_PROMPT: "fill the prompt",
+    ProblemKind.EMPTY_RESPONSE: "fill the response",
+    ProblemKind.NO_BOUNDARY: "raise data.spec.max_prompt_length, or leave prompts whole: data.spec.prompt_start=any, "
     "data.spec.prompt_end=any",
-    Kind.IDENTICAL: "a pair without a difference teaches nothing: leave it out",
-    Kind.UNSCORED: "raise the length limits, or set data.spec.mask",
-    Kind.TWO_BOS: "remove the BOS text from the row or from the template",
-    Kind.NO_EOS: "use a template that ends a turn with an end-of-turn token",
-    Kind.TWO_EOS: "remove the end-of-sequence text from the row",
-    Kind.TOO_LONG: "raise data.spec.max_length, or cut with data.spec.too_long=keep_end",
-    Kind.DUPLICATE: "rows with the same tokens weigh twice",
-    Kind.TRUNCATED: "cut as data.spec.too_long asks; a cut response has no EOS",
+    ProblemKind.IDENTICAL: "a pair without a difference teaches nothing: leave it out",
+    ProblemKind.UNSCORED: "raise the length limits, or set data.spec.mask",
+    ProblemKind.TWO_BOS: "remove the BOS text from the row or from the template",
+    ProblemKind.NO_EOS: "use a template that ends a turn with an end-of-turn token",
+    ProblemKind.TWO_EOS: "remove the end-of-sequence text from the row",
+    ProblemKind.TOO_LONG: "raise data.spec.max_length, or cut with data.spec.too_long=keep_end",
+    ProblemKind.DUPLICATE: "rows with the same tokens weigh twice",
+    ProblemKind.TRUNCATED: "cut as data.spec.too_long asks; a cut response has no EOS",
 }
 
 
 class DataError(ValueError):
-    """The data cannot be used as configured; the message says which rows or which option."""
+    """The data cannot be used as configured; the message names the rows or the option."""
 
 
 class RowError(Exception):
     """One row cannot be used. Raised by converters, turned into a :class:`Problem` where the row number is known."""
 
-    def __init__(self, kind: Kind, message: str) -> None:
+    def __init__(self, kind: ProblemKind, message: str) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
@@ -93,13 +93,13 @@ def lone_surrogate(text: str) -> str | None:
 
 
 def _printable(text: str) -> str:
-    """A text that every terminal can print: what is no Unicode as escapes."""
+    """A text that every terminal can print: lone surrogates as escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The token ids that the checks know."""
+    """The token ids that the checks look for."""
 
     bos: int | None
     ends: frozenset[int]  #: EOS and the template's end-of-turn token
@@ -110,7 +110,7 @@ class SpecialIds:
 def check_ids(
     prompt: Sequence[int],
     responses: Sequence[Sequence[int]],
-    scored: Sequence[Sequence[bool]],
+    masks: Sequence[Sequence[bool]],
     special: SpecialIds,
     *,
     cut: bool = False,
@@ -121,31 +121,35 @@ def check_ids(
     Args:
         prompt: prompt ids.
         responses: ids of each response.
-        scored: which of them are scored.
+        masks: for each response, which of its tokens are scored.
         special: ids of BOS and of the tokens that end a response.
         cut: the group was truncated, so a response may lack its EOS.
         pair: the responses are a chosen and a rejected one, which must differ; None: two responses are.
 
     Raises:
-        RowError: nothing predicts or scores a response, the responses are equal, a BOS stands where it must not, a
-            response does not end with EOS or holds one inside a scored turn.
+        RowError: no token predicts the first one of a response, no token of one is scored, the responses are equal, a
+            BOS is misplaced, or a response does not end with EOS or has one inside a scored turn.
     """
     if not prompt:
-        raise RowError(Kind.EMPTY_PROMPT, "the prompt has no token, so nothing predicts the first response token")
+        raise RowError(
+            ProblemKind.EMPTY_PROMPT, "the prompt has no token, so nothing predicts the first response token"
+        )
     _check_bos(prompt, responses, special)
     pair = len(responses) == 2 if pair is None else pair
     slots = KINDS["preference"].slots
-    for number, (response, mask) in enumerate(zip(responses, scored, strict=True)):
+    for number, (response, mask) in enumerate(zip(responses, masks, strict=True)):
         which = slots[number] if pair else "response"
         if not any(mask):
-            raise RowError(Kind.UNSCORED, f"{which}: none of its {len(response)} tokens is scored")
+            raise RowError(ProblemKind.UNSCORED, f"{which}: none of its {len(response)} tokens is scored")
         if not cut and not (response[-1] in special.ends and mask[-1]):
-            raise RowError(Kind.NO_EOS, f"{which}: its last token is {response[-1]}, not one of {sorted(special.ends)}")
+            raise RowError(
+                ProblemKind.NO_EOS, f"{which}: its last token is {response[-1]}, not one of {sorted(special.ends)}"
+            )
         inner = [a for a, b, c in zip(response, mask, mask[1:], strict=False) if b and c]
         if special.ends.intersection(inner):
-            raise RowError(Kind.TWO_EOS, f"{which}: an end-of-sequence token stands before its end")
+            raise RowError(ProblemKind.TWO_EOS, f"{which}: an end-of-sequence token stands before its end")
     if pair and list(responses[0]) == list(responses[1]):
-        raise RowError(Kind.IDENTICAL, f"both have the same {len(responses[0])} tokens")
+        raise RowError(ProblemKind.IDENTICAL, f"both have the same {len(responses[0])} tokens")
 
 
 def _check_bos(prompt: Sequence[int], responses: Sequence[Sequence[int]], special: SpecialIds) -> None:
@@ -153,13 +157,13 @@ def _check_bos(prompt: Sequence[int], responses: Sequence[Sequence[int]], specia
     if bos is None:
         return
     if list(prompt[:2]) == [bos, bos]:
-        raise RowError(Kind.TWO_BOS, "the prompt starts with two BOS tokens")
-    if bos in special.ends:  # one token is both (GPT-2): at an end it is right, and an inner one is found there
+        raise RowError(ProblemKind.TWO_BOS, "the prompt starts with two BOS tokens")
+    if bos in special.ends:  # one token is both (GPT-2): it is right at an end, and TWO_EOS covers the others
         return
     if any(response[0] == bos for response in responses if response):
-        raise RowError(Kind.TWO_BOS, "a response starts with a BOS token")
+        raise RowError(ProblemKind.TWO_BOS, "a response starts with a BOS token")
     if not special.bos_marks_turns and (bos in prompt[1:] or any(bos in response for response in responses)):
-        raise RowError(Kind.TWO_BOS, "a BOS token stands inside the row; only the first token may be one")
+        raise RowError(ProblemKind.TWO_BOS, "a BOS token is inside the row; only the first token may be one")
 
 
 @dataclass(frozen=True)
@@ -167,12 +171,12 @@ class Problem:
     """Something wrong with one row."""
 
     row: str  #: "file:row"
-    kind: Kind
+    kind: ProblemKind
     message: str
 
     @property
     def warning(self) -> bool:
-        """Whether the row is used all the same."""
+        """True where the row is used nevertheless."""
         return self.kind in WARNINGS
 
     def __str__(self) -> str:
@@ -180,18 +184,18 @@ class Problem:
 
 
 def grouped(problems: Iterable[Problem]) -> Iterator[tuple[Problem, int]]:
-    """Every problem with the number of rows that it stands for: a damaged file gives many rows one and the same."""
+    """Yield every problem with its number of rows: many rows of a damaged file have the same problem."""
     for (kind, _), alike in groupby(problems, key=lambda problem: (problem.kind, problem.message)):
         listed = [*alike]
-        if kind is Kind.BROKEN:
+        if kind is ProblemKind.BROKEN:
             yield listed[0], len(listed)
         else:
             yield from ((problem, 1) for problem in listed)
 
 
 @dataclass
-class Report:
-    """Counts of everything that happened between a source and its examples.
+class DataReport:
+    """Counts of all rows between a source and its examples.
 
     ``rows == kept + filtered + sum(excluded.values())`` always holds.
     """
@@ -201,17 +205,17 @@ class Report:
     template: str = ""
     rows: int = 0  #: rows read
     kept: int = 0  #: rows that can be used
-    groups: int = 0  #: what they became: pairs, labelled responses, lists, ...
-    filtered: int = 0  #: rows left out because ``data.spec.label`` asked for it
+    groups: int = 0  #: groups made of them: pairs, labelled responses, lists, ...
+    filtered: int = 0  #: rows left out because of ``data.spec.label``
     formats: dict[str, int] = field(default_factory=dict)  #: rows by recognised format
     excluded: dict[str, int] = field(default_factory=dict)  #: rows left out, by kind of problem
-    warnings: dict[str, int] = field(default_factory=dict)  #: rows kept with a remark, by kind of problem
+    warnings: dict[str, int] = field(default_factory=dict)  #: rows kept with a warning, by kind of problem
     prompt_tokens: int = 0
     response_tokens: int = 0
     scored_tokens: int = 0
     unknown_tokens: int = 0  #: response tokens that are the tokenizer's unknown token
-    cut_prompts: int = 0  #: prompts cut as ``data.spec.prompt_start`` and ``prompt_end`` ask
-    cut_characters: int = 0  #: that they lost
+    cut_prompts: int = 0  #: prompts cut because of ``data.spec.prompt_start`` or ``prompt_end``
+    cut_characters: int = 0  #: characters that were cut from them
     conversations: int = 0  #: rows kept that went through the chat template
     unscored_turns: int = 0  #: assistant turns not scored because the template shows them differently later on
     hidden_reasoning: int = 0  #: earlier assistant turns whose reasoning the template leaves out
@@ -230,12 +234,12 @@ class Report:
             self.problems.append(replace(problem, row=_printable(problem.row), message=_printable(problem.message)))
 
     def count_part(self, name: str, *, rows: int = 0, kept: int = 0, problem: str = "") -> None:
-        """Count rows of a mixture's source; of problems the first one is remembered."""
+        """Count rows of a mixture's source; only its first problem is kept."""
         read, used, first = self.parts.get(name, (0, 0, ""))
         self.parts[name] = (read + rows, used + kept, first or _printable(problem))
 
     def note(self, text: str) -> None:
-        """Keep a remark about the whole data set, once."""
+        """Keep a note about the whole data set, once."""
         if text not in self.notes:
             self.notes.append(text)
 
@@ -259,12 +263,12 @@ class Report:
 
         Raises:
             DataError: rows are bad and ``on_bad_row`` is ``error``; rows are too long and ``too_long`` is ``error``;
-                no row is left, or none of a source of a mixture; or more rows are left out than ``max_left_out``
-                accepts. The message lists the first problems with file and row.
+                no row is left, or none of a mixture's source; or more rows are left out than ``max_left_out`` allows.
+                The message lists the first problems with file and row.
         """
-        tolerated = {Kind.TOO_LONG.value} if spec.too_long != "error" else set()
+        tolerated = {ProblemKind.TOO_LONG.value} if spec.too_long != "error" else set()
         if spec.on_bad_row == "exclude":
-            tolerated |= {kind.value for kind in Kind if kind is not Kind.TOO_LONG}
+            tolerated |= {kind.value for kind in ProblemKind if kind is not ProblemKind.TOO_LONG}
         fatal = {kind for kind in self.excluded if kind not in tolerated}
         if fatal:
             count = sum(self.excluded[kind] for kind in fatal)
@@ -280,7 +284,7 @@ class Report:
         self._enforce_share(spec)
 
     def _enforce_parts(self) -> None:
-        """Stop where a source of a mixture gives nothing."""
+        """Raise DataError where no row of a mixture's source can be used."""
         for name, (rows, kept, first) in self.parts.items():
             if not kept:
                 raise DataError(
@@ -291,15 +295,15 @@ class Report:
                 )
 
     def _enforce_share(self, spec: DataSpec) -> None:
-        """Stop where more is left out than was accepted."""
-        asked = self.rows - self.filtered
-        if self.bad <= spec.max_left_out * asked:
+        """Raise DataError where a larger share is left out than ``max_left_out`` allows."""
+        unfiltered = self.rows - self.filtered
+        if self.bad <= spec.max_left_out * unfiltered:
             return
-        share = math.ceil(100 * self.bad / asked) / 100
+        share = math.ceil(100 * self.bad / unfiltered) / 100
         reasons = ", ".join(f"{count} {kind}" for kind, count in Counter(self.excluded).most_common(3))
         headline = (
-            f"{self.bad} of {asked} rows of {self.source} are left out ({self.bad / asked:.0%}: {reasons}), more than "
-            f"data.spec.max_left_out={spec.max_left_out:g} accepts. Mend them, or accept it with "
+            f"{self.bad} of {unfiltered} rows of {self.source} are left out ({self.bad / unfiltered:.0%}: {reasons}), "
+            f"more than data.spec.max_left_out={spec.max_left_out:g} allows. Repair them, or allow it with "
             f"data.spec.max_left_out={share:g}"
         )
         raise DataError(self._message(headline, set(self.excluded), excludable=False))
@@ -312,13 +316,13 @@ class Report:
         hidden = sum(self.excluded[kind] for kind in kinds) - sum(count for _, count in alike)
         if hidden > 0:
             lines.append(f"  ... and {hidden} more")
-        lines += [f"{Kind(kind)}: {ADVICE[Kind(kind)]}" for kind in sorted(kinds)]
-        if excludable and kinds - {Kind.TOO_LONG.value}:
+        lines += [f"{ProblemKind(kind)}: {ADVICE[ProblemKind(kind)]}" for kind in sorted(kinds)]
+        if excludable and kinds - {ProblemKind.TOO_LONG.value}:
             lines.append("or leave such rows out with data.spec.on_bad_row=exclude")
         return "\n".join([*lines, "`rlhf data inspect` with the same data options shows every problem"])
 
     def summary(self) -> str:
-        """One line for the log: rows read and kept, and why the others were not."""
+        """One line for the log: rows read and kept, and the problems of the others."""
         parts = [f"{self.source}: {self.kept} of {self.rows} rows kept"]
         if self.groups != self.kept:
             parts[0] += f" as {self.groups} {KINDS[self.kind].named(self.groups)}"
@@ -328,17 +332,17 @@ class Report:
         parts += [f"{count} {kind} (kept)" for kind, count in sorted(self.warnings.items())]
         return ", ".join(parts)
 
-    def by_kind(self) -> Counter[Kind]:
+    def by_kind(self) -> Counter[ProblemKind]:
         """Rows by kind of problem, warnings included."""
-        return Counter({Kind(kind): count for kind, count in {**self.excluded, **self.warnings}.items()})
+        return Counter({ProblemKind(kind): count for kind, count in {**self.excluded, **self.warnings}.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers only, for JSON and checkpoints."""
         return {**asdict(self), "problems": [[p.row, p.kind.value, p.message] for p in self.problems]}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Report:
+    def from_dict(cls, values: Mapping[str, Any]) -> DataReport:
         """Undo :meth:`to_dict`."""
-        problems = [Problem(row, Kind(kind), message) for row, kind, message in values["problems"]]
+        problems = [Problem(row, ProblemKind(kind), message) for row, kind, message in values["problems"]]
         parts = {name: (rows, kept, first) for name, (rows, kept, first) in values["parts"].items()}
         return cls(**{**values, "problems": problems, "parts": parts})

@@ -1,4 +1,4 @@
-"""Layouts of rows that hold more than demonstrations and pairs: lists with scores, steps with labels, paraphrases.
+"""Layouts of rows other than demonstrations and pairs: lists with scores, steps with labels, paraphrases.
 
 Each converter takes the row's fields and the spec and returns a :class:`Record`; ``formats.FORMATS`` lists them.
 """
@@ -11,13 +11,13 @@ from typing import Any, cast
 
 from rlhf_lightning.data.rows.fields import Fields
 from rlhf_lightning.data.rows.messages import Turns
-from rlhf_lightning.data.rows.problems import Kind, RowError
+from rlhf_lightning.data.rows.problems import ProblemKind, RowError
 from rlhf_lightning.data.rows.records import Record, context_of, say, uniform
 from rlhf_lightning.data.spec import DataSpec
 
 
 def is_list(fields: Fields, *names: str) -> bool:
-    """Whether every one of the columns holds a list."""
+    """Return whether all of the columns hold a list."""
     values = [fields.get(name) for name in names]
     return all(isinstance(value, Sequence) and not isinstance(value, str) for value in values)
 
@@ -36,7 +36,7 @@ def fits_ranked(fields: Fields) -> bool:
 
 
 def ranked(fields: Fields, spec: DataSpec) -> Record:
-    """A list of responses, put in the order of their scores, the best one first; equal scores keep their order."""
+    """A list of responses in the order of their scores, the best one first; equal scores keep their order."""
     listed = fields.need("responses")
     if not is_list(fields, "responses") or not listed:
         raise fields.wrong("responses", "a list of responses", listed)
@@ -45,7 +45,7 @@ def ranked(fields: Fields, spec: DataSpec) -> Record:
     if len(scores) != len(responses):
         column = fields.column("scores" if fields.has("scores") else "ranks")
         raise RowError(
-            Kind.TYPE, f"{len(responses)} in {fields.column('responses')!r}, but {len(scores)} in {column!r}"
+            ProblemKind.TYPE, f"{len(responses)} in {fields.column('responses')!r}, but {len(scores)} in {column!r}"
         )
     order = sorted(range(len(scores)), key=lambda at: -scores[at])
     record = uniform(context_of(fields), tuple(responses[at] for at in order), "ranked", "ranked")
@@ -79,7 +79,7 @@ def fits_safety(fields: Fields) -> bool:
 
 
 def safety(fields: Fields, spec: DataSpec) -> Record:
-    """Two answers, the safer one first; ``pair_order`` says which one is better, where the row does."""
+    """Two responses, the safer one first; :func:`better_first` makes a preference pair of them."""
     safer = _choice(fields, "safer_response_id")
     names = [f"response_{safer}", f"response_{1 - safer}"]
     first, second = (fields.either(name) for name in names)
@@ -88,7 +88,7 @@ def safety(fields: Fields, spec: DataSpec) -> Record:
 
 
 def better_first(record: Record, fields: Fields) -> Record:
-    """The pair of a safety row as preference data: the better answer first where the row names it, else the safer."""
+    """The pair of a safety row as preference data: the better response first where the row names it, else the safer."""
     if not fields.has("better_response_id"):
         return replace(record, kind="preference", numbers={})
     swapped = _choice(fields, "better_response_id") != _choice(fields, "safer_response_id")
@@ -97,13 +97,13 @@ def better_first(record: Record, fields: Fields) -> Record:
 
 
 def of_pair(fields: Fields) -> dict[str, list[float]]:
-    """What a pair's row may say of its two responses: win probabilities, and who drew which.
+    """Optional numbers of a pair's two responses: win probabilities, and which one the policy or the reference drew.
 
     ``win_chosen`` and ``win_rejected`` lie in [0, 1]; ``policy_sample`` and ``reference_sample`` name a response of the
-    pair, ``chosen`` or ``rejected``. Null or no column: nothing is said.
+    pair, ``chosen`` or ``rejected``. Without a column, or with null in it, there is no such number.
 
     Raises:
-        RowError: one win probability without the other, or something else in a column.
+        RowError: one win probability without the other, or another value in a column.
     """
     numbers: dict[str, list[float]] = {}
     if fields.has("win_chosen") or fields.has("win_rejected"):
@@ -135,7 +135,7 @@ def _choice(fields: Fields, name: str) -> int:
 
 
 def fits_steps(fields: Fields) -> bool:
-    """TRL's layout: a prompt, its steps, a label each."""
+    """TRL's layout: a prompt, the steps of a solution, a label for each step."""
     return fields.has("prompt") and is_list(fields, "steps", "labels")
 
 
@@ -148,7 +148,7 @@ def steps(fields: Fields, spec: DataSpec) -> Record:
 
 
 def fits_math_shepherd(fields: Fields) -> bool:
-    """Math-Shepherd: a text with a tag behind each step, and the same text with + or - in the tag's place."""
+    """Math-Shepherd: a text with a tag behind each step, and the same text with + or - instead of the tags."""
     return isinstance(fields.get("input"), str) and isinstance(fields.get("label"), str) and not fields.has("output")
 
 
@@ -163,9 +163,9 @@ def math_shepherd(fields: Fields, spec: DataSpec) -> Record:
         position += 1
     if not signs or set(signs) - {"+", "-"}:
         raise RowError(
-            Kind.TYPE,
-            f"{fields.column('label')!r} must be {fields.column('input')!r} with + or - in the place of each "
-            f"{tag!r} (data.spec.step_tag); found {signs[:8]}",
+            ProblemKind.TYPE,
+            f"{fields.column('label')!r} must be {fields.column('input')!r} with + or - instead of each "
+            f"{tag!r} (data.spec.step_tag); it has {signs[:8]}",
         )
     question, marker, first = pieces[0].rpartition("Step 1:")
     listed = [marker + first, *pieces[1:-1]]
@@ -175,9 +175,9 @@ def math_shepherd(fields: Fields, spec: DataSpec) -> Record:
 
 def _stepwise(prompt: str | Turns, listed: Sequence[str], labels: Sequence[float], name: str, spec: DataSpec) -> Record:
     if len(labels) != len(listed) or not listed:
-        raise RowError(Kind.TYPE, f"{len(listed)} steps, but {len(labels)} labels")
+        raise RowError(ProblemKind.TYPE, f"{len(listed)} steps, but {len(labels)} labels")
     if any(not 0 <= label <= 1 for label in labels):
-        raise RowError(Kind.TYPE, f"a step's label must lie between 0 and 1, not {[*labels]}")
+        raise RowError(ProblemKind.TYPE, f"a step's label must lie between 0 and 1, not {[*labels]}")
     texts = [step + spec.step_separator for step in listed]
     record = uniform(prompt, ("".join(texts),), name, "steps")
     return replace(record, steps=tuple(zip(texts, labels, strict=True)))
@@ -200,7 +200,7 @@ def coin(fields: Fields, spec: DataSpec) -> Record:
 
 
 def fits_paraphrase(fields: Fields) -> bool:
-    """An instruction in two wordings with one answer."""
+    """An instruction in two wordings with one response."""
     return fields.has("instruction", "paraphrase", "output")
 
 
@@ -233,7 +233,7 @@ def judged(record: Record, judgment: str | None, spec: DataSpec) -> Record:
 
 
 def _appended(prompt: str | Turns, text: str) -> str | Turns:
-    """A text behind the prompt: behind its last user turn."""
+    """The prompt with a text behind its last user turn."""
     if isinstance(prompt, str):
         return prompt + text
     if prompt[-1]["role"] != "user":
@@ -243,7 +243,7 @@ def _appended(prompt: str | Turns, text: str) -> str | Turns:
 
 def in_context(record: Record, context: str, spec: DataSpec) -> Record:
     """The response in a context (as the teacher sees it), and without it (as the student does)."""
-    return replace(record, kind="context", parts=(_placed(record, context, spec), record))
+    return replace(record, kind="context", parts=(_with_context(record, context, spec), record))
 
 
 def instructed(record: Record, spec: DataSpec, desirable: Sequence[float]) -> Record:
@@ -251,19 +251,19 @@ def instructed(record: Record, spec: DataSpec, desirable: Sequence[float]) -> Re
 
     Args:
         record: prompt and responses.
-        spec: the instructions, and where they stand.
-        desirable: of each response, whether it obeys the positive instruction, 1, or the negative one, 0.
+        spec: the instructions, and their position.
+        desirable: of each response, 1 if it obeys the positive instruction, 0 if the negative one.
     """
     contexts = (spec.positive_context, spec.negative_context)
-    parts = (*(_placed(record, context, spec) for context in contexts), record)
+    parts = (*(_with_context(record, context, spec) for context in contexts), record)
     numbers = {"desirable": [*desirable] * len(parts)}
     return replace(record, kind="instruction", parts=parts, margin=None, numbers=numbers)
 
 
-def _placed(record: Record, context: str, spec: DataSpec) -> Record:
-    """A record whose prompt has a context: in front of its text, as the system message, or behind it."""
+def _with_context(record: Record, context: str, spec: DataSpec) -> Record:
+    """A record with a context added to its prompt: in front of its text, as the system message, or behind it."""
     prompt = record.prompt
-    if spec.context_place == "behind":
+    if spec.context_position == "behind":
         prompt = _appended(prompt, context)
     elif isinstance(prompt, str):
         prompt = f"{context}\n\n{prompt}"

@@ -1,4 +1,4 @@
-"""A converted row: one shape for every layout, still text or messages."""
+"""Converted rows: one shape for every layout, with text or messages and no tokens yet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from rlhf_lightning.data.rows.fields import Fields
 from rlhf_lightning.data.rows.file_readers import Unreadable
 from rlhf_lightning.data.rows.messages import Message, Turns
-from rlhf_lightning.data.rows.problems import Kind, RowError, lone_surrogate
+from rlhf_lightning.data.rows.problems import ProblemKind, RowError, lone_surrogate
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +21,10 @@ class Record:
     responses: tuple[str | Turns, ...]  #: the best one first: chosen before rejected, lists by falling score
     format: str
     margin: float | None = None
-    kind: str = "supervised"  #: what the row is by itself, a key of ``kinds.KINDS``
+    kind: str = "supervised"  #: of the row itself, a key of ``kinds.KINDS``
     #: One number a response by name (``score``, ``desirable``, ``safe``, ``attribute:<name>``).
     numbers: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    #: A group of several prompts: a record of one response for each, None for a slot that this row does not fill.
+    #: Of a group with several prompts: for each a record of one response, None for a slot that this row does not fill.
     parts: tuple[Record | None, ...] = ()
     #: The only response as steps, each with its label; ``responses`` then holds the whole of it.
     steps: tuple[tuple[str, float], ...] = ()
@@ -33,12 +33,12 @@ class Record:
     #: The prompt ends with the beginning of an assistant turn, which the responses continue.
     continued: bool = False
     tools: tuple[Mapping[str, Any], ...] = ()  #: that the conversation may call
-    #: Of each response, whether a length limit ended it, so that nothing closes it; () where none was.
+    #: Of each response, whether a length limit ended it, so that it gets no EOS; () where none was.
     cut_off: tuple[bool, ...] = ()
 
     @property
     def conversation(self) -> bool:
-        """Whether prompt and responses are messages."""
+        """Return whether prompt and responses are messages."""
         return not isinstance(self.prompt, str)
 
 
@@ -48,13 +48,13 @@ def say(role: str, content: str) -> Message:
 
 
 def uniform(prompt: str | Turns, responses: tuple[str | Turns, ...], name: str, kind: str = "supervised") -> Record:
-    """A record that is all text or all messages: one list of messages makes conversations of the rest."""
+    """A record that is all text or all messages: where one part is messages, texts become turns."""
     record = Record(prompt, responses, name, kind=kind, continued=begins_response(prompt))
     return record if all(isinstance(part, str) for part in (prompt, *responses)) else as_conversation(record)
 
 
 def begins_response(prompt: str | Turns) -> bool:
-    """Whether a prompt of its own column ends with an assistant turn, which is then the beginning of a response."""
+    """Return whether a prompt column ends with an assistant turn, which is then the beginning of a response."""
     return not isinstance(prompt, str) and prompt[-1]["role"] == "assistant"
 
 
@@ -70,7 +70,7 @@ def as_conversation(record: Record) -> Record:
     )
     for response in responses:
         if response[0]["role"] != "assistant" or response[-1]["role"] != "assistant":
-            raise RowError(Kind.TYPE, "a response must start and end with an assistant turn")
+            raise RowError(ProblemKind.TYPE, "a response must start and end with an assistant turn")
     parts = tuple(part and as_conversation(part) for part in record.parts)
     return replace(record, prompt=prompt, responses=responses, parts=parts)
 
@@ -82,7 +82,7 @@ def instruction_of(fields: Fields) -> Turns:
     if not isinstance(history, Sequence):
         raise fields.wrong("history", "pairs of texts (user, assistant)", history)
     for exchange in history:
-        if not isinstance(exchange, Sequence) or [type(said) for said in exchange] != [str, str]:
+        if not isinstance(exchange, Sequence) or [type(text) for text in exchange] != [str, str]:
             raise fields.wrong("history", "pairs of texts (user, assistant)", exchange)
         turns += [say("user", exchange[0]), say("assistant", exchange[1])]
     instruction = fields.text("instruction")
@@ -91,7 +91,7 @@ def instruction_of(fields: Fields) -> Turns:
 
 
 def context_of(fields: Fields) -> str | Turns:
-    """The prompt that several responses answer, wherever it is kept."""
+    """The prompt of several responses, from whichever column holds it."""
     if fields.has("conversations"):
         return fields.turns("conversations")
     if not fields.has("prompt") and fields.has("messages"):
@@ -102,23 +102,25 @@ def context_of(fields: Fields) -> str | Turns:
 
 
 def as_json(values: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """A row's columns as a JSON object, and the names of those that JSON cannot hold and that are left out.
+    """A row's columns as a JSON object, and the names of columns that JSON cannot hold and that are left out.
 
-    Dates and the like are no JSON; a reward that needs one is better off with text in the data.
+    Dates and similar values are not JSON; data for a reward that needs them should store them as text.
 
     Raises:
-        RowError: a column holds text that is no Unicode.
+        RowError: a column holds text that is not valid Unicode.
     """
     kept: dict[str, str] = {}
     lost = []
     for name, value in values.items():
         if isinstance(value, Unreadable):
-            raise RowError(Kind.BROKEN, f"{str(name)!r}: {value.reason}")
+            raise RowError(ProblemKind.BROKEN, f"{str(name)!r}: {value.reason}")
         try:
             kept[str(name)] = json.dumps(value, ensure_ascii=False)
         except (TypeError, ValueError, RecursionError):
             lost.append(str(name))
             continue
         if (half := lone_surrogate(kept[str(name)])) or (half := lone_surrogate(str(name))):
-            raise RowError(Kind.BROKEN, f"{str(name)!r} holds {half}, half of a surrogate pair: no Unicode text")
+            raise RowError(
+                ProblemKind.BROKEN, f"{str(name)!r} holds {half}, half of a surrogate pair, so it is not valid Unicode"
+            )
     return "{" + ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {text}" for name, text in kept.items()) + "}", lost

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rlhf_lightning.data.rows.fields import unfound, unfound_message
+from rlhf_lightning.data.rows.fields import missing_columns, missing_columns_message
 from rlhf_lightning.data.rows.problems import DataError
 from rlhf_lightning.data.sources.base import Row
 
@@ -22,7 +22,7 @@ class MappedColumns:
         if row.part:
             self._look(f"data.source.columns.{row.part}", row.unmapped, row)
         if self._open.get("data.spec.columns"):
-            self._look("data.spec.columns", unfound(self._open["data.spec.columns"], row.values), row)
+            self._look("data.spec.columns", missing_columns(self._open["data.spec.columns"], row.values), row)
 
     def _look(self, option: str, absent: Mapping[str, str], row: Row) -> None:
         before = self._open.get(option, absent)
@@ -31,10 +31,12 @@ class MappedColumns:
 
     def absent(self, row: Row) -> str:
         """The mapped columns that a row does not have, in a sentence; empty when it has all of them."""
-        missing = {"data.spec.columns": unfound(self.columns, row.values)}
+        missing = {"data.spec.columns": missing_columns(self.columns, row.values)}
         if row.part:
             missing[f"data.source.columns.{row.part}"] = {**row.unmapped}
-        return "; ".join(unfound_message(mapping, row.values, option) for option, mapping in missing.items() if mapping)
+        return "; ".join(
+            missing_columns_message(mapping, row.values, option) for option, mapping in missing.items() if mapping
+        )
 
     def check(self, source: str) -> None:
         """Refuse a mapped column that no row has.
@@ -46,6 +48,6 @@ class MappedColumns:
             if mapping and option in self._names:
                 names = self._names[option]
                 raise DataError(
-                    f"{unfound_message(mapping, names, option)}. No row of {source} has it; the first one has: "
+                    f"{missing_columns_message(mapping, names, option)}. No row of {source} has it; the first one has: "
                     f"{', '.join(names) or 'none'}"
                 )

@@ -23,7 +23,7 @@ import pyarrow as pa
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_lightning.data.rows.problems import Report
+from rlhf_lightning.data.rows.problems import DataReport
 from rlhf_lightning.data.tokens.examples import Examples
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ _NUMBER = "numbers-"
 #: Processes that want the same entry wait this long, in seconds, for the one that makes it.
 _PATIENCE = 3600.0
 
-Made = tuple[Examples, Report]
+Made = tuple[Examples, DataReport]
 
 
 def default_folder() -> Path:
@@ -84,7 +84,7 @@ def _load(entry: Path) -> Made | None:
     if not entry.is_dir():
         return None
     try:
-        report = Report.from_dict(json.loads((entry / "report.json").read_text(encoding="utf-8")))
+        report = DataReport.from_dict(json.loads((entry / "report.json").read_text(encoding="utf-8")))
         layout = json.loads((entry / "columns.json").read_text(encoding="utf-8"))
         arrays = {file.stem: np.load(file, mmap_mode="r") for file in entry.glob("*.npy")}
         numbers = {name: arrays.pop(f"{_NUMBER}{at}") for at, name in enumerate(layout["numbers"])}
@@ -101,7 +101,7 @@ def _load(entry: Path) -> Made | None:
     return examples, report
 
 
-def _save(entry: Path, examples: Examples, report: Report) -> None:
+def _save(entry: Path, examples: Examples, report: DataReport) -> None:
     """Write an entry beside its place, then rename it there. The caller holds the entry's lock."""
     for abandoned in entry.parent.glob(f"{entry.name}.*.tmp"):
         shutil.rmtree(abandoned, ignore_errors=True)

@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
-from rlhf_lightning.data.rows.messages import CALLS, Message, Turns, scored
-from rlhf_lightning.data.rows.problems import Kind, RowError
+from rlhf_lightning.data.rows.messages import CALLS, Message, Turns, in_loss
+from rlhf_lightning.data.rows.problems import ProblemKind, RowError
 from rlhf_lightning.data.rows.records import Record
 from rlhf_lightning.data.tokens.template_coverage import check_answer, check_context, check_tools, unread_fields
 
@@ -80,7 +80,7 @@ class Conversation:
         turns = cast("Turns", record.prompt)
         begun = turns[-1] if record.continued and turns and turns[-1]["role"] == "assistant" else None
         if begun is not None and any(begun.get(name) for name in CALLS):
-            raise RowError(Kind.TEMPLATE, "the prompt ends with a call of tools, which nothing continues")
+            raise RowError(ProblemKind.TEMPLATE, "the prompt ends with a call of tools, which nothing continues")
         self.context: Turns = turns if begun is None else turns[:-1]
         self.begun = begun
         self.responses = [_continued(begun, turns) for turns in cast("Sequence[Turns]", record.responses)]
@@ -128,7 +128,7 @@ class Conversation:
         begun = "" if self.begun is None else self.begun["content"]
         text = self.template.prompt(self.context, self.tools) + begun
         if self.begun is not None and not self._text([*self.context, self.begun]).startswith(text):
-            raise RowError(Kind.TEMPLATE, "the template changes the assistant turn that the prompt ends with")
+            raise RowError(ProblemKind.TEMPLATE, "the template changes the assistant turn that the prompt ends with")
         if self.tools:
             check_tools(self.tools, text, self.template.prompt(self.context) + begun)
         return text
@@ -144,14 +144,16 @@ class Conversation:
                 made.show(self.template.prompt(so_far[:-1], self.tools))
             full = self._text(so_far)
             if not full.startswith(made.text):
-                raise RowError(Kind.TEMPLATE, "the template shows the prompt differently when a response follows")
+                raise RowError(
+                    ProblemKind.TEMPLATE, "the template shows the prompt differently when a response follows"
+                )
             body = full[len(made.text) :].removesuffix(self.template.tail)
-            if scored(turn):
+            if in_loss(turn):
                 begun = self.begun["content"] if self.begun is not None and not k else ""
                 check_answer(so_far, begun + body, self._text)
-            made.write(body, is_scored=scored(turn))
+            made.write(body, is_scored=in_loss(turn))
         whole = [*self.context, *turns]
-        others = [at for at, turn in enumerate(whole) if at >= len(self.context) and not scored(turn)]
+        others = [at for at, turn in enumerate(whole) if at >= len(self.context) and not in_loss(turn)]
         if others:
             made.hidden = check_context(whole, made.text, self._text, others)
         return made
@@ -173,7 +175,7 @@ class _Response:
         """
         if not shown.startswith(self.start):
             raise _RewrittenPromptError(
-                Kind.TEMPLATE, "the template shows the prompt differently when later turns follow"
+                ProblemKind.TEMPLATE, "the template shows the prompt differently when later turns follow"
             )
         if shown.startswith(self.text):
             self.segments.append((shown[len(self.text) :], False))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
 from rlhf_lightning.data.kinds import KINDS
-from rlhf_lightning.data.rows.problems import DataError, Report
+from rlhf_lightning.data.rows.problems import DataError, DataReport
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.types import Example
 
@@ -128,7 +128,7 @@ class Converter:
             numbers = {name: list(values[slot::each]) for name, values in group.numbers.items()}
             yield replace(_chosen(group, [*range(slot, contexts * each, each)]), numbers=numbers)
 
-    def account(self, report: Report, groups: int) -> None:
+    def account(self, report: DataReport, groups: int) -> None:
         """Note what was converted, and what that left out."""
         noun = KINDS[self.kind].noun
         if self.gathered:

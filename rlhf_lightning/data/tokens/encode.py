@@ -16,7 +16,7 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.chat_templates import TrainedTemplate
-from rlhf_lightning.data.rows.problems import DataError, Kind, RowError, SpecialIds
+from rlhf_lightning.data.rows.problems import DataError, ProblemKind, RowError, SpecialIds
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.tokens.conversations import Rendered, Segment
 from rlhf_lightning.data.tokens.templates import ChatTemplate, resolve
@@ -230,7 +230,7 @@ def fit(made: Encoded, spec: DataSpec, bos: int | None) -> str | None:
         return None
     if spec.too_long in ("exclude", "error"):
         listed = ", ".join(f"{length} tokens over {name}={getattr(spec, name)}" for name, length in over)
-        raise RowError(Kind.TOO_LONG, f"{listed} (prompt {before[0]}, longest response {longest})")
+        raise RowError(ProblemKind.TOO_LONG, f"{listed} (prompt {before[0]}, longest response {longest})")
     prompt, response = _room(before[0], longest, spec)
     if prompt < before[0] and spec.too_long == "keep_end":
         first = made.prompt[:1] if prompt > 1 and made.prompt[0] == bos else []

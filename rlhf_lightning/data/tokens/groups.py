@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from rlhf_lightning.data.kinds import slot_names
-from rlhf_lightning.data.rows.messages import Turns, says_nothing, scored
-from rlhf_lightning.data.rows.problems import Kind, RowError, lone_surrogate
+from rlhf_lightning.data.rows.messages import Turns, in_loss, is_empty
+from rlhf_lightning.data.rows.problems import ProblemKind, RowError, lone_surrogate
 from rlhf_lightning.data.rows.records import Record, say
 from rlhf_lightning.data.sources.base import Row
 from rlhf_lightning.data.tokens.conversations import Rendered
@@ -61,7 +61,9 @@ def make_equal(parts: list[Encoded]) -> None:
         part.responses = [ids[:length] for ids, length in zip(part.responses, lengths, strict=True)]
         part.scored = [mask[:length] for mask, length in zip(part.scored, lengths, strict=True)]
         if part.responses != parts[0].responses or part.scored != parts[0].scored:
-            raise RowError(Kind.TEMPLATE, "the response has other tokens behind another prompt; data.spec.boundary=ids")
+            raise RowError(
+                ProblemKind.TEMPLATE, "the response has other tokens behind another prompt; data.spec.boundary=ids"
+            )
 
 
 def step_labels(record: Record, made: Encoded) -> tuple[list[list[bool]], list[list[float]]]:
@@ -72,7 +74,7 @@ def step_labels(record: Record, made: Encoded) -> tuple[list[list[bool]], list[l
         if 0 < end <= length:
             scored[end - 1], labels[end - 1] = True, label
     if not any(scored):
-        raise RowError(Kind.UNSCORED, "no step ends within the length limits")
+        raise RowError(ProblemKind.UNSCORED, "no step ends within the length limits")
     return [scored], [labels]
 
 
@@ -80,24 +82,24 @@ def check_text(record: Record) -> None:
     """Raise RowError when a prompt, a response or a turn of one says nothing, or a response ends unscored."""
     prompt = record.prompt if isinstance(record.prompt, str) else "".join(turn["content"] for turn in record.prompt)
     if not prompt.strip() and record.format != "text":
-        raise RowError(Kind.EMPTY_PROMPT, "the prompt is empty")
+        raise RowError(ProblemKind.EMPTY_PROMPT, "the prompt is empty")
     if not isinstance(record.prompt, str):
-        _check_turns(record.prompt, "the prompt", Kind.EMPTY_PROMPT)
+        _check_turns(record.prompt, "the prompt", ProblemKind.EMPTY_PROMPT)
     for number, response in enumerate(record.responses):
         last = say("assistant", response) if isinstance(response, str) else response[-1]
         which = slot_names(record.kind, len(record.responses))[number]
-        if says_nothing(last):
-            raise RowError(Kind.EMPTY_RESPONSE, f"{which} is empty")
-        if not scored(last):
-            raise RowError(Kind.UNSCORED, f"the last turn of {which} is marked as one that is not to be scored")
+        if is_empty(last):
+            raise RowError(ProblemKind.EMPTY_RESPONSE, f"{which} is empty")
+        if not in_loss(last):
+            raise RowError(ProblemKind.UNSCORED, f"the last turn of {which} is marked as not to be scored")
         if not isinstance(response, str):
-            _check_turns(response, which, Kind.EMPTY_RESPONSE)
+            _check_turns(response, which, ProblemKind.EMPTY_RESPONSE)
 
 
-def _check_turns(turns: Turns, name: str, kind: Kind) -> None:
+def _check_turns(turns: Turns, name: str, kind: ProblemKind) -> None:
     """Raise RowError for an empty turn of a user or the assistant; what a tool returns may be empty."""
     for number, turn in enumerate(turns, start=1):
-        if turn["role"] in ("user", "assistant") and says_nothing(turn):
+        if turn["role"] in ("user", "assistant") and is_empty(turn):
             raise RowError(kind, f"turn {number} ({turn['role']}) of {name} is empty")
 
 
@@ -109,7 +111,7 @@ def check_unicode(values: Mapping[str, Any], parts: Iterable[Rendered | None]) -
         texts = {str(name): str(value) for name, value in values.items() if isinstance(value, str | list | dict)}
         names = [name for name, text in texts.items() if lone_surrogate(text)]
         where = f"{', '.join(map(repr, names))} holds" if names else "its text holds"
-        raise RowError(Kind.BROKEN, f"{where} {half}, half of a surrogate pair: no Unicode text")
+        raise RowError(ProblemKind.BROKEN, f"{where} {half}, half of a surrogate pair, so it is not valid Unicode")
 
 
 def _segments(part: Rendered) -> Iterator[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_lightning.data.kinds import KINDS
-from rlhf_lightning.data.rows.problems import Report
+from rlhf_lightning.data.rows.problems import DataReport
 from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.types import Example, PreferenceBatch
 
@@ -45,12 +45,12 @@ class OptionalNumbers:
                 self.rows.setdefault(name, []).append((len(self.margins), example.numbers[name]))
         self.margins.append(_NAN if example.margin is None else example.margin)
 
-    def joined(self, examples: Examples, report: Report) -> Examples:
+    def joined(self, examples: Examples, report: DataReport) -> Examples:
         """The gathered examples with them; what some rows lack is left out, with a note."""
         numbers = {name: table for name in self.rows if (table := self._table(name, examples, report)) is not None}
         return replace(examples, margin=self._margin(report), numbers={**examples.numbers, **numbers})
 
-    def _table(self, name: str, examples: Examples, report: Report) -> NDArray[np.float32] | None:
+    def _table(self, name: str, examples: Examples, report: DataReport) -> NDArray[np.float32] | None:
         """A number of every response, (groups, slots)."""
         absent = len(examples) - len(self.rows[name])
         if absent and name not in PreferenceBatch.DRAWN_BY:
@@ -61,7 +61,7 @@ class OptionalNumbers:
             table[row] = values
         return table
 
-    def _margin(self, report: Report) -> NDArray[np.float32] | None:
+    def _margin(self, report: DataReport) -> NDArray[np.float32] | None:
         """Margins of all examples, or None when some have none."""
         margins = np.asarray(self.margins, dtype=np.float64)
         absent = int(np.isnan(margins).sum())

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from rlhf_lightning.data.kinds import KINDS
-from rlhf_lightning.data.rows.problems import DataError, Kind, RowError
+from rlhf_lightning.data.rows.problems import DataError, ProblemKind, RowError
 from rlhf_lightning.data.rows.records import Record
 from rlhf_lightning.data.spec import DataSpec
 
@@ -75,7 +75,7 @@ def cut(record: Record, spec: DataSpec, length: Callable[[str], int]) -> Record:
     if not cuts(spec):
         return record
     if not isinstance(record.prompt, str):
-        raise RowError(Kind.TYPE, f"the prompt is a conversation, and {_asked(spec)} cuts plain text")
+        raise RowError(ProblemKind.TYPE, f"the prompt is a conversation, and {_asked(spec)} cuts plain text")
     text = record.prompt
     if spec.prompt_start != "any":
         text = _begun(text, spec.prompt_start)
@@ -94,7 +94,9 @@ def _begun(text: str, unit: str) -> str:
     """The text behind its first boundary; all of it when nothing is there."""
     first = ENDS[unit].search(text)
     if first is None:
-        raise RowError(Kind.NO_BOUNDARY, f"no {unit} ends in its {len(text)} characters, so none begins behind one")
+        raise RowError(
+            ProblemKind.NO_BOUNDARY, f"no {unit} ends in its {len(text)} characters, so none begins behind one"
+        )
     behind = text[first.end() :].lstrip("\r\n" if unit == "line" else None)  # a line keeps its indentation
     return behind if behind.strip() else text
 
@@ -105,7 +107,9 @@ def _ended(text: str, spec: DataSpec, length: Callable[[str], int]) -> str:
     blank = len(text) - len(text.lstrip())  # what ends in there is empty
     ends = [found.end() for found in ENDS[unit].finditer(text) if found.end() > blank]
     if not ends:
-        raise RowError(Kind.NO_BOUNDARY, f"no {unit} ends in the {len(text)} characters from where the prompt begins")
+        raise RowError(
+            ProblemKind.NO_BOUNDARY, f"no {unit} ends in the {len(text)} characters from where the prompt begins"
+        )
     limits = {name: getattr(spec, name) for name in ("max_prompt_length", "max_length")}
     limit, name = min(((value, name) for name, value in limits.items() if value is not None), default=(None, ""))
     if limit is None:
@@ -113,7 +117,8 @@ def _ended(text: str, spec: DataSpec, length: Callable[[str], int]) -> str:
     last = _last(len(ends), lambda at: length(text[: ends[at]]) <= limit)
     if last < 0:
         raise RowError(
-            Kind.NO_BOUNDARY, f"its first {unit} has {length(text[: ends[0]])} tokens, over data.spec.{name}={limit}"
+            ProblemKind.NO_BOUNDARY,
+            f"its first {unit} has {length(text[: ends[0]])} tokens, over data.spec.{name}={limit}",
         )
     return text[: ends[last]]
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Protocol, cast, runtime_checkable
 
 from rlhf_lightning.data.rows.messages import Turns
-from rlhf_lightning.data.rows.problems import Kind, RowError
+from rlhf_lightning.data.rows.problems import ProblemKind, RowError
 from rlhf_lightning.data.rows.records import Record, say
 from rlhf_lightning.types import PromptForm
 
@@ -81,7 +81,8 @@ def changed(record: Record, transform: PromptTransform) -> Record:
     """
     if any(part is not None and part.prompt != record.prompt for part in record.parts):
         raise RowError(
-            Kind.TYPE, "prompting=... changes the prompt of a row, and this row makes several: set prompting=none"
+            ProblemKind.TYPE,
+            "prompting=... changes the prompt of a row, and this row makes several: set prompting=none",
         )
     if record.parts:
         return replace(
@@ -95,7 +96,7 @@ def changed(record: Record, transform: PromptTransform) -> Record:
         return replace(record, prompt=turns, continued=record.continued or turns[-1]["role"] == "assistant")
     if len(turns) != 1:
         raise RowError(
-            Kind.TYPE, "prompting=... makes several turns of this prompt of plain text: set data.spec.template"
+            ProblemKind.TYPE, "prompting=... makes several turns of this prompt of plain text: set data.spec.template"
         )
     return replace(record, prompt=turns[0]["content"])
 
@@ -104,13 +105,15 @@ def _plain(record: Record, prompt: str, closing: str) -> Record:
     """A record of text: a conversation's only turn is its text."""
     if record.tools or record.steps:
         what = "tools" if record.tools else "labelled steps"
-        raise RowError(Kind.TEMPLATE, f"prompting=... makes a prompt without a chat template, which shows no {what}")
+        raise RowError(
+            ProblemKind.TEMPLATE, f"prompting=... makes a prompt without a chat template, which shows no {what}"
+        )
     responses = []
     for at, response in enumerate(record.responses):
         turns = response if not isinstance(response, str) else [say("assistant", response)]
         if len(turns) != 1:
             raise RowError(
-                Kind.TEMPLATE,
+                ProblemKind.TEMPLATE,
                 f"prompting=... makes a prompt without a chat template, and the response has {len(turns)} turns: score "
                 "the last one alone with data.spec.mask=response",
             )

@@ -8,7 +8,7 @@ import numpy as np
 
 from rlhf_lightning import clock
 from rlhf_lightning.data.kinds import KINDS, fed_by
-from rlhf_lightning.data.rows.problems import DataError, Report
+from rlhf_lightning.data.rows.problems import DataError, DataReport
 from rlhf_lightning.data.rows.records import Record
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.tokens.examples import Examples
@@ -20,7 +20,7 @@ PLAIN_TEXT = (
 )
 
 
-def note_counts(report: Report, examples: Examples, spec: DataSpec) -> None:
+def note_counts(report: DataReport, examples: Examples, spec: DataSpec) -> None:
     """Tokens of the examples, and what the report's counts mean for training.
 
     Raises:
@@ -55,7 +55,7 @@ def note_counts(report: Report, examples: Examples, spec: DataSpec) -> None:
         report.note(f"{report.unknown_tokens} response tokens are the tokenizer's unknown token")
 
 
-def note_template(report: Report, template: ChatTemplate, ends: Collection[int], unread: Collection[str]) -> None:
+def note_template(report: DataReport, template: ChatTemplate, ends: Collection[int], unread: Collection[str]) -> None:
     """What people should know of the template that rendered rows.
 
     Args:
@@ -78,7 +78,7 @@ def note_template(report: Report, template: ChatTemplate, ends: Collection[int],
         report.note(f"turns have fields that the template does not show: {', '.join(sorted(unread))}")
 
 
-def _note_contents(report: Report, examples: Examples) -> None:
+def _note_contents(report: DataReport, examples: Examples) -> None:
     if not len(examples):
         return
     kind = KINDS[report.kind]

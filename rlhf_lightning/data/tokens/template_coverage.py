@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from rlhf_lightning.data.rows.messages import CALLS, REASONING, Message, Turns
-from rlhf_lightning.data.rows.problems import Kind, RowError
+from rlhf_lightning.data.rows.problems import ProblemKind, RowError
 
 Render = Callable[[Turns], str]
 
@@ -99,7 +99,7 @@ def check_tools(tools: Sequence[Mapping[str, Any]], text: str, without: str) -> 
     lost = names if text == without else [name for name in names if name not in text]
     if lost:
         raise RowError(
-            Kind.TEMPLATE,
+            ProblemKind.TEMPLATE,
             f"the template does not show the row's tools ({', '.join(lost)}): choose a data.spec.template that does, "
             "or leave them away with data.spec.columns.tools=-",
         )
@@ -195,7 +195,7 @@ def _with(turns: Turns, at: int, name: str, value: Any) -> Turns:
 def _unshown(number: int, turn: Message, name: str, lost: str) -> RowError:
     what = "" if name == "content" else f" {name!r} of"
     return RowError(
-        Kind.TEMPLATE,
+        ProblemKind.TEMPLATE,
         f"the template does not show{what} turn {number} ({turn['role']}): {lost[:60]!r} is not in what it renders. "
         "Choose a data.spec.template (or data.spec.template_arguments) that shows it, or remove it from the row",
     )

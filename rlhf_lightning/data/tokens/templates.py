@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_lightning import clock
 from rlhf_lightning.chat_templates import QUESTION, RESPONSE, TrainedTemplate, closing
 from rlhf_lightning.data.rows.messages import Turns
-from rlhf_lightning.data.rows.problems import DataError, Kind, RowError
+from rlhf_lightning.data.rows.problems import DataError, ProblemKind, RowError
 from rlhf_lightning.data.rows.records import Record
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.tokens.conversations import Conversation, Rendered, Segment, Tools
@@ -111,10 +111,10 @@ class ChatTemplate:
         bare, asked, full = self.render(question), self.render(question, generation=True), self.render(exchange)
         before, found, after = full.rpartition(RESPONSE)
         if not found:
-            raise RowError(Kind.TEMPLATE, "the answer does not appear in what it renders")
+            raise RowError(ProblemKind.TEMPLATE, "the answer does not appear in what it renders")
         if not before.startswith(asked):
             raise RowError(
-                Kind.TEMPLATE,
+                ProblemKind.TEMPLATE,
                 f"its generation prompt ends with {asked[-40:]!r}, but answers begin with {before[-40:]!r}; "
                 "pass data.spec.template_arguments, or another data.spec.template",
             )
@@ -136,7 +136,7 @@ class ChatTemplate:
         try:
             return chat_text(self.tokenizer, turns, generation=generation, source=self.source, **given)
         except _REFUSED as error:
-            raise RowError(Kind.TEMPLATE, f"{type(error).__name__}: {error}") from error
+            raise RowError(ProblemKind.TEMPLATE, f"{type(error).__name__}: {error}") from error
 
     def prompt(self, turns: Turns, tools: Tools = ()) -> str:
         """What the model is given before it answers: the turns and the generation prompt."""
@@ -240,10 +240,10 @@ def render(record: Record, template: ChatTemplate | None) -> Rendered:
         RowError: a conversation without a template, or one that the template refuses.
     """
     if record.conversation and template is None:
-        raise RowError(Kind.TEMPLATE, "the row is a conversation, and data.spec.template=none renders text only")
+        raise RowError(ProblemKind.TEMPLATE, "the row is a conversation, and data.spec.template=none renders text only")
     if record.tools and not record.conversation:
         raise RowError(
-            Kind.TEMPLATE,
+            ProblemKind.TEMPLATE,
             "the row has tools, which plain text does not show: make the prompt a user turn with data.spec.template="
             "tokenizer, or leave them away with data.spec.columns.tools=-",
         )

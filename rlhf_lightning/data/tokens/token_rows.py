@@ -16,7 +16,7 @@ from typing import Any
 
 from rlhf_lightning.data.kinds import KINDS
 from rlhf_lightning.data.rows.fields import Fields
-from rlhf_lightning.data.rows.problems import Kind, RowError
+from rlhf_lightning.data.rows.problems import ProblemKind, RowError
 from rlhf_lightning.data.tokens.encode import Encoded
 
 #: Models have rows for more ids than their tokenizers have tokens, so only what no array of tokens holds is refused.
@@ -42,13 +42,13 @@ def group_of(values: Mapping[str, Any]) -> tuple[Encoded, dict[str, list[float]]
     prompt, responses = values["prompt_ids"], _listed(values, "response_ids")
     for name, ids in (("prompt_ids", prompt), *((f"response_ids[{at}]", ids) for at, ids in enumerate(responses))):
         if not _are_ids(ids):
-            raise RowError(Kind.TYPE, f"{name!r} must be a list of token ids")
+            raise RowError(ProblemKind.TYPE, f"{name!r} must be a list of token ids")
     masks = _listed(values, "scored") if values.get("scored") else [None] * len(responses)
     scored = [[True] * len(ids) if mask is None else mask for ids, mask in zip(responses, masks, strict=False)]
     if [len(ids) for ids in responses] != [len(mask) for mask in scored]:
-        raise RowError(Kind.TYPE, "'scored' must say of every token of 'response_ids' whether it is scored")
+        raise RowError(ProblemKind.TYPE, "'scored' must say of every token of 'response_ids' whether it is scored")
     if KINDS[values["kind"]].pair and responses[0] == responses[1]:
-        raise RowError(Kind.IDENTICAL, f"both have the same {len(responses[0])} tokens")
+        raise RowError(ProblemKind.IDENTICAL, f"both have the same {len(responses[0])} tokens")
     fields, numbers = Fields(values, {}), values.get("numbers") or {}
     if not isinstance(numbers, Mapping):
         raise fields.wrong("numbers", "an object of lists, by name", numbers)

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lightning.data.kinds import KINDS, serves
 from rlhf_lightning.data.rows.formats import convert, unrecognised, used_columns
-from rlhf_lightning.data.rows.problems import DataError, Kind, Problem, Report, RowError, check_ids
+from rlhf_lightning.data.rows.problems import DataError, DataReport, Problem, ProblemKind, RowError, check_ids
 from rlhf_lightning.data.rows.records import Record, as_json
 from rlhf_lightning.data.sources.base import Row, Source, for_kind, using
 from rlhf_lightning.data.sources.mapped_columns import MappedColumns
@@ -56,7 +56,7 @@ class Tokenized:
     """A tokenised data set and the account of how it came about."""
 
     examples: Examples
-    report: Report
+    report: DataReport
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -152,7 +152,7 @@ class _Pipeline:
         if spec.prompting is not None:
             spec.prompting.begin(tokenizer)
         self.encoder = Encoder(tokenizer, spec, template)
-        self.report = Report(name, kind, template=template.name if template else "none")
+        self.report = DataReport(name, kind, template=template.name if template else "none")
         #: Text becomes a conversation when the user chose a template for it.
         self.conversation = spec.template not in ("auto", "none")
         self.expected: str | None = None
@@ -170,7 +170,7 @@ class _Pipeline:
         self.could_be_turns = bool(tokenizer.chat_template) and template is not None and not plain
         self.templated = False  #: whether any row went through the template
 
-    def run(self, rows: Iterable[Row]) -> tuple[Examples, Report]:
+    def run(self, rows: Iterable[Row]) -> tuple[Examples, DataReport]:
         """All usable rows as examples, and the report."""
         converter = Converter(self.kind, self.spec)
         columns = Columns()
@@ -216,7 +216,7 @@ class _Pipeline:
                 self._problem(row, error)
                 continue
             if cut:
-                self.report.add(Problem(row.id, Kind.TRUNCATED, cut))
+                self.report.add(Problem(row.id, ProblemKind.TRUNCATED, cut))
             record = Record("", (), TOKEN_IDS, margin, self.kind, numbers)
             example = self._example(row, record, [made])
             self.report.formats[record.format] = self.report.formats.get(record.format, 0) + 1
@@ -231,7 +231,7 @@ class _Pipeline:
             encoded = iter(self.encoder.encode(texts, compare=compare))
         except _REFUSED as error:
             if len(rendered) == 1:
-                yield RowError(Kind.BROKEN, f"the tokenizer refuses its text: {type(error).__name__}: {error}")
+                yield RowError(ProblemKind.BROKEN, f"the tokenizer refuses its text: {type(error).__name__}: {error}")
                 return
             for alone in rendered:
                 yield from self._encoded([alone])
@@ -245,7 +245,7 @@ class _Pipeline:
             columns.add(self.optional.without(example))
         except ValueError as error:
             self.report.kept -= 1
-            self.report.add(Problem(example.row, Kind.BROKEN, str(error)))
+            self.report.add(Problem(example.row, ProblemKind.BROKEN, str(error)))
         else:
             self.optional.add(example)
 
@@ -270,7 +270,7 @@ class _Pipeline:
             self.report.count_part(row.part, rows=1)
         try:
             if row.error is not None:
-                raise RowError(Kind.BROKEN, row.error)
+                raise RowError(ProblemKind.BROKEN, row.error)
             self.mapped.look(row)
             record = self._record(row)
             if record is None:
@@ -307,19 +307,21 @@ class _Pipeline:
                 unmapped=row.unmapped,
             )
         except RowError as error:
-            absent = self.mapped.absent(row) if error.kind in (Kind.MISSING, Kind.TYPE) else ""
-            if self.expected is None and self.spec.format == "auto" and error.kind is Kind.MISSING:
+            absent = self.mapped.absent(row) if error.kind in (ProblemKind.MISSING, ProblemKind.TYPE) else ""
+            if self.expected is None and self.spec.format == "auto" and error.kind is ProblemKind.MISSING:
                 self.hopeless = self.hopeless or unrecognised(list(map(str, row.values)), self.kind, absent)
             raise RowError(error.kind, f"{absent}; {error.message}") if absent else error from None
         if record is None:
             return None
         if not serves(record.kind, self.kind):
             self.hopeless = self.hopeless or wrong_kind(self.report.source, record, self.kind, self.mapped.absent(row))
-            raise RowError(Kind.MISSING, f"a row of format {record.format} gives {KINDS[record.kind].noun} only")
+            raise RowError(ProblemKind.MISSING, f"a row of format {record.format} gives {KINDS[record.kind].noun} only")
         self.expected = record.format
         self.names = set(record.numbers) if self.names is None else self.names
         if KINDS[record.kind].named_numbers and set(record.numbers) != self.names:
-            raise RowError(Kind.MISSING, "other attributes than the rows before it; list all in data.spec.attributes")
+            raise RowError(
+                ProblemKind.MISSING, "other attributes than the rows before it; list all in data.spec.attributes"
+            )
         for part in record.parts or (record,):
             if part is not None:
                 check_text(part)
@@ -330,7 +332,7 @@ class _Pipeline:
         given = record.format == TOKEN_IDS
         cuts = [None if given else self._checked(record, part) for part in made if part is not None]
         if any(cuts):
-            self.report.add(Problem(row.id, Kind.TRUNCATED, "; ".join(filter(None, cuts))))
+            self.report.add(Problem(row.id, ProblemKind.TRUNCATED, "; ".join(filter(None, cuts))))
         if self.layout.same_response:
             make_equal([part for part in made if part is not None])
         parts = [Encoded([], [[]], [[]]) if part is None else part for part in made]
@@ -372,7 +374,7 @@ class _Pipeline:
         content = repr((prompts, responses)).encode()
         first = self.first_seen.setdefault(hashlib.blake2b(content, digest_size=8).digest(), row.id)
         if first != row.id:  # a mixture may repeat a row on purpose: that is no duplicate
-            self.report.add(Problem(row.id, Kind.DUPLICATE, f"the same tokens as {first}"))
+            self.report.add(Problem(row.id, ProblemKind.DUPLICATE, f"the same tokens as {first}"))
 
     def _count(
         self, row: Row, record: Record, example: Example, made: list[Encoded | None], parts: list[Rendered | None]

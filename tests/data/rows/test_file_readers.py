@@ -1,4 +1,4 @@
-"""Damaged files: a problem of their rows, with the rows before it and, where the format allows, behind it."""
+"""Damaged files: the damaged rows are problems; rows before them and, where the format allows, after them are kept."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def test_json_that_python_cannot_hold_is_a_problem_of_its_row(tmp_path):
     ]
     (tmp_path / "b.json").write_text(f"[{json.dumps(PAIR)}, {deep}]")
     (problem,) = Files(str(tmp_path / "b.json")).rows()
-    assert "nothing of it was read" in problem.error
+    assert "none of it was read" in problem.error
 
 
-def test_numbers_of_any_size_harm_only_those_who_use_them(tmp_path):
+def test_numbers_of_any_size_are_errors_only_where_they_are_used(tmp_path):
     huge = "9" * 5000
     row = json.dumps(PAIR)[:-1]
     lines = [f'{row}, "id": {huge}}}', f'{row}, "margin": {huge}}}', f'{row}, "margin": 1e400}}']
@@ -74,7 +74,7 @@ def test_a_cut_archive_gives_the_rows_before_the_cut(tmp_path):
     (problem,) = result.report.problems
     assert 100 < result.report.kept < 3000
     assert problem.row == f"{tmp_path}/a.jsonl.gz:{result.report.kept}"  # the row behind; the other file has one more
-    assert "the file cannot be read from here on, what follows is lost: EOFError" in problem.message
+    assert "the file cannot be read from here on, so later rows are lost: EOFError" in problem.message
     garbled = bytearray(content)
     garbled[len(content) // 2] ^= 0xFF
     (tmp_path / "c.csv.gz").write_bytes(b"no archive")
@@ -93,7 +93,7 @@ def spoil(file, word):
     file.write_bytes(content)
 
 
-def test_a_damaged_page_costs_the_rows_behind_it_in_its_part_of_the_file(tmp_path):
+def test_a_damaged_page_loses_the_rows_after_it_in_its_row_group(tmp_path):
     file = tmp_path / "a.parquet"
     rows = [{**row, "other": f"o{i}"} for i, row in enumerate(pairs(9))]
     options = {"row_group_size": 3, "compression": "none", "use_dictionary": False}
@@ -111,7 +111,7 @@ def test_a_damaged_page_costs_the_rows_behind_it_in_its_part_of_the_file(tmp_pat
         result.report.enforce(DataSpec(on_bad_row="exclude"))
 
 
-def test_dates_that_python_does_not_know(tmp_path):
+def test_dates_that_python_cannot_represent(tmp_path):
     when = pa.array([0, 10**15, 0], pa.timestamp("ms"))  # the year 33,658
     table = pa.table({"prompt": ["a", "b", "c"], "chosen": ["d"] * 3, "rejected": ["e"] * 3, "when": when})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
@@ -141,7 +141,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path, kind):
     assert kept(made(tmp_path / "unnamed.csv")) == [1]
 
 
-def test_a_byte_that_is_no_text_harms_only_its_cell(tmp_path):
+def test_a_byte_that_is_not_text_is_an_error_of_its_cell_only(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"prompt,chosen,rejected,other\na,b,c,\xff\nd,\xff,f,g\n")
     result = made(tmp_path / "a.csv")
     assert kept(result) == [1]
@@ -150,7 +150,7 @@ def test_a_byte_that_is_no_text_harms_only_its_cell(tmp_path):
     assert {problem.message for problem in seen} == {"'other': not valid UTF-8", "'chosen': not valid UTF-8"}
 
 
-def test_file_names_that_are_no_text(tmp_path):
+def test_file_names_that_are_not_text(tmp_path):
     file = os.fsencode(tmp_path) + b"/\xff.jsonl"
     with open(file, "w") as handle:
         handle.write(json.dumps(PAIR) + "\n{}\n")
@@ -192,7 +192,7 @@ def test_a_misspelt_column_of_a_mixture_is_named(tmp_path):
         made(None, source=Mixture(parts(tmp_path), columns=wrong, stop="longest"))
 
 
-def test_a_source_of_a_mixture_that_gives_nothing_stops(tmp_path):
+def test_a_source_of_a_mixture_without_usable_rows_stops(tmp_path):
     bad = Files(str(jsonl(tmp_path / "bad.jsonl", *({**PAIR, "prompt": ""} for _ in range(3)))))
     good = Files(str(jsonl(tmp_path / "good.jsonl", *pairs(300))))
     mixture = Mixture({"bad": bad, "good": good}, {"bad": 1, "good": 20}, limit=200)

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_lightning.data.rows.fields import Fields
 from rlhf_lightning.data.rows.formats import FORMATS, convert, detect, unrecognised
-from rlhf_lightning.data.rows.problems import Kind, RowError
+from rlhf_lightning.data.rows.problems import ProblemKind, RowError
 from rlhf_lightning.data.sources.files import Files
 from rlhf_lightning.data.spec import COLUMNS, DataSpec
 from rlhf_lightning.data.spec import FORMATS as SPEC_FORMATS
@@ -31,7 +31,7 @@ def test_the_spec_knows_every_format():
     assert ("auto", *sorted(FORMATS, key=SPEC_FORMATS.index)) == SPEC_FORMATS
 
 
-#: row, what it is read as, prompt, responses
+#: row, its format, prompt, responses
 LAYOUTS = {
     "text pair": ({"prompt": "p", "chosen": "c", "rejected": "r"}, "preference", "p", ("c", "r")),
     "conversational pair": (
@@ -158,7 +158,7 @@ def test_columns_are_renamed_and_may_be_nested():
     assert (record.prompt, record.responses) == ("q", ("b", "w"))
 
 
-def test_a_mapped_column_with_a_dot_in_its_name_is_found():
+def test_a_mapped_column_may_have_a_dot_in_its_name():
     assert convert({"a.b": "t"}, DataSpec(columns={"text": "a.b"})).responses == ("t",)
 
 
@@ -209,93 +209,93 @@ def test_turns_are_normalised():
 
 #: row, spec, kind of problem, part of the message
 BAD = {
-    "nothing fits": ({"a": 1, "b": 2}, AUTO, Kind.MISSING, "no format fits its columns: a, b"),
+    "nothing fits": ({"a": 1, "b": 2}, AUTO, ProblemKind.MISSING, "no format fits its columns: a, b"),
     "null counts as missing": (
         {"prompt": "p", "chosen": "c", "rejected": None},
         DataSpec(format="preference"),
-        Kind.MISSING,
+        ProblemKind.MISSING,
         "no 'rejected' .columns: prompt, chosen, rejected",
     ),
     "mapped column is named": (
         {"prompt": "p"},
         DataSpec(format="prompt_response", columns={"response": "answer"}),
-        Kind.MISSING,
+        ProblemKind.MISSING,
         "no 'answer'",
     ),
     "number as text": (
         {"prompt": "p", "response": 5},
         AUTO,
-        Kind.TYPE,
+        ProblemKind.TYPE,
         "'response' must be text or a list of messages, not int '5'",
     ),
-    "number as prompt text": ({"text": 5}, AUTO, Kind.TYPE, "'text' must be text, not int '5'"),
+    "number as prompt text": ({"text": 5}, AUTO, ProblemKind.TYPE, "'text' must be text, not int '5'"),
     "unknown role": (
         {"messages": [{"role": "poet", "content": "x"}]},
         AUTO,
-        Kind.TYPE,
-        "turn 1 of 'messages' is of role 'poet'; known: system",
+        ProblemKind.TYPE,
+        "turn 1 of 'messages' has the unknown role 'poet'; supported: system",
     ),
-    "no content": ({"messages": [{"role": "user"}]}, AUTO, Kind.TYPE, "must have text as its content"),
+    "no content": ({"messages": [{"role": "user"}]}, AUTO, ProblemKind.TYPE, "must have text as its content"),
     "image content": (
         {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
         AUTO,
-        Kind.TYPE,
+        ProblemKind.TYPE,
         "must have text as its content",
     ),
-    "strings as turns": ({"messages": ["a"]}, AUTO, Kind.TYPE, "turn 1 of 'messages' must be a message"),
-    "no turns": ({"messages": []}, AUTO, Kind.TYPE, "list of messages"),
-    "ends with the user": ({"messages": [user("a")]}, AUTO, Kind.MISSING, "ends with a user turn"),
+    "strings as turns": ({"messages": ["a"]}, AUTO, ProblemKind.TYPE, "turn 1 of 'messages' must be a message"),
+    "no turns": ({"messages": []}, AUTO, ProblemKind.TYPE, "list of messages"),
+    "ends with the user": ({"messages": [user("a")]}, AUTO, ProblemKind.MISSING, "ends with a user turn"),
     "dialogue ends with the user": (
         {"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: a\n\nAssistant: b"},
         AUTO,
-        Kind.TYPE,
+        ProblemKind.TYPE,
         "'chosen' ends with a user turn",
     ),
-    "no dialogue": ({"chosen": "a", "rejected": "b"}, AUTO, Kind.TYPE, "no prompt column"),
+    "no dialogue": ({"chosen": "a", "rejected": "b"}, AUTO, ProblemKind.TYPE, "no prompt column"),
     "response by the user": (
         {"prompt": "p", "chosen": [user("c")], "rejected": [assistant("r")]},
         DataSpec(format="preference"),
-        Kind.TYPE,
+        ProblemKind.TYPE,
         "must start and end with an assistant turn",
     ),
     "score as text": (
         {"prompt": "p", "chosen": "c", "rejected": "r", "score_chosen": "good", "score_rejected": 1},
         AUTO,
-        Kind.TYPE,
+        ProblemKind.TYPE,
         "'score_chosen' must be a number, not str 'good'",
     ),
     "infinite score": (
         {"prompt": "p", "chosen": "c", "rejected": "r", "margin": float("inf")},
         AUTO,
-        Kind.TYPE,
+        ProblemKind.TYPE,
         "finite",
     ),
     "one score": (
         {"prompt": "p", "chosen": "c", "rejected": "r", "score_chosen": 1},
         AUTO,
-        Kind.MISSING,
+        ProblemKind.MISSING,
         "no 'score_rejected'",
     ),
-    "label is no flag": ({"text": "t", "label": "maybe"}, DataSpec(label=True), Kind.TYPE, "true or false"),
-    "label is missing": ({"text": "t"}, DataSpec(label=True), Kind.MISSING, "no 'label'"),
+    "label is no flag": ({"text": "t", "label": "maybe"}, DataSpec(label=True), ProblemKind.TYPE, "true or false"),
+    "label is missing": ({"text": "t"}, DataSpec(label=True), ProblemKind.MISSING, "no 'label'"),
     "history of three": (
         {"instruction": "i", "output": "o", "history": [["a", "b", "c"]]},
         AUTO,
-        Kind.TYPE,
+        ProblemKind.TYPE,
         "'history' must be pairs of texts",
     ),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_rows_say_what_is_wrong(name):
+def test_errors_of_bad_rows_state_the_problem(name):
     row, spec, kind, message = BAD[name]
     with pytest.raises(RowError, match=message) as raised:
         convert(row, spec)
     assert raised.value.kind is kind
 
 
-def test_a_row_that_fits_nothing_is_measured_by_the_format_of_the_others():
+def test_the_error_of_a_row_that_fits_no_format_refers_to_the_format_of_the_others():
     with pytest.raises(RowError, match="no 'rejected'"):
         convert({"prompt": "p", "chosen": "c"}, AUTO, expected="preference")
 
@@ -366,5 +366,5 @@ def test_a_row_without_columns_is_no_format():
 )
 def test_real_files(name, columns, layout, rows, bad):
     spec = DataSpec(columns=columns)
-    found = Counter(convert(row.values, spec).format for row in Files(shared_file(name)).rows())
-    assert found == {layout: rows - bad}
+    formats = Counter(convert(row.values, spec).format for row in Files(shared_file(name)).rows())
+    assert formats == {layout: rows - bad}

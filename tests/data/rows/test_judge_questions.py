@@ -28,9 +28,9 @@ def test_both_orders_with_the_right_letter_first(tmp_path: Path) -> None:
     batch = pack(made.examples, kind="comparison")
     assert isinstance(batch, ComparisonBatch)
     prompts = [tokenizer.decode(batch.ids[a:b], skip_special_tokens=True) for a, b in batch.prompt_span.tolist()]
-    answers = [tokenizer.decode(batch.ids[a:b], skip_special_tokens=True) for a, b in batch.response_span.tolist()]
+    responses = [tokenizer.decode(batch.ids[a:b], skip_special_tokens=True) for a, b in batch.response_span.tolist()]
     assert prompts == ["q|good|bad=", "q|bad|good="]
-    assert answers == ["A", "B", "B", "A"]
+    assert responses == ["A", "B", "B", "A"]
     assert batch.parent.tolist() == [0, 0, 1, 1]
     assert len(batch) == 1
 
@@ -45,13 +45,13 @@ def test_views_follow_the_orders(tmp_path: Path) -> None:
 
 
 def test_conversations_keep_their_speakers(tmp_path: Path) -> None:
-    said = [
+    turns = [
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": "yes?"},
         {"role": "user", "content": "why"},
     ]
     row = {
-        "prompt": said,
+        "prompt": turns,
         "chosen": [{"role": "assistant", "content": "so"}],
         "rejected": [{"role": "assistant", "content": "no"}],
     }
@@ -70,7 +70,7 @@ def test_other_verdicts(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"comparison": "{prompt} {first}"}, "must contain {second}"),
-        ({"verdicts": ["A", "A"]}, "two different answers"),
+        ({"verdicts": ["A", "A"]}, "two different texts"),
     ],
 )
 def test_impossible_questions_are_refused(options: dict[str, object], message: str) -> None:

@@ -10,9 +10,9 @@ from rlhf_lightning.data.rows.problems import (
     MAX_LISTED,
     WARNINGS,
     DataError,
-    Kind,
+    DataReport,
     Problem,
-    Report,
+    ProblemKind,
     RowError,
     SpecialIds,
     check_ids,
@@ -32,20 +32,20 @@ ONE_TOKEN = SpecialIds(bos=EOS, ends=frozenset({EOS}))
 ROWS = {
     "good": ([BOS, 5], [[6, EOS]], PLAIN, None),
     "no BOS is fine": ([5], [[6, EOS]], PLAIN, None),
-    "no prompt": ([], [[6, EOS]], PLAIN, Kind.EMPTY_PROMPT),
-    "two BOS": ([BOS, BOS, 5], [[6, EOS]], PLAIN, Kind.TWO_BOS),
-    "two BOS where BOS marks turns": ([BOS, BOS, 5], [[6, EOS]], TURNS, Kind.TWO_BOS),
-    "BOS inside the prompt": ([BOS, 5, BOS], [[6, EOS]], PLAIN, Kind.TWO_BOS),
+    "no prompt": ([], [[6, EOS]], PLAIN, ProblemKind.EMPTY_PROMPT),
+    "two BOS": ([BOS, BOS, 5], [[6, EOS]], PLAIN, ProblemKind.TWO_BOS),
+    "two BOS where BOS marks turns": ([BOS, BOS, 5], [[6, EOS]], TURNS, ProblemKind.TWO_BOS),
+    "BOS inside the prompt": ([BOS, 5, BOS], [[6, EOS]], PLAIN, ProblemKind.TWO_BOS),
     "BOS inside a conversation that uses it so": ([BOS, 5, BOS], [[6, EOS]], TURNS, None),
-    "BOS where none leads": ([5, BOS], [[6, EOS]], PLAIN, Kind.TWO_BOS),
-    "BOS before a response": ([BOS, 5], [[BOS, 6, EOS]], TURNS, Kind.TWO_BOS),
-    "BOS inside a response": ([BOS, 5], [[6, BOS, EOS]], PLAIN, Kind.TWO_BOS),
+    "BOS where none leads": ([5, BOS], [[6, EOS]], PLAIN, ProblemKind.TWO_BOS),
+    "BOS before a response": ([BOS, 5], [[BOS, 6, EOS]], TURNS, ProblemKind.TWO_BOS),
+    "BOS inside a response": ([BOS, 5], [[6, BOS, EOS]], PLAIN, ProblemKind.TWO_BOS),
     "BOS is EOS": ([5], [[6, EOS]], ONE_TOKEN, None),
-    "BOS is EOS, doubled in front": ([EOS, EOS, 5], [[6, EOS]], ONE_TOKEN, Kind.TWO_BOS),
-    "no EOS": ([5], [[6]], PLAIN, Kind.NO_EOS),
-    "two EOS": ([5], [[6, EOS, EOS]], PLAIN, Kind.TWO_EOS),
-    "EOS inside": ([5], [[EOS, 6, EOS]], PLAIN, Kind.TWO_EOS),
-    "equal responses": ([5], [[6, EOS], [6, EOS]], PLAIN, Kind.IDENTICAL),
+    "BOS is EOS, doubled in front": ([EOS, EOS, 5], [[6, EOS]], ONE_TOKEN, ProblemKind.TWO_BOS),
+    "no EOS": ([5], [[6]], PLAIN, ProblemKind.NO_EOS),
+    "two EOS": ([5], [[6, EOS, EOS]], PLAIN, ProblemKind.TWO_EOS),
+    "EOS inside": ([5], [[EOS, 6, EOS]], PLAIN, ProblemKind.TWO_EOS),
+    "equal responses": ([5], [[6, EOS], [6, EOS]], PLAIN, ProblemKind.IDENTICAL),
     "unequal responses": ([5], [[6, EOS], [7, EOS]], PLAIN, None),
 }
 
@@ -79,20 +79,20 @@ def test_messages_name_the_side():
 
 
 GOOD = {"prompt": "a", "chosen": "b", "rejected": "c"}
-#: line of the file -> what is found there; None: the row is used
+#: line of the file -> the problem of it; None: the row is used
 BAD_FILE = [
     (json.dumps(GOOD), None),
-    ('{"prompt": ', Kind.BROKEN),
-    (json.dumps({"prompt": "a", "chosen": "b"}), Kind.MISSING),
-    (json.dumps({**GOOD, "chosen": 3}), Kind.TYPE),
-    (json.dumps({**GOOD, "prompt": " "}), Kind.EMPTY_PROMPT),
-    (json.dumps({**GOOD, "rejected": "\n"}), Kind.EMPTY_RESPONSE),
-    (json.dumps({**GOOD, "rejected": "b"}), Kind.IDENTICAL),
-    (json.dumps({**GOOD, "prompt": "a" * 30}), Kind.TOO_LONG),
-    (json.dumps({**GOOD, "prompt": "x<s>y"}), Kind.TWO_BOS),
-    (json.dumps({**GOOD, "chosen": "b</s>b"}), Kind.TWO_EOS),
-    (json.dumps(GOOD), Kind.DUPLICATE),
-    (json.dumps({**GOOD, "prompt": [{"role": "system", "content": "s"}]}), Kind.TEMPLATE),
+    ('{"prompt": ', ProblemKind.BROKEN),
+    (json.dumps({"prompt": "a", "chosen": "b"}), ProblemKind.MISSING),
+    (json.dumps({**GOOD, "chosen": 3}), ProblemKind.TYPE),
+    (json.dumps({**GOOD, "prompt": " "}), ProblemKind.EMPTY_PROMPT),
+    (json.dumps({**GOOD, "rejected": "\n"}), ProblemKind.EMPTY_RESPONSE),
+    (json.dumps({**GOOD, "rejected": "b"}), ProblemKind.IDENTICAL),
+    (json.dumps({**GOOD, "prompt": "a" * 30}), ProblemKind.TOO_LONG),
+    (json.dumps({**GOOD, "prompt": "x<s>y"}), ProblemKind.TWO_BOS),
+    (json.dumps({**GOOD, "chosen": "b</s>b"}), ProblemKind.TWO_EOS),
+    (json.dumps(GOOD), ProblemKind.DUPLICATE),
+    (json.dumps({**GOOD, "prompt": [{"role": "system", "content": "s"}]}), ProblemKind.TEMPLATE),
     (json.dumps({**GOOD, "prompt": "z"}), None),
 ]
 
@@ -118,12 +118,12 @@ def test_every_kind_of_bad_row_is_reported_with_file_and_row(bad_file):
     report = made.report
     assert (report.rows, report.kept, report.bad, report.filtered) == (13, 3, 10, 0)
     assert report.warnings == {"duplicate": 1}
-    assert [str(p) for p in report.problems if p.kind is Kind.DUPLICATE] == [
+    assert [str(p) for p in report.problems if p.kind is ProblemKind.DUPLICATE] == [
         f"{bad_file}:11: duplicate: the same tokens as {bad_file}:1"
     ]
 
 
-def test_bad_rows_stop_the_run_with_their_places_and_the_way_out(bad_file):
+def test_bad_rows_stop_the_run_with_their_rows_and_the_fix(bad_file):
     made, spec = report_of(bad_file)
     with pytest.raises(DataError) as raised:
         made.report.enforce(spec)
@@ -144,7 +144,7 @@ def test_policies(bad_file):
 
 
 @pytest.mark.parametrize(("bad", "stops"), [(10, False), (11, True)])
-def test_more_than_a_tenth_left_out_asks_for_the_option_that_accepts_it(bad, stops):
+def test_more_than_a_tenth_left_out_stops_with_the_option_that_allows_it(bad, stops):
     rows = [
         {**GOOD, "prompt": f"a{i}" * (30 if i < 4 else 1), "chosen": "b" if i < 104 - bad else 5} for i in range(100)
     ]
@@ -158,7 +158,7 @@ def test_more_than_a_tenth_left_out_asks_for_the_option_that_accepts_it(bad, sto
         report.enforce(spec)
     assert str(raised.value).startswith(
         "11 of 100 rows of rows are left out (11%: 7 wrong type, 4 too long), more than data.spec.max_left_out=0.1 "
-        "accepts. Mend them, or accept it with data.spec.max_left_out=0.11:"
+        "allows. Repair them, or allow it with data.spec.max_left_out=0.11:"
     )
     report.enforce(replace(spec, max_left_out=0.11))
     with pytest.raises(ValueError, match=r"data\.spec\.max_left_out=10 is a share"):
@@ -191,9 +191,9 @@ def test_nothing_left_is_an_error_whatever_the_policy(tmp_path):
 
 
 def test_errors_list_the_first_problems_and_count_the_others():
-    report = Report("f", "supervised", rows=30, kept=5)
+    report = DataReport("f", "supervised", rows=30, kept=5)
     for number in range(25):
-        report.add(Problem(f"f:{number}", Kind.MISSING, "no 'x'"))
+        report.add(Problem(f"f:{number}", ProblemKind.MISSING, "no 'x'"))
     with pytest.raises(DataError) as raised:
         report.enforce(DataSpec())
     message = str(raised.value)
@@ -202,19 +202,19 @@ def test_errors_list_the_first_problems_and_count_the_others():
 
 
 def test_reports_survive_json_and_keep_counting_beyond_the_list():
-    report = Report("f", "preference", rows=3, kept=1, formats={"text": 3}, notes=["n"])
+    report = DataReport("f", "preference", rows=3, kept=1, formats={"text": 3}, notes=["n"])
     for number in range(MAX_LISTED + 5):
-        report.add(Problem(f"f:{number}", Kind.TOO_LONG, "m"))
-    report.add(Problem("f:1", Kind.DUPLICATE, "m"))
+        report.add(Problem(f"f:{number}", ProblemKind.TOO_LONG, "m"))
+    report.add(Problem("f:1", ProblemKind.DUPLICATE, "m"))
     assert len(report.problems) == MAX_LISTED
-    assert report.by_kind() == {Kind.TOO_LONG: MAX_LISTED + 5, Kind.DUPLICATE: 1}
-    assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+    assert report.by_kind() == {ProblemKind.TOO_LONG: MAX_LISTED + 5, ProblemKind.DUPLICATE: 1}
+    assert DataReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
 
 
 def test_summary_and_shares():
-    report = Report("f", "supervised", rows=10, kept=6, groups=6, filtered=1, prompt_tokens=30, response_tokens=10)
+    report = DataReport("f", "supervised", rows=10, kept=6, groups=6, filtered=1, prompt_tokens=30, response_tokens=10)
     report.scored_tokens, report.boundary_checked, report.boundary_mismatched = 8, 4, 1
-    for kind in (Kind.BROKEN, Kind.BROKEN, Kind.TYPE, Kind.DUPLICATE):
+    for kind in (ProblemKind.BROKEN, ProblemKind.BROKEN, ProblemKind.TYPE, ProblemKind.DUPLICATE):
         report.add(Problem("f:1", kind, "m"))
     assert report.summary() == (
         "f: 6 of 10 rows kept, 2 broken row, 1 wrong type, 1 with another label, 1 duplicate (kept)"
@@ -223,5 +223,5 @@ def test_summary_and_shares():
 
 
 def test_every_kind_has_advice():
-    assert set(ADVICE) == set(Kind)
-    assert Kind.DUPLICATE in WARNINGS
+    assert set(ADVICE) == set(ProblemKind)
+    assert ProblemKind.DUPLICATE in WARNINGS

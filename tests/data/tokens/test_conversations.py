@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from rlhf_lightning.data.rows.problems import DataError, Kind
+from rlhf_lightning.data.rows.problems import DataError, ProblemKind
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.tokens.tokenize import tokenize
 from tests.helpers import tokenizers
@@ -139,7 +139,7 @@ def problem(row, **options):
 )
 def test_what_a_template_does_not_show_is_a_problem_of_the_row(row, template, kind, words):
     (found,) = made(row, template=template, kind=kind).report.problems
-    assert found.kind is Kind.TEMPLATE
+    assert found.kind is ProblemKind.TEMPLATE
     assert re.search(words, found.message), found.message
 
 
@@ -196,12 +196,12 @@ def test_a_turn_that_is_marked_is_shown_and_not_scored(flag):
 def test_what_follows_the_last_scored_turn_is_left_away():
     turns = [user("a"), assistant("b", weight=1), user("c"), assistant("d", weight=0)]
     assert texts(made({"messages": turns})) == (ASKED.format("a"), ["[b<|im_end|>]"])
-    assert problem({"messages": turns}, mask="response")[0] is Kind.UNSCORED
-    assert problem({"messages": [user("a"), assistant("b", weight=0)]})[0] is Kind.UNSCORED
+    assert problem({"messages": turns}, mask="response")[0] is ProblemKind.UNSCORED
+    assert problem({"messages": [user("a"), assistant("b", weight=0)]})[0] is ProblemKind.UNSCORED
     pair = {"prompt": "a", "chosen": [assistant("b", weight=0)], "rejected": [assistant("c")]}
     assert problem(pair, kind="preference") == (
-        Kind.UNSCORED,
-        "the last turn of chosen is marked as one that is not to be scored",
+        ProblemKind.UNSCORED,
+        "the last turn of chosen is marked as not to be scored",
     )
 
 
@@ -218,10 +218,10 @@ def test_what_follows_the_last_scored_turn_is_left_away():
 )
 def test_flags_that_cannot_be_honoured_are_refused(turn, words):
     kind, message = problem({"messages": [user("a"), turn]})
-    assert kind is Kind.TYPE
+    assert kind is ProblemKind.TYPE
     assert message.startswith(words)
     kind, message = problem({"messages": [user("a", train=True), assistant("b")]})
-    assert "asks to score a turn of the role user" in message
+    assert "asks to score a turn of role user" in message
 
 
 def test_an_empty_thought_in_the_generation_prompt_leaves_the_last_turn_scored():
@@ -271,11 +271,11 @@ def test_two_answers_in_a_row_of_whole_dialogues_stay_two():
 def test_what_cannot_be_continued_is_a_problem():
     called = {"prompt": [user("a"), assistant("", tool_calls=[CALL])], "response": "b"}
     assert problem(called, template=AGENT) == (
-        Kind.TEMPLATE,
+        ProblemKind.TEMPLATE,
         "the prompt ends with a call of tools, which nothing continues",
     )
     leading = {"prompt": [user("a"), assistant(" It is")], "response": " b"}
-    assert problem(leading, template=tokenizers.THINKING)[0] is Kind.TEMPLATE  # it trims the beginning
+    assert problem(leading, template=tokenizers.THINKING)[0] is ProblemKind.TEMPLATE  # it trims the beginning
 
 
 # Empty turns, and messages as text
@@ -326,8 +326,8 @@ def test_messages_as_json_text_are_messages():
 def test_text_that_looks_like_messages_and_is_none():
     for text in ("[{'role': 'user', 'content': 'a'}]", '[{"role": "user", "content": "a'):
         kind, message = problem({"prompt": text, "response": "b"})
-        assert (kind, message[:28]) == (Kind.TYPE, "'prompt' holds messages as t")
-    assert "map it with data.spec.columns" in problem({"instruction": json.dumps([user("a")]), "output": "b"})[1]
+        assert (kind, message[:28]) == (ProblemKind.TYPE, "'prompt' holds messages as t")
+    assert "or messages with data.spec.columns" in problem({"instruction": json.dumps([user("a")]), "output": "b"})[1]
     for text in ('{"value": 3}', "[1, 2]", '{"role": "admin"}', "{'role': x}"):  # JSON and code are text
         assert texts(made({"prompt": text, "response": "b"}))[0] == text
 
@@ -385,7 +385,10 @@ def test_broken_text_is_a_problem_that_names_its_column():
     good, bad = {"prompt": "a", "answer": "b"}, {"prompt": "c", "answer": "half \ud83d"}
     result = made(good, bad, kind="prompt")
     assert [example.row for example in result.examples] == ["rows:1"]
-    assert result.report.problems[0].message == "'answer' holds '\\ud83d', half of a surrogate pair: no Unicode text"
+    assert (
+        result.report.problems[0].message
+        == "'answer' holds '\\ud83d', half of a surrogate pair, so it is not valid Unicode"
+    )
     for row in ({"prompt": "c", "response": "\udfff"}, {"prompt": [user("\ud800")], "response": "d"}):
         assert "half of a surrogate pair" in problem(row)[1]
     assert not made({"prompt": "c", "response": "d", "other": "\ud800"}).report.problems  # nobody looks at that column

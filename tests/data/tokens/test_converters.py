@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_lightning.data.batches.packing import pack
-from rlhf_lightning.data.rows.problems import DataError, Report
+from rlhf_lightning.data.rows.problems import DataError, DataReport
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.tokens.converters import Converter
 from rlhf_lightning.data.tokens.tokenize import split, tokenize
@@ -193,7 +193,7 @@ def test_masks_travel_with_their_responses():
 
 
 def test_the_account_names_every_conversion():
-    report = Report("f", "ranked")
+    report = DataReport("f", "ranked")
     converter = Converter("ranked", DataSpec())
     made_groups = list(converter([("preference", Example([1], [[1], [2]], numbers={"score": [1.0, 1.0]}))]))
     converter.account(report, len(made_groups))

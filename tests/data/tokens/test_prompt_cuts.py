@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_lightning.data.rows.problems import DataError, Kind, RowError
+from rlhf_lightning.data.rows.problems import DataError, ProblemKind, RowError
 from rlhf_lightning.data.rows.records import Record
 from rlhf_lightning.data.sources.files import Files
 from rlhf_lightning.data.spec import DataSpec
@@ -130,7 +130,7 @@ def test_the_nearer_limit_counts() -> None:
 def test_prompts_without_a_whole_sentence(text: Any, options: Any, message: Any) -> None:
     with pytest.raises(RowError, match=message) as raised:
         cut(text, **options)
-    assert raised.value.kind is Kind.NO_BOUNDARY
+    assert raised.value.kind is ProblemKind.NO_BOUNDARY
 
 
 PIECES = st.text(alphabet=st.sampled_from('ab .!\n。"'), max_size=60)

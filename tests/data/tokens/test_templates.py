@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from rlhf_lightning.data.rows.formats import Record
-from rlhf_lightning.data.rows.problems import DataError, Kind, RowError
+from rlhf_lightning.data.rows.problems import DataError, ProblemKind, RowError
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.tokens.templates import ChatTemplate, render, resolve
 from tests.helpers import tokenizers
@@ -197,7 +197,7 @@ def test_missing_templates_name_the_choices():
 def test_a_row_that_the_template_refuses_is_a_row_error():
     with pytest.raises(RowError, match="no system turn") as raised:
         rendered(tokenizers.llama_like(), {"role": "system", "content": "s"}, user("a"), assistant("b"), prompt=2)
-    assert raised.value.kind is Kind.TEMPLATE
+    assert raised.value.kind is ProblemKind.TEMPLATE
 
 
 def test_a_template_that_rewrites_the_prompt_is_a_row_error():
