@@ -32,7 +32,7 @@ def values(source):
     return [dict(row.values) for row in source.rows()]
 
 
-def test_jsonl_numbers_lines_and_goes_on_after_a_broken_one(tmp_path):
+def test_jsonl_numbers_lines_and_continues_after_a_broken_one(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'\xef\xbb\xbf{"x": 1}\n\n{"x": \n[1]\n{"x": "\xff"}\n{"x": 2}')
     rows = list(Files(str(file)).rows())
@@ -65,7 +65,7 @@ def test_json_list_object_with_a_list_and_lines(tmp_path):
         == values(Files(str(tmp_path / "lines.json")))
         == [{"x": 1}, {"x": 2}]
     )
-    with pytest.raises(DataError, match=r"data.source.field='row' is no list.*rows, other"):
+    with pytest.raises(DataError, match=r"data.source.field='row' is not a list.*rows, other"):
         list(Files(str(tmp_path / "field.json"), field="row").rows())
 
 
@@ -114,7 +114,7 @@ def test_folders_globs_and_lists_are_read_in_order(tmp_path):
     assert ids(Files(str(tmp_path / "*.jsonl"))) == [f"{first}:1"]
     assert ids(Files([second, first])) == [f"{second}:1", f"{first}:1"]
     for path, message in [
-        ("nowhere.jsonl", "nothing to read"),
+        ("nowhere.jsonl", "no file to read"),
         (str(tmp_path / "notes.txt"), "no reader for this suffix"),
     ]:
         with pytest.raises(DataError, match=message):

@@ -12,12 +12,12 @@ from rlhf_lightning.data.sources.base import Row, Source, for_kind
 
 
 class Binarized:
-    """A source of pairs whose every pair becomes two: each response with the right label against the wrong one.
+    """A source that makes two pairs of each pair: each response with the right label against the wrong one.
 
-    A pair of a better response A and a worse one B gives "A, good" over "A, bad", and "B, bad" over "B, good". The
-    model that learns from them judges a response by itself, and the two comparisons are independent of one another.
+    A pair of a better response A and a worse one B gives "A, good" over "A, bad", and "B, bad" over "B, good". A model
+    that learns from them judges a response by itself, and the two comparisons are independent of each other.
 
-    Both columns hold texts, or messages, whose last one gets the label.
+    Both columns hold texts, or messages; the label is put behind the last message.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Binarized:
             source: of pairs.
             good: put behind a response to say that it is good.
             bad: put behind a response to say that it is bad.
-            chosen: name of the data's column of better responses; the rows made have ``chosen`` and ``rejected``.
+            chosen: name of the data's column of better responses; the new rows have ``chosen`` and ``rejected``.
             rejected: name of the data's column of worse ones.
 
         Raises:
@@ -48,11 +48,11 @@ class Binarized:
 
     @property
     def name(self) -> str:
-        """The source's, and what happened to it."""
+        """Name of the source, marked as binarized."""
         return f"{self.source.name}, binarized"
 
     def for_kind(self, kind: str) -> Binarized:
-        """Pairs, whatever the method learns from."""
+        """Return the pairs, whatever kind the method learns from."""
         pairs = for_kind(self.source, "preference")
         return Binarized(pairs, good=self.good, bad=self.bad, chosen=self.columns[0], rejected=self.columns[1])
 
@@ -75,7 +75,7 @@ class Binarized:
                 yield replace(row, values={**row.values, "chosen": better, "rejected": worse})
 
     def fingerprint(self) -> str | None:
-        """Of the source and the labels."""
+        """Digest of the source and the labels."""
         inner = self.source.fingerprint()
         if inner is None:
             return None
@@ -83,7 +83,7 @@ class Binarized:
 
 
 def _labelled(response: Any, label: str) -> Any:
-    """A text, or messages whose last one is the response, with a label behind it."""
+    """A text, or messages whose last one is the response, with a label behind the response."""
     if isinstance(response, str):
         return response + label
     last = response[-1]

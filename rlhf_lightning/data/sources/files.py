@@ -21,8 +21,7 @@ PACKAGED_FOLDER = Path(__file__).parents[1] / "files"
 class Files:
     """Local JSON, JSONL, CSV, TSV and Parquet files (text ones also gzipped), read row by row.
 
-    Only a ``.json`` file is held in memory while it is read. A ``.json`` file that holds one object a line is read as
-    JSONL.
+    Only a ``.json`` file is held in memory while it is read. A ``.json`` file with one object a line is read as JSONL.
     """
 
     def __init__(
@@ -34,20 +33,20 @@ class Files:
         limit: int | None = None,
         name: str | None = None,
     ) -> None:
-        """Find the files; none of them is opened yet.
+        """List the files; none of them is opened yet.
 
         Args:
             path: a file, a folder (all supported files below it, sorted), a glob, or a list of these.
             field: of a JSON file that is one object, the field that holds the rows; None: its only list.
             skip: rows to leave out at the beginning.
             limit: rows to read after that; None reads all.
-            name: what reports call the files; None: their path.
+            name: of the files in reports; None: their path.
 
         Raises:
-            DataError: nothing is there, or a file has a suffix that no reader knows.
+            DataError: there is no file, or no reader supports the suffix of one.
         """
         self.path = [path] if isinstance(path, str) else [str(part) for part in path]
-        self.files = [found for part in self.path for found in _find(part)]
+        self.files = [file for part in self.path for file in _find(part)]
         self.field = field
         self.skip, self.limit = window(skip, limit)
         self._name = name
@@ -55,11 +54,11 @@ class Files:
 
     @property
     def name(self) -> str:
-        """The path as it was given."""
+        """The name that was given, or the path."""
         return self._name or _printable(", ".join(self.path))
 
     def using(self, columns: Collection[str] | None) -> Files:
-        """The same files; of columnar ones only these columns are decoded."""
+        """Return the same files with only these columns decoded, where a format is columnar."""
         narrowed = copy(self)
         narrowed._used = columns
         return narrowed
@@ -91,10 +90,10 @@ class Packaged(Files):
     """A data set that ships with the package."""
 
     def __init__(self, name: str, *, skip: int = 0, limit: int | None = None) -> None:
-        """Find the file.
+        """Look up the file.
 
         Args:
-            name: its name without suffix.
+            name: of the file, without its suffix.
             skip: rows to leave out at the beginning.
             limit: rows to read after that; None reads all.
 
@@ -103,16 +102,16 @@ class Packaged(Files):
         """
         file = PACKAGED_FOLDER / f"{name}.jsonl"
         if not file.is_file():
-            known = ", ".join(sorted(path.stem for path in PACKAGED_FOLDER.glob("*.jsonl"))) or "none"
-            raise DataError(f"data.source.name={name!r}: the package ships no such data set; it ships: {known}")
+            names = ", ".join(sorted(path.stem for path in PACKAGED_FOLDER.glob("*.jsonl"))) or "none"
+            raise DataError(f"data.source.name={name!r}: the package ships no such data set; it ships: {names}")
         super().__init__(str(file), skip=skip, limit=limit, name=f"packaged/{file.name}")
 
 
 def validation_source(validation: Any) -> Any:
-    """What ``data.validation`` gives: files where it is a path or a list of paths, else itself.
+    """Return the source that ``data.validation`` names: files where it is a path or a list of paths, else itself.
 
     Raises:
-        DataError: there is nothing to read.
+        DataError: there is no file to read.
     """
     paths = [validation] if isinstance(validation, str) else validation
     if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
@@ -123,27 +122,26 @@ def validation_source(validation: Any) -> Any:
         reason = str(error).removeprefix("data.source.path=")
         raise DataError(
             f"data.validation={reason}\n  data.validation is the share of prompts kept for validation (0.05), a file, "
-            "or a source of its own with its _target_; null: no validation"
+            "or a separate source with its _target_; null: no validation"
         ) from error
 
 
 def _printable(name: str) -> str:
-    """A file's name as text: bytes of it that are no UTF-8 are shown as escapes."""
+    """A file's name as text, with escapes for bytes that are not UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _find(pattern: str) -> list[Path]:
-    """Files that a path, folder or glob stands for, sorted."""
+    """Files at a path, below a folder or of a glob, sorted."""
     path = Path(pattern).expanduser()
     if path.is_file():
         if suffix_of(path) is None:
-            raise DataError(f"data.source.path={pattern}: no reader for this suffix; known: {', '.join(SUFFIXES)}")
+            raise DataError(f"data.source.path={pattern}: no reader for this suffix; supported: {', '.join(SUFFIXES)}")
         return [path]
-    found = path.rglob("*") if path.is_dir() else map(Path, glob.iglob(str(path), recursive=True))
-    files = sorted(file for file in found if file.is_file() and suffix_of(file) is not None)
+    candidates = path.rglob("*") if path.is_dir() else map(Path, glob.iglob(str(path), recursive=True))
+    files = sorted(file for file in candidates if file.is_file() and suffix_of(file) is not None)
     if not files:
         raise DataError(
-            f"data.source.path={pattern}: nothing to read there from {Path.cwd()}; "
-            f"files must end in {', '.join(SUFFIXES)}"
+            f"data.source.path={pattern}: no file to read (from {Path.cwd()}); files must end in {', '.join(SUFFIXES)}"
         )
     return files

@@ -1,4 +1,4 @@
-"""Rows of the Hugging Face hub, and of whatever else ``datasets`` opens."""
+"""Rows of data sets that ``datasets`` opens, such as those of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Hub:
             id: ``owner/name``, a local folder (also one made by ``save_to_disk``), or a builder such as ``json``.
             split: split to read; the hub's slice syntax (``train[:1000]``) works unless ``streaming``.
             config: the data set's configuration.
-            revision: commit, tag or branch. Pin it: it is part of what makes a run repeatable.
+            revision: commit, tag or branch. Pin it to make the run repeatable.
             data_dir: folder inside the data set.
             data_files: files inside the data set.
             streaming: read over the network while tokenising instead of downloading first.
@@ -51,7 +51,7 @@ class Hub:
         self._used: Collection[str] | None = None
 
     def using(self, columns: Collection[str] | None) -> Hub:
-        """The same data set, of which only these columns are decoded."""
+        """Return the same data set with only these columns decoded."""
         narrowed = copy(self)
         narrowed._used = columns
         return narrowed
@@ -79,7 +79,7 @@ class Hub:
             yield number, {**values, **unread} if unread else values, None
 
     def fingerprint(self) -> str | None:
-        """Digest of the loaded table; of the pinned revision when streaming; None when streaming an open one."""
+        """Digest of the loaded table; of the revision when streaming; None when streaming without a revision."""
         if self.streaming and self.revision is None:
             return None
         state = "" if self.streaming else self._dataset()._fingerprint
@@ -92,7 +92,7 @@ class Hub:
         return self._loaded
 
     def _load(self) -> Any:
-        import datasets  # about a second to import: only those who read the hub pay for it
+        import datasets  # takes about a second to import, so it is imported only where it is needed
 
         folder = Path(self.id)
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():

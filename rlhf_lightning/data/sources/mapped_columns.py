@@ -1,4 +1,4 @@
-"""Columns that ``data.spec.columns`` or a mixture maps, held against the columns that the rows have."""
+"""Columns that ``data.spec.columns`` or a mixture maps, compared with the columns of the rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlhf_lightning.data.sources.base import Row
 
 
 class MappedColumns:
-    """Which mapped columns no row has had so far: a misspelt one is an error, not a column without values."""
+    """Mapped columns that no row has had so far: a misspelt one is an error, not a column without values."""
 
     def __init__(self, columns: Mapping[str, str]) -> None:
         self.columns = columns
@@ -18,7 +18,7 @@ class MappedColumns:
         self._names: dict[str, list[str]] = {}  # columns of the first row, by option
 
     def look(self, row: Row) -> None:
-        """Take off the list what a row has."""
+        """Cross off the columns that a row has."""
         if row.part:
             self._look(f"data.source.columns.{row.part}", row.unmapped, row)
         if self._open.get("data.spec.columns"):
@@ -26,11 +26,11 @@ class MappedColumns:
 
     def _look(self, option: str, absent: Mapping[str, str], row: Row) -> None:
         before = self._open.get(option, absent)
-        self._open[option] = {ours: theirs for ours, theirs in before.items() if ours in absent}
+        self._open[option] = {name: column for name, column in before.items() if name in absent}
         self._names.setdefault(option, list(map(str, row.values)))
 
     def absent(self, row: Row) -> str:
-        """The mapped columns that a row does not have, in a sentence; empty when it has all of them."""
+        """A message about the mapped columns that a row lacks; empty when it has all of them."""
         missing = {"data.spec.columns": missing_columns(self.columns, row.values)}
         if row.part:
             missing[f"data.source.columns.{row.part}"] = {**row.unmapped}
@@ -42,12 +42,12 @@ class MappedColumns:
         """Refuse a mapped column that no row has.
 
         Raises:
-            DataError: there is one; the message has the columns that are there.
+            DataError: there is one; the message lists the columns of the first row.
         """
         for option, mapping in self._open.items():
             if mapping and option in self._names:
                 names = self._names[option]
                 raise DataError(
-                    f"{missing_columns_message(mapping, names, option)}. No row of {source} has it; the first one has: "
+                    f"{missing_columns_message(mapping, names, option)}. No row of {source} has it. The first row has: "
                     f"{', '.join(names) or 'none'}"
                 )

@@ -1,4 +1,4 @@
-"""Several sources drawn in turn, each with a share."""
+"""Mixtures: rows drawn from several sources, each with a share."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from rlhf_lightning.options import Seed
 
 
 class Mixture:
-    """Several sources drawn in turn, each with a share.
+    """Rows drawn from several sources, each with a share.
 
     Every row's source is drawn with probability weight / sum of weights from one seeded generator; within a source,
-    rows come in their order. ``stop=shortest`` ends when the source that was drawn has no row left, so no row comes
-    twice and the shares hold. ``stop=longest`` starts a source again when it is used up and ends when each has been
-    read once: small sources are repeated. ``stop=all`` ends when each has been read, without a repetition: the shares
-    are those of the sources' sizes, and weights say which come early.
+    rows keep their order. ``stop=shortest`` ends when the drawn source has no row left, so no row is repeated and the
+    shares hold. ``stop=longest`` restarts a source that is used up and ends when each has been read once, so small
+    sources are repeated. ``stop=all`` ends when each has been read, without a repetition: the shares are those of the
+    sources' sizes, and the weights decide which rows come early.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class Mixture:
         Args:
             sources: sources by a name of your choice.
             weights: shares by the same names, any positive scale; None: equal shares.
-            columns: column maps (our name -> theirs, as in ``data.spec.columns``) by the same names, for sources whose
-                columns differ.
+            columns: column maps (our name -> the data's, as in ``data.spec.columns``) by the same names, for sources
+                whose columns differ.
             seed: of the draws.
             stop: ``shortest``, ``longest`` or ``all``.
-            limit: rows to draw in all; None: until ``stop``.
+            limit: total number of rows to draw; None: until ``stop``.
 
         Raises:
             DataError: names do not agree, a weight is not positive, or ``stop`` is unknown.
@@ -54,12 +54,13 @@ class Mixture:
         self.sources = dict(sources.items())
         self.weights = dict.fromkeys(self.sources, 1.0) if weights is None else dict(weights.items())
         self.columns = {
-            name: {ours: theirs for ours, theirs in mapping.items() if theirs is not None}
+            name: {ours: column for ours, column in mapping.items() if column is not None}
             for name, mapping in (columns or {}).items()
         }
         if not self.sources or set(self.weights) != set(self.sources) or set(self.columns) - set(self.sources):
             raise DataError(
-                f"data.source.weights and .columns must use the names of data.source.sources: {sorted(self.sources)}; "
+                "data.source.weights and data.source.columns must use the names of data.source.sources: "
+                f"{sorted(self.sources)}; "
                 f"weights has {sorted(self.weights)}, columns {sorted(self.columns)}"
             )
         if bad := {name: weight for name, weight in self.weights.items() if not weight > 0}:
@@ -71,19 +72,19 @@ class Mixture:
 
     @property
     def name(self) -> str:
-        """Shares and names of the parts; where every row comes they have the shares of their sizes."""
+        """Shares and names of the sources; with ``stop=all`` the names alone."""
         if self.stop == "all":
             return " + ".join(self.sources)
         total = sum(self.weights.values())
         return " + ".join(f"{self.weights[name] / total:.0%} {name}" for name in self.sources)
 
     def for_kind(self, kind: str) -> Mixture:
-        """The same shares of the sources of a kind; see the function of this name."""
+        """Return the same mixture of the sources' rows of a kind; see the function of this name."""
         sources = {name: for_kind(source, kind) for name, source in self.sources.items()}
         return self._of(sources)
 
     def using(self, columns: Collection[str] | None) -> Mixture:
-        """The same mixture of sources with other columns left undecoded; each needs the columns of its own map."""
+        """Return the same mixture with unused columns of its sources undecoded; those that it maps are kept."""
         if columns is None:
             return self
         needed = {name: columns_read(columns, self.columns.get(name, {})) for name in self.sources}
@@ -93,7 +94,7 @@ class Mixture:
         return Mixture(sources, self.weights, columns=self.columns, seed=self.seed, stop=self.stop, limit=self.limit)
 
     def rows(self) -> Iterator[Row]:
-        """The drawn rows, each with the provenance it has in its own source."""
+        """The drawn rows, each with the provenance that it has in its source."""
         return islice(self._draw(), self.limit)
 
     def _draw(self) -> Iterator[Row]:
@@ -114,7 +115,7 @@ class Mixture:
                     finished.add(name)
                     if self.stop == "shortest" or len(finished) == len(names):
                         return
-                    if self.stop == "all":  # a draw of it is passed over from here on
+                    if self.stop == "all":  # later draws of it are skipped
                         continue
                     running[name] = self._renamed(name)
                     row = next(running[name])
@@ -125,7 +126,7 @@ class Mixture:
         """The rows of a source under our names of its columns; a dot reaches into a nested object."""
         columns = self.columns.get(name, {})
         for row in self.sources[name].rows():
-            values = {ours: looked_up(row.values, theirs) for ours, theirs in columns.items()}
+            values = {ours: looked_up(row.values, column) for ours, column in columns.items()}
             kept = {column: value for column, value in row.values.items() if column not in columns.values()}
             renamed = {ours: value for ours, value in values.items() if value is not ABSENT}
             unmapped = {} if row.error else {ours: columns[ours] for ours in columns.keys() - renamed.keys()}

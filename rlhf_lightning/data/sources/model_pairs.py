@@ -1,4 +1,4 @@
-"""Pairs of two models' responses to the same prompts: those of one model are better because they are its own."""
+"""Pairs of two models' responses to the same prompts, where those of one model count as better."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _TOKENS, _TEXT = ("prompt_ids", "ids"), ("prompt", "response")
 
 
 class ModelPairs:
-    """The i-th response of one model to a prompt over the i-th of another.
+    """Pairs of the i-th response of one model to a prompt over the i-th of another.
 
-    Both sources have a row a response: ``rollouts/*.jsonl`` of a run, whose tokens are taken as they were drawn, or
-    what ``rlhf generate`` writes. Rows of one that have no partner in the other, and equal responses, are left out and
-    counted in the log.
+    Both sources have one row for each response: ``rollouts/*.jsonl`` of a run, whose tokens are used as they were
+    drawn, or the output of ``rlhf generate``. Rows without a partner in the other source, and pairs of equal responses,
+    are left out and counted in the log.
 
     Source: "Inverse-RLignment: Large Language Model Alignment from Demonstrations through Inverse Reinforcement
     Learning", arXiv:2405.15624, whose reward model learns from samples of the tuned model over those of the initial
@@ -39,14 +39,14 @@ class ModelPairs:
 
     @property
     def name(self) -> str:
-        """Of both models' responses."""
+        """Names of both sources."""
         return f"{self.chosen.name} over {self.rejected.name}"
 
     def rows(self) -> Iterator[Row]:
-        """A row a pair, in the order of the better model's rows.
+        """One row for each pair, in the order of the better model's rows.
 
         Raises:
-            DataError: a row is no response, one source has text where the other has tokens, or no pair is left.
+            DataError: a row is not a response, one source has text where the other has tokens, or no pair is left.
         """
         partners: dict[Hashable, list[Mapping[str, Any]]] = defaultdict(list)
         for row in self.rejected.rows():
@@ -66,21 +66,24 @@ class ModelPairs:
                 yield Row(row.file, row.number, values)
         counts = f"{alone} responses without a partner, {equal} pairs of equal responses"
         if not made:
-            raise DataError(f"{self.name}: no pair ({counts}): both need responses to the same prompts, in one form")
+            raise DataError(
+                f"{self.name}: no pair ({counts}): both sources need responses to the same prompts, both as text or "
+                "both as tokens"
+            )
         if alone or equal:
             log.info("%s: left out %s", self.name, counts)
 
     def fingerprint(self) -> str | None:
-        """Digest of both sources'; None when one has none."""
+        """Digest of both sources' digests; None when one has none."""
         parts = [source.fingerprint() for source in (self.chosen, self.rejected)]
         return None if None in parts else hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _prompt(row: Row) -> Hashable:
-    """What names the prompt of a response.
+    """Return a key of the prompt of a response.
 
     Raises:
-        DataError: the row cannot be read, or is no response.
+        DataError: the row cannot be read, or is not a response.
     """
     if row.error is not None:
         raise DataError(f"{row.id}: {row.error}")
@@ -88,7 +91,7 @@ def _prompt(row: Row) -> Hashable:
         if all(name in row.values for name in columns):
             return columns[0], json.dumps(row.values[columns[0]])
     raise DataError(
-        f"{row.id}: a response has the columns {' and '.join(_TEXT)}, as rlhf generate writes them, or "
+        f"{row.id}: a row needs the columns {' and '.join(_TEXT)}, as rlhf generate writes them, or "
         f"{' and '.join(_TOKENS)}, as rollouts/*.jsonl has them"
     )
 

@@ -1,4 +1,4 @@
-"""Problems that a program makes and checks: the tasks of reasoning-gym as a source of prompts."""
+"""Tasks of reasoning-gym, which generates problems and verifies answers, as a source of prompts."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from rlhf_lightning.data.sources.base import Row
 
 #: Part of the key of tokenised data; raise it when the same options start to give other rows.
 _ROWS_VERSION = 1
-#: Problems are drawn up to this many times as often as a split needs when no problem comes twice.
+#: Problems are drawn up to this many times as often as a split needs without repeated problems.
 _PATIENCE = 4
 _SPARE = 1000
 
 
 class ReasoningGym:
-    """Problems of one task of reasoning-gym, each once, with what the task's verifier needs.
+    """Problems of one task of reasoning-gym, each once, with the columns that the task's verifier needs.
 
     Source: "Reasoning Gym: Reasoning Environments for Reinforcement Learning with Verifiable Rewards",
     arXiv:2505.24760, and its library.
 
-    The columns of a row are ``prompt``, what the model is asked; ``question`` and ``answer`` as the task gives them;
-    ``dataset``, the task's name; and ``entry``, all that the task says of the problem, as JSON text.
+    The columns of a row are ``prompt``, the model's prompt; ``question`` and ``answer``, as the task gives them;
+    ``dataset``, the task's name; and ``entry``, the task's whole record of the problem, as JSON text.
 
-    Which split a problem belongs to follows from a hash of its question alone. The library's own seeds do not part
-    problems: its problem ``i`` of seed ``s`` is problem ``0`` of seed ``s + i``, so two seeds share nearly all.
+    A hash of its question alone decides which split a problem belongs to. The library's seeds do not separate problems:
+    its problem ``i`` of seed ``s`` is problem ``0`` of seed ``s + i``, so two seeds share nearly all of them.
     """
 
     def __init__(
@@ -43,20 +43,20 @@ class ReasoningGym:
         prompt: str = "{question}",
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        """Check the options by making one problem.
+        """Check the options by generating one problem.
 
         Args:
             dataset: the task's name in the library, such as ``basic_arithmetic``.
-            size: rows.
+            size: number of rows.
             split: ``train`` or ``validation``; no question is in both, whatever their seeds.
             held_out: share of all questions that belongs to validation; the same in both splits.
-            seed: the library's: of the draws.
-            prompt: what the model is asked; ``{question}`` is the task's own text.
-            config: the task's own options, such as ``{min_digits: 1, max_digits: 2}``.
+            seed: of the library's draws.
+            prompt: the model's prompt; ``{question}`` is the task's text.
+            config: options of the task, such as ``{min_digits: 1, max_digits: 2}``.
 
         Raises:
             DataError: reasoning-gym is not installed, it has no such task, the task refuses an option, an option of
-                ours is out of range, or the task's verifier cannot work on an entry that was kept as JSON.
+                ours is out of range, or the task's verifier gives other scores once an entry was stored as JSON.
         """
         if split not in ("train", "validation"):
             raise DataError(f"data.source.split={split!r} is not one of train, validation")
@@ -74,7 +74,7 @@ class ReasoningGym:
 
     def _made(self) -> Any:
         try:
-            import reasoning_gym  # half a second to import: only those who ask for problems pay for it
+            import reasoning_gym  # takes half a second to import, so it is imported only where it is needed
         except ImportError as error:
             raise DataError(
                 "data=reasoning_gym needs reasoning-gym: pip install 'rlhf-lightning[reasoning]'"
@@ -83,49 +83,49 @@ class ReasoningGym:
             return reasoning_gym.create_dataset(self.dataset, size=self._draws, seed=self.seed, **self.config)
         except (AssertionError, TypeError, ValueError) as error:
             raise DataError(
-                f"reasoning-gym does not make data.source.dataset={self.dataset!r} with data.source.config="
+                f"reasoning-gym refuses data.source.dataset={self.dataset!r} with data.source.config="
                 f"{self.config}: {error}"
             ) from error
 
     def _check_json(self) -> None:
-        """A few verifiers compare tuples, which JSON turns into lists."""
+        """Refuse a task whose verifier compares tuples, which JSON turns into lists."""
         entry = self._task[0]
-        answer = entry["answer"]
-        if answer is None:
+        gold_answer = entry["answer"]
+        if gold_answer is None:
             return
-        kept = json.loads(json.dumps(entry))
-        if self._task.score_answer(answer, kept) != self._task.score_answer(answer, entry):
+        restored = json.loads(json.dumps(entry))
+        if self._task.score_answer(gold_answer, restored) != self._task.score_answer(gold_answer, entry):
             raise DataError(
-                f"data.source.dataset={self.dataset!r}: its verifier judges otherwise once an entry was kept as JSON, "
-                "as the columns of a row are; choose another task"
+                f"data.source.dataset={self.dataset!r}: its verifier gives another score once an entry was stored as "
+                "JSON, as columns of rows are; choose another task"
             )
 
     @property
     def name(self) -> str:
-        """What reports call this source."""
+        """Name of this source in reports."""
         return f"reasoning_gym/{self.dataset}/{self.split}"
 
     def rows(self) -> Iterator[Row]:
-        """The problems; a row's number is the problem's place in the library's own order.
+        """The problems; a row's number is the problem's position in the library's order.
 
         Raises:
             DataError: the task has too few different problems.
         """
         seen: set[bytes] = set()
-        for place in range(self._draws):
-            entry = self._task[place]
+        for position in range(self._draws):
+            entry = self._task[position]
             question = entry["question"]
             digest = hashlib.blake2b(question.encode(), digest_size=8).digest()
             held_out = int.from_bytes(digest, "little") / 2**64 < self.held_out
             if held_out is not (self.split == "validation") or digest in seen:
                 continue
             seen.add(digest)
-            yield Row(self.name, place + 1, self._values(question, entry))
+            yield Row(self.name, position + 1, self._values(question, entry))
             if len(seen) == self.size:
                 return
         raise DataError(
-            f"{self.name}: {self._draws} draws gave {len(seen)} different problems of the split, and data.source.size="
-            f"{self.size} are wanted; ask for fewer, or widen data.source.config"
+            f"{self.name}: {self._draws} draws gave {len(seen)} different problems of the split, fewer than "
+            f"data.source.size={self.size}; lower it, or widen data.source.config"
         )
 
     def _values(self, question: str, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class ReasoningGym:
 
 
 def _plain(value: Any) -> Any:
-    """Plain containers: the library's own classes know no others."""
+    """Convert to plain containers, which the library requires."""
     if isinstance(value, Mapping):
         return {str(name): _plain(part) for name, part in value.items()}
     return [_plain(part) for part in value] if isinstance(value, Sequence) and not isinstance(value, str) else value

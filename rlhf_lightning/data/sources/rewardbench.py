@@ -1,4 +1,4 @@
-"""Pairs of a benchmark, whose rows belong to subsets that are scored apart."""
+"""Pairs of a benchmark whose rows belong to subsets with separate scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlhf_lightning.data.sources.hub import Hub
 class RewardBench:
     """RewardBench (arXiv:2403.13787) or a local file in its format: ``prompt``, ``chosen``, ``rejected``, ``subset``.
 
-    Rows keep their id through tokenisation, so :meth:`subsets` says afterwards where each one belongs.
+    Rows keep their id through tokenisation, so :meth:`subsets` still tells the subset of each afterwards.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class RewardBench:
         subset: str = "subset",
         ties: Literal["half", "wrong"] = "half",
     ) -> None:
-        """Find the source; nothing is read.
+        """Set up the source; nothing is read yet.
 
         Args:
             path: file, folder or glob; None: the hub's data set.
@@ -38,7 +38,7 @@ class RewardBench:
             ties: a pair of equal rewards counts ``half``, or is ``wrong``, the published rule.
 
         Raises:
-            DataError: nothing is at ``path``, or an unknown ``ties``.
+            DataError: there is no file at ``path``, or ``ties`` is unknown.
         """
         if ties not in ("half", "wrong"):
             raise DataError(f"data.validation.ties={ties!r} is neither half nor wrong")
@@ -47,11 +47,11 @@ class RewardBench:
 
     @property
     def name(self) -> str:
-        """The source's."""
+        """Name of the source."""
         return self.source.name
 
     def rows(self) -> Iterator[Row]:
-        """The source's rows; one without a subset is a row that cannot be used."""
+        """The source's rows; one without a subset has an error."""
         for row in self.source.rows():
             if row.error is None and not isinstance(row.values.get(self.subset), str):
                 yield replace(row, values={}, error=f"the column {self.subset!r} must name the row's subset")
@@ -59,10 +59,10 @@ class RewardBench:
                 yield row
 
     def subsets(self) -> dict[str, str]:
-        """The subset of every row by its id; of a row that cannot be read the empty text."""
+        """The subset of every row by the row's id; an empty text for a row that cannot be read."""
         return {row.id: str(row.values.get(self.subset, "")) for row in self.rows()}
 
     def fingerprint(self) -> str | None:
-        """Of the source and the column."""
+        """Digest of the source and the column."""
         inner = self.source.fingerprint()
         return None if inner is None else hashlib.sha256(repr((inner, "subsets", self.subset)).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Columns of rows that are in use already, for rewards: read again from the source, so that nobody else keeps them."""
+"""Columns of tokenised rows, for rewards: read again from the source, so that they are kept only where needed."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from rlhf_lightning.data.spec import DataSpec
 
 
 def columns_of_rows(source: Source, spec: DataSpec, kind: str, wanted: Collection[str]) -> dict[str, Mapping[str, Any]]:
-    """Columns of some rows, as prompts keep them for every row.
+    """Read the columns of some rows, as data of kind ``prompt`` keeps them for every row.
 
-    Tokenised data of other kinds hold no columns, on disk or in memory. What is read here is what the source gives,
-    with ``prompt`` as the row's format has it.
+    Tokenised data of other kinds has no columns, on disk or in memory. The columns are read from the source; ``prompt``
+    is the one that the row's format gives.
 
     Args:
         source: of the tokenised data.
-        spec: how its rows become tokens.
+        spec: options that its rows are tokenised with.
         kind: of the tokenised data.
         wanted: ``file:row`` of the rows.
 
     Returns:
-        Columns by ``file:row``; rows that the source does not give are left out.
+        Columns by ``file:row``; rows that the source does not have are left out.
     """
-    missing, found = set(wanted), dict[str, Mapping[str, Any]]()
+    missing, by_row = set(wanted), dict[str, Mapping[str, Any]]()
     for row in for_kind(source, kind).rows() if missing else ():
         if row.id in missing:
             missing.remove(row.id)
-            found[row.id] = json.loads(as_json({**row.values, **_prompt(row, spec)})[0])
+            by_row[row.id] = json.loads(as_json({**row.values, **_prompt(row, spec)})[0])
             if not missing:
                 break
-    return found
+    return by_row
 
 
 def _prompt(row: Row, spec: DataSpec) -> dict[str, Any]:
-    """The prompt under its own name, wherever the row keeps it; nothing for a row that has none, such as plain text."""
+    """The prompt as the column ``prompt``; empty for a row that has none, such as plain text."""
     try:
         record = convert(row.values, spec, kind=PROMPTS, conversation=spec.template not in ("auto", "none"))
     except RowError:

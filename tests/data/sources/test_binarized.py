@@ -1,4 +1,4 @@
-"""Each pair as two statements about quality."""
+"""Pairs that become two statements about quality each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Responses of two models as pairs: which are put together, what is left out, and what is refused."""
+"""Responses of two models as pairs: partners, rows that are left out, and rows that are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def drawn(prompt_ids: list[int], ids: list[int], prompt: str = "p") -> dict[str,
     return {"prompt": prompt, "response": "r", "prompt_ids": prompt_ids, "ids": ids, "source": "policy"}
 
 
-def test_the_ith_response_to_a_prompt_meets_the_ith(tmp_path):
+def test_the_ith_responses_to_a_prompt_are_a_pair(tmp_path):
     chosen = source(tmp_path / "tuned.jsonl", text("a", "a1"), text("b", "b1"), text("a", "a2"))
     rejected = source(tmp_path / "initial.jsonl", text("b", "-b1"), text("a", "-a1"), text("a", "-a2"))
     pairs = ModelPairs(chosen, rejected)
@@ -48,11 +48,11 @@ def test_the_ith_response_to_a_prompt_meets_the_ith(tmp_path):
 def test_tokens_are_taken_as_they_were_drawn(tmp_path):
     chosen = source(tmp_path / "tuned.jsonl", drawn([5, 9], [7, 2]), drawn([5, 8], [1]))
     rejected = source(tmp_path / "initial.jsonl", drawn([5, 8], [3]), drawn([5, 9], [8, 2]))
-    found = [(row.values["prompt_ids"], row.values["response_ids"]) for row in ModelPairs(chosen, rejected).rows()]
-    assert found == [([5, 9], [[7, 2], [8, 2]]), ([5, 8], [[1], [3]])]
+    ids = [(row.values["prompt_ids"], row.values["response_ids"]) for row in ModelPairs(chosen, rejected).rows()]
+    assert ids == [([5, 9], [[7, 2], [8, 2]]), ([5, 8], [[1], [3]])]
 
 
-def test_what_makes_no_pair_is_counted(tmp_path, caplog):
+def test_rows_that_make_no_pair_are_counted(tmp_path, caplog):
     chosen = source(tmp_path / "tuned.jsonl", text("a", "same"), text("a", "a2"), text("c", "alone"), text("a", "more"))
     rejected = source(tmp_path / "initial.jsonl", text("a", "same"), text("a", "-a2"), text("d", "alone"))
     with caplog.at_level(logging.INFO):
@@ -65,8 +65,8 @@ def test_what_makes_no_pair_is_counted(tmp_path, caplog):
     ("rejected", "message"),
     [
         (text("b", "x"), r"no pair \(1 responses without a partner, 0 pairs"),
-        (drawn([1], [2], prompt="a"), r"no pair .* in one form"),
-        ({"prompt": "a", "answer": "x"}, r"initial\.jsonl:1: a response has the columns prompt and response"),
+        (drawn([1], [2], prompt="a"), r"no pair .* both as tokens"),
+        ({"prompt": "a", "answer": "x"}, r"initial\.jsonl:1: a row needs the columns prompt and response"),
     ],
     ids=["another-prompt", "tokens-and-text", "no-response"],
 )

@@ -1,4 +1,4 @@
-"""Problems of reasoning-gym: each once, parted by their questions, with what their verifier needs."""
+"""Problems of reasoning-gym: each once, split by their questions, with the columns that their verifier needs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_rows_are_a_function_of_the_options():
 
 
 def test_no_question_is_asked_twice_or_in_both_splits_whatever_the_seeds():
-    """The library's seeds would not do: problem i of seed s is problem 0 of seed s + i."""
+    """The library's seeds do not ensure that: problem i of seed s is problem 0 of seed s + i."""
     train, validation = questions(size=600), questions(size=60, split="validation", seed=1)
     assert len(set(train)) == 600
     assert len(set(validation)) == 60
@@ -90,9 +90,11 @@ def test_wrong_options(options, message):
         ReasoningGym(**{"dataset": "basic_arithmetic", **options})
 
 
-def test_a_task_of_few_problems_says_so():
+def test_a_task_with_too_few_problems_is_refused():
     few = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1, "operators": ["+"]}
-    with pytest.raises(DataError, match=r"draws gave \d+ different problems of the split, and data.source.size=5000"):
+    with pytest.raises(
+        DataError, match=r"draws gave \d+ different problems of the split, fewer than data.source.size=5000"
+    ):
         list(ReasoningGym("basic_arithmetic", 5000, config={**few, "allow_negation": False}).rows())
 
 
@@ -100,9 +102,9 @@ def test_the_yaml_gives_both_splits_as_prompts():
     data = compose("data", ["data=reasoning_gym", "data.source.size=40", "data.source.config={max_terms:2}"]).data
     parts = []
     for source in (make(data.source), make(data.validation)):
-        found = tokenize(source, tokenizers.qwen_like(), DataSpec(cache=False, template="tokenizer"), "prompt")
-        found.report.enforce(DataSpec())
-        parts.append([found.examples.columns_of(group) for group in range(len(found.examples))])
+        data_set = tokenize(source, tokenizers.qwen_like(), DataSpec(cache=False, template="tokenizer"), "prompt")
+        data_set.report.enforce(DataSpec())
+        parts.append([data_set.examples.columns_of(group) for group in range(len(data_set.examples))])
     assert list(map(len, parts)) == [40, 100]
     assert all(row["prompt"] == [{"role": "user", "content": row["question"]}] for part in parts for row in part)
     assert {len(json.loads(row["entry"])["metadata"]["difficulty"]) for row in parts[0]} == {2}
@@ -110,10 +112,10 @@ def test_the_yaml_gives_both_splits_as_prompts():
 
 
 def test_it_serves_imitation_too():
-    """``method=sft``: the answer is the response."""
+    """``method=sft``: the gold answer is the response."""
     data = compose("data", ["data=reasoning_gym", "data.source.size=5", "data.spec.cache=false"]).data
     tokenizer = tokenizers.qwen_like()
-    found = tokenize(make(data.source), tokenizer, make(data.spec), "supervised")
-    answers = [row.values["answer"] for row in make(data.source).rows()]
-    said = [tokenizer.decode(example.responses[0], skip_special_tokens=True) for example in found.examples]
-    assert said == answers
+    examples = tokenize(make(data.source), tokenizer, make(data.spec), "supervised").examples
+    gold_answers = [row.values["answer"] for row in make(data.source).rows()]
+    responses = [tokenizer.decode(example.responses[0], skip_special_tokens=True) for example in examples]
+    assert responses == gold_answers
