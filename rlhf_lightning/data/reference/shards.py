@@ -22,12 +22,12 @@ KEY_TYPE = f"S{KEY_BYTES}"
 Keys = NDArray[np.bytes_]
 #: Changes with the layout of shards or the definition of keys.
 FORMAT = "rlhf-reference-1"
-#: What a shard holds beside the log-probs, in the order in which it is digested.
+#: Columns of a shard other than the log-probs, in the order of their digest.
 _COLUMNS = ("keys", "lengths", "checksums")
 
 
 class ReferenceCacheError(RuntimeError):
-    """The reference cache is incomplete, damaged or not this model's; the message says what to do."""
+    """The reference cache is incomplete, damaged or of another model; the message has the fix."""
 
 
 def damaged(shard: Path, why: str) -> ReferenceCacheError:
@@ -41,7 +41,7 @@ def encode(keys: Keys, values: Sequence[NDArray[np.float32]], fingerprint: str) 
     Args:
         keys: of the entries, (entries,).
         values: log-probs of each entry, nats.
-        fingerprint: of the model that gave them, kept for people who look.
+        fingerprint: of the model that computed them; stored for information only.
     """
     little = [value.astype("<f4", copy=False) for value in values]
     columns: dict[str, NDArray[Any]] = {
@@ -61,7 +61,7 @@ def _digest(columns: Mapping[str, NDArray[Any]]) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the place, sync, rename, sync the folder: afterwards the file is there whole, or not at all."""
+    """Write a temporary file, sync it, rename it and sync the folder, so that the file is complete or absent."""
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -80,7 +80,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @dataclass(frozen=True)
 class Entries:
-    """Where some entries lie; all columns are (entries,)."""
+    """Positions of some entries in shards; all columns are (entries,)."""
 
     keys: Keys
     shard: NDArray[np.int32]
@@ -108,7 +108,7 @@ class Index:
         self._runs: list[Entries] = []
 
     def __len__(self) -> int:
-        """Entries; those that several processes computed at the same time count once after the next merge."""
+        """Number of entries; one that several processes computed at the same time counts once after the next merge."""
         return sum(len(run.keys) for run in self._runs)
 
     def add(self, parts: Sequence[Entries]) -> None:
@@ -118,29 +118,29 @@ class Index:
             self._runs = [merge(self._runs)]
 
     def contains(self, keys: Keys) -> NDArray[np.bool_]:
-        """Whether each key is stored, (keys,)."""
-        found = np.zeros(len(keys), dtype=np.bool_)
+        """Return for each key whether it is stored, (keys,)."""
+        stored = np.zeros(len(keys), dtype=np.bool_)
         for run in self._runs:
-            found |= run.keys[_position(run, keys)] == keys
-        return found
+            stored |= run.keys[_position(run, keys)] == keys
+        return stored
 
     def find(self, keys: Keys) -> Entries:
         """The entry of each key; every key must be there."""
-        found = []
+        matches = []
         for run in self._runs:
             at = _position(run, keys)
-            found.append(run.take(at[run.keys[at] == keys]))
-        entries = merge(found)
+            matches.append(run.take(at[run.keys[at] == keys]))
+        entries = merge(matches)
         return entries.take(_position(entries, keys))
 
 
 def _position(run: Entries, keys: Keys) -> NDArray[np.int64]:
-    """Where in a sorted run each key is, if it is there."""
+    """Position of each key in a sorted run, if it is there."""
     return np.minimum(np.searchsorted(run.keys, keys), len(run.keys) - 1)
 
 
 def read_index(path: Path, shard: int) -> Entries:
-    """Read a shard's index, checking that the file is whole and the index is what was written.
+    """Read a shard's index; check that the file is complete and that the index matches its digest.
 
     Args:
         path: the shard.

@@ -1,13 +1,13 @@
-"""Reference log-probs on disk, found by content: by what the model is, and by the tokens of each row.
+"""Reference log-probs on disk, addressed by content: the model's fingerprint and the tokens of each row.
 
-A folder per model: its name is the fingerprint of weights, adapter, precision and log-prob definition. In it, one entry
-per response, under the digest of (prompt ids, response ids, scored mask). Nothing else is in a key, so a run with
-another learning rate, loss, seed or output folder finds every entry, and one with another model, template, truncation
-or precision finds none.
+There is a folder per model: its name is the fingerprint of weights, adapter, precision and log-prob definition. It has
+one entry per response, under the digest of (prompt ids, response ids, scored mask). Nothing else is in a key, so a run
+with another learning rate, loss, seed or output folder finds every entry, and one with another model, template,
+truncation or precision finds none.
 
-Entries live in immutable shards (safetensors). A shard is written beside its place, synced and renamed, so it is there
-whole or not at all, whatever is killed when; names are digests of the contents, so writers never collide. Each entry
-has a checksum, verified whenever it is read.
+Entries are in immutable shards (safetensors). A shard is written to a temporary file, synced and renamed, so it is
+complete or absent even after a kill; names are digests of the contents, so writers never collide. Each entry has a
+checksum, verified whenever it is read.
 """
 
 from __future__ import annotations
@@ -57,46 +57,46 @@ _AT_ONCE = 8192
 
 def response_keys(examples: Examples) -> Keys:
     """The key of every response, (groups, slots); an empty slot has one too, under which nothing is ever stored."""
-    tokens, scored = examples.tokens.astype("<i4", copy=False), examples.scored
+    tokens, mask = examples.tokens.astype("<i4", copy=False), examples.scored
     keys = []
     for cuts in examples.by_prompt.tolist():
         prompt = tokens[cuts[0] : cuts[1]].tobytes()
         for start, end in pairwise(cuts[1:]):
-            keys.append(_key(prompt, tokens[start:end].tobytes(), scored[start:end].tobytes()))
+            keys.append(_key(prompt, tokens[start:end].tobytes(), mask[start:end].tobytes()))
     return np.array(keys, dtype=KEY_TYPE).reshape(-1, examples.slots)
 
 
 def batch_keys(batch: PackedBatch) -> Keys:
     """The key of every response of a batch, (responses,)."""
     ids = batch.ids.cpu().numpy().astype("<i4")
-    scored = np.zeros(len(ids), dtype=np.bool_)
-    scored[batch.target.cpu().numpy()] = True
+    mask = np.zeros(len(ids), dtype=np.bool_)
+    mask[batch.target.cpu().numpy()] = True
     prompts = [ids[start:end].tobytes() for start, end in batch.prompt_span.tolist()]
     keys = [
-        _key(prompts[parent], ids[start:end].tobytes(), scored[start:end].tobytes())
+        _key(prompts[parent], ids[start:end].tobytes(), mask[start:end].tobytes())
         for parent, (start, end) in zip(batch.parent.tolist(), batch.response_span.tolist(), strict=True)
     ]
     return np.array(keys, dtype=KEY_TYPE)
 
 
-def _key(prompt: bytes, response: bytes, scored: bytes) -> bytes:
+def _key(prompt: bytes, response: bytes, mask: bytes) -> bytes:
     # The prompt's length keeps a token from moving across the boundary unnoticed.
     digest = hashlib.blake2b(len(prompt).to_bytes(8, "little"), digest_size=KEY_BYTES)
     digest.update(prompt)
     digest.update(response)
-    digest.update(scored)
+    digest.update(mask)
     return digest.digest()
 
 
 class ReferenceStore:
     """Reference log-probs of one model, shared by every run that uses it.
 
-    Reading an entry opens the shard's file for that moment only, so a store costs no file handles, works in forked
-    loader processes and holds about 40 bytes an entry in memory.
+    A shard's file is open only while an entry is read, so a store keeps no file handles, works in forked loader
+    processes and takes about 40 bytes of memory per entry.
     """
 
     def __init__(self, folder: str | Path, fingerprint: str) -> None:
-        """Open, or begin, the cache of a model.
+        """Open or create the cache of a model.
 
         Args:
             folder: of all caches.
@@ -117,32 +117,31 @@ class ReferenceStore:
         self.refresh()
 
     def __len__(self) -> int:
-        """Responses stored, as of the last look."""
+        """Responses stored, as of the last :meth:`refresh`."""
         return len(self._index)
 
     def refresh(self) -> None:
         """Look for shards that other processes have added."""
-        known = set(self._shards)
-        added = sorted(set(self.path.glob("*.safetensors")) - known)
+        added = sorted(set(self.path.glob("*.safetensors")) - set(self._shards))
         if added:
             parts = [read_index(path, len(self._shards) + number) for number, path in enumerate(added)]
             self._shards += added
             self._index.add(parts)
 
     def contains(self, keys: Keys) -> NDArray[np.bool_]:
-        """Which keys are stored, in the shape of ``keys``."""
+        """Return for each key whether it is stored, in the shape of ``keys``."""
         return self._index.contains(keys.ravel()).reshape(keys.shape)
 
     def holds(self, examples: Groups) -> NDArray[np.bool_]:
-        """Whether all responses of each group are stored, (groups,); an empty slot needs no entry."""
-        found = [np.zeros(0, dtype=np.bool_)]
+        """Return for each group whether all its responses are stored, (groups,); an empty slot needs no entry."""
+        parts = [np.zeros(0, dtype=np.bool_)]
         for start in range(0, len(examples), _AT_ONCE):
             part = examples.select(np.arange(start, min(start + _AT_ONCE, len(examples))))
-            found.append((self.contains(response_keys(part)) | (part.slot_tokens == 0)).all(axis=1))
-        return np.concatenate(found)
+            parts.append((self.contains(response_keys(part)) | (part.slot_tokens == 0)).all(axis=1))
+        return np.concatenate(parts)
 
     def missing(self, examples: Groups) -> NDArray[np.int64]:
-        """The groups of which any response is not stored, after a fresh look at the folder."""
+        """The groups with a response that is not stored, after a :meth:`refresh`."""
         self.refresh()
         return np.flatnonzero(~self.holds(examples))
 
@@ -190,7 +189,7 @@ class ReferenceStore:
         return np.concatenate(self.get(keys[filled]))
 
     def write(self, keys: Keys, values: Sequence[NDArray[np.float32]]) -> None:
-        """Add a shard. When this returns the shard is on disk; when it does not, nothing has changed."""
+        """Add a shard. When this returns, the shard is on disk; when it raises, nothing has changed."""
         content = encode(keys, values, self.fingerprint)
         write_atomically(self.path / f"{hashlib.blake2b(content, digest_size=16).hexdigest()}.safetensors", content)
         self.refresh()
@@ -198,11 +197,11 @@ class ReferenceStore:
     def compare(
         self, keys: Keys, values: Sequence[NDArray[np.float32]], names: Sequence[str], tolerance: float = TOLERANCE
     ) -> float:
-        """Compare stored entries with log-probs that the model has just given.
+        """Compare stored entries with log-probs that the model has just computed.
 
         Args:
             keys: of stored responses, (responses,).
-            values: what the model gives for each, nats.
+            values: the model's log-probs of each, nats.
             names: "file:row" of each, for the error.
             tolerance: largest accepted mean absolute difference of a response's tokens, nats.
 
@@ -236,9 +235,9 @@ class ReferenceStore:
         """Score a few random stored rows again and compare.
 
         Args:
-            examples: rows to choose from; those not stored are passed over.
+            examples: rows to choose from; those not stored are skipped.
             scorer: the reference model, or a policy that still equals it.
-            rows: how many to score again.
+            rows: number of rows to score again.
             tolerance: see :meth:`compare`.
             seed: of the choice.
 
@@ -266,19 +265,19 @@ class ReferenceStore:
 
 
 class ReferenceWriter:
-    """Takes scored batches as they come and writes them out in shards.
+    """Collects the log-probs of batches and writes them in shards.
 
-    Every process of a run has a writer of its own. What has been written stays when the run is killed; what has not is
-    less than one shard. Leaving a ``with`` block writes the rest, also when an exception ends it.
+    Every process of a run has its own writer. When the run is killed, written shards stay, and less than one shard is
+    lost. Leaving a ``with`` block writes the rest, also when an exception ends it.
     """
 
     def __init__(
         self, store: ReferenceStore, *, rows: int = 4096, seconds: float = 60.0, tolerance: float = TOLERANCE
     ) -> None:
-        """Begin to collect.
+        """Set up an empty writer.
 
         Args:
-            store: where to write.
+            store: to write to.
             rows: responses of a shard.
             seconds: write a shard when the oldest row has waited this long, full or not.
             tolerance: see :meth:`ReferenceStore.compare`.
@@ -288,12 +287,12 @@ class ReferenceWriter:
         self._since = time.monotonic()
 
     def put(self, batch: PackedBatch, log_probs: Ragged | Tensor) -> None:
-        """Take the reference log-probs of a batch, one number for each scored token.
+        """Add the reference log-probs of a batch, one number for each scored token.
 
         A response that is stored already is compared, not written again.
 
         Raises:
-            ReferenceCacheError: a log-prob is not finite, or not what is stored; the message names the row.
+            ReferenceCacheError: a log-prob is not finite, or differs from the stored one; the message names the row.
         """
         keys, values = _entries(batch, log_probs)
         filled = torch.bincount(batch.sequence, minlength=len(batch.response_span)).nonzero().flatten().tolist()
@@ -301,12 +300,12 @@ class ReferenceWriter:
         for name, value in zip(names, values, strict=True):
             if not np.isfinite(value).all():
                 raise ReferenceCacheError(f"{name}: the reference model gives a log-prob that is not finite")
-        known = self.store.contains(keys)
-        at = np.flatnonzero(known).tolist()
-        self.store.compare(keys[known], [values[i] for i in at], [names[i] for i in at], self.tolerance)
+        stored = self.store.contains(keys)
+        at = np.flatnonzero(stored).tolist()
+        self.store.compare(keys[stored], [values[i] for i in at], [names[i] for i in at], self.tolerance)
         if not self._pending:
             self._since = time.monotonic()
-        for i in np.flatnonzero(~known).tolist():
+        for i in np.flatnonzero(~stored).tolist():
             self._pending[bytes(keys[i]).ljust(KEY_BYTES, b"\0")] = values[i]  # numpy strips trailing zero bytes
         if len(self._pending) >= self.rows or time.monotonic() - self._since >= self.seconds:
             self.flush()

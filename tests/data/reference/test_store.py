@@ -1,4 +1,4 @@
-"""The reference cache: what hits and what misses, many writers, kills at any moment, damage."""
+"""The reference cache: hits and misses, many writers, kills at any moment, damage."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def score(batch: PackedBatch, slope: float = 0.25) -> Ragged:
 
 
 def fill(store: ReferenceStore, examples: Examples, rows: int = 8) -> list[int]:
-    """Score what is missing; return the groups that were scored."""
-    scored = []
+    """Score the missing groups; return their numbers."""
+    groups = []
     with ReferenceWriter(store, rows=rows) as writer:
         for batch in ListLoader(reference_batches([(examples, store.missing(examples))], size=2)):
             writer.put(batch, score(batch))
-            scored += batch.index.tolist()
-    return scored
+            groups += batch.index.tolist()
+    return groups
 
 
 def contents(store: ReferenceStore, examples: Examples) -> list[np.ndarray]:
@@ -92,7 +92,7 @@ def test_a_key_tells_prompt_from_response(tokens: list[int], first: int, second:
     assert (keys[0] == keys[1]) == (cuts[0] == cuts[1])
 
 
-def test_a_mask_is_not_mistaken_for_a_token() -> None:
+def test_a_mask_is_not_confused_with_a_token() -> None:
     # token 0 is four zero bytes, like four unscored tokens: without the prompt's length these two rows are the same
     short = Example([1, 2, 3, 4, 5, 6], [[0]], [[True]])
     long = Example([1], [[2, 3, 4, 5, 6]], [[False, False, False, False, True]])
@@ -137,7 +137,7 @@ def test_rows_that_did_not_change_hit(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """What of a run's configuration reaches a key; a learning rate, a loss and an output folder have no way in."""
+    """Options of a run that are part of a key; learning rate, loss and output folder are not."""
 
     weights: int = 0
     seed: int = 0  #: draws the adapter's random matrices
@@ -217,10 +217,10 @@ def test_rows_that_are_stored_are_not_written_again(tmp_path: Path) -> None:
 
 
 def test_a_writer_sees_what_others_have_written(tmp_path: Path) -> None:
-    mine, theirs = ReferenceStore(tmp_path, "model"), ReferenceStore(tmp_path, "model")
-    fill(theirs, pairs())
-    assert len(mine) == 0
-    assert mine.missing(pairs()).tolist() == []
+    store, other = ReferenceStore(tmp_path, "model"), ReferenceStore(tmp_path, "model")
+    fill(other, pairs())
+    assert len(store) == 0
+    assert store.missing(pairs()).tolist() == []
 
 
 SLOW_FILL = """
@@ -260,7 +260,7 @@ def test_kill_in_the_middle_of_a_fill(shards_before_kill: int, tmp_path: Path) -
         assert np.array_equal(one, other)
 
 
-def test_a_kill_between_write_and_rename_leaves_nothing_that_counts(tmp_path: Path) -> None:
+def test_a_kill_between_write_and_rename_leaves_no_entry(tmp_path: Path) -> None:
     store = ReferenceStore(tmp_path, "model")
     fill(store, pairs(4))
     fresh, stale = (store.path / f".{name}.tmp" for name in ("fresh", "stale"))
@@ -325,14 +325,14 @@ def test_verify_scores_a_few_rows_again(tmp_path: Path) -> None:
     examples = pairs()
     store = ReferenceStore(tmp_path, "model")
     fill(store, examples)
-    scored: list[int] = []
+    read_ids: list[int] = []
 
     def same(batch: PackedBatch) -> Ragged:
-        scored.extend(batch.ids.tolist())
+        read_ids.extend(batch.ids.tolist())
         return score(batch)
 
     assert store.verify(examples, same, rows=3) == 0.0
-    assert 0 < len(scored) < len(examples.tokens)
+    assert 0 < len(read_ids) < len(examples.tokens)
     with pytest.raises(ReferenceCacheError, match=r"pairs\.jsonl:\d+: the stored .* written by another model"):
         store.verify(examples, lambda batch: score(batch, slope=0.26))
 
