@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from rlhf_lightning.data.batches.micro_batches import Share
+from rlhf_lightning.data.batches.micro_batches import MicroBatch
 from rlhf_lightning.data.batches.plan import Plan, plan_epoch
 from rlhf_lightning.types import PackedBatch
 
@@ -64,5 +64,5 @@ class Demonstrations:
         plan, at = self._plan(step // self.steps), step % self.steps
         processes = self.process_share
         number = (at * processes.accumulate + part) * processes.world_size + processes.rank
-        share = Share(self.examples, plan.micro_batch(number), plan.groups(at), plan.totals(at))
+        share = MicroBatch(self.examples, plan.micro_batch(number), plan.groups(at), plan.totals(at))
         return share.packed("supervised")

@@ -1,8 +1,8 @@
-"""Filling token-budget micro-batches: as full as possible, equally many in every epoch, and different in every epoch.
+"""Filling of token-budget micro-batches: as full as possible, equally many in every epoch, and different each time.
 
-The number of bins is fixed by the lengths alone (:func:`target`), because a loader's length, a learning-rate schedule
-and a resumed position must not depend on the epoch. Randomness then comes from noise on the order in which groups are
-placed, and is lowered when a draw needs more bins than that.
+The lengths alone determine the number of bins (:func:`target`), because a loader's length, a learning-rate schedule and
+a resumed position must not depend on the epoch. Randomness comes from noise on the order in which groups are placed,
+and is reduced when a draw needs more bins than that.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 
-#: Bins allowed beyond the best known filling, as a share of it: what variety between epochs may cost.
+#: Additional bins allowed for variety between epochs, as a share of those of the best filling.
 SLACK = 0.01
-#: With fewer bins than this one more would cost too much, so the filling is the same in every epoch.
+#: With fewer bins than this, one more would cost too much, so the filling is the same in every epoch.
 FEW = 16
 #: Noise on the placing order, as a share of a group's length, from the most to the least random.
 NOISE = (0.5, 0.25, 0.1, 0.0)
 
 
 def target(lengths: IntArray, capacity: int, parts: int, *, padded: bool) -> int:
-    """Bins of every epoch: the fewest found without randomness, plus slack, rounded up to a multiple of ``parts``.
+    """Bins of every epoch: the number without randomness, plus slack, rounded up to a multiple of ``parts``.
 
-    There may be fewer groups than that, by less than ``parts``: then the last bins are empty.
+    That may exceed the number of groups, by less than ``parts``: then the last bins are empty.
 
     Args:
         lengths: tokens of each group.
@@ -54,15 +54,15 @@ def fill(
         most: from :func:`target`.
         padded: fill rectangles with groups of similar length, drawn from random windows; else any mix of lengths.
         window: groups of a window.
-        rng: source of the variety; None: the same bins in every epoch.
+        rng: of the random order; None: the same bins in every epoch.
     """
     if padded:
         while rng is not None and window < len(lengths):
             shuffled = rng.permutation(len(lengths))
             windows = [shuffled[i : i + window] for i in range(0, len(lengths), window)]
-            found = [b for w in windows for b in next_fit(w[np.argsort(-lengths[w], kind="stable")], lengths, capacity)]
-            if len(found) <= most:
-                return found
+            made = [b for w in windows for b in next_fit(w[np.argsort(-lengths[w], kind="stable")], lengths, capacity)]
+            if len(made) <= most:
+                return made
             window *= 2
         return next_fit(np.argsort(-lengths, kind="stable"), lengths, capacity)
     for noise in NOISE if rng is not None else NOISE[-1:]:
@@ -76,7 +76,7 @@ def fill(
 
 
 def best_fit(order: IntArray, lengths: IntArray, capacity: int) -> tuple[IntArray, int]:
-    """Place each group, in order, into the bin that it fills best; open a bin where it fits none.
+    """Put each group, in order, into the bin that it fills best; open a new bin where it fits none.
 
     Returns:
         The bin of each group, in ``order``'s order, and the number of bins.
@@ -107,7 +107,7 @@ def best_fit(order: IntArray, lengths: IntArray, capacity: int) -> tuple[IntArra
 
 
 def next_fit(order: IntArray, lengths: IntArray, capacity: int, *, padded: bool = True) -> list[IntArray]:
-    """Cut ``order`` into consecutive bins; a group longer than ``capacity`` is a bin of its own.
+    """Cut ``order`` into consecutive bins; a group longer than ``capacity`` gets its own bin.
 
     Args:
         order: groups, longest first.
@@ -115,7 +115,7 @@ def next_fit(order: IntArray, lengths: IntArray, capacity: int, *, padded: bool 
         capacity: tokens of a bin.
         padded: a bin takes its number of groups times the first, longest length; else the sum of its lengths.
     """
-    found = []
+    bins = []
     start = 0
     ordered = lengths[order]
     ends = np.cumsum(ordered)
@@ -125,13 +125,13 @@ def next_fit(order: IntArray, lengths: IntArray, capacity: int, *, padded: bool 
         else:
             end = int(np.searchsorted(ends, ends[start] - ordered[start] + capacity, side="right"))
         end = min(max(end, start + 1), len(ordered))
-        found.append(order[start:end])
+        bins.append(order[start:end])
         start = end
-    return found
+    return bins
 
 
 def resize(bins: list[IntArray], lengths: IntArray, count: int) -> list[IntArray]:
-    """Exactly ``count`` bins, of which there are at most as many: those with the most groups are split."""
+    """Split the bins with the most groups until there are exactly ``count``; there must not be more than that."""
     heap = [(-len(groups), number) for number, groups in enumerate(bins)]
     heapq.heapify(heap)
     bins = list(bins)

@@ -1,8 +1,8 @@
-"""Loaders that know their place: epoch-seeded training batches with a position, and fixed lists of batches.
+"""Loaders: epoch-seeded training batches with a position that can be saved, and fixed lists of batches.
 
 Lightning saves and restores any training iterable that has ``state_dict`` and ``load_state_dict``, but keeps process
-0's state only, so the state here is the same on every process: what differs between processes is computed from the
-plan. Nothing is drawn from a global generator.
+0's state only, so the state here is the same on every process: each process computes its batches from the plan. No
+global random generator is used.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ class EpochLoader(PositionedLoader[PackedBatch]):
 
         Args:
             examples: the data set, the same on every process.
-            batching: how groups become batches.
+            batching: sizes, order and layout of batches.
             accumulate: micro-batches that a process accumulates for one optimiser step.
-            rank: this process.
-            world_size: processes.
-            workers: processes that pack ahead; 0 packs here, which costs well under a millisecond a batch.
+            rank: of this process.
+            world_size: number of processes.
+            workers: processes that pack ahead; 0 packs here, which takes well under a millisecond a batch.
             pin_memory: hand batches out in pinned memory.
             store: reference log-probs to attach.
             kind: of the batches, see ``pack``.
-            mismatches: of the data set; the first micro-batch of a step brings those of the step.
-            taken: optimiser steps that were taken, see ``StepPosition``.
+            mismatches: of the data set; the first micro-batch of a step has those of the whole step.
+            taken: number of optimiser steps taken so far, see ``StepPosition``.
         """
         super().__init__(accumulate, taken)
         self.examples, self.batching, self.store = examples, batching, store
@@ -106,11 +106,11 @@ class EpochLoader(PositionedLoader[PackedBatch]):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch and finished steps of it, with what they are counted in; plain values, the same on every process."""
+        """Epoch, its finished steps and the options that define a step; plain values, the same on every process."""
         return {**self.saved_position(), "seed": self.batching.seed, "data": self._digest, **self.units()}
 
     def units(self) -> dict[str, Any]:
-        """The options that give a number of steps its meaning, under the names that users know."""
+        """The options that define a step, under the names that users set."""
         batching = self.batching
         units: dict[str, Any] = {
             "data.batch_size": batching.batch_size,
@@ -128,10 +128,10 @@ class EpochLoader(PositionedLoader[PackedBatch]):
 
         Raises:
             ValueError: another version wrote the state; or it is from the middle of an epoch, and the data or an
-                option that decides what a step holds has changed since.
+                option that defines a step has changed since.
         """
         check_state(state, ("epoch", "step", "seed", "data", "accumulate"))
-        self.restore_position(state, state, *([] if state["data"] == self._digest else ["the data is another"]))
+        self.restore_position(state, state, *([] if state["data"] == self._digest else ["the data has changed"]))
         if state["seed"] != self.batching.seed:
             self.batching = replace(self.batching, seed=state["seed"])
 
@@ -171,8 +171,8 @@ def evaluation_batches(
     Args:
         examples: the data set, read in order.
         batching: ``batch_size`` counts the groups of all processes' batches together, as in training.
-        rank: this process.
-        world_size: processes.
+        rank: of this process.
+        world_size: number of processes.
     """
     lengths = examples.padded_lengths if batching.padded else examples.lengths
     fixed = replace(batching, shuffle=False, bucket=1)
@@ -195,16 +195,16 @@ def reference_batches(
 ) -> list[tuple[Groups, IntArray]]:
     """This process's batches of a pass over some rows, longest first, equally many batches on every process.
 
-    Rows of similar length stand together, and the batch that takes most memory comes first. Where the number of
-    batches does not divide, the shortest ones are repeated: their rows are stored once all the same.
+    Rows of similar length are together, and the batch that takes most memory comes first. Where the number of processes
+    does not divide that of the batches, the shortest ones are repeated; their rows are stored only once.
 
     Args:
-        parts: data sets and the groups of each to go through.
+        parts: data sets and the groups of each to score.
         size: groups of a batch.
-        max_tokens: tokens of a batch, instead of ``size``; a longer row is a batch of its own.
+        max_tokens: tokens of a batch, instead of ``size``; a longer row gets its own batch.
         padded: ``max_tokens`` counts rows times the longest row.
-        rank: this process.
-        world_size: processes.
+        rank: of this process.
+        world_size: number of processes.
     """
     listed: list[tuple[int, Groups, IntArray]] = []
     for examples, groups in parts:
@@ -224,7 +224,7 @@ def reference_batches(
 
 
 def _digest(examples: Examples) -> str:
-    """Recognises a data set by the lengths of all its rows, which costs nothing beside reading its tokens."""
+    """Digest of the lengths of all rows of a data set, which is cheap next to one of its tokens."""
     columns = hashlib.blake2b(examples.lengths.astype("<i8").tobytes(), digest_size=16)
     columns.update(examples.slot_tokens.astype("<i8").tobytes())
     return columns.hexdigest()

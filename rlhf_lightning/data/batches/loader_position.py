@@ -1,4 +1,4 @@
-"""Where a loader stands within its epoch, in optimiser steps, and what a trainer says of them."""
+"""Positions of loaders within an epoch, in optimiser steps, and checks of a trainer's limits."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ BatchT = TypeVar("BatchT")
 
 
 class StepPosition:
-    """Counts the micro-batches that a process was handed, and the optimiser steps that these completed.
+    """Counts the micro-batches that a process received, and the optimiser steps that these completed.
 
     Only whole steps are saved: a number of steps means the same however a step is cut, and a state that is taken in the
     middle of a step is that of the step's beginning, as are the weights.
 
     Args:
         accumulate: micro-batches that a process accumulates for one optimiser step.
-        taken: optimiser steps that were taken in all, such as a trainer's ``global_step``: a step whose last
-            micro-batch was handed out may yet fail. None: such a step counts as taken.
+        taken: total number of optimiser steps taken, such as a trainer's ``global_step``: a step whose last
+            micro-batch was handed out may still fail. None: such a step counts as taken.
     """
 
     def __init__(self, accumulate: int, taken: Callable[[], int] | None = None) -> None:
@@ -30,7 +30,7 @@ class StepPosition:
         self._before: int | None = None  # steps that were taken when the step at hand began
 
     def restart(self, step: int = 0) -> None:
-        """Stand before a step of the epoch."""
+        """Set the position to the beginning of a step."""
         self.handed_out, self._before = step * self.accumulate, None
 
     def advance(self) -> None:
@@ -49,16 +49,16 @@ class StepPosition:
 
 
 class PositionedLoader(ABC, Generic[BatchT]):
-    """A process's training batches, epoch after epoch, that can say where they stand and be put there again.
+    """A process's training batches, epoch after epoch, with a position that can be saved and restored.
 
     Each new iteration is the next epoch, from its beginning; the first one after a state was loaded resumes where it
-    was taken. Lightning says which epoch it is in (``set_epoch``), so an epoch that ``limit_train_batches`` cuts short
-    counts as an epoch, also after a resume. What a subclass saves must be the same on every process, as Lightning keeps
+    was taken. Lightning sets the epoch (``set_epoch``), so an epoch that ``limit_train_batches`` cuts short counts as
+    an epoch, also after a resume. The state that a subclass saves must be the same on every process, as Lightning keeps
     process 0's state only.
 
     Args:
         accumulate: micro-batches that a process accumulates for one optimiser step.
-        taken: optimiser steps that were taken, see :class:`StepPosition`.
+        taken: number of optimiser steps taken so far, see :class:`StepPosition`.
     """
 
     def __init__(self, accumulate: int, taken: Callable[[], int] | None = None) -> None:
@@ -68,7 +68,7 @@ class PositionedLoader(ABC, Generic[BatchT]):
 
     @property
     def batch_sampler(self) -> _EpochHook:
-        """Where Lightning looks for something that wants to know the epoch."""
+        """An object with the hook that Lightning calls to set the epoch."""
         return _EpochHook(self)
 
     @abstractmethod
@@ -87,22 +87,22 @@ class PositionedLoader(ABC, Generic[BatchT]):
         """The batches of the epoch from the position on; each is counted before it is handed out."""
 
     def begin(self, epoch: int) -> None:
-        """Stand at the beginning of an epoch."""
+        """Set the position to the beginning of an epoch."""
         self.epoch = epoch
         self.position.restart()
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin this epoch, or resume it where it has been begun."""
+        """Begin this epoch, or resume it where it was left."""
         if epoch != self.epoch or self.position.handed_out >= len(self):
             self.begin(epoch)
         self._fresh = True
 
     @abstractmethod
     def units(self) -> dict[str, Any]:
-        """The options that give a number of steps its meaning, under the names that users know."""
+        """The options that define a step, under the names that users set."""
 
     def saved_position(self) -> dict[str, int]:
-        """Epoch and finished steps of it, and the micro-batches that a process had for one."""
+        """Epoch, its finished steps, and the micro-batches of a process in a step."""
         step = self.position.steps
         finished = step * self.position.accumulate >= len(self)
         return {
@@ -112,20 +112,20 @@ class PositionedLoader(ABC, Generic[BatchT]):
         }
 
     def restore_position(self, state: Mapping[str, Any], units: Mapping[str, Any], *changes: str) -> None:
-        """Stand where a state was taken.
+        """Set the position to that of a state.
 
         Args:
-            state: with what :meth:`saved_position` gave.
-            units: what :meth:`units` was at that time.
-            *changes: what else has changed since, a phrase each.
+            state: a state with the entries of :meth:`saved_position`.
+            units: result of :meth:`units` at that time.
+            *changes: other changes since then, a phrase each.
 
         Raises:
-            ValueError: it is from the middle of an epoch, and something that decides what a step holds has changed.
+            ValueError: it is from the middle of an epoch, and the data or an option that defines a step has changed.
         """
         changed = [
             f"{name} was {before} and is {value}"
             for name, value in self.units().items()
-            if (before := units.get(name, units.get(name.replace(".loading.", ".")))) != value  # as it was called once
+            if (before := units.get(name, units.get(name.replace(".loading.", ".")))) != value  # earlier name
         ]
         check_changes(state, [*changed, *changes])
         self.epoch, self._fresh = state["epoch"], True
@@ -133,14 +133,14 @@ class PositionedLoader(ABC, Generic[BatchT]):
 
 
 class _EpochHook:
-    """What ``loader.batch_sampler.sampler.set_epoch`` resolves to: torch's protocol for samplers that reshuffle."""
+    """Hook for ``loader.batch_sampler.sampler.set_epoch``: torch's protocol for samplers that reshuffle."""
 
     def __init__(self, loader: PositionedLoader[Any]) -> None:
         self.sampler = loader
 
 
 def check_state(state: Mapping[str, Any], needed: Collection[str]) -> None:
-    """Refuse a loader's state in another form, as other versions of this package wrote it.
+    """Refuse a loader's state in the form of another version of this package.
 
     Args:
         state: out of a checkpoint.
@@ -152,25 +152,25 @@ def check_state(state: Mapping[str, Any], needed: Collection[str]) -> None:
     if missing := sorted(set(needed) - state.keys()):
         raise ValueError(
             f"the state of the training data lacks {', '.join(missing)} (it holds {', '.join(sorted(state))}), so "
-            "another version of rlhf-lightning wrote it, which counted otherwise: resume with that version, or start a "
+            "another version of rlhf-lightning wrote it, with another count: resume with that version, or start a "
             "new run from these weights with ckpt_path=<this checkpoint> and another paths.output_dir"
         )
 
 
 def check_changes(state: Mapping[str, Any], changed: Sequence[str]) -> None:
-    """Refuse to resume within an epoch whose steps hold something else by now; warn at the beginning of one.
+    """Refuse to resume within an epoch whose steps have changed; warn at the beginning of one.
 
     Args:
         state: of a loader, with its ``epoch`` and ``step``.
-        changed: since it was taken, a phrase each.
+        changed: changes since it was taken, a phrase each.
 
     Raises:
-        ValueError: something has, and the state is from the middle of an epoch.
+        ValueError: there are changes, and the state is from the middle of an epoch.
     """
     if changed and state["step"]:
         raise ValueError(
-            f"cannot resume in the middle of epoch {state['epoch']}: {'; '.join(changed)}. Restore these, or start "
-            "from scratch with ckpt_path=null"
+            f"cannot resume in the middle of epoch {state['epoch']}: {'; '.join(changed)}. Undo these changes, or "
+            "start from scratch with ckpt_path=null"
         )
     if changed:
         log.warning("resuming at the beginning of epoch %d with other batches: %s", state["epoch"], "; ".join(changed))
@@ -182,14 +182,14 @@ def steps_taken(trainer: Any) -> Callable[[], int] | None:
 
 
 def check_limit(trainer: Any, length: int) -> None:
-    """Refuse a limit on the micro-batches of an epoch that would cut a step in two.
+    """Refuse a limit on the micro-batches of an epoch that would end it within a step.
 
     Args:
-        trainer: None: nothing is limited.
+        trainer: None: there is no limit.
         length: micro-batches of a process in an epoch.
 
     Raises:
-        ValueError: such a limit. A part of a step has the denominators of the whole one.
+        ValueError: there is such a limit. A part of a step would have the denominators of the whole step.
     """
     if trainer is None or trainer.fast_dev_run:
         return

@@ -1,4 +1,4 @@
-"""How rows are cut, ordered and packed, beside the size of a step."""
+"""Options of loading other than the size of a step: cut, order and packing of rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PADDED_BUCKET = 50
 
 @dataclass(frozen=True)
 class LoadingOptions(Options):
-    """How rows are cut, ordered and packed.
+    """Options that decide how rows are cut, ordered and packed.
 
     Attributes:
         eval_batch_size: groups of a process's evaluation batch; None: training's micro-batch, at most 16.

@@ -1,4 +1,4 @@
-"""Micro-batches by number: what each of them holds, packed when it is asked for."""
+"""Micro-batches by number, each packed when it is requested."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ IntArray = NDArray[np.int64]
 
 
 class LogProbStore(Protocol):
-    """Where cached reference log-probs come from."""
+    """A source of cached reference log-probs."""
 
     def log_probs(self, examples: Examples) -> NDArray[np.float32]:
         """One number for every scored token of the groups, in packing order."""
 
 
 @dataclass(frozen=True)
-class Share:
-    """What a micro-batch holds, before it is packed."""
+class MicroBatch:
+    """Groups and denominators of a micro-batch, before it is packed."""
 
     source: Groups
     chosen: IntArray  #: groups of the source; none: an empty micro-batch
@@ -38,9 +38,9 @@ class Share:
     totals: StepTotals  #: denominators of the step
 
     def packed(self, kind: str | None = None, store: LogProbStore | None = None) -> PackedBatch:
-        """The micro-batch; the shortest group of the step stands in for an empty one.
+        """Pack the micro-batch; in place of an empty one, the shortest group of the step is packed and emptied.
 
-        Of the same step, so that it reaches no weight that the step does not reach, such as those of another expert.
+        It is of the same step, so that it reaches no weight that the step does not reach, such as another expert's.
 
         Args:
             kind: of the batch, see ``pack``.
@@ -54,37 +54,37 @@ class Share:
 
 
 class Batches(Dataset[PackedBatch], ABC):
-    """A list of micro-batches that are packed when they are asked for, here or in a worker process."""
+    """A list of micro-batches that are packed when they are requested, here or in a worker process."""
 
     store: LogProbStore | None = None
     kind: str | None = None  #: of the batches, see ``pack``
     mismatches: Mismatches | None = None  #: of the data set that the batches are from
 
     def __getitem__(self, number: int) -> PackedBatch:
-        batch = self.share(number).packed(self.kind, self.store)
+        batch = self.micro_batch(number).packed(self.kind, self.store)
         if not isinstance(batch, UnpairedBatch) or self.mismatches is None:
             return batch
-        return with_mismatched(batch, [share.packed(None, self.store) for share in self.mismatched(number)])
+        return with_mismatched(batch, [part.packed(None, self.store) for part in self.mismatched(number)])
 
     @abstractmethod
-    def share(self, number: int) -> Share:
-        """What a micro-batch holds."""
+    def micro_batch(self, number: int) -> MicroBatch:
+        """Return the groups of a micro-batch and the denominators of its step."""
 
     @abstractmethod
-    def mismatched(self, number: int) -> list[Share]:
-        """What a micro-batch brings for its step's estimate: groups with others' responses."""
+    def mismatched(self, number: int) -> list[MicroBatch]:
+        """Return the mismatched groups in a micro-batch, for the step's estimate of the reference point."""
 
 
 def with_mismatched(batch: UnpairedBatch, mismatched: Sequence[PackedBatch]) -> UnpairedBatch:
-    """The first micro-batch of a step with the mismatched rows of this process's whole share of it."""
-    stand_in: Any = batch.stand_in  # of the batch's own class
-    brought = None if stand_in is None else replace(stand_in, mismatched=tuple(mismatched))
-    return replace(batch, mismatched=tuple(mismatched), stand_in=brought)
+    """Add to the first micro-batch of a step the mismatched rows of this process's whole share of the step."""
+    stand_in: Any = batch.stand_in  # of the batch's class
+    with_rows = None if stand_in is None else replace(stand_in, mismatched=tuple(mismatched))
+    return replace(batch, mismatched=tuple(mismatched), stand_in=with_rows)
 
 
 @dataclass(frozen=True)
 class PlannedBatches(Batches):
-    """One process's share of an epoch: of every step's micro-batches each process takes every ``world_size``-th."""
+    """One process's micro-batches of an epoch: every ``world_size``-th of each step."""
 
     examples: Examples
     plan: Plan
@@ -95,20 +95,20 @@ class PlannedBatches(Batches):
     kind: str | None = None
     mismatches: Mismatches | None = None
 
-    def share(self, number: int) -> Share:
+    def micro_batch(self, number: int) -> MicroBatch:
         """The ``number``-th micro-batch of this process."""
         step = number // self.accumulate
-        return Share(self.examples, self._chosen(number), self.plan.groups(step), self.plan.totals(step))
+        return MicroBatch(self.examples, self._chosen(number), self.plan.groups(step), self.plan.totals(step))
 
-    def mismatched(self, number: int) -> list[Share]:
-        """All of this process's share of the step with its first micro-batch, nothing with the others."""
+    def mismatched(self, number: int) -> list[MicroBatch]:
+        """All of this process's share of the step for its first micro-batch, none for the others."""
         if self.mismatches is None or number % self.accumulate:
             return []
         step = number // self.accumulate
         groups = self.plan.groups(step)
         totals = self.plan.totals(step)._replace(slot_tokens=(int(self.mismatches.slot_tokens[groups].sum()),))
         numbers = range(number, number + self.accumulate)
-        return [Share(self.mismatches, self._chosen(each), groups, totals) for each in numbers]
+        return [MicroBatch(self.mismatches, self._chosen(each), groups, totals) for each in numbers]
 
     def _chosen(self, number: int) -> IntArray:
         return self.plan.micro_batch(number * self.world_size + self.rank)
@@ -116,9 +116,9 @@ class PlannedBatches(Batches):
 
 @dataclass(frozen=True)
 class ListedBatches(Batches):
-    """Given micro-batches of an evaluation, which is like one step over the whole data set.
+    """Listed micro-batches of an evaluation, which is like one step over the whole data set.
 
-    A token mean is therefore that of the whole set, however it was cut into batches and dealt to processes.
+    A token mean is therefore that of the whole set, however it is divided into batches and among processes.
     """
 
     listed: Sequence[tuple[Groups, IntArray]]
@@ -127,18 +127,18 @@ class ListedBatches(Batches):
     kind: str | None = None
     mismatches: Mismatches | None = None
 
-    def share(self, number: int) -> Share:
+    def micro_batch(self, number: int) -> MicroBatch:
         """The ``number``-th micro-batch."""
-        return self._share(*self.listed[number])
+        return self._micro_batch(*self.listed[number])
 
-    def mismatched(self, number: int) -> list[Share]:
-        """A micro-batch's own prompts."""
+    def mismatched(self, number: int) -> list[MicroBatch]:
+        """The prompts of the micro-batch, each with another one's response."""
         assert self.mismatches is not None
-        return [self._share(self.mismatches, self.listed[number][1])]
+        return [self._micro_batch(self.mismatches, self.listed[number][1])]
 
-    def _share(self, source: Groups, chosen: IntArray) -> Share:
+    def _micro_batch(self, source: Groups, chosen: IntArray) -> MicroBatch:
         totals = local_totals(source)._replace(micro_batches=len(self.listed) * self.world_size)
-        return Share(source, chosen, np.arange(len(source)), totals)
+        return MicroBatch(source, chosen, np.arange(len(source)), totals)
 
 
 def iterate(batches: Batches, numbers: Sequence[int], workers: int, pin_memory: bool) -> Iterator[PackedBatch]:
@@ -148,7 +148,7 @@ def iterate(batches: Batches, numbers: Sequence[int], workers: int, pin_memory: 
             batch = batches[number]
             yield batch.pin_memory() if pin_memory else batch
         return
-    # Without a generator of its own a DataLoader draws its workers' seed from the global one.
+    # Without a generator a DataLoader draws its workers' seed from the global one.
     yield from DataLoader(
         batches,
         batch_size=None,

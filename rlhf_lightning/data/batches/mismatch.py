@@ -1,10 +1,9 @@
-"""Every prompt with the response of another one: what KTO's reference point is estimated from (arXiv:2402.01306 eq. 7).
+"""Prompts with the responses of other prompts, from which KTO's reference point is estimated (arXiv:2402.01306 eq. 7).
 
-The partner of a row lies a fixed offset further on in the whole data set, so the estimate does not depend on what
-happens to share a batch: micro-batches of one row, any order and any number of processes give the same pairs. The
-offset follows from the number of rows alone, never from the training seed, so cached reference log-probs serve every
-seed. Where the partner has the same prompt (the two halves of an unpaired pair, say), the next row with another one
-takes its place.
+The partner of a row is at a fixed offset in the whole data set, so the estimate does not depend on which rows share a
+batch: micro-batches of one row, any order and any number of processes give the same pairs. The number of rows alone
+determines the offset, not the training seed, so cached reference log-probs serve every seed. Where the partner has the
+same prompt (such as the two halves of an unpaired pair), the next row with another prompt is used instead.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ _SEED = 2402_01306
 class Mismatches:
     """The rows of a data set, each with the response of a row with another prompt.
 
-    A response is cut where prompt and response together would be longer than the longest row of the data set, so no
-    limit that the rows keep is exceeded.
+    A response is cut where prompt and response together would be longer than the longest row of the data set, so the
+    rows' length limits hold here too.
     """
 
     examples: Examples  #: one response a prompt
@@ -42,7 +41,7 @@ class Mismatches:
 
         Args:
             examples: the data set.
-            role: what it is for, for errors.
+            role: ``training`` or ``validation``, for errors.
 
         Raises:
             DataError: all rows have the same prompt.
@@ -53,8 +52,8 @@ class Mismatches:
         prompts = prompt_numbers(examples)
         if (prompts == prompts[:1]).all():
             raise DataError(
-                f"all {len(prompts)} rows of the {role} data have the same prompt, so no prompt has the response of "
-                "another one, which this loss needs: add other prompts (data.validation: a larger share, or null), or "
+                f"all {len(prompts)} rows of the {role} data have the same prompt, but this loss needs prompts with "
+                "the responses of other prompts: add other prompts (data.validation: a larger share, or null), or "
                 "choose a loss without the input kl, such as method=apo_zero_unpaired"
             )
         return cls(examples, partners(prompts))
@@ -119,13 +118,13 @@ def prompt_numbers(examples: Examples) -> IntArray:
 
 
 def partners(prompts: IntArray) -> IntArray:
-    """For each row the row whose response it gets: a seeded offset further on, or the next with another prompt.
+    """For each row the row whose response it gets: the one at a seeded offset, or the next one with another prompt.
 
     Args:
         prompts: a number for each distinct prompt, of which there are at least two, (rows,).
     """
     count = len(prompts)
-    changes = np.flatnonzero(prompts != np.roll(prompts, -1))  # rows behind which, round the end, another prompt stands
+    changes = np.flatnonzero(prompts != np.roll(prompts, -1))  # rows followed (cyclically) by another prompt
     offset = int(np.random.default_rng([_SEED, count]).integers(1, count))
     partner = (np.arange(count) + offset) % count
     following = (changes[np.searchsorted(changes, partner) % len(changes)] + 1) % count

@@ -1,4 +1,4 @@
-"""Groups end to end in one row: ``Example`` -> ``PackedBatch``, in whole-array operations."""
+"""Packing of groups end to end in one row: ``Example`` -> ``PackedBatch``, in whole-array operations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ATTRIBUTE = "attribute:"
 
 
 def local_totals(examples: Groups, groups: NDArray[np.int64] | slice = slice(None)) -> StepTotals:
-    """Totals of some groups on their own: what evaluation uses, where a batch is not part of an optimiser step."""
+    """Totals of some groups alone, for batches that are not part of an optimiser step, as in evaluation."""
     slot_tokens = examples.slot_tokens[groups]
     return StepTotals(len(slot_tokens), tuple(slot_tokens.sum(axis=0, dtype=np.int64).tolist()))
 
@@ -43,12 +43,12 @@ def pack(
     """Pack groups into one row: each prompt once, then its responses in order, positions continuing after the prompt.
 
     Args:
-        examples: the groups; an ``Examples`` is packed without making a Python object a group.
+        examples: the groups; an ``Examples`` is packed without a Python object for each group.
         kind: of the batch, a name of ``kinds.KINDS``; None: a plain ``PackedBatch``, or for one prompt of one or two
             responses a ``SupervisedBatch`` or ``PreferenceBatch``.
         totals: denominators of the optimiser step; None: this batch is the whole step.
         indices: row of the data set of each group; None: the position that each group had in its data set.
-        reference_log_probs: one number (nats) for every scored token, in the batch's own order, from the cache.
+        reference_log_probs: one number (nats) for every scored token, in the batch's order, from the cache.
 
     Returns:
         A batch of the kind's class.
@@ -66,11 +66,11 @@ def pack(
     at = np.arange(int(lengths.sum()), dtype=np.int64)
     taken = at + np.repeat(bounds[:, 0] - start, lengths)
     cuts = bounds - bounds[:, :1] + start[:, None]  # the bounds of every prompt and its responses, in the packed row
-    layout = _scored_layout(cuts, columns.scored[taken])
+    layout = _target_layout(cuts, columns.scored[taken])
     if reference_log_probs is not None and len(reference_log_probs) != len(layout["target"]):
         raise ValueError(
-            f"{len(reference_log_probs)} reference log-probs for {len(layout['target'])} scored tokens: the cache "
-            "entries do not belong to these rows"
+            f"{len(reference_log_probs)} reference log-probs for {len(layout['target'])} scored tokens: the "
+            "entries of the cache belong to other rows"
         )
     arrays = {
         "ids": columns.tokens[taken].astype(np.int64),
@@ -82,9 +82,9 @@ def pack(
         **layout,
     }
     batch = _batch_class(columns, kind)
-    own = _own_fields(columns, batch, taken[layout["target"]])
+    kind_fields = _kind_fields(columns, batch, taken[layout["target"]])
     fields: dict[str, Any] = {
-        name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in (arrays | own).items()
+        name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in (arrays | kind_fields).items()
     }
     if batch is AttributesBatch:
         fields["names"] = tuple(name.removeprefix(ATTRIBUTE) for name in _attributes(columns))
@@ -95,8 +95,8 @@ def pack(
 
 def batch_of(kind: str) -> type[PackedBatch]:
     """The class of a kind's batches."""
-    found: type[PackedBatch] = getattr(types, kind_of(kind).batch)
-    return found
+    batch: type[PackedBatch] = getattr(types, kind_of(kind).batch)
+    return batch
 
 
 def _batch_class(columns: Examples, kind: str | None) -> type[PackedBatch]:
@@ -105,42 +105,43 @@ def _batch_class(columns: Examples, kind: str | None) -> type[PackedBatch]:
         return plain.get(columns.slots, PackedBatch)
     batch = batch_of(kind)
     if missing := sorted(set(batch.NUMBERS) - set(columns.numbers)):
-        found = sorted(columns.numbers)
-        raise ValueError(f"{kind} data needs {missing} of every response, and the groups have {found}")
+        raise ValueError(
+            f"{kind} data needs {missing} of every response, but the groups have {sorted(columns.numbers)}"
+        )
     return batch
 
 
-def _own_fields(columns: Examples, batch: type[PackedBatch], scored: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """What a class of batches holds beside tokens.
+def _kind_fields(columns: Examples, batch: type[PackedBatch], positions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Fields of a class of batches other than tokens.
 
     Args:
         columns: the groups.
         batch: the class.
-        scored: where every scored token of the batch lies in the columns' flat tokens.
+        positions: of every scored token of the batch in the columns' flat tokens.
     """
-    own: dict[str, NDArray[Any]] = {name: columns.numbers[name].ravel() for name in batch.NUMBERS}
+    fields: dict[str, NDArray[Any]] = {name: columns.numbers[name].ravel() for name in batch.NUMBERS}
     if issubclass(batch, PreferenceBatch):
-        own |= {name: columns.numbers[name].ravel() for name in batch.OPTIONAL if name in columns.numbers}
+        fields |= {name: columns.numbers[name].ravel() for name in batch.OPTIONAL if name in columns.numbers}
         if columns.margin is not None:
-            own["margin"] = columns.margin
+            fields["margin"] = columns.margin
     if batch is StepsBatch:
         if columns.step_labels is None:
-            raise ValueError("steps data needs a label for the last token of every step, and the groups have none")
-        own["step_label"] = columns.step_labels[scored]
+            raise ValueError("steps data needs a label for the last token of every step, but the groups have none")
+        fields["step_label"] = columns.step_labels[positions]
     if batch is AttributesBatch:
-        own["attributes"] = np.stack([columns.numbers[name].ravel() for name in _attributes(columns)], axis=-1)
-    return own
+        fields["attributes"] = np.stack([columns.numbers[name].ravel() for name in _attributes(columns)], axis=-1)
+    return fields
 
 
 def _attributes(columns: Examples) -> list[str]:
-    found = [name for name in columns.numbers if name.startswith(ATTRIBUTE)]
-    if not found:
-        raise ValueError("attributes data needs at least one rating, and the groups have none")
-    return found
+    names = [name for name in columns.numbers if name.startswith(ATTRIBUTE)]
+    if not names:
+        raise ValueError("attributes data needs at least one rating, but the groups have none")
+    return names
 
 
 def _position_origin(cuts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """What to subtract from a token's index in the row to get its position, (tokens,).
+    """Offset of each token: its index in the row minus its position, (tokens,).
 
     The prompt's start for a prompt token; for a response token the response's start less the prompt's length.
     """
@@ -149,14 +150,14 @@ def _position_origin(cuts: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.repeat(origin.ravel(), np.diff(cuts, axis=1).ravel())
 
 
-def _scored_layout(cuts: NDArray[np.int64], scored: NDArray[np.bool_]) -> dict[str, NDArray[np.int64]]:
+def _target_layout(cuts: NDArray[np.int64], mask: NDArray[np.bool_]) -> dict[str, NDArray[np.int64]]:
     """``target``, ``source`` and ``sequence`` of every scored token, response by response."""
     slots = cuts.shape[1] - 2
-    target = np.flatnonzero(scored)
+    target = np.flatnonzero(mask)
     response = np.full((len(cuts), slots + 1), -1, dtype=np.int64)
     response[:, 1:] = np.arange(len(cuts) * slots).reshape(-1, slots)
     sequence = np.repeat(response.ravel(), np.diff(cuts, axis=1).ravel())[target]
     first = target == cuts[:, 1:-1].ravel()[sequence]
-    # The first token of a response is predicted by the last one of its prompt, whatever lies between them in the row.
+    # The last token of the prompt predicts the first one of each response, whatever is between them in the row.
     source = np.where(first, cuts[sequence // slots, 1] - 1, target - 1)
     return {"target": target, "source": source, "sequence": sequence}

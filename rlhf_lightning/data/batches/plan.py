@@ -1,18 +1,18 @@
-"""Which groups go into which micro-batch: a pure function of the lengths, the seed and the epoch.
+"""The plan of an epoch, the groups of each micro-batch: a pure function of the lengths, the seed and the epoch.
 
 A step is planned before it is cut, so its denominators are exact (``StepTotals``) and training does not depend on how
 many processes or accumulated micro-batches share it. ``M`` below is ``accumulate_grad_batches`` x processes.
 
 * Mode A, ``batch_size``: a step holds that many groups, the same ones whatever M is; its M micro-batches get about
   equally many tokens (longest group first, each to the lightest micro-batch).
-* Mode B, ``max_tokens``: a micro-batch is a bin of at most that many tokens and a step is M bins. How many bins an
-  epoch has is the same in every epoch, so loaders have one length and schedules one total.
+* Mode B, ``max_tokens``: a micro-batch is a bin of at most that many tokens and a step is M bins. The number of bins is
+  the same in every epoch, so a loader has one length and a schedule one total.
 
-Nothing is dropped. Mode A: a last step with fewer than ``batch_size`` groups is kept, with its own exact totals, so the
-number of steps and what each of them holds are the same for every M. Mode B: a step *is* M bins, so an epoch has other
-steps for another M, and the same ones however M is made of processes and accumulation; bins are split until M divides
-their number. Where the last step has fewer groups than M, its other micro-batches are empty: every process takes part
-in them and they count for nothing (``PackedBatch.emptied``).
+Nothing is dropped. Mode A: a last step with fewer than ``batch_size`` groups is kept, with its exact totals, so the
+number of steps and the groups of each are the same for every M. Mode B: a step *is* M bins, so the steps depend on M,
+but not on how it is divided into processes and accumulation; bins are split until M divides their number. Where the
+last step has fewer groups than M, its other micro-batches are empty: every process takes part in them and they
+contribute nothing (``PackedBatch.emptied``).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Batching:
-    """How groups become batches. Exactly one of ``batch_size`` and ``max_tokens`` is set.
+    """Sizes, order and layout of batches. Exactly one of ``batch_size`` and ``max_tokens`` is set.
 
     Attributes:
         batch_size: groups of an optimiser step, over all processes.
@@ -54,7 +54,7 @@ class Batching:
         seed: of the shuffle; the order of an epoch is a function of (seed, epoch).
         shuffle: whether the order changes from epoch to epoch.
         bucket: steps of similar length are made out of windows of this many steps; 1: no bucketing. For the padded
-            backend, where a short row beside a long one is waste (transformers' ``group_by_length`` uses 50).
+            backend, where a short row next to a long one is waste (transformers' ``group_by_length`` uses 50).
         padded: micro-batches are rectangles: a budget counts rows times the longest row.
     """
 
@@ -93,7 +93,7 @@ class Plan:
         return len(self.tokens) // self.micro_batches
 
     def micro_batch(self, number: int) -> IntArray:
-        """The groups of a micro-batch; none in a micro-batch of the last step that there was no group left for."""
+        """The groups of a micro-batch; none in the empty micro-batches of a short last step."""
         return self.order[self.cuts[number] : self.cuts[number + 1]]
 
     def groups(self, step: int) -> IntArray:
@@ -108,7 +108,7 @@ class Plan:
 
     @property
     def fill(self) -> float:
-        """Tokens over what fits: of the budget in mode B; in mode A of M times each step's largest micro-batch."""
+        """Tokens over capacity: the budget in mode B; in mode A M times each step's largest micro-batch."""
         if self.capacity is not None:
             return float(self.tokens.sum() / (len(self.tokens) * self.capacity))
         steps = self.tokens.reshape(-1, self.micro_batches)
@@ -116,7 +116,7 @@ class Plan:
 
 
 def check_budget(lengths: IntArray, batching: Batching, name: Callable[[int], str] = str) -> None:
-    """Raise DataError, naming the first few rows, when a group alone exceeds ``max_tokens``.
+    """Raise DataError with the first few rows when single groups exceed ``max_tokens``.
 
     Args:
         lengths: tokens of each group, (groups,).
@@ -177,9 +177,9 @@ def plan_steps(
     micro_batches: int = 1,
     epoch: int = 0,
 ) -> Plan:
-    """Plan a fixed number of steps, whatever the number of groups: each has as many as any other, or one less.
+    """Plan a fixed number of steps for any number of groups: they have equally many groups, or one less.
 
-    With ``steps * batch_size`` groups it is the plan of :func:`plan_epoch`; with fewer than steps some are empty.
+    With ``steps * batch_size`` groups it is the plan of :func:`plan_epoch`; with fewer groups some are empty.
 
     Args:
         lengths: tokens of each group in a batch, (groups,).
@@ -204,7 +204,7 @@ def _planned(
     micro_batches: int,
     batching: Batching,
 ) -> Plan:
-    """The plan of some micro-batches: what each of them and each step holds."""
+    """The plan of some micro-batches, with the tokens of each of them and of each step."""
     cuts = np.concatenate([[0], np.cumsum(sizes)])
     filled, tokens = sizes > 0, np.zeros_like(sizes)
     largest_or_sum = np.maximum if batching.padded else np.add

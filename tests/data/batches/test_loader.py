@@ -57,7 +57,7 @@ def test_each_iteration_is_another_epoch_with_every_group_once(batching: Batchin
 
 @pytest.mark.parametrize("batching", BATCHINGS)
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_loader_hands_out_the_rest(batching: Batching, workers: int) -> None:
+def test_a_resumed_loader_gives_the_remaining_batches(batching: Batching, workers: int) -> None:
     # fails if the position is advanced after the yield, counts what workers have packed ahead, or splits a step of two
     whole = EpochLoader(pairs(), batching, accumulate=2)
     expected = indices(whole) + indices(whole)
@@ -94,7 +94,7 @@ def test_processes_share_a_step(batching: Batching) -> None:
     assert len({EpochLoader(pairs(), batching, rank=r, world_size=2).state_dict()["data"] for r in range(2)}) == 1
 
 
-def test_the_state_is_plain_and_refuses_what_it_was_not_taken_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_state_is_plain_and_refused_with_other_data_or_options(caplog: pytest.LogCaptureFixture) -> None:
     loader = EpochLoader(pairs(), BATCHINGS[0], accumulate=2)
     indices(islice(loader, 3))
     state = loader.state_dict()
@@ -105,7 +105,7 @@ def test_the_state_is_plain_and_refuses_what_it_was_not_taken_for(caplog: pytest
     indices(islice(tokens, 2))
     with pytest.raises(ValueError, match=r"micro-batches of a step .* was 2 and is 4"):
         EpochLoader(pairs(), BATCHINGS[1], accumulate=2, world_size=2).load_state_dict(tokens.state_dict())
-    with pytest.raises(ValueError, match="the data is another"):
+    with pytest.raises(ValueError, match="the data has changed"):
         EpochLoader(pairs(seed=5), BATCHINGS[0], accumulate=2).load_state_dict(state)
     EpochLoader(pairs(), BATCHINGS[0], accumulate=2, rank=1, world_size=2).load_state_dict(state)  # same groups a step
     indices(loader)
@@ -124,7 +124,7 @@ def test_the_state_of_another_version_is_refused() -> None:
         loader.load_state_dict({name: value for name, value in state.items() if name not in ("accumulate", "data")})
 
 
-def test_the_global_generators_are_left_alone() -> None:
+def test_the_global_generators_are_not_used() -> None:
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
     before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
@@ -171,7 +171,7 @@ def test_reference_batches_are_longest_first_and_equally_many(options: dict[str,
     assert reference_batches([(train, np.arange(0))], size=4) == []
 
 
-# With Lightning: the checkpoints of a run, and the weights of the runs that go on from them.
+# With Lightning: the checkpoints of a run, and the weights of the runs that resume from them.
 
 
 class Bag(L.LightningModule):

@@ -1,4 +1,4 @@
-"""KTO's mismatched responses: who gets whose, in which batch, on how many processes, from which cache."""
+"""KTO's mismatched responses: partners, batches, numbers of processes, and the cache."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from rlhf_lightning.types import Example, UnpairedBatch
 GROUPS = 24
 
 
-def answers(count=GROUPS, seed=0, prompts=None):
-    """Labelled answers of random lengths, some prompts several times."""
+def responses(count=GROUPS, seed=0, prompts=None):
+    """Labelled responses of random lengths, some prompts several times."""
     rng = np.random.default_rng(seed)
     asked = [rng.integers(0, 50, rng.integers(1, 6)).tolist() for _ in range(prompts or count)]
     return Examples.build(
@@ -49,29 +49,29 @@ def test_no_prompt_ever_gets_a_response_of_its_own(drawn) -> None:
     assert np.array_equal(partner, partners(prompts))
     # the walk: from the offset on, the next row with another prompt
     offset = int(np.random.default_rng([mismatch._SEED, len(prompts)]).integers(1, len(prompts)))
-    for row, found in enumerate(partner.tolist()):
+    for row, match in enumerate(partner.tolist()):
         at = (row + offset) % len(prompts)
         while prompts[at] == prompts[row]:
             at = (at + 1) % len(prompts)
-        assert found == at
+        assert match == at
 
 
-def test_distinct_prompts_give_every_response_away_once():
+def test_with_distinct_prompts_every_response_is_used_once():
     # fails if responses are drawn with replacement, or the order is only reversed (an odd row would meet itself)
     for count in (2, 3, 24, 101):
         assert sorted(partners(np.arange(count)).tolist()) == list(range(count))
 
 
-def test_one_prompt_alone_is_refused_with_the_way_out():
+def test_one_prompt_alone_is_refused_with_the_fix():
     with pytest.raises(DataError, match=r"all 3 rows of the training data have the same prompt.*=apo_zero_unpaired"):
-        Mismatches.draw(answers(3, prompts=1))
-    data = AlignmentDataModule(answers(4, prompts=1), kind="unpaired", mismatched=True)
+        Mismatches.draw(responses(3, prompts=1))
+    data = AlignmentDataModule(responses(4, prompts=1), kind="unpaired", mismatched=True)
     with pytest.raises(DataError, match="all 4 rows of the training data"):
         data.setup()
-    data = AlignmentDataModule(answers(), kind="unpaired", mismatched=True, validation=answers(2, prompts=1))
+    data = AlignmentDataModule(responses(), kind="unpaired", mismatched=True, validation=responses(2, prompts=1))
     with pytest.raises(DataError, match="all 2 rows of the validation data"):
         data.setup()
-    AlignmentDataModule(answers(40, prompts=1), kind="unpaired").setup()  # nobody asked for them
+    AlignmentDataModule(responses(40, prompts=1), kind="unpaired").setup()  # nobody asked for them
     with pytest.raises(ValueError, match="one response a prompt, and the examples have 2"):
         Mismatches.draw(Examples.build([Example([1], [[1], [2]])]))
 
@@ -80,17 +80,17 @@ def test_one_prompt_alone_is_refused_with_the_way_out():
 @given(st.integers(0, 10_000), st.integers(2, 12), st.integers(2, 6))
 def test_selected_rows_are_those_of_a_plain_loop(seed, count, prompts) -> None:
     # fails if a gather is off by one, the cut is missed, or scored tokens are counted for the uncut response
-    examples = answers(count, seed, min(prompts, count))
+    examples = responses(count, seed, min(prompts, count))
     if len(set(map(tuple, (e.prompt for e in examples)))) == 1:
         return
     drawn = Mismatches.draw(examples)
     groups = np.random.default_rng(seed).integers(0, count, 5)
     got, longest = drawn.select(groups), int(examples.lengths.max())
     for made, group in zip(got, groups.tolist(), strict=True):
-        own, other = examples[group], examples[int(drawn.partner[group])]
-        assert made.prompt == own.prompt
-        assert made.responses == [other.responses[0][: longest - len(own.prompt)]]
-        assert made.row == f"{own.row} with the response of {other.row}"
+        example, other = examples[group], examples[int(drawn.partner[group])]
+        assert made.prompt == example.prompt
+        assert made.responses == [other.responses[0][: longest - len(example.prompt)]]
+        assert made.row == f"{example.row} with the response of {other.row}"
     assert np.array_equal(got.slot_tokens, drawn.slot_tokens[groups])
     assert np.array_equal(got.lengths, drawn.lengths[groups])
     batch = pack(got)
@@ -122,7 +122,7 @@ def told(batches):
 
 
 def loader(accumulate=1, rank=0, world_size=1, batching=None, **options):
-    examples = answers()
+    examples = responses()
     return EpochLoader(
         examples,
         batching or Batching(batch_size=8, seed=3),
@@ -136,9 +136,9 @@ def loader(accumulate=1, rank=0, world_size=1, batching=None, **options):
 
 
 @pytest.mark.parametrize("batching", [Batching(batch_size=8, seed=3), Batching(max_tokens=30, seed=3)])
-def test_the_first_micro_batch_brings_those_of_its_whole_step(batching):
+def test_the_first_micro_batch_has_those_of_its_whole_step(batching):
     batches = list(loader(accumulate=4, batching=batching))
-    drawn = Mismatches.draw(answers())
+    drawn = Mismatches.draw(responses())
     for start in range(0, len(batches), 4):
         step = batches[start : start + 4]
         assert all(type(batch) is UnpairedBatch for batch in step)
@@ -177,7 +177,7 @@ def test_the_partners_do_not_depend_on_the_training_seed():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_loader_brings_the_same(workers):
+def test_a_resumed_loader_gives_the_same(workers):
     expected = list(loader(accumulate=4))
     for stop in (1, 4, 5, 8):  # a step that was begun is begun again
         first = loader(accumulate=4, workers=workers)
@@ -189,7 +189,7 @@ def test_a_resumed_loader_brings_the_same(workers):
         assert [told(batch.mismatched) for batch in rest] == [told(batch.mismatched) for batch in left]
 
 
-def test_batches_move_with_what_they_bring():
+def test_batches_move_with_their_mismatched_rows():
     batch = next(iter(loader(accumulate=2)))
     moved = batch.to("meta")
     assert {brought.ids.device.type for brought in moved.mismatched} == {"meta"}
@@ -201,15 +201,15 @@ def test_batches_move_with_what_they_bring():
 
 def module(**options):
     data = AlignmentDataModule(
-        answers(), kind="unpaired", validation=answers(7, seed=5), batch_size=8, mismatched=True, **options
+        responses(), kind="unpaired", validation=responses(7, seed=5), batch_size=8, mismatched=True, **options
     )
     data.setup()
     return data
 
 
-def test_evaluation_batches_bring_their_own():
+def test_evaluation_batches_have_those_of_their_prompts():
     batches = list(module(loading={"eval_batch_size": 3}).val_dataloader())
-    drawn = Mismatches.draw(answers(7, seed=5))
+    drawn = Mismatches.draw(responses(7, seed=5))
     assert [len(batch) for batch in batches] == [3, 3, 1]
     for batch in batches:
         (brought,) = batch.mismatched
@@ -217,14 +217,14 @@ def test_evaluation_batches_bring_their_own():
         assert brought.totals.groups == batch.totals.groups == 7
 
 
-def test_without_being_asked_no_batch_brings_any():
-    data = AlignmentDataModule(answers(), kind="unpaired", batch_size=8)
+def test_by_default_batches_have_none():
+    data = AlignmentDataModule(responses(), kind="unpaired", batch_size=8)
     data.setup()
     assert {len(batch.mismatched) for batch in data.train_dataloader()} == {0}
 
 
-def scored(batch):
-    """A log-prob that depends on prompt, response and place: what a model would give."""
+def log_probs(batch):
+    """Log-probs that depend on prompt, response and position, as a model's do."""
     prompts = [sum(batch.ids[slice(*span)].tolist()) for span in batch.prompt_span.tolist()]
     return (
         torch.tensor([-0.01 * prompts[parent] for parent in batch.parent[batch.sequence]])
@@ -237,7 +237,7 @@ def test_the_reference_cache_covers_them_for_every_seed(tmp_path: Path):
     passed = list(data.reference_loader(store))
     with ReferenceWriter(store) as writer:
         for batch in passed:
-            writer.put(batch, scored(batch))
+            writer.put(batch, log_probs(batch))
     again = ReferenceStore(tmp_path, "model")
     for seed in (0, 9):  # the second seed finds everything
         other = module(place=Place(accumulate=2), seed=seed)
@@ -245,7 +245,7 @@ def test_the_reference_cache_covers_them_for_every_seed(tmp_path: Path):
         other.reference_store = again
         loaders = [*other.train_dataloader(), *other.val_dataloader()]
         for batch in chain(loaders, *(batch.mismatched for batch in loaders)):
-            torch.testing.assert_close(batch.reference_log_probs, scored(batch))
+            torch.testing.assert_close(batch.reference_log_probs, log_probs(batch))
     assert sum(len(batch) for batch in passed) == 2 * (GROUPS + 7)
 
 
@@ -259,10 +259,10 @@ def test_empty_slots_and_several_prompts_need_no_entry(tmp_path: Path):
     for made in (Examples.build(lists), Examples.build(judged)):
         batch = pack(made)
         with ReferenceWriter(store) as writer:
-            writer.put(batch, scored(batch))
+            writer.put(batch, log_probs(batch))
         assert len(store.missing(made)) == 0
-        torch.testing.assert_close(torch.from_numpy(store.log_probs(made)), scored(batch))
-        store.verify(made, lambda batch: batch.ragged(scored(batch)))
+        torch.testing.assert_close(torch.from_numpy(store.log_probs(made)), log_probs(batch))
+        store.verify(made, lambda batch: batch.ragged(log_probs(batch)))
     assert len(store) == 3 + 3
     bad = pack(Examples.build(judged))
     with pytest.raises(Exception, match="b:2: the reference model gives"):

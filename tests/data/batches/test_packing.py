@@ -85,8 +85,8 @@ def one_by_one(examples: list[Example]) -> dict[str, list]:
                 out["prompt_span"].append([begin, begin + len(prompt)])
             response = example.responses[number] if number < len(example.responses) else []
             mask = example.loss_mask[number] if example.loss_mask and response else [True] * len(response)
-            for offset, scored in enumerate(mask):
-                if scored:
+            for offset, counts in enumerate(mask):
+                if counts:
                     at = len(out["ids"]) + offset
                     out["target"].append(at)
                     out["source"].append(at - 1 if offset else out["prompt_span"][-1][1] - 1)

@@ -157,7 +157,7 @@ def test_impossible_options(options: dict, message: str) -> None:
         Batching(**options)
 
 
-def test_steps_smaller_than_the_machine_are_refused() -> None:
+def test_steps_with_fewer_groups_than_micro_batches_are_refused() -> None:
     lengths, slot_tokens = data(50)
     with pytest.raises(ValueError, match=r"data\.batch_size=4 groups a step cannot be split into 8"):
         plan_epoch(lengths, slot_tokens, Batching(batch_size=4), micro_batches=8)
@@ -168,8 +168,8 @@ def test_steps_smaller_than_the_machine_are_refused() -> None:
 def test_a_draw_that_needs_more_bins_is_not_used() -> None:
     lengths = np.array([51, 49] * 10)  # ten full bins, unless two of 49 meet first: most random orders
     for seed in range(10):
-        found = bins.fill(lengths, 100, 10, padded=False, window=1, rng=np.random.default_rng(seed))
-        assert [int(lengths[groups].sum()) for groups in found] == [100] * 10
+        filled = bins.fill(lengths, 100, 10, padded=False, window=1, rng=np.random.default_rng(seed))
+        assert [int(lengths[groups].sum()) for groups in filled] == [100] * 10
 
 
 def test_best_fit_beats_first_come() -> None:
@@ -193,7 +193,7 @@ def test_a_fixed_number_of_full_steps_is_an_epoch(micro_batches, padded):
 
 @pytest.mark.parametrize("count", [0, 1, 3, 10, 11])
 @pytest.mark.parametrize("micro_batches", [1, 3])
-def test_a_fixed_number_of_steps_whatever_there_is(count, micro_batches):
+def test_a_fixed_number_of_steps_for_any_number_of_groups(count, micro_batches):
     """Every group once, equally many in each step or one less, exact totals; a step without groups has none."""
     lengths, slots = data(count)
     plan = plan_steps(lengths, slots, Batching(4, seed=2), steps=4, micro_batches=micro_batches)
