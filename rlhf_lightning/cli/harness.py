@@ -105,8 +105,9 @@ def check(cfg: DictConfig) -> None:
 def policy_of(cfg: DictConfig) -> tuple[Actor, PreTrainedTokenizerBase]:
     """Load the policy of a configuration with its checkpoint, and the tokenizer that renders its prompts."""
     from rlhf_lightning.chat_templates import exported_tokenizer
-    from rlhf_lightning.data.encode import trained_template
-    from rlhf_lightning.models.roles import ModelBuilder, ReferenceKind
+    from rlhf_lightning.data.tokens.encode import trained_template
+    from rlhf_lightning.models.builder import ModelBuilder
+    from rlhf_lightning.models.reference import ReferenceKind
     from rlhf_lightning.models.trained import adapter_of_run, load_trained
 
     source, adapter = make(cfg.model), make(cfg.adapter)
