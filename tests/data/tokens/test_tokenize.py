@@ -209,39 +209,6 @@ def test_cutting_keeps_the_bos_in_front_and_adds_no_eos():
     assert [str(problem) for problem in result.report.problems] == ["rows:1: truncated: 8 + 7 tokens cut to 3 + 3"]
 
 
-CUT = {"finish": "length"}
-PAIR = {"prompt": "a", "chosen": "b", "rejected": "cc"}
-
-
-@pytest.mark.parametrize(
-    ("style", "row", "kind", "responses"),
-    [
-        ("llama", {**TEXT, **CUT}, SUPERVISED, [[32, HI]]),
-        ("llama", {**TEXT, "finish": "stop"}, SUPERVISED, [[32, HI, EOS]]),
-        ("qwen", {**CHAT, **CUT}, SUPERVISED, [[HI, 46]]),
-        ("gpt2", {**CHAT, **CUT}, SUPERVISED, [[32, HI, 46]]),
-        ("llama", {**PAIR, "finish": ["stop", "length"]}, PREFERENCE, [[98, EOS], [99, 99]]),
-        ("llama", {**TEXT, **CUT}, "instruction", [[32, HI]] * 3),
-        ("llama", {**TEXT, **CUT, "score": 0.5}, "ranked", [[32, HI], [98, EOS]]),
-    ],
-    ids=["text", "ended", "chat", "plain-chat", "pair", "instruction", "ranked"],
-)
-def test_a_response_that_a_length_limit_ended_is_not_closed(style, row, kind, responses):
-    """Fails where training would teach the model to stop in the middle of what it was sampled as."""
-    rows = [row, {**TEXT, "response": "b", "finish": "stop", "score": 0.1}] if kind == "ranked" else [row]
-    result = tokenize(Rows(*rows), tokenizers.STYLES[style](), DataSpec(cache=False), kind)
-    assert result.report.problems == []
-    assert result[0].responses == responses
-
-
-def test_how_responses_ended_is_reported_of_each():
-    row = {"prompt": "a", "chosen": "b", "rejected": "cc", **CUT}
-    report = tokenize(Rows(row), tokenizers.llama_like(), DataSpec(cache=False), PREFERENCE).report
-    assert "'finish' must be 'stop' or 'length', or for a pair a list of both" in str(report.problems[0])
-    kept = tokenize(Rows(row), tokenizers.llama_like(), DataSpec(cache=False, columns={"finish": "-"}), PREFERENCE)
-    assert kept[0].responses == [[98, EOS], [99, 99, EOS]]
-
-
 WORDS = st.text(st.sampled_from("ah i.\n\tyé<>"), min_size=1, max_size=8).filter(str.strip)
 ASCII_WORDS = st.text(st.sampled_from("ahi.<\nz "), min_size=1, max_size=8).filter(str.strip)
 
