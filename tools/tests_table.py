@@ -26,8 +26,12 @@ ACROSS = {
     "learning": "every method trained in the tiny world, and what it must have learned there",
     "trajectory": "whole trainings compared: cuts, processes, resumes, Fabric, FSDP2",
 }
-#: Modules that something else than our code imports, and their tests.
-UNSEEN = {"rlhf_lightning._hydra.plugin": "cli/test_packaging.py"}
+#: Modules, and packages whose modules, are imported by something else than an import statement, and their tests.
+UNSEEN = {
+    "rlhf_lightning._hydra.plugin": "cli/test_packaging.py",
+    "rlhf_lightning.claims.cases": "learning/test_learning.py",
+    "rlhf_lightning.claims.papers": "cli/test_claims.py",
+}
 #: Tests that a row names; of more, the nearest to the module's own folder.
 _NAMED = 3
 _DOTTED = re.compile(r"rlhf_lightning(?:\.\w+)+")
@@ -146,7 +150,7 @@ def exercised_by(module: str) -> tuple[str | None, frozenset[Path]]:
 
 def _tests(module: str) -> frozenset[Path]:
     own = named_after(module)
-    unseen = UNSEEN.get(module)
+    unseen = UNSEEN.get(module) or UNSEEN.get(module.rpartition(".")[0])
     return _direct()[module] | {test for test in (own, unseen and TESTS / unseen) if test and test.is_file()}
 
 

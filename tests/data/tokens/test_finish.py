@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlhf_lightning.data.spec import DataSpec
-from rlhf_lightning.data.tokenize import tokenize
+from rlhf_lightning.data.tokens.tokenize import tokenize
 from tests.helpers import tokenizers
 from tests.helpers.rows import Rows
 from tests.helpers.tokenizers import EOS, HI
@@ -41,6 +41,6 @@ def test_a_response_that_a_length_limit_ended_is_not_closed(style, row, kind, re
 def test_how_responses_ended_is_reported_of_each():
     row = {"prompt": "a", "chosen": "b", "rejected": "cc", **CUT}
     report = tokenize(Rows(row), tokenizers.llama_like(), DataSpec(cache=False), PREFERENCE).report
-    assert "'finish' must be how the response ended, or of a pair how both did" in str(report.problems[0])
+    assert "'finish' must be 'stop' or 'length', or for a pair a list of both" in str(report.problems[0])
     kept = tokenize(Rows(row), tokenizers.llama_like(), DataSpec(cache=False, columns={"finish": "-"}), PREFERENCE)
     assert kept[0].responses == [[98, EOS], [99, 99, EOS]]
