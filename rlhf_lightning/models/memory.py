@@ -8,9 +8,11 @@ without a formula for each.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,19 +50,29 @@ class ModelSummary:
     optimizer: int
     activations: int  #: what the backward pass keeps of one micro-batch
     head: int  #: blocks of logits while they are computed
+    resident: int | None = None  #: what the process holds before its first step, weights and libraries; None: not known
 
     @property
     def peak(self) -> int:
-        """Predicted peak: the sum of all parts, which are all alive when a later micro-batch begins its backward."""
+        """Predicted peak of a step's tensors: all parts are alive when a later micro-batch begins its backward."""
         return sum(getattr(self, part) for part in _PARTS)
+
+    @property
+    def process(self) -> int | None:
+        """Predicted peak of the process in a step: what it holds already and what a step adds; None: not known."""
+        added = self.gradients + self.optimizer + self.activations + self.head
+        return None if self.resident is None else self.resident + added
 
     def __str__(self) -> str:
         share = 100 * self.trainable / max(self.parameters, 1)
         listed = ", ".join(f"{part} {bytes_text(getattr(self, part))}" for part in _PARTS if getattr(self, part))
-        return (
+        told = (
             f"{count_text(self.parameters)} parameters, {count_text(self.trainable)} trainable ({share:.3g} %), "
-            f"{self.dtype}; predicted peak {bytes_text(self.peak)}: {listed}"
+            f"{self.dtype}; predicted peak of a step's tensors {bytes_text(self.peak)}: {listed}"
         )
+        if self.process is None or self.resident is None:
+            return told
+        return f"{told}; of the process {bytes_text(self.process)}, which holds {bytes_text(self.resident)} by now"
 
 
 def describe(
@@ -98,6 +110,7 @@ def describe(
         optimizer=round(optimizer_numbers * gradients),
         activations=activations,
         head=_HEAD_BUFFERS * block,
+        resident=_resident() if device.type == "cpu" else None,
     )
 
 
@@ -194,6 +207,14 @@ def _trial_batch(tokens: int) -> PackedBatch:
         index=torch.zeros(1, dtype=torch.long),
         totals=StepTotals(groups=1, slot_tokens=(first, tokens - prompt - first)),
     )
+
+
+def _resident() -> int | None:
+    """Bytes of main memory that this process holds; None where the system has no ``/proc``."""
+    file = Path("/proc/self/statm")
+    if not file.is_file():
+        return None
+    return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _numbers(parameter: Tensor) -> int:

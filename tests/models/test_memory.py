@@ -20,6 +20,7 @@ from rlhf_lightning.models.sources import TinyRandom
 #: Trains a small but real model for three steps; says what was predicted and what the process came to need.
 JOB = """
 import json, resource, sys, torch
+from dataclasses import replace
 from rlhf_lightning.models import Lora, ModelBuilder, TinyRandom, describe
 from tests.models.pairs import pairs
 options = json.loads(sys.argv[1])
@@ -175,9 +176,12 @@ def test_quantised_weights_are_counted_as_what_they_stand_for():
 def test_the_line():
     summary = ModelSummary(134_515_008, 4_884_480, "float32", 2**29, 0, 0, 2**24, 2**25, 3 * 2**30, 48 * 2**20)
     assert str(summary) == (
-        "135M parameters, 4.88M trainable (3.63 %), float32; predicted peak 3.59 GiB: weights 512 MiB, "
-        "gradients 16 MiB, optimizer 32 MiB, activations 3 GiB, head 48 MiB"
+        "135M parameters, 4.88M trainable (3.63 %), float32; predicted peak of a step's tensors 3.59 GiB: "
+        "weights 512 MiB, gradients 16 MiB, optimizer 32 MiB, activations 3 GiB, head 48 MiB"
     )
+    of_process = replace(summary, resident=2**30)
+    assert of_process.process == 2**30 + 2**24 + 2**25 + 3 * 2**30 + 48 * 2**20
+    assert str(of_process) == f"{summary}; of the process 4.09 GiB, which holds 1 GiB by now"
 
 
 @pytest.mark.parametrize(("number", "text"), [(999, "999"), (12_345, "12.3k"), (1.5e9, "1.5B"), (7_000_000, "7M")])
