@@ -16,11 +16,11 @@ class Case:
 
     Args:
         method: of ``conf/method``.
-        overrides: beside :data:`TINY`.
+        overrides: options after :data:`TINY`.
         metric: of ``result.json``. The gold reward by default: the mean over 532 samples on held-out prompts.
         start: the metric of the base; None: the base's gold reward. An accuracy starts at 0.5, a correlation at 0.
         margin: how far the metric must rise. The default is more than five standard errors of the gold reward's mean
-            (0.09 points); a metric of its own says why in a comment.
+            (0.09 points); other metrics give the reason in a comment.
         falls: the metric is a loss or a divergence: it must fall by the margin.
         flipped_limit: how far the metric may still rise when the gradient's sign is flipped.
         kl_limit: nats that the policy's responses may be away from the base's; None: any. Not with flipped gradients.

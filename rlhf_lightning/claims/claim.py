@@ -21,7 +21,7 @@ class Arm:
 
     Args:
         method: of ``conf/method``.
-        overrides: beside :data:`TINY`, whose values they replace.
+        overrides: options after :data:`TINY`, whose values they replace.
         seeds: one job each.
         start: a run of one seed that these start from; ``START`` in the overrides is its folder.
     """
@@ -44,14 +44,14 @@ class Arm:
 
     @property
     def command(self) -> str:
-        """Command that computes it, as it is typed: the start first, where there is one."""
+        """Command that computes it, as typed: the start first, where there is one."""
         seeds = ",".join(map(str, self.seeds))
         line = shlex.join(["rlhf", "train", "-m", *self.options_from(self.start_folder), f"seed={seeds}"])
         return line if self.start is None else f"{self._start_command} && {line}"
 
     @property
     def start_folder(self) -> str:
-        """Where the start lies; empty without one."""
+        """Folder of the start; empty without one."""
         if self.start is None:
             return ""
         return f"runs/claims/start_{hashlib.blake2b(repr(self.start).encode(), digest_size=4).hexdigest()}"

@@ -2,8 +2,8 @@
 
 The rule: every yaml that the job's options choose or that those include, and every module of the package that the
 ``_target_`` lines of these files reach by imports, whether at the top of a file or in a function. Of modules all lines
-count but docstrings, comments and empty ones; of yaml the content. That importing a module also runs its package's own
-file is left aside: of that file the line alone is followed that names what is imported. What starts the trainer
+count but docstrings, comments and empty ones; of yaml the content. Importing a module also runs the ``__init__.py`` of
+its package; of that file only the line that names the import is followed. What starts the trainer
 (``cli``), loggers and folders do not count.
 """
 
@@ -100,7 +100,7 @@ def _overrides(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _with_included(path: Path) -> Iterator[Path]:
-    """A file, where there is one, and those that its own list of defaults includes."""
+    """A file, where there is one, and those that its list of defaults includes."""
     if not path.is_file():
         return
     yield path
@@ -163,7 +163,7 @@ def counting_lines(source: str, tree: ast.Module) -> Iterator[str]:
 
 @cache
 def _imports(module: str) -> tuple[str, ...]:
-    """Modules of the package that a module's imports lead to; of a package's own file only what others name is one."""
+    """Modules of the package that a module's imports lead to; of an ``__init__.py`` only names that others import."""
     file = _file(module)
     if file is None or file.name == "__init__.py":
         return ()
@@ -181,7 +181,7 @@ def _imported(tree: ast.Module) -> Iterator[str]:
 
 @cache
 def _home(name: str) -> tuple[str, ...]:
-    """The modules behind a dotted name: its own, or the one that a package's own file takes it from."""
+    """The modules behind a dotted name: its module, or the one that an ``__init__.py`` takes it from."""
     if _file(name) is not None:
         return (name,)
     package, _, member = name.rpartition(".")

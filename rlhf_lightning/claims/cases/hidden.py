@@ -3,7 +3,7 @@
 from rlhf_lightning.claims.case import Case
 
 CASES = [
-    # Behind the context the base answers well; without it the policy must come to answer so.
+    # With the context the base responds well; the policy must learn to do so without it.
     Case("context_distillation"),
     Case("context_distillation", overrides=("method.loss.classes=8",)),
     # A model of random weights learns the base's distributions: the share of demonstrated words that it finds most
@@ -16,7 +16,7 @@ CASES = [
         flipped_limit=0.1,
     ),
     # The states of two wordings come closer than those of an instruction and its hard negative. Read at the prompt's
-    # last token, where no answer can give them away, the base tells them apart by 0.001; the difference is a mean over
+    # last token, before any response, the base tells them apart by 0.001; the difference is a mean over
     # 512 instructions whose cosines vary by about 0.2, so 0.1 is far from chance.
     Case(
         "coin",
@@ -26,6 +26,6 @@ CASES = [
         margin=0.1,
         flipped_limit=0.05,
     ),
-    # Decoded by value with a weight of 2. Imitating the base's answers, good and bad, makes the policy itself worse.
+    # Decoded by value with a weight of 2. Imitating the base's responses, good and bad, makes the policy itself worse.
     Case("ilql", margin=0.45),
 ]

@@ -22,11 +22,11 @@ _SIZES = {
     "gspo_token": 256,
     "gmpo": 192,
 }
-#: Nats an answer. An answer that is fixed word by word is 7 nats away from the base, whose answers have that entropy.
+#: Nats a response. A fixed response is 7 nats away from the base, whose responses have that entropy.
 KL_LIMIT = 4.0
 CASES = [Case("grpo", ["data.source.size=384"], representative=True, kl_limit=KL_LIMIT)]
 CASES += [Case(method, [f"data.source.size={size}"], kl_limit=KL_LIMIT) for method, size in _SIZES.items()]
-#: Facts stated, in [0, 1], on held-out questions: 0.56 at the base. Of 380 answers a mean has a standard error of 0.02.
+#: Facts stated, in [0, 1], on held-out questions: 0.56 at the base; 0.02 is the standard error of 380 responses.
 CASES.append(
     Case("rft", ["data.source.size=512"], "val/reward/mean", start=0.56, margin=0.15, kl_limit=KL_LIMIT),
 )

@@ -1,6 +1,6 @@
-"""PPO raises the gold reward; under a limit it lowers the cost. What the limit itself does: test_constraint.py.
+"""PPO raises the gold reward; under a limit it lowers the cost. The effect of the limit itself: test_constraint.py.
 
-Measured after 64 steps on 32 rollouts of 32 answers (seed 1; the base has 0.63): ppo 3.16 at 2.1 nats a response.
+Measured after 64 steps on 32 rollouts of 32 responses (seed 1; the base has 0.63): ppo 3.16 at 2.1 nats a response.
 """
 
 from rlhf_lightning.claims.case import Case

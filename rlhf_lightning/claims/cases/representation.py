@@ -6,10 +6,10 @@ from rlhf_lightning.claims.case import Case
 SHORT = ("data.source.size=512",)
 
 CASES = [
-    # What the base would say under the good context it comes to say without one.
+    # The policy learns to respond without a context as the base does with the good one.
     Case("representation_fit", overrides=SHORT),
     Case("lorra", overrides=SHORT),
-    # The base ranks 0.64 of 512 responses of its own by the context that they obey; two accuracies over the same
+    # The base ranks 0.64 of 512 of its samples by the context that they obey; two accuracies over the same
     # responses differ by 0.02 by chance.
     Case(
         "contrastive_instruction",

@@ -13,14 +13,14 @@ CASES = [
     Case("bradley_terry", ["adapter=lora", "optimizer.lr=5e-3"], metric=ACCURACY, start=0.5, margin=0.15),
     Case("apo_reward", metric=ACCURACY, start=0.5, margin=0.15),
     Case("log_exp", metric=ACCURACY, start=0.5, margin=0.15),
-    # Turned over, the values run away together and the last ones differ by thousandths, so an accuracy says nothing;
-    # the loss of knowing nothing is ln 2.
+    # With the gradient sign flipped the values diverge together and the last ones differ by thousandths, so an accuracy
+    # is not informative; the loss at chance is ln 2.
     Case("token_wise", metric="val/loss", start=0.693, margin=0.05, falls=True),
     Case("k_wise", metric=ACCURACY, start=0.5, margin=0.15),
     # the best of four: chance is a quarter
     Case("best_of_k", metric=ACCURACY, start=0.25, margin=0.2),
     # The quality head alone; that it has nothing to do with length is in tests/methods/test_reward.py.
     Case("odin", metric=ACCURACY, start=0.5, margin=0.15),
-    # on which side of the border a single response lies, which no comparison says
+    # whether a single response is safe, which no comparison tells
     Case("cost", metric="val/reward/accuracy_sign", start=0.5, margin=0.3),
 ]

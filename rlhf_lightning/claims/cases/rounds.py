@@ -1,7 +1,7 @@
 """Rounds of the policy's own samples: the gold reward rises as it does from the data's groups.
 
 The base has 0.55 points; the 32 steps of conf/world/rounds reach 1.9 to 3.2 (docs/rounds.md). Here each has 16, in two
-rounds or in sixteen. Turned over, the worse samples become likelier.
+rounds or in sixteen. With the gradient sign flipped the worse samples become likelier.
 """
 
 from rlhf_lightning.claims.case import Case
@@ -20,16 +20,16 @@ _ROUNDS = {
     "nash_md": ("nash_md", "reward=gold"),
     "cringe": ("cringe", "reward=gold"),
     "pairwise_cringe": ("pairwise_cringe", "reward=gold"),
-    # The loop alone: that a policy can judge for itself is a claim of its own (test_own_judge.py).
+    # The loop alone: whether a policy can judge its own samples is another claim (test_own_judge.py).
     "self_rewarding": ("dpo", "reward=gold"),
 }
-#: What a run of DICE starts from: 16 steps of DPO.
+#: The start of a run of DICE: 16 steps of DPO.
 _BY_DPO = ("method=dpo", "data.source.size=512", "callbacks=[tiny,last]")
 CASES = [
     Case(method, [f"rounds={name}", "data.source.size=512", *options]) for name, (method, *options) in _ROUNDS.items()
 ]
-# Its gold reward rises by less than five standard errors. What its last round has taught, the log-ratio to that round's
-# start, orders 0.71 of 256 held-out pairs as gold does, and 0.29 with its sign flipped (± 0.03). Half of a
+# Its gold reward rises by less than five standard errors. The log-ratio to the start of its last round
+# orders 0.71 of 256 held-out pairs as gold does, and 0.29 with its sign flipped (± 0.03). Half of a
 # round's pairs are the data's.
 CASES += [
     Case(

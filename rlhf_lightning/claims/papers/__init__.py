@@ -1,4 +1,4 @@
-"""The claims of the board, a file a family: what each paper says, and the jobs in the tiny world that would show it.
+"""The claims of the board, a file a family: what each paper claims, and the jobs in the tiny world that would show it.
 
 A paper is named as the first line of its yaml names it; a test holds the two lists equal. Claims are our one-line
 readings; where the tiny world has only a part of one, the checks say which.

@@ -17,7 +17,7 @@ KL = "val/gold/kl"
 
 def case(method: str, *overrides: str) -> Case:
     """The first case of a method that has all of some overrides."""
-    return next(one for one in cases() if one.method == method and set(overrides) <= set(one.overrides))
+    return next(goal for goal in cases() if goal.method == method and set(overrides) <= set(goal.overrides))
 
 
 def arm(method: str, *overrides: str) -> Arm:
