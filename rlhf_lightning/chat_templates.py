@@ -64,14 +64,14 @@ def closing(after: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, s
 
 
 def exported_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, template: TrainedTemplate | None = None, *, scored_at_end: bool = False
+    tokenizer: PreTrainedTokenizerBase, template: TrainedTemplate | None = None, *, ends_at_score: bool = False
 ) -> PreTrainedTokenizerBase:
     """Tokenizer to save beside exported weights: its template renders what the model was trained on.
 
     Args:
         tokenizer: of the model; not changed.
         template: of the training rows; None: the tokenizer's own, if it has one.
-        scored_at_end: conversations that end with a response end at the token where its score is read, for reward
+        ends_at_score: conversations that end with a response end at the token where its score is read, for reward
             models. A template without a special token at the end of a turn gets the tokenizer's EOS there.
 
     Returns:
@@ -83,7 +83,7 @@ def exported_tokenizer(
         return tokenizer
     bos = _bos_text(tokenizer) if used.bos else ""
     text = _defaults(used) + bos.replace(str(tokenizer.bos_token), "{{ bos_token }}") + source
-    if scored_at_end:
+    if ends_at_score:
         text = _ending_at_score(tokenizer, source, text, used, bos)
     if text == tokenizer.chat_template:
         return tokenizer

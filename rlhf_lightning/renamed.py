@@ -23,3 +23,23 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(sys.modules[module], names[name])
 
     return getattr_
+
+
+def class_attribute(owner: type, name: str, *, earlier: str) -> Any:
+    """Value of a class attribute, which a subclass may still define under its earlier name, with a warning.
+
+    Args:
+        owner: the class.
+        name: of the attribute.
+        earlier: its earlier name.
+
+    Raises:
+        AttributeError: neither is defined.
+    """
+    for cls in owner.__mro__:
+        if earlier in vars(cls):
+            warnings.warn(f"{cls.__name__}.{earlier} is now called {name}", DeprecationWarning, stacklevel=2)
+            return vars(cls)[earlier]
+        if name in vars(cls):
+            return vars(cls)[name]
+    raise AttributeError(f"{owner.__name__} has no attribute {name!r}")

@@ -22,13 +22,13 @@ def pairs(turns=1):
     return Rows(*[{"chosen": chosen, "rejected": rejected}] * 2), (chosen, rejected)
 
 
-def trained_and_rendered(tokenizer, turns=1, *, scored_at_end=True, **options):
+def trained_and_rendered(tokenizer, turns=1, *, ends_at_score=True, **options):
     """Ids of both responses with their prompt, as they are trained, and as the exported template gives them."""
     source, conversations = pairs(turns)
     data = AlignmentDataModule(source, tokenizer, spec=DataSpec(cache=False, **options))
     data.setup("fit")
     example = data.train_examples[0]
-    exported = exported_tokenizer(tokenizer, data.trained_template(), scored_at_end=scored_at_end)
+    exported = exported_tokenizer(tokenizer, data.trained_template(), ends_at_score=ends_at_score)
     rendered = [exported.apply_chat_template(turns, return_dict=False) for turns in conversations]
     return [[*example.prompt, *response] for response in example.responses], rendered, exported
 
@@ -51,7 +51,7 @@ def test_prompts_stay_as_they_were(style):
     source, (chosen, _) = pairs()
     data = AlignmentDataModule(source, tokenizer, spec=DataSpec(cache=False))
     data.setup("fit")
-    plain, ending = (exported_tokenizer(tokenizer, data.trained_template(), scored_at_end=end) for end in (False, True))
+    plain, ending = (exported_tokenizer(tokenizer, data.trained_template(), ends_at_score=end) for end in (False, True))
     for turns in (chosen[:1], [*chosen, chosen[0]]):
         first, second = (
             t.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) for t in (plain, ending)
@@ -91,7 +91,7 @@ def test_a_bos_that_the_data_asked_for():
 def test_a_policy_keeps_the_template_of_its_tokenizer():
     """Nothing is rewritten that need not be: the text of the template is the model maker's."""
     tokenizer = tokenizers.qwen_like()
-    _, _, exported = trained_and_rendered(tokenizer, scored_at_end=False)
+    _, _, exported = trained_and_rendered(tokenizer, ends_at_score=False)
     assert exported is tokenizer
 
 
@@ -105,5 +105,5 @@ def test_rows_of_plain_text_leave_the_template_alone():
 def test_a_template_that_cannot_be_changed_is_reported(caplog):
     """It renders another conversation than it is given, so nobody can say where a response ends."""
     tokenizer = tokenizers.qwen_like("{{ messages | length }}")
-    assert exported_tokenizer(tokenizer, scored_at_end=True) is tokenizer
+    assert exported_tokenizer(tokenizer, ends_at_score=True) is tokenizer
     assert "does not end where the score is read" in caplog.text

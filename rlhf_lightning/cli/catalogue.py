@@ -49,7 +49,7 @@ class MethodEntry:
     @property
     def kl(self) -> str:
         """The penalty for leaving the reference, in words; empty where there is none."""
-        placement, coef = self.options.get("kl.place"), self.options.get("kl.coef")
+        placement, coef = self.options.get("kl.apply_to"), self.options.get("kl.coef")
         if placement not in ("reward", "loss") or not coef:
             return ""
         return f"{self.options['kl.estimator']} in the {placement}, times {coef:g}"

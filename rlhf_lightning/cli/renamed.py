@@ -41,6 +41,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
         name: f"loading.{name}" for name in ("bucket", "eval_batch_size", "num_workers", "padded", "shuffle")
     },
     "rlhf_lightning.data.DataSpec": {"context_place": "context_position"},
+    "rlhf_lightning.methods.KLPenalty": {"place": "apply_to"},
     "rlhf_lightning.methods.PolicyGradient": {**_POLICY_LOSS, **_CREDIT},
     "rlhf_lightning.methods.PPO": {
         **_POLICY_LOSS,

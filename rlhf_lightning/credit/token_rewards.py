@@ -27,7 +27,7 @@ def token_rewards(
     Args:
         score: R of each response, after shaping.
         layout: the response tokens, any numbers.
-        kl: estimate of the KL divergence at each token, nats; None: no penalty (``kl.place`` is ``loss`` or ``none``).
+        kl: estimate of the KL at each token, nats; None: no penalty (``kl.apply_to`` is ``loss`` or ``none``).
         coef: beta; negative for a cost, which the divergence adds to.
         step_reward: s, reward that is placed on tokens by itself, nan where no step ends; None: none.
 

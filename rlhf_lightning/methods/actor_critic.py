@@ -1,4 +1,4 @@
-"""PPO: a policy and a critic that says what each of its tokens was expected to bring."""
+"""PPO: a policy, and a critic that estimates the return expected at each token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlhf_lightning.credit.whitening import whiten
 from rlhf_lightning.losses.critic import value_error
 from rlhf_lightning.losses.options import refuse_cut
 from rlhf_lightning.methods.assignment import Assignment
-from rlhf_lightning.methods.kl import KLPenalty, scored_by_policy
+from rlhf_lightning.methods.kl import KLPenalty, scores_of_policy
 from rlhf_lightning.methods.lagrangian import CostAssignment, CriticCreditOptions
 from rlhf_lightning.methods.optimizers import decay_groups
 from rlhf_lightning.methods.policy_gradient import PolicyGradient
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from rlhf_lightning.models.roles import Models
 
-#: What each output of the critic is: its field at the rollout, and that of the returns it learns.
+#: Outputs of the critic: field of the values at the rollout, and field of the returns it learns.
 CRITICS = (("value", "returns"), ("cost_value", "cost_returns"))
 
 
@@ -134,7 +134,7 @@ class PPO(PolicyGradient):
 
     @property
     def required_scores(self) -> frozenset[str]:
-        """See ``PolicyGradient``; and what the critic expected."""
+        """See ``PolicyGradient``; and the critic's values."""
         return super().required_scores | {name for name, _ in CRITICS[: self.outputs]}
 
     @torch.no_grad()
@@ -147,14 +147,14 @@ class PPO(PolicyGradient):
         with evaluating(self.policy):
             policy, values = self.policy(batch, values=True, log_probs=wanted, temperature=self.temperature, **compared)
         if policy is not None:
-            out |= scored_by_policy(policy, asked)
+            out |= scores_of_policy(policy, asked)
         if "reference_log_probs" in asked:
             out["reference_log_probs"] = self._live_reference(batch, temperature=self.temperature).token.float()
         return out | {name: value for (name, _), value in zip(CRITICS, values.float(), strict=False)}
 
     @torch.no_grad()
     def credit(self, episodes: Episodes) -> Credit:
-        """See ``PolicyGradient``; whitens over the rollout, and says how well the critic knew the returns."""
+        """See ``PolicyGradient``; whitens over the rollout, and reports how well the critic predicts the returns."""
         credit = super().credit(episodes)
         for name, target in CRITICS[: self.outputs]:
             returns, value = credit.tokens[target].token, episodes.tokens[name].token
@@ -238,7 +238,7 @@ class PPO(PolicyGradient):
         return advantage.with_token(token)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Note the critic's learning rate; in the warm-up let the policy have no gradient."""
+        """Log the critic's learning rate; during the warm-up drop the policy's gradients."""
         super().on_before_optimizer_step(optimizer)
         self.track("train/lr/critic", torch.tensor(optimizer.param_groups[-1]["lr"], device=self.device))
         if self.trainer.global_step < self.value_loss.critic_warmup:
@@ -252,5 +252,5 @@ def _moments(numbers: Tensor) -> dict[str, float]:
 
 
 def _explained(value: Tensor, returns: Tensor) -> float:
-    """1 - Var(R - V) / Var(R): 1 knows all, 0 is a constant's worth, below 0 is worse than a constant."""
+    """1 - Var(R - V) / Var(R): 1 is a perfect prediction, 0 as good as a constant, below 0 worse than that."""
     return 1 - float((returns - value).var(unbiased=False) / returns.var(unbiased=False).clamp(min=1e-8))

@@ -17,7 +17,7 @@ from rlhf_lightning.types import Credit, Episodes, Ragged
 
 
 class Assignment(nn.Module):
-    """What a method does with the episodes of a rollout before its steps; the same on every process.
+    """Credit assignment to the episodes of a rollout before its steps; the same on every process.
 
     Args:
         advantage: a credit function or a partial of one; see ``PolicyGradient``.
@@ -47,7 +47,7 @@ class Assignment(nn.Module):
         if self.separate and kl.in_reward:
             raise ValueError(
                 "method.credit.multi_reward=normalize_then_sum standardises each reward, and a KL penalty is none of "
-                "them: set method.kl.place=loss"
+                "them: set method.kl.apply_to=loss"
             )
         self.running = RunningMoments(options.running_decay) if "running" in self.needs else None
 
@@ -64,7 +64,9 @@ class Assignment(nn.Module):
         fields = self.assigned(self.inputs(episodes, shaped, kl))
         if self.separate:
             fields["advantage"] = self._sum_of_terms(episodes, kl)
-        tokens = {name: self._known(self._per_token(value, episodes), episodes) for name, value in fields.items()}
+        tokens = {
+            name: self._without_unrewarded(self._per_token(value, episodes), episodes) for name, value in fields.items()
+        }
         metrics = self._metrics(episodes, kl, tokens["advantage"])
         if kl is not None:
             self.kl.update(float(kl.sum().mean()), len(episodes.reward))
@@ -73,12 +75,12 @@ class Assignment(nn.Module):
         return Credit(tokens, metrics)
 
     def assigned(self, inputs: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-        """What the credit function says, by the name of a field of ``RolloutBatch``."""
+        """Return what the credit function gives, by the name of a field of ``RolloutBatch``."""
         result = self.advantage(**{name: inputs[name]() for name in self.needs})
         return dict(result) if isinstance(result, Mapping) else {"advantage": result}
 
     def kl_of(self, episodes: Episodes) -> Ragged | None:
-        """The penalty's estimate for each token of the rollout's policy, nats, where both models' numbers are known."""
+        """Estimate of the KL at each token of the rollout, nats; None where log-probs of one model are missing."""
         if self.kl.exact:
             return episodes.tokens.get("reference_kl")
         old, reference = episodes.tokens.get("old_log_probs"), episodes.tokens.get("reference_log_probs")
@@ -87,7 +89,7 @@ class Assignment(nn.Module):
         return old.with_token(self.kl.estimate(old.token - reference.token))
 
     def inputs(self, episodes: Episodes, shaped: Tensor, kl: Ragged | None) -> dict[str, Callable[[], Any]]:
-        """How to get each input that a credit function may ask for.
+        """Functions that make the inputs that a credit function may ask for, by name.
 
         Args:
             episodes: of the rollout.
@@ -110,11 +112,11 @@ class Assignment(nn.Module):
         }
 
     def token_reward(self, episodes: Episodes, shaped: Tensor, kl: Ragged | None) -> Ragged:
-        """Reward of each token: the penalty's negative, rewards of steps, the response's own at its last token.
+        """Reward of each token: the penalty's negative, rewards of steps, and the response's reward at its last token.
 
         Args:
             episodes: of the rollout.
-            shaped: reward of each response; an unknown one counts as 0.
+            shaped: reward of each response; nan counts as 0.
             kl: of :meth:`kl_of`.
         """
         sequence = _sequence(episodes)
@@ -148,19 +150,19 @@ class Assignment(nn.Module):
         sequence = _sequence(episodes)
         return Ragged(value[sequence], sequence, len(episodes.reward))
 
-    def _known(self, value: Ragged, episodes: Episodes) -> Ragged:
-        """A response without a reward teaches nothing."""
-        unknown = episodes.reward.isnan()
-        if not self.needs & {"reward", "token_reward"} or not bool(unknown.any()):
+    def _without_unrewarded(self, value: Ragged, episodes: Episodes) -> Ragged:
+        """Numbers of tokens, 0 in responses without a reward: they teach nothing."""
+        unrewarded = episodes.reward.isnan()
+        if not self.needs & {"reward", "token_reward"} or not bool(unrewarded.any()):
             return value
-        return value.with_token(value.token.masked_fill(unknown[value.sequence], 0.0))
+        return value.with_token(value.token.masked_fill(unrewarded[value.sequence], 0.0))
 
     def _metrics(self, episodes: Episodes, kl: Ragged | None, advantage: Ragged) -> dict[str, float]:
         out = {
             "advantage/mean": float(advantage.token.mean()),
             "advantage/std": float(advantage.token.std(unbiased=False)),
         }
-        if kl is not None and self.kl.in_reward:  # in the loss every step says where it is
+        if kl is not None and self.kl.in_reward:  # in the loss every step logs its distance
             out |= self._distance(episodes, kl)
         if self.kl.active:
             out["kl/coef"] = float(self.kl.coef)
@@ -169,10 +171,10 @@ class Assignment(nn.Module):
     def _distance(self, episodes: Episodes, kl: Ragged) -> dict[str, float]:
         """KL to the reference, nats a response and a token; see ``distance``."""
         if self.kl.exact:
-            found = distance(kl)
+            distances = distance(kl)
         else:
-            found = distance(episodes.tokens["old_log_probs"], episodes.tokens["reference_log_probs"].token)
-        return {name: float(value.mean()) for name, value in found.items()}
+            distances = distance(episodes.tokens["old_log_probs"], episodes.tokens["reference_log_probs"].token)
+        return {name: float(value.mean()) for name, value in distances.items()}
 
 
 def _sequence(episodes: Episodes) -> Tensor:

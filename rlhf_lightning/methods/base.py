@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 import lightning as L
 import torch
@@ -32,6 +32,7 @@ from rlhf_lightning.models.naming import transformers_model
 from rlhf_lightning.models.reference import Cached, placed
 from rlhf_lightning.models.roles import Models, shard
 from rlhf_lightning.models.sharding import unsharded
+from rlhf_lightning.renamed import class_attribute
 from rlhf_lightning.types import PackedBatch, Ragged, SequenceLogProbs, StepOutput
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ STATISTICS = frozenset({"entropy", "top1"})
 
 
 class AlignmentModule(L.LightningModule, Generic[BatchT]):
-    """A policy, its reference and a loss. Subclasses say what a batch holds and call the loss.
+    """A policy, its reference and a loss. Subclasses declare what a batch holds and call the loss.
 
     ``forward(batch)`` computes a scalar and detached diagnostics and touches neither logger, trainer nor optimiser, so
     the same object serves ``Trainer`` and ``Fabric``. ``training_step`` is forward plus logging. The reference is no
@@ -59,7 +60,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         optimizer: a partial, completed with two parameter groups: matrices, and vectors without weight decay.
         scheduler: a partial, completed with the optimiser and the run's number of steps; stepped every optimiser step.
         statistics: what of ``entropy`` and ``top1`` to compute in training too; validation always has both.
-        further: inputs that the method needs beside those of its loss.
+        extra_needs: inputs that the method needs in addition to those of its loss.
 
     Raises:
         ValueError: the loss has an unknown or missing option, asks for what this method does not provide, or needs a
@@ -67,8 +68,8 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
     """
 
     kind: ClassVar[str]  #: of the data that its batches hold: "preference" or "supervised"
-    draws: ClassVar[bool] = False  #: whether it learns from rollouts of its policy, and its data are prompts
-    legal: ClassVar[frozenset[str]]  #: inputs that this method can give to a loss
+    draws: ClassVar[bool] = False  #: True where it learns from rollouts of its policy, and its data are prompts
+    provides: ClassVar[frozenset[str]]  #: inputs that this method can give to a loss
     monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")  #: the metric that says which weights are best, and how
     actor: Callable[..., Backbone] = Actor  #: what is trained; a class, or a partial of one that a yaml makes
 
@@ -83,11 +84,11 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         scheduler: Callable[..., LRScheduler] | None = None,
         *,
         statistics: Sequence[str] = (),
-        further: frozenset[str] = frozenset(),
+        extra_needs: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__()
         validate(loss)
-        self.needs = needs(loss) | further
+        self.needs = needs(loss) | extra_needs
         self.statistics = frozenset(statistics)
         # One more than the loss picks from: the token that stands there may be among them.
         self._top_width = 1 + max(option_values(loss, "k"), default=1) if "top_k" in self.needs else None
@@ -100,13 +101,12 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         self.strict_loading = False  # frozen weights are not in checkpoints; check_state is strict about the others
         self.evaluation_weights: Callable[[], AbstractContextManager[None]] = nullcontext
         self._build, self._optimizer, self._schedule = models, optimizer, RunSchedule(scheduler)
-        self._step_means, self._validation_means = Means(), Means()
-        self._step_log = StepLog()
+        self._step_means, self._validation_means, self._step_log = Means(), Means(), StepLog()
         self._loader_states: list[dict[str, Any]] = []
 
     @classmethod
     def requires(cls, options: Mapping[str, Any]) -> frozenset[str]:
-        """The inputs that a method with these options needs, known before anything is loaded: those of its loss.
+        """Inputs that a method with these options needs, before anything is loaded: those of its loss.
 
         Args:
             options: keyword arguments of the class, as a yaml gives them.
@@ -120,9 +120,10 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
 
     def _check(self, models: Callable[..., Models]) -> None:
         """Refuse combinations that could only fail later, after weights were loaded."""
-        if foreign := sorted(self.needs - self.legal):
+        provides = class_attribute(type(self), "provides", earlier="legal")
+        if foreign := sorted(self.needs - provides):
             raise ValueError(
-                f"method {type(self).__name__} cannot give a loss {foreign}; it provides {sorted(self.legal)}. "
+                f"method {type(self).__name__} cannot give a loss {foreign}; it provides {sorted(provides)}. "
                 f"Choose a loss for {self.kind} data"
             )
         if "reference" in self.needs and getattr(models, "reference", None) == "none":
@@ -159,7 +160,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
     def setup(self, stage: str) -> None:
         """Hand batches to the model as they are.
 
-        With ``precision=bf16-true`` Lightning would also round what a batch carries beside token ids: margins, and
+        With ``precision=bf16-true`` Lightning would also round other numbers of a batch than token ids: margins, and
         cached reference log-probs, whose sums over a response need more than eight bits.
 
         Raises:
@@ -186,7 +187,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the optimiser trains: matrices, and vectors without weight decay."""
+        """Parameters for the optimiser: matrices, and vectors without weight decay."""
         return decay_groups(self.policy.parameters())
 
     # Computing
@@ -219,15 +220,14 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         """The reference's, which a batch may bring along, or None where nobody asks: in training only the loss does."""
         unread = self.training and "reference" not in self.needs
         reference = self._reference_of(batch)
-        log_probs: SequenceLogProbs | None = None if unread or reference is None else reference(batch)
-        return log_probs
+        return None if unread or reference is None else cast(SequenceLogProbs, reference(batch))
 
     def placed_reference(self) -> Any:
         """The reference on the policy's device and in its dtype, where Lightning brings submodules only; or None."""
         return placed(self.reference, self.policy)
 
     def _reference_of(self, batch: PackedBatch) -> Any:
-        """What gives the reference's log-probs of a batch: what it brings along, or the model."""
+        """Source of the reference's log-probs of a batch: the batch where it has them, or the model."""
         return self.placed_reference() if batch.reference_log_probs is None else Cached()
 
     def _live_reference(self, batch: PackedBatch, **options: Any) -> Any:
@@ -256,7 +256,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         return {"loss": output.loss, **extras}
 
     def predict_step(self, batch: BatchT, batch_idx: int) -> SequenceLogProbs:
-        """Log-probs of the reference, what a reference cache stores: the policy's own before training."""
+        """Log-probs of the reference, which a reference cache stores: those of the policy before training."""
         live = self.reference is not None and self.reference.kind != "cached"
         log_probs: SequenceLogProbs = self._live_reference(batch) if live else self.policy(batch)
         return log_probs
@@ -319,7 +319,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         self._step_log.validated(self.trainer, means)
 
     def derived(self, prefix: str, means: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Further metrics, made of the means of a step or of a validation pass.
+        """Additional metrics, made of the means of a step or of a validation pass.
 
         Args:
             prefix: ``train/`` or ``val/``, which every name begins with.

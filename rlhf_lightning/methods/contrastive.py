@@ -37,7 +37,7 @@ class Contrastive(AlignmentModule[ParaphraseBatch]):
     """
 
     kind: ClassVar[str] = "paraphrase"
-    legal: ClassVar[frozenset[str]] = frozenset({"policy", "embedding", "present"})
+    provides: ClassVar[frozenset[str]] = frozenset({"policy", "embedding", "present"})
     actor = Embedder
 
     def __init__(

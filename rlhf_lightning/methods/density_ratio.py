@@ -1,4 +1,4 @@
-"""How likely a prompt is to be a desirable response's rather than an undesirable one's: BCO's weights."""
+"""Odds that a prompt belongs to a desirable response rather than to an undesirable one: BCO's weights."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class DensityRatio:
             ValueError: the classifier was not fitted.
         """
         if self.token_score is None:
-            raise ValueError("density_ratio was not fitted: train with the data module, which knows all prompts")
+            raise ValueError("density_ratio was not fitted: train with the data module, which has all prompts")
         self.token_score = self.token_score.to(batch.ids.device)
         ratio = (self._logit(batch) + self.intercept).exp().clamp(self.low, self.high)
         return torch.where(batch.desirable > 0.5, 1.0, ratio)
@@ -137,6 +137,6 @@ def _logistic_regression(
 
     with torch.enable_grad():
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-    found = weight.detach()
-    coefficients = found[:-1] / std
-    return coefficients, float(found[-1] - coefficients @ mean)
+    fitted = weight.detach()
+    coefficients = fitted[:-1] / std
+    return coefficients, float(fitted[-1] - coefficients @ mean)

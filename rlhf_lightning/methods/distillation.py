@@ -27,12 +27,12 @@ BatchT = TypeVar("BatchT", bound=PackedBatch)
 class Distillation(AlignmentModule[BatchT]):
     """One number a group from a loss of ``rlhf_lightning.losses.distillation``; the reference is the teacher.
 
-    Logged: ``divergence``, nats a token, beside what every method logs.
+    Logged: ``divergence``, nats a token, in addition to what every method logs.
 
     Args: see ``AlignmentModule``.
     """
 
-    legal: ClassVar[frozenset[str]] = frozenset({"policy", "reference"})
+    provides: ClassVar[frozenset[str]] = frozenset({"policy", "reference"})
 
     def _check(self, models: Callable[..., Any]) -> None:
         super()._check(models)
@@ -66,7 +66,7 @@ class Distillation(AlignmentModule[BatchT]):
 
     @torch.no_grad()
     def teacher_predictions(self, batch: PackedBatch) -> SequencePredictions:
-        """What the teacher predicts at the scored tokens; its head's weight stays gathered after its forward pass."""
+        """Predictions of the teacher at the scored tokens; its head's weight stays gathered after its forward pass."""
         predictions: SequencePredictions = self._live_reference(batch, inside=SequencePredictions.detached)
         return predictions
 

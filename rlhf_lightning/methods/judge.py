@@ -1,4 +1,4 @@
-"""A language model that says which of two responses is better."""
+"""A language model that judges which of two responses is better."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Judge(AlignmentModule[ComparisonBatch]):
 
     Logged: ``accuracy`` (the chosen response is preferred over both orders together, ties half), ``preference`` (the
     probability stated for it), ``consistency`` (both orders name the same response) and ``share/first`` (how often the
-    response in the first place is preferred: 1/2 without a liking for a place).
+    response that is shown first is preferred: 1/2 without a position bias).
     """
 
     kind: ClassVar[str] = "comparison"
-    legal: ClassVar[frozenset[str]] = frozenset({"verdict", "verdict_swapped"})
+    provides: ClassVar[frozenset[str]] = frozenset({"verdict", "verdict_swapped"})
 
     def compute(self, batch: ComparisonBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of comparisons."""
@@ -38,7 +38,7 @@ class Judge(AlignmentModule[ComparisonBatch]):
 @torch.no_grad()
 def _metrics(verdict: Pair, swapped: Pair) -> dict[str, Tensor]:
     preference = stated_preference(verdict, swapped)
-    # Whether each order finds the chosen response; in the first order that is the response in the first place.
+    # True where an order prefers the chosen response, which is shown first in the first order.
     right, right_swapped = (outcomes(order.chosen.sum(), order.rejected.sum()) for order in (verdict, swapped))
     return {
         "preference": preference,

@@ -1,4 +1,4 @@
-"""Losses on responses that somebody has judged in words: each is scored with the judgment in its prompt and without."""
+"""Losses on responses with a written judgment: each is scored with the judgment in its prompt and without it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Judged(AlignmentModule[JudgedBatch]):
     """
 
     kind: ClassVar[str] = "judged"
-    legal: ClassVar[frozenset[str]] = frozenset({"policy"})
+    provides: ClassVar[frozenset[str]] = frozenset({"policy"})
 
     def compute(self, batch: JudgedBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of judged responses."""

@@ -1,4 +1,4 @@
-r"""What the distance to the reference costs: a part of the reward, or a term of the loss."""
+r"""The penalty for the distance to the reference: a part of the reward, or a term of the loss."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 
 #: The estimator that is none: the KL itself, over the whole vocabulary.
 FULL = "full"
-_PLACES = ("reward", "loss", "none")
+_APPLIED_TO = ("reward", "loss", "none")
 _CONTROLLERS = ("fixed", "adaptive")
 
 
 class KLPenalty(nn.Module):
-    r"""A KL penalty, where it is charged, how it is estimated and how its coefficient moves.
+    r"""A KL penalty: what it applies to, how it is estimated and how its coefficient moves.
 
     In the reward the estimate is a detached number of the rollout's policy, charged at every token; k1 is right there.
     In the loss it is differentiated: k1 has no gradient in expectation, k2 has the on-policy gradient of the KL,
@@ -41,14 +41,14 @@ class KLPenalty(nn.Module):
     drawn, so the ratio would multiply it by 1 in the mean, and add a gradient that is noise of mean 0.
     In the reward (``kl_penalty="full"`` of TRL before 0.12) it is a detached number that the token drawn has no part
     in, so it teaches to stay where the two models agree, not to agree there: the first-order pull of k1,
-    :math:`E[\delta\,\nabla\log\pi] = \nabla KL`, is left out. Prefer ``place: loss`` with it.
+    :math:`E[\delta\,\nabla\log\pi] = \nabla KL`, is left out. Prefer ``apply_to: loss`` with it.
 
     The adaptive controller moves the coefficient once a rollout,
     :math:`\beta \leftarrow \beta\,(1 + \mathrm{clip}(KL / target - 1, \pm 0.2)\,n / horizon)`, where KL is the mean
     over the rollout's n responses of the estimate summed over tokens (arXiv:1909.08593, section 2.2).
 
     Args:
-        place: ``reward``, ``loss`` or ``none``.
+        apply_to: ``reward``, ``loss`` or ``none``.
         estimator: ``k1``, ``abs``, ``k2``, ``k3``, ``k3_straight_through`` (the value of k3, the gradient of k2) or
             ``full`` (no estimate; needs a live reference).
         coef: the coefficient, in reward a nat; that of the start under the adaptive controller.
@@ -67,7 +67,7 @@ class KLPenalty(nn.Module):
 
     def __init__(
         self,
-        place: Literal["reward", "loss", "none"] = "reward",
+        apply_to: Literal["reward", "loss", "none"] = "reward",
         estimator: str = "k1",
         coef: float = 0.05,
         *,
@@ -79,7 +79,7 @@ class KLPenalty(nn.Module):
     ) -> None:
         super().__init__()
         for name, value, allowed in (
-            ("place", place, _PLACES),
+            ("apply_to", apply_to, _APPLIED_TO),
             ("controller", controller, _CONTROLLERS),
             ("estimator", estimator, (*ESTIMATORS, FULL)),
         ):
@@ -90,41 +90,41 @@ class KLPenalty(nn.Module):
                 f"method.kl: coef={coef} must be at least 0, and target={target}, horizon={horizon} and "
                 f"max_log_ratio={max_log_ratio} positive"
             )
-        if is_correct and place != "loss":
-            raise ValueError("method.kl.is_correct=true corrects a term of the loss: set method.kl.place=loss")
+        if is_correct and apply_to != "loss":
+            raise ValueError("method.kl.is_correct=true corrects a term of the loss: set method.kl.apply_to=loss")
         if is_correct and estimator == FULL:
             raise ValueError(
                 "method.kl.is_correct=true weighs an estimate by the ratio of the token that it was made from, and "
                 "method.kl.estimator=full has no such token: set method.kl.is_correct=false"
             )
-        self.place, self.estimator, self.controller = place, estimator, controller
+        self.apply_to, self.estimator, self.controller = apply_to, estimator, controller
         self.target, self.horizon, self.is_correct, self.max_log_ratio = target, horizon, is_correct, max_log_ratio
-        self.active = place != "none" and coef > 0
+        self.active = apply_to != "none" and coef > 0
         self.register_buffer("coef", torch.tensor(float(coef), dtype=torch.float64))
         if self.exact and self.in_reward:
             log.warning(
                 "method.kl.estimator=full in the reward charges for where the models differ, whatever token is drawn "
-                "there, so nothing pulls the policy back at that token: method.kl.place=loss does"
+                "there, so nothing pulls the policy back at that token: method.kl.apply_to=loss does"
             )
 
     @property
     def exact(self) -> bool:
-        """Whether it is charged, and is the KL over the whole vocabulary instead of an estimate."""
+        """True where it is charged, and is the KL over the whole vocabulary instead of an estimate."""
         return self.active and self.estimator == FULL
 
     @property
     def in_reward(self) -> bool:
-        """Whether it is charged in the reward."""
-        return self.active and self.place == "reward"
+        """True where it is charged in the reward."""
+        return self.active and self.apply_to == "reward"
 
     @property
     def in_loss(self) -> bool:
-        """Whether it is a term of the loss."""
-        return self.active and self.place == "loss"
+        """True where it is a term of the loss."""
+        return self.active and self.apply_to == "loss"
 
     @property
     def moves(self) -> bool:
-        """Whether the coefficient changes from rollout to rollout."""
+        """True where the coefficient changes from rollout to rollout."""
         return self.active and self.controller == "adaptive"
 
     def estimate(self, log_ratio: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -143,7 +143,7 @@ class KLPenalty(nn.Module):
     def term(
         self, policy: Float[Tensor, " n"], reference: Float[Tensor, " n"], old: Float[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
-        """What each token adds to the loss before the coefficient, through which gradients flow.
+        """Term that each token adds to the loss, before the coefficient; gradients flow through it.
 
         Args:
             policy: log-probs of the policy.
@@ -177,7 +177,7 @@ class KLPenalty(nn.Module):
 
 @torch.no_grad()
 def distance(policy: Ragged, reference: Float[Tensor, " response_tokens"] | None = None) -> dict[str, Tensor]:
-    """How far the policy is from the reference, as it is logged.
+    """Distance of the policy from the reference, as it is logged.
 
     Args:
         policy: log-probs of the policy; or, without a reference, the KL over the whole vocabulary at each token.
@@ -185,21 +185,21 @@ def distance(policy: Ragged, reference: Float[Tensor, " response_tokens"] | None
 
     Returns:
         ``kl/reference``, nats a response (k1 of the log-probs), and ``kl/token``, nats a token (k3); the sum and the
-        numbers themselves of a KL that is known.
+        numbers themselves of an exact KL.
     """
     if reference is None:
-        known = policy.with_token(policy.token.float())
-        return {"kl/reference": known.sum(), "kl/token": known.token}
+        exact = policy.with_token(policy.token.float())
+        return {"kl/reference": exact.sum(), "kl/token": exact.token}
     log_ratio = policy.with_token(policy.token - reference)
     return {"kl/reference": log_ratio.sum(), "kl/token": k3(log_ratio.token)}
 
 
-def scored_by_policy(policy: SequenceLogProbs, asked: Collection[str]) -> dict[str, Tensor]:
-    """What of a rollout's numbers comes from the policy's own forward pass, by name, float32.
+def scores_of_policy(policy: SequenceLogProbs, asked: Collection[str]) -> dict[str, Tensor]:
+    """Numbers of a rollout that come from the policy's forward pass, by name, float32.
 
     Args:
         policy: of the rollout's responses.
-        asked: names, of which ``old_log_probs`` and ``reference_kl`` are found here.
+        asked: names; of these, ``old_log_probs`` and ``reference_kl`` are returned.
     """
-    found = {"old_log_probs": policy.token, "reference_kl": policy.reference_kl}
-    return {name: value.float() for name, value in found.items() if name in asked and value is not None}
+    scores = {"old_log_probs": policy.token, "reference_kl": policy.reference_kl}
+    return {name: value.float() for name, value in scores.items() if name in asked and value is not None}

@@ -26,8 +26,8 @@ class Multiplier(nn.Module):
               \ln\lambda \leftarrow \ln\lambda + \eta\,\lambda\,(\hat J_C - d)
 
     It moves once a rollout, before the advantages are made. :math:`\hat J_C` is the mean cost of the last episodes,
-    those of the rollout among them, without KL penalty. A cost needs a zero that means something: a cost model's says
-    safe or unsafe. Lambda and the window of costs are buffers: equal on every process, and in the checkpoint.
+    those of the rollout among them, without KL penalty. A cost needs a zero that means something: a cost model's
+    separates safe from unsafe. Lambda and the window of costs are buffers, equal on every process and in checkpoints.
 
     Source: "Safe RLHF", arXiv:2310.12773, sec. 3.3, and its code (PKU-Alignment/safe-rlhf); defaults are that code's.
 
@@ -36,8 +36,8 @@ class Multiplier(nn.Module):
         threshold: d, the limit of the mean cost.
         init: lambda at the start.
         lr: eta.
-        maximum: highest lambda. A lambda that stays there says that this price does not buy the limit; policies then
-            tend to refuse everything.
+        maximum: highest lambda. A lambda that stays there does not enforce the limit; policies then tend to refuse
+            everything.
         delay: first rollouts that do not move lambda.
         window: episodes of the mean cost.
 
@@ -79,8 +79,8 @@ class Multiplier(nn.Module):
     @property
     def mean_cost(self) -> float:
         """Mean cost of the episodes in the window; the threshold before there are any."""
-        known = self.costs[~self.costs.isnan()]
-        return float(known.mean()) if len(known) else self.threshold
+        costs = self.costs[~self.costs.isnan()]
+        return float(costs.mean()) if len(costs) else self.threshold
 
     @torch.no_grad()
     def update(self, costs: Float[Tensor, " episodes"]) -> None:
@@ -107,7 +107,7 @@ class Multiplier(nn.Module):
 
 @dataclass(frozen=True)
 class CriticCreditOptions(CreditOptions):
-    """The same, of advantages that a critic's values give.
+    """Options of ``CreditOptions``, and those of advantages from a critic's values.
 
     Attributes:
         whiten: advantages, over each optimiser step (``minibatch``), over the rollout, or not.

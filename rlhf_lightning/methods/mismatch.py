@@ -1,4 +1,4 @@
-"""What a policy-gradient method does about samples that the inference engine drew with slightly other probabilities."""
+"""Corrections of policy-gradient losses for an inference engine whose log-probs differ from the trainer's."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Mismatch:
         ratio: of ``seq_mask``: ``product`` or ``geometric_mean``.
         outside: of ``seq_mask``: ``mask`` or ``truncate``.
         bypass: the engine's log-probs are the old ones, so that the loss's ratio, policy to rollout, contains the
-            weight and the trainer's pass over the old policy is saved. No correction can be had beside it: the weight
-            would count twice.
+            weight and the trainer's pass over the old policy is saved. No correction can be combined with it: the
+            weight would count twice.
         off_policy_threshold: leave out tokens of negative advantage in responses whose log-probs have fallen by more
             than this since they were drawn, nats a token (DeepSeek-V3.2, arXiv:2512.02556 eq. 9); None: none.
 
@@ -112,11 +112,11 @@ class Mismatch:
 
     @property
     def needs_rollout(self) -> bool:
-        """Whether the engine must give log-probs."""
+        """True where the engine must give log-probs."""
         return self.bypass or self.correction != "none"
 
     def old(self, old: Ragged, rollout: Ragged | None) -> Ragged:
-        """The log-probs below the line of the loss's ratio: the trainer's, or the engine's in bypass mode.
+        """Log-probs in the denominator of the loss's ratio: the trainer's, or the engine's in bypass mode.
 
         Raises:
             ValueError: bypass mode, and the engine gave no log-probs.
@@ -140,8 +140,8 @@ class Mismatch:
         rollout = self._required(rollout)
         delta = engine_log_ratio(old.token, rollout.token)
         weight, dropped = self._weights(delta, old)
-        known = delta[~rollout.token.isnan()]
-        return Weighted(weight, _diagnostics(known, weight, dropped))
+        finite = delta[~rollout.token.isnan()]
+        return Weighted(weight, _diagnostics(finite, weight, dropped))
 
     def keep(self, old: Ragged, rollout: Ragged | None, policy: Ragged, advantage: Tensor) -> Tensor:
         """1 for each token that is trained on, 0 for those that ``off_policy_threshold`` leaves out.

@@ -1,4 +1,4 @@
-"""What a loss may ask of the data that only some data sets bring: margins, win probabilities, who drew a response."""
+"""Inputs of losses that only some data sets bring: margins, win probabilities, which model drew a response."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _COLUMNS = {
 
 
 def check_inputs(datamodule: Any, inputs: Collection[str], stage: str) -> None:
-    """Refuse data that lacks what a loss asks for, before any weight loads, where the data module knows.
+    """Refuse data that lacks what a loss asks for, before any weight loads, where the data module can tell.
 
     Args:
-        datamodule: has ``has_input(name)``, or does not know.
+        datamodule: with ``has_input(name)``; without it nothing is checked.
         inputs: that the loss asks for.
-        stage: nothing is asked for to ``predict``; who drew a response need not be known but to ``fit``.
+        stage: ``predict`` needs nothing; only ``fit`` needs to know who drew a response.
 
     Raises:
         ValueError: the data lacks one; the message names the columns.
@@ -45,7 +45,7 @@ def check_inputs(datamodule: Any, inputs: Collection[str], stage: str) -> None:
 
 
 def given(batch: PackedBatch, name: str) -> Tensor:
-    """A batch's numbers by the name of the input; that nobody drew a response unless it is said.
+    """Numbers of a batch by the name of the input; where the data does not state who drew a response, nobody did.
 
     Raises:
         ValueError: the batch has none; the message names the columns.

@@ -13,7 +13,7 @@ from rlhf_lightning.losses.options import needs
 from rlhf_lightning.losses.policy_gradient import is_sequence_level
 from rlhf_lightning.methods.assignment import Assignment
 from rlhf_lightning.methods.base import DIAGNOSTIC, STATISTICS, AlignmentModule
-from rlhf_lightning.methods.kl import KLPenalty, distance, scored_by_policy
+from rlhf_lightning.methods.kl import KLPenalty, distance, scores_of_policy
 from rlhf_lightning.methods.policy_options import CreditOptions, PolicyLossOptions
 from rlhf_lightning.methods.tracking import Maxima, Means
 from rlhf_lightning.models.modes import evaluating
@@ -64,13 +64,13 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
     kind: ClassVar[str] = "prompt"
     draws: ClassVar[bool] = True
     monitor: ClassVar[tuple[str, str]] = ("val/reward/mean", "max")
-    legal: ClassVar[frozenset[str]] = frozenset({"policy", "old", "advantage", "reference"})
+    provides: ClassVar[frozenset[str]] = frozenset({"policy", "old", "advantage", "reference"})
 
     assigner: ClassVar[type[Assignment]] = Assignment  #: what makes advantages of rewards
     policy_loss: PolicyLossOptions
-    ptx_coef: float = 0.0  #: weight of demonstrations beside the rollouts
+    ptx_coef: float = 0.0  #: weight of demonstrations mixed into the rollouts
 
-    stopped: Tensor  #: number of the rollout whose further steps are skipped, 0-dimensional; -1: none
+    stopped: Tensor  #: number of the rollout whose remaining steps are skipped, 0-dimensional; -1: none
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
             optimizer,
             scheduler,
             statistics=statistics,
-            further=self.requires({"loss": loss, "kl": penalty}),
+            extra_needs=self.requires({"loss": loss, "kl": penalty}),
         )
         self.policy_loss = value_object(PolicyLossOptions, policy_loss, PolicyLossOptions.node)
         if is_sequence_level(loss) and self.policy_loss.aggregation != "seq_mean_token_mean":
@@ -135,12 +135,12 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
 
     @property
     def needs_reward(self) -> bool:
-        """Whether credit assignment reads rewards, so that the loop must have a reward function."""
+        """True where credit assignment reads rewards, so that the loop must have a reward function."""
         return bool(self.assignment.needs & {"reward", "token_reward", "step_reward", "baseline"})
 
     @property
     def required_scores(self) -> frozenset[str]:
-        """What :meth:`scores` computes of a rollout: old log-probs unless the only step computes them itself."""
+        """Names of what :meth:`scores` computes: old log-probs unless the only step computes them itself."""
         later = self.rollout.minibatches * self.rollout.inner_epochs > 1 and not self.mismatch.bypass
         charged, exact = self.kl.in_reward or self.kl.moves, self.kl.exact
         asked = (charged and not exact) or "log_probs" in self.assignment.needs
@@ -153,7 +153,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
 
     @torch.no_grad()
     def scores(self, batch: PackedBatch) -> dict[str, Tensor]:
-        """What :attr:`required_scores` names, one number a response token in the order of the batch; a collective call.
+        """The :attr:`required_scores`, one number a response token in the order of the batch; a collective call.
 
         It is the same forward pass as a step's, so that on the same micro-batches the first ratios are exactly 1.
 
@@ -166,7 +166,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
             compared = self.compared(batch, "reference_kl" in asked)
             with evaluating(self.policy):
                 policy: SequenceLogProbs = self.policy(batch, temperature=self.temperature, **compared)
-            out |= scored_by_policy(policy, asked)
+            out |= scores_of_policy(policy, asked)
         if "reference_log_probs" in asked:
             out["reference_log_probs"] = self._live_reference(batch, temperature=self.temperature).token.float()
         return out
@@ -211,7 +211,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
 
     @property
     def wanted_statistics(self) -> frozenset[str]:
-        """What of the policy's distributions a step computes beside log-probs."""
+        """Statistics of the policy's distributions that a step computes in addition to log-probs."""
         wanted = self.statistics if self.training else STATISTICS
         return wanted | {"entropy"} if self.policy_loss.entropy_coef else wanted
 
@@ -226,8 +226,8 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         rollout = None if batch.rollout_log_probs is None else batch.ragged(batch.rollout_log_probs)
         weighted = self.mismatch(old, rollout)
         named = {f"mismatch/{name}": value for name, value in weighted.diagnostics.items()}
-        below = self.mismatch.old(old, rollout)
-        inputs = {"policy": policy, "old": below, "advantage": advantage}
+        denominator = self.mismatch.old(old, rollout)
+        inputs = {"policy": policy, "old": denominator, "advantage": advantage}
         result: TokenLoss = self.loss(**{name: inputs[name] for name in self.needs & inputs.keys()})
         token = result.token * weighted.weight * self.mismatch.keep(old, rollout, policy, advantage.token)
         named |= result.diagnostics
@@ -241,7 +241,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         return self.aggregated(policy.with_token(token)), named
 
     def _penalty(self, batch: RolloutBatch, policy: SequenceLogProbs, old: Ragged) -> tuple[Tensor, dict[str, Tensor]]:
-        """What each token costs in the loss before the coefficient, and the KL to the reference as it is logged."""
+        """Penalty of each token in the loss before the coefficient, and the KL to the reference as it is logged."""
         if (exact := policy.reference_kl) is not None:
             return exact, distance(policy.with_token(exact))
         reference = self._reference_numbers(batch)
@@ -250,7 +250,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
     def output(
         self, batch: RolloutBatch, policy: SequenceLogProbs, losses: Tensor, named: Mapping[str, Tensor]
     ) -> StepOutput:
-        """What a forward pass returns for one number a response; a group's loss is the mean over its responses.
+        """Output of a forward pass from one number a response; a group's loss is the mean over its responses.
 
         Args:
             batch: of the losses.
@@ -273,7 +273,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         return StepOutput(loss, {name: value.detach() for name, value in values.items() if value is not None})
 
     def aggregated(self, token: Ragged) -> Tensor:
-        """One number a response, as ``policy_loss.aggregation`` says."""
+        """One number a response, by ``policy_loss.aggregation``."""
         return aggregate(
             token.token,
             token.sequence,
@@ -284,9 +284,9 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         )
 
     def old_log_probs(self, batch: RolloutBatch, policy: Ragged) -> Ragged:
-        """Of the rollout's policy; the policy's own, detached, in the only step on a rollout: the ratio is 1."""
-        own = batch.old_log_probs is None
-        return policy.with_token(policy.token.detach() if own else batch.old_log_probs)  # type: ignore[arg-type]
+        """Log-probs of the rollout's policy; in the only step on a rollout the policy's, detached: the ratio is 1."""
+        computed_here = batch.old_log_probs is None
+        return policy.with_token(policy.token.detach() if computed_here else batch.old_log_probs)  # type: ignore[arg-type]
 
     def advantages(self, batch: RolloutBatch) -> Ragged:
         """Advantage of each response token.
@@ -323,7 +323,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         return {"loss": torch.zeros((), device=self.device, requires_grad=True)}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """As in the base class; decides whether the rollout's further steps are skipped; a collective call.
+        """As in the base class; decides whether the rollout's remaining steps are skipped; a collective call.
 
         Here and not where the step is logged: callbacks that save at the end of a step must find the decision made.
         """
@@ -334,7 +334,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
 
     @torch.no_grad()
     def validation_step(self, batch: RolloutBatch, batch_idx: int) -> dict[str, Tensor]:
-        """What the policy's samples for validation prompts are like: reward, length, entropy, KL to the reference."""
+        """Reward, length, entropy and KL to the reference of the policy's samples for validation prompts."""
         policy = self.policy_log_probs(batch, **self.compared(batch, self.reference is not None))
         named = {"response/length": policy.length, "entropy": policy.statistic("entropy").token}
         if batch.score is not None:

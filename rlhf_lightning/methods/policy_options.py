@@ -14,7 +14,7 @@ from rlhf_lightning.options import NonNegative, OpenShare, Options, Positive, Wh
 
 @dataclass(frozen=True)
 class PolicyLossOptions(Options):
-    """How one number a token becomes the policy's loss of an optimiser step.
+    """Options that turn one number a token into the policy's loss of an optimiser step.
 
     Attributes:
         aggregation: how tokens are added up, see ``ops.aggregation``; ``local_token_mean`` depends on a step's cut.
@@ -52,7 +52,7 @@ class PolicyLossOptions(Options):
 
 @dataclass(frozen=True)
 class ActorLossOptions(PolicyLossOptions):
-    """The same, of a policy that is trained beside a critic.
+    """Options of ``PolicyLossOptions``, and those of a policy that is trained with a critic.
 
     Attributes:
         max_ratio: a step whose mean ratio exceeds this does not train the policy, and no step may be cut then; None:
@@ -88,10 +88,10 @@ class ValueLossOptions(Options):
 
 @dataclass(frozen=True)
 class CreditOptions(Options):
-    """What is done with rewards around the credit function.
+    """Options of how rewards are prepared for the credit function.
 
     Attributes:
-        shaping: what becomes of rewards before they are used; None: nothing.
+        shaping: applied to rewards before they are used; None: nothing.
         multi_reward: ``sum_then_normalize``, or ``normalize_then_sum``: each term of a composite reward gets its
             advantages, their weighted sum is standardised over the rollout (GDPO).
         reward_weights: weight of each term by name for ``normalize_then_sum``; a term that is not named has 1.

@@ -26,7 +26,7 @@ class Preference(ObservingModule[PreferenceBatch]):
     """
 
     kind: ClassVar[str] = "preference"
-    legal: ClassVar[frozenset[str]] = frozenset(
+    provides: ClassVar[frozenset[str]] = frozenset(
         {"policy", "reference", "margin", "win_probability", "reference_sample", "collision", "top_k", "running"}
     )
 
@@ -45,7 +45,7 @@ class Preference(ObservingModule[PreferenceBatch]):
     def _inputs(
         self, batch: PreferenceBatch, policy: SequenceLogProbs, reference: SequenceLogProbs | None
     ) -> dict[str, Callable[[], Any]]:
-        """How to get each input that a loss may ask for."""
+        """Functions that make the inputs that a loss may ask for, by name."""
         return {
             "policy": lambda: batch.pair(policy),
             "reference": lambda: None if reference is None else batch.pair(reference),

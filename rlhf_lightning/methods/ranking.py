@@ -30,7 +30,7 @@ class Ranked(ObservingModule[RankedBatch]):
     """
 
     kind: ClassVar[str] = "ranked"
-    legal: ClassVar[frozenset[str]] = frozenset(
+    provides: ClassVar[frozenset[str]] = frozenset(
         {"policy", "reference", "score", "win_probability", "present", "running"}
     )
 
@@ -68,7 +68,7 @@ class Ranked(ObservingModule[RankedBatch]):
 
 
 def _order(batch: RankedBatch, reward: Tensor, length: Tensor) -> dict[str, Tensor]:
-    """How the policy orders each list that has anything to order, and its best and worst response."""
+    """Order, best and worst response of the policy's rewards, compared with the scores, where these differ."""
     score, present = by_group(batch.score, batch), by_group(batch.present, batch)
     rewards, lengths = by_group(reward, batch), by_group(length, batch)
     below = worse(score, present)

@@ -46,7 +46,7 @@ class Rating(ScoringModule[PackedBatch]):
     """
 
     kind: ClassVar[str] = "unpaired"  #: of a loss of labels; the loss decides
-    legal: ClassVar[frozenset[str]] = frozenset({"reward", "step_reward", "rating", *_KINDS})
+    provides: ClassVar[frozenset[str]] = frozenset({"reward", "step_reward", "rating", *_KINDS})
     exported = None  # a rating of every attribute
 
     def __init__(

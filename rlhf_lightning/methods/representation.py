@@ -47,7 +47,7 @@ class Instructed(AlignmentModule[InstructionBatch]):
     """
 
     kind: ClassVar[str] = "instruction"
-    legal: ClassVar[frozenset[str]] = frozenset({"match", "opposite"})
+    provides: ClassVar[frozenset[str]] = frozenset({"match", "opposite"})
 
     def compute(self, batch: InstructionBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch."""
@@ -91,7 +91,7 @@ class RepresentationAlignment(AlignmentModule[BatchT]):
         ValueError: there is no adapter, or the model has no such layer.
     """
 
-    legal: ClassVar[frozenset[str]] = frozenset({"states", "base", "positive", "negative", "reference"})
+    provides: ClassVar[frozenset[str]] = frozenset({"states", "base", "positive", "negative", "reference"})
     actor = LayerActor
 
     def __init__(
@@ -106,7 +106,9 @@ class RepresentationAlignment(AlignmentModule[BatchT]):
         statistics: Sequence[str] = (),
     ) -> None:
         self._asked, self._shares = layers, shares
-        super().__init__(models, loss, optimizer, scheduler, statistics=statistics, further=frozenset({"reference"}))
+        super().__init__(
+            models, loss, optimizer, scheduler, statistics=statistics, extra_needs=frozenset({"reference"})
+        )
 
     @classmethod
     def requires(cls, options: Mapping[str, Any]) -> frozenset[str]:
@@ -184,7 +186,7 @@ class RepresentationAlignment(AlignmentModule[BatchT]):
 
     @abstractmethod
     def plain(self, batch: BatchT) -> tuple[PackedBatch, Tensor]:
-        """The responses behind their prompts alone, and whether each is a good one."""
+        """Responses behind their prompts alone, and whether each is a good one."""
 
     @abstractmethod
     def target(self, batch: BatchT) -> tuple[LayerStates, LayerStates, LayerStates]:
@@ -239,11 +241,11 @@ class ContrastedModels(RepresentationAlignment[PreferenceBatch]):
                 "this method holds the model against one that was trained on bad responses: name that one with "
                 "reference=teacher model@reference.source=..."
             )
-        own, other = models.source.sizes(), models.teacher.sizes()
-        if own != other:
+        base, teacher = models.source.sizes(), models.teacher.sizes()
+        if base != teacher:
             raise ValueError(
-                f"reference.source={models.teacher.name} has {other.layers} layers of width {other.width} and model "
-                f"{models.source.name} {own.layers} of width {own.width}: states of both are compared"
+                f"reference.source={models.teacher.name} has {teacher.layers} layers of width {teacher.width} and "
+                f"model {models.source.name} {base.layers} of width {base.width}: states of both are compared"
             )
 
     def plain(self, batch: PreferenceBatch) -> tuple[PackedBatch, Tensor]:

@@ -1,4 +1,4 @@
-"""What a resumed run takes from its checkpoint's optimiser and schedule, and what from its own options."""
+"""Optimiser and schedule of a resumed run: what comes from the checkpoint, and what from the run's options."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _Rates(Optimizer):
         super().__init__([{**group, "params": [Tensor()]} for group in groups], dict(groups[0]))
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Do nothing; schedulers want a step before theirs."""
+        """Do nothing; schedulers expect a step of the optimiser before theirs."""
 
     def rates(self) -> list[float]:
         return [float(group["lr"]) for group in self.param_groups]
@@ -106,13 +106,13 @@ def lengthen(
         How many of the steps were taken with other rates than in a run of the present length; 0: resuming is exact.
     """
     optimizer = scheduler.optimizer
-    found, groups = [float(group["lr"]) for group in optimizer.param_groups], options_of(optimizer)
+    rates, groups = [float(group["lr"]) for group in optimizer.param_groups], options_of(optimizer)
     replay = Replay.of(schedule, groups, now, done)
-    for group, own in zip(optimizer.param_groups, options_of(replay.optimizer), strict=True):
-        group.update(own)
+    for group, options in zip(optimizer.param_groups, options_of(replay.optimizer), strict=True):
+        group.update(options)
     scheduler.load_state_dict(replay.scheduler.state_dict())
     if before is None:
-        return 0 if found == replay.rates[-1] else done
+        return 0 if rates == replay.rates[-1] else done
     taken = Replay.of(schedule, groups, before, done).rates[:done]
     return sum(one != other for one, other in zip(taken, replay.rates[:done], strict=True))
 

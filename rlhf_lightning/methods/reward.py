@@ -37,7 +37,7 @@ class RewardModel(ScoringModule[PreferenceBatch]):
     """
 
     kind: ClassVar[str] = "preference"
-    legal: ClassVar[frozenset[str]] = frozenset(
+    provides: ClassVar[frozenset[str]] = frozenset(
         {"reward", "margin", "policy_sample", "policy", "length", "overlap", "token_reward", "prefix"}
     )
 
@@ -80,13 +80,13 @@ class RewardModel(ScoringModule[PreferenceBatch]):
 class CostModel(RewardModel):
     """A cost model from pairs whose first response is the safer one, each response labelled safe or unsafe.
 
-    A loss may ask for ``safe`` beside what a reward model has. What is logged as reward is the negative cost.
+    A loss may ask for ``safe`` and for the inputs of a reward model. The reward that is logged is the negative cost.
 
     Args: see ``ScoringModule``.
     """
 
     kind: ClassVar[str] = "safety"
-    legal: ClassVar[frozenset[str]] = RewardModel.legal | {"safe"}
+    provides: ClassVar[frozenset[str]] = RewardModel.provides | {"safe"}
     sign: ClassVar[int] = -1
 
     def inputs(
@@ -105,7 +105,7 @@ class RankedRewardModel(ScoringModule[RankedBatch]):
     """
 
     kind: ClassVar[str] = "ranked"
-    legal: ClassVar[frozenset[str]] = frozenset({"reward", "score"})
+    provides: ClassVar[frozenset[str]] = frozenset({"reward", "score"})
 
     def _check(self, models: Callable[..., Models]) -> None:
         super()._check(models)
@@ -139,7 +139,7 @@ def whole_lengths(batch: PackedBatch) -> Tensor:
 
 
 def shared_prefix(batch: PackedBatch) -> Tensor:
-    """How many scored tokens both responses of each pair have in common before the first that differs, ``[pairs]``."""
+    """Number of scored tokens that both responses of each pair share before the first that differs, ``[pairs]``."""
     count, ids = len(batch), batch.ids[batch.target]
     width = int(lengths(batch).max())
     table = ids.new_full((len(batch.response_span), width + 1), -1)

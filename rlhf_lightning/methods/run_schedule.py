@@ -19,7 +19,7 @@ SCHEDULE_STEPS = "schedule_steps"
 
 
 class RunSchedule:
-    """A schedule partial with what a resume must know: the run's length and the options that it was begun with.
+    """A schedule partial with what a resume needs: the run's length and the options that it began with.
 
     Args:
         schedule: a partial, completed with the optimiser and the run's number of steps; None: a constant rate.
@@ -29,7 +29,7 @@ class RunSchedule:
         self.schedule = schedule
         self.steps: int | None = None  #: the run's length, where the schedule depends on it
         self._configured: list[dict[str, Any]] = []  # options of the parameter groups, before a checkpoint is loaded
-        self._resumed: dict[str, Any] | None = None  # what the checkpoint says of the run that wrote it
+        self._resumed: dict[str, Any] | None = None  # of the run that wrote the checkpoint
 
     def of(self, optimizer: Optimizer, length: Callable[[], float]) -> LRScheduler | None:
         """The schedule of an optimiser.
@@ -53,15 +53,15 @@ class RunSchedule:
         return self.steps
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {SCHEDULE_STEPS: self.steps}
 
     def load(self, checkpoint: Mapping[str, Any]) -> None:
-        """Note what a checkpoint says, for :meth:`resume`."""
+        """Take what a checkpoint holds, for :meth:`resume`."""
         self._resumed = {SCHEDULE_STEPS: checkpoint.get(SCHEDULE_STEPS)}
 
     def resume(self, trainer: Trainer) -> None:
-        """Hold a checkpoint's optimiser against the options, and follow the learning rates of the run's length.
+        """Compare a checkpoint's optimiser with the options, and follow the learning rates of the run's length.
 
         Raises:
             ValueError: a learning rate, weight decay or epsilon is another than that of the checkpoint.

@@ -1,4 +1,4 @@
-"""Running mean and standard deviation of a scalar: what a loss such as alpha-DPO or BCO remembers between steps."""
+"""Running mean and standard deviation of a scalar, which losses such as alpha-DPO and BCO keep between steps."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class RunningMoments(nn.Module):
             self.register_buffer(name, torch.zeros((), dtype=torch.float32))
 
     def moments(self) -> Moments:
-        """The state before the current step. A count of 0 says that nothing was observed yet."""
+        """The state before the current step. A count of 0: nothing was observed yet."""
         return Moments(mean=self.mean.clone(), std=self.variance.sqrt(), count=self.count.clone())
 
     @torch.no_grad()
@@ -79,7 +79,7 @@ class RunningMoments(nn.Module):
         self._merge(numbers.new_tensor(float(len(numbers))), mean, variance)
 
     def _merge(self, number: Tensor, mean: Tensor, variance: Tensor) -> None:
-        """Fold in a sample of which count, mean and population variance are known."""
+        """Fold in a sample with its count, mean and population variance."""
         if number == 0:
             return
         past, new = (self.count, number) if self.decay is None else (self.decay * self.weight, 1 - self.decay)

@@ -42,7 +42,7 @@ NORMALIZATION = "score_normalization"
 class ScoringModule(AlignmentModule[BatchT]):
     """A scorer and a loss on its numbers.
 
-    A subclass names the data (``kind``), what it can give to a loss (``legal``, ``inputs``) and what it reports of a
+    A subclass names the data (``kind``), what it can give to a loss (``provides``, ``inputs``) and what it reports of a
     batch (``report``). What a loss can do without (an input with a default) is None where a batch does not have it.
 
     Logged beside the loss's own diagnostics: ``reward/mean``, ``reward/std``, ``reward/min``, ``reward/max`` and
@@ -86,7 +86,7 @@ class ScoringModule(AlignmentModule[BatchT]):
         weight = getattr(loss, "keywords", {}).get("lm_weight", 0)
         self.language_model = "policy" in self.needs or bool(weight)
         self.actor = partial(head, language_model=True) if self.language_model else head
-        self.unsaved = False  #: whether something was measured that no checkpoint holds
+        self.unsaved = False  #: True where something was measured that no checkpoint holds
         self._spread = {"train/": ScoreStatistics(), "val/": ScoreStatistics()}
 
     def setup(self, stage: str) -> None:
@@ -123,11 +123,11 @@ class ScoringModule(AlignmentModule[BatchT]):
 
     @abstractmethod
     def inputs(self, batch: BatchT, scores: Tensor, log_probs: SequenceLogProbs | None) -> dict[str, Callable[[], Any]]:
-        """How to get each input that a loss may ask for."""
+        """Functions that make the inputs that a loss may ask for, by name."""
 
     @abstractmethod
     def report(self, batch: BatchT, result: Any) -> dict[str, Tensor]:
-        """What callbacks may use of a batch; with ``response_reward`` and ``response_length`` for the statistics."""
+        """Numbers of a batch for callbacks; with ``response_reward`` and ``response_length`` for the statistics."""
 
     @torch.no_grad()
     def _diagnostics(self, batch: BatchT, result: Any) -> dict[str, Tensor]:
@@ -207,6 +207,6 @@ class ScoringModule(AlignmentModule[BatchT]):
         The chat template beside the weights ends conversations where the score is read; steps have no such end.
         """
         at_end = "step_reward" not in self.takes
-        tokenizer = exported_tokenizer(self.tokenizer, template, scored_at_end=at_end)
+        tokenizer = exported_tokenizer(self.tokenizer, template, ends_at_score=at_end)
         with self.evaluation_weights():
             return export_scorer(self.policy, tokenizer, folder, form=form, outputs=self.exported)

@@ -1,4 +1,4 @@
-"""What happens to the scores of a rollout before credit is assigned: clipping, scaling, and unfinished responses."""
+"""Shaping of the scores of a rollout before credit is assigned: clipping, scaling, and unfinished responses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RewardShaping(nn.Module):
         ref_samples: responses that ``ref`` measures at least; rollouts are taken whole. OpenAI's code had 256.
         missing_eos: of responses that reached the length limit (with ``rollout.truncate_after``: without that token):
             ``subtract`` a penalty from the score (TRL), or ``replace`` the score by it (OpenAI, arXiv:2403.17031).
-        missing_eos_penalty: subtracted, or its negative put in the place of the score.
+        missing_eos_penalty: subtracted, or its negative replaces the score.
 
     Raises:
         ValueError: an unknown choice or a number out of range.

@@ -9,7 +9,7 @@ from rlhf_lightning.types import PackedBatch
 
 
 def by_group(values: Tensor, batch: PackedBatch) -> Tensor:
-    """Numbers of the responses as one row a group: ``[groups, slots]``, further dimensions behind."""
+    """Numbers of the responses as one row a group: ``[groups, slots]``, with any other dimensions behind."""
     return values.reshape(len(batch), batch.slots, *values.shape[1:])
 
 
@@ -33,7 +33,7 @@ def only_slot(batch: PackedBatch, *chosen: int) -> PackedBatch:
     at = torch.arange(len(batch.ids), device=device)
     kept = wanted[(torch.searchsorted(starts, at, right=True) - 1) % slots]
     moved = torch.cumsum(kept, 0) - 1  # where each kept token goes
-    scored = wanted[batch.sequence % slots]
+    in_slot = wanted[batch.sequence % slots]
     responses = wanted.repeat(len(batch))
     renumbered = torch.cumsum(responses, 0) - 1
     return PackedBatch(
@@ -42,9 +42,9 @@ def only_slot(batch: PackedBatch, *chosen: int) -> PackedBatch:
         prompt_span=_moved(batch.prompt_span[responses], moved),
         response_span=_moved(batch.response_span[responses], moved),
         parent=torch.arange(len(batch) * len(chosen), device=device),
-        target=moved[batch.target[scored]],
-        source=moved[batch.source[scored]],
-        sequence=renumbered[batch.sequence[scored]],
+        target=moved[batch.target[in_slot]],
+        source=moved[batch.source[in_slot]],
+        sequence=renumbered[batch.sequence[in_slot]],
         index=batch.index,
         totals=batch.totals._replace(slot_tokens=tuple(batch.totals.slot_tokens[slot] for slot in chosen)),
         rows=batch.rows,
@@ -52,6 +52,6 @@ def only_slot(batch: PackedBatch, *chosen: int) -> PackedBatch:
 
 
 def _moved(span: Tensor, moved: Tensor) -> Tensor:
-    """Where spans of kept tokens lie afterwards; ``moved`` at a span's last token is the last token's new place."""
-    ahead = torch.cat([moved.new_full((1,), -1), moved]) + 1  # kept tokens before each place
+    """Spans of kept tokens at their new positions; ``moved`` at a span's last token is its new position."""
+    ahead = torch.cat([moved.new_full((1,), -1), moved]) + 1  # kept tokens before each position
     return ahead[span]

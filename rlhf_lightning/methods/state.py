@@ -1,4 +1,4 @@
-"""What of a module goes into a checkpoint: what was trained, never what was only loaded."""
+"""The state of a module in a checkpoint: what was trained, never what was only loaded."""
 
 from __future__ import annotations
 
@@ -32,23 +32,24 @@ def check_state(module: nn.Module, state: Mapping[str, Any]) -> None:
     Raises:
         ValueError: it lacks trained weights of this module, has others, or has another shape for one.
     """
-    own = without_frozen(module, module.state_dict())
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    trained = without_frozen(module, module.state_dict())
+    missing, unknown = sorted(trained.keys() - state.keys()), sorted(state.keys() - trained.keys())
     reshaped = sorted(
         key
-        for key in own.keys() & state.keys()
-        if getattr(own[key], "shape", None) != getattr(state[key], "shape", None)
+        for key in trained.keys() & state.keys()
+        if getattr(trained[key], "shape", None) != getattr(state[key], "shape", None)
     )
     for problem, keys in (("lacks", missing), ("has unknown", unknown), ("has another shape for", reshaped)):
         if keys:
             raise ValueError(
                 f"the checkpoint {problem} {len(keys)} of this module's trained weights, for example {keys[0]}: "
-                "resume with the model, adapter and method options that wrote it, or set ckpt_path=null to start anew"
+                "resume with the model, adapter and method options that wrote it, or set ckpt_path=null to start from "
+                "scratch"
             )
 
 
 def reference_weights(reference: Any, policy: nn.Module) -> dict[str, Any]:
-    """What refreshing can have changed of a frozen copy: sharded where it is, else on the CPU."""
+    """Weights of a frozen copy that refreshing may have changed: sharded where it is, else on the CPU."""
     trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
     weights: dict[str, Any] = get_model_state_dict(reference.actor)
     kept = {name: weight for name, weight in weights.items() if name in trained}
@@ -56,7 +57,7 @@ def reference_weights(reference: Any, policy: nn.Module) -> dict[str, Any]:
 
 
 def reference_state(module: Any) -> dict[str, Any]:
-    """What a checkpoint keeps so that a resumed run has the reference that it began with; a collective call.
+    """Entries of a checkpoint that give a resumed run the reference that it began with; a collective call.
 
     Args:
         module: an ``AlignmentModule``.
@@ -76,8 +77,8 @@ def reference_state(module: Any) -> dict[str, Any]:
 
 
 def _earlier_state(module: Any) -> dict[str, Any]:
-    """What a checkpoint keeps of the copies that rewards name by role; those that are the reference are kept as it."""
-    found: dict[str, Any] = {}
+    """State of the copies that rewards name by role, without those that are the reference."""
+    by_role: dict[str, Any] = {}
     for role, copy in module.earlier.items():
         if copy is module.reference:
             continue
@@ -87,8 +88,8 @@ def _earlier_state(module: Any) -> dict[str, Any]:
         else:
             weights = {} if isinstance(copy, AdapterDisabled) else copy.weights
         if weights:
-            found[role] = {"refreshed": refreshed, "weights": dict(weights)}
-    return found
+            by_role[role] = {"refreshed": refreshed, "weights": dict(weights)}
+    return by_role
 
 
 def _restore_earlier(module: Any, saved: Mapping[str, Any]) -> None:
@@ -142,7 +143,7 @@ def _check_cached(reference: Any, saved: str | None) -> None:
     computed = getattr(reference, "fingerprint", None)
     if saved is not None and computed is not None and saved != computed:
         raise ValueError(
-            "reference=cached: the initial policy is not the one that this run began with, so its log-probs would be "
-            "others from here on: resume with the model, adapter (also the contents of adapter.path, and adapter.seed) "
+            "reference=cached: the initial policy is not the one that this run began with, so its log-probs would "
+            "differ from here on: resume with the model, adapter (also the contents of adapter.path, and adapter.seed) "
             "and trainer.precision that wrote the checkpoint, or set ckpt_path=null"
         )

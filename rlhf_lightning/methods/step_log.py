@@ -1,4 +1,4 @@
-"""What the loggers and callbacks of a run have been told, kept with its checkpoints."""
+"""Metrics that the loggers and callbacks of a run have received, kept with its checkpoints."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class StepLog:
         self._resumed = {}
 
     def due(self, trainer: Trainer) -> bool:
-        """Whether a step has ended whose metrics were not handed over; the same on every process."""
+        """Return whether a step has ended whose metrics were not handed over; the same on every process."""
         return self._step != trainer.global_step
 
     def __call__(self, trainer: Trainer, metrics: dict[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ class Supervised(AlignmentModule[SupervisedBatch]):
     """One number a response from a loss of ``rlhf_lightning.losses.supervised``."""
 
     kind: ClassVar[str] = "supervised"
-    legal: ClassVar[frozenset[str]] = frozenset({"policy"})
+    provides: ClassVar[frozenset[str]] = frozenset({"policy"})
 
     def compute(self, batch: SupervisedBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of responses."""

@@ -68,7 +68,7 @@ class Maxima:
 
 
 class ScoreStatistics:
-    """What a step's or a pass's scores look like: mean, deviation, extremes, and their correlation with length.
+    """Statistics of a step's or a pass's scores: mean, deviation, extremes, and their correlation with length.
 
     Sums and extremes are taken over all micro-batches and processes, so the numbers do not depend on how a step is cut.
     """

@@ -53,7 +53,7 @@ class Unpaired(ObservingModule[UnpairedBatch]):
     """
 
     kind: ClassVar[str] = "unpaired"
-    legal: ClassVar[frozenset[str]] = frozenset(
+    provides: ClassVar[frozenset[str]] = frozenset(
         {"policy", "reference", "desirable", "kl", "running", "weight", "top_k"}
     )
 
@@ -74,7 +74,7 @@ class Unpaired(ObservingModule[UnpairedBatch]):
         self.density_ratio = density_ratio
         #: KTO's reference point of the step at hand, in training (True) and in evaluation (False).
         self._reference_point: dict[bool, Tensor] = {}
-        self._whole_validation = False  # whether that of evaluation is known before its first batch
+        self._whole_validation = False  # True where that of evaluation is computed before its first batch
 
     def compute(self, batch: UnpairedBatch) -> StepOutput:
         """Loss and diagnostics of a micro-batch of labelled responses."""
@@ -134,7 +134,7 @@ class Unpaired(ObservingModule[UnpairedBatch]):
     def _inputs(
         self, batch: UnpairedBatch, policy: SequenceLogProbs, reference: SequenceLogProbs | None
     ) -> dict[str, Callable[[], Any]]:
-        """How to get each input that a loss may ask for."""
+        """Functions that make the inputs that a loss may ask for, by name."""
         return {
             "policy": lambda: batch.slot(policy, 0),
             "reference": lambda: None if reference is None else batch.slot(reference, 0),
@@ -149,16 +149,16 @@ class Unpaired(ObservingModule[UnpairedBatch]):
         return torch.ones_like(batch.desirable) if self.density_ratio is None else self.density_ratio(batch)
 
     def on_fit_start(self) -> None:
-        """Tell the prompts of both labels apart, before the first step and not again after a resume."""
+        """Fit the density ratio to the prompts of both labels, before the first step and not again after a resume."""
         if self.density_ratio is None or self.density_ratio.token_score is not None:
             return
         examples = getattr(getattr(self.trainer, "datamodule", None), "train_examples", None)
         if examples is None:
-            raise ValueError("method.density_ratio needs the data module, which knows all prompts: fit with one")
+            raise ValueError("method.density_ratio needs the data module, which has all prompts: fit with one")
         with unsharded(self.policy):
             embedding = self.policy.base.get_input_embeddings().weight.detach()
             accuracy = self.density_ratio.fit(examples, embedding)
-        log.info("density ratio: %.1f%% of the prompts' labels are told from the prompt alone", 100 * accuracy)
+        log.info("density ratio: %.1f%% of the prompts' labels are predicted from the prompt alone", 100 * accuracy)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As in the base class, and the density ratio."""

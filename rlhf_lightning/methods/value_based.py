@@ -51,7 +51,7 @@ class ValueBased(AlignmentModule[RankedBatch]):
     """
 
     kind: ClassVar[str] = "ranked"
-    legal: ClassVar[frozenset[str]] = frozenset({"policy", "values", "score"})
+    provides: ClassVar[frozenset[str]] = frozenset({"policy", "values", "score"})
     actor: Callable[..., Backbone] = ValueActor
 
     steps: Tensor  #: optimiser steps taken, 0-dimensional
@@ -83,7 +83,7 @@ class ValueBased(AlignmentModule[RankedBatch]):
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
     def setup(self, stage: str) -> None:
-        """Take the moments of the returns from the training data; a checkpoint's take their place."""
+        """Take the moments of the returns from the training data; a checkpoint's replace them."""
         super().setup(stage)
         examples = getattr(getattr(self.trainer, "datamodule", None), "train_examples", None)
         if stage == "fit" and examples is not None and not self.returns.count:
@@ -98,8 +98,8 @@ class ValueBased(AlignmentModule[RankedBatch]):
         Raises:
             ValueError: all scores are equal, so that there is nothing to learn from them.
         """
-        known = scores.flatten().float()
-        self.returns.update(known[~known.isnan()])
+        flat = scores.flatten().float()
+        self.returns.update(flat[~flat.isnan()])
         if not self.returns.variance > 0:
             raise ValueError("every response of the training data has the same score: values have nothing to learn")
 
@@ -136,7 +136,7 @@ class ValueBased(AlignmentModule[RankedBatch]):
         return (score - moments.mean) / moments.std
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """A step, and after every few of them the copies of the Q heads follow."""
+        """Take a step; after every few of them the copies of the Q heads follow."""
         super().optimizer_step(*args, **kwargs)
         self.follow()
 

@@ -150,7 +150,7 @@ def test_yaml_makes_a_valid_loss(name: str) -> None:
     assert body["_partial_"] is True
     loss = loss_from_yaml(body["loss"])
     validate(loss)
-    assert needs(loss) <= getattr(methods_package, module).legal
+    assert needs(loss) <= getattr(methods_package, module).provides
     assert set(ENTRIES[name].needs) | (needs(loss) & {"policy"}) == needs(loss)
     credited = (
         credit.needs(getattr(credit, body["advantage"]["_target_"].rpartition(".")[2])) if "advantage" in body else ()

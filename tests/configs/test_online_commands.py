@@ -71,7 +71,7 @@ def test_refused_before_weights_load(options, message, tiny, tmp_path, monkeypat
         (["method=rloo", "method.rollout.group_size=1"], r"rloo compares .*: set method.rollout.group_size >= 2"),
         (["method=grpo", "method.rollout.greedy_baseline=true"], r"greedy_baseline=true decodes .* method=remax"),
         (
-            ["method=grpo", "+method.credit.multi_reward=normalize_then_sum", "method.kl.place=none"],
+            ["method=grpo", "+method.credit.multi_reward=normalize_then_sum", "method.kl.apply_to=none"],
             r"'letters' has no terms",
         ),
         (
@@ -95,7 +95,7 @@ def test_one_response_a_prompt_is_enough_where_none_are_compared(method, tiny, t
 def test_a_weight_of_a_reward_names_one_of_its_terms(tiny, tmp_path):
     """Misspelt, it would silently be 1."""
     terms = ["reward=composite", "+reward@reward.terms.short=length", "+method.credit.reward_weights={shrot: 2.0}"]
-    options = ["method=grpo", *terms, "+method.credit.multi_reward=normalize_then_sum", "method.kl.place=none"]
+    options = ["method=grpo", *terms, "+method.credit.multi_reward=normalize_then_sum", "method.kl.apply_to=none"]
     with pytest.raises(ValueError, match=r"reward_weights.shrot: the reward has no such term. Did you mean short\?"):
         make_run(compose("train", [*tiny, *options, f"paths.output_dir={tmp_path}"]))
 

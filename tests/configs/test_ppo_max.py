@@ -11,7 +11,7 @@ from rlhf_lightning.conf_dir import conf_dir
 RECIPES = sorted(path.stem for path in (conf_dir() / "recipe" / "ppo_max").glob("*.yaml"))
 #: Options whose value differs from that of PPO-max with everything on.
 SWITCHES = {
-    "no_kl": {"method.kl.place"},
+    "no_kl": {"method.kl.apply_to"},
     "no_reward_scale": {"method.credit.shaping.scale", "method.credit.shaping.center", "method.credit.shaping.clip"},
     "no_value_clip": {"method.value_loss.clip"},
     "no_critic_start": {"method.critic.head", "method.critic.source"},

@@ -131,7 +131,7 @@ DETAILS = [
     Detail(
         "17",
         "KL penalty at every token",
-        ("method.kl.place=reward", "method.kl.coef=0.15"),
+        ("method.kl.apply_to=reward", "method.kl.coef=0.15"),
         "tests.credit.test_token_rewards.test_published_example",
     ),
     Detail(
@@ -187,7 +187,7 @@ DETAILS = [
     Detail(
         "M",
         "token-level KL penalty",
-        ("method.kl.place=reward", "method.kl.estimator=k1"),
+        ("method.kl.apply_to=reward", "method.kl.estimator=k1"),
         "tests.credit.test_token_rewards.test_two_responses_by_hand",
     ),
     Detail(

@@ -313,7 +313,7 @@ def test_what_it_does_not_go_with() -> None:
         LOSS(is_correct=True)
     with pytest.raises(ValueError, match="takes both models' distributions, not a log-ratio a token"):
         LOSS().estimate(torch.zeros(3))
-    with pytest.raises(ValueError, match=r"multi_reward=normalize_then_sum .* set method.kl.place=loss"):
+    with pytest.raises(ValueError, match=r"multi_reward=normalize_then_sum .* set method.kl.apply_to=loss"):
         built(REWARD(), credit={"multi_reward": "normalize_then_sum"})
 
 
@@ -322,4 +322,4 @@ def test_in_the_reward_it_warns(caplog: pytest.LogCaptureFixture) -> None:
         LOSS(), KLPenalty("reward", "k1"), KLPenalty("none", "full"), REWARD(coef=0.0)
         assert caplog.text == ""
         REWARD()
-    assert "method.kl.place=loss does" in caplog.text
+    assert "method.kl.apply_to=loss does" in caplog.text

@@ -101,12 +101,12 @@ def test_far_log_ratios_stay_finite() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"place": "both"}, "method.kl.place='both'; it can be reward, loss, none"),
+        ({"apply_to": "both"}, "method.kl.apply_to='both'; it can be reward, loss, none"),
         ({"estimator": "k4"}, "method.kl.estimator='k4'; it can be k1, abs, k2, k3, k3_straight_through"),
         ({"controller": "pid"}, "method.kl.controller='pid'; it can be fixed, adaptive"),
         ({"coef": -0.1}, "coef=-0.1 must be at least 0"),
         ({"horizon": 0}, "horizon=0"),
-        ({"place": "reward", "is_correct": True}, "set method.kl.place=loss"),
+        ({"apply_to": "reward", "is_correct": True}, "set method.kl.apply_to=loss"),
     ],
 )
 def test_errors_name_option_and_fix(options: dict[str, Any], message: str) -> None:

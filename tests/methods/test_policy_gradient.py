@@ -33,10 +33,10 @@ def total(made: Any, sizes: list[int], **tokens: torch.Tensor) -> tuple[float, t
 
 
 @pytest.mark.parametrize("how", AGGREGATIONS)
-@pytest.mark.parametrize("place", ["loss", "reward", "none"])
-def test_a_step_may_be_cut_into_micro_batches_anywhere(how: str, place: str) -> None:
+@pytest.mark.parametrize("apply_to", ["loss", "reward", "none"])
+def test_a_step_may_be_cut_into_micro_batches_anywhere(how: str, apply_to: str) -> None:
     options = {"aggregation": how, "aggregation_length": 8, "entropy_coef": 0.01}
-    made = moved(module(kl=KLPenalty(place, "k3" if place == "loss" else "k1", 0.1), policy_loss=options))
+    made = moved(module(kl=KLPenalty(apply_to, "k3" if apply_to == "loss" else "k1", 0.1), policy_loss=options))
     value, gradient = total(made, [4])
     for sizes in ([1, 3], [2, 2], [1, 1, 2]):
         cut_value, cut_gradient = total(made, sizes)
@@ -231,7 +231,7 @@ def test_greedy_baseline_reaches_remax() -> None:
         ({"credit": {"multi_reward": "sum"}}, r"method.credit.multi_reward='sum' .* one of \['sum_then_normalize'"),
         (
             {"credit": {"multi_reward": "normalize_then_sum"}, "kl": KLPenalty("reward")},
-            "set method.kl.place=loss",
+            "set method.kl.apply_to=loss",
         ),
         (
             {"credit": {"multi_reward": "normalize_then_sum"}, "advantage": credit.reinforce_pp},

@@ -119,7 +119,7 @@ def test_clients_that_know_nothing_of_us_read_our_score(tmp_path: Path) -> None:
     of TRL's trainers with a reward model (text, then ids without special tokens, padded on the right, first logit).
     """
     models = built(TinyRandom())
-    exported = exported_tokenizer(models.tokenizer, scored_at_end=True)
+    exported = exported_tokenizer(models.tokenizer, ends_at_score=True)
     export_scorer(models.policy, exported, tmp_path)
     rows = Rows(*({"chosen": a, "rejected": b} for a, b in zip(*[iter(conversations())] * 2, strict=True)))
     data = AlignmentDataModule(rows, models.tokenizer, spec=DataSpec(cache=False, on_bad_row="exclude"))
