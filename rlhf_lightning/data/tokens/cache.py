@@ -56,21 +56,21 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def cached(folder: Path, key: str, make: Callable[[], Made]) -> Made:
-    """The entry of a key, made now if it is not there.
+    """The entry of a key, made now if it does not exist.
 
-    Of several processes that want the same entry one makes it and the others wait. A cache that cannot be written
-    costs time, never the run: the failure is logged and the data stay in memory.
+    Of several processes that need the same entry, one makes it and the others wait. A cache that cannot be written
+    does not stop the run: the failure is logged and the data stays in memory.
     """
     entry = folder / "tokenised" / key
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{entry}.lock", timeout=_PATIENCE):
-            found = _load(entry)
-            if found is not None:
-                log.info("tokenised data found in %s", entry)
-                return found
+            stored = _load(entry)
+            if stored is not None:
+                log.info("read tokenised data from %s", entry)
+                return stored
             made = make()
-            if len(made[0]):  # nothing to keep of a data set without a usable row
+            if len(made[0]):  # a data set without a usable row is not stored
                 _save(entry, *made)
                 return _load(entry) or made
             return made
@@ -96,16 +96,16 @@ def _load(entry: Path) -> Made | None:
         if len(examples) != report.groups:
             raise ValueError(f"{len(examples)} examples, {report.groups} reported")
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        log.warning("tokenised data in %s are damaged (%s) and made again", entry, error)
+        log.warning("the tokenised data in %s is damaged (%s), so it is made again", entry, error)
         return None
     return examples, report
 
 
 def _save(entry: Path, examples: Examples, report: DataReport) -> None:
-    """Write an entry beside its place, then rename it there. The caller holds the entry's lock."""
+    """Write an entry to a temporary folder, then rename it. The caller holds the entry's lock."""
     for abandoned in entry.parent.glob(f"{entry.name}.*.tmp"):
         shutil.rmtree(abandoned, ignore_errors=True)
-    shutil.rmtree(entry, ignore_errors=True)  # damaged, or it would have been found
+    shutil.rmtree(entry, ignore_errors=True)  # damaged, or it would have been read
     unfinished = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", suffix=".tmp", dir=entry.parent))
     try:
         for name in COLUMNS:
@@ -126,10 +126,10 @@ def _save(entry: Path, examples: Examples, report: DataReport) -> None:
         unfinished.rename(entry)
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        log.warning("tokenised data could not be kept in %s (%s); see data.spec.cache_dir", entry.parent, error)
+        log.warning("tokenised data could not be stored in %s (%s); see data.spec.cache_dir", entry.parent, error)
 
 
 def _flush(file: Path) -> None:
-    """Bring a file to the disk, so that the rename never overtakes its content."""
+    """Sync a file to disk, so that the rename never comes before its content."""
     with file.open("rb") as handle:
         os.fsync(handle.fileno())

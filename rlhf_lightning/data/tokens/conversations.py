@@ -1,17 +1,17 @@
-"""Conversations as a chat template renders them, and which characters of the text are scored.
+"""Conversations as a chat template renders them, with the characters of the text that are scored.
 
 Masks come from rendering growing prefixes of the conversation, never from generation markers, which most published
-templates lack: what ``render(turns[:k + 1])`` adds to ``render(turns[:k])`` *with* a generation prompt is what the
-model has to write at turn k.
+templates lack: the text that ``render(turns[:k + 1])`` adds to ``render(turns[:k])`` *with* a generation prompt is the
+text that the model has to write at turn k.
 
-How a scored turn ends. A template closes an assistant turn with a text such as ``<|im_end|>`` + line break. Up to and
+The end of a scored turn. A template closes an assistant turn with a text such as ``<|im_end|>`` + line break. Up to and
 including its first special token the closing text is scored, because the model must write it to stop; the rest (the
-line break) is left away from the last turn and unscored inside a conversation: at inference generation has stopped
+line break) is left out after the last turn and unscored inside a conversation: at inference generation has stopped
 before it. Where a template closes a turn without a special token, the tokenizer's EOS is appended to the last turn.
 
-Where a prompt ends. Behind the generation prompt; where it ends with the beginning of an assistant turn, behind that.
-Where a template shows the first response differently once others follow (an empty thought in the generation prompt),
-the prompt ends before the generation prompt, and only turns that stand as the model writes them are scored.
+The end of a prompt. It is behind the generation prompt, or behind the beginning of an assistant turn that the prompt
+ends with. Where a template shows the first response differently once others follow (an empty thought in the generation
+prompt), the prompt ends before the generation prompt, and only turns that appear as the model writes them are scored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Protocol, cast
 from rlhf_lightning.data.rows.messages import CALLS, Message, Turns, in_loss
 from rlhf_lightning.data.rows.problems import ProblemKind, RowError
 from rlhf_lightning.data.rows.records import Record
-from rlhf_lightning.data.tokens.template_coverage import check_answer, check_context, check_tools, unread_fields
+from rlhf_lightning.data.tokens.template_coverage import check_context, check_response, check_tools, unread_fields
 
 Segment = tuple[str, bool]  #: text, and whether it is scored
 Tools = Sequence[Mapping[str, Any]]
@@ -35,9 +35,9 @@ class Rendered:
 
     prompt: str
     responses: list[list[Segment]]
-    #: Of each response: nothing is to be put behind it, since it ends with the template's end-of-turn token or was cut.
+    #: For each response: it needs no EOS, since it ends with the template's end-of-turn token or was cut.
     closed: list[bool]
-    templated: bool  #: rendered by a chat template that speaks special tokens, not plain text
+    templated: bool  #: rendered by a chat template with special tokens, not as plain text
     unscored_turns: int = 0  #: assistant turns the template shows differently once others follow
     conversation: bool = False  #: rendered by a chat template
     hidden_reasoning: int = 0  #: assistant turns before the last one whose reasoning the template leaves out
@@ -45,7 +45,7 @@ class Rendered:
 
 
 class Template(Protocol):
-    """What is known of a chat template."""
+    """Layout and functions of a chat template."""
 
     ending: str  #: text that closes a response, up to its first special token
     tail: str  #: text behind it
@@ -71,7 +71,7 @@ class Conversation:
     """A record of messages under a chat template."""
 
     def __init__(self, template: Template, record: Record) -> None:
-        """Part the prompt from the beginning of the response that it may end with.
+        """Split the prompt from the beginning of a response at its end, if there is one.
 
         Raises:
             RowError: that beginning calls tools.
@@ -80,7 +80,7 @@ class Conversation:
         turns = cast("Turns", record.prompt)
         begun = turns[-1] if record.continued and turns and turns[-1]["role"] == "assistant" else None
         if begun is not None and any(begun.get(name) for name in CALLS):
-            raise RowError(ProblemKind.TEMPLATE, "the prompt ends with a call of tools, which nothing continues")
+            raise RowError(ProblemKind.TEMPLATE, "the prompt ends with a tool call, which a response cannot continue")
         self.context: Turns = turns if begun is None else turns[:-1]
         self.begun = begun
         self.responses = [_continued(begun, turns) for turns in cast("Sequence[Turns]", record.responses)]
@@ -89,7 +89,7 @@ class Conversation:
         """The text of prompt and responses.
 
         Raises:
-            RowError: the template refuses the turns, leaves out what they say, or shows the prompt differently once an
+            RowError: the template refuses the turns, leaves out a part of them, or shows the prompt differently once a
                 response follows.
         """
         template, prompt = self.template, self._opening()
@@ -124,7 +124,7 @@ class Conversation:
         return self.template.render(turns, tools=self.tools)
 
     def _opening(self) -> str:
-        """What the model is given: the prompt with the generation prompt, and the beginning of the response if any."""
+        """The model's input: the prompt with the generation prompt, and the beginning of the response if any."""
         begun = "" if self.begun is None else self.begun["content"]
         text = self.template.prompt(self.context, self.tools) + begun
         if self.begun is not None and not self._text([*self.context, self.begun]).startswith(text):
@@ -150,8 +150,8 @@ class Conversation:
             body = full[len(made.text) :].removesuffix(self.template.tail)
             if in_loss(turn):
                 begun = self.begun["content"] if self.begun is not None and not k else ""
-                check_answer(so_far, begun + body, self._text)
-            made.write(body, is_scored=in_loss(turn))
+                check_response(so_far, begun + body, self._text)
+            made.write(body, counts=in_loss(turn))
         whole = [*self.context, *turns]
         others = [at for at, turn in enumerate(whole) if at >= len(self.context) and not in_loss(turn)]
         if others:
@@ -168,10 +168,10 @@ class _Response:
         self.unscored = self.hidden = 0
 
     def show(self, shown: str) -> None:
-        """Append what the model is given before its next turn; ``shown`` is all of it, from the beginning.
+        """Append the model's input before its next turn; ``shown`` is all of it, from the beginning.
 
         Raises:
-            RowError: it does not begin as the prompt does.
+            RowError: it does not begin with the prompt.
         """
         if not shown.startswith(self.start):
             raise _RewrittenPromptError(
@@ -179,24 +179,24 @@ class _Response:
             )
         if shown.startswith(self.text):
             self.segments.append((shown[len(self.text) :], False))
-        else:  # the template rewrites history: earlier responses stay in view, but not as the model writes them
-            self.unscored += sum(is_scored for _, is_scored in self.segments)
+        else:  # the template rewrites history: earlier responses are shown, but not as the model writes them
+            self.unscored += sum(counts for _, counts in self.segments)
             self.segments = [(shown[len(self.start) :], False)]
         self.text = shown
 
-    def write(self, body: str, *, is_scored: bool) -> None:
-        """Append a turn of the assistant."""
-        self.segments.append((body, is_scored))
+    def write(self, body: str, *, counts: bool) -> None:
+        """Append a turn of the assistant, scored where it ``counts``."""
+        self.segments.append((body, counts))
         self.text += body
 
     def reopen(self, ending: str) -> None:
-        """Take away what closes the last turn, which was cut off before it."""
-        body, is_scored = self.segments[-1]
-        self.segments[-1] = (body.removesuffix(ending), is_scored)
+        """Remove the closing text of the last turn, which was cut off before it."""
+        body, counts = self.segments[-1]
+        self.segments[-1] = (body.removesuffix(ending), counts)
 
 
 def _continued(begun: Message | None, turns: Turns) -> Turns:
-    """A response whose first turn has its beginning in the prompt."""
+    """A response whose first turn begins in the prompt."""
     if begun is None:
         return turns
     beginning = {name: value for name, value in begun.items() if name != "train"}

@@ -1,8 +1,7 @@
-"""From the groups that rows are to the groups that a method learns from: pairs, lists and labels into one another.
+"""Conversions of tokenised groups from the rows' kind to the method's: pairs, lists and labels into one another.
 
-Everything happens after tokenisation, group by group, and is counted: what a conversion leaves out (ties, lists of one
-response) is a note of the report, never silence. Conversions that need a decision (from which score on is a response
-desirable?) are refused with the options that make it.
+Groups that a conversion leaves out (ties, lists of one response) are counted in a note of the report. A conversion that
+needs a decision (from which score on is a response desirable?) is refused with the option that makes it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ Native = tuple[str, Example]  #: the kind that a row is by itself, and its group
 
 
 class Converter:
-    """Makes the groups of one kind out of those of others, and keeps the account.
+    """Makes groups of one kind out of those of others, and counts them.
 
     Args:
         kind: what the method learns from.
@@ -53,7 +52,7 @@ class Converter:
                 yield replace(rows[0], numbers={})
 
     def _gathered(self, native: str, example: Example) -> bool:
-        """Whether a row is one of several that belong together: a scored response to a prompt."""
+        """Return whether a row is one of several scored responses to a prompt that form a list."""
         if not (self.spec.gather and KINDS[native].gathered and "score" in example.numbers):
             return False
         conversion = _CONVERSIONS.get((native, self.kind))
@@ -129,7 +128,7 @@ class Converter:
             yield replace(_chosen(group, [*range(slot, contexts * each, each)]), numbers=numbers)
 
     def account(self, report: DataReport, groups: int) -> None:
-        """Note what was converted, and what that left out."""
+        """Report the groups that were converted and those that were left out."""
         noun = KINDS[self.kind].noun
         if self.gathered:
             made = "lists, one a prompt" if KINDS[self.kind].has_responses else noun
@@ -158,10 +157,10 @@ def _always(spec: DataSpec) -> bool:
 
 @dataclass(frozen=True)
 class Conversion:
-    """How groups of one kind become groups of another."""
+    """A conversion of groups of one kind to groups of another."""
 
     make: Callable[[Converter, Example], Iterator[Example]]
-    option: str = ""  #: of ``data.spec``, that decides what comes out
+    option: str = ""  #: of ``data.spec``, that decides the result
     keeps_ties: bool = False  #: responses with equal scores stay
     of_lists: Callable[[DataSpec], bool] = _always  #: whether it looks at all scored responses to a prompt together
 

@@ -1,7 +1,7 @@
-"""Rendered text to token ids and masks, in batches.
+"""Conversion of rendered text to token ids and masks, in batches.
 
 The boundary of prompt and response. ``boundary=ids`` (default) tokenises prompt and response apart and joins the ids:
-generation starts from exactly these prompt ids, so training sees what inference sees. ``boundary=prefix`` tokenises
+generation starts from exactly these prompt ids, so training and inference agree. ``boundary=prefix`` tokenises
 both together and ends the prompt at the longest token prefix that the prompt alone shares with every response; the
 merged tokens behind it count as response (TRL's rule).
 """
@@ -32,16 +32,16 @@ class Encoded:
 
     prompt: Ids
     responses: list[Ids]
-    scored: list[list[bool]]
+    masks: list[list[bool]]  #: for each response, which of its tokens are scored
     ends: list[list[int]] = field(default_factory=list)  #: where each piece of each response ends
-    mismatch: bool | None = None  #: tokenised together, the group has other ids; None: not looked at
+    merges: bool | None = None  #: tokenised together, the group has other ids; None: not checked
 
 
 class Encoder:
     """Tokenises rendered records under one spec."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: DataSpec, template: ChatTemplate | None) -> None:
-        """Learn the tokenizer's habits.
+        """Find out how the tokenizer treats BOS and spaces.
 
         Raises:
             DataError: the tokenizer has no EOS, or ``data.spec.bos=true`` and it has no BOS.
@@ -79,14 +79,14 @@ class Encoder:
 
     def _continuations(self, texts: Iterable[str]) -> dict[str, Ids]:
         """Ids of texts that continue another one: without the space that a tokenizer adds at a beginning."""
-        found: dict[str, Ids] = {}
+        by_text: dict[str, Ids] = {}
         remaining = list(dict.fromkeys(texts))
         for anchor, prefix in self._anchors.items():
             joined = self._ids(anchor + text for text in remaining)
             fitting = {text: joined[anchor + text] for text in remaining}
-            found |= {text: ids[len(prefix) :] for text, ids in fitting.items() if ids[: len(prefix)] == prefix}
-            remaining = [text for text in remaining if text not in found]
-        return found | self._ids(remaining)
+            by_text |= {text: ids[len(prefix) :] for text, ids in fitting.items() if ids[: len(prefix)] == prefix}
+            remaining = [text for text in remaining if text not in by_text]
+        return by_text | self._ids(remaining)
 
     def encode(self, batch: Sequence[Rendered], *, compare: bool = False) -> list[Encoded]:
         """Tokenise a batch of rendered records.
@@ -105,7 +105,7 @@ class Encoder:
             if compare:
                 wholes = self._ids(_cumulative(item, spans)[-1] for item in batch for spans in item.responses)
                 for item, made in zip(batch, encoded, strict=True):
-                    made.mismatch = (
+                    made.merges = (
                         None
                         if not item.responses
                         else any(
@@ -122,16 +122,16 @@ class Encoder:
         return len(self.encode([Rendered(text, [], [], templated=False)])[0].prompt)
 
     def adds_bos(self, templated: bool) -> bool:
-        """Whether prompts without a BOS get one.
+        """Return whether prompts without a BOS get one.
 
         Args:
-            templated: rendered by a chat template that speaks special tokens.
+            templated: rendered by a chat template with special tokens.
         """
         return self.spec.bos if self.spec.bos is not None else (self._adds_bos and not templated)
 
     def _finish(self, item: Rendered, made: Encoded) -> None:
         """EOS behind responses that have none, BOS before the prompt, a predictor for a response without a prompt."""
-        for closed, ids, mask in zip(item.closed, made.responses, made.scored, strict=True):
+        for closed, ids, mask in zip(item.closed, made.responses, made.masks, strict=True):
             if not closed and ids[-1:] != [self.eos]:
                 ids.append(self.eos)
                 mask.append(True)
@@ -139,13 +139,13 @@ class Encoder:
         if self.adds_bos(item.templated) and bos is not None and made.prompt[:1] != [bos]:
             made.prompt = [bos, *made.prompt]
         if not item.prompt and not made.prompt and made.responses and len(made.responses[0]) > 1:
-            # plain text and no BOS: its first token has no predictor, so it is what the rest answers
+            # plain text and no BOS: nothing predicts its first token, so that becomes the prompt
             made.prompt = [made.responses[0].pop(0)]
-            made.scored[0].pop(0)
+            made.masks[0].pop(0)
 
 
 def trained_template(tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> TrainedTemplate | None:
-    """Describe how conversations become ids, to whoever exports weights that were trained on them; None: they do not.
+    """Describe the template, for exports of weights that were trained on conversations; None without one.
 
     Raises:
         DataError: as ``templates.resolve``.
@@ -163,9 +163,9 @@ def _cumulative(item: Rendered, spans: Sequence[Segment]) -> list[str]:
 
 def _by_ids(item: Rendered, prompts: dict[str, Ids], pieces: dict[str, Ids]) -> Encoded:
     responses = [[token for text, _ in spans for token in pieces[text]] for spans in item.responses]
-    scored = [[flag for text, flag in spans for _ in pieces[text]] for spans in item.responses]
+    masks = [[flag for text, flag in spans for _ in pieces[text]] for spans in item.responses]
     ends = [list(accumulate(len(pieces[text]) for text, _ in spans)) for spans in item.responses]
-    return Encoded(list(prompts[item.prompt]), responses, scored, ends)
+    return Encoded(list(prompts[item.prompt]), responses, masks, ends)
 
 
 def _by_prefix(item: Rendered, prompts: dict[str, Ids], joined: dict[str, Ids]) -> Encoded:
@@ -180,14 +180,14 @@ def _by_prefix(item: Rendered, prompts: dict[str, Ids], joined: dict[str, Ids]) 
         wholes.append(whole)
         cuts.append(list(accumulate([*inner, len(whole)], max)))
     start = min(cut[0] for cut in cuts)
-    scored = []
+    masks = []
     for spans, cut in zip(item.responses, cuts, strict=True):
         mask = [True] * (cut[0] - start)  # prompt text merged into what another response starts with
         for (_, flag), begin, end in zip(spans, cut, cut[1:], strict=False):
             mask += [flag] * (end - begin)
-        scored.append(mask)
+        masks.append(mask)
     ends = [[end - start for end in cut[1:]] for cut in cuts]
-    return Encoded(alone[:start], [whole[start:] for whole in wholes], scored, ends, mismatch=start != len(alone))
+    return Encoded(alone[:start], [whole[start:] for whole in wholes], masks, ends, merges=start != len(alone))
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
@@ -198,7 +198,7 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def bos_marks_turns(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None) -> bool:
-    """Whether the BOS token opens every turn, in the template used or in the tokenizer's own."""
+    """Return whether the BOS token opens every turn, in the template used or in the tokenizer's."""
     if template is not None and template.bos_marks_turns:
         return True
     if not tokenizer.chat_template or (template is not None and template.source is None):
@@ -217,7 +217,7 @@ def fit(made: Encoded, spec: DataSpec, bos: int | None) -> str | None:
     long is cut from the responses' ends. A BOS stays the first token whichever end of the prompt is kept.
 
     Returns:
-        What was cut, None when nothing was.
+        A message about the cut; None when nothing was cut.
 
     Raises:
         RowError: the group is too long and ``too_long`` is ``exclude`` or ``error``.
@@ -237,7 +237,7 @@ def fit(made: Encoded, spec: DataSpec, bos: int | None) -> str | None:
         made.prompt = first + made.prompt[before[0] - prompt + len(first) :]
     made.prompt = made.prompt[:prompt]
     made.responses = [ids[:response] for ids in made.responses]
-    made.scored = [mask[:response] for mask in made.scored]
+    made.masks = [mask[:response] for mask in made.masks]
     return f"{' + '.join(map(str, before))} tokens cut to {' + '.join(map(str, _lengths(made)))}"
 
 

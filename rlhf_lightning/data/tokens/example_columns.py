@@ -1,4 +1,4 @@
-"""Gathers examples into the flat columns of ``Examples``, checking the shape of each."""
+"""Collection of examples in the flat columns of ``Examples``, with a check of the shape of each."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Columns:
     """Flat columns under construction: ``add`` every example, then take the ``finished`` ones."""
 
     def __init__(self) -> None:
-        self.tokens, self.scored = array("i"), bytearray()
+        self.tokens, self.mask = array("i"), bytearray()
         self.starts = array("q")  #: where each segment (prompt or response) begins, group after group
-        self.segments, self.answers = array("i"), array("i")  #: of each group
+        self.segments, self.responses = array("i"), array("i")  #: of each group
         self.counts = array("i")  #: scored tokens of each response
         self.names: list[str] = []
         self.margins, self.labels = array("d"), array("f")
@@ -46,7 +46,7 @@ class Columns:
                 self._segment(example.responses[slot], masks[slot], labels)
                 self.counts.append(sum(masks[slot]))
         self.segments.append(len(prompts) + len(masks))
-        self.answers.append(len(masks))
+        self.responses.append(len(masks))
         for key, values in example.numbers.items():
             self.numbers.setdefault(key, array("f")).extend(values)
         self.names.append(example.row)
@@ -56,7 +56,7 @@ class Columns:
     def _segment(self, ids: list[int], mask: bytes, labels: list[float] | None) -> None:
         self.starts.append(len(self.tokens))
         self.tokens.extend(ids)
-        self.scored.extend(mask)
+        self.mask.extend(mask)
         self.labels.extend([_NAN] * len(ids) if labels is None else labels)
 
     def _checked(self, example: Example, prompts: list[list[int]], name: str) -> list[bytes]:
@@ -65,14 +65,14 @@ class Columns:
             self.prompts, self.alone = len(prompts), example.responses == [[]]
             self.numbers = {key: array("f") for key in example.numbers}
         if len(prompts) != self.prompts:
-            raise ValueError(f"{name}: {len(prompts)} prompts where the examples before it have {self.prompts}")
+            raise ValueError(f"{name}: {len(prompts)} prompts where earlier examples have {self.prompts}")
         responses = example.responses
         if len(responses) % len(prompts):
             raise ValueError(f"{name}: {len(responses)} responses to {len(prompts)} prompts")
         if not any(responses) and not (self.alone and responses == [[]]):
             raise ValueError(f"{name}: no response has a token")
         if self.alone and any(responses):
-            raise ValueError(f"{name}: a response where the examples before it are prompts without any")
+            raise ValueError(f"{name}: a response where earlier examples are prompts without any")
         if example.loss_mask is None:
             masks = [b"\1" * len(response) for response in responses]
         else:
@@ -90,7 +90,7 @@ class Columns:
     def _check_numbers(self, example: Example, name: str) -> None:
         if set(example.numbers) != set(self.numbers):
             raise ValueError(
-                f"{name}: it has {sorted(example.numbers)} where the examples before it have {sorted(self.numbers)}"
+                f"{name}: it has {sorted(example.numbers)} where earlier examples have {sorted(self.numbers)}"
             )
         for key, values in example.numbers.items():
             if len(values) != len(example.responses):
@@ -101,23 +101,23 @@ class Columns:
 
     def finished(self) -> dict[str, Any]:
         """Every field of ``Examples``; groups with fewer responses than the longest one get empty slots at the end."""
-        segments, answers = np.asarray(self.segments, dtype=np.int64), np.asarray(self.answers, dtype=np.int64)
-        slots = int(answers.max()) if len(answers) else 1
+        segments, responses = np.asarray(self.segments, dtype=np.int64), np.asarray(self.responses, dtype=np.int64)
+        slots = int(responses.max()) if len(responses) else 1
         cuts = np.append(np.asarray(self.starts, dtype=np.int64), len(self.tokens))
         first = np.cumsum(segments) - segments  # of each group's segments
         column = np.minimum(np.arange(self.prompts + slots + 1), segments[:, None])
         labels = np.asarray(self.labels, dtype=np.float32)
         return {
             "tokens": np.asarray(self.tokens, dtype=np.int32),
-            "scored": np.frombuffer(bytes(self.scored), dtype=np.bool_),
+            "scored": np.frombuffer(bytes(self.mask), dtype=np.bool_),
             "bounds": cuts[first[:, None] + column],
-            "slot_tokens": _by_slot(np.asarray(self.counts, dtype=np.int32), answers, slots, 0),
+            "slot_tokens": _by_slot(np.asarray(self.counts, dtype=np.int32), responses, slots, 0),
             "names": pa.array(self.names, pa.large_string()),
             "margin": _margin(np.asarray(self.margins, dtype=np.float64), self.names),
             "number": np.arange(len(self.names), dtype=np.int64),
             "prompts": self.prompts,
             "numbers": {
-                key: _by_slot(np.asarray(values, dtype=np.float32), answers, slots, _NAN)
+                key: _by_slot(np.asarray(values, dtype=np.float32), responses, slots, _NAN)
                 for key, values in self.numbers.items()
             },
             "step_labels": None if np.isnan(labels).all() else labels,
@@ -125,10 +125,10 @@ class Columns:
         }
 
 
-def _by_slot(values: NDArray[Any], answers: NDArray[np.int64], slots: int, empty: float) -> NDArray[Any]:
+def _by_slot(values: NDArray[Any], responses: NDArray[np.int64], slots: int, empty: float) -> NDArray[Any]:
     """One number a response, group after group, as (groups, slots)."""
-    table = np.full((len(answers), slots), empty, dtype=values.dtype)
-    table[np.arange(slots) < answers[:, None]] = values
+    table = np.full((len(responses), slots), empty, dtype=values.dtype)
+    table[np.arange(slots) < responses[:, None]] = values
     return table
 
 

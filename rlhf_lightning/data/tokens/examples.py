@@ -21,7 +21,7 @@ _CHUNK = 4096
 
 
 class Groups(Protocol):
-    """Tokenised groups that can be counted, measured and selected; ``Examples`` are, and what is made of them."""
+    """Tokenised groups that can be counted, measured and selected, such as ``Examples`` and ``Mismatches``."""
 
     @property
     def slot_tokens(self) -> NDArray[np.int32]:
@@ -74,7 +74,7 @@ class Examples(Sequence[Example]):
         return int((spans[..., 0] + spans[..., 1:].max(axis=-1)).max())
 
     def content(self) -> str:
-        """Digest of everything that is trained on or read by rewards; not of where the rows are from."""
+        """Digest of everything that is trained on or read by rewards, without the provenance of the rows."""
         whole = hashlib.blake2b(f"{self.prompts}".encode(), digest_size=16)
         arrays = {"tokens": self.tokens, "scored": self.scored, "bounds": self.bounds, "margin": self.margin}
         for name, values in sorted({**arrays, "steps": self.step_labels, **self.numbers}.items()):
@@ -133,7 +133,7 @@ class Examples(Sequence[Example]):
         return self.bounds[:, first + np.arange(width + 1)].reshape(-1, width + 1)
 
     def row(self, group: int) -> str:
-        """Where a group came from as "file:row", or its position when the source did not say."""
+        """Origin of a group as "file:row", or its position when the source does not give one."""
         return self.names[group].as_py() or f"example {self.number[group]}"
 
     def rows(self) -> list[str]:
@@ -141,7 +141,7 @@ class Examples(Sequence[Example]):
         return [name or f"example {i}" for name, i in zip(self.names.to_pylist(), self.number.tolist(), strict=True)]
 
     def compact(self) -> Examples:
-        """The same groups with the tokens that they have alone, in their order; without labels of steps."""
+        """The same groups with their tokens alone, in their order; without labels of steps."""
         each = self.lengths
         starts = np.cumsum(each) - each
         flat = np.arange(int(each.sum())) + np.repeat(self.bounds[:, 0] - starts, each)
@@ -189,18 +189,18 @@ class Examples(Sequence[Example]):
         spans = [slice(a, b) for a, b in pairwise(cuts)]
         width = self.slots // self.prompts + 1
         prompts = [self.tokens[span].tolist() for span in spans[::width]]
-        answers = [span for i, span in enumerate(spans) if i % width]
+        responses = [span for i, span in enumerate(spans) if i % width]
         margin = None if self.margin is None else float(self.margin[group])
-        unscored = any(not self.scored[span].all() for span in answers)
+        unscored = any(not self.scored[span].all() for span in responses)
         labels = self.step_labels
         return Example(
             prompt=prompts[0],
-            responses=[self.tokens[span].tolist() for span in answers],
-            loss_mask=[self.scored[span].tolist() for span in answers] if unscored else None,
+            responses=[self.tokens[span].tolist() for span in responses],
+            loss_mask=[self.scored[span].tolist() for span in responses] if unscored else None,
             row=self.names[group].as_py(),
             margin=margin,
             more_prompts=tuple(prompts[1:]),
             numbers={name: values[group].tolist() for name, values in self.numbers.items()},
-            step_labels=None if labels is None else [labels[span].tolist() for span in answers],
+            step_labels=None if labels is None else [labels[span].tolist() for span in responses],
             columns=None if self.columns is None else self.columns[group].as_py(),
         )

@@ -1,4 +1,4 @@
-"""What the tokenised parts of a row need to become one group: checks, equal responses, labels of steps, negatives."""
+"""Steps from the tokenised parts of a row to one group: checks, equal responses, labels of steps, negatives."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from rlhf_lightning.types import Example
 _NEGATIVE_BEHIND = frozenset({"coin"})
 
 
-def with_negatives(found: Iterable[tuple[Row, Record, Example]]) -> Iterator[Native]:
+def with_negatives(rows: Iterable[tuple[Row, Record, Example]]) -> Iterator[Native]:
     """Rows with their kinds; of CoIN's tables every second row becomes the hard negative of the one before it."""
     held: tuple[str, int, str, Example] | None = None
-    for row, record, example in found:
+    for row, record, example in rows:
         if record.format not in _NEGATIVE_BEHIND or not record.parts:
             yield record.kind, example
             continue
-        place = row.file, (row.number - 1) // 2
-        if held is not None and held[:2] == place:
+        pair = row.file, (row.number - 1) // 2
+        if held is not None and held[:2] == pair:
             yield record.kind, _with_negative(held[3], example)
             held = None
             continue
         if held is not None:
             yield held[2:]
-        held = (*place, record.kind, example)
+        held = (*pair, record.kind, example)
     if held is not None:
         yield held[2:]
 
@@ -59,27 +59,27 @@ def make_equal(parts: list[Encoded]) -> None:
     lengths = [min(map(len, same)) for same in zip(*(part.responses for part in parts), strict=True)]
     for part in parts:
         part.responses = [ids[:length] for ids, length in zip(part.responses, lengths, strict=True)]
-        part.scored = [mask[:length] for mask, length in zip(part.scored, lengths, strict=True)]
-        if part.responses != parts[0].responses or part.scored != parts[0].scored:
+        part.masks = [mask[:length] for mask, length in zip(part.masks, lengths, strict=True)]
+        if part.responses != parts[0].responses or part.masks != parts[0].masks:
             raise RowError(
-                ProblemKind.TEMPLATE, "the response has other tokens behind another prompt; data.spec.boundary=ids"
+                ProblemKind.TEMPLATE, "the response has other tokens behind another prompt; set data.spec.boundary=ids"
             )
 
 
 def step_labels(record: Record, made: Encoded) -> tuple[list[list[bool]], list[list[float]]]:
-    """The last token of each step is scored and has its label; steps that were cut off have none."""
+    """Masks that score the last token of each step, and its label there; steps that were cut off have none."""
     length = len(made.responses[0])
-    scored, labels = [False] * length, [float("nan")] * length
+    mask, labels = [False] * length, [float("nan")] * length
     for end, (_, label) in zip(made.ends[0], record.steps, strict=True):
         if 0 < end <= length:
-            scored[end - 1], labels[end - 1] = True, label
-    if not any(scored):
+            mask[end - 1], labels[end - 1] = True, label
+    if not any(mask):
         raise RowError(ProblemKind.UNSCORED, "no step ends within the length limits")
-    return [scored], [labels]
+    return [mask], [labels]
 
 
 def check_text(record: Record) -> None:
-    """Raise RowError when a prompt, a response or a turn of one says nothing, or a response ends unscored."""
+    """Raise RowError when a prompt, a response or one of their turns is empty, or a response ends unscored."""
     prompt = record.prompt if isinstance(record.prompt, str) else "".join(turn["content"] for turn in record.prompt)
     if not prompt.strip() and record.format != "text":
         raise RowError(ProblemKind.EMPTY_PROMPT, "the prompt is empty")
@@ -104,9 +104,9 @@ def _check_turns(turns: Turns, name: str, kind: ProblemKind) -> None:
 
 
 def check_unicode(values: Mapping[str, Any], parts: Iterable[Rendered | None]) -> None:
-    """Raise RowError for text that is no Unicode, which no tokenizer takes; it names the column."""
+    """Raise RowError for text that is not valid Unicode, which no tokenizer accepts; it names the column."""
     rendered = (text for part in parts if part is not None for text in (part.prompt, *_segments(part)))
-    half = next((found for text in rendered if (found := lone_surrogate(text))), None)
+    half = next((surrogate for text in rendered if (surrogate := lone_surrogate(text))), None)
     if half is not None:
         texts = {str(name): str(value) for name, value in values.items() if isinstance(value, str | list | dict)}
         names = [name for name, text in texts.items() if lone_surrogate(text)]

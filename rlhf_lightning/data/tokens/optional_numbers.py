@@ -1,7 +1,7 @@
-"""What rows may say of their responses and need not: margins of pairs, win probabilities, who drew which response.
+"""Optional numbers of responses: margins of pairs, win probabilities, and which model drew a response.
 
-Unlike the numbers that make a row one of its kind, some rows of a data set may lack them. They are therefore kept apart
-while examples are gathered, and what cannot be used for want of a row is reported.
+Unlike the numbers that define a row's kind, some rows of a data set may lack them. They are therefore kept apart while
+examples are collected; a number that some rows lack is not used, and the report has a note about it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _NAN = float("nan")
 
 
 class OptionalNumbers:
-    """Margins and numbers of examples that may be missing of some rows.
+    """Margins and numbers of examples that some rows may lack.
 
     Args:
-        kind: of the data; only of pairs is anything reported.
+        kind: of the data; only missing margins of pairs are reported.
     """
 
     def __init__(self, kind: str) -> None:
@@ -39,14 +39,14 @@ class OptionalNumbers:
         return replace(example, margin=None, numbers=kept)
 
     def add(self, example: Example) -> None:
-        """Remember those of the next example."""
+        """Store those of the next example."""
         for name in PreferenceBatch.OPTIONAL:
             if name in example.numbers:
                 self.rows.setdefault(name, []).append((len(self.margins), example.numbers[name]))
         self.margins.append(_NAN if example.margin is None else example.margin)
 
     def joined(self, examples: Examples, report: DataReport) -> Examples:
-        """The gathered examples with them; what some rows lack is left out, with a note."""
+        """The collected examples with them; a number that some rows lack is left out, with a note."""
         numbers = {name: table for name in self.rows if (table := self._table(name, examples, report)) is not None}
         return replace(examples, margin=self._margin(report), numbers={**examples.numbers, **numbers})
 
@@ -71,12 +71,13 @@ class OptionalNumbers:
 
 
 def has_input(parts: Sequence[Examples], name: str) -> bool:
-    """Whether data sets bring what a loss calls so; True where there are none.
+    """Return whether data sets have an input of a loss; True where there are no data sets.
 
-    A margin or a win probability (of lists: scores that are one) must be in each; who drew a response in one of them.
+    A margin or a win probability (of lists: scores in [0, 1]) must be in each; the model that drew a response in one of
+    them.
     """
-    found = [_has(part, name) for part in parts]
-    return (any(found) or not found) if name in PreferenceBatch.DRAWN_BY else all(found)
+    present = [_has(part, name) for part in parts]
+    return (any(present) or not present) if name in PreferenceBatch.DRAWN_BY else all(present)
 
 
 def _has(examples: Examples, name: str) -> bool:

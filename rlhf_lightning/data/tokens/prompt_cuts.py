@@ -37,19 +37,19 @@ ENDS: Mapping[str, re.Pattern[str]] = {
 
 
 def cuts(spec: DataSpec) -> bool:
-    """Whether prompts are cut at all."""
+    """Return whether prompts are cut at all."""
     return (spec.prompt_start, spec.prompt_end) != ("any", "any")
 
 
 def check_kind(spec: DataSpec, kind: str) -> None:
-    """Refuse to cut the prompts of data that bring the answers along, which answer the whole prompt.
+    """Refuse to cut the prompts of data with responses, which belong to the whole prompt.
 
     Raises:
-        DataError: the method learns from anything but prompts.
+        DataError: the method learns from data with responses.
     """
     if cuts(spec) and KINDS[kind].has_responses:
         raise DataError(
-            f"{_asked(spec)} cuts prompts that the policy is to answer; this method learns from {KINDS[kind].noun}, "
+            f"{_options(spec)} cuts prompts for the policy to respond to; this method learns from {KINDS[kind].noun}, "
             "whose responses belong to the whole prompt. Set data.spec.prompt_start and data.spec.prompt_end to any"
         )
 
@@ -57,17 +57,17 @@ def check_kind(spec: DataSpec, kind: str) -> None:
 def cut(record: Record, spec: DataSpec, length: Callable[[str], int]) -> Record:
     """A prompt within its boundaries and, where it ends at one, within the length limit.
 
-    First what stands before the first boundary goes, as OpenAI's code does it: unless nothing would be left, which
-    happens when the only boundary is the text's own end. Then the text ends at the last boundary within the limits
+    First the text before the first boundary is removed, as in OpenAI's code, unless nothing would be left because the
+    only boundary is the end of the text. Then the text ends at the last boundary within the limits
     ``max_prompt_length`` and ``max_length``.
 
     Args:
         record: as the format gave it; its prompt is text.
-        spec: where prompts begin and end, and the limits.
+        spec: has the boundaries of prompts, and the limits.
         length: tokens of a prompt, a BOS included.
 
     Returns:
-        The record with the prompt that is asked, and in ``cut`` how many characters it lost.
+        The record with the cut prompt, and in ``cut`` the number of characters that it lost.
 
     Raises:
         RowError: the prompt is a conversation, has no boundary, or none within the limit.
@@ -75,7 +75,7 @@ def cut(record: Record, spec: DataSpec, length: Callable[[str], int]) -> Record:
     if not cuts(spec):
         return record
     if not isinstance(record.prompt, str):
-        raise RowError(ProblemKind.TYPE, f"the prompt is a conversation, and {_asked(spec)} cuts plain text")
+        raise RowError(ProblemKind.TYPE, f"the prompt is a conversation, but {_options(spec)} cuts plain text")
     text = record.prompt
     if spec.prompt_start != "any":
         text = _begun(text, spec.prompt_start)
@@ -84,7 +84,7 @@ def cut(record: Record, spec: DataSpec, length: Callable[[str], int]) -> Record:
     return replace(record, prompt=text, cut=len(record.prompt) - len(text))
 
 
-def _asked(spec: DataSpec) -> str:
+def _options(spec: DataSpec) -> str:
     """The options that cut, as people set them."""
     fields = {"prompt_start": spec.prompt_start, "prompt_end": spec.prompt_end}
     return " ".join(f"data.spec.{name}={value}" for name, value in fields.items() if value != "any")
@@ -105,7 +105,7 @@ def _ended(text: str, spec: DataSpec, length: Callable[[str], int]) -> str:
     """The text up to its last boundary within the limits."""
     unit = spec.prompt_end
     blank = len(text) - len(text.lstrip())  # what ends in there is empty
-    ends = [found.end() for found in ENDS[unit].finditer(text) if found.end() > blank]
+    ends = [match.end() for match in ENDS[unit].finditer(text) if match.end() > blank]
     if not ends:
         raise RowError(
             ProblemKind.NO_BOUNDARY, f"no {unit} ends in the {len(text)} characters from where the prompt begins"

@@ -1,8 +1,8 @@
-"""What stands between a conversation and the prompt that a model is given: the contract, and how rows obey it.
+"""Prompt transforms, which make the model's prompt of a conversation: their protocol, and their use on rows.
 
-A prompt transform is a function of turns (``PromptTransform = Turns -> Turns``) with a few facts beside it. Rows of the
-data, ``rlhf generate``, evaluations and rollouts have one prompt under it, and the model sees no other.
-The transforms themselves are in :mod:`rlhf_lightning.prompting`.
+A prompt transform is a function of turns (``PromptTransform = Turns -> Turns``) with a few attributes. Rows of data,
+``rlhf generate``, evaluations and rollouts all use it, so the model sees the same prompt everywhere. The transforms
+themselves are in :mod:`rlhf_lightning.prompting`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from rlhf_lightning.types import PromptForm
 
 @runtime_checkable
 class PromptTransform(Protocol):
-    """Turns in, turns out; the same turns give the same ones again.
+    """A function from turns to turns; the same turns always give the same result.
 
     Attributes:
-        plain: what it returns is one turn of text that no chat template renders.
-        closing: text behind a response of the data, where the transform opens one (a code fence).
-        form: what generation has to know of the prompts.
+        plain: the result is one turn of text that no chat template renders.
+        closing: text behind a response of the data that closes what the transform opens (a code fence).
+        form: properties of the prompts that generation needs.
     """
 
     plain: bool
@@ -40,7 +40,7 @@ class PromptTransform(Protocol):
         ...
 
     def __call__(self, turns: Turns) -> Turns:
-        """The turns that the model is given in the place of these.
+        """Return the turns that the model gets instead of these.
 
         Raises:
             RowError: these turns have no such prompt.
@@ -52,11 +52,11 @@ class PromptTransform(Protocol):
         ...
 
     def prepare(self, conversations: Sequence[Turns]) -> None:
-        """See conversations that will be asked for, for a transform that is faster with many at once."""
+        """Take conversations that will be transformed later, for a transform that is faster with many at once."""
         ...
 
     def content(self) -> Mapping[str, Any]:
-        """Everything that decides what it returns, files by their content: part of the keys of caches."""
+        """Everything that determines its result, files by their content: part of the keys of caches."""
         ...
 
 
@@ -123,7 +123,7 @@ def _plain(record: Record, prompt: str, closing: str) -> Record:
 
 
 def prompt_text(turns: Turns, template: Any) -> str:
-    """What a model is given of some turns; a response that they begin is continued.
+    """Text of some turns as a model's input; a response that they begin is continued.
 
     Args:
         turns: of a conversation.

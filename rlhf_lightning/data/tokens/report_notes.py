@@ -1,4 +1,4 @@
-"""Remarks about a tokenised data set as a whole, for its report, and errors of data that no row of can be used."""
+"""Notes about a tokenised data set for its report, and errors for data without a usable row."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ PLAIN_TEXT = (
 
 
 def note_counts(report: DataReport, examples: Examples, spec: DataSpec) -> None:
-    """Tokens of the examples, and what the report's counts mean for training.
+    """Count the tokens of the examples, and add notes about the report's counts.
 
     Raises:
-        DataError: the data have nothing of what the method is about.
+        DataError: no row has the column that the method is about.
     """
     report.scored_tokens = int(examples.slot_tokens.sum())
     lengths = np.diff(examples.by_prompt, axis=1).sum(axis=0, dtype=np.int64)
@@ -56,7 +56,7 @@ def note_counts(report: DataReport, examples: Examples, spec: DataSpec) -> None:
 
 
 def note_template(report: DataReport, template: ChatTemplate, ends: Collection[int], unread: Collection[str]) -> None:
-    """What people should know of the template that rendered rows.
+    """Add notes about the template that rendered rows.
 
     Args:
         report: gets the notes.
@@ -90,15 +90,15 @@ def _note_contents(report: DataReport, examples: Examples) -> None:
     labels = examples.numbers.get("desirable")
     if labels is not None and not kind.same_response and labels.min() == labels.max():
         word = "desirable" if labels.max() else "undesirable"
-        report.note(f"all {len(labels)} responses are {word}: there is nothing to tell apart")
+        report.note(f"all {len(labels)} responses are {word}: there is nothing to distinguish")
 
 
 def wrong_kind(source: str, record: Record, kind: str, absent: str = "") -> DataError:
-    """The error for rows that cannot serve a method: what would, and which mapped columns they do not have."""
+    """The error for rows that a method cannot use: the kinds that it can use, and missing mapped columns."""
     needs = "\n".join(f"  {KINDS[fed].noun}: {KINDS[fed].needs}" for fed in fed_by(kind))
     return DataError(
         f"{absent}{'. ' if absent else ''}"
         f"this method learns from {KINDS[kind].noun}, and {source} holds {KINDS[record.kind].noun} "
         f"(format {record.format}). It can use:\n{needs}\nMap columns of other names, e.g. "
-        f"data.spec.columns.{KINDS[kind].mapped}, or choose another method: `rlhf methods` says what each learns from"
+        f"data.spec.columns.{KINDS[kind].mapped}, or choose another method: `rlhf methods` lists what each learns from"
     )

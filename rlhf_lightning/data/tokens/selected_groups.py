@@ -1,7 +1,7 @@
-"""From a round's samples and what a selector chose of them to the groups that training learns from.
+"""Groups for training, made of a round's samples as a selector chose them.
 
-Tokens are those that were drawn: a response has an end-of-sequence token only where it drew one. The same groups go
-into a file, one JSON row each, which ``data=json`` reads back to the same tokens (``data.tokens.token_rows``).
+Tokens are those that were drawn: a response has an end-of-sequence token only where it was drawn. The same groups are
+written to a file, one JSON row each, which ``data=json`` reads back to the same tokens (``data.tokens.token_rows``).
 """
 
 from __future__ import annotations
@@ -22,41 +22,43 @@ from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.types import DATA, NONE, Example, SampleGroup, Selected
 
 
-def same_as(responses: Sequence[Sequence[Hashable]], own: Sequence[Hashable | None]) -> Int[Tensor, "prompts samples"]:
-    """What selectors ask for as ``same_as``.
+def same_as(
+    responses: Sequence[Sequence[Hashable]], of_data: Sequence[Hashable | None]
+) -> Int[Tensor, "prompts samples"]:
+    """The selectors' input ``same_as``.
 
     Args:
-        responses: of each prompt its samples, as text or as anything that equal responses have in common.
-        own: the same of the data's response to each prompt; None: the data has none.
+        responses: of each prompt its samples, as text or as another value that equal responses have in common.
+        of_data: the same of the data's response to each prompt; None: the data has none.
 
     Returns:
-        The first equal sample of the prompt, ``DATA`` where the data's own response is equal.
+        For each sample the first equal one of the prompt, or ``DATA`` where the data's response is equal.
     """
     return torch.tensor(
         [
-            [DATA if mine is not None and text == mine else texts.index(text) for text in texts]
-            for texts, mine in zip(map(list, responses), own, strict=True)
+            [DATA if expected is not None and text == expected else texts.index(text) for text in texts]
+            for texts, expected in zip(map(list, responses), of_data, strict=True)
         ],
         dtype=torch.long,
     ).reshape(len(responses), len(responses[0]) if responses else 0)
 
 
 def leave_out_equal(
-    groups: Sequence[SampleGroup], selected: Selected, own: Callable[[SampleGroup], Example] | None = None
+    groups: Sequence[SampleGroup], selected: Selected, data_group: Callable[[SampleGroup], Example] | None = None
 ) -> Selected:
     """Leave out groups two of whose responses have the same tokens, which cannot be told apart.
 
     Args:
         groups: the round's prompts with their samples.
         selected: of them.
-        own: see :func:`examples_of`.
+        data_group: see :func:`examples_of`.
 
     Returns:
         The other groups; ``equal_responses`` counts those left out.
     """
     kept = []
     for at, (prompt, slots) in enumerate(zip(selected.prompt.tolist(), selected.slots.tolist(), strict=True)):
-        responses = [tuple(response_of(groups[prompt], slot, own)[0]) for slot in slots if slot != NONE]
+        responses = [tuple(response_of(groups[prompt], slot, data_group)[0]) for slot in slots if slot != NONE]
         if len(set(responses)) == len(responses):
             kept.append(at)
     rows = torch.tensor(kept, dtype=torch.long)
@@ -72,7 +74,7 @@ def examples_of(
     groups: Sequence[SampleGroup],
     selected: Selected,
     kind: str,
-    own: Callable[[SampleGroup], Example] | None = None,
+    data_group: Callable[[SampleGroup], Example] | None = None,
 ) -> Examples:
     """The groups of a round, tokenised as data of a kind.
 
@@ -80,13 +82,13 @@ def examples_of(
         groups: the round's prompts with their samples, in the order in which they were selected.
         selected: of them.
         kind: of data that the method learns from.
-        own: the data's own group of a prompt, whose first response stands where a selector chose ``DATA``.
+        data_group: the data's group of a prompt, whose first response is used where a selector chose ``DATA``.
 
     Raises:
         ValueError: the groups have other slots than the kind, or lack numbers that it needs; or the data's response is
-            selected and ``own`` is None.
+            selected and ``data_group`` is None.
     """
-    return Examples.build(_examples(groups, selected, kind, own))
+    return Examples.build(_examples(groups, selected, kind, data_group))
 
 
 def rows_of(
@@ -94,7 +96,7 @@ def rows_of(
     selected: Selected,
     kind: str,
     decode: Callable[[list[int]], str],
-    own: Callable[[SampleGroup], Example] | None = None,
+    data_group: Callable[[SampleGroup], Example] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The groups of a round as JSON rows that are read back to the same examples.
 
@@ -103,12 +105,12 @@ def rows_of(
         selected: the same.
         kind: the same.
         decode: ids as text, for people.
-        own: see :func:`examples_of`.
+        data_group: see :func:`examples_of`.
 
     Raises:
         ValueError: as :func:`examples_of`.
     """
-    examples = _examples(groups, selected, kind, own)
+    examples = _examples(groups, selected, kind, data_group)
     for (prompt, slots), example in zip(
         zip(selected.prompt.tolist(), selected.slots.tolist(), strict=True), examples, strict=True
     ):
@@ -132,7 +134,7 @@ def _examples(
     groups: Sequence[SampleGroup],
     selected: Selected,
     kind: str,
-    own: Callable[[SampleGroup], Example] | None,
+    data_group: Callable[[SampleGroup], Example] | None,
 ) -> Iterator[Example]:
     _check(selected, kind)
     numbers = {name: values.tolist() for name, values in by_response(selected).items()}
@@ -141,7 +143,7 @@ def _examples(
         filled = [slot for slot in slots if slot != NONE]
         if NONE in slots[: len(filled)]:
             raise ValueError(f"a selector left slot {slots.index(NONE)} empty and filled one behind it: {slots}")
-        responses, masks = zip(*(response_of(groups[prompt], slot, own) for slot in filled), strict=True)
+        responses, masks = zip(*(response_of(groups[prompt], slot, data_group) for slot in filled), strict=True)
         example = Example(groups[prompt].prompt, [*responses], row=groups[prompt].row)
         if not all(map(all, masks)):
             example = replace(example, loss_mask=[*masks])
@@ -153,31 +155,31 @@ def _examples(
 
 
 def response_of(
-    group: SampleGroup, slot: int, own: Callable[[SampleGroup], Example] | None = None
+    group: SampleGroup, slot: int, data_group: Callable[[SampleGroup], Example] | None = None
 ) -> tuple[list[int], list[bool]]:
     """Tokens of a slot, and which of them are scored; none of an empty slot.
 
     Args:
         group: a prompt with its samples.
         slot: as in ``Selected.slots``.
-        own: see :func:`examples_of`.
+        data_group: see :func:`examples_of`.
 
     Raises:
-        ValueError: the slot holds the data's response, and ``own`` is None.
+        ValueError: the slot holds the data's response, and ``data_group`` is None.
     """
     if slot == NONE:
         return [], []
     if slot != DATA:
         ids = group.samples[slot].ids
         return ids, [True] * len(ids)
-    if own is None:
-        raise ValueError("the selector compares samples with the data's own responses, and the data was read without")
-    example = own(group)
+    if data_group is None:
+        raise ValueError("the selector compares samples with the data's responses, but they were not read")
+    example = data_group(group)
     return example.responses[0], example.loss_mask[0] if example.loss_mask else [True] * len(example.responses[0])
 
 
 def by_response(selected: Selected) -> dict[str, NDArray[np.float32]]:
-    """What a selector says of groups and responses, one number a response, (groups, slots); without the margin."""
+    """A selector's numbers of groups and responses, one for each response, (groups, slots); without the margin."""
     shape = selected.slots.shape
     return {
         name: (values[:, None].expand(shape) if values.ndim == 1 else values).numpy()
@@ -187,10 +189,10 @@ def by_response(selected: Selected) -> dict[str, NDArray[np.float32]]:
 
 
 def _check(selected: Selected, kind: str) -> None:
-    """Refuse groups that are none of a kind."""
+    """Refuse groups that do not fit a kind."""
     declared, count = kind_of(kind), selected.slots.shape[1]
     if declared.slots and count != len(declared.slots):
         raise ValueError(f"the selector makes groups of {count}, and {declared.noun} have {len(declared.slots)}")
     batch: type[types.PackedBatch] = getattr(types, declared.batch)
     if missing := sorted(set(batch.NUMBERS) - selected.numbers.keys()):
-        raise ValueError(f"{declared.noun} need {missing} of each response, and the selector gives no such number")
+        raise ValueError(f"{declared.noun} need {missing} of each response, but the selector gives no such number")

@@ -1,9 +1,8 @@
-"""Checks that a chat template shows what a conversation says.
+"""Checks that a chat template shows all parts of a conversation.
 
-Published templates leave things out without a word: calls of tools, reasoning, turns of a role that they do not know.
-What a turn says is looked for in the rendered text, where it nearly always stands as it is. Only what is not found
-there is put to the test: it is replaced, the conversation is rendered again, and text that stays the same shows that
-the template does not look at it.
+Published templates silently leave out parts: tool calls, reasoning, turns of a role that they do not know. The parts of
+a turn are searched for in the rendered text, where they nearly always appear unchanged. A part that is not there is
+tested: it is replaced and the conversation is rendered again; if the text stays the same, the template does not use it.
 """
 
 from __future__ import annotations
@@ -18,25 +17,25 @@ from rlhf_lightning.data.rows.problems import ProblemKind, RowError
 
 Render = Callable[[Turns], str]
 
-#: What stands in the place of text, to see whether the rendered text changes.
+#: Replacement of a part, to see whether the rendered text changes.
 _PROBE = "qqprobefieldqq"
-#: Where a turn's text falls into pieces of which a template may leave out one: at line breaks and tags.
+#: Separators of pieces of a turn's text, one of which a template may leave out: line breaks and tags.
 _PIECES = re.compile(r"\n|</?[A-Za-z_]+>|\[/?[A-Z_]+\]")
 _REASONED = "</think>"
-#: Shorter texts may stand in a template's own words.
+#: Shorter texts may be in the template's text by chance.
 _SHORT = 12
 #: Roles that every template shows.
 _SPEAKERS = ("user", "assistant")
-#: What a turn says of itself rather than to the model; the fields of ``data.rows.messages`` are read.
+#: Fields that need not be shown by themselves: the checks below or ``data.rows.messages`` read them.
 _READ = frozenset({"role", "content", "train", *CALLS, *REASONING})
 
 
-def check_answer(turns: Turns, body: str, render: Render) -> None:
+def check_response(turns: Turns, body: str, render: Render) -> None:
     """Refuse a rendering that leaves out a part of the last turn, which the model is to learn.
 
     Args:
         turns: the conversation up to it.
-        body: what the template renders for it.
+        body: text that the template renders for it.
         render: the template.
 
     Raises:
@@ -52,7 +51,7 @@ def check_answer(turns: Turns, body: str, render: Render) -> None:
 
 
 def check_context(turns: Turns, text: str, render: Render, asked: Collection[int] | None = None) -> int:
-    """Refuse a rendering that leaves out what stands before or between the responses.
+    """Refuse a rendering that leaves out a part of the turns before or between the responses.
 
     Args:
         turns: the conversation.
@@ -75,7 +74,7 @@ def check_context(turns: Turns, text: str, render: Render, asked: Collection[int
         if asked is not None and at not in asked:
             continue
         if position < 0 or (turn["role"] not in _SPEAKERS and len(content) < _SHORT):
-            # what stands elsewhere, or is short, may be another turn's
+            # a text at another position, or a short one, may be another turn's
             hidden += _check_text(turns, at, "content", turn["content"], "" if content in text else text, render)
         for name, value in _texts(turn):
             if name != "content":
@@ -101,7 +100,7 @@ def check_tools(tools: Sequence[Mapping[str, Any]], text: str, without: str) -> 
         raise RowError(
             ProblemKind.TEMPLATE,
             f"the template does not show the row's tools ({', '.join(lost)}): choose a data.spec.template that does, "
-            "or leave them away with data.spec.columns.tools=-",
+            "or ignore them with data.spec.columns.tools=-",
         )
 
 
@@ -132,7 +131,7 @@ def _check_text(turns: Turns, at: int, name: str, text: str, shown: str, render:
 
 
 def _lost(turns: Turns, at: int, name: str, text: str, shown: str, render: Render) -> str | None:
-    """The first piece of a text that the template does not look at; None when all of it is shown."""
+    """The first piece of a text that the template does not use; None when all of it is shown."""
     if not text.strip() or (shown and text.strip() in shown):
         return None
     whole: str | None = None

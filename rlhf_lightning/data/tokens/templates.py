@@ -1,6 +1,6 @@
-"""Chat templates: which one renders the rows, and how it lays out a turn.
+"""Chat templates: the choice of the one that renders the rows, and its layout of a turn.
 
-A template is asked once for one exchange, from which its layout is learned;
+A template renders one exchange first, which shows its layout;
 :mod:`rlhf_lightning.data.tokens.conversations` renders rows with it. Everything here is text;
 :mod:`rlhf_lightning.data.tokens.encode` turns it into ids.
 """
@@ -64,23 +64,24 @@ _REFUSED = (TemplateError, TypeError, ValueError, LookupError, AttributeError, A
 
 
 class ChatTemplate:
-    """A tokenizer's own chat template or another one, and what is known of its layout."""
+    """A tokenizer's chat template or another one, with its layout."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, spec: DataSpec, name: str, source: str | None) -> None:
-        """Render a probe conversation and learn the layout from it.
+        """Render a probe conversation and read the layout from it.
 
         Args:
-            tokenizer: renders, and says which strings are special tokens.
-            spec: ``template_arguments`` go to the template.
-            name: what reports call the template.
+            tokenizer: renders, and knows which strings are special tokens.
+            spec: its ``template_arguments`` go to the template.
+            name: of the template in reports.
             source: jinja source; None: the tokenizer's own.
 
         Raises:
-            DataError: the template cannot render one exchange, or its generation prompt is not how its answers begin.
+            DataError: the template cannot render one exchange, or its responses do not begin with its generation
+                prompt.
         """
         self.tokenizer, self.name, self.source = tokenizer, name, source
         self.arguments = dict(spec.template_arguments)
-        # Only a template that speaks no special tokens leaves the BOS to the tokenizer's habit.
+        # Only with a template without special tokens is the BOS as the tokenizer does with plain text.
         self.brings_bos = name != "plain"
         self._header = ""
         _refuse_chance(name, self.text)
@@ -89,7 +90,7 @@ class ChatTemplate:
             #: The date may be in what is rendered: unless ``template_arguments`` take its place.
             self.reads_clock = _CLOCK in self.text and (self._asks_clock(self.arguments) or not self._asks_clock({}))
         except RowError as error:
-            raise DataError(f"the template {name!r} cannot render a question and an answer: {error.message}") from error
+            raise DataError(f"the template {name!r} cannot render a prompt and a response: {error.message}") from error
 
     @property
     def text(self) -> str:
@@ -97,7 +98,7 @@ class ChatTemplate:
         return self.source if self.source is not None else str(self.tokenizer.chat_template)
 
     def _asks_clock(self, arguments: Mapping[str, Any]) -> bool:
-        """Whether a question is rendered with the date; False where it cannot be rendered with these arguments."""
+        """Return whether a question is rendered with the date; False where these arguments fail."""
         question = [{"role": "user", "content": QUESTION}]
         try:
             texts = {chat_text(self.tokenizer, question, source=self.source, day=day, **arguments) for day in _DAYS}
@@ -109,16 +110,16 @@ class ChatTemplate:
         question = [{"role": "user", "content": QUESTION}]
         exchange = [*question, {"role": "assistant", "content": RESPONSE}]
         bare, asked, full = self.render(question), self.render(question, generation=True), self.render(exchange)
-        before, found, after = full.rpartition(RESPONSE)
-        if not found:
-            raise RowError(ProblemKind.TEMPLATE, "the answer does not appear in what it renders")
+        before, response, after = full.rpartition(RESPONSE)
+        if not response:
+            raise RowError(ProblemKind.TEMPLATE, "the response is not in the rendered text")
         if not before.startswith(asked):
             raise RowError(
                 ProblemKind.TEMPLATE,
-                f"its generation prompt ends with {asked[-40:]!r}, but answers begin with {before[-40:]!r}; "
+                f"its generation prompt ends with {asked[-40:]!r}, but responses begin with {before[-40:]!r}; "
                 "pass data.spec.template_arguments, or another data.spec.template",
             )
-        if bare == asked:  # no generation prompt: what precedes an answer is given to the model all the same
+        if bare == asked:  # no generation prompt: the model still gets the text before a response
             self._header = before[len(asked) :] if before[len(asked) :].strip() else ""
         self.ending, self.tail, self.end_token = closing(after, self.tokenizer)
         followed = self.render([*exchange, *question], generation=True)
@@ -139,7 +140,7 @@ class ChatTemplate:
             raise RowError(ProblemKind.TEMPLATE, f"{type(error).__name__}: {error}") from error
 
     def prompt(self, turns: Turns, tools: Tools = ()) -> str:
-        """What the model is given before it answers: the turns and the generation prompt."""
+        """The model's input before it responds: the turns and the generation prompt."""
         return self.render(turns, generation=True, tools=tools) + self._header
 
     def record(self, record: Record) -> Rendered:
@@ -152,7 +153,7 @@ class ChatTemplate:
         return Conversation(self, record).rendered()
 
     def trained(self, adds_bos: bool) -> TrainedTemplate:
-        """Describe the template to whoever exports weights that were trained on it.
+        """Describe the template, for exports of weights that were trained on it.
 
         Args:
             adds_bos: whether a BOS token is put before prompts that have none.
@@ -177,7 +178,7 @@ def chat_text(
     day: date | None = None,
     **arguments: Any,
 ) -> str:
-    """Turns as a chat template writes them, with the run's date where it asks for today's.
+    """Turns as a chat template renders them, with the run's date where it asks for today's.
 
     Args:
         tokenizer: with the template.
@@ -190,17 +191,17 @@ def chat_text(
     text = source if source is not None else str(tokenizer.get_chat_template())
     if _CLOCK in text:
         text, arguments = _RUN_CLOCK + text, {_DIRECTIVES: clock.directives(day or clock.today()), **arguments}
-    found = tokenizer.apply_chat_template(
+    rendered = tokenizer.apply_chat_template(
         turns, chat_template=text, tokenize=False, add_generation_prompt=generation, **arguments
     )
-    return str(found)
+    return str(rendered)
 
 
 def _refuse_chance(name: str, source: str) -> None:
-    """Raise DataError for a template that says something else every time: its tokens could never be cached."""
-    if found := _CHANCE.search(source):
+    """Raise DataError for a template whose text differs every time, so that its tokens could never be cached."""
+    if match := _CHANCE.search(source):
         raise DataError(
-            f"the template {name!r} draws at random ({found.group().strip()}), so the same row would have other tokens "
+            f"the template {name!r} draws at random ({match.group().strip()}), so the same row would have other tokens "
             "every time; pass another data.spec.template or model.chat_template"
         )
 
@@ -214,9 +215,9 @@ def resolve(tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> ChatTemplate 
     choice = spec.template
     if choice == "none":
         return None
-    has_own = bool(tokenizer.chat_template)
-    if choice == "tokenizer" or (choice == "auto" and has_own):
-        if not has_own:
+    has_template = bool(tokenizer.chat_template)
+    if choice == "tokenizer" or (choice == "auto" and has_template):
+        if not has_template:
             raise DataError(
                 "data.spec.template=tokenizer, but the tokenizer has no chat template; "
                 "use data.spec.template=plain, chatml or the path of a jinja file"
@@ -228,8 +229,8 @@ def resolve(tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> ChatTemplate 
         return ChatTemplate(tokenizer, spec, choice, NAMED[choice])
     file = Path(choice).expanduser()
     if not file.is_file():
-        known = ", ".join(("auto", "tokenizer", *NAMED, "none"))
-        raise DataError(f"data.spec.template={choice!r} is neither one of {known} nor a file")
+        names = ", ".join(("auto", "tokenizer", *NAMED, "none"))
+        raise DataError(f"data.spec.template={choice!r} is neither one of {names} nor a file")
     return ChatTemplate(tokenizer, spec, choice, file.read_text(encoding="utf-8"))
 
 
@@ -245,7 +246,7 @@ def render(record: Record, template: ChatTemplate | None) -> Rendered:
         raise RowError(
             ProblemKind.TEMPLATE,
             "the row has tools, which plain text does not show: make the prompt a user turn with data.spec.template="
-            "tokenizer, or leave them away with data.spec.columns.tools=-",
+            "tokenizer, or ignore them with data.spec.columns.tools=-",
         )
     if record.steps:
         return _stepwise(record, template)
@@ -257,7 +258,7 @@ def render(record: Record, template: ChatTemplate | None) -> Rendered:
 
 
 def _stepwise(record: Record, template: ChatTemplate | None) -> Rendered:
-    """The prompt as ever, and each step a piece of its own; no end of turn, because a step carries the last label."""
+    """The prompt as usual and each step as one piece, without an end of turn, because the last label is at a step."""
     templated = template is not None and record.conversation
     prompt = cast("ChatTemplate", template).record(replace(record, responses=())).prompt if templated else record.prompt
     steps: list[Segment] = [(text, True) for text, _ in record.steps]

@@ -1,7 +1,7 @@
-"""Rows to tokenised examples, with an account of every row.
+"""Tokenisation of rows, with a report that accounts for every row.
 
-``tokenize`` never raises for a single row: what cannot be used is left out and stands in the report, and
-``report.enforce(spec)`` decides whether a run may go on. Only what makes the whole data set unusable is an error here.
+``tokenize`` never raises for a single row: a row that cannot be used is left out and counted in the report, and
+``report.enforce(spec)`` decides whether a run may continue. Only problems of the whole data set are errors here.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 _CHUNK = 512  #: rows rendered and tokenised at a time
 _COMPARED = 512  #: rows whose boundary is checked against joint tokenisation
-_SAY_EVERY = 100_000  #: rows between two lines of progress in the log
+_LOG_EVERY = 100_000  #: rows between two lines of progress in the log
 #: What tokenizers raise on text that they cannot take.
 _REFUSED = (TypeError, ValueError, ArithmeticError, RecursionError)
 
@@ -53,7 +53,7 @@ _RenderedRow = tuple[Row, Record, list[Rendered | None]]
 
 @dataclass(frozen=True)
 class Tokenized:
-    """A tokenised data set and the account of how it came about."""
+    """A tokenised data set and its report."""
 
     examples: Examples
     report: DataReport
@@ -66,7 +66,7 @@ class Tokenized:
 
 
 def tokenize(source: Source, tokenizer: PreTrainedTokenizerBase, spec: DataSpec, kind: str) -> Tokenized:
-    """Turn a source's rows into tokenised examples, from the cache where they are there already.
+    """Turn a source's rows into tokenised examples, or read them from the cache.
 
     Args:
         source: where the rows come from.
@@ -123,10 +123,10 @@ def split(
         DataError: the fraction is outside (0, 1), there are fewer than two groups, or all of them share one prompt.
     """
     if not 0 < fraction < 1:
-        raise DataError(f"data.validation={fraction} must lie between 0 and 1, or be a source of its own; null: none")
+        raise DataError(f"data.validation={fraction} must lie between 0 and 1, or be a separate source; null: none")
     drawn = np.empty(len(examples), dtype=np.float64)
-    own = examples.by_prompt[identity :: examples.prompts]
-    for group, (start, prompt_end, *_, end) in enumerate(own.tolist()):
+    cuts = examples.by_prompt[identity :: examples.prompts]
+    for group, (start, prompt_end, *_, end) in enumerate(cuts.tolist()):
         hashed = examples.tokens[start : prompt_end if prompt_end - start > 1 else end].astype(np.int32)
         digest = hashlib.blake2b(hashed.tobytes(), digest_size=8, key=seed.to_bytes(8, "little", signed=True))
         drawn[group] = int.from_bytes(digest.digest(), "little") / 2**64
@@ -158,7 +158,7 @@ class _Pipeline:
         self.expected: str | None = None
         self.hopeless: DataError | None = None
         unread = frozenset() if self.layout.has_responses else OF_RESPONSES
-        self.mapped = MappedColumns({ours: theirs for ours, theirs in spec.mapped.items() if ours not in unread})
+        self.mapped = MappedColumns({name: column for name, column in spec.mapped.items() if name not in unread})
         self.unread: set[str] = set()  #: fields of turns that the template does not show
         self.first_seen: dict[bytes, str] = {}
         self.optional = OptionalNumbers(kind)
@@ -185,7 +185,7 @@ class _Pipeline:
         return examples, self.report
 
     def _rows(self, rows: Iterator[Row]) -> Iterator[tuple[Row, Record, Example]]:
-        """Every usable row as the group that it is by itself."""
+        """Every usable row with its group, before conversions."""
         while chunk := list(islice(rows, _CHUNK)):
             yield from self._token_rows(row for row in chunk if has_tokens(row.values, self.kind))
             chunk = [row for row in chunk if not has_tokens(row.values, self.kind)]
@@ -202,11 +202,11 @@ class _Pipeline:
                     continue
                 self._count(row, record, example, made, parts)
                 yield row, record, example
-            if self.report.rows % _SAY_EVERY < len(chunk) and self.report.rows >= _SAY_EVERY:
+            if self.report.rows % _LOG_EVERY < len(chunk) and self.report.rows >= _LOG_EVERY:
                 log.info("%s: %d rows tokenised", self.report.source, self.report.rows)
 
     def _token_rows(self, rows: Iterable[Row]) -> Iterator[tuple[Row, Record, Example]]:
-        """Rows that bring the tokens of their group; their limits are those of every row."""
+        """Rows that have the tokens of their group; the limits hold for them too."""
         for row in rows:
             self.report.rows += 1
             try:
@@ -240,7 +240,7 @@ class _Pipeline:
             yield [None if text is None else next(encoded) for text in parts]
 
     def _add(self, columns: Columns, example: Example) -> None:
-        """Gather an example; what some rows may lack is kept apart."""
+        """Add an example; numbers that some rows may lack are kept apart."""
         try:
             columns.add(self.optional.without(example))
         except ValueError as error:
@@ -255,7 +255,7 @@ class _Pipeline:
             self.report.count_part(row.part, problem=error.message)
 
     def _records(self, rows: Iterable[Row]) -> Iterable[tuple[Row, Record]]:
-        """Rows and what they are; a transform of prompts sees all of them first."""
+        """Rows with their records; a prompt transform sees all of them first."""
         records = ((row, record) for row in rows if (record := self._read(row)) is not None)
         if self.spec.prompting is None:
             return records
@@ -320,7 +320,7 @@ class _Pipeline:
         self.names = set(record.numbers) if self.names is None else self.names
         if KINDS[record.kind].named_numbers and set(record.numbers) != self.names:
             raise RowError(
-                ProblemKind.MISSING, "other attributes than the rows before it; list all in data.spec.attributes"
+                ProblemKind.MISSING, "it has other attributes than earlier rows; list all in data.spec.attributes"
             )
         for part in record.parts or (record,):
             if part is not None:
@@ -338,36 +338,36 @@ class _Pipeline:
         parts = [Encoded([], [[]], [[]]) if part is None else part for part in made]
         prompts = [part.prompt for part in parts]
         responses = [response for part in parts for response in part.responses]
-        masks = [mask for part in parts for mask in part.scored]
+        masks = [mask for part in parts for mask in part.masks]
         labels = columns = None
-        answered = KINDS[record.kind].has_responses
-        if not answered:
+        has_responses = KINDS[record.kind].has_responses
+        if not has_responses:
             responses, masks = [[]], [[]]
             columns = self._columns(row, record)
         if record.steps:
             masks, labels = step_labels(record, parts[0])
-        if answered or not record.numbers:  # prompts with a score are gathered
+        if has_responses or not record.numbers:  # prompts with a score are gathered
             self._check_duplicate(row, prompts, responses)
-        scored = None if all(map(all, masks)) else masks
+        loss_mask = None if all(map(all, masks)) else masks
         numbers = {name: list(values) for name, values in record.numbers.items()}
         return Example(
-            prompts[0], responses, scored, row.id, record.margin, tuple(prompts[1:]), numbers, labels, columns
+            prompts[0], responses, loss_mask, row.id, record.margin, tuple(prompts[1:]), numbers, labels, columns
         )
 
     def _columns(self, row: Row, record: Record) -> str:
         """The row's columns as JSON, with the prompt as the record has it; what JSON cannot hold is noted."""
         text, lost = as_json({**row.values, "prompt": record.prompt})
         for name in lost:
-            self.report.note(f"the column {name!r} holds what JSON cannot, so rewards do not see it")
+            self.report.note(f"the column {name!r} holds a value that JSON cannot represent, so rewards do not see it")
         return text
 
     def _checked(self, record: Record, made: Encoded) -> str | None:
-        """Bring a prompt with its responses within the limits and check it; what was cut, None when nothing was."""
+        """Bring a prompt with its responses within the limits and check it; a message about a cut, else None."""
         special = self.encoder.special
         cut = fit(made, self.spec, special.bos)
         open_end = cut is not None or bool(record.steps) or any(record.cut_off)
         pair = KINDS[record.kind].pair
-        check_ids(made.prompt, made.responses, made.scored, special, cut=open_end, pair=pair)
+        check_ids(made.prompt, made.responses, made.masks, special, cut=open_end, pair=pair)
         return cut
 
     def _check_duplicate(self, row: Row, prompts: list[list[int]], responses: list[list[int]]) -> None:
@@ -394,6 +394,6 @@ class _Pipeline:
                 self.templated = self.templated or text.templated
         if self.unknown is not None:
             report.unknown_tokens += sum(ids.count(self.unknown) for ids in example.responses)
-        looked_at = [part.mismatch for part in made if part is not None and part.mismatch is not None]
-        report.boundary_checked += bool(looked_at)
-        report.boundary_mismatched += any(looked_at)
+        merges = [part.merges for part in made if part is not None and part.merges is not None]
+        report.boundary_checked += bool(merges)
+        report.boundary_mismatched += any(merges)

@@ -118,7 +118,7 @@ def test_a_damaged_entry_is_made_again(file, tmp_path, damage, caplog):
         (folder / "report.json").write_text("{")
     again = run(file, tmp_path)
     assert list(again.examples) == before
-    assert "are damaged" in caplog.text
+    assert "is damaged" in caplog.text
     assert isinstance(again.examples.tokens, np.memmap)
 
 

@@ -12,9 +12,9 @@ from tests.helpers import tokenizers
 from tests.helpers.rows import Rows
 
 ASKED = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-#: Drops the thought of every answer, as DeepSeek-R1's first template did.
+#: Drops the thought of every response, as DeepSeek-R1's first template did.
 NO_THOUGHT = tokenizers.CHATML.replace("m['content']", "m['content'].split('</think>')[-1]")
-#: An empty thought in the generation prompt and before the last answer alone, as Qwen3's with enable_thinking=false.
+#: An empty thought in the generation prompt and before the last response alone, as Qwen3's with enable_thinking=false.
 EMPTY_THOUGHT = (
     "{% for m in messages %}{% set last = m['role'] == 'assistant' and loop.last %}"
     "{% set thought = '<think>\n\n</think>\n\n' if last else '' %}"
@@ -65,8 +65,8 @@ def texts(result, group=0):
 
 def problem(row, **options):
     """Kind and words of the only problem of a row."""
-    (found,) = made(row, **options).report.problems
-    return found.kind, found.message
+    (only,) = made(row, **options).report.problems
+    return only.kind, only.message
 
 
 # What a template does not show
@@ -87,7 +87,7 @@ def problem(row, **options):
             "supervised",
             r"does not show 'reasoning_content' of turn 2 \(assistant\): 'why not'",
         ),
-        (  # the first answer has a thought, the last one none
+        (  # the first response has a thought, the last one none
             {"messages": [user("q"), assistant("<think>why</think>yes"), user("r"), assistant("no")]},
             NO_THOUGHT,
             "supervised",
@@ -138,9 +138,9 @@ def problem(row, **options):
     ],
 )
 def test_what_a_template_does_not_show_is_a_problem_of_the_row(row, template, kind, words):
-    (found,) = made(row, template=template, kind=kind).report.problems
-    assert found.kind is ProblemKind.TEMPLATE
-    assert re.search(words, found.message), found.message
+    (only,) = made(row, template=template, kind=kind).report.problems
+    assert only.kind is ProblemKind.TEMPLATE
+    assert re.search(words, only.message), only.message
 
 
 def test_tools_calls_and_reasoning_are_rendered_where_the_template_can():
@@ -161,7 +161,7 @@ def test_tools_calls_and_reasoning_are_rendered_where_the_template_can():
 
 
 def test_thoughts_that_leave_the_view_are_counted():
-    """Reasoning models are trained without the thoughts of earlier answers: templates leave them out on purpose."""
+    """Reasoning models are trained without the thoughts of earlier responses: templates leave them out on purpose."""
     thought = "<think>why</think> b"
     prompt = [user("a"), assistant(thought), user("c")]
     rows = {"prompt": prompt, "chosen": [assistant("d")], "rejected": [assistant("e")]}
@@ -193,7 +193,7 @@ def test_a_turn_that_is_marked_is_shown_and_not_scored(flag):
     ]
 
 
-def test_what_follows_the_last_scored_turn_is_left_away():
+def test_what_follows_the_last_scored_turn_is_left_out():
     turns = [user("a"), assistant("b", weight=1), user("c"), assistant("d", weight=0)]
     assert texts(made({"messages": turns})) == (ASKED.format("a"), ["[b<|im_end|>]"])
     assert problem({"messages": turns}, mask="response")[0] is ProblemKind.UNSCORED
@@ -241,10 +241,10 @@ def test_an_empty_thought_in_the_generation_prompt_leaves_the_last_turn_scored()
     ]
 
 
-# Prompts that end with the beginning of an answer
+# Prompts that end with the beginning of a response
 
 
-def test_the_beginning_of_an_answer_in_the_prompt_is_continued():
+def test_the_beginning_of_a_response_in_the_prompt_is_continued():
     prompt = [user("a"), assistant("It is")]
     row = {"prompt": prompt, "chosen": [assistant(" b")], "rejected": " c"}
     opened = ASKED.format("a") + "It is"
@@ -260,7 +260,7 @@ def test_the_beginning_of_an_answer_in_the_prompt_is_continued():
     assert texts(trimmed) == (opened, ["[ b<|im_end|>]", "[ c<|im_end|>]"])
 
 
-def test_two_answers_in_a_row_of_whole_dialogues_stay_two():
+def test_two_responses_in_a_row_of_whole_dialogues_stay_two():
     dialogue = [user("a"), assistant("b")]
     row = {"chosen": [*dialogue, assistant("c")], "rejected": [*dialogue, assistant("d")]}
     prompt, responses = texts(made(row, kind="preference"))
@@ -272,7 +272,7 @@ def test_what_cannot_be_continued_is_a_problem():
     called = {"prompt": [user("a"), assistant("", tool_calls=[CALL])], "response": "b"}
     assert problem(called, template=AGENT) == (
         ProblemKind.TEMPLATE,
-        "the prompt ends with a call of tools, which nothing continues",
+        "the prompt ends with a tool call, which a response cannot continue",
     )
     leading = {"prompt": [user("a"), assistant(" It is")], "response": " b"}
     assert problem(leading, template=tokenizers.THINKING)[0] is ProblemKind.TEMPLATE  # it trims the beginning
@@ -338,11 +338,11 @@ def test_text_that_looks_like_messages_and_is_none():
 def test_a_misspelt_column_is_named_with_the_closest_one():
     row = {"question": "a", "better": "b", "worse": "c", "score": 1.0}
     right = {"prompt": "question", "chosen": "better", "rejected": "worse"}
-    for ours, theirs in (("prompt", "queston"), ("chosen", "bettr"), ("rejected", "wrse")):
+    for name, column in (("prompt", "queston"), ("chosen", "bettr"), ("rejected", "wrse")):
         with pytest.raises(
-            DataError, match=rf"columns\.{ours}={theirs}: no such column \(did you mean '{right[ours]}'"
+            DataError, match=rf"columns\.{name}={column}: no such column \(did you mean '{right[name]}'"
         ):
-            made(row, kind="preference", columns={**right, ours: theirs})
+            made(row, kind="preference", columns={**right, name: column})
     with pytest.raises(
         DataError, match=r"columns\.margin=scroe: no such column \(did you mean 'score'\?\)\. No row of rows"
     ):
@@ -377,8 +377,8 @@ def test_messages_name_the_column_that_is_wrong(row, kind, column):
         "supervised": {"messages": [user("a"), assistant("b")]},
         "attributes": {"prompt": "p", "response": "r", "attributes": {"x": 1}},
     }[kind]
-    (found,) = made(good, row, kind=kind).report.problems
-    assert column in found.message
+    (only,) = made(good, row, kind=kind).report.problems
+    assert column in only.message
 
 
 def test_broken_text_is_a_problem_that_names_its_column():

@@ -73,7 +73,7 @@ def test_lists_become_exactly_the_pairs_that_their_scores_order(drawn, pairs) ->
 
 @settings(max_examples=100, deadline=None)
 @given(lists(), st.one_of(st.floats(-1, 4), st.just("mean")))
-def test_lists_become_one_labelled_answer_a_response(drawn, threshold) -> None:
+def test_lists_become_one_labelled_response_each(drawn, threshold) -> None:
     converter = Converter("unpaired", DataSpec(threshold=threshold, gather=False))
     got = [(e.responses[0], e.numbers["desirable"]) for e in converter(ranked(drawn))]
     expected, ties = [], 0
@@ -100,15 +100,15 @@ def test_scored_rows_are_gathered_by_prompt(rows) -> None:
     got = {example.prompt[0]: example for example in converter(natives)}
     assert len(got) == len({prompt for prompt, _ in rows}) == converter.lists
     for prompt, example in got.items():
-        own = [(float(score), [at + 10]) for at, (other, score) in enumerate(rows) if other == prompt]
-        own.sort(key=lambda entry: -entry[0])
-        assert example.numbers["score"] == [score for score, _ in own]
-        assert example.responses == [response for _, response in own]
+        of_prompt = [(float(score), [at + 10]) for at, (other, score) in enumerate(rows) if other == prompt]
+        of_prompt.sort(key=lambda entry: -entry[0])
+        assert example.numbers["score"] == [score for score, _ in of_prompt]
+        assert example.responses == [response for _, response in of_prompt]
         assert example.row == f"f:{min(at for at, (other, _) in enumerate(rows) if other == prompt)}"
     assert [*Converter("ranked", DataSpec(gather=False))(natives)] == [example for _, example in natives]
 
 
-def test_pairs_become_labelled_answers():
+def test_pairs_become_labelled_responses():
     result = made("unpaired", PAIR, {**PAIR, "prompt": "z", "margin": 2})
     assert texts(result) == ["b", "c", "b", "c"]
     assert [e.numbers["desirable"] for e in result.examples] == [[1.0], [0.0]] * 2

@@ -1,4 +1,4 @@
-"""What rows may say of a pair's responses and need not: read, packed, and left out where some rows lack it."""
+"""Optional numbers of a pair's responses: read, packed, and left out where some rows lack it."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_wrong_numbers_of_a_pair_name_their_column(extra, message):
 
 def _numbered(*extra):
     rows = [{"prompt": f"a{at}", "chosen": "hi", "rejected": "b", **more} for at, more in enumerate(extra)]
-    found = tokenize(Rows(*rows), llama_like(), DataSpec(cache=False), "preference")
-    return found.examples, found.report
+    result = tokenize(Rows(*rows), llama_like(), DataSpec(cache=False), "preference")
+    return result.examples, result.report
 
 
 def test_numbers_of_pairs_are_packed_response_by_response():
@@ -67,7 +67,7 @@ def test_numbers_of_pairs_are_packed_response_by_response():
 
 
 def test_numbers_that_some_pairs_lack():
-    """Who does not say that a response was drawn says that it was not; half of the win probabilities are none."""
+    """A row without the column counts as not drawn; win probabilities of half of the rows are not used."""
     examples, report = _numbered(
         {"policy_sample": "rejected", "win_chosen": 0.5, "win_rejected": 0.5, "margin": 2},
         {},

@@ -32,9 +32,9 @@ def cut(text: str, **options: Any) -> str:
 
 def made(*rows: dict[str, Any], tokenizer: Any = None, kind: Any = "prompt", **options: Any) -> Tokenized:
     spec = DataSpec(**{"cache": False, "template": "none", "max_left_out": 1, **BOTH, **options})
-    found = tokenize(Rows(*rows), tokenizer or tokenizers.gpt2_like(), spec, kind)
-    found.report.enforce(spec)
-    return found
+    result = tokenize(Rows(*rows), tokenizer or tokenizers.gpt2_like(), spec, kind)
+    result.report.enforce(spec)
+    return result
 
 
 # Where sentences end
@@ -61,7 +61,7 @@ def made(*rows: dict[str, Any], tokenizer: Any = None, kind: Any = "prompt", **o
     ],
 )
 def test_sentences_by_hand(text: Any, sentences: Any) -> None:
-    ends = [found.end() for found in ENDS["sentence"].finditer(text)]
+    ends = [match.end() for match in ENDS["sentence"].finditer(text)]
     assert [text[start:end] for start, end in zip([0, *ends], ends, strict=False)] == sentences
 
 
@@ -140,7 +140,7 @@ PIECES = st.text(alphabet=st.sampled_from('ab .!\n。"'), max_size=60)
 def test_what_is_left_is_the_longest_run_of_whole_sentences(text: Any, limit: Any) -> None:
     """Against a plain loop over every candidate; cutting twice is cutting once where only the end is cut."""
     options = {"max_prompt_length": limit, "prompt_start": "any"}
-    ends = [found.end() for found in ENDS["sentence"].finditer(text)]
+    ends = [match.end() for match in ENDS["sentence"].finditer(text)]
     fitting = [end for end in ends if end <= limit]
     if not fitting:
         with pytest.raises(RowError):
@@ -173,12 +173,12 @@ def test_tokens_the_reward_sees_and_the_report() -> None:
         {"prompt": "He came."},
         {"prompt": "end. " + "He came. " * 20},
     ]
-    found = made(*rows, max_prompt_length=18)
+    result = made(*rows, max_prompt_length=18)
     tokenizer = tokenizers.gpt2_like()
     texts = ["He came. He saw.", "He came.", "He came. He came."]
-    assert [tokenizer.decode(example.prompt) for example in found.examples] == texts
-    assert found.examples.columns_of(0) == {"prompt": texts[0], "answer": "x"}
-    report = found.report
+    assert [tokenizer.decode(example.prompt) for example in result.examples] == texts
+    assert result.examples.columns_of(0) == {"prompt": texts[0], "answer": "x"}
+    report = result.report
     assert (report.cut_prompts, report.cut_characters) == (2, 10 + 5 + 163)
     assert (report.kept, report.excluded, report.warnings) == (3, {}, {})
     assert [note for note in report.notes if note.startswith("2 of 3 prompts are cut") and "lost 89 characters" in note]
@@ -191,9 +191,9 @@ def test_a_bos_and_merged_tokens_stay_within_the_limit(style: Any, boundary: Any
     tokenizer = tokenizers.STYLES[style]()
     text = "a.\nhi hi.\nhi.\n"
     for limit in range(6, 14):
-        found = made({"prompt": text}, tokenizer=tokenizer, max_prompt_length=limit, boundary=boundary)
-        (example,) = found.examples
-        asked = found.examples.columns_of(0)["prompt"]
+        result = made({"prompt": text}, tokenizer=tokenizer, max_prompt_length=limit, boundary=boundary)
+        (example,) = result.examples
+        asked = result.examples.columns_of(0)["prompt"]
         assert asked in ("hi hi.", "hi hi.\nhi.")
         assert len(example.prompt) <= limit
         encoder = Encoder(tokenizer, DataSpec(), None)
@@ -210,38 +210,40 @@ def test_rows_without_a_sentence_are_named_and_may_be_left_out() -> None:
         made(*rows, max_prompt_length=20)
     for advice in ("raise data.spec.max_prompt_length", "data.spec.prompt_end=any", "data.spec.on_bad_row=exclude"):
         assert advice in str(raised.value)
-    found = made(*rows, max_prompt_length=20, on_bad_row="exclude")
-    assert (found.report.kept, found.report.excluded) == (1, {"no boundary": 2})
+    result = made(*rows, max_prompt_length=20, on_bad_row="exclude")
+    assert (result.report.kept, result.report.excluded) == (1, {"no boundary": 2})
     with pytest.raises(DataError, match="none of its 1 rows can be used"):
         made(rows[1], on_bad_row="exclude")
 
 
 @pytest.mark.parametrize("too_long", ["exclude", "error", "keep_end", "keep_start"])
 def test_what_ends_at_a_sentence_is_never_too_long(too_long: Any) -> None:
-    found = made({"prompt": "it. He came. He saw."}, max_prompt_length=10, too_long=too_long)
-    assert found.examples.columns_of(0)["prompt"] == "He came."
-    assert found.report.warnings == {}
+    result = made({"prompt": "it. He came. He saw."}, max_prompt_length=10, too_long=too_long)
+    assert result.examples.columns_of(0)["prompt"] == "He came."
+    assert result.report.warnings == {}
 
 
 def test_a_prompt_with_its_start_alone_cut_may_be_too_long() -> None:
-    found = made({"prompt": "it. He came."}, {"prompt": "it. He came. He saw."}, max_prompt_length=10, prompt_end="any")
-    assert (found.report.kept, found.report.excluded) == (1, {"too long": 1})
+    result = made(
+        {"prompt": "it. He came."}, {"prompt": "it. He came. He saw."}, max_prompt_length=10, prompt_end="any"
+    )
+    assert (result.report.kept, result.report.excluded) == (1, {"too long": 1})
 
 
 def test_prompts_that_become_equal_are_remarked() -> None:
-    found = made({"prompt": "one. He came."}, {"prompt": "another. He came. And"})
-    assert found.report.warnings == {"duplicate": 1}
+    result = made({"prompt": "one. He came."}, {"prompt": "another. He came. And"})
+    assert result.report.warnings == {"duplicate": 1}
 
 
 def test_scored_samples_of_a_prompt_are_one_prompt_still() -> None:
     rows = [{"prompt": "of it. He came. He", "response": f" r{draw}", "score": draw} for draw in range(3)]
-    found = made(*rows)
-    assert [found.examples.columns_of(group)["prompt"] for group in range(len(found.examples))] == ["He came."]
+    result = made(*rows)
+    assert [result.examples.columns_of(group)["prompt"] for group in range(len(result.examples))] == ["He came."]
 
 
 def test_texts_serve_as_prompts() -> None:
-    found = made({"text": "of it. He came. He"}, columns={"prompt": "text"})
-    assert found.examples.columns_of(0)["prompt"] == "He came."
+    result = made({"text": "of it. He came. He"}, columns={"prompt": "text"})
+    assert result.examples.columns_of(0)["prompt"] == "He came."
 
 
 # Where it makes no sense
@@ -258,11 +260,11 @@ TURNS = [
 def test_conversations_are_refused_row_by_row(row: Any, template: Any) -> None:
     good = {"prompt": "it. He came."}
     with pytest.raises(
-        DataError, match=r"rows:2: wrong type: the prompt is a conversation, and data.spec.prompt_start"
+        DataError, match=r"rows:2: wrong type: the prompt is a conversation, but data.spec.prompt_start"
     ):
         made(good, row, template=template, tokenizer=tokenizers.qwen_like())
-    found = made(good, row, template=template, tokenizer=tokenizers.qwen_like(), on_bad_row="exclude")
-    assert (found.report.kept, found.report.bad) == (1, 1)
+    result = made(good, row, template=template, tokenizer=tokenizers.qwen_like(), on_bad_row="exclude")
+    assert (result.report.kept, result.report.bad) == (1, 1)
 
 
 @pytest.mark.parametrize("template", ["tokenizer", "plain", "chatml", "x.jinja"])
@@ -273,7 +275,7 @@ def test_templates_are_refused(name: Any, template: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["preference", "supervised"])
-def test_data_with_answers_are_refused_before_a_row_is_read(kind: Any) -> None:
+def test_data_with_responses_is_refused_before_a_row_is_read(kind: Any) -> None:
     class Unread(Rows):
         def rows(self) -> Any:
             pytest.fail("read")
@@ -294,10 +296,10 @@ def test_unknown_boundaries_are_refused() -> None:
 
 def test_by_default_prompts_are_as_the_data_have_them() -> None:
     text = "of it. He came. He"
-    found = made({"prompt": text}, prompt_start="any", prompt_end="any")
-    assert found.examples.columns_of(0)["prompt"] == text
+    result = made({"prompt": text}, prompt_start="any", prompt_end="any")
+    assert result.examples.columns_of(0)["prompt"] == text
     assert (DataSpec().prompt_start, DataSpec().prompt_end) == ("any", "any")
-    assert (found.report.cut_prompts, found.report.notes) == (0, [])
+    assert (result.report.cut_prompts, result.report.notes) == (0, [])
 
 
 def test_cut_prompts_are_cached_apart(tmp_path: Any) -> None:
@@ -311,8 +313,8 @@ def test_cut_prompts_are_cached_apart(tmp_path: Any) -> None:
 
     choices: list[dict[str, Any]] = [{}, {"prompt_start": "sentence"}, {"prompt_end": "sentence"}, dict(BOTH)]
     first, second = ([read(**options) for options in choices] for _ in range(2))
-    texts = [found.examples.columns_of(0)["prompt"] for found in first]
+    texts = [result.examples.columns_of(0)["prompt"] for result in first]
     assert texts == ["of it. He came. He", "He came. He", "of it. He came.", "He came."]
-    assert [found.examples.columns_of(0)["prompt"] for found in second] == texts
-    assert [found.report for found in second] == [found.report for found in first]
+    assert [result.examples.columns_of(0)["prompt"] for result in second] == texts
+    assert [result.report for result in second] == [result.report for result in first]
     assert len(list((tmp_path / "cache" / "tokenised").glob("*/rows.arrow"))) == len(choices)

@@ -35,7 +35,7 @@ GROUPS = [
 ]
 
 
-def own(group: SampleGroup) -> Example:
+def data_group(group: SampleGroup) -> Example:
     """The data's response, whose first token is not scored."""
     return Example(group.prompt, [[65, 66 + group.index, EOS]], [[False, True, True]])
 
@@ -57,7 +57,7 @@ SOFT = selected([0, 1], [[1, 0], [2, 1]], win_probability=[[0.8, 0.2], [0.65, 0.
 
 def through_file(folder: Path, kind: str, chosen: Selected) -> Examples:
     file = folder / "round.jsonl"
-    rows = rows_of(GROUPS, chosen, kind, TOKENIZER.decode, own)
+    rows = rows_of(GROUPS, chosen, kind, TOKENIZER.decode, data_group)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = tokenize(Files(str(file)), TOKENIZER, DataSpec(cache=False), kind)
     made.report.enforce(DataSpec())
@@ -66,14 +66,14 @@ def through_file(folder: Path, kind: str, chosen: Selected) -> Examples:
 
 @pytest.mark.parametrize(("kind", "chosen"), [*CASES.items(), ("preference", SOFT)])
 def test_a_file_of_the_round_trains_as_the_round(kind: str, chosen: Selected, tmp_path: Path) -> None:
-    direct = examples_of(GROUPS, chosen, kind, own)
+    direct = examples_of(GROUPS, chosen, kind, data_group)
     assert direct.content() == through_file(tmp_path, kind, chosen).content()
     assert len(direct) == len(chosen)
 
 
 def test_tokens_are_the_ones_that_were_drawn() -> None:
     """No EOS behind the cut-off response, no merge of what was drawn apart, the data's mask kept."""
-    pairs = examples_of(GROUPS, CASES["preference"], "preference", own)
+    pairs = examples_of(GROUPS, CASES["preference"], "preference", data_group)
     assert [pairs[at].responses for at in range(3)] == [
         [[HI, EOS], [104, 105, EOS]],
         [[65, 66, EOS], [98, 46, 10]],
@@ -93,7 +93,7 @@ def test_tokens_are_the_ones_that_were_drawn() -> None:
 
 
 def test_rows_say_where_their_responses_are_from() -> None:
-    first, second, _ = rows_of(GROUPS, CASES["preference"], "preference", TOKENIZER.decode, own)
+    first, second, _ = rows_of(GROUPS, CASES["preference"], "preference", TOKENIZER.decode, data_group)
     assert (first["from"], first["position"], first["samples"]) == ("p.jsonl:1", 0, [1, 0])
     assert second["samples"] == [None, 2]
     assert (first["prompt"], second["rejected"]) == ("ahi", "b.\n")
@@ -104,7 +104,7 @@ def test_groups_that_no_method_could_learn_from() -> None:
         examples_of(GROUPS, CASES["supervised"], "preference")
     with pytest.raises(ValueError, match=r"need \['desirable'\] of each response"):
         examples_of(GROUPS, CASES["supervised"], "unpaired")
-    with pytest.raises(ValueError, match="the data was read without"):
+    with pytest.raises(ValueError, match="but they were not read"):
         examples_of(GROUPS, CASES["preference"], "preference")
     with pytest.raises(ValueError, match="left slot 0 empty"):
         examples_of(GROUPS, selected([0], [[NONE, 1]], score=[[0.0, 1.0]]), "ranked")
@@ -116,7 +116,7 @@ def test_equal_responses_are_left_out_and_counted() -> None:
     assert kept.slots.tolist() == [[0, 1], [2, 1]]
     assert kept.numbers["margin"].tolist() == [1, 3]
     assert kept.metrics == {"equal_responses": 1}
-    assert leave_out_equal(GROUPS, selected([0], [[DATA, 0]]), own).metrics == {"equal_responses": 0}
+    assert leave_out_equal(GROUPS, selected([0], [[DATA, 0]]), data_group).metrics == {"equal_responses": 0}
     none = leave_out_equal(GROUPS, selected([1], [[0, 1]]))
     assert (len(none), none.slots.shape) == (0, (0, 2))
 
@@ -146,8 +146,8 @@ def problems(rows: list[dict[str, Any]], kind: str = "preference", **options: An
         ({"response_ids": [[98], [-1]]}, r"'response_ids\[1\]' must be a list of token ids"),
         ({"response_ids": "ab"}, "'response_ids' must be a list of lists"),
         ({"response_ids": [[98, EOS], [98, EOS]]}, "both have the same 2 tokens"),
-        ({"scored": [[True, True], [True]]}, "'scored' must say of every token"),
-        ({"scored": [None]}, "'scored' must say of every token"),
+        ({"scored": [[True, True], [True]]}, "'scored' must be true or false for every token"),
+        ({"scored": [None]}, "'scored' must be true or false for every token"),
         ({"scored": [[False, False], None]}, "without a scored token"),
         ({"numbers": [1.0]}, "'numbers' must be an object of lists"),
         ({"numbers": {"score": [1.0]}}, "it has .*score.* where|1 numbers 'score' for 2 responses"),
@@ -155,9 +155,9 @@ def problems(rows: list[dict[str, Any]], kind: str = "preference", **options: An
     ],
 )
 def test_a_broken_row_is_a_problem_of_its_own(changed: dict[str, Any], message: str) -> None:
-    kept, said = problems([GOOD, {**GOOD, "prompt_ids": [100], **changed}])
+    kept, messages = problems([GOOD, {**GOOD, "prompt_ids": [100], **changed}])
     assert kept == 1
-    (only,) = said
+    (only,) = messages
     assert re.search(message, only)
 
 
@@ -168,6 +168,6 @@ def test_rows_of_another_kind_are_read_as_text() -> None:
 
 
 def test_limits_count_as_for_every_row() -> None:
-    kept, said = problems([GOOD], max_length=2, too_long="keep_end")
+    kept, messages = problems([GOOD], max_length=2, too_long="keep_end")
     assert kept == 1
-    assert "tokens cut to" in next(said)
+    assert "tokens cut to" in next(messages)

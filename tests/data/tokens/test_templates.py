@@ -48,7 +48,7 @@ MULTI_TURN = {
         ],
         True,
     ),
-    # the header of an answer belongs to the prompt although the template has no generation prompt
+    # the header of a response belongs to the prompt although the template has no generation prompt
     "headless": (
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n",
         [
@@ -83,9 +83,9 @@ def test_prompt_and_segments_are_the_rendering_up_to_the_end_of_turn(style):
 def test_a_template_that_hides_earlier_thoughts_scores_only_what_the_model_would_write():
     thought = "<think>x</think> b"
     text = rendered(tokenizers.thinking(), user("a"), assistant(thought), user("c"), assistant(thought))
-    shown, answer = text.responses[0]
+    shown, response = text.responses[0]
     assert shown == ("b<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n", False)
-    assert answer == (f"{thought}<|im_end|>", True)
+    assert response == (f"{thought}<|im_end|>", True)
     assert text.unscored_turns == 1
 
 
@@ -97,7 +97,7 @@ def test_a_template_that_trims_scores_the_trimmed_text():
 def test_tool_turns_are_shown_and_not_scored():
     tool = {"role": "tool", "content": "7"}
     text = rendered(tokenizers.qwen_like(), user("a"), assistant("call"), tool, assistant("b"))
-    assert [segment for segment, scored in text.responses[0] if scored] == ["call<|im_end|>", "b<|im_end|>"]
+    assert [segment for segment, counts in text.responses[0] if counts] == ["call<|im_end|>", "b<|im_end|>"]
     assert "tool\n7<|im_end|>" in text.responses[0][1][0]
 
 
@@ -130,7 +130,7 @@ def test_template_from_a_file(tmp_path):
     file = tmp_path / "mine.jinja"
     file.write_text("{{ mark }}{% for m in messages %}({{ m.content }}){% endfor %}", encoding="utf-8")
     template = resolve(tokenizers.gpt2_like(), DataSpec(template=str(file), template_arguments={"mark": "!"}))
-    assert template.prompt([user("a")]) == "!(a)("  # no generation prompt: what opens an answer is given all the same
+    assert template.prompt([user("a")]) == "!(a)("  # also without a generation prompt
 
 
 def test_plain_template_puts_a_system_message_first():
@@ -171,8 +171,8 @@ def test_what_follows_the_end_of_turn_token_is_dropped_even_if_it_is_an_eos():
 
 #: template, part of the error
 UNUSABLE = {
-    "refuses": ("{{ raise_exception('never') }}", "cannot render a question and an answer: TemplateError: never"),
-    "drops answers": ("{{ messages[0]['content'] }}", "the answer does not appear"),
+    "refuses": ("{{ raise_exception('never') }}", "cannot render a prompt and a response: TemplateError: never"),
+    "drops responses": ("{{ messages[0]['content'] }}", "the response is not in the rendered text"),
     "opens a thought in the generation prompt": (
         tokenizers.CHATML.replace("assistant\n'", "assistant\n<think>\n'"),
         "generation prompt ends with .*<think>.*template_arguments",

@@ -32,9 +32,9 @@ def example(tokenizer, row, kind=SUPERVISED, **options):
     return made(tokenizer, row, kind=kind, **options)[0]
 
 
-def ask(*said):
+def ask(*contents):
     roles = ("user", "assistant")
-    return {"messages": [{"role": roles[i % 2], "content": content} for i, content in enumerate(said)]}
+    return {"messages": [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)]}
 
 
 TEXT = {"prompt": "a", "response": " hi"}
@@ -195,7 +195,7 @@ def test_cutting(lengths, options, after):
     cut = fit(group, DataSpec(**options), bos=None)
     assert (cut is None) == (after is None)
     assert (len(group.prompt), *map(len, group.responses)) == (after or lengths)
-    assert [len(mask) for mask in group.scored] == [len(ids) for ids in group.responses]
+    assert [len(mask) for mask in group.masks] == [len(ids) for ids in group.responses]
     assert all(ids == list(range(len(ids))) for ids in group.responses)  # responses keep their start
     first = 0 if options.get("too_long") == "keep_start" else lengths[0] - len(group.prompt)
     assert group.prompt == list(range(first, first + len(group.prompt)))
@@ -232,16 +232,16 @@ def test_scored_tokens_decode_to_the_response_and_its_end(style, layout, boundar
         row = {"prompt": prompt, "response": response} if layout == "text" else ask(prompt, response)
         got = tokenize(Rows(row), tokenizer, spec, SUPERVISED)[0]
         shown = template.prompt(ask(prompt)["messages"]) if layout == "chat" else prompt
-        said = response.strip() if style == "thinking" and layout == "chat" else response
+        content = response.strip() if style == "thinking" and layout == "chat" else response
         space = " " if layout == "chat" and style in ("llama", "gpt2", "sentencepiece") else ""
         whole = tokenizer.decode(got.prompt + got.responses[0], skip_special_tokens=False)
         if style == "sentencepiece":  # cannot tell its own first space from the text's
             whole, shown = whole.removeprefix("<s>").removeprefix(" "), shown.removeprefix(" ")
-        assert whole.removeprefix("<s>" if not shown.startswith("<s>") else "") == f"{shown}{space}{said}{end}"
+        assert whole.removeprefix("<s>" if not shown.startswith("<s>") else "") == f"{shown}{space}{content}{end}"
         if boundary == "ids":
             before = tokenizer.decode(got.prompt, skip_special_tokens=False)
             joined = tokenizer.decode(got.prompt + got.responses[0], skip_special_tokens=False)
-            assert joined.removeprefix(before) == f"{space}{said}{end}"
+            assert joined.removeprefix(before) == f"{space}{content}{end}"
             assert got.loss_mask is None
         bos = tokenizer.bos_token_id
         if bos is not None and bos not in (EOS, END) and not template.bos_marks_turns:
