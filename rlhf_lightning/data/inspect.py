@@ -1,6 +1,6 @@
-"""What a data set looks like to the model: counts, lengths, rows with their scored tokens, every problem.
+"""A data set as the model sees it: counts, lengths, rows with their scored tokens, every problem.
 
-Scored text is coloured; on a terminal without colours it stands between ``[[`` and ``]]`` as well.
+Scored text is coloured; on a terminal without colours it is between ``[[`` and ``]]``.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def inspect(
 
     Args:
         examples: the tokenised data set.
-        report: how it came about.
+        report: of its tokenisation.
         tokenizer: that made the tokens.
-        console: where to print.
+        console: to print to.
         rows: examples to show, spread evenly over the data set.
     """
-    # soft_wrap off whatever the console's habit: inside a panel it would cut long lines instead of folding them.
+    # soft_wrap is always off: inside a panel it would cut long lines instead of folding them.
     console.print(_overview(report), soft_wrap=False)
     if len(examples):
         parts = lengths_of(examples, report.kind)
@@ -59,8 +59,8 @@ def inspect(
         for group in np.unique(np.linspace(0, len(examples) - 1, max(rows, 0)).round().astype(int)).tolist():
             panel = _row(examples, group, tokenizer, report.kind, marks=console.color_system is None)
             console.print(panel, soft_wrap=False, width=min(console.width, _WIDTH))
-    for remark in report.notes:
-        console.print(Text("note  ", style="yellow").append(remark, style="default"))
+    for note in report.notes:
+        console.print(Text("note  ", style="yellow").append(note, style="default"))
     _problems(report, console)
 
 
@@ -91,7 +91,7 @@ def _overview(report: DataReport) -> RenderableType:
         tokens += f", of which {report.scored_tokens:,} scored ({report.supervised_fraction:.1%})"
     grid.add_row("tokens", tokens)
     if report.boundary_checked:
-        merged = f"{report.boundary_mismatched:,} of {report.boundary_checked:,} rows looked at"
+        merged = f"{report.boundary_mismatched:,} of {report.boundary_checked:,} checked rows"
         grid.add_row("boundary", f"prompt and response would merge tokens in {merged}")
     title = Text(report.source, style="bold")
     return Panel(grid, title=title, title_align="left", box=box.ROUNDED, expand=False)
@@ -122,8 +122,8 @@ def _histogram(parts: dict[str, NDArray[np.int64]], *, ascii_only: bool) -> Rend
     columns = []
     for name, counts in parts.items():
         table.add_column(name, style=_style(name), no_wrap=True)
-        found, _ = np.histogram(counts, bins=edges)
-        columns.append([_bar(int(n), int(found.max()), ascii_only=ascii_only) for n in found])
+        heights, _ = np.histogram(counts, bins=edges)
+        columns.append([_bar(int(n), int(heights.max()), ascii_only=ascii_only) for n in heights])
     for number, (low, high) in enumerate(pairwise(edges)):
         table.add_row(f"{low:,} - {high - 1:,}", *(bars[number] for bars in columns))
     return Group(table, Text())
@@ -144,7 +144,7 @@ def _row(
     title = Text(example.row, style="bold")
     if example.margin is not None:
         title.append(f"  margin {example.margin:.3g}", style="not bold")
-    blocks = _answered(example, kind, tokenizer, marks=marks)
+    blocks = _responses(example, kind, tokenizer, marks=marks)
     if not blocks:
         prompt = example.prompt
         blocks = [_heading(PROMPT, prompt, 0), _tokens(prompt, [False] * len(prompt), "", tokenizer, marks=marks)]
@@ -153,7 +153,7 @@ def _row(
 
 
 def _columns(columns: Mapping[str, Any]) -> list[RenderableType]:
-    """What a reward sees of the row beside its prompt, long values cut."""
+    """The row's columns as a reward sees them, without its prompt, long values cut."""
     shown = [(name, value) for name, value in columns.items() if name != PROMPT]
     listed = [Text(f"{name}  ", style="bold", overflow="fold").append(_short(value)) for name, value in shown]
     return [Text(), *listed] if listed else []
@@ -165,8 +165,8 @@ def _short(value: object) -> Text:
     return Text(cut.replace("\n", "↵"), style="not bold")
 
 
-def _answered(example: Example, kind: str, tokenizer: PreTrainedTokenizerBase, *, marks: bool) -> list[RenderableType]:
-    """Each response of a group behind its prompt; nothing where there is none."""
+def _responses(example: Example, kind: str, tokenizer: PreTrainedTokenizerBase, *, marks: bool) -> list[RenderableType]:
+    """Each response of a group behind its prompt; empty where there is none."""
     masks = example.loss_mask or [[True] * len(ids) for ids in example.responses]
     names = slot_names(kind, len(example.responses))
     prompts = [example.prompt, *example.more_prompts]
@@ -180,33 +180,33 @@ def _answered(example: Example, kind: str, tokenizer: PreTrainedTokenizerBase, *
                 _heading(PROMPT, prompt, 0),
                 _tokens(prompt, [False] * len(prompt), "", tokenizer, marks=marks),
             ]
-        said = _numbers(example, slot)
+        numbers = _numbers(example, slot)
         blocks += [
             Text(),
-            _heading(name, ids, sum(mask), said),
+            _heading(name, ids, sum(mask), numbers),
             _tokens(ids, mask, _style(name), tokenizer, marks=marks),
         ]
     return blocks
 
 
 def _numbers(example: Example, slot: int) -> str:
-    """What is known of a response beside its tokens."""
-    said = [f"{name.removeprefix(ATTRIBUTE)} {values[slot]:.3g}" for name, values in example.numbers.items()]
+    """Numbers and labels of a response, as text."""
+    texts = [f"{name.removeprefix(ATTRIBUTE)} {values[slot]:.3g}" for name, values in example.numbers.items()]
     if example.step_labels is not None:
         labels = [f"{label:.3g}" for label in example.step_labels[slot] if not math.isnan(label)]
-        said.append(f"labels {' '.join(labels)}")
-    return ", ".join(said)
+        texts.append(f"labels {' '.join(labels)}")
+    return ", ".join(texts)
 
 
-def _heading(name: str, ids: Sequence[int], scored: int, said: str = "") -> RenderableType:
-    count = f"{len(ids)} tokens" + (f", {scored} scored" if name != PROMPT else "")
+def _heading(name: str, ids: Sequence[int], targets: int, numbers: str = "") -> RenderableType:
+    count = f"{len(ids)} tokens" + (f", {targets} scored" if name != PROMPT else "")
     short = len(ids) <= 2 * _SHOWN_IDS
     shown = [str(token) for token in (ids if short else [*ids[:_SHOWN_IDS], *ids[-_SHOWN_IDS:]])]
     if not short:
         shown.insert(_SHOWN_IDS, "...")
     heading = Text(name, style=f"bold {_style(name)}")
-    if said:
-        heading.append(f"  {said}", style="not bold")
+    if numbers:
+        heading.append(f"  {numbers}", style="not bold")
     return heading.append(f"  {count}  ids {' '.join(shown)}", style="dim not bold")
 
 
@@ -221,18 +221,18 @@ def _tokens(
         tail = _tokens(ids[-half:], mask[-half:], style, tokenizer, marks=marks)
         return text.append(head).append(f"\n ... {len(ids) - 2 * half} tokens ...\n", style="dim italic").append(tail)
     position = 0
-    for scored, run in groupby(mask):
+    for counts, run in groupby(mask):
         length = len(list(run))
         piece = tokenizer.decode(list(ids[position : position + length]), skip_special_tokens=False)
         piece = _visible(str(piece))
-        text.append(f"[[{piece}]]" if scored and marks else piece, style=style if scored else "dim")
+        text.append(f"[[{piece}]]" if counts and marks else piece, style=style if counts else "dim")
         position += length
     text.highlight_regex(special_pattern(tokenizer), "bold")
     return text
 
 
 def _visible(piece: str) -> str:
-    """Line breaks at the end of a piece as signs: that is where boundaries go wrong."""
+    """Show line breaks at the end of a piece as signs, since errors of boundaries are visible there."""
     body = piece.rstrip("\n")
     return body + "↵" * (len(piece) - len(body))
 

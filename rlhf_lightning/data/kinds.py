@@ -1,8 +1,8 @@
-"""Kinds of data, each declared once: what a group holds, what people call it, what its rows serve, its batch.
+"""Kinds of data, each declared once: the slots of a group, its names, the methods its rows serve, its batch.
 
-The kind is what a *method* learns from (``AlignmentModule.kind``). What a *row* gives is its own kind: a ranked list is
-one whatever it is used for. A new kind is an entry of :data:`KINDS` and a reader in ``data.rows.kind_readers``;
-everything else reads the entry. Nothing here imports torch, so that ``rlhf methods`` and tab completion answer at once.
+A *method* learns from one kind (``AlignmentModule.kind``). A *row* has its own kind: a ranked list stays a ranked list,
+whatever it is used for. A new kind is an entry of :data:`KINDS` and a reader in ``data.rows.kind_readers``; all other
+code reads the entry. Nothing here imports torch, so ``rlhf methods`` and tab completion are fast.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ class DataKind:
     """A kind of data.
 
     Attributes:
-        noun: what several groups are called.
-        singular: what one group is called.
-        slots: what each response is called; none: lists whose responses are ``RANKED_SLOT`` and a number.
+        noun: name of several groups.
+        singular: name of one group.
+        slots: names of the responses; none: lists whose responses are ``RANKED_SLOT`` and a number.
         needs: the columns that make a row one of this kind.
         batch: class of its batches, a name of ``rlhf_lightning.types``.
         feeds: the other kinds of methods that its rows serve. ``data.rows.kind_readers`` reads them so, or
             ``data.tokens.converters`` makes groups of that kind of them.
-        rows: what people bring, where groups are made of something of another name; empty: ``noun``.
-        mapped: an example of ``data.spec.columns`` that may be missing.
-        has_responses: whether the rows bring responses; without any they are prompts for the policy to answer.
-        ordered: whether responses stand from the better to the worse one, so that a reward can be held against them.
+        rows: name of the users' rows, where it differs from that of the groups; empty: ``noun``.
+        mapped: an example of an entry of ``data.spec.columns``.
+        has_responses: whether the rows have responses; without them they are prompts for the policy.
+        ordered: whether responses are ordered from the better to the worse one, as rewards are compared with.
         worse: the slots of worse responses.
         labels: inputs of a loss that only this kind has.
         optional: a column that some rows may lack, and not all; the first slot is then empty.
-        gathered: whether single responses with a score, a row each, belong together where they have the same prompt.
-        named_numbers: whether the numbers of a response are named by the data, the same in every row.
-        identity: the prompt that says which groups belong together: they stay on one side of a split into training and
-            validation.
+        gathered: whether single scored responses, a row each, become one group where they have the same prompt.
+        named_numbers: whether the data names the numbers of a response, with the same names in every row.
+        identity: index of the prompt that groups are identified by: those with the same one stay on one side of a split
+            into training and validation.
         same_response: whether every slot holds the same response, after another prompt.
     """
 
@@ -57,16 +57,16 @@ class DataKind:
 
     @property
     def pair(self) -> bool:
-        """Whether a group is a better and a worse response to one prompt."""
+        """True where a group is a better and a worse response to one prompt."""
         return self.ordered and len(self.slots) == 2
 
     @property
     def brought(self) -> str:
-        """What people bring, in the plural."""
+        """Name of the users' rows, in the plural."""
         return self.rows or self.noun
 
     def named(self, count: int) -> str:
-        """What so many groups are called: 12 ``pairs``, 1 ``pair``."""
+        """Name of so many groups: 12 ``pairs``, 1 ``pair``."""
         return self.singular if count == 1 else self.noun
 
 
@@ -203,22 +203,22 @@ KINDS: dict[str, DataKind] = {
         "prompts",
         "prompt",
         ("response",),
-        "any layout with a prompt; responses are left aside",
+        "any layout with a prompt; responses are ignored",
         "RolloutBatch",
         feeds=(),
         has_responses=False,
         gathered=True,
     ),
 }
-#: The kind of rows whose responses are still to be drawn.
+#: The kind of rows whose responses the policy draws.
 PROMPTS = "prompt"
 
 
 def kind_of(name: str) -> DataKind:
-    """The kind of that name.
+    """The kind of a name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such kind.
     """
     if name not in KINDS:
         close = difflib.get_close_matches(name, KINDS, n=1)
@@ -228,26 +228,26 @@ def kind_of(name: str) -> DataKind:
 
 
 def serves(row: str, method: str) -> bool:
-    """Whether rows of a kind can be given to a method that learns from a kind."""
+    """Return whether rows of a kind can be used by a method that learns from a kind."""
     return row == method or method in KINDS[row].feeds
 
 
 def fed_by(method: str) -> list[str]:
-    """The kinds of rows that a method of a kind can be given, its own first."""
+    """The kinds of rows that a method of a kind can use, the method's kind first."""
     return [method, *(row for row in KINDS if row != method and serves(row, method))]
 
 
 def slot_names(kind: str, slots: int) -> list[str]:
-    """What each response of a group is called."""
+    """Names of the responses of a group."""
     names = KINDS[kind].slots if kind in KINDS else ()
     return list(names) if len(names) == slots else [f"{RANKED_SLOT} {number}" for number in range(1, slots + 1)]
 
 
 def kind_of_labels(needs: frozenset[str], otherwise: str) -> str:
-    """The kind whose labels a loss asks for.
+    """The kind whose labels a loss needs.
 
     Args:
         needs: inputs of the loss.
-        otherwise: the kind of a loss that asks for no label.
+        otherwise: the kind of a loss that needs no label.
     """
     return next((name for name, kind in KINDS.items() if needs & set(kind.labels)), otherwise)

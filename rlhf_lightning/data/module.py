@@ -1,4 +1,4 @@
-"""From sources to the batches of one process: the data module that every method shares."""
+"""The data module of every method: from sources to the batches of one process."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class AlignmentDataModule(L.LightningDataModule):
         for batch in data.train_dataloader(): ...
     """
 
-    plans_steps: bool  #: whether its rows are cut into steps; who draws responses cuts those of rollouts
+    plans_steps: bool  #: whether its rows are cut into steps; methods that draw responses cut those of rollouts instead
     train_examples: Examples | None
     val_examples: Examples | None
-    #: Of a reward that reads columns of validation rows, given their names; None: no columns are read.
+    #: Check of a reward that reads columns of validation rows, called with their names; None: no columns are read.
     check_columns: Callable[[Collection[str]], None] | None = None
-    drawn_tokens: ClassVar[int] = 0  #: most tokens of a response that is still to be drawn: the data has all of them
+    drawn_tokens: ClassVar[int] = 0  #: most tokens of a response that the policy draws: none, the data has all of them
     val_columns: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  #: by "file:row", where they are read
 
     def __init__(
@@ -85,16 +85,16 @@ class AlignmentDataModule(L.LightningDataModule):
         Args:
             source: training rows; or examples that are tokenised already.
             tokenizer: the model's; None for examples.
-            kind: what the method learns from, a name of ``kinds.KINDS``.
-            validation: rows of its own, the share of prompts to keep for it, the paths of files or folders, or None.
-            spec: how rows become tokens.
+            kind: of data that the method learns from, a name of ``kinds.KINDS``.
+            validation: separate rows, the share of prompts to keep for it, the paths of files or folders, or None.
+            spec: options of the conversion of rows to tokens.
             batch_size: groups of an optimiser step over all processes.
-            max_tokens: token budget of a micro-batch; when set it takes the place of ``batch_size``.
-            loading: how rows are cut, ordered and packed; the options of ``LoadingOptions`` by name.
+            max_tokens: token budget of a micro-batch; when set, it replaces ``batch_size``.
+            loading: options of cutting, ordering and packing rows; those of ``LoadingOptions`` by name.
             seed: of the order.
             place: this process's share where no trainer says it.
-            mismatched: bring every prompt of a step with another row's response too (KTO's reference point).
-            ptx: other data that on-policy methods mix in: a partial of this class; ``batch_size`` rows of it a step.
+            mismatched: add every prompt of a step with another row's response (KTO's reference point).
+            ptx: other data that on-policy methods mix in: a partial of this class, with ``batch_size`` rows a step.
 
         Raises:
             ValueError: an impossible size, no such kind, or no validation file at the path.
@@ -118,7 +118,7 @@ class AlignmentDataModule(L.LightningDataModule):
     # Reading
 
     def setup(self, stage: str | None = None) -> None:
-        """Tokenise, check and plan what the stage needs, once. No weights are needed, and none should be loaded yet.
+        """Tokenise, check and plan the data of a stage, once. No weights are needed, and none should be loaded yet.
 
         Args:
             stage: ``fit``, ``validate``, ...; None means everything.
@@ -150,7 +150,9 @@ class AlignmentDataModule(L.LightningDataModule):
         if isinstance(source, Sequence):
             examples = source if isinstance(source, Examples) else Examples.build(source)
         elif self.tokenizer is None:
-            raise ValueError(f"the {role} data of {source.name} is text: pass the model's tokenizer")
+            raise ValueError(
+                f"the {role} data of {source.name} is text, so the model's tokenizer is needed: pass tokenizer="
+            )
         else:
             tokenized = tokenize(source, self.tokenizer, self.spec, self.kind)
             tokenized.report.enforce(self.spec)
@@ -165,7 +167,7 @@ class AlignmentDataModule(L.LightningDataModule):
 
     @property
     def prompt_form(self) -> PromptForm:
-        """What generation has to know of the prompts."""
+        """Properties of the prompts that generation needs."""
         return form_of(self.spec.prompting, self.tokenizer)
 
     def _read_columns(self) -> None:
@@ -182,7 +184,7 @@ class AlignmentDataModule(L.LightningDataModule):
         return [part for part in (self.train_examples, self.val_examples) if part is not None]
 
     def _mismatches_of(self, examples: Examples) -> Mismatches | None:
-        """The partners of a part's rows, chosen once; None where nobody asks for them."""
+        """The partners of a data set's rows, chosen once; None where they are not used."""
         if self.mismatched and id(examples) not in self._mismatches:
             role = "training" if examples is self.train_examples else "validation"
             self._mismatches[id(examples)] = Mismatches.draw(examples, role)
@@ -191,26 +193,26 @@ class AlignmentDataModule(L.LightningDataModule):
     def reference_parts(self) -> list[Groups]:
         """Everything of which a loss may need reference log-probs: the rows that were read, and mismatched ones."""
         parts = self._parts()
-        return [*parts, *(found for part in parts if (found := self._mismatches_of(part)) is not None)]
+        return [*parts, *(rows for part in parts if (rows := self._mismatches_of(part)) is not None)]
 
     def _lengths(self, examples: Examples) -> NDArray[np.int64]:
         return examples.padded_lengths if self.batching.padded else examples.lengths
 
     def has_input(self, name: str) -> bool:
-        """Whether the data brings what a loss calls so; True while nothing has been read.
+        """Return whether the data has an input of a loss; True while nothing has been read.
 
-        A margin or a win probability (of lists: scores that are one) must be there in training and in validation; who
-        drew a response is said in one of them.
+        Training and validation must both have a margin or a win probability (of lists: scores in [0, 1]); only one of
+        them needs to have which model drew a response.
         """
         return has_input(self._parts(), name)
 
     def content(self) -> dict[str, str]:
-        """Digests of what was read, by what it is."""
+        """Digests of the data that was read, by its name."""
         parts = {"the training data": self.train_examples, "the validation data": self.val_examples}
         return {name: part.content() for name, part in parts.items() if part is not None}
 
     def summaries(self) -> list[str]:
-        """What was read, and how it is cut into steps: a few lines for people."""
+        """A few lines for people about the data that was read and its steps."""
         lines = [
             f"{role}: {summary_of(examples, self.kind, self.reports.get(role))}"
             for role, examples in (("train", self.train_examples), ("validation", self.val_examples))
@@ -234,7 +236,7 @@ class AlignmentDataModule(L.LightningDataModule):
         """This process's training batches.
 
         Raises:
-            ValueError: no way to cut the data into steps of the size asked for, or accumulation that changes over time.
+            ValueError: the data cannot be cut into steps of this size, or accumulation changes over time.
         """
         examples = _need(self.train_examples)
         batching, place = self.batching, self._place()
@@ -242,8 +244,8 @@ class AlignmentDataModule(L.LightningDataModule):
         if trainer is not None:
             if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
                 raise ValueError(
-                    "GradientAccumulationScheduler changes how many micro-batches a step has, which the loader plans "
-                    "ahead; set trainer.accumulate_grad_batches to one number"
+                    "GradientAccumulationScheduler changes the number of micro-batches of a step, but the loader plans "
+                    "steps ahead; set trainer.accumulate_grad_batches to one number"
                 )
             if trainer.overfit_batches:
                 batching = replace(batching, shuffle=False)  # the same few batches in every epoch
@@ -260,7 +262,7 @@ class AlignmentDataModule(L.LightningDataModule):
             mismatches=self._mismatches_of(examples),
             taken=steps_taken(trainer),
         )
-        check_limit(trainer, len(loader))  # plans the first epoch: what cannot be planned is an error now
+        check_limit(trainer, len(loader))  # plans the first epoch, so an impossible plan is an error now
         return loader
 
     def val_dataloader(self) -> ListLoader | list[ListLoader]:
@@ -278,8 +280,8 @@ class AlignmentDataModule(L.LightningDataModule):
     def reference_loader(self, store: ReferenceStore, *, checks: int = 8) -> ListLoader:
         """The rows of training and validation, mismatched ones too, that a store lacks; this process's share.
 
-        A few random rows that it has come along: the writer compares their log-probs with what is stored. Every
-        process has equally many batches, so that a sharded model can score them.
+        A few random rows that it has are added: the writer compares their log-probs with the stored ones. Every process
+        has equally many batches, so that a sharded model can score them.
 
         Args:
             store: the cache.
@@ -301,7 +303,7 @@ class AlignmentDataModule(L.LightningDataModule):
         return self._list_loader(listed)
 
     def _to_score(self, store: ReferenceStore, checks: int) -> list[NDArray[np.int64]]:
-        """Of each part the groups that the store lacks, and a few that it has."""
+        """For each data set the groups that the store lacks, and a few that it has."""
         draw = np.random.default_rng()  # another sample in every run; nothing that is trained depends on it
         chosen = []
         for examples in self.reference_parts():
@@ -357,10 +359,10 @@ def _need(examples: Examples | None) -> Examples:
 
 
 def _fitting(examples: Examples, kind: str, role: str) -> Examples:
-    """Tokenised examples as a kind's: only their first responses where one a prompt is wanted.
+    """Tokenised examples as data of a kind: only their first responses where the kind has one a prompt.
 
     Raises:
-        DataError: the examples are of another kind.
+        DataError: the examples do not fit the kind.
     """
     slots = len(KINDS[kind].slots)
     if not KINDS[kind].has_responses:

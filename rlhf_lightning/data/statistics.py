@@ -1,4 +1,4 @@
-"""What a data set's columns say in numbers: lengths of prompts and responses, shares of labels, ranges of scores."""
+"""Statistics of a data set: lengths of prompts and responses, shares of labels, ranges of scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROMPT = "prompt"
 
 
 def lengths_of(examples: Examples, kind: str) -> dict[str, NDArray[np.int64]]:
-    """Token counts of the prompts and of each slot's responses, by name; what is not there is not counted.
+    """Token counts of the prompts and of each slot's responses, by name; empty slots are not counted.
 
     Prompts alone have no responses. The responses of ranked lists are counted together. With several prompts, each is
     named after its response.
@@ -45,40 +45,40 @@ def together(examples: Examples) -> NDArray[np.int64]:
 
 
 def remarks(examples: Examples, kind: str) -> list[str]:
-    """What there is to say beside lengths, a line each."""
+    """Statistics other than lengths, a line each."""
     filled = examples.slot_tokens > 0
-    said = []
+    lines = []
     if KINDS[kind].pair:
         longer = float(np.mean(examples.slot_tokens[:, 0] > examples.slot_tokens[:, 1]))
         first, second = KINDS[kind].slots
-        said.append(f"{first} is longer than {second} in {longer:.0%} of pairs")
+        lines.append(f"{first} is longer than {second} in {longer:.0%} of pairs")
     if examples.margin is not None:
-        said.append(f"margin {_range(examples.margin)}")
+        lines.append(f"margin {_range(examples.margin)}")
     if not KINDS[kind].slots:
         counts = np.bincount(filled.sum(axis=1))
         listed = ", ".join(f"{size}: {count:,}" for size, count in enumerate(counts.tolist()) if count)
-        said.append(f"responses a list: lists  {listed}")
+        lines.append(f"responses a list: lists  {listed}")
     for name, values in examples.numbers.items():
-        known = values[np.isfinite(values)]
+        finite = values[np.isfinite(values)]
         if name in KINDS[kind].labels:
-            said += _shares(name, values, slot_names(kind, examples.slots))
-        elif len(known):
-            missing = int(filled.sum()) - len(known)
+            lines += _shares(name, values, slot_names(kind, examples.slots))
+        elif len(finite):
+            missing = int(filled.sum()) - len(finite)
             absent = f", {missing:,} missing" if missing else ""
-            said.append(f"{name.removeprefix(ATTRIBUTE)} {_range(known)}{absent}")
+            lines.append(f"{name.removeprefix(ATTRIBUTE)} {_range(finite)}{absent}")
     if examples.step_labels is not None:
         labels = examples.step_labels[np.isfinite(examples.step_labels)]
         steps = examples.slot_tokens.sum(axis=1)
-        said.append(f"{steps.mean():.1f} steps a solution (most {steps.max()}), {labels.mean():.0%} of them right")
+        lines.append(f"{steps.mean():.1f} steps a solution (most {steps.max()}), {labels.mean():.0%} of them right")
     if examples.prompts > 1 and not filled.all():
         names = slot_names(kind, examples.slots)
         shares = [(name, share) for name, share in zip(names, filled.mean(axis=0), strict=True) if share < 1]
-        said += [f"{name}: in {share:.0%} of the groups" for name, share in shares]
-    return said
+        lines += [f"{name}: in {share:.0%} of the groups" for name, share in shares]
+    return lines
 
 
 def _shares(name: str, values: NDArray[np.float32], slots: Sequence[str]) -> list[str]:
-    """How many responses have a label, which is 1 or 0."""
+    """Counts or shares of responses with a label, which is 1 or 0."""
     if values.shape[1] == 1:
         yes = int(values.sum())
         return [f"{yes:,} {name}, {len(values) - yes:,} not"]

@@ -1,4 +1,4 @@
-"""A part of the data in one line."""
+"""One-line summaries of data sets."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from rlhf_lightning.data.tokens.examples import Examples
 
 
 def summary_of(examples: Examples, kind: str, report: DataReport | None) -> str:
-    """What a part of the data holds: how many groups of which lengths, and what became of its rows."""
+    """Summary of training or validation data: number and lengths of groups, and counts of rows."""
     lengths = examples.lengths
-    scored = int(examples.slot_tokens.sum())
-    what = KINDS[kind].named(len(examples)) + _contents(examples, kind)
-    counts = f"{len(examples)} {what} of {lengths.mean():.0f} tokens on average (longest {lengths.max()})"
+    targets = int(examples.slot_tokens.sum())
+    noun = KINDS[kind].named(len(examples)) + _contents(examples, kind)
+    counts = f"{len(examples)} {noun} of {lengths.mean():.0f} tokens on average (longest {lengths.max()})"
     if KINDS[kind].has_responses:
-        counts += f", {scored / lengths.sum():.0%} of them scored"
+        counts += f", {targets / lengths.sum():.0%} of them scored"
     return counts if report is None else f"{counts}; {report.summary()}"
 
 
 def _contents(examples: Examples, kind: str) -> str:
-    """What a kind's own numbers say, in a few words."""
+    """Statistics of a kind's numbers, in a few words."""
     for name in KINDS[kind].labels:
         if name in examples.numbers:
             return f" ({np.nanmean(examples.numbers[name]):.0%} {name})"

@@ -29,9 +29,9 @@ def printed(source, tokenizer, kind, *, colour=False, rows=3, encoding="utf-8", 
     return file.read()
 
 
-def turns(*said):
+def turns(*contents):
     roles = ("user", "assistant")
-    return {"messages": [{"role": roles[i % 2], "content": content} for i, content in enumerate(said)]}
+    return {"messages": [{"role": roles[i % 2], "content": content} for i, content in enumerate(contents)]}
 
 
 PAIRS = [{"prompt": "a" * (i + 1), "chosen": "b" * (2 * i + 1), "rejected": "c", "margin": float(i)} for i in range(9)]
@@ -65,7 +65,7 @@ def test_scored_tokens_are_marked_without_colours():
     assert "[[b<|im_end|>]]" in text
     assert "[[d<|im_end|>]]" in text
     assert text.count("[[") == text.count("]]") == 2
-    assert "assistant↵" in text  # the line break before an answer is shown
+    assert "assistant↵" in text  # the line break before a response is shown
     assert "4 scored" in text
 
 

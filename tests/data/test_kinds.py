@@ -44,7 +44,7 @@ def group(kind, *rows, **options):
     return made(kind, *rows, **options)[0]
 
 
-def answer(text):
+def response(text):
     return [*text.encode(), EOS]
 
 
@@ -53,64 +53,64 @@ GOLDEN = {
     "ranked, by falling score": (
         "ranked",
         {"prompt": "a", "responses": ["b", "c", "d"], "scores": [1, 3, 2]},
-        Example([BOS, 97], [answer("c"), answer("d"), answer("b")], numbers={"score": [3.0, 2.0, 1.0]}),
+        Example([BOS, 97], [response("c"), response("d"), response("b")], numbers={"score": [3.0, 2.0, 1.0]}),
     ),
     "ranks: 1 is the best": (
         "ranked",
         {"prompt": "a", "responses": ["b", "c"], "ranks": [2, 1]},
-        Example([BOS, 97], [answer("c"), answer("b")], numbers={"score": [-1.0, -2.0]}),
+        Example([BOS, 97], [response("c"), response("b")], numbers={"score": [-1.0, -2.0]}),
     ),
     "ties keep their order": (
         "ranked",
         {"prompt": "a", "completions": ["b", "c", "d"], "rewards": [1, 1, 2]},
-        Example([BOS, 97], [answer("d"), answer("b"), answer("c")], numbers={"score": [2.0, 1.0, 1.0]}),
+        Example([BOS, 97], [response("d"), response("b"), response("c")], numbers={"score": [2.0, 1.0, 1.0]}),
     ),
     "scores inside the responses": (
         "ranked",
         {"prompt": "a", "responses": [{"response": "b", "score": 1}, {"response": "c", "score": 2.5}]},
-        Example([BOS, 97], [answer("c"), answer("b")], numbers={"score": [2.5, 1.0]}),
+        Example([BOS, 97], [response("c"), response("b")], numbers={"score": [2.5, 1.0]}),
     ),
     "a label of its own": (
         "unpaired",
         {**QUESTION, "label": False},
-        Example([BOS, 97], [answer("b")], numbers={"desirable": [0.0]}),
+        Example([BOS, 97], [response("b")], numbers={"desirable": [0.0]}),
     ),
     "PKU-SafeRLHF, the safer first": (
         "safety",
         PKU,
-        Example([BOS, 97], [answer("v"), answer("u")], numbers={"safe": [1.0, 0.0]}),
+        Example([BOS, 97], [response("v"), response("u")], numbers={"safe": [1.0, 0.0]}),
     ),
     "PKU-SafeRLHF as preferences, the better first": (
         "preference",
         PKU,
-        Example([BOS, 97], [answer("u"), answer("v")]),
+        Example([BOS, 97], [response("u"), response("v")]),
     ),
     "safety labels beside a pair": (
         "safety",
         {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_safe": True, "rejected_safe": True},
-        Example([BOS, 97], [answer("b"), answer("c")], numbers={"safe": [1.0, 1.0]}),
+        Example([BOS, 97], [response("b"), response("c")], numbers={"safe": [1.0, 1.0]}),
     ),
     "a judgment": (
         "judged",
         {**QUESTION, "judgment": "j"},
-        Example([BOS, *b"a\n\n### Judgment:\nj"], [answer("b"), answer("b")], more_prompts=([BOS, 97],)),
+        Example([BOS, *b"a\n\n### Judgment:\nj"], [response("b"), response("b")], more_prompts=([BOS, 97],)),
     ),
     "a context before text": (
         "context",
         QUESTION,
-        Example([BOS, *b"C\n\na"], [answer("b"), answer("b")], more_prompts=([BOS, 97],)),
+        Example([BOS, *b"C\n\na"], [response("b"), response("b")], more_prompts=([BOS, 97],)),
     ),
     "HelpSteer": (
         "attributes",
         {**QUESTION, **HELPSTEER},
-        Example([BOS, 97], [answer("b")], numbers={f"attribute:{name}": [float(v)] for name, v in HELPSTEER.items()}),
+        Example([BOS, 97], [response("b")], numbers={f"attribute:{name}": [float(v)] for name, v in HELPSTEER.items()}),
     ),
     "an instruction in two wordings": (
         "paraphrase",
         {"instruction": "a", "paraphrase": "b", "output": "c", "negative_instruction": "d", "negative_output": "e"},
         Example(
             [BOS, 97],
-            [answer("c"), answer("c"), answer("e"), []],
+            [response("c"), response("c"), response("e"), []],
             more_prompts=([BOS, 98], [BOS, 100], []),
         ),
     ),
@@ -139,7 +139,7 @@ def test_the_last_token_of_each_step_is_scored_and_labelled(row, prompt, text):
     assert got.prompt == [BOS, *prompt]
     assert got.responses == [[*text]]
     ends = [at for at, byte in enumerate(text) if byte == 10]
-    assert [at for at, scored in enumerate(got.loss_mask[0]) if scored] == ends
+    assert [at for at, counts in enumerate(got.loss_mask[0]) if counts] == ends
     assert [label for label in got.step_labels[0] if not math.isnan(label)] == [1.0, 0.0]
     assert pack([got], kind="steps").step_label.tolist() == [1.0, 0.0]
 
@@ -149,7 +149,7 @@ def test_steps_behind_a_chat_template_and_of_another_separator():
     got = group("steps", row, style="qwen", step_separator=" ##")
     assert got.prompt == [BOS, *b"user\na", END, 10, BOS, *b"assistant\n"]
     assert got.responses == [[*b"s ##t ##"]]
-    assert [at for at, scored in enumerate(got.loss_mask[0]) if scored] == [3, 7]
+    assert [at for at, counts in enumerate(got.loss_mask[0]) if counts] == [3, 7]
 
 
 def test_steps_that_are_cut_off_have_no_label():
@@ -194,7 +194,7 @@ def test_missing_ratings_are_nan_and_names_keep_their_order():
     batch = pack(made("attributes", *rows, attributes=["y", "x"]).examples, kind="attributes")
     assert batch.names == ("y", "x")
     np.testing.assert_array_equal(batch.attributes.numpy(), np.array([[1, 2], [np.nan, 3]], np.float32))
-    with pytest.raises(DataError, match=r"rows:2: missing field: other attributes .* data\.spec\.attributes"):
+    with pytest.raises(DataError, match=r"rows:2: missing field: it has other attributes .* data\.spec\.attributes"):
         made("attributes", *rows)
     columns = {**QUESTION, "taste": 2}
     assert group("attributes", columns, attributes=["taste"]).numbers == {"attribute:taste": [2.0]}
@@ -205,7 +205,7 @@ def test_every_second_row_of_coin_is_the_hard_negative_of_the_one_before_it():
     result = made("paraphrase", *rows)
     assert (len(result), result.report.kept) == (3, 5)
     assert result[0].more_prompts == ([BOS, *b"p0"], [BOS, *b"o1"], [BOS, *b"p1"])
-    assert result[0].responses == [answer(f"t{i}") for i in (0, 0, 1, 1)]
+    assert result[0].responses == [response(f"t{i}") for i in (0, 0, 1, 1)]
     assert result[2].responses[2:] == [[], []]
     # a row that cannot be used costs its neighbour the negative, never gives it another row's
     spoilt = made("paraphrase", *rows[:2], {**rows[2], "targets": ""}, *rows[3:], on_bad_row="exclude")
@@ -217,8 +217,8 @@ def test_any_layout_serves_supervised_training_with_its_best_response():
     for kind, row, _ in GOLDEN.values():
         if kind != "context":
             assert len(group("supervised", row).responses) == 1
-    assert group("supervised", GOLDEN["ranked, by falling score"][1]).responses == [answer("c")]
-    assert group("supervised", PKU).responses == [answer("u")]
+    assert group("supervised", GOLDEN["ranked, by falling score"][1]).responses == [response("c")]
+    assert group("supervised", PKU).responses == [response("u")]
     assert group("supervised", SHEPHERD).responses == [[*b"Step 1: x\nStep 2: y\n", EOS]]
 
 
@@ -268,9 +268,9 @@ def test_context_distillation_needs_its_context():
         made("context", QUESTION)
 
 
-def test_labels_that_are_all_alike_are_remarked():
+def test_labels_that_are_all_equal_are_noted():
     rows = [{**QUESTION, "label": 1}, {"prompt": "c", "response": "d", "label": "true"}]
-    assert made("unpaired", *rows).report.notes[-1] == "all 2 responses are desirable: there is nothing to tell apart"
+    assert made("unpaired", *rows).report.notes[-1] == "all 2 responses are desirable: there is nothing to distinguish"
 
 
 def test_a_judged_prompt_stays_on_one_side_whether_it_is_judged_or_not():
@@ -290,8 +290,8 @@ def test_a_source_that_draws_rows_of_every_kind_is_asked():
         def for_kind(self, kind):
             return Rows({"prompt": "a", "chosen": kind[0], "rejected": "x"})
 
-    assert group("preference", source=World()).responses[0] == answer("p")
-    assert group("supervised", source=Mixture({"w": World()})).responses[0] == answer("s")
+    assert group("preference", source=World()).responses[0] == response("p")
+    assert group("supervised", source=Mixture({"w": World()})).responses[0] == response("s")
 
 
 @pytest.mark.parametrize(

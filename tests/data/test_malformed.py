@@ -205,20 +205,20 @@ def _deep(depth: int) -> Any:
     return value
 
 
-def places(value: Any, depth: int = 20) -> Iterator[tuple[Any, Any]]:
+def spots(value: Any, depth: int = 20) -> Iterator[tuple[Any, Any]]:
     """Every container and key inside a row, down to a depth."""
     listed = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in listed if depth else ():
         yield value, key
-        yield from places(inner, depth - 1)
+        yield from spots(inner, depth - 1)
 
 
 def spoilt(row: dict[str, Any], draw: random.Random, words: Words) -> str:
     """Change a row in place; return what was done, for messages."""
     turns = [
-        inner for holder, key in places(row) if isinstance(inner := holder[key], dict) and {"role", "from"} & {*inner}
+        inner for holder, key in spots(row) if isinstance(inner := holder[key], dict) and {"role", "from"} & {*inner}
     ]
-    lists = [inner for holder, key in places(row) if isinstance(inner := holder[key], list) and inner]
+    lists = [inner for holder, key in spots(row) if isinstance(inner := holder[key], list) and inner]
     choice = draw.choice(["value", "value", "value", "gone", "field", "field", "turns", "text", "column"])
     if choice == "field" and turns:
         turn, added = draw.choice(turns), draw.choice(FIELDS)(words)
@@ -243,7 +243,7 @@ def spoilt(row: dict[str, Any], draw: random.Random, words: Words) -> str:
         added = draw.choice(COLUMNS)(words)
         row.update(added)
         return f"column {added}"
-    holder, key = draw.choice([*places(row)])
+    holder, key = draw.choice([*spots(row)])
     if choice == "gone" and isinstance(holder, dict):
         del holder[key]
         return f"no {key}"
@@ -254,7 +254,7 @@ def spoilt(row: dict[str, Any], draw: random.Random, words: Words) -> str:
 
 def texts_of(value: Any) -> Iterator[str]:
     """Every text in a row."""
-    return (holder[key] for holder, key in places(value) if isinstance(holder[key], str))
+    return (holder[key] for holder, key in spots(value) if isinstance(holder[key], str))
 
 
 def words_of(row: Any) -> set[str]:

@@ -87,13 +87,13 @@ def test_files_become_batches_of_the_kind_that_the_method_wants(rows: Path) -> N
 
 def test_every_kind_has_its_batches_and_is_called_by_its_name(rows: Path, tmp_path: Path) -> None:
     spec = DataSpec(cache=False)
-    answers = AlignmentDataModule(Files(str(rows)), qwen_like(), "unpaired", spec=spec, batch_size=8, validation=0.3)
-    answers.setup()
-    batches = [*answers.train_dataloader(), *answers.val_dataloader()]
+    responses = AlignmentDataModule(Files(str(rows)), qwen_like(), "unpaired", spec=spec, batch_size=8, validation=0.3)
+    responses.setup()
+    batches = [*responses.train_dataloader(), *responses.val_dataloader()]
     assert {type(batch) for batch in batches} == {UnpairedBatch}
     assert sum(len(batch) for batch in batches) == 24
-    assert "labelled responses (50% desirable) of" in answers.summaries()[0]
-    assert "12 of 12 rows kept as 24 labelled responses" in answers.summaries()[0]
+    assert "labelled responses (50% desirable) of" in responses.summaries()[0]
+    assert "12 of 12 rows kept as 24 labelled responses" in responses.summaries()[0]
     lists = tmp_path / "lists.jsonl"
     made = [
         {"prompt": f"Q{i}", "responses": ["a", "b", "c"][: 1 + i % 3], "ranks": [1, 2, 3][: 1 + i % 3]}
@@ -143,7 +143,7 @@ def test_fewer_validation_rows_than_processes() -> None:
     for share in shares:
         share.setup("fit")
     batches = [list(share.val_dataloader()) for share in shares]
-    assert [[len(batch) for batch in own] for own in batches] == [[1], [0]]
+    assert [[len(batch) for batch in listed] for listed in batches] == [[1], [0]]
     assert batches[1][0].stand_in is not None
 
 
@@ -394,5 +394,5 @@ def test_validation_may_be_the_path_of_files(tmp_path: Path) -> None:
         data.setup()
         assert data.val_examples is not None
         assert len(data.val_examples) == 4
-    with pytest.raises(DataError, match=r"(?s)data\.validation=nowhere\.jsonl: nothing to read.*null: no validation"):
+    with pytest.raises(DataError, match=r"(?s)data\.validation=nowhere\.jsonl: no file to read.*null: no validation"):
         AlignmentDataModule(Rows(*rows), qwen_like(), validation="nowhere.jsonl")

@@ -101,7 +101,7 @@ def test_rows_of_a_new_kind_serve_whom_the_entry_says(graded, monkeypatch):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_entry_is_whole(name):
-    """What an entry says of itself holds: a batch class, a reader, kinds that exist, slots that exist, nouns."""
+    """The names in an entry exist: a batch class, a reader, kinds that exist, slots that exist, nouns."""
     kind = KINDS[name]
     assert issubclass(batch_of(name), PackedBatch)
     assert name in READERS

@@ -1,4 +1,4 @@
-"""Prompts alone, to be answered by the policy: read out of every layout, with the row's columns."""
+"""Prompts alone, for the policy to respond to: read out of every layout, with the row's columns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.helpers import tokenizers
 from tests.helpers.rows import Rows, shared_file
 
 ASKED = "What is 2 + 2?"
-USER, ANSWER = {"role": "user", "content": ASKED}, {"role": "assistant", "content": "4"}
+USER, RESPONSE = {"role": "user", "content": ASKED}, {"role": "assistant", "content": "4"}
 MORE = {"role": "user", "content": "And 3 + 3?"}
 #: A row of each layout that asks the same question.
 SAME = {
@@ -40,7 +40,7 @@ SAME = {
     "equal pair": {"prompt": ASKED, "chosen": "4", "rejected": "4"},
     "ranked": {"prompt": ASKED, "responses": ["4", "5"], "scores": [1, 0]},
     "steps": {"prompt": ASKED, "steps": ["4"], "labels": [1]},
-    "messages": {"messages": [USER, ANSWER]},
+    "messages": {"messages": [USER, RESPONSE]},
     "unanswered messages": {"messages": [USER]},
     "sharegpt": {"conversations": [{"from": "human", "value": ASKED}, {"from": "gpt", "value": "4"}]},
     "prompt messages": {"prompt": [USER]},
@@ -56,40 +56,40 @@ SAME = {
 
 def made(*rows: dict[str, Any], tokenizer: Any = None, **options: Any) -> Tokenized:
     spec = DataSpec(**{"cache": False, "template": "tokenizer", "max_left_out": 1, **options})
-    found = tokenize(Rows(*rows), tokenizer or tokenizers.qwen_like(), spec, "prompt")
-    found.report.enforce(spec)
-    return found
+    result = tokenize(Rows(*rows), tokenizer or tokenizers.qwen_like(), spec, "prompt")
+    result.report.enforce(spec)
+    return result
 
 
 @pytest.mark.parametrize("layout", SAME)
 def test_every_layout_has_the_prompt(layout):
-    """The ids are those that generation starts from: the user's turn and the header of the answer, nothing of it."""
+    """The ids are those that generation starts from: the user's turn and the header of the response, nothing of it."""
     tokenizer = tokenizers.qwen_like()
-    found = made(SAME[layout])
-    (example,) = found.examples
+    result = made(SAME[layout])
+    (example,) = result.examples
     wanted = tokenizer.apply_chat_template([USER], add_generation_prompt=True, tokenize=False)
     assert tokenizer.decode(example.prompt) == wanted
     assert example.responses == [[]]
-    columns = found.examples.columns_of(0)
+    columns = result.examples.columns_of(0)
     assert columns == {**SAME[layout], "prompt": [USER]}
-    assert (found.report.kept, found.report.groups, found.report.scored_tokens) == (1, 1, 0)
+    assert (result.report.kept, result.report.groups, result.report.scored_tokens) == (1, 1, 0)
 
 
 @pytest.mark.parametrize("boundary", ["ids", "prefix"])
 def test_plain_text_stays_text(boundary):
     tokenizer = tokenizers.llama_like()
-    found = made({"prompt": ASKED, "response": "4"}, tokenizer=tokenizer, template="none", boundary=boundary)
+    result = made({"prompt": ASKED, "response": "4"}, tokenizer=tokenizer, template="none", boundary=boundary)
     demonstration = tokenize(
         Rows({"prompt": ASKED, "response": "4"}), tokenizer, DataSpec(cache=False, template="none"), "supervised"
     )
-    assert found.examples[0].prompt == demonstration.examples[0].prompt
-    assert found.examples.columns_of(0) == {"prompt": ASKED, "response": "4"}
-    assert found.report.boundary_checked == 0
+    assert result.examples[0].prompt == demonstration.examples[0].prompt
+    assert result.examples.columns_of(0) == {"prompt": ASKED, "response": "4"}
+    assert result.report.boundary_checked == 0
 
 
-def test_a_conversation_is_asked_up_to_its_last_answer():
-    turns = [USER, ANSWER, MORE]
-    rows = [{"messages": [*turns, ANSWER]}, {"messages": turns}]
+def test_a_conversation_is_asked_up_to_its_last_response():
+    turns = [USER, RESPONSE, MORE]
+    rows = [{"messages": [*turns, RESPONSE]}, {"messages": turns}]
     assert [made(row).examples.columns_of(0)["prompt"] for row in rows] == [turns, turns]
 
 
@@ -107,9 +107,9 @@ def test_columns_keep_their_own_names_and_values():
     ],
 )
 def test_a_text_is_asked_where_it_is_the_prompt(row, options):
-    found = made(row, template="none", **options)
-    assert found.examples.columns_of(0)["prompt"] == ASKED
-    assert found.report.formats == {"prompt": 1}
+    result = made(row, template="none", **options)
+    assert result.examples.columns_of(0)["prompt"] == ASKED
+    assert result.report.formats == {"prompt": 1}
 
 
 def test_columns_that_say_something_of_responses_are_not_asked_for():
@@ -121,9 +121,9 @@ def test_columns_that_say_something_of_responses_are_not_asked_for():
 
 
 def test_what_json_cannot_hold_is_left_out_and_noted():
-    found = made({"prompt": ASKED, "when": datetime.date(2026, 1, 1), "answer": "4"})
-    assert found.examples.columns_of(0) == {"prompt": [USER], "answer": "4"}
-    assert [note for note in found.report.notes if "the column 'when'" in note]
+    result = made({"prompt": ASKED, "when": datetime.date(2026, 1, 1), "answer": "4"})
+    assert result.examples.columns_of(0) == {"prompt": [USER], "answer": "4"}
+    assert [note for note in result.report.notes if "the column 'when'" in note]
     assert as_json({"a": 1, "b": {2}, "c": "x"}) == ('{"a": 1, "c": "x"}', ["b"])
 
 
@@ -145,31 +145,31 @@ def test_rows_without_a_prompt_are_named(row, message):
 
 
 def test_a_prompt_over_the_limit_is_counted_and_left_out():
-    found = made({"prompt": ASKED}, {"prompt": ASKED * 20}, max_prompt_length=40)
-    assert (found.report.kept, found.report.excluded) == (1, {"too long": 1})
+    result = made({"prompt": ASKED}, {"prompt": ASKED * 20}, max_prompt_length=40)
+    assert (result.report.kept, result.report.excluded) == (1, {"too long": 1})
     cut = made({"prompt": ASKED * 20}, max_prompt_length=40, too_long="keep_end")
     assert len(cut.examples[0].prompt) == 40
 
 
 def test_scored_samples_of_a_prompt_ask_it_once():
-    """What ``rlhf generate samples=3 reward=...`` writes serves offline and on-policy methods alike."""
+    """Output of ``rlhf generate samples=3 reward=...`` serves offline and on-policy methods alike."""
     rows = [
         {"prompt": f"q{number}", "response": f"r{number} {draw}", "score": draw, "answer": "x"}
         for number in range(4)
         for draw in range(3)
     ]
-    found = made(*rows)
-    assert [found.examples.columns_of(group)["prompt"][0]["content"] for group in range(4)] == ["q0", "q1", "q2", "q3"]
-    assert len(found.examples) == 4
-    assert (found.report.kept, found.report.groups, found.report.warnings) == (12, 4, {})
-    assert found.examples.numbers == {}
-    assert "12 scored responses with a row each are 4 prompts" in found.report.notes
+    result = made(*rows)
+    assert [result.examples.columns_of(group)["prompt"][0]["content"] for group in range(4)] == ["q0", "q1", "q2", "q3"]
+    assert len(result.examples) == 4
+    assert (result.report.kept, result.report.groups, result.report.warnings) == (12, 4, {})
+    assert result.examples.numbers == {}
+    assert "12 scored responses with a row each are 4 prompts" in result.report.notes
     apart = made(*rows, gather=False)
     assert (len(apart.examples), apart.report.warnings) == (12, {"duplicate": 8})
 
 
 def test_prompts_serve_no_other_method():
-    """A row of a pair's layout that lacks its answer is measured by that layout, not called a prompt."""
+    """A row of a pair's layout that lacks a response is an error of that layout, not called a prompt."""
     spec = DataSpec(cache=False)
     pair = {"prompt": "p", "chosen": "c", "rejected": "r"}
     bad = tokenize(Rows(pair, {"prompt": "p", "chosen": "c"}), tokenizers.qwen_like(), spec, "preference")
@@ -209,13 +209,13 @@ def test_lengths_are_those_of_the_prompts():
     [
         (
             [Example([1], [[]]), Example([1], [[2]], row="f:2")],
-            "f:2: a response where the examples before it are prompts",
+            "f:2: a response where earlier examples are prompts",
         ),
         ([Example([1], [[2]]), Example([1], [[]], row="f:2")], "f:2: no response has a token"),
         ([Example([], [[]], row="f:1")], "f:1: the prompt has no token"),
     ],
 )
-def test_prompts_and_answers_do_not_mix(listed, message):
+def test_prompts_and_responses_do_not_mix(listed, message):
     with pytest.raises(ValueError, match=message):
         Examples.build(listed)
 
@@ -230,7 +230,7 @@ def test_pairs_become_prompts_in_the_data_module():
     assert not any("steps" in line or "scored" in line for line in module.summaries())
 
 
-def test_packed_answers_of_prompts_are_a_rollout():
+def test_packed_responses_to_prompts_are_a_rollout():
     batch = pack([Example([1, 2], [[3, 4], [5]])], kind="prompt")
     assert type(batch) is RolloutBatch
     assert batch.advantage is None
@@ -246,9 +246,9 @@ def test_columns_come_back_from_the_cache(tmp_path):
     source = Files(str(rows), name="rows")
     first, second = (tokenize(source, tokenizers.qwen_like(), spec, "prompt") for _ in range(2))
     assert len(list((tmp_path / "tokenised").glob("*/rows.arrow"))) == 1
-    for found in (first, second):
-        assert [found.examples.columns_of(group)["answer"] for group in (0, 1)] == ["1", "2"]
-        assert found.examples.rows() == ["rows:1", "rows:2"]
+    for result in (first, second):
+        assert [result.examples.columns_of(group)["answer"] for group in (0, 1)] == ["1", "2"]
+        assert result.examples.rows() == ["rows:1", "rows:2"]
     assert second.examples[1] == first.examples[1]
     assert "columns" in cache.COLUMNS  # part of the key
 
@@ -274,9 +274,9 @@ def test_a_prompt_is_trained_on_or_validated_never_both():
 
 
 def test_inspection_shows_prompts_and_what_rewards_see():
-    found = made({"prompt": ASKED, "answer": "x" * 300, "n": [1, 2]})
+    result = made({"prompt": ASKED, "answer": "x" * 300, "n": [1, 2]})
     out = StringIO()
-    inspect(found.examples, found.report, tokenizers.qwen_like(), Console(file=out, width=100), rows=1)
+    inspect(result.examples, result.report, tokenizers.qwen_like(), Console(file=out, width=100), rows=1)
     text = out.getvalue()
     assert "for prompt training" in text
     assert ASKED in text
@@ -290,7 +290,7 @@ def test_inspection_shows_prompts_and_what_rewards_see():
 # Data sets
 
 
-def test_sentiment_prompts_are_openings_to_go_on_from():
+def test_sentiment_prompts_are_openings_to_continue():
     data = make(compose("data", ["model=smollm2", "data=sentiment_prompts"]).data)
     module = data(tokenizer=tokenizers.qwen_like(), kind="prompt", seed=0)
     module.setup("fit")
@@ -301,14 +301,14 @@ def test_sentiment_prompts_are_openings_to_go_on_from():
     assert not any(row["prompt"].endswith((".", "!", "?", " ")) for row in openings)
 
 
-def test_gsm8k_keeps_its_answers():
+def test_gsm8k_keeps_its_gold_answers():
     file = shared_file("gsm8k_train_500.jsonl")
     spec = make(compose("data", ["data=gsm8k", "data.spec.cache=false"]).data.spec)
     source = make(compose("data", ["data=json", f"data.source.path={file}"]).data.source)
-    found = tokenize(source, tokenizers.qwen_like(), spec, "prompt")
-    assert found.report.kept == 500
+    result = tokenize(source, tokenizers.qwen_like(), spec, "prompt")
+    assert result.report.kept == 500
     for group in (0, 499):
-        columns = found.examples.columns_of(group)
+        columns = result.examples.columns_of(group)
         assert "#### " in columns["answer"]
         assert columns["prompt"] == [{"role": "user", "content": columns["question"]}]
 
@@ -319,6 +319,8 @@ def test_gsm8k_keeps_its_answers():
 )
 def test_published_layouts_give_a_prompt_each(name):
     source = make(compose("data", ["data=json", f"data.source.path={shared_file(name)}"]).data.source)
-    found = tokenize(source, tokenizers.qwen_like(), DataSpec(cache=False, max_length=None), "prompt")
-    assert found.report.kept == found.report.rows
-    assert all(found.examples.columns_of(group)["prompt"][-1]["role"] == "user" for group in range(len(found.examples)))
+    result = tokenize(source, tokenizers.qwen_like(), DataSpec(cache=False, max_length=None), "prompt")
+    assert result.report.kept == result.report.rows
+    assert all(
+        result.examples.columns_of(group)["prompt"][-1]["role"] == "user" for group in range(len(result.examples))
+    )

@@ -87,7 +87,7 @@ KTO_MIX = {
 
 
 def batch(tmp_path, name, row, kind, *overrides):
-    """What a method of a kind gets from a yaml's data set."""
+    """Data that a method of a kind gets from a yaml's data set."""
     cfg = compose("data", [f"data={name}", "data.spec.cache=false", *overrides])
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(row))

@@ -20,10 +20,10 @@ def test_questions_are_those_held_out():
     assert rows == [asked(prompt) for prompt in grammar.prompts("validation")]
 
 
-def test_examples_answer_training_questions_as_well_as_can_be():
-    known = {prompt.text: prompt for prompt in grammar.prompts("train")}
+def test_examples_are_the_best_responses_to_training_questions():
+    by_text = {prompt.text: prompt for prompt in grammar.prompts("train")}
     rows = [json.loads(line) for line in (PACKAGED_FOLDER / "tiny_examples.jsonl").read_text().splitlines()]
-    assert [judge(known[row["query"]], row["answer"].split()).reward for row in rows] == [4.0] * 3
+    assert [judge(by_text[row["query"]], row["answer"].split()).reward for row in rows] == [4.0] * 3
     InContext(examples=3, file=str(PACKAGED_FOLDER / "tiny_examples.jsonl"))
 
 

@@ -32,7 +32,7 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Place:
-    """Which share of every step is this process's."""
+    """Part of every step that is this process's."""
 
     accumulate: int = 1  #: micro-batches that each process accumulates for an optimiser step
     rank: int = 0

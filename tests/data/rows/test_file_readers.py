@@ -63,7 +63,7 @@ def test_numbers_of_any_size_are_errors_only_where_they_are_used(tmp_path):
     assert kept(result) == [1]
     assert all("'margin' must be a finite number" in problem.message for problem in result.report.problems)
     prompts = made(jsonl(tmp_path / "b.jsonl", f'{{"prompt": "a", "id": {huge}}}'), kind="prompt")
-    assert "'id' holds what JSON cannot" in "".join(prompts.report.notes)
+    assert "'id' holds a value that JSON cannot" in "".join(prompts.report.notes)
 
 
 def test_a_cut_archive_gives_the_rows_before_the_cut(tmp_path):
@@ -119,7 +119,7 @@ def test_dates_that_python_cannot_represent(tmp_path):
     prompts = made(tmp_path / "a.parquet", kind="prompt")
     assert (kept(prompts), prompts.report.notes[-1:]) == (
         [1, 2, 3],
-        ["the column 'when' holds what JSON cannot, so rewards do not see it"],
+        ["the column 'when' holds a value that JSON cannot represent, so rewards do not see it"],
     )
     used = made(tmp_path / "a.parquet", columns={"chosen": "when"})
     assert all("'when' must be text or a list of messages" in problem.message for problem in used.report.problems)
