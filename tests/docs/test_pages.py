@@ -35,7 +35,7 @@ FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
 def anchors_of(page: Path) -> set[str]:
-    """What headings are called in links."""
+    """Names of headings in links."""
     headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
     plain = [re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
     return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in plain}
@@ -76,12 +76,12 @@ ALL = [_case(page, command) for page in PAGES for command in dict.fromkeys(comma
 
 
 def refusal(name: str, overrides: list[str], folder: Path) -> str:
-    """Why options are refused; empty where they are not."""
+    """Message that refuses options; empty where they are fine."""
     try:
         if name == "chain":  # options of its stages are no options of the chain's own configuration
-            own = [one for one in overrides if one.split("=")[0] in ("experiment", "size", "paths.output_dir")]
-            cfg = compose(name, own)
-            options = [one for one in overrides if one not in own]
+            shared = [one for one in overrides if one.split("=")[0] in ("experiment", "size", "paths.output_dir")]
+            cfg = compose(name, shared)
+            options = [one for one in overrides if one not in shared]
             Planner(folder, Command.of("chain", [], OF_CHAIN)).check(chain_of(cfg, options))
         else:
             compose(name, overrides)

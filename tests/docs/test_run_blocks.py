@@ -23,7 +23,7 @@ _FILE = re.compile(r'^```(?:python\n(?=# (\w+\.py)\n)|\w+ title="([\w.]+)"\n)(.*
 
 
 def blocks_of(page: Path) -> list[str]:
-    """What is run, in the order of the page."""
+    """Blocks that are run, in the order of the page."""
     return _RUN.findall(page.read_text(encoding="utf-8"))
 
 
