@@ -1,4 +1,4 @@
-"""What policy, reference, reward and value hold in memory: adapters on one base, against a model for each.
+"""Memory of policy, reference, reward and value: adapters on one base, against a model for each.
 
 .venv/bin/python benchmarks/adapters_memory.py                       # SmolLM2-135M's shape, random weights
 .venv/bin/python benchmarks/adapters_memory.py --layers 4 --hidden 64

@@ -53,7 +53,7 @@ def prompts_of(options: argparse.Namespace, per_step: int) -> list[list[int]]:
 
 
 def settings_of(options: argparse.Namespace, precision: str, reference: str, per_step: int) -> dict[str, Any]:
-    """What a worker is told."""
+    """Settings of a worker."""
     return {
         "rows": str(options.work / "prompts.json"),
         "prompts": per_step,
@@ -72,25 +72,25 @@ def settings_of(options: argparse.Namespace, precision: str, reference: str, per
 def check(ours: dict[str, Any], trl: dict[str, Any]) -> float:
     """Stop unless both sides compute the same on fixed rows; return the largest difference of a log-prob."""
     *log_probs, loss = ours["scores"]
-    *theirs, their_loss = trl["scores"]
-    gap = max(abs(a - b) for a, b in zip(log_probs, theirs, strict=True))
+    *trl_log_probs, trl_loss = trl["scores"]
+    gap = max(abs(a - b) for a, b in zip(log_probs, trl_log_probs, strict=True))
     if gap > 1e-3:
         raise SystemExit(f"log-probs of the fixed rows differ by {gap:.4f}: not the same computation")
-    if abs(loss - their_loss) > 1e-4 * abs(their_loss):
-        raise SystemExit(f"the loss of the fixed rows is {loss:.6f} here and {their_loss:.6f} in TRL")
+    if abs(loss - trl_loss) > 1e-4 * abs(trl_loss):
+        raise SystemExit(f"the loss of the fixed rows is {loss:.6f} here and {trl_loss:.6f} in TRL")
     return gap
 
 
 def rates(result: dict[str, Any], useful: float) -> dict[str, float]:
     """Useful tokens a second of the whole step, its training half and its generation; and peak memory."""
     counted = result["steps"][WARM_UP:]
-    found = {"peak_mib": result["peak_mib"]}
+    numbers = {"peak_mib": result["peak_mib"]}
     for clock in ("cpu", "wall"):
         generate = sum(step[f"generate_{clock}"] for step in counted)
         whole = sum(step[clock] for step in counted)
         seconds = {"step": whole, "train": whole - generate, "generate": generate}
-        found |= {f"{part}_{clock}": useful * len(counted) / seconds[part] for part in PARTS}
-    return found
+        numbers |= {f"{part}_{clock}": useful * len(counted) / seconds[part] for part in PARTS}
+    return numbers
 
 
 def measure(

@@ -1,4 +1,4 @@
-"""What a pass that ends at the highest layer that is read saves, in processor time and in memory.
+"""Processor time and memory saved by a pass that ends at the highest layer that is read.
 
 .venv/bin/python benchmarks/layer_states.py                      # SmolLM2-135M's shape, random weights
 .venv/bin/python benchmarks/layer_states.py --layers 30 --read 9 11 13 15 17 --repeats 5
@@ -70,12 +70,12 @@ def both(actor: LayerActor, batch: PackedBatch, layers: list[int]) -> None:
 def seconds(run: Callable[[], object], repeats: int) -> list[float]:
     """Processor time of each repetition, after one that is not counted."""
     run()
-    found = []
+    seconds = []
     for _ in range(repeats):
         started = time.process_time()
         run()
-        found.append(time.process_time() - started)
-    return found
+        seconds.append(time.process_time() - started)
+    return seconds
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class Mutation:
 
 
 def changes(node: ast.AST) -> Iterator[tuple[str, Change]]:
-    """What can be done to one node: a description and a function that does it in place."""
+    """Mutations of one node: a description, and a function that applies it in place."""
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS and not _is_text(node):
         other = OPERATORS[type(node.op)]
         yield f"{ast.unparse(node)}: {other.__name__}", lambda n: setattr(n, "op", other())
@@ -103,7 +103,7 @@ def _changes_of_call(node: ast.Call, function: ast.Attribute) -> Iterator[tuple[
 
 
 def _is_text(node: ast.BinOp) -> bool:
-    """Whether an operand is a string, as in concatenations."""
+    """Return whether an operand is a string, as in concatenations."""
     literals = [part for part in (node.left, node.right) if isinstance(part, ast.Constant)]
     return any(isinstance(part, ast.JoinedStr) for part in (node.left, node.right)) or any(
         isinstance(literal.value, str) for literal in literals
@@ -252,7 +252,7 @@ class Mutator:
         self.survivors += missed
 
     def _first_failure(self, module: ModuleType, code: str, tests: list[pytest.Item]) -> int | None:
-        """Which test, from 1, fails on the mutated module; 0: it cannot be imported; None: all pass."""
+        """Number of the test, from 1, that fails on the mutated module; 0: it cannot be imported; None: all pass."""
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:

@@ -45,11 +45,11 @@ PARTS = {
 
 def part_of(event: torch.autograd.profiler_util.FunctionEvent) -> str:
     """The part of the step that an operation's own time belongs to: the outermost match wins."""
-    found = None
+    part_of_step = None
     while event is not None:
-        found = next((part for name, part in PARTS.items() if name in event.name), found)
+        part_of_step = next((part for name, part in PARTS.items() if name in event.name), part_of_step)
         event = event.cpu_parent
-    return found or "elementwise and overhead"
+    return part_of_step or "elementwise and overhead"
 
 
 def peak(dtype: torch.dtype) -> float:

@@ -1,6 +1,6 @@
 """ILQL on random walks: a policy that only ever saw aimless walks finds short ones when its values steer it.
 
-A directed graph of 21 nodes is drawn; a thousand walks start at random nodes and go on along random edges until they
+A directed graph of 21 nodes is drawn; a thousand walks start at random nodes and continue along random edges until they
 reach the goal or have visited 10 nodes. A walk's return is its optimality: 1 for a shortest path from its start, 0 when
 it never arrives or takes an edge that does not exist. A small transformer is trained from scratch on the walks with
 their returns (arXiv:2206.11871, appendix; the settings are those of trlX's example: tau 0.8, copies of the Q heads that
@@ -58,12 +58,12 @@ class Graph:
 
     def distances(self) -> np.ndarray:
         """Edges of the shortest path from each node to the goal; infinite where there is none."""
-        found = np.full(NODES, np.inf)
-        found[GOAL] = 0
+        distance = np.full(NODES, np.inf)
+        distance[GOAL] = 0
         for length in range(1, NODES):
-            reached = (self.edges & (found == length - 1)[None]).any(1) & np.isinf(found)
-            found[reached] = length
-        return found
+            reached = (self.edges & (distance == length - 1)[None]).any(1) & np.isinf(distance)
+            distance[reached] = length
+        return distance
 
     def starts(self) -> list[int]:
         """Nodes from which a walk of allowed length can arrive."""
@@ -81,8 +81,8 @@ class Graph:
         """1 for a shortest walk to the goal, less the longer it is, 0 for one that does not arrive."""
         arrived = GOAL in nodes
         nodes = nodes[: nodes.index(GOAL) + 1] if arrived else nodes
-        legal = all(b < NODES and self.edges[a, b] for a, b in pairwise(nodes))
-        length = len(nodes) - 1 if arrived and legal else LONGEST
+        allowed = all(b < NODES and self.edges[a, b] for a, b in pairwise(nodes))
+        length = len(nodes) - 1 if arrived and allowed else LONGEST
         return (LONGEST - min(length, LONGEST)) / (LONGEST - self.distances()[nodes[0]])
 
 
@@ -164,8 +164,8 @@ def optimality(module: ValueBased, graph: Graph, beta: float, each: int = 20) ->
     """
     prompts = [[BOS, start] for start in graph.starts() for _ in range(each)]
     walks = module.sample(prompts, beta=beta, max_new_tokens=LONGEST, seed=1, batch_size=500)
-    found = [graph.optimality([p[-1], *(n for n in w if n != EOS)]) for p, w in zip(prompts, walks, strict=True)]
-    return float(np.mean(found))
+    scores = [graph.optimality([p[-1], *(n for n in w if n != EOS)]) for p, w in zip(prompts, walks, strict=True)]
+    return float(np.mean(scores))
 
 
 def main() -> None:
@@ -180,9 +180,9 @@ def main() -> None:
         rows = examples(graph, draw)
         module = trained(rows, given.steps, seed=seed)
         walked = sum(row.numbers["score"][0] for row in rows) / len(rows)
-        found = {f"beta {beta:g}": round(optimality(module, graph, beta), 3) for beta in (0.0, 1.0, 10.0, 100.0)}
+        by_beta = {f"beta {beta:g}": round(optimality(module, graph, beta), 3) for beta in (0.0, 1.0, 10.0, 100.0)}
         seconds = round(time.perf_counter() - started, 1)
-        print(json.dumps({"seed": seed, "walks": round(walked, 3), **found, "seconds": seconds}), flush=True)
+        print(json.dumps({"seed": seed, "walks": round(walked, 3), **by_beta, "seconds": seconds}), flush=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def renew(module: ModuleType, source: str) -> None:
 
 
 def _renewed(old: Any, new: Any, module: str) -> bool:
-    """Whether the old object could be made what the new one is."""
+    """Return whether the old object could be turned into the new one."""
     if isinstance(old, (staticmethod, classmethod)):
         return _renewed(old.__func__, new.__func__, module)
     if isinstance(old, property):

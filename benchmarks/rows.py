@@ -55,7 +55,7 @@ def write(folder: Path, data: Path, pairs: int, seed: int = 0) -> str:
 
 
 def unpaired(pairs: list[tuple[list[int], ...]]) -> list[list[list[int]]]:
-    """Every response as a row of its own: prompt, response, the response of the row before, label.
+    """Every response as a separate row: prompt, response, the response of the row before, label.
 
     A chosen response stands before the rejected one of another pair, so that the row before has another prompt.
     """

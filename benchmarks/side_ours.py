@@ -98,9 +98,9 @@ def _unpaired(rows: list[Row], size: int) -> list[PackedBatch]:
     batches = []
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        own = [Example(p, [r], numbers={"desirable": [float(label)]}) for p, r, _, (label,) in part]
+        examples = [Example(p, [r], numbers={"desirable": [float(label)]}) for p, r, _, (label,) in part]
         mismatched = pack([Example(p, [other]) for p, _, other, _ in part])
-        batches.append(replace(pack(own, kind="unpaired"), mismatched=(mismatched,)))
+        batches.append(replace(pack(examples, kind="unpaired"), mismatched=(mismatched,)))
     return batches
 
 

@@ -37,7 +37,7 @@ class _Timed(TrainerCallback):
 
 
 class _Tokenised:
-    """What every trainer is mixed with: rows that are token ids already, and the loss of the last step."""
+    """Mixin of every trainer: rows that are token ids already, and the loss of the last step."""
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset

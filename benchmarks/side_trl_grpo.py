@@ -101,7 +101,7 @@ def _options(settings: dict[str, Any], prompts: int) -> GRPOConfig:
 
 @torch.no_grad()
 def _scores(trainer: _Tokenised, prompt: list[int], settings: dict[str, Any]) -> list[float]:
-    """Log-prob sums of fixed rows in float32 and their loss, by TRL's own functions."""
+    """Log-prob sums of fixed rows in float32 and their loss, by TRL's functions."""
     rows = responses(prompt, settings["group"], settings["response_tokens"])
     longest = max(map(len, rows))
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])

@@ -171,11 +171,11 @@ def dpo_value(batch: dict[str, Any], beta: float, **settings: Any) -> tuple[floa
 
 def summed(values: Tensor, mask: Tensor, average: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probs of chosen and rejected responses, and the token mean of the chosen ones' likelihood term."""
-    scored = mask[:, 1:]
-    total = (values * scored).sum(1)
-    chosen, rejected = (total / scored.sum(1) if average else total).chunk(2)
+    loss_mask = mask[:, 1:]
+    total = (values * loss_mask).sum(1)
+    chosen, rejected = (total / loss_mask.sum(1) if average else total).chunk(2)
     half = len(values) // 2
-    nll = -(values * scored)[:half].sum() / scored[:half].sum()
+    nll = -(values * loss_mask)[:half].sum() / loss_mask[:half].sum()
     return chosen, rejected, nll
 
 

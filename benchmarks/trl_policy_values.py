@@ -81,7 +81,7 @@ def padded(rows: Rows) -> tuple[Tensor, Tensor]:
 
 
 def trainer(values: Tensor, entropy: Tensor, **settings: Any) -> SimpleNamespace:
-    """What ``_compute_loss`` reads of a trainer of one process without accumulation."""
+    """Attributes that ``_compute_loss`` reads of a trainer of one process without accumulation."""
     accelerator = SimpleNamespace(
         num_processes=1, sync_gradients=True, gather=lambda x: x, gather_for_metrics=lambda x: x,
         reduce=lambda x, reduction: x,

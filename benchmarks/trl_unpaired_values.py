@@ -74,11 +74,11 @@ def padded(rows: Rows) -> tuple[Tensor, Tensor]:
     return values, mask
 
 
-def model(own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Any:
+def model(matched: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Any:
     """A model's call that returns the log-probs of the rows it is asked for, told apart by their ids."""
 
     def call(input_ids: Tensor, **_: Any) -> SimpleNamespace:
-        values, mask = own if bool((input_ids[:, 0] == 1).all()) else other
+        values, mask = matched if bool((input_ids[:, 0] == 1).all()) else other
         zeros = torch.zeros_like(values)
         return SimpleNamespace(log_probs=values * mask[:, 1:], entropy=zeros, mean_logits=zeros)
 

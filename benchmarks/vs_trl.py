@@ -40,7 +40,7 @@ MEASURED |= {"peak_mib": ("peak MiB", 0)}
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a method is compared with.
+    """Peer that a method is compared with.
 
     Attributes:
         references: kinds of reference to measure.
@@ -137,7 +137,7 @@ def useful_tokens(rows: list[list[list[int]]], method: str, counted: int) -> int
 
 
 def settings_of(options: argparse.Namespace, method: str, precision: str, reference: str, pairs: int) -> dict[str, Any]:
-    """What a worker is told; peers change some of it."""
+    """Settings of a worker; peers change some of them."""
     return {
         "method": method,
         "rows": str(options.work / f"{rows_file.KIND[method]}.json"),

@@ -73,13 +73,13 @@ class Players:
         self.moves = Game(folder, rounds + 1, stages).moves()
 
     def fit(self, labelled: Sequence[Labelled]) -> Detector:
-        """Train the next round's detector on rows; its weights lie in ``round_<n>/detector/export/last``."""
+        """Train the next round's detector on rows; its weights are in ``round_<n>/detector/export/last``."""
         move = next(self.moves)
         write_rows(self.folder / f"rows_{move.round}.jsonl", labelled)
         return classifier(str(_done(move) / "export" / "last"), device="cpu")
 
     def attack(self, _: Detector) -> list[Text]:
-        """What a policy writes that was trained to be polite behind the newest detector's back."""
+        """Samples of a policy that was trained to be polite without the newest detector noticing."""
         return read_rollouts(_done(next(self.moves)) / "rollouts", tiny_tokenizer(), last=10)
 
 

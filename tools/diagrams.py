@@ -100,7 +100,7 @@ def rollout() -> Drawing:
 
 
 def which_method() -> Drawing:
-    """What one has, as questions; each leaf names a method and its evidence in the tiny world."""
+    """The data at hand, as questions; each leaf names a method and its evidence in the tiny world."""
     leaves = [
         ("A program that checks a response?", "grpo, rloo", "gold 3.3 where offline methods end at 2.9: frontier"),
         (
@@ -187,7 +187,7 @@ def sft_to_ppo() -> Drawing:
 
 
 def machines() -> Drawing:
-    """Who starts which process, on one machine and on several."""
+    """Processes and what starts them, on one machine and on several."""
     drawing = Drawing(560, "Processes on one device, on one machine with four devices, and on two machines.")
 
     def devices(x: float, y: float, first: int, count: int) -> None:

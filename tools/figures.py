@@ -96,14 +96,14 @@ def _names(axes: Any, rows: Sequence[Any], front: set[str], others: Sequence[Any
     obstacles = [Box(x - 4, y - 4, x + 4, y + 4) for x, y in dots if (x, y) not in pixels]
     window = axes.get_window_extent(renderer)
     area = Box(window.x0, window.y0, window.x1, window.y1)
-    places = place_labels(pixels, sizes, area, obstacles=obstacles, gap=6 * scale, reach=90 * scale)
+    label_boxes = place_labels(pixels, sizes, area, obstacles=obstacles, gap=6 * scale, reach=90 * scale)
     back = axes.transData.inverted()
-    for text, pixel, place in zip(texts, pixels, places, strict=True):
-        if place is None:
+    for text, pixel, box in zip(texts, pixels, label_boxes, strict=True):
+        if box is None:
             raise ValueError(f"no room for the name {text.get_text()}")
-        middle = ((place.left + place.right) / 2, (place.bottom + place.top) / 2)
+        middle = ((box.left + box.right) / 2, (box.bottom + box.top) / 2)
         text.set(position=back.transform(middle), ha="center", va="center")
-        end = (min(max(pixel[0], place.left), place.right), min(max(pixel[1], place.bottom), place.top))
+        end = (min(max(pixel[0], box.left), box.right), min(max(pixel[1], box.bottom), box.top))
         if math.dist(pixel, end) < 10 * scale:
             continue
         line = back.transform([pixel, end])
@@ -115,7 +115,7 @@ def _weight(name: str, front: set[str]) -> str:
 
 
 def advantages() -> Picture:
-    """What each token of one response gets: GRPO, rewards at steps, and a critic's opinion."""
+    """Credit of each token of one response: GRPO, rewards at steps, and a critic's opinion."""
     import torch
 
     from rlhf_lightning import credit
@@ -146,7 +146,7 @@ def rows_of(run: Path) -> list[dict[str, float]]:
 
 
 def method_of(run: Path) -> str:
-    """What a run of a sweep is called by its configuration."""
+    """Name of a run of a sweep by its configuration."""
     import yaml
 
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
@@ -187,7 +187,7 @@ def both_fall(*folders: str) -> Picture:
 
 
 def inner_epochs(*folders: str) -> Picture:
-    """How far the policy leaves its samples, by the pass over a rollout; means over rollouts."""
+    """Distance of the policy from its samples, by the pass over a rollout; means over rollouts."""
     (run,) = runs_in(folders)
     rows = [row for row in rows_of(run) if "train/ratio/max" in row]
     begins = [at for at, row in enumerate(rows) if "train/reward/mean" in row]  # logged as a rollout is drawn

@@ -1,4 +1,4 @@
-"""Which tests exercise a module: writes tests/README.md, for the modules that no test file is named after.
+"""Tests that exercise each module: writes tests/README.md, for the modules that no test file is named after.
 
     python tools/tests_table.py
 
@@ -83,10 +83,10 @@ def used(file: Path) -> frozenset[str]:
 @cache
 def _names(file: Path) -> frozenset[str]:
     """Dotted names that a file imports, takes of what it imports, or has in strings."""
-    return frozenset(_found(ast.parse(file.read_text(encoding="utf-8"))))
+    return frozenset(_names_in(ast.parse(file.read_text(encoding="utf-8"))))
 
 
-def _found(tree: ast.AST) -> Iterator[str]:
+def _names_in(tree: ast.AST) -> Iterator[str]:
     local: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -105,25 +105,25 @@ def _found(tree: ast.AST) -> Iterator[str]:
 @cache
 def _direct() -> dict[str, frozenset[Path]]:
     """By module, the test files that use it."""
-    found: dict[str, set[Path]] = {module: set() for module in modules()}
+    by_module: dict[str, set[Path]] = {module: set() for module in modules()}
     for file in sorted(TESTS.rglob("test_*.py")):
         for module in frozenset[str]().union(*(used(part) for part in (file, *_helpers(file)))):
-            found[module].add(file)
-    return {module: frozenset(files) for module, files in found.items()}
+            by_module[module].add(file)
+    return {module: frozenset(files) for module, files in by_module.items()}
 
 
 @cache
 def _helpers(file: Path) -> tuple[Path, ...]:
     """Files of tests that a test file imports, at any depth."""
-    waiting, found = [file], dict[Path, None]()
+    waiting, reached = [file], dict[Path, None]()
     while waiting:
         for name in sorted(name for name in _names(waiting.pop()) if name.startswith("tests.")):
             for dotted in (name, name.rpartition(".")[0]):
                 helper = ROOT / f"{dotted.replace('.', '/')}.py"
-                if helper not in found and helper.is_file():
-                    found[helper] = None
+                if helper not in reached and helper.is_file():
+                    reached[helper] = None
                     waiting.append(helper)
-    return tuple(found)
+    return tuple(reached)
 
 
 @cache
@@ -149,9 +149,9 @@ def exercised_by(module: str) -> tuple[str | None, frozenset[Path]]:
 
 
 def _tests(module: str) -> frozenset[Path]:
-    own = named_after(module)
+    same_name = named_after(module)
     unseen = UNSEEN.get(module) or UNSEEN.get(module.rpartition(".")[0])
-    return _direct()[module] | {test for test in (own, unseen and TESTS / unseen) if test and test.is_file()}
+    return _direct()[module] | {test for test in (same_name, unseen and TESTS / unseen) if test and test.is_file()}
 
 
 def rows() -> Iterator[tuple[str, str | None, list[Path]]]:

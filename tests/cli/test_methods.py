@@ -155,7 +155,7 @@ def test_yaml_makes_a_valid_loss(name: str) -> None:
     credited = (
         credit.needs(getattr(credit, body["advantage"]["_target_"].rpartition(".")[2])) if "advantage" in body else ()
     )
-    assert ("running_decay" in body) == ("running" in {*needs(loss), *credited})
+    assert ("running_decay" in {**body, **body.get("credit", {})}) == ("running" in {*needs(loss), *credited})
 
 
 def test_hydra_makes_the_weighted_sum() -> None:

@@ -84,7 +84,7 @@ def test_a_model_rates_its_own_answers(rlhf, prompts: str) -> None:
     ("options", "message"),
     [
         (["reward=judge", "reward.path=/nowhere"], r"nowhere"),
-        (["reward=llm_compare", "reward.judge.url=x"], "at least 2 of them, and samples=1: set samples=2"),
+        (["reward=llm_compare", "reward.judge.url=x"], "at least 2 of them, but samples=1: set samples=2"),
         (["reward=exact_match", "reward.column=anser"], "needs the column 'anser' of the data, which has: answer"),
         (["reward=length", "chat=true"], "reward=... scores responses to prompt=TEXT or prompts=FILE"),
     ],

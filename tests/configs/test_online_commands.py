@@ -288,6 +288,6 @@ def test_a_judge_that_cannot_be_read_is_no_bug_of_ours(command, code, message, b
     found, _, err = rlhf(*command, *tiny, *babbling, "trainer.limit_val_batches=0", "paths.output_dir=run")
     text = " ".join(err.split())
     assert message in text
-    assert "no verdict could be read in 100% of what the judge wrote: raise reward.writing.max_tokens" in text
+    assert "no verdict could be read in 100% of the judge's replies: raise reward.writing.max_tokens" in text
     assert "looks like a bug" not in text
     assert found == code

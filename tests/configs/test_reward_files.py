@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import re
 import shlex
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from rlhf_lightning import compose
+from rlhf_lightning.cli.annotations import annotations_of
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.cli.results import Result
@@ -59,6 +62,12 @@ def test_the_page_names_every_file():
     assert {file.stem for file in FILES} - {"none"} <= named
 
 
+def options_by_default(reward: type, group: str) -> dict[str, object]:
+    """Options of a group that a reward takes as a value object, as they are where none is given."""
+    kinds = [kind for kind in get_args(annotations_of(reward)[group]) if dataclasses.is_dataclass(kind)]
+    return dataclasses.asdict(kinds[0]())
+
+
 @pytest.mark.parametrize("file", [file for file in FILES if "_target_" in file.read_text()], ids=lambda file: file.stem)
 def test_values_of_a_file_are_the_defaults(file: Path):
     """So that a reward made in Python is the one of the command line; what a file chooses otherwise is said here."""
@@ -82,6 +91,9 @@ def test_values_of_a_file_are_the_defaults(file: Path):
         default = parameters[name].default
         if value == "???":
             assert default in (inspect.Parameter.empty, None), name  # None: another option may stand for it
+        elif isinstance(value, dict) and value:
+            defaults = options_by_default(locate(body["_target_"]), name)
+            assert value == {option: defaults[option] for option in value}, name
         elif value not in ({}, []) and not str(value).startswith("${"):
             assert value == (list(default) if isinstance(default, tuple) else default), name
 

@@ -26,7 +26,7 @@ BETAS = "method.loss.beta=0.1,0.2"
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch):
     """What a process knows of jobs belongs to one test."""
-    monkeypatch.setattr(jobs, "_KNOWN", {})
+    monkeypatch.setattr(jobs, "_FOLDERS_BY_DIGEST", {})
 
 
 def folders(root: Path) -> list[str]:
@@ -129,7 +129,7 @@ def test_links_to_deleted_jobs_do_not_stop_a_sweep(rlhf, tiny, tmp_path):
     assert rlhf("train", "-m", BETAS, *tiny)[0] == 0
     assert rlhf("train", "-m", "method.loss.beta=0.2,0.1", *tiny, "paths.output_dir=other")[0] == 0
     shutil.rmtree(tmp_path / "multirun")
-    jobs._KNOWN.clear()
+    jobs._FOLDERS_BY_DIGEST.clear()
     code, out, _ = rlhf("train", "-m", "method.loss.beta=0.2,0.1", *tiny, "paths.output_dir=other")
     assert (code, out.count("was done before")) == (0, 0)
 
