@@ -10,7 +10,7 @@ from functools import partial
 import lightning as L
 import torch
 
-from rlhf_lightning.data import AlignmentDataModule, Packaged, Place
+from rlhf_lightning.data import AlignmentDataModule, Packaged, ProcessShare
 from rlhf_lightning.losses import dpo
 from rlhf_lightning.methods import Preference
 from rlhf_lightning.models.builder import ModelBuilder
@@ -25,8 +25,10 @@ def main(fabric: L.Fabric, steps: int = 20, batch_size: int = 8) -> list[float]:
     builder = ModelBuilder(TinyRandom())
     module = Preference(builder, partial(dpo, beta=0.1), partial(torch.optim.AdamW, lr=1e-4))
     module.configure_model()
-    place = Place(ACCUMULATE, fabric.global_rank, fabric.world_size)
-    data = AlignmentDataModule(Packaged("smollm2_pairs"), builder.tokenizer(), batch_size=batch_size, place=place)
+    share = ProcessShare(ACCUMULATE, fabric.global_rank, fabric.world_size)
+    data = AlignmentDataModule(
+        Packaged("smollm2_pairs"), builder.tokenizer(), batch_size=batch_size, process_share=share
+    )
     data.setup()
     model, optimizer = fabric.setup(module, module.configure_optimizers())
     losses, parts = [], []

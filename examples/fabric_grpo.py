@@ -11,7 +11,7 @@ import lightning as L
 import torch
 
 from rlhf_lightning.credit import grpo
-from rlhf_lightning.data import AlignmentDataModule, DataSpec, Place
+from rlhf_lightning.data import AlignmentDataModule, DataSpec, ProcessShare
 from rlhf_lightning.losses import ppo
 from rlhf_lightning.methods import KLPenalty, PolicyGradient
 from rlhf_lightning.models.builder import ModelBuilder
@@ -37,7 +37,7 @@ def main(fabric: L.Fabric, steps: int = 40, prompts: int = 16) -> list[float]:
         kl=KLPenalty("loss", "k3", 0.04),
     )
     module.configure_model()
-    place = Place(ACCUMULATE, fabric.global_rank, fabric.world_size)
+    share = ProcessShare(ACCUMULATE, fabric.global_rank, fabric.world_size)
     spec = DataSpec(template="tokenizer")
     source = AlignmentDataModule(
         TinySource(size=512, kind="prompt"),
@@ -45,7 +45,7 @@ def main(fabric: L.Fabric, steps: int = 40, prompts: int = 16) -> list[float]:
         kind="prompt",
         batch_size=prompts,
         spec=spec,
-        place=place,
+        process_share=share,
     )
     engine = TransformersEngine(max_new_tokens=24)
     data = OnlineData(source, engine, GoldScorer(builder.tokenizer()), OPTIONS)

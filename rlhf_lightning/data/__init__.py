@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from rlhf_lightning.renamed import renamed
+
 if TYPE_CHECKING:
     from rlhf_lightning.data.batches.packing import pack as pack
-    from rlhf_lightning.data.batches.plan import Place as Place
+    from rlhf_lightning.data.batches.plan import ProcessShare as ProcessShare
     from rlhf_lightning.data.module import AlignmentDataModule as AlignmentDataModule
     from rlhf_lightning.data.rows.problems import DataError as DataError
     from rlhf_lightning.data.rows.problems import DataReport as DataReport
@@ -37,7 +39,7 @@ _HOME = {
     "Mixture": "rlhf_lightning.data.sources.mixture",
     "ModelPairs": "rlhf_lightning.data.sources.model_pairs",
     "Packaged": "rlhf_lightning.data.sources.files",
-    "Place": "rlhf_lightning.data.batches.plan",
+    "ProcessShare": "rlhf_lightning.data.batches.plan",
     "Problem": "rlhf_lightning.data.rows.problems",
     "ReasoningGym": "rlhf_lightning.data.sources.reasoning_gym",
     "DataReport": "rlhf_lightning.data.rows.problems",
@@ -57,17 +59,20 @@ __all__ = [
     "Mixture",
     "ModelPairs",
     "Packaged",
-    "Place",
     "Problem",
+    "ProcessShare",
     "ReasoningGym",
     "RewardBench",
     "pack",
 ]
 
 
+_earlier = renamed(__name__, {"Place": "ProcessShare", "Report": "DataReport"}, stacklevel=3)
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _earlier(name)
     return getattr(importlib.import_module(_HOME[name]), name)
 
 

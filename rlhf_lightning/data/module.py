@@ -18,7 +18,7 @@ from rlhf_lightning.data.batches.loader import EpochLoader, ListLoader, evaluati
 from rlhf_lightning.data.batches.loader_position import check_limit, steps_taken
 from rlhf_lightning.data.batches.loading_options import LoadingOptions
 from rlhf_lightning.data.batches.mismatch import Mismatches
-from rlhf_lightning.data.batches.plan import Batching, Place, check_budget
+from rlhf_lightning.data.batches.plan import Batching, ProcessShare, check_budget
 from rlhf_lightning.data.kinds import KINDS, kind_of
 from rlhf_lightning.data.rows.problems import DataError, DataReport
 from rlhf_lightning.data.sources.base import Source
@@ -32,6 +32,7 @@ from rlhf_lightning.data.tokens.optional_numbers import has_input
 from rlhf_lightning.data.tokens.prompt_transforms import form_of
 from rlhf_lightning.data.tokens.tokenize import split, tokenize
 from rlhf_lightning.options import value_object
+from rlhf_lightning.renamed import argument
 from rlhf_lightning.types import Example, PromptForm
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ EVALUATION_GROUPS = 16
 class AlignmentDataModule(L.LightningDataModule):
     """Tokenised, checked and planned data for any method, under ``Trainer``, Fabric or a plain loop.
 
-    With a ``Trainer``, accumulation, rank and number of processes are the trainer's. Without one they are ``place``::
+    With a ``Trainer``, accumulation, rank and number of processes are the trainer's; without one, ``process_share``::
 
-        data = AlignmentDataModule(pairs, batch_size=8, place=Place(accumulate=2, rank=fabric.global_rank, ...))
+        data = AlignmentDataModule(pairs, batch_size=8, process_share=ProcessShare(accumulate=2, ...))
         data.setup()
         for batch in data.train_dataloader(): ...
     """
@@ -64,6 +65,7 @@ class AlignmentDataModule(L.LightningDataModule):
     drawn_tokens: ClassVar[int] = 0  #: most tokens of a response that the policy draws: none, the data has all of them
     val_columns: Mapping[str, Mapping[str, Any]] = MappingProxyType({})  #: by "file:row", where they are read
 
+    @argument("process_share", earlier="place")
     def __init__(
         self,
         source: Source | Sequence[Example],
@@ -76,7 +78,7 @@ class AlignmentDataModule(L.LightningDataModule):
         max_tokens: int | None = None,
         loading: LoadingOptions | Mapping[str, Any] | None = None,
         seed: int = 0,
-        place: Place | None = None,
+        process_share: ProcessShare | None = None,
         mismatched: bool = False,
         ptx: Callable[..., AlignmentDataModule] | None = None,
     ) -> None:
@@ -92,7 +94,7 @@ class AlignmentDataModule(L.LightningDataModule):
             max_tokens: token budget of a micro-batch; when set, it replaces ``batch_size``.
             loading: options of cutting, ordering and packing rows; those of ``LoadingOptions`` by name.
             seed: of the order.
-            place: this process's share where no trainer says it.
+            process_share: part of every step that is this process's, without a trainer.
             mismatched: add every prompt of a step with another row's response (KTO's reference point).
             ptx: other data that on-policy methods mix in: a partial of this class, with ``batch_size`` rows a step.
 
@@ -100,7 +102,8 @@ class AlignmentDataModule(L.LightningDataModule):
             ValueError: an impossible size, no such kind, or no validation file at the path.
         """
         super().__init__()
-        self.source, self.validation, self.place = source, validation_source(validation), place or Place()
+        self.source, self.validation = source, validation_source(validation)
+        self.process_share = process_share or ProcessShare()
         self.tokenizer, self.kind, self.spec = tokenizer, kind, spec or DataSpec()
         self.plans_steps = kind_of(kind).has_responses
         size = batch_size if max_tokens is None else None
@@ -239,7 +242,7 @@ class AlignmentDataModule(L.LightningDataModule):
             ValueError: the data cannot be cut into steps of this size, or accumulation changes over time.
         """
         examples = _need(self.train_examples)
-        batching, place = self.batching, self._place()
+        batching, share = self.batching, self._share()
         trainer: Any = self.trainer
         if trainer is not None:
             if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
@@ -252,9 +255,9 @@ class AlignmentDataModule(L.LightningDataModule):
         loader = EpochLoader(
             examples,
             batching,
-            accumulate=place.accumulate,
-            rank=place.rank,
-            world_size=place.world_size,
+            accumulate=share.accumulate,
+            rank=share.rank,
+            world_size=share.world_size,
             workers=self.num_workers,
             pin_memory=self._pin_memory(),
             store=self._store,
@@ -269,12 +272,12 @@ class AlignmentDataModule(L.LightningDataModule):
         """This process's validation batches, in order; an empty list without validation data."""
         if self.validation is None:
             return []
-        place = self._place()
+        share = self._share()
         batching = self.batching
         if batching.max_tokens is None or self.eval_batch_size is not None:
-            batching = replace(batching, batch_size=self._eval_groups() * place.world_size, max_tokens=None)
+            batching = replace(batching, batch_size=self._eval_groups() * share.world_size, max_tokens=None)
         examples = _need(self.val_examples)
-        listed = evaluation_batches(examples, batching, rank=place.rank, world_size=place.world_size)
+        listed = evaluation_batches(examples, batching, rank=share.rank, world_size=share.world_size)
         return self._list_loader(listed, store=self._store, kind=self.kind, mismatches=self._mismatches_of(examples))
 
     def reference_loader(self, store: ReferenceStore, *, checks: int = 8) -> ListLoader:
@@ -291,14 +294,14 @@ class AlignmentDataModule(L.LightningDataModule):
         chosen = self._to_score(store, checks)
         if self.trainer is not None:  # another job may add rows between two processes' looks at the folder
             chosen = self.trainer.strategy.broadcast(chosen)
-        place, budget = self._place(), self.batching.max_tokens
+        share, budget = self._share(), self.batching.max_tokens
         listed = reference_batches(
             list(zip(parts, chosen, strict=True)),
             size=self._eval_groups() if budget is None or self.eval_batch_size is not None else None,
             max_tokens=None if self.eval_batch_size is not None else budget,
             padded=self.batching.padded,
-            rank=place.rank,
-            world_size=place.world_size,
+            rank=share.rank,
+            world_size=share.world_size,
         )
         return self._list_loader(listed)
 
@@ -330,21 +333,21 @@ class AlignmentDataModule(L.LightningDataModule):
         self._store = store
 
     def _list_loader(self, listed: list[tuple[Groups, NDArray[np.int64]]], **options: Any) -> ListLoader:
-        place = self._place()
+        share = self._share()
         return ListLoader(
-            listed, workers=self.num_workers, pin_memory=self._pin_memory(), world_size=place.world_size, **options
+            listed, workers=self.num_workers, pin_memory=self._pin_memory(), world_size=share.world_size, **options
         )
 
     def _eval_groups(self) -> int:
         if self.eval_batch_size is not None:
             return self.eval_batch_size
-        micro = (self.batching.batch_size or EVALUATION_GROUPS) // self._place().micro_batches
+        micro = (self.batching.batch_size or EVALUATION_GROUPS) // self._share().micro_batches
         return min(max(micro, 1), EVALUATION_GROUPS)
 
-    def _place(self) -> Place:
+    def _share(self) -> ProcessShare:
         if self.trainer is None:
-            return self.place
-        return Place(self.trainer.accumulate_grad_batches, self.trainer.global_rank, self.trainer.world_size)
+            return self.process_share
+        return ProcessShare(self.trainer.accumulate_grad_batches, self.trainer.global_rank, self.trainer.world_size)
 
     def _pin_memory(self) -> bool:
         return (

@@ -32,7 +32,7 @@ from rlhf_lightning.types import (
 )
 
 if TYPE_CHECKING:
-    from rlhf_lightning.data.batches.plan import Place
+    from rlhf_lightning.data.batches.plan import ProcessShare
     from rlhf_lightning.rollout.base import RolloutEngine
 
 
@@ -58,7 +58,7 @@ class Collector:
     engine: RolloutEngine
     reward: Reward | None
     options: RolloutOptions
-    process_share: Place
+    process_share: ProcessShare
     clock: Clock
     responses: Mapping[str, Example] = field(default_factory=dict)
     validating: bool = False

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlhf_lightning.data.batches.plan import Place, Plan
+from rlhf_lightning.data.batches.plan import Plan, ProcessShare
 from rlhf_lightning.lessons.base import Round
 from rlhf_lightning.lessons.tokens import IntArray, exact_totals
 from rlhf_lightning.models.fingerprint import reference_fingerprint
@@ -33,7 +33,7 @@ class LivePolicy:
     """
 
     module: Trained
-    process_share: Place
+    process_share: ProcessShare
     context: Callable[[], AbstractContextManager[Any]]
 
     def digest(self) -> str:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlhf_lightning.data.batches.loader_position import PositionedLoader, check_state
-from rlhf_lightning.data.batches.plan import Batching, Place, Plan, plan_steps
+from rlhf_lightning.data.batches.plan import Batching, Plan, ProcessShare, plan_steps
 from rlhf_lightning.lessons.base import Lesson, Round
 from rlhf_lightning.lessons.tokens import IntArray, exact_totals
 from rlhf_lightning.ops.streams import stream_seed
@@ -30,7 +30,7 @@ class RolloutLoader(PositionedLoader[PackedBatch]):
         prompts: of the data set.
         batch_size: prompts of an optimiser step, over all processes.
         lesson: determines how a rollout is used, and restores one from a checkpoint.
-        place: this process's share of every step.
+        process_share: part of every step that is this process's.
         seed: of the minibatches.
         padded: micro-batches are balanced by rows times the longest row.
         group_tokens: most tokens of a prompt with its responses.
@@ -49,7 +49,7 @@ class RolloutLoader(PositionedLoader[PackedBatch]):
         prompts: int,
         batch_size: int,
         lesson: Lesson,
-        process_share: Place | None = None,
+        process_share: ProcessShare | None = None,
         seed: int = 0,
         padded: bool = False,
         group_tokens: int = 1024,
@@ -61,7 +61,7 @@ class RolloutLoader(PositionedLoader[PackedBatch]):
             collect,
             lesson,
             lesson.options,
-            process_share or Place(),
+            process_share or ProcessShare(),
         )
         super().__init__(self.process_share.accumulate, taken)
         self.report = report

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlhf_lightning.data.batches.loader import ListLoader
 from rlhf_lightning.data.batches.loader_position import check_limit, steps_taken
-from rlhf_lightning.data.batches.plan import Place
+from rlhf_lightning.data.batches.plan import ProcessShare
 from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.lessons.base import Lesson, Round
 from rlhf_lightning.lessons.credit import CreditLesson
@@ -148,12 +148,12 @@ class OnlineData(L.LightningDataModule):
         return self.engine.max_new_tokens
 
     @property
-    def process_share(self) -> Place:
+    def process_share(self) -> ProcessShare:
         """Share of every step that is this process's."""
         trainer = self.trainer
         if trainer is None:
-            return self.prompts.place
-        return Place(trainer.accumulate_grad_batches, trainer.global_rank, trainer.world_size)
+            return self.prompts.process_share
+        return ProcessShare(trainer.accumulate_grad_batches, trainer.global_rank, trainer.world_size)
 
     def attach(self, module: Any, context: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
         """Set the module whose policy is rolled out, where there is no ``Trainer``.
@@ -252,7 +252,7 @@ class OnlineData(L.LightningDataModule):
         if (prompts := self.prompts).ptx is None:
             return None
         tokenizer, seed = prompts.tokenizer, prompts.batching.seed
-        return prompts.ptx(tokenizer=tokenizer, kind="supervised", seed=seed, place=prompts.place)
+        return prompts.ptx(tokenizer=tokenizer, kind="supervised", seed=seed, process_share=prompts.process_share)
 
     # Loaders
 

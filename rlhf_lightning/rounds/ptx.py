@@ -10,7 +10,7 @@ from rlhf_lightning.data.batches.plan import Plan, plan_epoch
 from rlhf_lightning.types import PackedBatch
 
 if TYPE_CHECKING:
-    from rlhf_lightning.data.batches.plan import Place
+    from rlhf_lightning.data.batches.plan import ProcessShare
     from rlhf_lightning.data.module import AlignmentDataModule
     from rlhf_lightning.data.tokens.examples import Examples
 
@@ -23,7 +23,7 @@ class Demonstrations:
         process_share: part of every step that is this process's.
     """
 
-    def __init__(self, data: AlignmentDataModule, process_share: Place) -> None:
+    def __init__(self, data: AlignmentDataModule, process_share: ProcessShare) -> None:
         self.data, self.process_share = data, process_share
         self._planned: tuple[int, Plan] | None = None
 

@@ -12,7 +12,7 @@ MOST = 10
 #: Constructors with more, and why none of their parameters belongs into a value object.
 LONG = {
     "PPO": "the ten of PolicyGradient, the critic and its loss",
-    "AlignmentDataModule": "five of twelve are given in code: tokenizer, kind, seed, place, mismatched",
+    "AlignmentDataModule": "five of twelve are given in code: tokenizer, kind, seed, process_share, mismatched",
     "TinySource": "what rows are drawn, each option independent of the others; a test world's, not a user's",
     "ModelReward": "what is read (path, dtype, device, sizes) and which number of it; the tokenizer is given in code",
     "RolloutLoader": "internal: made at one place, of parts that the loop already has",

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "credit": {"types", "ops", "options"},
     "selection": {"types", "ops", "options", "renamed"},
     "models": {"types", "ops", "options", "checkpoint_files", "files", "sharded_state"},
-    "data": {"types", "ops", "clock", "chat_templates", "options"},
+    "data": {"types", "ops", "clock", "chat_templates", "options", "renamed"},
     "callbacks": {"types", "ops", "checkpointing", "loggers", "options", "sharded_state", "files"},
     "methods": {"types", "ops", "options", "losses", "models", "credit", "chat_templates", "checkpointing"},
     "rewards": {"types", "ops", "losses", "models", "data", "yaml_text", "options"},

@@ -15,7 +15,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-from rlhf_lightning.data.batches.plan import Place
+from rlhf_lightning import data as package
+from rlhf_lightning.data.batches.plan import ProcessShare
 from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.data.reference.store import ReferenceCacheError, ReferenceStore, ReferenceWriter
 from rlhf_lightning.data.rows.problems import DataError
@@ -33,6 +34,14 @@ from rlhf_lightning.types import (
 )
 from tests.helpers.rows import Rows
 from tests.helpers.tokenizers import qwen_like
+
+
+def test_earlier_names_warn() -> None:
+    share = ProcessShare(accumulate=2)
+    with pytest.warns(DeprecationWarning, match="the argument place is now called process_share"):
+        assert AlignmentDataModule(pairs(3), place=share).process_share is share  # type: ignore[call-arg]
+    with pytest.warns(DeprecationWarning, match="Place is now called ProcessShare"):
+        assert package.Place is ProcessShare
 
 
 def pairs(count: int = 30, seed: int = 0, margin: float | None = None) -> list[Example]:
@@ -125,7 +134,7 @@ def test_bad_rows_stop_the_run_before_weights(rows: Path) -> None:
 
 def test_three_rows_for_four_micro_batches() -> None:
     """One of them is empty: it has no rows, those of the step are known, and a row stands in."""
-    shares = [AlignmentDataModule(pairs(3), place=Place(2, rank, world_size=2)) for rank in range(2)]
+    shares = [AlignmentDataModule(pairs(3), process_share=ProcessShare(2, rank, world_size=2)) for rank in range(2)]
     for share in shares:
         share.setup("fit")
     batches = [batch for share in shares for batch in share.train_dataloader()]
@@ -139,7 +148,9 @@ def test_three_rows_for_four_micro_batches() -> None:
 
 def test_fewer_validation_rows_than_processes() -> None:
     """Equally many batches on each, as validation gathers sharded weights; one is empty and counts for nothing."""
-    shares = [AlignmentDataModule(pairs(4), validation=pairs(1), place=Place(1, rank, 2)) for rank in range(2)]
+    shares = [
+        AlignmentDataModule(pairs(4), validation=pairs(1), process_share=ProcessShare(1, rank, 2)) for rank in range(2)
+    ]
     for share in shares:
         share.setup("fit")
     batches = [list(share.val_dataloader()) for share in shares]
@@ -174,7 +185,7 @@ def test_pairs_for_a_supervised_method_keep_the_chosen_response() -> None:
 
 
 def test_max_tokens_takes_the_place_of_batch_size() -> None:
-    data = AlignmentDataModule(pairs(), max_tokens=60, place=Place(accumulate=2))
+    data = AlignmentDataModule(pairs(), max_tokens=60, process_share=ProcessShare(accumulate=2))
     data.setup()
     batches = list(data.train_dataloader())
     assert sorted(indices(batches)) == list(range(30))
@@ -361,8 +372,8 @@ def test_the_reference_cache_is_filled_once_and_attached(tmp_path: Path) -> None
 
 
 def test_a_plain_loop_on_two_processes_trains_on_the_steps_of_one() -> None:
-    def weights(places: list[Place]) -> torch.Tensor:
-        datas = [AlignmentDataModule(pairs(), batch_size=8, place=place) for place in places]
+    def weights(shares: list[ProcessShare]) -> torch.Tensor:
+        datas = [AlignmentDataModule(pairs(), batch_size=8, process_share=share) for share in shares]
         for data in datas:
             data.setup()
         torch.manual_seed(0)
@@ -375,15 +386,15 @@ def test_a_plain_loop_on_two_processes_trains_on_the_steps_of_one() -> None:
                     pair = batch.pair(batch.ragged(score(batch.ids[batch.target]).squeeze(-1)))
                     loss = torch.nn.functional.softplus(pair.rejected.sum() - pair.chosen.sum()).sum()
                     loss = loss / batch.totals.groups * batch.totals.micro_batches
-                    (loss / len(places) / places[0].accumulate).backward()
-                if number % places[0].accumulate == 0:
+                    (loss / len(shares) / shares[0].accumulate).backward()
+                if number % shares[0].accumulate == 0:
                     optimizer.step()
                     optimizer.zero_grad()
         return score.weight.detach()
 
-    one = weights([Place()])
-    torch.testing.assert_close(weights([Place(accumulate=4)]), one, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(weights([Place(2, rank, 2) for rank in range(2)]), one, rtol=1e-12, atol=1e-12)
+    one = weights([ProcessShare()])
+    torch.testing.assert_close(weights([ProcessShare(accumulate=4)]), one, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(weights([ProcessShare(2, rank, 2) for rank in range(2)]), one, rtol=1e-12, atol=1e-12)
 
 
 def test_validation_may_be_the_path_of_files(tmp_path: Path) -> None:

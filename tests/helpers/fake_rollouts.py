@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlhf_lightning.data.batches.plan import Place
+from rlhf_lightning.data.batches.plan import ProcessShare
 from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.rounds import OnlineData
 from rlhf_lightning.types import Credit, Episodes, PackedBatch, RolloutOptions, Sample, SampleGroup, Sampling
@@ -87,12 +87,14 @@ def looped(
     options: RolloutOptions | None = None,
     engine: Any = None,
     reward: Any = None,
-    place: Place | None = None,
+    process_share: ProcessShare | None = None,
     count: int = 12,
     **settings: Any,
 ) -> tuple[OnlineData, FakeModule]:
     """A loop over twelve prompts, four a step, without a Trainer."""
-    source = AlignmentDataModule(prompts(count), kind="prompt", place=place, **{"batch_size": 4, "seed": 3} | settings)
+    source = AlignmentDataModule(
+        prompts(count), kind="prompt", process_share=process_share, **{"batch_size": 4, "seed": 3} | settings
+    )
     data = OnlineData(source, engine or FakeEngine(), reward or Sum(), options or RolloutOptions(group_size=2))
     module = FakeModule()
     data.attach(module)

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from rlhf_lightning.data.batches.plan import Place
+from rlhf_lightning.data.batches.plan import ProcessShare
 from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.lessons import SelectLesson
 from rlhf_lightning.losses import kto
@@ -34,10 +34,10 @@ class Pointing(Learner):
     needs, kind = frozenset({"reference", "kl"}), "unpaired"
 
 
-def looped(process_share: Place | None = None, rows: list[Example] | None = None, **options):
+def looped(process_share: ProcessShare | None = None, rows: list[Example] | None = None, **options):
     """Two samples a prompt, both labelled; four prompts a step."""
     rounds = rounds_of(**{"selector": LABELS, "draws": [Draw(n=2)]} | options)
-    source = AlignmentDataModule(rows or prompts(24), kind="prompt", batch_size=4, seed=3, place=process_share)
+    source = AlignmentDataModule(rows or prompts(24), kind="prompt", batch_size=4, seed=3, process_share=process_share)
     data = OnlineData(source, Silent(), Sum(), rounds, lesson=partial(SelectLesson, kind="unpaired", seed=3))
     module = Pointing()
     data.attach(module)
@@ -64,7 +64,7 @@ def test_the_first_loss_of_every_round_is_one_half(tmp_path, accumulate):
 
 def test_a_step_brings_its_prompts_with_responses_to_others():
     """All of the step's prompts with its first micro-batch, and with the reference that the round has."""
-    data, _ = looped(Place(2))
+    data, _ = looped(ProcessShare(2))
     first, second = (next(batches) for batches in [iter(data.train_dataloader())] for _ in range(2))
     assert second.mismatched == ()
     assert len(first.mismatched) == 2

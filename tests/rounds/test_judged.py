@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from rlhf_lightning.data.batches.plan import Place
+from rlhf_lightning.data.batches.plan import ProcessShare
 from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.lessons import SelectLesson
@@ -45,7 +45,7 @@ class Counting(Sum):
 
 
 def collector(reward) -> Collector:
-    return Collector(FakeEngine(), reward, rounds_of(), Place(), Clock())
+    return Collector(FakeEngine(), reward, rounds_of(), ProcessShare(), Clock())
 
 
 def test_ties_count_half_and_what_is_not_scored_counts_nowhere():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_lightning.data.batches.plan import Place
+from rlhf_lightning.data.batches.plan import ProcessShare
 from rlhf_lightning.rounds.prompts import PromptStream
 from rlhf_lightning.types import RolloutOptions
 from tests.helpers.fake_rollouts import FakeEngine, looped
@@ -52,7 +52,7 @@ def test_inner_epochs_deal_out_the_same_groups_in_another_way():
 
 def test_micro_batches_share_a_step():
     """Every group once; denominators those of the step."""
-    data, _ = looped(RolloutOptions(group_size=2), place=Place(accumulate=2))
+    data, _ = looped(RolloutOptions(group_size=2), process_share=ProcessShare(accumulate=2))
     batches = list(data.train_dataloader())
     assert len(batches) == 6
     for step in (batches[0:2], batches[2:4], batches[4:6]):
@@ -96,7 +96,7 @@ def test_state_resumes_anywhere(taken):
 def test_a_rollout_that_was_drawn_is_trained_on_whole(then, taken):
     """A state from within its first step holds the rollout, and serves any cut. Nothing is drawn or charged twice."""
     options, count = RolloutOptions(group_size=2, minibatches=2), [0]
-    before, _ = looped(options, count=8, place=Place(accumulate=2))
+    before, _ = looped(options, count=8, process_share=ProcessShare(accumulate=2))
     loader = before.train_dataloader()
     loader.position.taken = lambda: count[0]
     iterator = iter(loader)
@@ -105,7 +105,7 @@ def test_a_rollout_that_was_drawn_is_trained_on_whole(then, taken):
     state = loader.state_dict()
     assert (state["step"], state["number"]) == (0, 1)
     engine = FakeEngine()
-    after, _ = looped(options, engine, count=8, place=Place(accumulate=then))
+    after, _ = looped(options, engine, count=8, process_share=ProcessShare(accumulate=then))
     resumed = after.train_dataloader()
     resumed.load_state_dict(state)
     assert resumed.state_dict()["experience"] is not None
@@ -154,7 +154,11 @@ def test_an_epoch_cut_short_is_an_epoch():
     [
         ({"batch_size": 8}, TWICE, r"minibatches=2 x data.batch_size=8 = 16 prompts, and the data has 12"),
         ({"max_tokens": 64}, TWICE, r"set data.batch_size \(prompts of an optimiser step\) and data.max_tokens=null"),
-        ({"place": Place(4, 0, 2)}, TWICE, r"data.batch_size=4 prompts a step cannot be split into 8 micro-batches"),
+        (
+            {"process_share": ProcessShare(4, 0, 2)},
+            TWICE,
+            r"data.batch_size=4 prompts a step cannot be split into 8 micro-batches",
+        ),
     ],
 )
 def test_impossible_sizes(settings, options, message):

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from rlhf_lightning.data.batches.plan import Place
+from rlhf_lightning.data.batches.plan import ProcessShare
 from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.types import RolloutOptions
 from tests.helpers.fake_rollouts import looped
@@ -20,7 +20,7 @@ def demonstrations(batch_size: int):
 def test_every_micro_batch_has_its_share():
     """Four demonstrations a step, whatever micro-batches it has; every one comes once before any comes again."""
     options = RolloutOptions(group_size=2, minibatches=2, inner_epochs=2)
-    data, _ = looped(options, place=Place(accumulate=2), ptx=demonstrations(5))
+    data, _ = looped(options, process_share=ProcessShare(accumulate=2), ptx=demonstrations(5))
     batches = list(data.train_dataloader())
     assert len(batches) == 8
     for step in range(4):
@@ -51,7 +51,7 @@ def test_it_continues_with_the_steps():
 
 def test_too_few_for_the_micro_batches():
     with pytest.raises(ValueError, match=r"data.batch_size=1 groups a step cannot be split into 2 micro-batches"):
-        looped(RolloutOptions(group_size=2), place=Place(accumulate=2), ptx=demonstrations(1))
+        looped(RolloutOptions(group_size=2), process_share=ProcessShare(accumulate=2), ptx=demonstrations(1))
 
 
 def test_nothing_where_nothing_is_mixed_in():

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlhf_lightning.data import Place
+from rlhf_lightning.data import ProcessShare
 from rlhf_lightning.types import RolloutOptions, SampleGroup
 from tests.helpers.fake_rollouts import FakeEngine, Sum, looped
 from tests.helpers.online import module_of, online
@@ -52,7 +52,7 @@ def test_numbers_belong_to_their_tokens():
 
 
 def test_moments_are_those_of_the_whole_step():
-    data, _ = looped(RolloutOptions(group_size=2), place=None)
+    data, _ = looped(RolloutOptions(group_size=2), process_share=None)
     batch = first(data)
     assert batch.advantage_moments[0] == pytest.approx(float(batch.advantage.mean()))
     assert batch.advantage_moments[1] == pytest.approx(float(batch.advantage.std(correction=0)))
@@ -62,7 +62,7 @@ def test_moments_are_those_of_the_whole_step():
 def test_fewer_validation_prompts_than_processes_are_refused_before_weights_load(processes, stage):
     """Five of them; fails when it is found out in the first validation, on the process that has none."""
     module = module_of()
-    data = online(module, None, batch_size=12, place=Place(1, 0, processes))
+    data = online(module, None, batch_size=12, process_share=ProcessShare(1, 0, processes))
     if processes == 5:
         data.setup(stage)
     else:

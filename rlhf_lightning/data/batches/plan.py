@@ -31,7 +31,7 @@ IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessShare:
     """Part of every step that is this process's."""
 
     accumulate: int = 1  #: micro-batches that each process accumulates for an optimiser step

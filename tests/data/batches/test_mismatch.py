@@ -15,7 +15,7 @@ from rlhf_lightning.data.batches import mismatch
 from rlhf_lightning.data.batches.loader import EpochLoader
 from rlhf_lightning.data.batches.mismatch import Mismatches, partners
 from rlhf_lightning.data.batches.packing import pack
-from rlhf_lightning.data.batches.plan import Batching, Place
+from rlhf_lightning.data.batches.plan import Batching, ProcessShare
 from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.data.reference.store import ReferenceStore, ReferenceWriter
 from rlhf_lightning.data.rows.problems import DataError
@@ -233,14 +233,14 @@ def log_probs(batch):
 
 
 def test_the_reference_cache_covers_them_for_every_seed(tmp_path: Path):
-    data, store = module(place=Place(accumulate=2)), ReferenceStore(tmp_path, "model")
+    data, store = module(process_share=ProcessShare(accumulate=2)), ReferenceStore(tmp_path, "model")
     passed = list(data.reference_loader(store))
     with ReferenceWriter(store) as writer:
         for batch in passed:
             writer.put(batch, log_probs(batch))
     again = ReferenceStore(tmp_path, "model")
     for seed in (0, 9):  # the second seed finds everything
-        other = module(place=Place(accumulate=2), seed=seed)
+        other = module(process_share=ProcessShare(accumulate=2), seed=seed)
         assert len(other.reference_loader(again, checks=0)) == 0
         other.reference_store = again
         loaders = [*other.train_dataloader(), *other.val_dataloader()]
