@@ -76,7 +76,7 @@ DETAILS = [
         "9",
         "rewards normalised on reference samples",
         ("method.credit.shaping.scale=ref", "method.credit.shaping.center=true"),
-        f"{SHAPING}.test_ref_scale_stays_what_the_first_samples_say",
+        f"{SHAPING}.test_ref_scale_stays_that_of_the_first_samples",
     ),
     Detail(
         "10",

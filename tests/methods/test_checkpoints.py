@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and what it refuses to be loaded into."""
+"""Contents of a checkpoint, and models that refuse to load it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path, other, message):
         trainer(tmp_path).fit(other(), loader(2), ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
 
 
-def test_refreshed_reference_needs_a_place(tmp_path):
+def test_a_refreshed_reference_needs_a_copy_to_load_into(tmp_path):
     saved(tmp_path, preference(), ReferenceSync(every_n_steps=1))
     module = preference(builder=Builder("cached"))
     with pytest.raises(ValueError, match="reference=frozen"):
@@ -79,7 +79,7 @@ def cached(fingerprint: str) -> Preference:
     return module
 
 
-class Scored(L.Callback):
+class WithReference(L.Callback):
     """Gives every batch log-probs of a reference."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -88,16 +88,16 @@ class Scored(L.Callback):
 
 def test_a_cached_reference_of_another_model_is_refused(tmp_path):
     """The numbers would be those of another initial policy from the resume on."""
-    assert saved(tmp_path, cached("one"), Scored())["reference_fingerprint"] == "one"
+    assert saved(tmp_path, cached("one"), WithReference())["reference_fingerprint"] == "one"
     path = tmp_path / "checkpoints" / "last.ckpt"
-    trainer(tmp_path, [Scored()]).fit(cached("one"), loader(2), ckpt_path=path)
+    trainer(tmp_path, [WithReference()]).fit(cached("one"), loader(2), ckpt_path=path)
     with pytest.raises(ValueError, match=r"reference=cached.*not the one that this run began with.*adapter\.path"):
-        trainer(tmp_path, [Scored()]).fit(cached("other"), loader(2), ckpt_path=path)
+        trainer(tmp_path, [WithReference()]).fit(cached("other"), loader(2), ckpt_path=path)
 
 
 @pytest.mark.parametrize("init", [True, False])
 def test_an_export_notes_an_adapter_that_did_not_start_as_its_base(tmp_path, init):
-    """What was trained from another start has another reference than the base that its folder names."""
+    """A model trained from another start has another reference than the base that its folder names."""
     TinyRandom(hidden_size=16, intermediate_size=32).load().save_pretrained(tmp_path / "base")
     byte_tokenizer().save_pretrained(tmp_path / "base")
     builder = ModelBuilder(Pretrained(str(tmp_path / "base")), Lora(r=2, seed=0, init=init), "auto")
@@ -117,7 +117,7 @@ def test_validation_of_a_checkpoint_uses_its_weights(tmp_path):
     saved(tmp_path, module)
     other = preference()
     trainer(tmp_path).validate(other, loader(1), ckpt_path=tmp_path / "checkpoints" / "last.ckpt", verbose=False)
-    for (name, mine), (_, theirs) in zip(
+    for (name, weight), (_, expected) in zip(
         other.policy.named_parameters(), module.policy.named_parameters(), strict=True
     ):
-        assert torch.equal(mine, theirs), name
+        assert torch.equal(weight, expected), name

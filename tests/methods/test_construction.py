@@ -1,4 +1,4 @@
-"""What cannot work is refused before anything is loaded, and the message says what to change."""
+"""Impossible combinations are refused before anything is loaded, and the message names the fix."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_configure_model_builds_once():
     assert module.policy is policy
 
 
-def test_training_without_optimizer_says_so():
+def test_training_without_an_optimizer_is_refused():
     module = Preference(Builder(), losses.dpo)
     with pytest.raises(ValueError, match="optimizer"):
         module.configure_optimizers()

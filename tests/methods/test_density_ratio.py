@@ -73,7 +73,7 @@ def test_one_label_only_is_refused() -> None:
         DensityRatio().fit(rows([[1], [2]], [1.0, 1.0]), EMBEDDING)
 
 
-def test_it_goes_with_a_loss_that_weighs_and_needs_the_data_module() -> None:
+def test_it_needs_a_loss_with_weights_and_the_data_module() -> None:
     with pytest.raises(ValueError, match="method=bco_udm"):
         Unpaired(Builder(), losses.kto, density_ratio=DensityRatio())
     module = Unpaired(Builder(), losses.bco, density_ratio=DensityRatio())
@@ -94,8 +94,8 @@ def test_the_loss_is_weighted_and_the_checkpoint_keeps_the_classifier() -> None:
     batch: Any = pack(rows([[3], [4], [4]], [0.0, 0.0, 1.0]), kind="unpaired")
     weight = first.density_ratio(batch)
     assert weight[0] > 2 * weight[1]
-    found = first(batch).diagnostics["group_loss"]
-    torch.testing.assert_close(found, weight * 0.693147, atol=1e-5, rtol=1e-5)
+    weighted = first(batch).diagnostics["group_loss"]
+    torch.testing.assert_close(weighted, weight * 0.693147, atol=1e-5, rtol=1e-5)
     checkpoint: dict[str, Any] = {"state_dict": first.state_dict()}
     first.on_save_checkpoint(checkpoint)
     second._trainer = type("T", (), {"state": type("S", (), {"fn": "validate"})})()  # type: ignore[assignment]

@@ -133,8 +133,8 @@ def test_the_loss_and_its_gradient_are_those_of_a_plain_loop(how: str) -> None:
     }[how]
     assert output.loss.item() == pytest.approx(COEF * expected.item(), rel=1e-4)
     wanted = gradients(made, COEF * expected)
-    for found, want in zip(gradients(made, output.loss), wanted, strict=True):
-        torch.testing.assert_close(found, want, atol=1e-6, rtol=1e-3)
+    for gradient, want in zip(gradients(made, output.loss), wanted, strict=True):
+        torch.testing.assert_close(gradient, want, atol=1e-6, rtol=1e-3)
     torch.testing.assert_close(output.diagnostics["diagnostic/kl/token"], torch.cat(kl).detach(), atol=1e-5, rtol=1e-4)
     summed = torch.stack([row.sum() for row in kl]).detach()
     torch.testing.assert_close(output.diagnostics["diagnostic/kl/reference"], summed, atol=1e-5, rtol=1e-4)
@@ -181,15 +181,15 @@ def test_in_the_reward_every_token_is_charged() -> None:
     torch.testing.assert_close(scores["reference_kl"], torch.cat(kl), atol=1e-5, rtol=1e-4)
     assert not scores["reference_kl"].requires_grad
     played = episodes(ROWS, scores)
-    found = made.credit(played)
+    assigned = made.credit(played)
     summed = torch.stack([row.sum() for row in kl])
     reward = (played.reward - COEF * summed).view(len(ROWS), SLOTS)
     expected = (reward - reward.mean(1, keepdim=True)).flatten()
     first = played.length.cumsum(0) - played.length
-    torch.testing.assert_close(found.tokens["advantage"].token[first], expected, atol=1e-5, rtol=1e-4)
-    assert found.metrics["kl/reference"] == pytest.approx(summed.mean().item(), rel=1e-4)
-    assert found.metrics["kl/token"] == pytest.approx(torch.cat(kl).mean().item(), rel=1e-4)
-    (rewarded,) = step(None, found.tokens["advantage"].token)
+    torch.testing.assert_close(assigned.tokens["advantage"].token[first], expected, atol=1e-5, rtol=1e-4)
+    assert assigned.metrics["kl/reference"] == pytest.approx(summed.mean().item(), rel=1e-4)
+    assert assigned.metrics["kl/token"] == pytest.approx(torch.cat(kl).mean().item(), rel=1e-4)
+    (rewarded,) = step(None, assigned.tokens["advantage"].token)
     assert not any("kl/" in name for name in made(rewarded).diagnostics)
 
 
@@ -202,24 +202,24 @@ def test_the_controller_moves_by_the_kl_itself() -> None:
 
 @pytest.mark.parametrize("kind", ["separate", "shared", "hydra", "adapter"])
 @pytest.mark.parametrize("kl", [REWARD, LOSS])
-def test_beside_a_critic_it_is_what_it_is_without_one(kind: str, kl: Any) -> None:
+def test_with_a_critic_it_is_the_same_as_without(kind: str, kl: Any) -> None:
     options = RolloutOptions(group_size=SLOTS, temperature=TEMPERATURE, inner_epochs=2)
     made: Any = left(ppo_of(kind, options, kl=kl(), value_loss={"coef": 0.0}, credit={"whiten": "none"}))
     (batch,) = step()
     scores = made.scores(batch)
-    found = made.policy(batch, temperature=TEMPERATURE, **made.compared(batch, True)).reference_kl
-    assert bool((found > 1e-5).all())
+    divergence = made.policy(batch, temperature=TEMPERATURE, **made.compared(batch, True)).reference_kl
+    assert bool((divergence > 1e-5).all())
     if made.kl.in_reward:
-        torch.testing.assert_close(scores["reference_kl"], found.detach())
+        torch.testing.assert_close(scores["reference_kl"], divergence.detach())
         assert scores.keys() == {"old_log_probs", "reference_kl", "value"}
         return
     batch.old_log_probs, batch.value, batch.returns = scores["old_log_probs"], scores["value"], scores["value"]
     output = made(batch)
-    assert output.loss.item() == pytest.approx(COEF * found.mean().item(), rel=1e-5)
+    assert output.loss.item() == pytest.approx(COEF * divergence.mean().item(), rel=1e-5)
     assert (output.diagnostics["diagnostic/ratio/mean"] == 1).all()
 
 
-def test_validation_reports_it_in_either_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_reports_it_for_reward_and_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     for kl in (REWARD(), LOSS()):
         made, seen = built(kl), {}
         monkeypatch.setattr(made, "track", lambda name, value, seen=seen: seen.update({name: value}))
@@ -254,7 +254,7 @@ def test_another_model_may_be_the_reference() -> None:
 
 
 def test_in_the_reward_it_does_not_pull_at_the_token_that_is_drawn() -> None:
-    """Answers of one token, each as often as it is drawn: k1 has the gradient of the KL, and full has none at all."""
+    """Responses of one token, each as often as it is drawn: k1 has the gradient of the KL, and full has none at all."""
     prompt = [5, 9, 3]
     made = built(REWARD(), reinforce, policy_loss={"aggregation": "seq_mean_token_sum"})
     vocabulary = made.policy.base.config.vocab_size
@@ -264,19 +264,19 @@ def test_in_the_reward_it_does_not_pull_at_the_token_that_is_drawn() -> None:
         "k1": policy - made.reference(every, temperature=TEMPERATURE).token,
         "full": made.scores(every)["reference_kl"],
     }
-    found = {}
+    by_estimator = {}
     for name, kl in estimates.items():
         every.advantage = -vocabulary * policy.exp() * kl
-        found[name] = torch.cat([gradient.flatten() for gradient in gradients(made, made(every).loss)])
+        by_estimator[name] = torch.cat([gradient.flatten() for gradient in gradients(made, made(every).loss)])
     (exact,) = loop(made, [Example(prompt, [[0]])])
     wanted = torch.cat([gradient.flatten() for gradient in gradients(made, exact.sum())])
     assert float(wanted.abs().max()) > 1e-2
-    torch.testing.assert_close(found["k1"], wanted, atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(found["full"], torch.zeros_like(wanted), atol=1e-4, rtol=0)
+    torch.testing.assert_close(by_estimator["k1"], wanted, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(by_estimator["full"], torch.zeros_like(wanted), atol=1e-4, rtol=0)
 
 
 def test_the_ratio_would_add_noise_and_correct_nothing() -> None:
-    """Tokens of an older policy: the mean of the ratio times the KL is the KL, and its further gradient vanishes."""
+    """Tokens of an older policy: the mean of the ratio times the KL is the KL, and its additional gradient vanishes."""
     made = built(LOSS())
     vocabulary = made.policy.base.config.vocab_size
     every = pack([Example([5, 9, 3], [[token] for token in range(vocabulary)])])

@@ -68,10 +68,10 @@ def test_a_batch_brings_options_of_its_loss(method: type, kind: str, loss: Any, 
     module, given = built(method, loss), built(method, partial(loss, **changed))
     batch, _ = step(kind, 6, parts=2)
     brought = replace(batch, loss_options=changed)
-    expected, found = given(batch), module(brought)
-    assert torch.equal(found.loss, expected.loss)
+    expected, output = given(batch), module(brought)
+    assert torch.equal(output.loss, expected.loss)
     for name, value in expected.diagnostics.items():
-        assert torch.equal(found.diagnostics[name], value), name
+        assert torch.equal(output.diagnostics[name], value), name
     assert not torch.equal(module(batch).loss, expected.loss)
     assert torch.equal(module(brought.emptied()).loss, torch.zeros(()))
 

@@ -92,10 +92,10 @@ def test_coin_with_hard_negatives_alone_sees_no_other_group() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_validation_has_what_callbacks_read(name: str) -> None:
     made = module(name).eval()
-    found = made(steps(METHODS[name][0].kind, 4)[0]).diagnostics
-    assert {"group_loss", "log_prob", "length", "entropy", "top1"} <= found.keys()
-    assert not any(value.requires_grad for value in found.values())
-    assert found["group_loss"].shape == (4,)
+    diagnostics = made(steps(METHODS[name][0].kind, 4)[0]).diagnostics
+    assert {"group_loss", "log_prob", "length", "entropy", "top1"} <= diagnostics.keys()
+    assert not any(value.requires_grad for value in diagnostics.values())
+    assert diagnostics["group_loss"].shape == (4,)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -105,10 +105,10 @@ def test_an_adapter_trains_and_so_do_the_heads(name: str) -> None:
         adapter=Lora(r=2, alpha=4, seed=1),
         reference={"context_distillation": "adapter_off"}.get(name),
     )
-    found = gradients(made, steps(METHODS[name][0].kind, 4))
-    assert any("lora" in key and grad.abs().sum() > 0 for key, grad in found.items())
-    assert ("value_head.last.weight" in found) == (name == "ilql")
-    assert not any("base_layer" in key for key in found)
+    by_name = gradients(made, steps(METHODS[name][0].kind, 4))
+    assert any("lora" in key and grad.abs().sum() > 0 for key, grad in by_name.items())
+    assert ("value_head.last.weight" in by_name) == (name == "ilql")
+    assert not any("base_layer" in key for key in by_name)
 
 
 # Slots
@@ -124,7 +124,7 @@ def test_one_slot_is_what_packing_it_alone_would_be() -> None:
                 for row in rows
             ]
         )
-        found = only_slot(batch, slot)
+        selected = only_slot(batch, slot)
         for field in (
             "ids",
             "positions",
@@ -136,9 +136,9 @@ def test_one_slot_is_what_packing_it_alone_would_be() -> None:
             "sequence",
             "index",
         ):
-            assert torch.equal(getattr(found, field), getattr(alone, field)), field
-        assert found.totals == alone.totals
-        assert found.rows == alone.rows
+            assert torch.equal(getattr(selected, field), getattr(alone, field)), field
+        assert selected.totals == alone.totals
+        assert selected.rows == alone.rows
 
 
 def test_one_slot_of_shared_prompts_is_refused() -> None:
@@ -160,8 +160,8 @@ def test_context_distillation_by_the_definition() -> None:
             for prompt, response in zip([row.prompt, *row.more_prompts], row.responses, strict=True)
         )
         expected.append((teacher.exp() * (teacher - student)).sum().item())
-    found = made(pack(rows, kind="context")).diagnostics["group_loss"]
-    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+    losses = made(pack(rows, kind="context")).diagnostics["group_loss"]
+    assert losses.tolist() == pytest.approx(expected, rel=1e-4)
     assert min(expected) > 1e-3
 
 
@@ -174,8 +174,8 @@ def test_most_likely_classes_lose_little_and_less_with_more_of_them() -> None:
 
 def test_an_empty_context_leaves_nothing_to_learn() -> None:
     rows = [replace(row, prompt=row.more_prompts[0]) for row in context(4)]
-    found = gradients(module("context_distillation"), [pack(rows, kind="context")])
-    assert max(grad.abs().max() for grad in found.values()) < 1e-6
+    by_name = gradients(module("context_distillation"), [pack(rows, kind="context")])
+    assert max(grad.abs().max() for grad in by_name.values()) < 1e-6
 
 
 def test_the_teacher_is_the_other_model() -> None:
@@ -193,14 +193,14 @@ def test_a_narrower_student_learns_from_a_wider_teacher() -> None:
     made = KnowledgeDistillation(builder, partial(losses.knowledge_distillation, divergence="jsd"))
     made.configure_model()
     batch, optimizer = steps("supervised", 6)[0], torch.optim.AdamW(made.policy.parameters(), lr=1e-2)
-    found = []
+    by_step = []
     for _ in range(10):
         optimizer.zero_grad()
         loss = made(batch).loss
         loss.backward()
         optimizer.step()
-        found.append(loss.item())
-    assert found[-1] < 0.7 * found[0]
+        by_step.append(loss.item())
+    assert by_step[-1] < 0.7 * by_step[0]
 
 
 def test_another_vocabulary_is_refused_before_weights_load(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +234,7 @@ def test_cached_log_probs_are_not_enough() -> None:
 def test_where_states_are_read(pooling: str) -> None:
     made, rows = module("coin", pooling=pooling), ROWS["paraphrase"](2)
     batch = pack(rows, kind="paraphrase")
-    _, found = made.policy(batch, pooling=pooling)
+    _, embedding = made.policy(batch, pooling=pooling)
     model = TINY.load()
     for number, (prompt, response) in enumerate(
         (prompt, response)
@@ -242,11 +242,11 @@ def test_where_states_are_read(pooling: str) -> None:
         for prompt, response in zip([row.prompt, *row.more_prompts], row.responses, strict=True)
     ):
         if not response:
-            assert not found[number].any()
+            assert not embedding[number].any()
             continue
         ids = prompt + (response if pooling == "last" else [])
         expected = model.model(torch.tensor([ids])).last_hidden_state[0, -1]
-        torch.testing.assert_close(found[number], expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(embedding[number], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_an_unknown_pooling_is_refused() -> None:
@@ -307,7 +307,7 @@ def test_copies_are_saved_and_never_trained() -> None:
     assert {"steps", "returns.mean", "returns.variance"} <= saved.keys()
 
 
-def test_the_heads_do_not_hang_on_the_global_generator() -> None:
+def test_the_heads_do_not_depend_on_the_global_generator() -> None:
     torch.manual_seed(1)
     one = ValueActor(TINY.load())
     torch.manual_seed(2)
@@ -339,7 +339,7 @@ def test_decoding_by_value_takes_what_the_definition_says() -> None:
     assert not made.policy.base.get_output_embeddings()._forward_pre_hooks
 
 
-def test_without_beta_the_policy_itself_answers() -> None:
+def test_without_beta_samples_are_those_of_the_policy() -> None:
     from rlhf_lightning.models.generation import generate
 
     made, prompts = module("ilql", decoding_beta=50.0), [[1, 2], [3]]
@@ -349,7 +349,7 @@ def test_without_beta_the_policy_itself_answers() -> None:
     assert made.sample(prompts, max_new_tokens=6, seed=3) != made.sample(prompts, beta=0.0, max_new_tokens=6, seed=3)
 
 
-def test_returns_must_be_known_and_differ() -> None:
+def test_returns_must_be_standardised_and_differ() -> None:
     made = ValueBased(ModelBuilder(TINY, None, "none"), losses.ilql)
     made.configure_model()
     with pytest.raises(ValueError, match=r"returns are not standardised.*module\.standardize\(scores\)"):

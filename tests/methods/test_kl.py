@@ -56,8 +56,8 @@ def test_a_small_bound_takes_no_gradient_away(estimator: str, gradient: list[flo
     """The further a token has strayed, the more it is pulled back; bounded at 1 nat all of these would be 0."""
     log_ratio = torch.tensor([-3.0, 3.0], requires_grad=True)
     penalty = KLPenalty("loss", estimator, max_log_ratio=1.0)
-    (found,) = torch.autograd.grad(penalty.estimate(log_ratio).sum(), log_ratio)
-    assert found.tolist() == gradient
+    (pull,) = torch.autograd.grad(penalty.estimate(log_ratio).sum(), log_ratio)
+    assert pull.tolist() == gradient
 
 
 def test_the_bound_holds_what_is_exponentiated() -> None:

@@ -120,7 +120,7 @@ def test_credit_of_reward_and_cost_by_hand() -> None:
     assert module.cost_terms == {"cost"}
 
 
-def test_a_reward_without_the_term_says_which_there_are() -> None:
+def test_a_reward_without_the_term_is_refused_with_its_terms() -> None:
     with pytest.raises(ValueError, match=r"no term 'cost' to limit; its terms are \['harm'\]"):
         ppo_of(cost=True).credit(episodes(harm=[0.0, 0.0]))
 
@@ -143,7 +143,7 @@ MULTI = """{type: multi, name: graded, calculate_output: "a + b", graders: {
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
-        # Said although the reward model of the other term is not there: nothing was loaded.
+        # Reported although the reward model of the other term is not there: nothing was loaded.
         (
             NEVER,
             r"(?s)cost=cost is no term of the reward: .* or add the term, for example \+reward@reward.terms.cost=cost",
@@ -197,7 +197,7 @@ def test_numbers_out_of_range(options: dict[str, Any]) -> None:
         Multiplier(**options)
 
 
-def test_two_critics_have_losses_of_their_own() -> None:
+def test_each_of_two_critics_has_its_loss() -> None:
     module = ppo_of(cost=True)
     assert {"value", "cost_value"} <= module.required_scores
     module.configure_model()

@@ -175,10 +175,12 @@ def test_like_plain_loops(case: tuple[dict[str, Any], list[list[float]], list[li
     mismatch = Mismatch(**options)
     ours = mismatch(ragged(old), ragged(rollout)).weight.tolist()
     low, high = mismatch.bounds
-    theirs = reference_mismatch.weights(old, rollout, mismatch.correction, low, high, mismatch.ratio, mismatch.outside)
-    for mine, expected in zip(ours, (w for row in theirs for w in row), strict=True):
-        at_a_bound = any(math.isclose(abs(mine - expected), w, rel_tol=1e-4) for w in (low, high))
-        assert mine == pytest.approx(expected, rel=1e-4, abs=1e-6) or at_a_bound
+    reference = reference_mismatch.weights(
+        old, rollout, mismatch.correction, low, high, mismatch.ratio, mismatch.outside
+    )
+    for weight, expected in zip(ours, (w for row in reference for w in row), strict=True):
+        at_a_bound = any(math.isclose(abs(weight - expected), w, rel_tol=1e-4) for w in (low, high))
+        assert weight == pytest.approx(expected, rel=1e-4, abs=1e-6) or at_a_bound
 
 
 @given(cases(), st.floats(-3, 3, width=32), st.floats(0.0625, 2, width=32))

@@ -84,7 +84,7 @@ def test_only_what_is_needed_is_scored(options: dict[str, Any], expected: set[st
     assert made.requires({"loss": ppo, **options}) == made.needs
 
 
-def test_a_method_without_rewards_says_so() -> None:
+def test_methods_declare_whether_they_need_a_reward() -> None:
     assert not module(reinforce, advantage=credit.self_confidence).needs_reward
     assert module(advantage=credit.rloo).needs_reward
     assert module(advantage=credit.reinforce_pp).needs_reward
@@ -114,10 +114,10 @@ def test_kl_in_the_reward_lowers_it_by_what_the_rollout_strayed() -> None:
     summed = torch.zeros(GROUPS * SLOTS, dtype=torch.float64).index_add(0, played.tokens["old_log_probs"].sequence, kl)
     reward = played.reward.double() - 0.5 * summed
     expected = (reward.view(GROUPS, SLOTS) - reward.view(GROUPS, SLOTS).mean(1, keepdim=True)).flatten()
-    found = made.credit(played)
+    assigned = made.credit(played)
     first = played.length.cumsum(0) - played.length
-    torch.testing.assert_close(found.tokens["advantage"].token[first].double(), expected, atol=1e-5, rtol=1e-5)
-    assert found.metrics["kl/reference"] == pytest.approx(summed.mean().item(), abs=1e-6)
+    torch.testing.assert_close(assigned.tokens["advantage"].token[first].double(), expected, atol=1e-5, rtol=1e-5)
+    assert assigned.metrics["kl/reference"] == pytest.approx(summed.mean().item(), abs=1e-6)
 
 
 def test_kl_in_the_loss_is_added_with_the_aggregation_of_the_loss() -> None:
@@ -146,10 +146,10 @@ def test_mismatch_weighs_the_policy_loss_alone() -> None:
     """Engine log-probs that are ln 4 too high: weights of 1/4, and a quarter of the loss."""
     made = module(policy_loss={"mismatch": Mismatch("tis")})
     (batch,) = step(None, advantage(made))
-    own = made.policy(batch).token.detach()
-    batch.rollout_log_probs = own
+    log_probs = made.policy(batch).token.detach()
+    batch.rollout_log_probs = log_probs
     plain = made(batch).loss
-    batch.rollout_log_probs = own + torch.tensor(4.0).log()
+    batch.rollout_log_probs = log_probs + torch.tensor(4.0).log()
     output = made(batch)
     assert output.loss.item() == pytest.approx(plain.item() / 4, rel=1e-4)
     assert (output.diagnostics["diagnostic/mismatch/weight/mean"] - 0.25).abs().max() < 1e-5
@@ -250,7 +250,7 @@ def test_errors_before_anything_is_loaded(options: dict[str, Any], message: str)
     assert builder.built == 0
 
 
-def test_a_batch_that_is_no_rollout_says_so() -> None:
+def test_a_batch_without_advantages_is_refused() -> None:
     made = module()
     (batch,) = step()
     batch.advantage = None

@@ -86,8 +86,8 @@ def test_the_highest_ratio_is_that_of_all_micro_batches(tmp_path: Path) -> None:
     """A mean of the parts' highest ratios would be lower."""
     made = method()
     made.configure_model()
-    own = made.policy(step()[0]).token.detach()
-    far = own.clone()
+    log_probs = made.policy(step()[0]).token.detach()
+    far = log_probs.clone()
     far[-1] -= 2.0
     parts = step([2, 2], torch.ones(TOKENS), old_log_probs=far)
     seen = fit(made, tmp_path, parts, accumulate_grad_batches=2)
@@ -105,7 +105,7 @@ def test_the_rest_of_a_rollout_is_skipped_once_the_policy_went_too_far(tmp_path:
     assert torch.equal(seen.weights[2], seen.weights[1])
     assert not torch.equal(free.weights[2], free.weights[1])
     assert seen.metrics[2]["train/early_stop"] == 1
-    # The next rollout starts anew: its first step is taken.
+    # The first step of the next rollout is taken.
     assert not torch.equal(seen.weights[3], seen.weights[2])
     assert int(made.stopped) == 1
 
@@ -127,12 +127,12 @@ def test_what_moves_between_rollouts_is_in_the_checkpoint() -> None:
     other.configure_model()
     other.load_state_dict(made.state_dict())
     assert float(other.kl.coef) == float(made.kl.coef)
-    again, anew = made.credit(episodes(scores=tokens)), other.credit(episodes(scores=tokens))
-    assert torch.equal(again.tokens["advantage"].token, anew.tokens["advantage"].token)
-    assert again.metrics == anew.metrics
+    again, resumed = made.credit(episodes(scores=tokens)), other.credit(episodes(scores=tokens))
+    assert torch.equal(again.tokens["advantage"].token, resumed.tokens["advantage"].token)
+    assert again.metrics == resumed.metrics
 
 
-def test_validation_says_what_the_samples_are_like(tmp_path: Path) -> None:
+def test_validation_reports_reward_length_and_kl_of_samples(tmp_path: Path) -> None:
     made = method(kl=KLPenalty("loss", "k3", 0.1))
     (batch,) = batches(1, 1)
     batch.advantage = None

@@ -52,9 +52,9 @@ def filled(module: PPO, parts: list[RolloutBatch]) -> list[RolloutBatch]:
     """Old log-probs near the policy's own, and the reference's."""
     for batch in parts:
         with torch.no_grad():
-            own = module.policy(batch).token
-        batch.old_log_probs = own + batch.old_log_probs
-        batch.reference_log_probs = own - 0.3 * batch.advantage
+            log_probs = module.policy(batch).token
+        batch.old_log_probs = log_probs + batch.old_log_probs
+        batch.reference_log_probs = log_probs - 0.3 * batch.advantage
     return parts
 
 
@@ -124,11 +124,11 @@ def test_the_whole_loss_is_that_of_a_plain_loop(changed: dict[str, Any], parts: 
         loss_options={"dual_clip": options["dual_clip"]},
     )
     step = filled(module, batches(parts))
-    known = torch.cat([batch.advantage for batch in step])
+    advantages = torch.cat([batch.advantage for batch in step])
     for batch in step:
-        batch.advantage_moments = (float(known.mean()), float(known.std(unbiased=False)))
-    found = sum(module(batch).loss.item() for batch in step) / parts
-    assert found == pytest.approx(plain_loss(module, step, options), rel=2e-5)
+        batch.advantage_moments = (float(advantages.mean()), float(advantages.std(unbiased=False)))
+    loss = sum(module(batch).loss.item() for batch in step) / parts
+    assert loss == pytest.approx(plain_loss(module, step, options), rel=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -141,10 +141,10 @@ def test_the_whole_loss_is_that_of_a_plain_loop(changed: dict[str, Any], parts: 
 def test_value_loss_by_hand(options: dict[str, Any], expected: list[float], share: float) -> None:
     """V [0.4, 0.4, 2], V_old [0, 0.4, 1], R [1, 0, 1], epsilon 0.2 by default: a minimum has 0.02 at the last."""
     value = Ragged(torch.tensor([0.4, 0.4, 2.0], requires_grad=True), torch.tensor([0, 0, 1]), 2)
-    found = value_error(value, torch.tensor([0.0, 0.4, 1.0]), torch.tensor([1.0, 0.0, 1.0]), **options)
-    assert_detached(found)
-    torch.testing.assert_close(found.token, torch.tensor(expected))
-    assert found.diagnostics["value/clip"].mean().item() == pytest.approx(share)
+    error = value_error(value, torch.tensor([0.0, 0.4, 1.0]), torch.tensor([1.0, 0.0, 1.0]), **options)
+    assert_detached(error)
+    torch.testing.assert_close(error.token, torch.tensor(expected))
+    assert error.diagnostics["value/clip"].mean().item() == pytest.approx(share)
 
 
 def test_credit_is_gae_on_shaped_scores_with_the_penalty_on_tokens() -> None:
@@ -221,7 +221,7 @@ def test_all_kinds_train_policy_and_critic_and_leave_the_reference(tmp_path, kin
     assert (module.policy.eval()(probe).token - reference).abs().max() > 1e-4
 
 
-def test_the_critic_has_a_learning_rate_of_its_own() -> None:
+def test_the_critic_has_its_own_learning_rate() -> None:
     module = ready(value_loss={"critic_lr": 0.5})
     groups = module.parameter_groups()
     rates = {id(p): group.get("lr") for group in groups for p in group["params"]}
@@ -258,7 +258,7 @@ def test_in_the_warm_up_the_policy_stands_still(tmp_path) -> None:
 
 
 def test_inner_epochs_stop_early(tmp_path) -> None:
-    """The second step of a rollout finds the policy too far, so that two are skipped; the next rollout begins anew."""
+    """The policy is too far in the second step of a rollout: two are skipped, and the next rollout is trained on."""
     module = ppo_of("shared", RolloutOptions(group_size=2, inner_epochs=4), policy_loss={"target_kl": 1e-6})
     weights: list[Tensor] = []
 
@@ -280,8 +280,8 @@ def test_pretraining_text_adds_its_mean_negative_log_likelihood() -> None:
     with torch.no_grad():
         expected = -module.policy(whole).token.mean().item()
     step = filled(module, batches())[0]
-    found = module(replace(step, ptx=whole)).loss.item() - plain(step).loss.item()
-    assert found == pytest.approx(0.5 * expected, rel=1e-5)
+    difference = module(replace(step, ptx=whole)).loss.item() - plain(step).loss.item()
+    assert difference == pytest.approx(0.5 * expected, rel=1e-5)
     parts = [pack([row], kind="supervised", totals=step_totals(rows, 3)) for row in rows]
     cut = filled(module, batches(3))
     losses = [module(replace(b, ptx=t)).loss.item() - plain(b).loss.item() for b, t in zip(cut, parts, strict=True)]
@@ -290,7 +290,7 @@ def test_pretraining_text_adds_its_mean_negative_log_likelihood() -> None:
         module(step)
 
 
-def test_a_batch_from_elsewhere_says_what_it_lacks() -> None:
+def test_a_batch_without_values_is_refused() -> None:
     module = ready()
     batch = filled(module, batches())[0]
     with pytest.raises(ValueError, match="no value or no returns"):

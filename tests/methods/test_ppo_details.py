@@ -1,6 +1,6 @@
 """Every detail of "The N Implementation Details of RLHF with PPO", and every switch of PPO-max, is an option.
 
-The table is tests/helpers/ppo_details.py: detail, option, test. That the option exists under this name, has a legal
+The table is tests/helpers/ppo_details.py: detail, option, test. That the option exists under this name, has an allowed
 value and reaches the method is tested here for every row, and that the row's test exists.
 """
 
@@ -42,8 +42,8 @@ def test_every_detail_is_an_option_with_a_test(detail: Detail, composed: DictCon
     """A renamed option, a value out of its range, or a test that is gone fails here."""
     cfg = composed.copy()
     OmegaConf.set_struct(cfg, True)
-    own = [override.split("=") for override in detail.overrides if override.startswith("method.")]
-    for name, value in own:
+    options = [override.split("=") for override in detail.overrides if override.startswith("method.")]
+    for name, value in options:
         OmegaConf.update(cfg, name, yaml.safe_load(value))
     others = [override for override in detail.overrides if not override.startswith("method.")]
     if others:
@@ -80,8 +80,8 @@ def test_recipes_compose(name: str) -> None:
         "ppo_max": (0.02, 1, 0.0, "rollout"),
         "trlx": (0.001, 4, 0.0, "rollout"),
     }
-    found = float(module.kl.coef), module.rollout.inner_epochs, module.ptx_coef, module.whiten
-    assert found == expected[name]
+    settings = float(module.kl.coef), module.rollout.inner_epochs, module.ptx_coef, module.whiten
+    assert settings == expected[name]
 
 
 @pytest.mark.parametrize(("kl", "expected"), [(3.0, 0.148464), (6.0, 0.15), (7.2, 0.151536), (40.0, 0.151536)])
@@ -96,8 +96,8 @@ def test_positions_do_not_depend_on_padding() -> None:
     """The log-probs of a short prompt are the same alone and beside a longer one."""
     actor = Actor(TinyRandom().load(), backend="padded")
     short, long = Example([5, 9], [[4, 2]]), Example([6, 1, 1, 9, 30, 7], [[12, 8, 3, 2]])
-    alone, beside = actor(pack([short])).token, actor(pack([short, long])).token
-    torch.testing.assert_close(beside[:2], alone)
+    alone, packed = actor(pack([short])).token, actor(pack([short, long])).token
+    torch.testing.assert_close(packed[:2], alone)
 
 
 def test_generation_to_the_full_length() -> None:
@@ -122,10 +122,10 @@ def test_prompts_are_whole_sentences() -> None:
     )
     whole = ["The night was long.", "He slept well."]
     excerpt = f"of the house. {' '.join(whole)} In the morning he went out again and did not come back. Nobody knew"
-    found = tokenize(Rows({"prompt": excerpt}, {"prompt": "and nothing ends"}), gpt2_like(), spec, "prompt")
-    assert gpt2_like().decode(found.examples[0].prompt) == " ".join(whole)
-    assert found.report.excluded == {"no boundary": 1}
-    found.report.enforce(spec)  # left out, as in the code
+    tokenized = tokenize(Rows({"prompt": excerpt}, {"prompt": "and nothing ends"}), gpt2_like(), spec, "prompt")
+    assert gpt2_like().decode(tokenized.examples[0].prompt) == " ".join(whole)
+    assert tokenized.report.excluded == {"no boundary": 1}
+    tokenized.report.enforce(spec)  # left out, as in the code
 
 
 def test_scores_are_taken_at_the_temperature() -> None:

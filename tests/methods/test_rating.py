@@ -88,7 +88,7 @@ def test_a_head_of_zeros_starts_at_ln_2_and_learns_the_labels() -> None:
     assert made(labelled()).diagnostics["diagnostic/accuracy"].tolist() == [1.0] * 6
 
 
-def test_steps_are_scored_at_their_own_last_token() -> None:
+def test_steps_are_scored_at_their_last_token() -> None:
     """The reward of a step is that of the response cut behind it: reading one token early or late changes it."""
     made = module(process_reward)
     scores = made.policy(solutions(), "scored")
@@ -229,6 +229,6 @@ def test_verbosity_does_not_depend_on_how_a_step_is_cut(tmp_path: Path) -> None:
     _measure(tmp_path, 1, 1)
     _measure(tmp_path, 1, 2)
     assert ranks(2, _measure, tmp_path, 2, 2) == [0, 0]
-    found = {file.stem: torch.load(file).tolist() for file in tmp_path.iterdir()}
-    assert len(found) == 4
-    assert all(penalties == found["1-1-0"] for penalties in found.values()), found
+    by_run = {file.stem: torch.load(file).tolist() for file in tmp_path.iterdir()}
+    assert len(by_run) == 4
+    assert all(penalties == by_run["1-1-0"] for penalties in by_run.values()), by_run

@@ -136,17 +136,17 @@ def test_each_response_is_matched_with_the_instruction_that_it_obeys() -> None:
             prompt = [row.prompt, *row.more_prompts][slots[number % 2]]
             single = replace(row, prompt=prompt, responses=row.responses[:1], more_prompts=(), numbers={})
             alone = made.policy(pack([single]))
-            found = seen[name].token[seen[name].sequence == number]
-            torch.testing.assert_close(found, alone.token, atol=1e-5, rtol=1e-5)
+            states = seen[name].token[seen[name].sequence == number]
+            torch.testing.assert_close(states, alone.token, atol=1e-5, rtol=1e-5)
 
 
 def test_two_slots_are_what_packing_them_alone_would_be() -> None:
     rows = EXAMPLES["instruction"](3)
     both = [replace(row, more_prompts=row.more_prompts[:1], responses=row.responses[:2], numbers={}) for row in rows]
-    found, alone = only_slot(pack(rows, kind="instruction"), 0, 1), pack(both)
+    selected, alone = only_slot(pack(rows, kind="instruction"), 0, 1), pack(both)
     for field in ("ids", "positions", "prompt_span", "response_span", "parent", "target", "source", "sequence"):
-        assert torch.equal(getattr(found, field), getattr(alone, field)), field
-    assert found.totals == alone.totals
+        assert torch.equal(getattr(selected, field), getattr(alone, field)), field
+    assert selected.totals == alone.totals
 
 
 def test_layers_follow_the_depth_of_the_model() -> None:

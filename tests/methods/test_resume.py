@@ -54,21 +54,21 @@ OTHER = {
 
 @pytest.mark.parametrize("name", [*EXACT, *OTHER])
 def test_the_rest_has_the_rates_of_the_longer_run(name):
-    """Five steps of a run of five, then of one of twelve: the first further step had rate 0 before."""
+    """Five steps of a run of five, then of one of twelve: the first added step had rate 0 before."""
     schedule = (EXACT | OTHER)[name]
     optimizer, scheduler = resumed(schedule, 5, 12)
     differing = lengthen(schedule, scheduler, before=5, now=12, done=5)
     assert (differing == 0) == (name in EXACT)
-    found = []
+    rates = []
     for _ in range(7):
-        found.append([group["lr"] for group in optimizer.param_groups])
+        rates.append([group["lr"] for group in optimizer.param_groups])
         optimizer.step()
         scheduler.step()
-    assert found == begun(schedule, 12, 12)[2][5:]
-    assert found[0][0] > 0
+    assert rates == begun(schedule, 12, 12)[2][5:]
+    assert rates[0][0] > 0
 
 
-def test_a_checkpoint_that_does_not_say_its_length():
+def test_a_checkpoint_without_its_length():
     """Those of earlier versions: the rate of the next step tells whether anything changed."""
     for total, differing in ((5, 5), (12, 0)):
         _, scheduler = resumed(schedules.cosine, total, 12)

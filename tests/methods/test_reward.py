@@ -121,9 +121,9 @@ def test_statistics_of_scores_by_hand():
     statistics = ScoreStatistics()
     statistics.add(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0]))
     statistics.add(torch.tensor([7.0, 5.0]), torch.tensor([8.0, 4.0]))
-    found = {name: float(value) for name, value in statistics.pop(lambda values, _: values).items()}
+    numbers = {name: float(value) for name, value in statistics.pop(lambda values, _: values).items()}
     expected = {"mean": 4.0, "std": 5**0.5, "min": 1.0, "max": 7.0, "length_correlation": 5 / 30**0.5}
-    assert found == pytest.approx(expected)
+    assert numbers == pytest.approx(expected)
     assert statistics.pop(lambda values, _: values) == {}
     statistics.add(torch.tensor([1.0, 1.0]), torch.tensor([2.0, 3.0]))
     assert "length_correlation" not in statistics.pop(lambda values, _: values)
@@ -150,7 +150,7 @@ def test_odin_decorrelates_from_length():
 
     rows = [Example(tokens(3), [tokens(6 + number % 5), tokens(2 + number % 3)]) for number in range(32)]
     batch = pack(rows)
-    found = {}
+    by_name = {}
     for name, weight in (("free", 0.0), ("odin", 1.0)):
         module = built(
             RewardModel,
@@ -163,7 +163,7 @@ def test_odin_decorrelates_from_length():
             optimizer.zero_grad()
             output.loss.backward()
             optimizer.step()
-        found[name] = output.diagnostics
+        by_name[name] = output.diagnostics
     quality = "diagnostic/reward/quality_length_correlation"
-    assert abs(found["odin"][quality]) < 0.1 < abs(found["free"][quality])
-    assert found["odin"]["diagnostic/reward/length_head_correlation"] > 0.8
+    assert abs(by_name["odin"][quality]) < 0.1 < abs(by_name["free"][quality])
+    assert by_name["odin"]["diagnostic/reward/length_head_correlation"] > 0.8

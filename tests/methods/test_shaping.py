@@ -38,7 +38,7 @@ def test_center_subtracts_the_mean_of_the_same_scores() -> None:
     torch.testing.assert_close(torch.tensor(shaped(scale="running", center=True)), (SCORES - 3) / 2.160247)
 
 
-def test_ref_scale_stays_what_the_first_samples_say() -> None:
+def test_ref_scale_stays_that_of_the_first_samples() -> None:
     """Detail 9: the initial policy's samples have mean 0 and variance 1, and later ones are measured by them."""
     shaping = RewardShaping(scale="ref", center=True, ref_samples=4)
     first = shaping(SCORES, ENDED)
@@ -83,10 +83,10 @@ def test_responses_without_an_end(options: dict[str, object], expected: list[flo
     assert shaped(truncated=torch.tensor([False, True, False, False]), **options) == expected
 
 
-def test_an_unknown_score_stays_unknown_and_counts_nowhere() -> None:
+def test_a_missing_score_stays_nan_and_counts_nowhere() -> None:
     shaping = RewardShaping(scale="running", missing_eos="replace")
-    found = shaping(torch.tensor([1.0, torch.nan, 3.0]), torch.tensor([False, True, False]))
-    assert found[1].isnan()
+    shaped = shaping(torch.tensor([1.0, torch.nan, 3.0]), torch.tensor([False, True, False]))
+    assert shaped[1].isnan()
     assert float(shaping.count) == 2
 
 
@@ -118,6 +118,6 @@ def test_statistics_survive_a_cast_and_a_checkpoint() -> None:
         ({"ref_samples": 1}, "at least 2"),
     ],
 )
-def test_what_cannot_be_says_what_can(options: dict[str, object], message: str) -> None:
+def test_wrong_options_are_refused_with_the_choices(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RewardShaping(**options)  # type: ignore[arg-type]

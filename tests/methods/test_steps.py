@@ -57,8 +57,8 @@ def test_loss_is_divided_by_the_groups_of_the_step():
     whole = module(micro_batches(rows, 1)[0]).loss
     parts = [module(batch).loss for batch in cut(rows, [1, 2, 3])]
     torch.testing.assert_close(torch.stack(parts).mean(), whole)
-    own = module(micro_batches(rows[:1], 1)[0]).loss
-    assert abs(float(own) - float(parts[0])) > 1e-3
+    unscaled = module(micro_batches(rows[:1], 1)[0]).loss
+    assert abs(float(unscaled) - float(parts[0])) > 1e-3
 
 
 def test_diagnostics_are_detached_and_complete():
@@ -133,10 +133,10 @@ def test_predict_gives_the_reference_or_the_untrained_policy():
         loss = losses.simpo if reference == "none" else dpo
         module = built(preference(loss, Builder(reference))).eval()
         with torch.no_grad():
-            found = module.predict_step(batch, 0)
+            log_probs = module.predict_step(batch, 0)
             expected = Bigram().eval()(batch)
-        assert isinstance(found, SequenceLogProbs)
-        torch.testing.assert_close(found.token, expected.token)
+        assert isinstance(log_probs, SequenceLogProbs)
+        torch.testing.assert_close(log_probs.token, expected.token)
 
 
 def test_supervised_step_is_the_token_mean():
@@ -156,7 +156,7 @@ def test_norms_and_biases_do_not_decay():
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
 
 
-def test_nothing_to_train_says_so():
+def test_nothing_to_train_is_refused():
     with pytest.raises(ValueError, match=r"adapter\.target_modules"):
         decay_groups(Bigram().requires_grad_(False).parameters())
 

@@ -34,7 +34,7 @@ def module(name: str, **options: Any) -> AlignmentModule[Any]:
 
 
 def asked(method: AlignmentModule[Any], batch: Any) -> dict[str, Any]:
-    """What the policy's forward was given beside the batch."""
+    """Arguments of the policy's forward other than the batch."""
     seen: dict[str, Any] = {}
     method.policy.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True)
     method(batch)
