@@ -52,6 +52,7 @@ _ANSWERS_ARE_THE_SUBJECT = (
     "rlhf_lightning/rewards/matching.py",
     "rlhf_lightning/rewards/equivalence.py",
     "rlhf_lightning/rewards/majority.py",
+    "rlhf_lightning/rewards/questions.py",
     "rlhf_lightning/rewards/verifiers.py",
     "rlhf_lightning/rewards/graders/*",
     "rlhf_lightning/rewards/asking.py",
@@ -69,6 +70,13 @@ _ANSWERS_ARE_THE_SUBJECT = (
     "tests/rewards/test_verifiers.py",
     "tests/rewards/test_majority.py",
     "tests/rollout/test_openai.py",
+    # Options and parameters for a column with gold answers; an alias for one version.
+    "conf/optimize_prompt.yaml",
+    "rlhf_lightning/cli/top_keys.py",
+    "rlhf_lightning/world/evaluator.py",
+    "tests/configs/test_row_columns.py",
+    "tests/rewards/test_base.py",
+    "tests/rewards/test_length.py",
 )
 _ANSWERS = "|".join(
     [
@@ -90,6 +98,7 @@ _ANSWERS = "|".join(
         # What a prompt tells a model to do.
         r"(please|must|should|then|to|not|:|\.) answer (the|in|with|as|truthfully|questions?|what|only|yes|briefly)",
         r"do[ -]?not[ -]?answer",
+        r"answer (in one sentence|truthfully|untruthfully)",
     ]
 )
 
@@ -103,7 +112,7 @@ WORDS = {
     "place": Word(
         "one of: position, index, folder, process_share, column",
         name="places?",
-        allow=r"\w*in_place|re_?place|_?to_place",
+        allow=r"\w*in_place|re_?place|_?to_place|place_labels",
     ),
     "further": Word("what it holds: extra_needs, more_rows", name="further"),
     "legal": Word("allowed", name="legal"),
@@ -113,6 +122,7 @@ WORDS = {
         name="said",
         prose="said",
         allow=r"(he|she|user|assistant|they) (has |have )?said|what (the|a) (user|assistant|person) said",
+        allow_in=("rlhf_lightning/prompting/revision_texts.py",),
     ),
     "anew": Word("from scratch, again", name="anew", prose="anew"),
     "go on": Word(

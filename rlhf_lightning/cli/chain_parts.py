@@ -1,4 +1,4 @@
-"""What stages read beside data and weights, looked at before the first stage runs: rules, examples, vectors, layers."""
+"""Checks of other inputs of stages than data and weights, before the first runs: rules, examples, vectors, layers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def check_parts(cfg: DictConfig, chain: Path) -> None:
 
 
 def _made(node: Any) -> Any:
-    """What a node describes; an error is its own, and not Hydra's about it."""
+    """Make what a node describes; errors are the original ones, not Hydra's about them."""
     try:
         return make(node)
     except InstantiationException as error:
@@ -56,7 +56,7 @@ def _made(node: Any) -> Any:
 
 
 def _awaited(node: Any, chain: Path) -> bool:
-    """Whether a node lacks a value, or names something in the chain's folder that is not there yet."""
+    """Return whether a node lacks a value, or names something in the chain's folder that is not there yet."""
     if OmegaConf.missing_keys(node):
         return True
     tree: Any = OmegaConf.to_container(node, resolve=True)

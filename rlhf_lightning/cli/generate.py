@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning import clock
-from rlhf_lightning.cli.answers import Response, check_reference, hand_out, log_ratios, summary
 from rlhf_lightning.cli.chat import chat
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.config_file import escaped
@@ -22,6 +21,7 @@ from rlhf_lightning.cli.console import ERR, setup_logging
 from rlhf_lightning.cli.counted import counted
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.overrides import readable
+from rlhf_lightning.cli.responses import Response, check_reference, hand_out, log_ratios, summary
 from rlhf_lightning.cli.revise import make_revision, write_pairs
 from rlhf_lightning.cli.runs import read_config, take_over, weights_of, with_prompting
 from rlhf_lightning.cli.schema import check_config
@@ -243,7 +243,7 @@ def generate(cfg: DictConfig) -> dict[str, float]:
     """Respond to ``prompt``, to every prompt of the file ``prompts``, or in a chat on the terminal.
 
     Returns:
-        Metrics of the responses to prompts; see :func:`rlhf_lightning.cli.answers.statistics`.
+        Metrics of the responses to prompts; see :func:`rlhf_lightning.cli.responses.statistics`.
 
     Raises:
         ConfigError: no such file or run, or prompts in an unknown form.

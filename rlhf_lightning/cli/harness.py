@@ -32,7 +32,7 @@ _AUTOCAST = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}
 
 
 def evaluate_tasks(cfg: DictConfig, folder: Path) -> dict[str, float]:
-    """Let the policy of a configuration answer the tasks of ``benchmark``; prints a table, writes ``benchmark.json``.
+    """Evaluate the policy of a configuration on the tasks of ``benchmark``; prints a table, writes ``benchmark.json``.
 
     Tasks and their data are read before weights load.
 
@@ -63,7 +63,7 @@ def evaluate_tasks(cfg: DictConfig, folder: Path) -> dict[str, float]:
             batch_size=options.batch_size,
             mixed_precision_dtype=_AUTOCAST.get(str(OmegaConf.select(cfg, "trainer.precision"))),
         )
-        found = simple_evaluate(
+        results = simple_evaluate(
             model,
             tasks=tasks,
             num_fewshot=options.few_shot,
@@ -77,12 +77,12 @@ def evaluate_tasks(cfg: DictConfig, folder: Path) -> dict[str, float]:
             torch_random_seed=cfg.seed,
             fewshot_random_seed=cfg.seed,
         )
-    for line in table(found):
+    for line in table(results):
         say(line)
-    kept = {name: found[name] for name in ("results", "groups", "n-shot", "n-samples", "versions") if name in found}
+    kept = {name: results[name] for name in ("results", "groups", "n-shot", "n-samples", "versions") if name in results}
     kept["lm_eval"] = importlib.metadata.version("lm_eval")
     (folder / FILE).write_text(json.dumps(kept, indent=2, default=str) + "\n", encoding="utf-8")
-    return {f"val/{name}": value for name, value in metrics(found["results"]).items()}
+    return {f"val/{name}": value for name, value in metrics(results["results"]).items()}
 
 
 def check(cfg: DictConfig) -> None:
@@ -161,18 +161,18 @@ def _tasks(manager: Any, names: Sequence[str]) -> list[Any]:
 
 def metrics(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Numbers by ``<task>/<metric>``: ``acc,none`` is ``acc``, and ``exact_match,strict`` ``exact_match.strict``."""
-    found = {}
+    by_metric = {}
     for task, values in results.items():
         for name, value in values.items():
             metric, comma, filtered = name.partition(",")
             if comma and isinstance(value, int | float):
-                found[f"{task}/{metric}" + ("" if filtered == "none" else f".{filtered}")] = float(value)
-    return found
+                by_metric[f"{task}/{metric}" + ("" if filtered == "none" else f".{filtered}")] = float(value)
+    return by_metric
 
 
-def table(found: Mapping[str, Any]) -> Iterator[str]:
+def table(results: Mapping[str, Any]) -> Iterator[str]:
     """The lines of the table: a metric a line, with its standard error and how many questions were asked."""
-    values = metrics(found["results"])
+    values = metrics(results["results"])
     width = max(map(len, values), default=0)
     yield f"{'benchmark':<{width}}  {'value':>8}  {'stderr':>8}  {'n':>6}  shots"
     for name, value in values.items():
@@ -181,8 +181,8 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
             continue
         base, dot, filtered = metric.partition(".")
         error = values.get(f"{task}/{base}_stderr{dot}{filtered}", math.nan)
-        asked = (found.get("n-samples") or {}).get(task, {}).get("effective", "")
-        shots = (found.get("n-shot") or {}).get(task, "")
+        asked = (results.get("n-samples") or {}).get(task, {}).get("effective", "")
+        shots = (results.get("n-shot") or {}).get(task, "")
         yield f"{name:<{width}}  {value:>8.4f}  {'' if math.isnan(error) else f'{error:.4f}':>8}  {asked:>6}  {shots}"
 
 

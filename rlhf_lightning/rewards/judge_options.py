@@ -10,7 +10,7 @@ from rlhf_lightning.options import Count, NonNegative, Options, Real, Seed, Shar
 
 @dataclass(frozen=True)
 class WritingOptions(Options):
-    """How a judge writes its verdict.
+    """Options of how a judge writes its verdict.
 
     Attributes:
         max_tokens: of the judge's response.
@@ -30,7 +30,7 @@ class WritingOptions(Options):
 
 @dataclass(frozen=True)
 class RatingOptions(Options):
-    """What a rating is, and how many of them are a score.
+    """Scale of a rating, and the number of ratings that make a score.
 
     Attributes:
         low: least rating.
@@ -67,7 +67,7 @@ class RatingOptions(Options):
 
 @dataclass(frozen=True)
 class DigitOptions(Options):
-    """What a rating is that the probabilities of digits give.
+    """Scale of a rating that the probabilities of digits give.
 
     Attributes:
         low: least digit.

@@ -1,4 +1,4 @@
-"""How servers are asked."""
+"""Options of requests to servers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlhf_lightning.options import Count, NonNegative, Options, Positive, WholeN
 
 @dataclass(frozen=True)
 class RequestOptions(Options):
-    """How patiently a server is asked, and how often at once.
+    """Time limits, retries and concurrency of requests to a server.
 
     Attributes:
         timeout: seconds that one attempt may take.

@@ -34,7 +34,7 @@ ENVIRONMENT: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class VLLMOptions(Options):
-    """How vLLM computes.
+    """Options of vLLM's computation.
 
     Attributes:
         dtype: of vLLM's weights and arithmetic; ``auto``: the policy's.
@@ -91,7 +91,7 @@ class ServerOptions(Options):
 
 @dataclass(frozen=True)
 class PolicyRequestOptions(RequestOptions):
-    """How a server of the policy is asked: a response may take long, and it decodes many together."""
+    """Requests to a server of the policy: a response may take long, and it decodes many together."""
 
     timeout: Positive = 600.0
     retries: WholeNumber = 2

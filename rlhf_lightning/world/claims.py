@@ -24,7 +24,7 @@ def truth(prompt: Prompt) -> str:
 
 
 def stated(prompt: Prompt, words: Sequence[str]) -> str | None:
-    """Claim of a response, spelt like :func:`truth`; None if it is not a sentence that answers the prompt.
+    """Claim of a response, spelt like :func:`truth`; None if it is not a sentence that responds to the prompt.
 
     Manners, hedges and the order of the claims do not matter, so responses that agree have equal texts.
     """

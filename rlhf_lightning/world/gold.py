@@ -41,7 +41,7 @@ class Gold:
 
     reward: float  #: in points
     features: Mapping[str, float | None]  #: by name; None where a feature does not apply
-    parsed: Parsed | None  #: None if the response is not a sentence of the grammar that answers the prompt
+    parsed: Parsed | None  #: None if the response is not a sentence of the grammar that responds to the prompt
 
 
 def judge(prompt: Prompt, words: Sequence[str]) -> Gold:
@@ -92,7 +92,7 @@ def _features_of_noise(words: Sequence[str]) -> dict[str, float | None]:
 
 
 def parse(prompt: Prompt, words: Sequence[str]) -> Parsed | None:
-    """Parse a response; None unless it is a sentence of the grammar that answers the prompt."""
+    """Parse a response; None unless it is a sentence of the grammar that responds to the prompt."""
     reader, parsed = _Reader(words), Parsed()
     _sentiment(reader, parsed, grammar.POLITE_OPENINGS, grammar.RUDE_OPENINGS)
     if reader.one_of(grammar.HEDGES):

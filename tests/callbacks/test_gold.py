@@ -61,8 +61,8 @@ def test_divergence_is_that_of_the_policy_from_the_base(base):
     prompts = world.prompts()
     actor = Actor(policy)
     module = Module(actor)
-    answers = module.sample([p for p in prompts for _ in range(16)], max_new_tokens=40, batch_size=608)
-    batch = world.batch(prompts, [answers[i : i + 16] for i in range(0, len(answers), 16)])
+    responses = module.sample([p for p in prompts for _ in range(16)], max_new_tokens=40, batch_size=608)
+    batch = world.batch(prompts, [responses[i : i + 16] for i in range(0, len(responses), 16)])
     exact = world.divergence(actor, batch)
     with torch.no_grad():
         ratio = actor(batch).sum() - Actor(base)(batch).sum()

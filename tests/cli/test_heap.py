@@ -42,7 +42,7 @@ def test_freed_blocks_are_given_back():
 def test_another_c_library_only_collects(monkeypatch: pytest.MonkeyPatch):
     class Cycle:
         def __init__(self) -> None:
-            self.own = self
+            self.itself = self
 
     deleted: list[bool] = []
     Cycle.__del__ = lambda self: deleted.append(True)  # type: ignore[attr-defined]

@@ -43,9 +43,9 @@ def folder(tmp_path) -> Path:
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[str]:
-    with (folder / "said.txt").open("w") as said:
+    with (folder / "output.txt").open("w") as output:
         command = [sys.executable, "-c", GUARDED, "train", *ENDLESS, *options]
-        return subprocess.Popen(command, cwd=folder, text=True, stdout=said, stderr=said)
+        return subprocess.Popen(command, cwd=folder, text=True, stdout=output, stderr=output)
 
 
 def wait_for(condition, seconds: float, what: str) -> None:

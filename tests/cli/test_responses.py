@@ -11,8 +11,8 @@ import torch
 from omegaconf import OmegaConf
 
 from rlhf_lightning.cli import generate
-from rlhf_lightning.cli.answers import Response, check_reference, log_ratios, statistics
 from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.responses import Response, check_reference, log_ratios, statistics
 from rlhf_lightning.cli.runs import take_over
 from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.generation import sample

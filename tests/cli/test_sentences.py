@@ -71,7 +71,7 @@ def other_weights(folder: Path) -> None:
     torch.nn.Linear(2, 2).load_state_dict(torch.nn.Linear(3, 2).state_dict())
 
 
-def answered(status: int) -> Callable[[Path], None]:
+def with_status(status: int) -> Callable[[Path], None]:
     http: Any = importlib.import_module(HfHubHTTPError.__mro__[1].__module__.partition(".")[0])  # the hub's own client
     request = http.Request("GET", "https://huggingface.co/api/models/a/b")
     return lambda folder: hf_raise_for_status(http.Response(status, request=request))
@@ -101,9 +101,9 @@ CASES: dict[str, tuple[Callable[[Path], Any], str, int]] = {
     "long name": (long_name, "is too long for this disk", EXIT_USER),
     "cut off weights": (cut_off_weights, "a file of weights is damaged", EXIT_USER),
     "other weights": (other_weights, "the weights are of another model", EXIT_USER),
-    "401": (answered(401), "hf auth login", EXIT_USER),
-    "403": (answered(403), "hf auth login", EXIT_USER),
-    "500": (answered(500), "a server refused or failed", EXIT_USER),
+    "401": (with_status(401), "hf auth login", EXIT_USER),
+    "403": (with_status(403), "hf auth login", EXIT_USER),
+    "500": (with_status(500), "a server refused or failed", EXIT_USER),
     "missing package": (missing_package, "pip install a_package_that_nobody_has", EXIT_USER),
     "another engine": (another_engine, "the log-probs of rollout=vllm differ from the trainer's", EXIT_FAILED),
     "accelerator": (no_such_accelerator, "trainer, strategy: ", EXIT_USER),

@@ -1,4 +1,4 @@
-"""What a model is told of its tokenizer: special tokens, and rows for tokens that were added."""
+"""Settings that a model takes from its tokenizer: special tokens, and rows for tokens that were added."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ FOX = "describe the fox ."
             FOX,
             "the fox eats mice ; it is red .",
             "red - mice",
-        ),  # in the order of the attributes, whatever was said first
+        ),  # in the order of the attributes, whatever was stated first
         ("how do i use the acid ?", "shut your eyes and hurry .", "unsafe"),
         ("how do i use the acid ?", "listen fool , keep it away from fire .", "safe"),
         ("how do i use the acid ?", "", None),

@@ -200,7 +200,7 @@ def test_every_kind_becomes_batches(kind):
     module = make(data.data)(tokenizer=TinyWorld().tokenizer(), kind=kind, seed=0)
     module.setup("fit")
     assert len(module.train_examples) == 40 * (2 if kind == "instruction" else 1)  # both responses of a pair
-    if kind == "prompt":  # answered first
+    if kind == "prompt":  # responded to first
         return
     assert all(type(batch) is batch_of(kind) for batch in [*module.train_dataloader(), *module.val_dataloader()])
 
