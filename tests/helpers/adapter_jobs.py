@@ -23,7 +23,7 @@ SMALL = TinyRandom(hidden_size=16, intermediate_size=32)
 
 
 def fit_adapter(folder: Path, adapter: Lora, kill_at: int | None = None, **options: Any) -> None:
-    """DPO against the start of an adapter; where the folder holds a checkpoint, go on from it."""
+    """DPO against the start of an adapter; where the folder holds a checkpoint, resume from it."""
     callbacks = [StepSeed(seed=7), LastCheckpoint(every_n_steps=2), *([] if kill_at is None else [KillAt(kill_at)])]
     if "strategy" in options:
         options = {**options, "strategy": options["strategy"](), "use_distributed_sampler": False}

@@ -58,7 +58,7 @@ def ppo_of(
     models: Any = None,
     lora: bool = False,
     loss_options: Mapping[str, Any] | None = None,
-    **further: Any,
+    **changes: Any,
 ) -> PPO:
     """An adaptive KL penalty, running scales, whitened rewards and advantages; with a cost also its multiplier."""
     settings: dict[str, Any] = {
@@ -74,4 +74,4 @@ def ppo_of(
         "value_loss": {"critic_lr": 2e-2, "coef": 0.5},
     }
     loss = partial(ppo, **loss_options) if loss_options else ppo
-    return PPO(models or builder(kind, lora=lora), loss, rollout=options, **merged(settings, further))
+    return PPO(models or builder(kind, lora=lora), loss, rollout=options, **merged(settings, changes))

@@ -16,7 +16,7 @@ from tests.helpers.online import prompts
 
 
 class FakeEngine:
-    """Response ``j`` to a prompt is what a function of its seed and ``j`` says; greedy: ``[7]``."""
+    """Response ``j`` to a prompt is a function of its seed and ``j``; greedy: ``[7]``."""
 
     name, exact, frozen, max_new_tokens, min_new_tokens, max_gap = "fake", True, False, 4, 0, None
 

@@ -48,10 +48,10 @@ class FakeServer:
             return failure, self.refusal
         if self.redirect is not None:
             return 302, b""
-        known = self.answers.get(path.partition("?")[0])
-        if known is None:
+        route = self.answers.get(path.partition("?")[0])
+        if route is None:
             return 404, b'{"error": "no such route"}'
-        value = known(body)
+        value = route(body)
         return 200, value if isinstance(value, bytes) else b"" if value is None else json.dumps(value).encode()
 
 

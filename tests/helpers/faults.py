@@ -140,7 +140,7 @@ CHAINS = {"chain": CHAIN, **RAHF}
 
 
 class Ending(TransformersEngine):
-    """Says of every response that it ended: a random model ends none, and what was cut off wins no pair."""
+    """Reports every response as ended: a random model ends none, and what was cut off wins no pair."""
 
     def generate(self, *args: Any, **options: Any) -> list[list[Sample]]:
         """Samples of the model."""
@@ -217,14 +217,14 @@ def _command(folder: Path, method: str, fault: Fault) -> None:
 
 def _arguments(folder: Path, method: str) -> list[str]:
     """The command line of a method's run, or of a chain, in a folder."""
-    places = [f"data.source.path={folder.parent / 'pairs.jsonl'}", f"paths.output_dir={folder}"]
+    paths = [f"data.source.path={folder.parent / 'pairs.jsonl'}", f"paths.output_dir={folder}"]
     if method not in CHAINS:
-        return ["train", *OPTIONS, *(METHODS | ROUND_METHODS)[method], *places]
+        return ["train", *OPTIONS, *(METHODS | ROUND_METHODS)[method], *paths]
     experiments = folder.parent / "conf" / "experiment"
     experiments.mkdir(parents=True, exist_ok=True)
     (experiments / "faults.yaml").write_text("# @package _global_\n" + json.dumps({"chain": CHAINS[method]}))
-    places = places[1:] if method in RAHF else places  # the tiny world has rows of its own
-    return ["chain", "--config-dir", str(experiments.parent), "experiment=faults", *places]
+    paths = paths[1:] if method in RAHF else paths  # the tiny world brings its rows
+    return ["chain", "--config-dir", str(experiments.parent), "experiment=faults", *paths]
 
 
 def command(folder: Path, method: str, fault: Fault | None = None) -> int:
@@ -245,12 +245,12 @@ def unbroken(folder: Path, method: str) -> tuple[Path, list[str]]:
 
 
 def printed(folder: Path) -> str:
-    """What the commands of a folder printed."""
+    """Output of the commands of a folder."""
     return (folder.parent / f"{folder.name}.txt").read_text()
 
 
 def unlike(whole: Path, cut: Path) -> list[str]:
-    """What of two runs' folders differs: weights and every other state, logs, result, rollouts, tables, exports."""
+    """Differences of two runs' folders: weights and every other state, logs, result, rollouts, tables, exports."""
     unequal = differences(_state(whole), _state(cut))
     for name in ("metrics.csv", "result.json"):
         if _plain(whole / name) != _plain(cut / name):

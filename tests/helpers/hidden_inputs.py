@@ -52,7 +52,7 @@ def values(responses: list[list[Step]], scores: Vector, dtype: torch.dtype) -> d
 
 
 def inputs(loss: str, given: tuple[Any, ...], dtype: torch.dtype = torch.float64) -> dict[str, Any]:
-    """What a loss takes."""
+    """Inputs of a loss."""
     if loss in DISTILLATION:
         return {"policy": predictions(given[0], dtype), "reference": predictions(given[1], dtype)}
     return paraphrases(*given, dtype) if loss == "coin" else values(*given, dtype)

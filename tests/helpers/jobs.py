@@ -89,17 +89,17 @@ def fit(
 
     ``rows`` are options of ``data``; ``last`` says whether ``last.ckpt`` is written at every second step.
     """
-    own: list[L.Callback] = [StepSeed(seed=7), NonFiniteStop(), EMAWeights(decay=0.9)]
-    own += [LastCheckpoint(every_n_steps=2)] if last else []
+    callbacks_of_run: list[L.Callback] = [StepSeed(seed=7), NonFiniteStop(), EMAWeights(decay=0.9)]
+    callbacks_of_run += [LastCheckpoint(every_n_steps=2)] if last else []
     if kind != "supervised":
-        own.append(ReferenceSync(every_n_steps=3, alpha=0.6))
+        callbacks_of_run.append(ReferenceSync(every_n_steps=3, alpha=0.6))
     if kill_at is not None:
-        own.append(KillAt(kill_at))
+        callbacks_of_run.append(KillAt(kill_at))
     if callable(options.get("strategy")):
         options["strategy"] = options["strategy"]()
     run = trainer(
         folder,
-        [*own, *callbacks],
+        [*callbacks_of_run, *callbacks],
         **{
             "max_epochs": 3,
             "gradient_clip_val": 1.0,
@@ -131,13 +131,13 @@ CLOCK = re.compile(r"train/(time|throughput|memory)/(?!padding)")
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Where two nested containers differ, to the bit; folders and clocks aside."""
+    """Paths at which two nested containers differ, to the bit; folders and clocks aside."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return [] if one.dtype == other.dtype and torch.equal(one, other) else [path]
     if isinstance(one, dict) and isinstance(other, dict):
         one, other = ({key: value for key, value in d.items() if not CLOCK.match(str(key))} for d in (one, other))
-        found = [f"{path}/{key}" for key in one.keys() ^ other.keys()]
-        return found + [
+        unshared = [f"{path}/{key}" for key in one.keys() ^ other.keys()]
+        return unshared + [
             d for key in one.keys() & other.keys() for d in differences(one[key], other[key], f"{path}/{key}")
         ]
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):

@@ -12,7 +12,7 @@ from tests.helpers.training import examples
 
 
 def _pairs(count: int) -> list[Example]:
-    """Pairs with all that a row may say of them; every other one holds a sample of the policy, or of the reference."""
+    """Pairs with every column that a row may have; every other one has a sample of the policy or reference."""
     numbers = [
         {"win_probability": [0.75, 0.25], "policy_sample": [0.0, n % 2], "reference_sample": [n % 2, 0.0]}
         for n in (0, 1)

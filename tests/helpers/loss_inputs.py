@@ -42,7 +42,7 @@ PREFERENCE = [name for name in losses_of("Pair") if "top_k" not in needs(getattr
 
 @dataclass
 class Numbers:
-    """What a loss sees of a batch, without tensors."""
+    """Inputs of a loss from a batch, without tensors."""
 
     policy_chosen: Rows
     policy_rejected: Rows

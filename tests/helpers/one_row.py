@@ -1,4 +1,4 @@
-"""Log-probs the plain way: one row at a time, transformers' own logits, a loop over the scored tokens."""
+"""Log-probs the plain way: one row at a time, transformers' own logits, a loop over the loss_mask tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlhf_lightning.types import Example
 
 
 def one_row_at_a_time(model: PreTrainedModel, examples: list[Example], temperature: float = 1.0) -> Tensor:
-    """Log-prob of every scored token, in the order of a packed batch."""
+    """Log-prob of every loss_mask token, in the order of a packed batch."""
     out = []
     for example in examples:
         prompts = [example.prompt, *example.more_prompts]
@@ -21,8 +21,8 @@ def one_row_at_a_time(model: PreTrainedModel, examples: list[Example], temperatu
             ids = torch.tensor([prompt + response])
             logits = model(input_ids=ids, use_cache=False).logits[0].float() / temperature
             log_p = logits.log_softmax(-1)
-            scored = example.loss_mask[index] if example.loss_mask else [True] * len(response)
-            for offset, counted in enumerate(scored):
+            loss_mask = example.loss_mask[index] if example.loss_mask else [True] * len(response)
+            for offset, counted in enumerate(loss_mask):
                 position = len(prompt) + offset
                 if counted:
                     out.append(log_p[position - 1, ids[0, position]])

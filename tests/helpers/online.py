@@ -65,7 +65,7 @@ def letters(prompt: str, response: str) -> float:
 
 
 class LetterSteps(TextReward):
-    """Share of letters, also said at every third token and at the last one, as if steps ended there."""
+    """Share of letters, also given at every third token and at the last one, as if steps ended there."""
 
     def __init__(self, tokenizer: Any = None) -> None:
         super().__init__(tokenizer, "letters")
@@ -131,17 +131,17 @@ def prompts(count: int, seed: int = 0) -> list[Example]:
     ]
 
 
-def merged(settings: Mapping[str, Any], further: Mapping[str, Any]) -> dict[str, Any]:
+def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with others above them; options of a value object, a mapping in both, one by one."""
-    both = {name for name in settings.keys() & further.keys() if isinstance(settings[name], Mapping)}
-    return {**settings, **further} | {name: {**settings[name], **further[name]} for name in both}
+    both = {name for name in settings.keys() & changes.keys() if isinstance(settings[name], Mapping)}
+    return {**settings, **changes} | {name: {**settings[name], **changes[name]} for name in both}
 
 
 def builder(**options: Any) -> ModelBuilder:
     return ModelBuilder(TinyRandom(hidden_size=16, intermediate_size=32, **options), None, "frozen")
 
 
-def module_of(options: RolloutOptions = OPTIONS, **further: Any) -> PolicyGradient:
+def module_of(options: RolloutOptions = OPTIONS, **changes: Any) -> PolicyGradient:
     """Everything that has a state: an adaptive KL penalty in the reward, running scales of the rewards."""
     settings: dict[str, Any] = {
         "advantage": grpo,
@@ -150,7 +150,7 @@ def module_of(options: RolloutOptions = OPTIONS, **further: Any) -> PolicyGradie
         "optimizer": partial(torch.optim.AdamW, lr=1e-2),
         "scheduler": partial(cosine, warmup=0.2),
     }
-    return PolicyGradient(builder(), ppo, rollout=options, **merged(settings, further))
+    return PolicyGradient(builder(), ppo, rollout=options, **merged(settings, changes))
 
 
 def online(
@@ -175,7 +175,7 @@ def fit(
     data: Any = online,
     **options: Any,
 ) -> L.Trainer:
-    """Train in ``folder``, saving every third step; where it holds a checkpoint, go on from that.
+    """Train in ``folder``, saving every third step; where it holds a checkpoint, resume from that.
 
     Args:
         folder: of the run.
@@ -190,14 +190,14 @@ def fit(
         **options: of the trainer.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    own: list[L.Callback] = [StepSeed(seed=7), NonFiniteStop(), LastCheckpoint(every_n_steps=3), *callbacks]
+    all_callbacks: list[L.Callback] = [StepSeed(seed=7), NonFiniteStop(), LastCheckpoint(every_n_steps=3), *callbacks]
     if kill_at is not None:
-        own.append(KillAt(kill_at))
+        all_callbacks.append(KillAt(kill_at))
     if callable(options.get("strategy")):
         options["strategy"] = options["strategy"]()
     settings = {"gradient_clip_val": 1.0, "plugins": [AtomicCheckpointIO()], "use_distributed_sampler": False}
     settings |= {"max_epochs": 2, "val_check_interval": 4}
-    run = trainer(folder, own, **settings | options)
+    run = trainer(folder, all_callbacks, **settings | options)
     module = make()
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))  # nothing may hang on the global generator's start
     source = data(module, folder / "rollouts", Engine(folder, kill_call, dtype=dtype), reward, ptx=ptx)
@@ -219,13 +219,13 @@ def trajectory(
     data: Any = online,
     **options: Any,
 ) -> dict[str, Any]:
-    """Train for an epoch; every logged metric by name, the final weights, and what the rollouts' files say."""
+    """Train for an epoch; every logged metric by name, the final weights, and what the rollouts' files hold."""
     folder.mkdir(parents=True, exist_ok=True)
     logger, module = Memory(), make()
     if callable(options.get("strategy")):
         options["strategy"] = options["strategy"]()
-    own = [NonFiniteStop(), *callbacks]
-    run = trainer(folder, own, logger=logger, **{"use_distributed_sampler": False} | options)
+    all_callbacks = [NonFiniteStop(), *callbacks]
+    run = trainer(folder, all_callbacks, logger=logger, **{"use_distributed_sampler": False} | options)
     source = data(module, folder / "rollouts", Engine(dtype=dtype), reward, count, ptx=ptx)
     run.fit(module, datamodule=source)
     names = {name for row in logger.rows for name in row}

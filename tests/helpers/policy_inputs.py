@@ -32,7 +32,7 @@ def ragged(rows: Rows, dtype: torch.dtype = torch.float64) -> Ragged:
 
 
 def run(name: str, batch: Responses, dtype: torch.dtype = torch.float64, **options: Any) -> tuple[Ragged, TokenLoss]:
-    """The policy's log-probs, which need gradients, and what the loss says of them."""
+    """The policy's log-probs, which need gradients, and the output of the loss."""
     policy = ragged(batch.policy, dtype)
     policy.token.requires_grad_(True)
     inputs = {"policy": policy, "old": ragged(batch.old, dtype), "advantage": ragged(batch.advantage, dtype)}

@@ -32,7 +32,7 @@ class Item:
 
 @dataclass
 class Lists:
-    """What a loss of ranked lists sees, without tensors."""
+    """Inputs of a loss of ranked lists, without tensors."""
 
     lists: list[list[Item]]
     running: tuple[float, float, float] = (0.0, 0.0, 0.0)  #: mean, standard deviation, count

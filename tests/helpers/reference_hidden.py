@@ -93,13 +93,13 @@ def coin(groups: list[tuple[Instruction, Instruction]], *, weight: float, temper
         return sum(x * y for x, y in zip(a, b, strict=True)) / norm / temperature
 
     contrastive = [0.0] * len(groups)
-    for g, mine in present:
+    for g, item in present:
         others = [i for other, i in present if in_batch or other == g]
-        down = sum(math.exp(cosine(mine.state, i.other_state)) for i in others)
-        across = sum(math.exp(cosine(i.state, mine.other_state)) for i in others)
-        own = cosine(mine.state, mine.other_state)
+        down = sum(math.exp(cosine(item.state, i.other_state)) for i in others)
+        across = sum(math.exp(cosine(i.state, item.other_state)) for i in others)
+        matching = cosine(item.state, item.other_state)
         share = len(groups) / len(present) if in_batch else 1 / len(others)
-        contrastive[g] += (math.log(down) - own + math.log(across) - own) / 2 * share
+        contrastive[g] += (math.log(down) - matching + math.log(across) - matching) / 2 * share
 
     def bounded(generation: float, raw: float) -> float:
         return weight if raw < 1e-12 else min(weight, generation / raw)
@@ -112,7 +112,7 @@ def coin(groups: list[tuple[Instruction, Instruction]], *, weight: float, temper
 
 @dataclass
 class Step:
-    """A token: its log-prob, what two heads say of it, their copies, its state's value, log-softmax of both heads."""
+    """A token: its log-prob, the outputs of two heads, their copies, its state's value, log-softmax of both heads."""
 
     log_prob: float
     q: tuple[float, float]

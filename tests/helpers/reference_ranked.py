@@ -37,8 +37,8 @@ def pro(
             if not worse:
                 continue
             gaps = {i: item.score - items[i].score if temperature == "dynamic" else 1.0 for i in worse}
-            own = math.exp(max(gaps.values()) * value[k])
-            total -= math.log(own / (own + sum(math.exp(gaps[i] * value[i]) for i in worse)))
+            weight = math.exp(max(gaps.values()) * value[k])
+            total -= math.log(weight / (weight + sum(math.exp(gaps[i] * value[i]) for i in worse)))
         scale = (len(items) - 1) ** 2 if nll_scale == "squared_length" else 1
         out.append(total + nll_weight * scale * best_nll(items, nll_reduction))
     return out
@@ -68,8 +68,10 @@ def plackett_luce(b: Lists, beta: float = 0.1) -> list[float]:
     for items in b.lists:
         total = 0.0
         for item in items:
-            own = math.exp(beta * log_ratio(item))
-            total -= math.log(own / (own + sum(math.exp(beta * log_ratio(i)) for i in items if i.score < item.score)))
+            weight = math.exp(beta * log_ratio(item))
+            total -= math.log(
+                weight / (weight + sum(math.exp(beta * log_ratio(i)) for i in items if i.score < item.score))
+            )
         out.append(total)
     return out
 

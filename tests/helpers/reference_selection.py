@@ -14,19 +14,19 @@ from rlhf_lightning.types import DATA, NONE
 from tests.helpers.selection_inputs import Group, SampleRound
 
 
-def scored(b: SampleRound, p: int, cut_off: str) -> list[int]:
+def members_of(b: SampleRound, p: int, cut_off: str) -> list[int]:
     """Samples of a prompt that may be in a group."""
     return [i for i, s in enumerate(b.score[p]) if math.isfinite(s) and (cut_off != "drop" or not b.truncated[p][i])]
 
 
 def may_win(b: SampleRound, p: int, i: int, cut_off: str) -> bool:
-    """Whether a sample may be chosen."""
+    """Return whether a sample may be chosen."""
     return cut_off == "keep" or not b.truncated[p][i]
 
 
 def winners_of(b: SampleRound, p: int, cut_off: str) -> list[int]:
     """Samples of a prompt that may be chosen."""
-    return [i for i in scored(b, p, cut_off) if may_win(b, p, i, cut_off)]
+    return [i for i in members_of(b, p, cut_off) if may_win(b, p, i, cut_off)]
 
 
 def pair(
@@ -48,16 +48,16 @@ def extremes(values: list[float], winners: list[int], members: list[int]) -> tup
 
 def best_and_worst(b: SampleRound, ties: str = "drop", cut_off: str = "drop") -> Iterator[Group]:
     for p, values in enumerate(b.score):
-        found = extremes(values, winners_of(b, p, cut_off), scored(b, p, cut_off))
-        if found:
-            yield from pair(b, p, values, *found, ties, cut_off)
+        ends = extremes(values, winners_of(b, p, cut_off), members_of(b, p, cut_off))
+        if ends:
+            yield from pair(b, p, values, *ends, ties, cut_off)
 
 
 def best_and_another(
     b: SampleRound, other: str = "random", ties: str = "drop", cut_off: str = "drop"
 ) -> Iterator[Group]:
     for p, values in enumerate(b.score):
-        winners, members = winners_of(b, p, cut_off), scored(b, p, cut_off)
+        winners, members = winners_of(b, p, cut_off), members_of(b, p, cut_off)
         if not winners or len(members) < 2:
             continue
         best = max(winners, key=lambda i: (values[i], -i))
@@ -71,15 +71,15 @@ def length_penalised(
 ) -> Iterator[Group]:
     for p, values in enumerate(b.score):
         priced = [s - penalty * n for s, n in zip(values, b.length[p], strict=True)]
-        found = extremes(priced, winners_of(b, p, cut_off), scored(b, p, cut_off))
-        if not found:
+        ends = extremes(priced, winners_of(b, p, cut_off), members_of(b, p, cut_off))
+        if not ends:
             continue
         if label == "score":
-            if values[found[1]] > values[found[0]]:
-                found = found[::-1]
-            yield from pair(b, p, values, *found, ties, cut_off)
+            if values[ends[1]] > values[ends[0]]:
+                ends = ends[::-1]
+            yield from pair(b, p, values, *ends, ties, cut_off)
         else:
-            yield from pair(b, p, priced, *found, ties, cut_off)
+            yield from pair(b, p, priced, *ends, ties, cut_off)
 
 
 def length_calibrated(
@@ -91,7 +91,7 @@ def length_calibrated(
     ties: str = "drop",
     cut_off: str = "drop",
 ) -> Iterator[Group]:
-    usable = [scored(b, p, cut_off) for p in range(len(b.score))]
+    usable = [members_of(b, p, cut_off) for p in range(len(b.score))]
     usable = [samples if len(samples) >= least else [] for samples in usable]
 
     def priced(price: float) -> list[list[float]]:
@@ -100,9 +100,9 @@ def length_calibrated(
     def mean_gap(price: float) -> float:
         gaps = []
         for p, values in enumerate(priced(price)):
-            found = extremes(values, usable[p], usable[p])
-            if found:
-                gaps.append(b.length[p][found[0]] - b.length[p][found[1]])
+            ends = extremes(values, usable[p], usable[p])
+            if ends:
+                gaps.append(b.length[p][ends[0]] - b.length[p][ends[1]])
         return abs(sum(gaps) / len(gaps)) if gaps else 0.0
 
     if alpha is None:
@@ -113,20 +113,20 @@ def length_calibrated(
                 break
         alpha = curve.index(min(curve)) * step
     for p, values in enumerate(priced(alpha)):
-        found = extremes(values, usable[p], usable[p])
-        if found:
-            yield from pair(b, p, values, *found, ties, cut_off)
+        ends = extremes(values, usable[p], usable[p])
+        if ends:
+            yield from pair(b, p, values, *ends, ties, cut_off)
 
 
 def ranking(b: SampleRound, p: int, cut_off: str) -> list[int]:
-    return sorted(scored(b, p, cut_off), key=lambda i: (-b.score[p][i], i))
+    return sorted(members_of(b, p, cut_off), key=lambda i: (-b.score[p][i], i))
 
 
 def all_pairs(b: SampleRound, cut_off: str = "drop") -> Iterator[Group]:
     for p, values in enumerate(b.score):
         order = ranking(b, p, cut_off)
-        for place, winner in enumerate(order):
-            for loser in order[place + 1 :]:
+        for rank, winner in enumerate(order):
+            for loser in order[rank + 1 :]:
                 yield from pair(b, p, values, winner, loser, cut_off=cut_off)
 
 
@@ -147,9 +147,9 @@ def best_of_n(
             yield p, (i,), {}
         return
     for p, values in enumerate(b.score):
-        mine = [i for q, i in everything if q == p]
-        if mine and not (ties == "drop" and len(mine) > 1 and len({values[i] for i in mine}) == 1):
-            yield p, (max(mine, key=lambda i: (values[i], -i)),), {}
+        members = [i for q, i in everything if q == p]
+        if members and not (ties == "drop" and len(members) > 1 and len({values[i] for i in members}) == 1):
+            yield p, (max(members, key=lambda i: (values[i], -i)),), {}
 
 
 def threshold(
@@ -160,7 +160,7 @@ def threshold(
     balance: bool = False,
     cut_off: str = "drop",
 ) -> Iterator[Group]:
-    members = [(p, i) for p in range(len(b.score)) for i in scored(b, p, cut_off)]
+    members = [(p, i) for p in range(len(b.score)) for i in members_of(b, p, cut_off)]
     values = sorted(b.score[p][i] for p, i in members)
     if quantile is not None and values:
         at = quantile * (len(values) - 1)
@@ -188,7 +188,7 @@ def data_vs_policy(b: SampleRound, equal: str = "drop", cut_off: str = "drop") -
 def random_pair(b: SampleRound, label: str = "score", cut_off: str = "drop") -> Iterator[Group]:
     samples = len(b.score[0]) if b.score else 2
     for p, (values, draws) in enumerate(zip(b.score, b.streams.draw(samples + 1).tolist(), strict=True)):
-        members = sorted(scored(b, p, cut_off), key=lambda i: draws[i])
+        members = sorted(members_of(b, p, cut_off), key=lambda i: draws[i])
         if len(members) < 2:
             continue
         winner, loser = members[:2]
@@ -204,7 +204,7 @@ def random_pair(b: SampleRound, label: str = "score", cut_off: str = "drop") -> 
 def policy_vs_reference(b: SampleRound, ties: str = "drop", cut_off: str = "drop") -> Iterator[Group]:
     policy, reference = ([i for i, draw in enumerate(b.source) if draw == number] for number in (0, 1))
     for p, values in enumerate(b.score):
-        members = scored(b, p, cut_off)
+        members = members_of(b, p, cut_off)
         for i, j in zip(policy, reference, strict=False):
             if i in members and j in members:
                 winner, loser = (j, i) if values[j] > values[i] else (i, j)
@@ -217,9 +217,9 @@ def win_rates(b: SampleRound, judge: str = "matrix", cut_off: str = "drop") -> I
     for p in range(len(b.score)):
         chance, rates = chances(b, p, judge), {}
         for i in policy:
-            known = [chance[i][j] for j in rivals if not math.isnan(chance[i][j])]
-            if known and not (b.truncated[p][i] and cut_off == "drop"):
-                rates[i] = sum(known) / len(known) if may_win(b, p, i, cut_off) else 0.0
+            win_chances = [chance[i][j] for j in rivals if not math.isnan(chance[i][j])]
+            if win_chances and not (b.truncated[p][i] and cut_off == "drop"):
+                rates[i] = sum(win_chances) / len(win_chances) if may_win(b, p, i, cut_off) else 0.0
         if rates:
             empty = len(policy) - len(rates)
             yield p, (*rates, *[NONE] * empty), {"score": [*rates.values(), *[0.0] * empty]}
@@ -237,13 +237,13 @@ def win_probability(
         chance = chances(b, p, judge)
         against = []
         for i, row in enumerate(chance):
-            known = [x for j, x in enumerate(row) if not math.isnan(x) and (include_self or i != j)]
-            against.append(round(sum(known) / len(known), 12) if known else math.nan)
+            finite = [x for j, x in enumerate(row) if not math.isnan(x) and (include_self or i != j)]
+            against.append(round(sum(finite) / len(finite), 12) if finite else math.nan)
         members = [i for i, x in enumerate(against) if not (math.isnan(x) or (cut_off == "drop" and b.truncated[p][i]))]
-        found = extremes(against, [i for i in members if may_win(b, p, i, cut_off)], members)
-        if not found:
+        ends = extremes(against, [i for i in members if may_win(b, p, i, cut_off)], members)
+        if not ends:
             continue
-        winner, loser = found
+        winner, loser = ends
         to_policy, to_other = [against[winner], against[loser]], [chance[winner][loser], chance[loser][winner]]
         numbers = to_policy if target == "policy" else to_other
         if not any(math.isnan(x) for x in numbers):
@@ -275,7 +275,7 @@ def rejection_sampling(
     cut_off: str = "drop",
 ) -> Iterator[Group]:
     streams, samples = b.streams, len(b.score[0]) if b.score else 2
-    pools = [scored(b, p, cut_off) for p in range(len(b.score))]
+    pools = [members_of(b, p, cut_off) for p in range(len(b.score))]
 
     def acceptance(p: int, i: int, pool: list[int]) -> float:
         below = b.score[p][i] - max(b.score[p][j] for j in pool)

@@ -71,7 +71,7 @@ def pairwise_cringe(
 
 
 def plain_terms(row: Row, threshold: float, weight: float, gamma: float) -> list[float]:
-    """What context B maximises at each token of a row."""
+    """Objective that context B maximises at each token of a row."""
     behind, alone = row
     terms = []
     for t, log_prob in enumerate(alone):

@@ -51,7 +51,7 @@ def episodes(rows: list[Example] = ROWS, scores: dict[str, Tensor] | None = None
 
 
 def rollout_batch(packed: PackedBatch, **given: Any) -> RolloutBatch:
-    """A packed batch with what a rollout knows of its tokens."""
+    """A packed batch with what a rollout holds of its tokens."""
     return RolloutBatch(**({f.name: getattr(packed, f.name) for f in fields(packed)} | given))
 
 

@@ -19,8 +19,8 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-#: A BOS of its own, "[q]" around a user turn, the answer after a space, EOS after each answer; a generation prompt has
-#: nothing to add.
+#: A BOS of its own, "[q]" around a user turn, the response after a space, EOS after each response; a generation prompt
+#: has nothing to add.
 LLAMA2 = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[' + m['content'] + ']' }}"
     "{% elif m['role'] == 'system' %}{{ raise_exception('no system turn') }}"
@@ -35,7 +35,7 @@ THINKING = (
     "{{ '<|im_start|>' + m['role'] + '\n' + text + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-#: Knows nothing of generation prompts although an answer has a header.
+#: Has no generation prompt although a response has a header.
 NO_GENERATION_PROMPT = CHATML.split("{% if add_generation_prompt %}", maxsplit=1)[0]
 
 
@@ -113,7 +113,7 @@ def thinking() -> PreTrainedTokenizerFast:
 
 
 def headless() -> PreTrainedTokenizerFast:
-    """Its template has answer headers but no generation prompt; EOS is not the end-of-turn token."""
+    """Its template has response headers but no generation prompt; EOS is not the end-of-turn token."""
     tokenizer = _byte_level({"<|im_start|>": BOS, "<|im_end|>": END, "<|endoftext|>": EOS})
     return _fast(tokenizer, NO_GENERATION_PROMPT, eos_token="<|endoftext|>")
 

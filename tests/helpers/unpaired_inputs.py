@@ -21,7 +21,7 @@ UNPAIRED = [name for name in losses_of("Ragged") if {"desirable"} <= needs(getat
 
 @dataclass
 class Labelled:
-    """What a loss of labelled responses sees, without tensors."""
+    """Inputs of a loss of labelled responses, without tensors."""
 
     policy: Rows
     reference: Rows

@@ -1,4 +1,4 @@
-"""What tests of papers' claims have in common: runs with several seeds, what they logged, and what they drew."""
+"""Common parts of tests of papers' claims: runs with several seeds, what they logged, and what they drew."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a method learns: one run as it is, one with the sign of its loss turned over.
+"""Tests of learning: one run of a method as it is, one with the gradient sign flipped.
 
 A family has one file in ``rlhf_lightning/claims/cases`` with a list ``CASES``, which ``test_learning.py`` reads::
 
@@ -28,7 +28,7 @@ _HERE = "tests.learning.harness"
 
 
 class FlippedGradients(Callback):
-    """Turns every gradient over once a step, which is what a loss of the other sign would give."""
+    """Flips the sign of every gradient once a step, as a loss of the other sign would."""
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
         """After the last backward pass of the step, before clipping."""
@@ -46,7 +46,7 @@ def measured(options: Sequence[str], folder: Path) -> dict[str, float]:
 
 
 def gain(case: Case, folder: Path, *, flipped: bool = False) -> float:
-    """How far the case's metric has risen at the end of its run; minus infinity when the run blew up.
+    """Rise of the case's metric at the end of its run; minus infinity when the run blew up.
 
     Args:
         case: what to run.

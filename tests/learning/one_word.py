@@ -90,5 +90,5 @@ class Circle:
 
 
 def style_of(token: int) -> str | None:
-    """What :func:`~rlhf_lightning.world.preference.cyclic_win` calls a word; None where it is none of the three."""
+    """Name of a word in :func:`~rlhf_lightning.world.preference.cyclic_win`; None where it is none of the three."""
     return STYLES[token - FIRST] if 0 <= token - FIRST < len(STYLES) else None

@@ -1,4 +1,4 @@
-"""What a policy of the tiny world answers before and after a run: right ones, agreement, entropy."""
+"""Responses of a policy of the tiny world before and after a run: share of right ones, agreement, entropy."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rlhf_lightning.world.tokenizer import encode
 SAMPLES = 32
 
 
-class Answers(Callback):
-    """Writes ``answers.json``: ``before`` and ``after`` the run, over all training questions of some topics.
+class QuestionStatistics(Callback):
+    """Writes ``questions.json``: ``before`` and ``after`` the run, over all training questions of some topics.
 
     ``pass@1`` is the share of right samples, ``pass@k`` of questions with a right one among 32 samples, ``majority`` of
-    questions whose most frequent claim is right, ``entropy`` the mean of -log p over whole answers, in nats. Samples
+    questions whose most frequent claim is right, ``entropy`` the mean of -log p over whole responses, in nats. Samples
     are drawn at temperature 1 from fixed streams.
 
     Args:
@@ -32,15 +32,15 @@ class Answers(Callback):
     """
 
     def __init__(self, folder: str, topics: Sequence[str] = ("fact",)) -> None:
-        self.path, self.topics = Path(folder) / "answers.json", set(topics)
-        self.found: dict[str, dict[str, float]] = {}
+        self.path, self.topics = Path(folder) / "questions.json", set(topics)
+        self.measurements: dict[str, dict[str, float]] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.found["before"] = self.measured(pl_module)
+        self.measurements["before"] = self.measured(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        self.found["after"] = self.measured(pl_module)
-        self.path.write_text(json.dumps(self.found, indent=1))
+        self.measurements["after"] = self.measured(pl_module)
+        self.path.write_text(json.dumps(self.measurements, indent=1))
 
     def measured(self, module: Any) -> dict[str, float]:
         prompts = [encode(prompt.text) for prompt in grammar.prompts("train") if prompt.topic in self.topics]
@@ -62,7 +62,8 @@ def before_and_after(
     """The two measurements of a run of ``experiment=tiny``."""
     options = ["experiment=tiny", "logger=none", "seed=1", "ckpt_path=null", "callbacks.gold=null", *overrides]
     asked = ",".join(topics)
-    answers = f"+callbacks.answers={{_target_: tests.learning.answers.Answers, folder: {folder}, topics: [{asked}]}}"
-    train(compose("train", [*options, answers, "allow_targets=[tests]", f"paths.output_dir={folder}"]))
-    found = json.loads((folder / "answers.json").read_text())
-    return found["before"], found["after"]
+    target = f"{__name__}.{QuestionStatistics.__name__}"
+    callback = f"+callbacks.questions={{_target_: {target}, folder: {folder}, topics: [{asked}]}}"
+    train(compose("train", [*options, callback, "allow_targets=[tests]", f"paths.output_dir={folder}"]))
+    measurements = json.loads((folder / "questions.json").read_text())
+    return measurements["before"], measurements["after"]

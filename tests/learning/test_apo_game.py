@@ -1,4 +1,4 @@
-"""APO's game in the tiny world: what its reward models make of samples of a policy that leaves them behind."""
+"""APO's game in the tiny world: scores that its reward models give to samples of a policy that leaves them behind."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from tests.learning.harness import gain
 
 @pytest.mark.slow
 def test_the_contrast_falls_because_of_its_own_term(tmp_path: Path) -> None:
-    """Nats per token of held-out undesirable answers; 5.9 at the base. Without the term it falls by 0.01, with it by
+    """Nats per token of held-out undesirable responses; 5.9 at the base. Without the term it falls by 0.01, with it by
     more than 1. With k=1 nothing is sampled. A flipped loss is no control here: it flattens every distribution, and
     the contrast falls with it.
     """

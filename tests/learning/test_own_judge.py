@@ -54,7 +54,7 @@ def gold(rows: list[dict[str, Any]]) -> float:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_policy_judges_better_than_chance_and_gains_by_it(seed, tmp_path):
-    """M1, M2 and M3: the judge is held against 256 held-out pairs as each round begins, with a standard error of 0.03.
+    """M1, M2 and M3: the judge is compared with 256 held-out pairs as each round begins, with a standard error of 0.03.
 
     Measured: it orders .71 .70 .69, .68 .67 .66 and .65 .65 .66 of them as gold does, and the samples of the rounds
     have 1.1 2.0 2.2, 1.4 2.1 2.9 and 1.6 2.4 2.8 points. Nothing but the seed data knows gold.

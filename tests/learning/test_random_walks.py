@@ -1,4 +1,4 @@
-"""ILQL learns to walk straight from aimless walks, and does not when its loss is turned over."""
+"""ILQL learns to walk straight from aimless walks, and does not with the gradient sign flipped."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def test_larger_weights_of_the_advantage_walk_straighter(world: tuple[Graph, lis
     assert greedy > imitated + 0.2
 
 
-def test_a_loss_turned_over_leads_nowhere(world: tuple[Graph, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_the_gradient_sign_flipped_nothing_is_learned(
+    world: tuple[Graph, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     @functools.wraps(ilql)
     def turned(*args: Any, **kwargs: Any) -> Any:
         result = ilql(*args, **kwargs)

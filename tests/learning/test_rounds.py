@@ -1,4 +1,4 @@
-"""What papers claim of rounds, as far as it shows in the tiny world, with three seeds; docs/rounds.md has the rest."""
+"""Claims of papers about rounds, as far as the tiny world shows them, with three seeds; docs/rounds.md has all."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def test_spin_gains_from_demonstrations_alone_and_its_margin_falls(tmp_path):
     round to the last it falls to 0.33, 0.51 and 0.51 of what it was. A policy that came no nearer to the data's
     responses would stay at 1.
     """
-    found = golds(tmp_path, "method=spin", "rounds=spin")
-    assert min(found) > TinyEvaluator().base_reward() + 1.0, found
+    rewards = golds(tmp_path, "method=spin", "rounds=spin")
+    assert min(rewards) > TinyEvaluator().base_reward() + 1.0, rewards
     for seed in SEEDS:
         margin, lr = (column(tmp_path / str(seed), f"train/{name}") for name in ("reward/margin", "lr"))
         first, last = (margin[end - 1] / fmean(lr[end - 8 : end - 1]) for end in (8, 32))

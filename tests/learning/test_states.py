@@ -1,4 +1,4 @@
-"""What is done to hidden states moves the gold reward: by steering and by alpha."""
+"""Changes of hidden states move the gold reward: steering, and alpha."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ QUICK = (*SHORT, "data.source.size=512")
 
 
 def gold(path: Path, coefficient: float) -> float:
-    """Mean gold reward of 152 answers of the steered base to held-out prompts; its standard error is 0.15 points."""
+    """Mean gold reward of 152 responses of the steered base to held-out prompts; its standard error is 0.15 points."""
     source = TinyWorld(steering={"path": str(path), "coefficient": coefficient})
     evaluator = TinyEvaluator()
     prompts = [ids for ids in evaluator.prompts() for _ in range(4)]
-    answers = generate(Actor(source.load()), prompts, max_new_tokens=40, temperature=1.0, seed=1)
-    return sum(evaluator.gold(p, a).reward for p, a in zip(prompts, answers, strict=True)) / len(prompts)
+    responses = generate(Actor(source.load()), prompts, max_new_tokens=40, temperature=1.0, seed=1)
+    return sum(evaluator.gold(p, a).reward for p, a in zip(prompts, responses, strict=True)) / len(prompts)
 
 
 def test_steering_moves_the_gold_reward_both_ways(tmp_path: Path) -> None:
-    """Along the difference of a good and a bad context answers get better, against it worse."""
+    """Along the difference of a good and a bad context responses get better, against it worse."""
     file = tmp_path / "kind.safetensors"
     options = ["model=tiny", "data=tiny", "data.source.size=128", "data.validation=null", "contrast=instructions"]
     assert steer.main(["build", *options, "layers=[2]", "examples=256", f"output={file}"]) == 0

@@ -1,4 +1,4 @@
-"""Dr. GRPO against GRPO in the tiny world: the length of wrong answers while right ones are learned."""
+"""Dr. GRPO against GRPO in the tiny world: the length of wrong responses while right ones are learned."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_lightning import compose, train
 
-#: 40 steps on questions for one fact, 1 for a right answer and 0 for a wrong one, no KL penalty.
+#: 40 steps on questions for one fact, 1 for a right response and 0 for a wrong one, no KL penalty.
 OPTIONS = [
     *("experiment=tiny", "reward=gold_correct", "data.source.topics=[fact]", "data.source.size=1280"),
     *("logger=none", "seed=1", "ckpt_path=null", "callbacks.gold=null"),
@@ -17,17 +17,17 @@ OPTIONS = [
 
 
 def wrong_lengths(files: list[Path]) -> float:
-    """Mean tokens of the wrong answers in some rollouts."""
+    """Mean tokens of the wrong responses in some rollouts."""
     samples = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     lengths = [sample["tokens"] for sample in samples if sample["score"] == 0]
     return sum(lengths) / len(lengths)
 
 
 @pytest.mark.slow
-def test_dr_grpo_does_not_inflate_wrong_answers(tmp_path: Path) -> None:
-    """Later wrong answers are no longer than the base's, and not longer than under GRPO.
+def test_dr_grpo_does_not_inflate_wrong_responses(tmp_path: Path) -> None:
+    """Later wrong responses are no longer than the base's, and not longer than under GRPO.
 
-    The reason is tested without chance in tests/losses/test_policy_length.py; here right answers are short, so both
+    The reason is tested without chance in tests/losses/test_policy_length.py; here right responses are short, so both
     methods shorten all of them.
     """
     later, start = {}, 0.0
