@@ -105,9 +105,9 @@ def test_a_date_of_the_user_is_the_users(tmp_path, day):
     tokenizer, arguments = dated(), {"template_arguments": {"date_string": "1 Jan 2000"}}
     for text in ("2026-02-28", "2026-03-01"):
         day(text)
-        found = made(tmp_path, tokenizer, **arguments)
-        assert "1 Jan 2000" in prompt(tokenizer, found)
-        assert found.report.notes == []
+        tokenized = made(tmp_path, tokenizer, **arguments)
+        assert "1 Jan 2000" in prompt(tokenizer, tokenized)
+        assert tokenized.report.notes == []
     assert len(entries(tmp_path)) == 1
     assert any("reads the clock: it is given 2026-03-01" in note for note in made(tmp_path, tokenizer).report.notes)
 
@@ -171,7 +171,7 @@ def test_names_of_days_are_english_in_every_locale():
 
 @pytest.mark.parametrize("head", ["", "\n\n", "  {% if true %}x{% endif %}\n", "{# note #}\n "])
 def test_a_template_begins_as_it_does_alone(head):
-    """What is put in front of it must not change how its first white space is read."""
+    """A prefix must not change how its first white space is read."""
     alone = head + "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     asking = alone + "{% if false %}{{ strftime_now('%d') }}{% endif %}"
     assert chat_text(dated(asking), QUESTION) == chat_text(dated(alone), QUESTION)

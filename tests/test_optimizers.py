@@ -30,17 +30,17 @@ def test_two_steps_by_hand() -> None:
     """
     first = 1 - 0.1 * math.sqrt(0.001) / 0.1 * 0.01 / (math.sqrt(1e-5) + 0.01)
     second = first + 0.1 * math.sqrt(1 - 0.999**2) / 0.19 * 0.011 / (math.sqrt(4.999e-5) + 0.01)
-    found = steps(AdamTF, [0.1, -0.2], lr=0.1, eps=0.01)
-    assert found == pytest.approx([first, second], rel=1e-12)
-    assert 1 - found[0] == pytest.approx(0.0240253, abs=1e-6)
+    weights = steps(AdamTF, [0.1, -0.2], lr=0.1, eps=0.01)
+    assert weights == pytest.approx([first, second], rel=1e-12)
+    assert 1 - weights[0] == pytest.approx(0.0240253, abs=1e-6)
     assert 1 - steps(torch.optim.Adam, [0.1], lr=0.1, eps=0.01)[0] == pytest.approx(0.0909091, abs=1e-6)
 
 
 def test_first_steps_are_smaller_than_torchs_and_late_ones_alike() -> None:
-    """What the N details show of the first epochs: torch's Adam moves further for the same epsilon."""
+    """Observation of the N details on the first epochs: for the same epsilon torch's Adam moves farther."""
     options = {"lr": 1e-3, "eps": 1e-5}
-    ours, theirs = (steps(kind, [1e-4] * 6000, **options) for kind in (AdamTF, torch.optim.Adam))
-    moved = [(1 - a, 1 - b) for a, b in zip(ours, theirs, strict=True)]
+    adam_tf, torch_adam = (steps(kind, [1e-4] * 6000, **options) for kind in (AdamTF, torch.optim.Adam))
+    moved = [(1 - a, 1 - b) for a, b in zip(adam_tf, torch_adam, strict=True)]
     assert moved[0][0] < 0.3 * moved[0][1]
     late = [(a[0] - b[0]) / (a[1] - b[1]) for a, b in zip(moved[5999:], moved[5998:], strict=False)]
     assert late[0] == pytest.approx(1.0, abs=0.01)
@@ -48,14 +48,14 @@ def test_first_steps_are_smaller_than_torchs_and_late_ones_alike() -> None:
 
 def test_without_epsilon_it_is_torchs() -> None:
     gradients = [0.3, -0.7, 0.2, 0.2]
-    found, expected = (steps(kind, gradients, lr=0.01, eps=1e-30) for kind in (AdamTF, torch.optim.Adam))
-    assert found == pytest.approx(expected, rel=1e-9)
+    weights, expected = (steps(kind, gradients, lr=0.01, eps=1e-30) for kind in (AdamTF, torch.optim.Adam))
+    assert weights == pytest.approx(expected, rel=1e-9)
 
 
 def test_weight_decay_is_decoupled() -> None:
     options = {"lr": 0.1, "eps": 1e-30, "weight_decay": 0.5}
-    found, expected = (steps(kind, [0.3, 0.1], **options) for kind in (AdamTF, torch.optim.AdamW))
-    assert found == pytest.approx(expected, rel=1e-9)
+    weights, expected = (steps(kind, [0.3, 0.1], **options) for kind in (AdamTF, torch.optim.AdamW))
+    assert weights == pytest.approx(expected, rel=1e-9)
 
 
 def test_state_is_restored() -> None:

@@ -1,4 +1,4 @@
-"""Who may import whom. An import in the wrong direction anywhere in the package fails here."""
+"""Allowed imports between packages. An import in the wrong direction anywhere in the package fails here."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ ONLY_IN = {
     "hydra": {"cli", "_hydra"},
     "omegaconf": {"cli", "_hydra"},
 }
-#: What must answer without torch: help, completion, and the plugin that every Hydra application loads.
+#: What must run without torch: help, completion, and the plugin that every Hydra application loads.
 TORCH_FREE = (
     "__init__.py",
     "conf_dir.py",
@@ -145,17 +145,17 @@ def test_import_direction():
 
 
 def wrong_imports(file: Path) -> Iterator[str]:
-    mine = part(file)
-    allowed = MAY_IMPORT[mine]
+    inside = part(file)
+    allowed = MAY_IMPORT[inside]
     for module in imports(file):
         root, _, rest = module.partition(".")
         if root == "rlhf_lightning":
-            theirs = rest.split(".")[0]
-            home = theirs if theirs in MAY_IMPORT else ""
-            if allowed is not None and home not in {*allowed, mine}:
-                yield f"{file.relative_to(PACKAGE)}: {mine} must not import {module}"
-        elif root in ONLY_IN and mine not in ONLY_IN[root]:
-            yield f"{file.relative_to(PACKAGE)}: {mine} must not import {module}"
+            imported = rest.split(".")[0]
+            home = imported if imported in MAY_IMPORT else ""
+            if allowed is not None and home not in {*allowed, inside}:
+                yield f"{file.relative_to(PACKAGE)}: {inside} must not import {module}"
+        elif root in ONLY_IN and inside not in ONLY_IN[root]:
+            yield f"{file.relative_to(PACKAGE)}: {inside} must not import {module}"
 
 
 @pytest.mark.parametrize("package", LAYERS)
@@ -182,17 +182,17 @@ def wrong_layers(file: Path, package: str) -> Iterator[str]:
 
 
 def test_losses_and_selectors_are_pure_torch():
-    known = {*LOSSES_MAY, "rlhf_lightning"}
+    allowed = {*LOSSES_MAY, "rlhf_lightning"}
     files = [file for package in ("losses", "selection") for file in (PACKAGE / package).glob("*.py")]
-    assert [(file.name, m) for file in files for m in imports(file) if m.split(".")[0] not in known] == []
+    assert [(file.name, m) for file in files for m in imports(file) if m.split(".")[0] not in allowed] == []
 
 
 def test_no_torch_at_import():
     heavy = {"torch", "lightning", "transformers", "jaxtyping", "numpy", "peft"}
     files = [file for pattern in TORCH_FREE for file in PACKAGE.glob(pattern)]
     assert len(files) >= len(TORCH_FREE)
-    found = [(f.name, m) for f in files for m in imports(f, at_import_time=True) if m.split(".")[0] in heavy]
-    assert found == []
+    heavy_imports = [(f.name, m) for f in files for m in imports(f, at_import_time=True) if m.split(".")[0] in heavy]
+    assert heavy_imports == []
 
 
 def test_the_rules_would_notice(tmp_path, monkeypatch):

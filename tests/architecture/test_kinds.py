@@ -1,4 +1,4 @@
-"""What a kind of data is, is read from its entry: no source asks what a kind is called."""
+"""Properties of a kind of data are read from its entry: no source asks what a kind is called."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def _has_name(node: ast.expr) -> bool:
 
 
 def test_no_kind_is_asked_for_its_name():
-    found = [
+    comparisons = [
         f"{file.relative_to(PACKAGE)}:{line}"
         for file in FILES
         if file != DECLARED
         for line in compared(file.read_text(encoding="utf-8"))
     ]
-    assert found == [], "ask data.kinds.KINDS, or cli.draws whether a job draws"
+    assert comparisons == [], "ask data.kinds.KINDS, or cli.draws whether a job draws"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every loss has a yaml, a golden row and a METHODS.md entry, and every yaml says what it is."""
+"""Every loss has a yaml, a golden row and a METHODS.md entry, and every yaml states what it is."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ YAMLS = sorted(CONF.rglob("*.yaml"))
 
 def targets(node: object) -> set[str]:
     if isinstance(node, dict):
-        own = {node["_target_"]} if isinstance(node.get("_target_"), str) else set()
-        return own | {name for value in node.values() for name in targets(value)}
+        at_node = {node["_target_"]} if isinstance(node.get("_target_"), str) else set()
+        return at_node | {name for value in node.values() for name in targets(value)}
     return {name for value in node for name in targets(value)} if isinstance(node, list) else set()
 
 

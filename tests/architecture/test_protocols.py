@@ -1,4 +1,4 @@
-"""What the loop asks of methods and rewards is declared once, and each of them has it under that name."""
+"""Members that the loop asks of methods and rewards are declared once, and each of them has it under that name."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")
 
 
 def members(protocol: type) -> dict[str, Any]:
-    """What a protocol asks for: the type of an attribute or property, a function for a method."""
-    found = dict(typing.get_type_hints(protocol))
+    """Members of a protocol: the type of an attribute or property, a function for a method."""
+    members = dict(typing.get_type_hints(protocol))
     for part in reversed(protocol.__mro__):
         for name, value in vars(part).items():
             if name.startswith("_") or part.__module__ == "typing":
                 continue
             if isinstance(value, property):
-                found[name] = typing.get_type_hints(value.fget)["return"]
+                members[name] = typing.get_type_hints(value.fget)["return"]
             elif inspect.isfunction(value):
-                found[name] = value
-    return found
+                members[name] = value
+    return members
 
 
 def problems(value: Any, protocol: type) -> Iterator[str]:
@@ -54,7 +54,7 @@ def problems(value: Any, protocol: type) -> Iterator[str]:
 
 
 def fits(value: Any, wanted: Any) -> bool:
-    """Whether a value is of a declared type; a method must take the declared arguments."""
+    """Return whether a value is of a declared type; a method must take the declared arguments."""
     if wanted is Any:
         return True
     if inspect.isfunction(wanted):
@@ -73,10 +73,10 @@ def fits(value: Any, wanted: Any) -> bool:
 
 
 def takes_arguments(method: Any, wanted: Any) -> bool:
-    """Whether a bound method takes the arguments of a declared one; it may have options of its own."""
+    """Return whether a bound method takes the arguments of a declared one; it may have options of its own."""
     asked, given = [*inspect.signature(wanted).parameters][1:], inspect.signature(method).parameters
-    further = [one for name, one in given.items() if name not in asked]
-    return [*given][: len(asked)] == asked and all(one.default is not one.empty for one in further)
+    optional = [one for name, one in given.items() if name not in asked]
+    return [*given][: len(asked)] == asked and all(one.default is not one.empty for one in optional)
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +100,8 @@ def test_a_misspelt_member_is_a_problem(models):
     misspelt = {name.replace("needs_reward", "need_reward"): value for name, value in given.items()}
     assert list(problems(SimpleNamespace(**misspelt), Rolled)) == ["needs_reward is missing"]
     other = given | {"scored": frozenset({1}), "scores": lambda rows: {}, "assignment": SimpleNamespace()}
-    found = [problem.partition(" ")[0] for problem in problems(SimpleNamespace(**other), Rolled)]
-    assert found == ["assignment", "scored", "scores"]
+    missing = [problem.partition(" ")[0] for problem in problems(SimpleNamespace(**other), Rolled)]
+    assert missing == ["assignment", "scored", "scores"]
 
 
 def test_nobody_guesses_what_a_method_or_a_reward_has():
@@ -134,8 +134,8 @@ def test_an_optional_member_of_a_reward_has_its_name(name):
     """One that is almost called so would never be looked at; one of other arguments would fail in a run."""
     reward = getattr(rewards, name)
     public = [member for member in dir(reward) if not member.startswith("_") and member not in OPTIONAL]
-    assert [(own, near) for own in public if (near := difflib.get_close_matches(own, OPTIONAL, 1, 0.85))] == []
+    assert [(member, near) for member in public if (near := difflib.get_close_matches(member, OPTIONAL, 1, 0.85))] == []
     for member in OPTIONAL.keys() & vars(reward).keys():
         if inspect.isfunction(wanted := OPTIONAL[member]):
-            mine = inspect.signature(vars(reward)[member]).parameters
-            assert list(mine)[1:] == list(inspect.signature(wanted).parameters)[1:]
+            parameters = inspect.signature(vars(reward)[member]).parameters
+            assert list(parameters)[1:] == list(inspect.signature(wanted).parameters)[1:]

@@ -1,4 +1,4 @@
-"""Limits that keep the code readable, and habits that no linter knows."""
+"""Limits that keep the code readable, and habits that no linter checks."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def test_files_and_functions_are_short():
 
 
 def test_no_print_and_no_bare_except():
-    found = []
+    habits = []
     for file in SOURCES:
         for node in ast.walk(TREES[file]):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
-                found.append((name(file), node.lineno, "use logging, or rich in the CLI"))
+                habits.append((name(file), node.lineno, "use logging, or rich in the CLI"))
             if isinstance(node, ast.ExceptHandler) and node.type is None:
-                found.append((name(file), node.lineno, "say which exception"))
-    assert found == []
+                habits.append((name(file), node.lineno, "say which exception"))
+    assert habits == []
 
 
 def test_no_method_is_tested_by_name():
     """Comparing anything with a method's name means that the method's nature is declared in the wrong place."""
     methods = {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")}
-    found = []
+    comparisons = []
     for file in SOURCES:
         if file.parent.name == "losses":  # an option of a loss may be named after where it comes from
             continue
@@ -52,8 +52,8 @@ def test_no_method_is_tested_by_name():
             compared = node if isinstance(node, ast.Compare) else getattr(node, "pattern", None)
             if compared is not None:
                 constants = {n.value for n in ast.walk(compared) if isinstance(n, ast.Constant)}
-                found += [(name(file), compared.lineno, hit) for hit in constants & methods]
-    assert found == []
+                comparisons += [(name(file), compared.lineno, hit) for hit in constants & methods]
+    assert comparisons == []
 
 
 def test_nothing_is_left_for_later():

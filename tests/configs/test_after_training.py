@@ -29,9 +29,9 @@ def table(out: str) -> dict[str, float]:
 def test_evaluate_repeats_the_runs_own_validation(rlhf, run):
     code, out, err = rlhf("evaluate", f"run={run}", "trainer=debug", "callbacks.samples=null", "paths.output_dir=eval")
     assert code == 0, err
-    scores, own = table(out), Result.read(run).metrics
+    scores, logged = table(out), Result.read(run).metrics
     assert {"val/loss", "val/reward/accuracy", "val/reward/margin"} <= scores.keys()
-    assert scores["val/loss"] == pytest.approx(own["val/loss"], rel=1e-4)
+    assert scores["val/loss"] == pytest.approx(logged["val/loss"], rel=1e-4)
     assert scores["val/loss"] != pytest.approx(0.6931, abs=1e-3), "the checkpoint was not loaded"
 
 
@@ -59,20 +59,20 @@ def test_evaluate_a_folder_that_is_no_run(rlhf):
     )
 
 
-def test_generate_answers_with_what_the_run_trained(rlhf, run, tmp_path):
+def test_generate_uses_what_the_run_trained(rlhf, run, tmp_path):
     (tmp_path / "prompts.txt").write_text("Hello\n\nWhat is 2, or 3?\n")
     options = ["prompts=prompts.txt", "max_new_tokens=6", "samples=2"]
-    answers = []
+    rows = []
     for name, source in {"trained": [f"run={run}"], "base": ["model=tiny_random"]}.items():
         code, _, err = rlhf("generate", *source, *options, f"output={name}.jsonl")
         assert code == 0, err
-        answers.append([json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()])
-    assert [row["prompt"] for row in answers[0]] == ["Hello"] * 2 + ["What is 2, or 3?"] * 2
-    assert answers[0] != answers[1], "the checkpoint was not loaded"
+        rows.append([json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()])
+    assert [row["prompt"] for row in rows[0]] == ["Hello"] * 2 + ["What is 2, or 3?"] * 2
+    assert rows[0] != rows[1], "the checkpoint was not loaded"
 
 
 def test_generate_from_an_adapter_that_is_on_some_blocks_only(rlhf, tiny, tmp_path):
-    """Representation alignment adapts no block above those that it reads; the run does not say so."""
+    """Representation alignment adapts no block above those that it reads; the run does not report it."""
     options = ["method=representation_fit", "method.layers=[1]", "adapter=lora", "optimizer.lr=0.5"]
     train(compose("train", [*tiny, *options, f"paths.output_dir={tmp_path}/run"]))
     texts = []
@@ -83,7 +83,7 @@ def test_generate_from_an_adapter_that_is_on_some_blocks_only(rlhf, tiny, tmp_pa
     assert texts[0] != texts[1]
 
 
-def test_generate_keeps_the_best_answers_as_a_data_set(rlhf, tmp_path):
+def test_generate_keeps_the_best_responses_as_a_data_set(rlhf, tmp_path):
     (tmp_path / "prompts.txt").write_text("Hello\nWhat is 2, or 3?\n")
     options = ["model=tiny_random", "prompts=prompts.txt", "max_new_tokens=12", "samples=6", "temperature=1.0"]
     rows = {}

@@ -26,8 +26,8 @@ def groups(tmp_path: Path, canary: Path) -> Path:
     hidden = {"mode": "MULTIRUN", "sweeper": {"params": {"experiment": "evil"}}}
     folder = tmp_path / "groups"
     (folder / "experiment").mkdir(parents=True)
-    for name, own in (("evil", {"job_logging": logging, "hydra_logging": logging}), ("hidden", hidden)):
-        text = "# @package _global_\n" + yaml.safe_dump({"hydra": own})
+    for name, settings in (("evil", {"job_logging": logging, "hydra_logging": logging}), ("hidden", hidden)):
+        text = "# @package _global_\n" + yaml.safe_dump({"hydra": settings})
         (folder / "experiment" / f"{name}.yaml").write_text(text)
     (folder / "sweep").mkdir()
     shutil.move(folder / "experiment" / "hidden.yaml", folder / "sweep" / "hidden.yaml")

@@ -33,7 +33,7 @@ SIZES = [
 
 @pytest.mark.parametrize(("name", "size"), SIZES)
 def test_recipe_composes(name: str, size: str, tmp_path: Path) -> None:
-    """What the published size leaves to the user (``???``) gets a value; a smaller one leaves nothing."""
+    """Values for what the published size leaves to the user (``???``); a smaller one leaves nothing."""
     options: list[str] = []
     cfg = compose("chain", [f"experiment={name}", f"size={size}"])
     for _ in range(12):

@@ -47,8 +47,8 @@ def test_settings_of_the_world_reach_the_jobs():
     cfg = compose("train", ["experiment=compare_offline", "method=tr_dpo"], check=False)
     assert cfg.reference.kind == "frozen"
     assert cfg.optimized_metric == "val/gold/reward"
-    mine = compose("train", ["experiment=compare_offline", "method=tr_dpo", "method.loss.beta=0.7"], check=False)
-    assert mine.method.loss.beta == 0.7
+    cfg = compose("train", ["experiment=compare_offline", "method=tr_dpo", "method.loss.beta=0.7"], check=False)
+    assert cfg.method.loss.beta == 0.7
 
 
 def test_stale_exceptions_are_refused():

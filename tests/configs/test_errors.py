@@ -1,4 +1,4 @@
-"""What people are told when a configuration cannot run. Every message names the key, what is allowed and the fix."""
+"""Messages about configurations that cannot run. Every message names the key, what is allowed and the fix."""
 
 from __future__ import annotations
 
@@ -109,18 +109,18 @@ def test_all_problems_are_reported_at_once():
     ],
 )
 def test_a_target_outside_the_allowed_packages_is_refused(target):
-    place = r"is not from a package that a yaml may use|cannot be|is not an optimizer"
-    with pytest.raises(ConfigError, match=rf"optimizer\._target_: .*({place})"):
+    problem = r"is not from a package that a yaml may use|cannot be|is not an optimizer"
+    with pytest.raises(ConfigError, match=rf"optimizer\._target_: .*({problem})"):
         compose("train", [f"optimizer._target_={target}"])
 
 
 def test_a_package_can_be_allowed(tmp_path, monkeypatch):
     (tmp_path / "my_losses.py").write_text("def mine(policy, reference, *, beta: float = 0.1):\n    return policy\n")
     monkeypatch.syspath_prepend(tmp_path)
-    mine = ["method.loss._target_=my_losses.mine"]
+    chosen = ["method.loss._target_=my_losses.mine"]
     with pytest.raises(ConfigError, match=r"allow_targets=\[my_losses\]"):
-        compose("train", mine)
-    cfg = compose("train", [*mine, "allow_targets=[my_losses]"])
+        compose("train", chosen)
+    cfg = compose("train", [*chosen, "allow_targets=[my_losses]"])
     assert cfg.method.loss._target_ == "my_losses.mine"
 
 

@@ -19,20 +19,20 @@ def test_in_the_tiny_world_it_is_what_the_world_measures(rlhf, tmp_path):
     options = ["data.source.size=64", "optimizer.lr=1.0e-3", "logger=none", "paths.output_dir=run"]
     code, _, err = rlhf("train", "experiment=tiny", "method=grpo", FULL, *options)
     assert code == 0, err
-    found = Result.read(tmp_path / "run").metrics
-    assert found["val/gold/kl"] > 0.05
-    assert found["val/kl/reference"] == pytest.approx(found["val/gold/kl"], rel=0.15)
-    assert found["train/kl/loss"] == found["train/kl/token"] >= 0
-    assert found["train/kl/coef"] == pytest.approx(0.04)
+    metrics = Result.read(tmp_path / "run").metrics
+    assert metrics["val/gold/kl"] > 0.05
+    assert metrics["val/kl/reference"] == pytest.approx(metrics["val/gold/kl"], rel=0.15)
+    assert metrics["train/kl/loss"] == metrics["train/kl/token"] >= 0
+    assert metrics["train/kl/coef"] == pytest.approx(0.04)
 
 
-def test_ppo_charges_it_in_the_reward_and_says_what_that_leaves_out(rlhf, tiny, tmp_path):
+def test_ppo_charges_it_in_the_reward_and_warns_of_what_that_leaves_out(rlhf, tiny, tmp_path):
     small = ["rollout.max_new_tokens=4", "optimizer.lr=1.0e-2", "paths.output_dir=run"]
     code, _, err = rlhf("train", *tiny, *REWARD, *small, "method=ppo", FULL)
     assert code == 0, err
     assert "method.kl.estimator=full in the reward charges for where the models differ" in err
-    found = Result.read(tmp_path / "run").metrics
-    assert found["val/kl/reference"] > found["val/kl/token"] > 0
+    metrics = Result.read(tmp_path / "run").metrics
+    assert metrics["val/kl/reference"] > metrics["val/kl/token"] > 0
 
 
 @pytest.mark.parametrize(

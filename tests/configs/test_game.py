@@ -33,7 +33,7 @@ def played(rlhf, tiny, monkeypatch):
 
 
 def test_a_game_is_resumed_and_made_longer(played, tmp_path):
-    """What is done is not run again; a later stage starts from the weights of an earlier one."""
+    """Finished jobs are not run again; a later stage starts from the weights of an earlier one."""
     code, begun, err = played(failing="round_1/second")
     assert (code, begun) == (1, ["round_1/first", "round_1/second"]), err
     assert "the game ended in round 1, stage second" in err

@@ -46,7 +46,7 @@ def test_a_reward_composes_with_every_command(file: Path, command: str) -> None:
 @pytest.mark.parametrize("name", ["judge", "process"])
 @pytest.mark.parametrize(("command", "key"), [("generate", "spec"), ("train", "data.spec"), ("evaluate", "data.spec")])
 def test_a_model_that_reads_text_has_the_commands_spec(name: str, command: str, key: str) -> None:
-    """How prompts are rendered is ``spec`` in one command and ``data.spec`` in the others."""
+    """Options of how prompts are rendered are ``spec`` in one command and ``data.spec`` in the others."""
     made = make(compose(command, [f"reward={name}", "reward.path=given", f"{key}.step_separator=END"]).reward)
     assert isinstance(made.keywords["spec"], DataSpec)
     assert made.keywords["spec"].step_separator == "END"
@@ -58,7 +58,7 @@ def prompts(tmp_path: Path) -> str:
     return "prompts=prompts.jsonl"
 
 
-def test_a_judge_scores_answers(rlhf, tmp_path: Path, prompts: str) -> None:
+def test_a_judge_scores_responses(rlhf, tmp_path: Path, prompts: str) -> None:
     """Scores of a tournament of two add up to one."""
     models = ModelBuilder(TinyRandom(), None, "none")()
     models.policy.model.save_pretrained(tmp_path / "judge")
@@ -72,8 +72,8 @@ def test_a_judge_scores_answers(rlhf, tmp_path: Path, prompts: str) -> None:
     assert scores[2] + scores[3] == pytest.approx(1.0)
 
 
-def test_a_model_rates_its_own_answers(rlhf, prompts: str) -> None:
-    """Without a server the model that answered is asked; a random one gives no rating, which is said."""
+def test_a_model_rates_its_own_responses(rlhf, prompts: str) -> None:
+    """Without a server the model that responded is the judge; a random one gives no rating, which is reported."""
     judge = ["reward=llm_judge", "reward.judge=null", "reward.writing.max_tokens=3"]
     code, _, err = rlhf("generate", *SHORT, prompts, *judge)
     assert code == 0, err
@@ -89,7 +89,7 @@ def test_a_model_rates_its_own_answers(rlhf, prompts: str) -> None:
         (["reward=length", "chat=true"], "reward=... scores responses to prompt=TEXT or prompts=FILE"),
     ],
 )  # fmt: skip
-def test_what_generate_says_before_weights_load(
+def test_what_generate_refuses_before_weights_load(
     options: list[str], message: str, rlhf, prompts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rlhf_lightning.models.sources.TinyRandom.load", None)

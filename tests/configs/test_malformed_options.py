@@ -96,7 +96,7 @@ def malformed(options: dict[str, Any], draw: random.Random) -> tuple[str, str, b
 
 
 def typed(key: str, value: str) -> Any:
-    """What a value means: what Hydra reads, else the text itself, with the home folder in front where it says so."""
+    """Meaning of a value: what Hydra reads, else the text itself, with the home folder in front where it is named."""
     try:
         read = OverridesParser.create().parse_overrides([f"{key}={value}"])[0].value()
     except (HydraException, OmegaConfBaseException):
@@ -108,7 +108,7 @@ def typed(key: str, value: str) -> Any:
 
 
 def problem(key: str, value: str, refused: bool) -> str | None:
-    """What is wrong with how an option is dealt with; None: nothing."""
+    """Problem with how an option is handled; None: there is none."""
     shown = f"{key}={value}"
     try:
         cfg = compose("train", ["model=tiny_random", "data=json", "data.source.path=x.jsonl", shown])

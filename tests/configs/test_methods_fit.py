@@ -125,11 +125,11 @@ def test_method_fits_two_steps(method, tiny, tmp_path):
     trained = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     initial = initial_weights()
     last = ("lm_head.weight", "model.norm.weight")  # a reward model has no head over the vocabulary
-    found = {key: value for key in last for name, value in trained.items() if name.endswith(key)}
+    shared = {key: value for key in last for name, value in trained.items() if name.endswith(key)}
     heads = {"policy.head.weight", "policy.gate.0.weight"}
     adapter = any(value.any() for name, value in trained.items() if "lora_B" in name)
-    assert found or heads & trained.keys() or adapter, "neither a trunk nor a head nor an adapter was trained"
-    assert all(not torch.equal(value, initial[key]) for key, value in found.items()), "nothing was learnt"
+    assert shared or heads & trained.keys() or adapter, "neither a trunk nor a head nor an adapter was trained"
+    assert all(not torch.equal(value, initial[key]) for key, value in shared.items()), "nothing was learnt"
 
 
 def test_the_optimized_metric_is_returned(tiny, tmp_path):
@@ -159,7 +159,7 @@ def test_a_loss_without_reference_loads_none_unless_asked_for_a_copy(tiny, tmp_p
         assert make_run(compose("train", options)).models.reference == loaded
 
 
-def test_the_same_command_goes_on(tiny, tmp_path):
+def test_the_same_command_resumes(tiny, tmp_path):
     options = [*tiny, f"paths.output_dir={tmp_path}", "trainer.max_epochs=5"]
     train(compose("train", options))
     before = (tmp_path / "metrics.csv").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""On-policy methods from the command line: what fails before weights load, sweeps, evaluation, what is said."""
+"""On-policy methods from the command line: what fails before weights load, sweeps, evaluation, what is reported."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_what_a_trainer_would_do_to_rollouts_is_refused(options, message, tiny, 
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "parts"),
     [
         (["method=grpo", *REWARD], []),
         (["method=dpo"], []),
@@ -147,12 +147,12 @@ def test_what_a_trainer_would_do_to_rollouts_is_refused(options, message, tiny, 
         (["method=dpo", "rollout=vllm"], ["rollout: this method learns from the responses of the data"]),
     ],
 )
-def test_options_without_an_effect_are_named(options, said, tiny, tmp_path):
+def test_options_without_an_effect_are_named(options, parts, tiny, tmp_path):
     cfg = compose("train", [*tiny, *options, f"paths.output_dir={tmp_path}"])
     run = make_run(cfg)
     lines = list(without_effect(cfg, run.module, run.data))
-    assert len(lines) == len(said)
-    assert all(part in line for part, line in zip(said, lines, strict=True)), lines
+    assert len(lines) == len(parts)
+    assert all(part in line for part, line in zip(parts, lines, strict=True)), lines
 
 
 def test_more_prompts_a_rollout_than_there_are(tiny, tmp_path):
@@ -162,7 +162,7 @@ def test_more_prompts_a_rollout_than_there_are(tiny, tmp_path):
         run.data.setup("fit")
 
 
-def test_a_run_says_what_its_rollouts_are(rlhf, tiny, tmp_path):
+def test_a_run_reports_what_its_rollouts_are(rlhf, tiny, tmp_path):
     options = [*REWARD, *SMALL, "method=grpo", "reference=cached", f"paths.output_dir={tmp_path}/run"]
     code, _, err = rlhf("train", *tiny, *options)
     assert code == 0, err
@@ -192,12 +192,12 @@ def test_evaluate_samples_with_the_runs_reward(rlhf, tiny, tmp_path):
     whole = ["trainer.accelerator=cpu", "callbacks.samples=null", "allow_targets=[tests]"]
     code, out, err = rlhf("evaluate", f"run={tmp_path}/run", *whole, "paths.output_dir=eval")
     assert code == 0, err
-    found, own = Result.read(tmp_path / "eval").metrics, Result.read(tmp_path / "run").metrics
+    evaluated, trained = Result.read(tmp_path / "eval").metrics, Result.read(tmp_path / "run").metrics
     assert "val/reward/mean" in out
     assert "method    grpo: ppo(ratio=token, " in err
-    assert 0 <= found["val/reward/mean"] <= 1
-    assert found["val/kl/reference"] != 0, "the checkpoint was not loaded"
-    assert {name for name in own if name.startswith("val/reward")} <= found.keys()
+    assert 0 <= evaluated["val/reward/mean"] <= 1
+    assert evaluated["val/kl/reference"] != 0, "the checkpoint was not loaded"
+    assert {name for name in trained if name.startswith("val/reward")} <= evaluated.keys()
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_a_sweep_over_on_policy_methods(rlhf, tiny, tmp_path):
         ),
     ],
 )
-def test_rows_beyond_the_models_positions_are_said(rlhf, options, message):
+def test_rows_beyond_the_models_positions_are_reported(rlhf, options, message):
     code, out, err = rlhf("train", "model=tiny_random", "trainer=debug", "model.max_length=16", *options)
     assert code == 0, err
     assert re.search(message, " ".join((out + err).split()))
@@ -248,7 +248,7 @@ def test_rows_beyond_the_models_positions_are_said(rlhf, options, message):
 
 
 def test_samples_of_a_share_of_the_rows_have_their_own_columns(rlhf, tmp_path, monkeypatch):
-    """Rows that were put aside for validation are counted anew; the reward of each sees its own column all the same."""
+    """Rows that were put aside for validation are counted from 0; the reward of each still sees its own column."""
     rows = [{"prompt": f"say {word}", "own": word} for word in (f"w{number}x" for number in range(20))]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "column_rewards.py").write_text("def own(prompt, response, own):\n    return float(own in prompt)\n")
@@ -260,9 +260,9 @@ def test_samples_of_a_share_of_the_rows_have_their_own_columns(rlhf, tmp_path, m
     )
     assert code == 0, err
     tables = sorted((tmp_path / "out" / "samples").glob("*.jsonl"))
-    found = [json.loads(line)["reward"] for table in tables for line in table.read_text().splitlines()]
-    assert len(found) >= 6
-    assert set(found) == {1.0}
+    rewards = [json.loads(line)["reward"] for table in tables for line in table.read_text().splitlines()]
+    assert len(rewards) >= 6
+    assert set(rewards) == {1.0}
 
 
 @pytest.fixture
@@ -285,9 +285,9 @@ def babbling():
     ],
 )
 def test_a_judge_that_cannot_be_read_is_no_bug_of_ours(command, code, message, babbling, rlhf, tiny):
-    found, _, err = rlhf(*command, *tiny, *babbling, "trainer.limit_val_batches=0", "paths.output_dir=run")
+    exit_code, _, err = rlhf(*command, *tiny, *babbling, "trainer.limit_val_batches=0", "paths.output_dir=run")
     text = " ".join(err.split())
     assert message in text
     assert "no verdict could be read in 100% of the judge's replies: raise reward.writing.max_tokens" in text
     assert "looks like a bug" not in text
-    assert found == code
+    assert exit_code == code

@@ -40,7 +40,7 @@ def keys(file: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_file_says_what_it_is_and_how_to_use_it(file: Path):
+def test_a_file_states_what_it_is_and_how_to_use_it(file: Path):
     first = file.read_text().splitlines()[0]
     assert re.fullmatch(r"# .+\. rlhf (train|evaluate) .+", first), first
 
@@ -50,8 +50,8 @@ def test_the_command_of_a_file_composes(file: Path):
     """With a function that is there for the reader's own, and a folder for the date of a run."""
     line = file.read_text().splitlines()[0]
     command = line[line.index(". rlhf ") + 2 :].replace("<date>", "date")
-    for theirs, ours in (("my_rewards.exact", "operator.eq"), ("[my_rewards]", "[_operator,operator]")):
-        command = command.replace(theirs, ours)
+    for example, replacement in (("my_rewards.exact", "operator.eq"), ("[my_rewards]", "[_operator,operator]")):
+        command = command.replace(example, replacement)
     _, name, *overrides = shlex.split(command)
     assert bool(compose(name, overrides).get("reward")) == (file.stem != "none")
 
@@ -70,7 +70,7 @@ def options_by_default(reward: type, group: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("file", [file for file in FILES if "_target_" in file.read_text()], ids=lambda file: file.stem)
 def test_values_of_a_file_are_the_defaults(file: Path):
-    """So that a reward made in Python is the one of the command line; what a file chooses otherwise is said here."""
+    """So that a reward made in Python is the one of the command line; deviations of a file are listed here."""
     chosen = {
         "cost",
         "function",
@@ -135,8 +135,8 @@ def test_rewards_are_composed_on_the_command_line():
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A package with a reward of somebody's own."""
+def user_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A package with a reward of a user."""
     (tmp_path / "own_rewards.py").write_text(
         "def ends(prompt, response, *, mark='.'):\n    return float(response.endswith(mark))\n"
     )
@@ -145,26 +145,31 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     sys.modules.pop("own_rewards", None)
 
 
-def test_a_function_by_its_name(own: str):
-    chosen = ["reward=function", f"reward.target={own}", "allow_targets=[own_rewards]", "reward.function.mark=es"]
+def test_a_function_by_its_name(user_reward: str):
+    chosen = [
+        "reward=function",
+        f"reward.target={user_reward}",
+        "allow_targets=[own_rewards]",
+        "reward.function.mark=es",
+    ]
     tokenizer = TinyRandom().tokenizer()
     reward = make(compose("train", [*BASE, *chosen]).reward)(tokenizer=tokenizer)
     assert isinstance(reward, FunctionReward)
     assert reward.name == "ends"
-    said = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Yes", "No.")]
-    assert reward(sample_groups([[1]], [said])) == [[1.0, 0.0]]
+    responses = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Yes", "No.")]
+    assert reward(sample_groups([[1]], [responses])) == [[1.0, 0.0]]
 
 
-def test_a_function_must_be_allowed_and_there(own: str):
+def test_a_function_must_be_allowed_and_there(user_reward: str):
     with pytest.raises(ConfigError, match=r"allow_targets=\[own_rewards\]"):
-        compose("train", [*BASE, "reward=function", f"reward.target={own}"])
+        compose("train", [*BASE, "reward=function", f"reward.target={user_reward}"])
     with pytest.raises(ConfigError, match=r"reward\.target"):
         compose("train", [*BASE, "reward=function"])
     with pytest.raises(ConfigError, match="did you mean ends"):
-        compose("train", [*BASE, "reward=function", f"reward.target={own[:-1]}", "allow_targets=[own_rewards]"])
+        compose("train", [*BASE, "reward=function", f"reward.target={user_reward[:-1]}", "allow_targets=[own_rewards]"])
 
 
-def test_a_column_that_is_missing_is_said_before_weights_load(rlhf, tmp_path, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_column_is_reported_before_weights_load(rlhf, tmp_path, monkeypatch: pytest.MonkeyPatch):
     def never(*_: object) -> None:
         raise AssertionError("weights were loaded")
 
@@ -176,10 +181,10 @@ def test_a_column_that_is_missing_is_said_before_weights_load(rlhf, tmp_path, mo
     assert "did you mean 'answer'?" in err
 
 
-def test_a_reward_of_texts_is_evaluated_on_pairs(rlhf, tiny, tmp_path, own):
+def test_a_reward_of_texts_is_evaluated_on_pairs(rlhf, tiny, tmp_path, user_reward):
     """The chosen responses of these pairs end with 'course.' and the rejected ones do not; a weight of 2 does not
     change which is better."""
-    terms = ["+reward@reward.terms.ends=function", f"reward.terms.ends.target={own}", "reward.weights.ends=2.0"]
+    terms = ["+reward@reward.terms.ends=function", f"reward.terms.ends.target={user_reward}", "reward.weights.ends=2.0"]
     mark = ["reward.terms.ends.function.mark=course.", "allow_targets=[own_rewards]", "paths.output_dir=out"]
     code, _, err = rlhf("evaluate", *tiny, "method=bradley_terry", "reward=composite", *terms, *mark)
     assert code == 0, err
@@ -190,7 +195,7 @@ def test_a_reward_of_texts_is_evaluated_on_pairs(rlhf, tiny, tmp_path, own):
     assert result.metrics["val/reward/ends/unscored"] == 0.0
 
 
-def test_samples_of_a_policy_are_scored_where_a_reward_can(rlhf, tiny, tmp_path, own):
+def test_samples_of_a_policy_are_scored_where_a_reward_can(rlhf, tiny, tmp_path, user_reward):
     """Scores that are missing are missing in the table and left out of the means."""
     (tmp_path / "some_rewards.py").write_text(
         "def some(prompt, response):\n    return None if 'course' in response else 1.0\n"

@@ -52,14 +52,14 @@ def test_a_policy_is_scored_by_a_reward(rlhf, tiny, trained, tmp_path):
     samples = ["callbacks.samples.max_new_tokens=4", "callbacks.samples.prompts=2"]
     code, out, err = rlhf("evaluate", "method=simpo", *lean, *reward, *samples, "paths.output_dir=scored")
     assert code == 0, err
-    found = table(out)
+    metrics = table(out)
     rows = [json.loads(line) for file in (tmp_path / "scored" / "samples").glob("*.jsonl") for line in file.open()]
-    assert found["val/sample/reward"] == pytest.approx(sum(row["reward"] for row in rows) / len(rows), abs=1e-4)
-    assert 0 <= found["val/sample/win_rate"] <= 1
-    assert found["val/sample/data_reward"] != found["val/sample/reward"]
+    assert metrics["val/sample/reward"] == pytest.approx(sum(row["reward"] for row in rows) / len(rows), abs=1e-4)
+    assert 0 <= metrics["val/sample/win_rate"] <= 1
+    assert metrics["val/sample/data_reward"] != metrics["val/sample/reward"]
 
 
-def test_a_reward_model_goes_on_from_its_export(rlhf, tiny, trained):
+def test_a_reward_model_is_trained_from_its_export(rlhf, tiny, trained):
     model = ["model=hub", f"model.name={trained / 'export' / 'last'}"]
     options = [option for option in tiny if not option.startswith("model")]
     code, _, err = rlhf("train", "method=bradley_terry", *options, *model, "paths.output_dir=more")

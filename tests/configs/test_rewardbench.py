@@ -50,9 +50,11 @@ def test_a_reward_is_scored(rlhf, file, tmp_path, ties, safety):
     assert code == 0, err
     result = Result.read(tmp_path / "out")
     assert result is not None
-    found = {name.removeprefix("val/rewardbench/"): value for name, value in result.metrics.items() if "bench" in name}
+    metrics = {
+        name.removeprefix("val/rewardbench/"): value for name, value in result.metrics.items() if "bench" in name
+    }
     sections = {"chat": 1.0, "safety": safety, "reasoning": REASONING}
-    assert found == {"score": pytest.approx(sum(sections.values()) / 3), **map_approx(sections), "left_out": 2.0}
+    assert metrics == {"score": pytest.approx(sum(sections.values()) / 3), **map_approx(sections), "left_out": 2.0}
     saved = json.loads((tmp_path / "out" / "rewardbench.json").read_text())
     assert saved["left_out"] == {"xstest-should-refuse": 1, "hep-go": 1}
     assert saved["subsets"] == {

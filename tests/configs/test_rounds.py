@@ -1,4 +1,4 @@
-"""Rounds from the command line: what fails before weights load, what is said, and a run in the tiny world."""
+"""Rounds from the command line: what fails before weights load, what is reported, and a run in the tiny world."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_groups_of_validation_are_asked_for_what_the_loss_reads(tiny, tmp_path):
         check_inputs(run.data, run.module.needs, "fit")
 
 
-def test_every_file_of_rounds_says_what_it_is():
+def test_every_file_of_rounds_states_what_it_is():
     """Paper, command, the methods it goes with, an entry in METHODS.md."""
     page = (Path(__file__).parents[2] / "docs" / "methods" / "rounds.md").read_text()
     methods = {entry.name for entry in catalogue()}
@@ -277,5 +277,5 @@ def test_iterative_dpo_from_the_command_line(rlhf, tiny, tmp_path):
     code, _, err = rlhf("evaluate", "run=run", "paths.output_dir=scored", "callbacks.samples=null")
     assert code == 0, err
     check_groups_train(rlhf, tiny, groups[0], rows)
-    scored = json.loads((tmp_path / "scored" / "result.json").read_text())["metrics"]
-    assert scored["val/loss"] == pytest.approx(result["val/loss"], abs=1e-5)
+    metrics = json.loads((tmp_path / "scored" / "result.json").read_text())["metrics"]
+    assert metrics["val/loss"] == pytest.approx(result["val/loss"], abs=1e-5)

@@ -31,8 +31,8 @@ def file(tmp_path: Path) -> Path:
 
 def test_rows_are_found_by_their_names(file: Path) -> None:
     spec = DataSpec(cache=False, columns={"prompt": "question"})
-    found = columns_of_rows(Files(str(file)), spec, "preference", [f"{file}:3", f"{file}:12", "elsewhere:1"])
-    assert found == {f"{file}:{n}": {**ROWS[n - 1], "prompt": ROWS[n - 1]["question"]} for n in (3, 12)}
+    columns = columns_of_rows(Files(str(file)), spec, "preference", [f"{file}:3", f"{file}:12", "elsewhere:1"])
+    assert columns == {f"{file}:{n}": {**ROWS[n - 1], "prompt": ROWS[n - 1]["question"]} for n in (3, 12)}
 
 
 def test_no_more_rows_are_read_than_it_takes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +52,7 @@ def test_no_more_rows_are_read_than_it_takes(file: Path, monkeypatch: pytest.Mon
 
 
 def test_a_split_part_has_the_columns_of_its_own_rows(file: Path) -> None:
-    """Its rows are a selection: what lies at their places in the part belongs to others."""
+    """Its rows are a selection: what is at their positions in the part belongs to others."""
     spec = DataSpec(cache=False, columns={"prompt": "question"})
     data = AlignmentDataModule(
         Files(str(file)),
@@ -135,7 +135,7 @@ def test_samples_of_an_offline_run_are_scored_by_a_column(rlhf, offline: list[st
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])
-def test_a_column_that_validation_rows_lack_is_said_before_weights_load(
+def test_a_column_that_validation_rows_lack_is_reported_before_weights_load(
     command: str, rlhf, offline: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rlhf_lightning.models.sources.TinyRandom.load", None)

@@ -45,8 +45,8 @@ def options_of(root: Path) -> list[str]:
     return ["model=tiny_random", "trainer=debug", *data, "data.spec.cache=false", *lean, *EXACT]
 
 
-def command(root: Path, *further: str) -> list[str]:
-    return [*options_of(root), f"paths.output_dir={root / 'run'}", *further]
+def command(root: Path, *more: str) -> list[str]:
+    return [*options_of(root), f"paths.output_dir={root / 'run'}", *more]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -133,7 +133,7 @@ def test_data_that_was_edited_under_the_same_name(root, rlhf):
 
 
 def test_a_longer_run_is_the_longer_run(root):
-    """Rows, rates, metrics and weights; ``config.yaml`` and ``job.json`` say what was done."""
+    """Rows, rates, metrics and weights; ``config.yaml`` and ``job.json`` record what was done."""
     for length in (3, 4, 7):  # of three steps an epoch
         train(compose("train", command(root, f"trainer.max_steps={length}")))
     whole = [o if not o.startswith("paths") else f"paths.output_dir={root / 'whole'}" for o in command(root)]
@@ -200,7 +200,7 @@ def test_a_first_start_that_was_interrupted_binds_nobody(root):
 
 
 def test_a_folder_of_an_earlier_version(root):
-    """Without ``job.json`` its configuration is all that is known, and that is compared."""
+    """Without ``job.json`` only its configuration is compared."""
     (root / "run" / "job.json").unlink()
     with pytest.raises(ConfigError, match=r"seed: 42 -> 7"):
         train(compose("train", command(root, "seed=7")))
@@ -281,9 +281,9 @@ def test_checkpoints_elsewhere_bind_as_well(root):
     elsewhere = root / "elsewhere"
     shutil.move(root / "run" / "checkpoints", elsewhere)
     (root / "run" / "result.json").unlink()
-    further = [f"callbacks.last.dirpath={elsewhere}", "seed=7"]
+    more = [f"callbacks.last.dirpath={elsewhere}", "seed=7"]
     with pytest.raises(ConfigError, match=r"seed: 42 -> 7"):
-        RunFolder(compose("train", command(root, *further), check=False)).check()
+        RunFolder(compose("train", command(root, *more), check=False)).check()
 
 
 def test_a_trial_run_binds_nobody(root):

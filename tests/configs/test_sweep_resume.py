@@ -1,4 +1,4 @@
-"""A sweep that was killed goes on where it stopped, and what is finished is not computed again."""
+"""A sweep that was killed resumes where it stopped, and what is finished is not computed again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BETAS = "method.loss.beta=0.1,0.2"
 
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch):
-    """What a process knows of jobs belongs to one test."""
+    """Each test starts without the jobs that the process remembers."""
     monkeypatch.setattr(jobs, "_FOLDERS_BY_DIGEST", {})
 
 
@@ -63,7 +63,7 @@ def test_the_same_command_runs_nothing_twice(rlhf, tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_rerun_runs_everything_anew(rlhf, tiny, tmp_path):
+def test_rerun_runs_everything_from_scratch(rlhf, tiny, tmp_path):
     assert rlhf("train", "-m", BETAS, *tiny)[0] == 0
     code, out, _ = rlhf("train", "-m", BETAS, *tiny, "rerun=true")
     assert code == 0
@@ -103,7 +103,7 @@ def test_one_computation_under_two_names_is_two_jobs(rlhf, tiny, tmp_path):
 
 @pytest.mark.slow
 def test_a_number_does_not_take_over_the_folder_of_another_configuration(rlhf, tiny, tmp_path):
-    """Fails when job 0 of the second sweep goes on from job 0 of the first, as its own number says."""
+    """Fails when job 0 of the second sweep resumes from job 0 of the first, which has the same number."""
     assert rlhf("train", "-m", BETAS, *tiny, "paths.output_dir=sweep")[0] == 0
     before = written(tmp_path / "sweep" / "0")
     assert rlhf("train", "-m", "method.loss.beta=0.2,0.3", *tiny, "paths.output_dir=sweep")[0] == 0
@@ -182,9 +182,9 @@ def test_two_sweeps_at_the_same_moment_share_the_jobs(tiny, tmp_path):
     """Each job is run once: the other process waits for it, or finds it."""
     options = [BETAS, *tiny, "paths.output_dir=sweep"]
     running = [subprocess.Popen(command(*options), cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=200)[0] for process in running]
+    outputs = [process.communicate(timeout=200)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
-    assert sum(text.count("was done before") for text in said) == 2
+    assert sum(text.count("was done before") for text in outputs) == 2
     assert folders(tmp_path / "sweep") == ["0", "1"]
 
 

@@ -132,9 +132,9 @@ def test_parallel_jobs_share_the_cores(monkeypatch):
 
 
 def test_a_launcher_that_is_not_installed_is_named_with_its_extra(rlhf, tiny, monkeypatch):
-    found = importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        "importlib.util.find_spec", lambda name, *a: None if name.endswith("ray_launcher") else found(name, *a)
+        "importlib.util.find_spec", lambda name, *a: None if name.endswith("ray_launcher") else find_spec(name, *a)
     )
     code, _, err = rlhf("train", "-m", "hydra/launcher=ray", "seed=1,2", *tiny)
     assert code == 2
@@ -151,7 +151,7 @@ OPTUNA = [
 
 
 @pytest.mark.slow
-def test_an_optimisation_goes_on_with_the_values_it_was_told(rlhf, tiny, tmp_path):
+def test_an_optimisation_resumes_with_the_values_reported_to_it(rlhf, tiny, tmp_path):
     """Killed after two of four trials: the other two are those of one that was never stopped."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     for trials in (2, 4):
@@ -195,7 +195,7 @@ def test_a_metric_of_validations_needs_one(off, rlhf, tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_optimisation_without_any_value_says_why(rlhf, tiny, tmp_path):
+def test_an_optimisation_without_any_value_reports_why(rlhf, tiny, tmp_path):
     """A validation that the length of the run never reaches."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     late = ["trainer.check_val_every_n_epoch=9", "trainer.limit_val_batches=1.0", "hydra.sweeper.n_trials=2"]

@@ -58,7 +58,7 @@ def final(folder: Path) -> dict:
     ("strategy", "number", "code"),
     [("single", signal.SIGKILL, -9), ("single", signal.SIGTERM, 143), ("ddp", signal.SIGTERM, 143)],
 )
-def test_the_same_command_goes_on(tmp_path, strategy, number, code):
+def test_the_same_command_resumes(tmp_path, strategy, number, code):
     options = [f"strategy={strategy}", f"strategy.devices={1 if strategy == 'single' else 2}"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert start(whole, *options).wait(200) == 0

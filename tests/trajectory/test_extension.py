@@ -36,13 +36,13 @@ def end(folder):
 
 def extended(tmp_path, stages, **options):
     """Train whole, and stage after stage; the metrics and the end of both."""
-    found = []
+    runs = []
     for name, lengths in (("whole", stages[-1:]), ("extended", stages)):
         logs = [Memory() for _ in lengths]
         for log, length in zip(logs, lengths, strict=True):
             fit(tmp_path / name, logger=log, **options, **length)
-        found.append((logged(*logs), end(tmp_path / name)))
-    return found
+        runs.append((logged(*logs), end(tmp_path / name)))
+    return runs
 
 
 #: An epoch has five steps; the checkpoint every second step is not always the last one.
@@ -83,7 +83,7 @@ def test_as_if_it_had_been_that_long(tmp_path, stages, options):
 
 
 @pytest.mark.parametrize("schedule", [linear, cosine])
-def test_a_schedule_that_knows_its_length_is_exact(tmp_path, schedule):
+def test_a_schedule_with_its_own_length_is_exact(tmp_path, schedule):
     options = {"schedule": partial(schedule, total_steps=12)}
     (metrics, state), (parts, other) = extended(tmp_path, [steps(5), steps(12)], **options)
     assert parts == metrics
@@ -92,7 +92,7 @@ def test_a_schedule_that_knows_its_length_is_exact(tmp_path, schedule):
 
 @pytest.mark.parametrize("schedule", [linear, cosine])
 def test_a_schedule_without_a_length_follows_that_of_the_longer_run(tmp_path, schedule, caplog):
-    """The steps before the end were taken with other rates, and that is said."""
+    """The steps before the end were taken with other rates, and that is reported."""
     caplog.set_level("WARNING", logger="rlhf_lightning")
     (metrics, _), (parts, _) = extended(tmp_path, [steps(5), steps(12)], schedule=schedule)
     rates = [[row["train/lr"] for row in log.values() if "train/lr" in row] for log in (metrics, parts)]

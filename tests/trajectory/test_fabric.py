@@ -53,9 +53,9 @@ def trainer_losses(folder: Path) -> list[float]:
 
 def test_fabric_is_trainer(tmp_path):
     expected = trainer_losses(tmp_path)
-    found = fabric_losses()
-    assert found[0] == pytest.approx(math.log(2), abs=1e-6)
-    assert found == pytest.approx(expected, abs=1e-6)
+    losses = fabric_losses()
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert losses == pytest.approx(expected, abs=1e-6)
     parallel = in_processes(2, tmp_path, fabric_losses, tmp_path, 2)["losses"]
     assert parallel == pytest.approx(expected, abs=1e-5)
 

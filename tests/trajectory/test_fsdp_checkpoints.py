@@ -55,17 +55,17 @@ def test_killed_fsdp_run_resumes_exactly(tmp_path, kind, strategy):
     assert ranks(2, fit, cut, kind, 7, strategy=strategy, **TWO) == [-signal.SIGKILL] * 2
     assert ranks(2, fit, cut, kind, strategy=strategy, **TWO) == [0, 0]
     if strategy is FILE:
-        expected, found = final_state(whole), final_state(cut)
+        expected, resumed = final_state(whole), final_state(cut)
         assert expected["global_step"] == 10
-        assert differences(expected, found) == []
+        assert differences(expected, resumed) == []
         assert expected["reference"]
         return
     for folder in (whole, cut):
         assert ranks(2, weights, folder, kind, strategy) == [0, 0]
-    expected, found = torch.load(whole / "weights.pt"), torch.load(cut / "weights.pt")
-    assert differences(expected, found) == []
-    expected, found = whole_state(whole), whole_state(cut)
-    assert differences(expected, found) == []
+    expected, resumed = torch.load(whole / "weights.pt"), torch.load(cut / "weights.pt")
+    assert differences(expected, resumed) == []
+    expected, resumed = whole_state(whole), whole_state(cut)
+    assert differences(expected, resumed) == []
     # What is kept of every weight is among the shards: in the file beside them rank 0 would hold all of it.
     sharded = expected["shards"]["sharded"]
     assert any("EMAWeights" in name for name in sharded)
@@ -75,7 +75,7 @@ def test_killed_fsdp_run_resumes_exactly(tmp_path, kind, strategy):
 
 
 @pytest.mark.parametrize("kind", ["tiny", pytest.param("tiny_lora", marks=pytest.mark.slow)])
-def test_fsdp_goes_on_from_a_single_process_and_back(tmp_path, kind):
+def test_fsdp_resumes_from_a_single_process_and_back(tmp_path, kind):
     """Fails when optimiser state is matched by position: decayed and other weights are separate groups."""
     single, moved = tmp_path / "single", tmp_path / "moved"
     options = {"accumulate_grad_batches": 2, "max_epochs": 2}
@@ -83,10 +83,10 @@ def test_fsdp_goes_on_from_a_single_process_and_back(tmp_path, kind):
     assert forked(fit, moved, kind, 3, **options) == -signal.SIGKILL
     assert ranks(2, fit, moved, kind, 7, strategy=FILE, **TWO) == [-signal.SIGKILL] * 2
     fit(moved, kind, **options)
-    expected, found = final_state(single), final_state(moved)
+    expected, resumed = final_state(single), final_state(moved)
     for name, weight in expected["state_dict"].items():
-        torch.testing.assert_close(found["state_dict"][name], weight, atol=1e-4, rtol=1e-4)
-    assert found["global_step"] == expected["global_step"] == 10
+        torch.testing.assert_close(resumed["state_dict"][name], weight, atol=1e-4, rtol=1e-4)
+    assert resumed["global_step"] == expected["global_step"] == 10
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""How a step is cut, and over how many processes, changes neither losses nor weights."""
+"""Micro-batches of a step, and the number of processes, change neither losses nor weights."""
 
 from __future__ import annotations
 
@@ -49,9 +49,11 @@ def assert_same(one: dict[str, Any], other: dict[str, Any], tolerance: float = 2
     assert one["metrics"].keys() == other["metrics"].keys()
     assert len(one["metrics"]["train/loss"]) == steps
     for name, values in one["metrics"].items():
-        found = torch.tensor(other["metrics"][name])
+        metric = torch.tensor(other["metrics"][name])
         limits = {"atol": tolerance, "rtol": tolerance}
-        torch.testing.assert_close(found, torch.tensor(values), msg=lambda text, name=name: f"{name}: {text}", **limits)
+        torch.testing.assert_close(
+            metric, torch.tensor(values), msg=lambda text, name=name: f"{name}: {text}", **limits
+        )
     for name, weight in one["weights"].items():
         torch.testing.assert_close(weight, other["weights"][name], atol=tolerance, rtol=tolerance)
 

@@ -33,11 +33,11 @@ def left(folder: Path) -> dict[str, Any]:
     last = folder / "checkpoints" / "last.ckpt"
     if last.is_dir():
         dcp_to_torch_save(last, folder / "whole.pt")
-        found = torch.load(folder / "whole.pt") | torch.load(last / "meta.pt")
+        state = torch.load(folder / "whole.pt") | torch.load(last / "meta.pt")
     else:
-        found = torch.load(last)
+        state = torch.load(last)
     rows = [json.loads(line) for file in sorted((folder / "rollouts").glob("*.jsonl")) for line in file.open()]
-    return found | {"rng": torch.load(folder / "rng.pt"), "rows": rows}
+    return state | {"rng": torch.load(folder / "rng.pt"), "rows": rows}
 
 
 def killed_and_resumed(folder: Path, *kills: dict[str, int], **options: Any) -> dict[str, Any]:
@@ -85,8 +85,8 @@ def test_killed_and_resumed(tmp_path, name, strategy):
 
     Both processes die twice: while a rollout is drawn, and in the inner epochs of another one.
     """
-    found = killed_and_resumed(tmp_path, *KILLS, strategy=strategy, **MAKES[name])
-    assert found["global_step"] == 12
+    state = killed_and_resumed(tmp_path, *KILLS, strategy=strategy, **MAKES[name])
+    assert state["global_step"] == 12
 
 
 @pytest.mark.parametrize("name", [pytest.param("ppo", marks=pytest.mark.slow), "grpo_bfloat16"])
@@ -105,8 +105,8 @@ def test_single_is_fsdp(tmp_path, name):
 def test_early_stop(tmp_path, strategy):
     """At step 6 the policy has moved too far, and the checkpoint of that step knows it."""
     make = partial(module_of, policy_loss={"target_kl": 1e-6})
-    found = killed_and_resumed(tmp_path, {"kill_at": 7}, make=make, strategy=strategy)
-    assert found["state_dict"]["stopped"] == 2
+    state = killed_and_resumed(tmp_path, {"kill_at": 7}, make=make, strategy=strategy)
+    assert state["state_dict"]["stopped"] == 2
 
 
 @pytest.mark.slow
@@ -114,5 +114,5 @@ def test_early_stop(tmp_path, strategy):
 def test_critic_warmup(tmp_path, strategy):
     """The policy's weights have no optimiser state until the critic has had its first steps alone."""
     make = partial(ppo_of, "shared", value_loss={"critic_warmup": 5})
-    found = killed_and_resumed(tmp_path, {"kill_at": 4}, make=make, reward=Costly(), strategy=strategy)
-    assert found["global_step"] == 12
+    state = killed_and_resumed(tmp_path, {"kill_at": 4}, make=make, reward=Costly(), strategy=strategy)
+    assert state["global_step"] == 12

@@ -1,4 +1,4 @@
-"""How a step is cut, and over how many processes, changes neither samples nor advantages nor steps."""
+"""Micro-batches of a step, and the number of processes, change neither samples nor advantages nor steps."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def assert_same(one: dict[str, Any], other: dict[str, Any], tolerance: float = 5
     assert one["metrics"].keys() == other["metrics"].keys()
     for name, values in one["metrics"].items():
         if not name.startswith(TIMED):
-            found, limits = torch.tensor(other["metrics"][name]), {"atol": tolerance, "rtol": tolerance}
+            metric, limits = torch.tensor(other["metrics"][name]), {"atol": tolerance, "rtol": tolerance}
             expected = torch.tensor(values)
-            torch.testing.assert_close(found, expected, msg=lambda text, name=name: f"{name}: {text}", **limits)
+            torch.testing.assert_close(metric, expected, msg=lambda text, name=name: f"{name}: {text}", **limits)
     for name, weight in one["weights"].items():
         torch.testing.assert_close(weight, other["weights"][name], atol=tolerance, rtol=tolerance)
 
@@ -54,7 +54,7 @@ def assert_same(one: dict[str, Any], other: dict[str, Any], tolerance: float = 5
     "name", [pytest.param(name, marks=pytest.mark.slow if name == "unscored" else ()) for name in RUNS]
 )
 def test_8x1_is_4x2_is_two_processes(tmp_path, name):
-    """Fails when statistics are those of a process, or a sample depends on what is drawn beside it."""
+    """Fails when statistics are those of a process, or a sample depends on what is drawn with it."""
     make, reward = RUNS[name]
     score = None if reward is None else reward()
     whole = trajectory(make, tmp_path / "whole", score)

@@ -30,17 +30,17 @@ SGD = partial(torch.optim.SGD, lr=0.05)
 STRATEGIES = pytest.mark.parametrize("strategy", ["ddp", FSDP2Strategy], ids=["ddp", "fsdp"])
 
 
-class OwnJudge(RatingJudge):
-    """The policy judges, at temperature 0; any answer is a rating: its share of letters, in thirds."""
+class PolicyJudge(RatingJudge):
+    """The policy judges, at temperature 0; any verdict is a rating: its share of letters, in thirds."""
 
     def __call__(self, groups: Sequence[SampleGroup]) -> list[list[float | None]]:
-        answers = iter(self._answers([self._context(group, ids) for group in groups for ids in group.responses]))
-        return [[round(3 * letters("", next(answers) or "")) / 3 for _ in group.samples] for group in groups]
+        verdicts = iter(self._answers([self._context(group, ids) for group in groups for ids in group.responses]))
+        return [[round(3 * letters("", next(verdicts) or "")) / 3 for _ in group.samples] for group in groups]
 
 
-def judge() -> OwnJudge:
+def judge() -> PolicyJudge:
     question = "{{ item.prompt }}{{ sample.output_text }}"
-    return OwnJudge(byte_tokenizer(), question=question, writing={"max_tokens": 3}, name="own")
+    return PolicyJudge(byte_tokenizer(), question=question, writing={"max_tokens": 3}, name="own")
 
 
 def filtered() -> PolicyGradient:
@@ -50,7 +50,7 @@ def filtered() -> PolicyGradient:
     return module_of(options, advantage=remax, credit={"shaping": shaping}, optimizer=SGD)
 
 
-def answers(table: Path) -> list[tuple[int, str]]:
+def indexed_samples(table: Path) -> list[tuple[int, str]]:
     rows = [json.loads(line) for line in table.read_text().splitlines()]
     return [(row["index"], row["response"]) for row in rows]
 
@@ -68,11 +68,13 @@ def test_the_policy_judges(tmp_path, strategy):
     one = run(single)
     parallel = in_processes(2, two, run, two, devices=2, strategy=strategy)
     drawn = samples(single)
-    assert any(len({place for place, *_ in rollout}) % 2 for rollout in drawn), "no process was ever without a prompt"
+    assert any(len({position for position, *_ in rollout}) % 2 for rollout in drawn), (
+        "no process was ever without a prompt"
+    )
     assert drawn == samples(two)
-    tables = [{file.name: answers(file) for file in (folder / "samples").iterdir()} for folder in (single, two)]
+    tables = [{file.name: indexed_samples(file) for file in (folder / "samples").iterdir()} for folder in (single, two)]
     assert len(tables[0]) == 2
-    assert tables[0] == tables[1], "a table depends on which process answers a prompt"
+    assert tables[0] == tables[1], "a table depends on which process responds to a prompt"
     assert_same(one, parallel, 2e-4)
 
 

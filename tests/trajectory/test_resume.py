@@ -33,9 +33,9 @@ def test_resume_after_kill(tmp_path, kind, accumulate, kill_at):
     assert forked(fit, cut, kind, kill_at, accumulate_grad_batches=accumulate) == -signal.SIGKILL
     assert (cut / "checkpoints" / "last.ckpt").exists()
     fit(cut, kind, accumulate_grad_batches=accumulate)
-    expected, found = final_state(whole), final_state(cut)
+    expected, resumed = final_state(whole), final_state(cut)
     assert expected["global_step"] == 15
-    assert differences(expected, found) == []
+    assert differences(expected, resumed) == []
     if kind == "preference":
         assert expected["reference"], "the refreshed reference is missing from the checkpoint"
         assert expected["state_dict"]["running.count"] > 0

@@ -117,8 +117,8 @@ class StopAt(L.Callback):
 def fit(folder, *extra: L.Callback) -> L.LightningModule:
     module = METHODS["bradley_terry"]()
     last = folder / "checkpoints" / "last.ckpt"
-    own = [StepSeed(seed=7), ScoreNormalizer(), LastCheckpoint(every_n_steps=2), *extra]
-    run = trainer(folder, own, max_epochs=2, plugins=[AtomicCheckpointIO()], use_distributed_sampler=False)
+    callbacks = [StepSeed(seed=7), ScoreNormalizer(), LastCheckpoint(every_n_steps=2), *extra]
+    run = trainer(folder, callbacks, max_epochs=2, plugins=[AtomicCheckpointIO()], use_distributed_sampler=False)
     run.fit(module, datamodule=data("preference", groups=20), ckpt_path=last if last.exists() else None)
     return module
 

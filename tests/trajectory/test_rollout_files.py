@@ -27,7 +27,7 @@ def test_what_is_left_of_six_rollouts(tmp_path: Path, keep: int | str, left: lis
 
 
 def test_a_killed_run_draws_nothing_twice_though_none_are_kept(tmp_path: Path) -> None:
-    """Four steps a rollout, a checkpoint after every third: killed in step 5, it goes on from step 3 with rollout 0,
+    """Four steps a rollout, a checkpoint after every third: killed in step 5, it resumes from step 3 with rollout 0,
     which the checkpoint holds, and reads rollout 1. Fails when a file goes as soon as the next rollout is drawn."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     fit(whole, callbacks=[RolloutFiles(0)])

@@ -94,11 +94,11 @@ def test_resume_begins_with_the_whole_step(tmp_path, unbroken, case):
     assert forked(run, tmp_path, accumulate, *callbacks(tmp_path)) == code
     assert (tmp_path / "checkpoints" / "last.ckpt").exists()
     run(tmp_path, accumulate)
-    expected, found = unbroken(accumulate), final_state(tmp_path)
-    for state in (expected, found):  # how many validation batches of the epoch Lightning has counted
+    expected, resumed = unbroken(accumulate), final_state(tmp_path)
+    for state in (expected, resumed):  # how many validation batches of the epoch Lightning has counted
         state["loops"]["fit_loop"].pop("epoch_loop.val_loop.batch_progress", None)
     assert expected["global_step"] == 10
-    assert differences(expected, found) == []
+    assert differences(expected, resumed) == []
 
 
 class FailsInValidation(L.Callback):
@@ -157,7 +157,7 @@ DUE: dict[str, tuple[Callable[[Path], list[L.Callback]], int]] = {
 
 @pytest.mark.parametrize("case", DUE)
 def test_a_validation_that_a_checkpoint_interrupts_is_run_whole(tmp_path, measured, case):
-    """Fails where a resume skips a validation that was due, goes on in the middle of one, or repeats one."""
+    """Fails where a resume skips a validation that was due, resumes in the middle of one, or repeats one."""
     callbacks, first = DUE[case]
     assert forked(logged, tmp_path, *callbacks(tmp_path)) == 1
     before = validations(tmp_path)

@@ -65,7 +65,7 @@ def test_sigterm_finishes_the_step_and_exits_with_143(tmp_path, micro_batch):
 
 @pytest.mark.parametrize("step", [5, 10])
 def test_sigterm_in_validation_runs_it_again(tmp_path, step):
-    """Fails when the resumed run skips the validation, or goes on in its middle, or trains on averaged weights."""
+    """Fails when the resumed run skips the validation, or resumes in its middle, or trains on averaged weights."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run(whole, Validations(whole))
     assert forked(run, cut, Sigterm(validation=step), Validations(cut)) == 143
