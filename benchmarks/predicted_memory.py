@@ -1,4 +1,4 @@
-"""What ``rlhf train`` predicts of the process's peak memory on a CPU, beside the peak that the system measured.
+"""Peak memory of a process on a CPU: what ``rlhf train`` predicts beside what the system measured.
 
     python benchmarks/predicted_memory.py [sft dpo dpo_lora grpo ppo]
 
@@ -53,10 +53,10 @@ def measure(options: list[str]) -> tuple[float, float]:
                 peak = max(peak, high_water(process.pid))
                 time.sleep(0.02)
         text = printed.read_text()
-    found = PREDICTED.search(text)
-    if process.returncode or found is None:
+    match = PREDICTED.search(text)
+    if process.returncode or match is None:
         raise RuntimeError(text[-2000:])
-    return float(found[1]) * UNITS[found[2]], peak
+    return float(match[1]) * UNITS[match[2]], peak
 
 
 def high_water(pid: int) -> float:

@@ -84,11 +84,12 @@ _ANSWERS = "|".join(
         r"\w*(gold|final|no|right|wrong|correct|numeric|boxed|extract\w*|check|parse|same|score|before|unreadable)_answers?\w*",
         r"answer_(tag|pattern|column|key|text)s?",
         # The answer of a data set, a solution, a quiz.
-        r"(gold|final|correct|reference|expected|true|right|wrong|numeric|boxed|extracted|multiple-choice) answers?",
+        r"(gold|final|correct|reference|expected|true|right|wrong|numeric|boxed|extracted|multiple-choice|single)"
+        r" answers?",
         r"answers? (extraction|key|tag|column|sheet)s?",
         r"(questions?|exercises?|tests?|references?|problems?)(,| and| or| with) (\w+ )?answers?",
         r"(columns?|fields?|rows?) (\w+ )?(with|of|has|have|without) (\w+ )?answers?",
-        r"rows with(out)? answers?",
+        r"(rows|questions) with(out)? answers?",
         # The answer of a server, a judge, a grader, a call.
         r"(server|judge|grader|endpoint|call|request|oracle|verifier|machine|nobody|never|who|user|person|people)s?('s)?"
         r"( \w+){0,2} answer(s|ed|ing)?",
@@ -98,6 +99,7 @@ _ANSWERS = "|".join(
         # What a prompt tells a model to do.
         r"(please|must|should|then|to|not|:|\.) answer (the|in|with|as|truthfully|questions?|what|only|yes|briefly)",
         r"do[ -]?not[ -]?answer",
+        r"answer \w+ or \w+",
         r"answer (in one sentence|truthfully|untruthfully)",
     ]
 )
@@ -108,7 +110,9 @@ WORDS = {
     "mine": Word("local_rows, local, this process's share", name="mine", allow_in=("*hardening*",)),
     "theirs": Word("whose it is: trainer, reference, other", name="theirs"),
     "known": Word("the thing itself: finite, present, names, options", name="known"),
-    "scored": Word("what has the score: mask, groups, required_scores", name="scored", allow="ScoredGroup"),
+    "scored": Word(
+        "what has the score: mask, groups, required_scores", name="scored", allow="ScoredGroup|scored_tokens"
+    ),
     "place": Word(
         "one of: position, index, folder, process_share, column",
         name="places?",

@@ -55,8 +55,8 @@ class ModelLine(Callback):
             optimizer_numbers=numbers_kept(trainer.optimizers[0]) if trainer.optimizers else 0.0,
         )
         if trainer.is_global_zero:
-            beside = "; drawing and scoring responses is not counted" if self.data.drawn_tokens else ""
-            log.info("%-9s %s: %s%s", "model", self.source, summary, beside)
+            not_counted = "; drawing and scoring responses is not counted" if self.data.drawn_tokens else ""
+            log.info("%-9s %s: %s%s", "model", self.source, summary, not_counted)
             self._warn_of_long_rows(module.policy.model.config)
 
     def _warn_of_long_rows(self, config: Any) -> None:

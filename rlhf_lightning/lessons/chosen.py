@@ -94,7 +94,7 @@ class SelectedRound(TokenRound):
             **super().state_dict(),
             "kind": self.kind,
             "mismatched": None if self.mismatched is None else dict(self.mismatched.tokens),
-            "scored": torch.from_numpy(np.array(self.examples.scored)),
+            "scored": torch.from_numpy(np.array(self.examples.loss_mask)),
             "margin": None if margin is None else torch.from_numpy(np.array(margin)),
             "numbers": {name: torch.from_numpy(np.array(value)) for name, value in self.examples.numbers.items()},
         }
@@ -130,7 +130,7 @@ def joined(rounds: Sequence[SelectedRound]) -> SelectedRound:
     shared = [name for name in parts[0].numbers if all(name in part.numbers for part in parts)]
     examples = Examples(
         np.concatenate([part.tokens for part in parts]),
-        np.concatenate([part.scored for part in parts]),
+        np.concatenate([part.loss_mask for part in parts]),
         np.concatenate([part.bounds + start for part, start in zip(parts, starts, strict=True)]),
         np.concatenate([part.slot_tokens for part in parts]),
         pa.concat_arrays([part.names for part in parts]),

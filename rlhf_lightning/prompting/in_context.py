@@ -25,7 +25,7 @@ class InContext(Transform):
     data are closed by a fence. A system message of the conversation follows the paragraph.
 
     Source: "The Unlocking Spell on Base LLMs: Rethinking Alignment via In-Context Learning", arXiv:2312.01552 (URIAL),
-    sections and stops of Re-Align/URIAL. ``style=vanilla`` is its baseline of bare queries and answers.
+    sections and stops of Re-Align/URIAL. ``style=vanilla`` is its baseline of bare queries and responses.
     Differences: paragraph and examples are our own texts.
 
     Args:

@@ -17,7 +17,7 @@ class Instruction(Transform):
     """An instruction at one of OPRO's four positions.
 
     Source: "Large Language Models as Optimizers", arXiv:2309.03409, section 5.1.
-    Differences: the query and its answer
+    Differences: the query and its response
     are turns of a chat, not ``Q:`` and ``A:``; an instruction before the query is the system message.
 
     Args:

@@ -150,7 +150,7 @@ def computation(learned: Round, plan: Plan, *parts: object) -> str:
     examples = learned.examples
     digest = hashlib.blake2b(key_of(*parts).encode(), digest_size=16)
     batches = [np.asarray(plan.micro_batch(number), np.int64) for number in range(len(plan.tokens))]
-    for array in (examples.tokens, examples.scored, examples.bounds, *batches):
+    for array in (examples.tokens, examples.loss_mask, examples.bounds, *batches):
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

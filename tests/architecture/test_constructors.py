@@ -38,6 +38,7 @@ RECORDS = {
     "DataReport",
     "Examples",
     "MethodEntry",
+    "ModelSummary",
     "PackedBatch",
     "Record",
     "Result",

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "models": {"types", "ops", "options", "checkpoint_files", "files", "sharded_state"},
     "data": {"types", "ops", "clock", "chat_templates", "options", "renamed"},
     "callbacks": {"types", "ops", "checkpointing", "loggers", "options", "sharded_state", "files"},
-    "methods": {"types", "ops", "options", "losses", "models", "credit", "chat_templates", "checkpointing"},
+    "methods": {"types", "ops", "options", "renamed", "losses", "models", "credit", "chat_templates", "checkpointing"},
     "rewards": {"types", "ops", "losses", "models", "data", "yaml_text", "options"},
     "rollout": {"types", "ops", "models", "options"},
     "prompting": {"types", "options", "ops", "data", "models", "rewards", "rollout", "files"},

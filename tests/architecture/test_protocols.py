@@ -99,9 +99,9 @@ def test_a_misspelt_member_is_a_problem(models):
     assert list(problems(SimpleNamespace(**given), Rolled)) == []
     misspelt = {name.replace("needs_reward", "need_reward"): value for name, value in given.items()}
     assert list(problems(SimpleNamespace(**misspelt), Rolled)) == ["needs_reward is missing"]
-    other = given | {"scored": frozenset({1}), "scores": lambda rows: {}, "assignment": SimpleNamespace()}
+    other = given | {"required_scores": frozenset({1}), "scores": lambda rows: {}, "assignment": SimpleNamespace()}
     missing = [problem.partition(" ")[0] for problem in problems(SimpleNamespace(**other), Rolled)]
-    assert missing == ["assignment", "scored", "scores"]
+    assert missing == ["assignment", "required_scores", "scores"]
 
 
 def test_nobody_guesses_what_a_method_or_a_reward_has():

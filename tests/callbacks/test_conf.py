@@ -26,7 +26,7 @@ def composed(tmp_path, *overrides: str):
 def test_callbacks(tmp_path, name):
     made = make_all(composed(tmp_path, f"callbacks={name}").callbacks)
     assert all(isinstance(callback, L.Callback) for callback in made)
-    assert len(made) == {"default": 14, "tiny": 7, "none": 0}.get(name, 1)
+    assert len(made) == {"default": 14, "tiny": 8, "none": 0}.get(name, 1)
 
 
 def test_callbacks_are_added_to_the_default_ones_and_dropped_by_name(tmp_path):

@@ -81,7 +81,7 @@ def test_responses_without_tokens_count_as_responses() -> None:
 
 
 def test_errors_name_the_options() -> None:
-    with pytest.raises(ValueError, match=r"method\.aggregation='mean'; it can be token_mean"):
+    with pytest.raises(ValueError, match=r"method\.policy_loss\.aggregation='mean'; it can be token_mean"):
         check_aggregation("mean", None)
     for length in (None, 0.0):
         with pytest.raises(ValueError, match=r"method\.aggregation_length=(None|0\.0) must be positive"):

@@ -54,7 +54,7 @@ def test_earlier_turns_stand_in_the_same_sections():
     assert body == (
         "# Query:\n```\nWhy?\n```\n\n# Answer:\n```\nSo.\n```\n\n# Query:\n```\nAnd?\n```\n\n# Answer:\n```\nI "
     )
-    with pytest.raises(RowError, match="user and assistant in turn"):
+    with pytest.raises(RowError, match="alternating user and assistant turns"):
         transform([user("Why?"), user("And?")])
 
 
@@ -118,7 +118,7 @@ def test_the_prompt_is_part_of_the_key(tmp_path: Path):
     [
         ({"examples": 4}, "prompting.examples=4 must lie between 0 and 3,"),
         ({"file": "/nowhere.jsonl"}, "prompting.file=/nowhere.jsonl: there is no such file"),
-        ({"style": "vanilla", "instruction": "x"}, "has none"),
+        ({"style": "vanilla", "instruction": "x"}, "has no paragraph"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, object], message: str):

@@ -121,7 +121,7 @@ def test_a_file_of_principles_is_refused_by_row(tmp_path, row, message):
 
 
 def test_more_revisions_than_principles_are_refused():
-    with pytest.raises(ValueError, match=r"revision\.revisions=9 .* there are 8"):
+    with pytest.raises(ValueError, match=r"revision\.revisions=9 .* there are only 8"):
         Revision(revisions=9)
 
 

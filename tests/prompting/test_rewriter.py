@@ -194,5 +194,5 @@ def test_the_question_shows_the_pair():
 def test_a_file_of_something_else_is_refused(tmp_path: Path):
     file = tmp_path / "pairs.jsonl"
     file.write_text('{"prompt": "x"}\n')
-    with pytest.raises(ValueError, match=r"pairs.jsonl:1 is no row"), Journal(file):
+    with pytest.raises(ValueError, match=r"pairs.jsonl:1 is not a row"), Journal(file):
         pass

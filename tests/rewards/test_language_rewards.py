@@ -35,7 +35,7 @@ from rlhf_lightning.rewards import (
     implicit_rewards,
 )
 from rlhf_lightning.types import ComparisonBatch, Example, Ragged, sample_groups
-from tests.rewards.test_model import ANSWERS, QUESTIONS, close, encoded
+from tests.rewards.test_model import QUESTIONS, RESPONSES, close, encoded
 
 SPEC = DataSpec(comparison="{prompt}|{first}|{second}=", cache=False)
 
@@ -237,8 +237,8 @@ def test_a_judge_gives_the_mean_over_its_opponents(
     assert isinstance(reward, Reward)
     prompts, groups = encoded(models.tokenizer)
     scores = reward(sample_groups([prompts[0], prompts[2]], [groups[0], groups[2]]))
-    one = stated(models, tmp_path, QUESTIONS[0], *ANSWERS[0])
-    a, b, c = ANSWERS[2]
+    one = stated(models, tmp_path, QUESTIONS[0], *RESPONSES[0])
+    a, b, c = RESPONSES[2]
     ab, ac, bc = (stated(models, tmp_path, QUESTIONS[2], *pair) for pair in ((a, b), (a, c), (b, c)))
     assert close(scores, [[one, 1 - one], [(ab + ac) / 2, (1 - ab + bc) / 2, (2 - ac - bc) / 2]])
     assert abs(one - 0.5) > 1e-3

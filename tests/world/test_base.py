@@ -87,7 +87,7 @@ def test_a_failure_leaves_nothing(tmp_path):
 def test_an_unwritable_cache_names_the_variable_to_set(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(OSError, match="set RLHF_CACHE"):
+    with pytest.raises(OSError, match="Set RLHF_CACHE"):
         kept(file / "base", lambda folder: None)
 
 

@@ -85,7 +85,7 @@ class Mismatches:
         counts = self.examples.slot_tokens[self.partner].copy()
         start = self.examples.bounds[self.partner, 1]
         for group in np.flatnonzero(self._kept < np.diff(self.examples.bounds[self.partner, 1:], axis=1).ravel()):
-            counts[group] = self.examples.scored[start[group] : start[group] + self._kept[group]].sum()
+            counts[group] = self.examples.loss_mask[start[group] : start[group] + self._kept[group]].sum()
         return counts
 
     def select(self, groups: IntArray) -> Examples:
@@ -100,7 +100,7 @@ class Mismatches:
         names = [f"{row} with the response of {other}" for row, other in both]
         return Examples(
             tokens=examples.tokens[taken],
-            scored=examples.scored[taken],
+            loss_mask=examples.loss_mask[taken],
             bounds=np.stack([cuts[:-1:2], cuts[1::2], cuts[2::2]], axis=1),
             slot_tokens=self.slot_tokens[groups],
             names=pa.array(names, pa.large_string()),

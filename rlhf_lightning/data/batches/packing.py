@@ -66,7 +66,7 @@ def pack(
     at = np.arange(int(lengths.sum()), dtype=np.int64)
     taken = at + np.repeat(bounds[:, 0] - start, lengths)
     cuts = bounds - bounds[:, :1] + start[:, None]  # the bounds of every prompt and its responses, in the packed row
-    layout = _target_layout(cuts, columns.scored[taken])
+    layout = _target_layout(cuts, columns.loss_mask[taken])
     if reference_log_probs is not None and len(reference_log_probs) != len(layout["target"]):
         raise ValueError(
             f"{len(reference_log_probs)} reference log-probs for {len(layout['target'])} scored tokens: the "

@@ -57,7 +57,7 @@ _AT_ONCE = 8192
 
 def response_keys(examples: Examples) -> Keys:
     """The key of every response, (groups, slots); an empty slot has one too, under which nothing is ever stored."""
-    tokens, mask = examples.tokens.astype("<i4", copy=False), examples.scored
+    tokens, mask = examples.tokens.astype("<i4", copy=False), examples.loss_mask
     keys = []
     for cuts in examples.by_prompt.tolist():
         prompt = tokens[cuts[0] : cuts[1]].tobytes()

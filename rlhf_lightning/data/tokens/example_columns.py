@@ -109,7 +109,7 @@ class Columns:
         labels = np.asarray(self.labels, dtype=np.float32)
         return {
             "tokens": np.asarray(self.tokens, dtype=np.int32),
-            "scored": np.frombuffer(bytes(self.mask), dtype=np.bool_),
+            "loss_mask": np.frombuffer(bytes(self.mask), dtype=np.bool_),
             "bounds": cuts[first[:, None] + column],
             "slot_tokens": _by_slot(np.asarray(self.counts, dtype=np.int32), responses, slots, 0),
             "names": pa.array(self.names, pa.large_string()),

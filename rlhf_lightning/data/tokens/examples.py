@@ -48,13 +48,13 @@ class Examples(Sequence[Example]):
     A group's tokens lie end to end: prompt, then its responses in order; with several prompts, each prompt with its
     responses in turn. ``bounds[g]`` holds the cuts of group ``g`` in ``tokens``: start of the prompt, start of each
     response, end of the last one. An empty response is a slot that the group does not fill; of prompts alone every
-    group has one, empty. A selection is a view: it shares ``tokens`` and ``scored`` and has its own ``bounds``.
+    group has one, empty. A selection is a view: it shares ``tokens`` and ``loss_mask`` and has its own ``bounds``.
 
     Memory: 5 bytes a token plus about 60 bytes a group, its provenance string and its columns.
     """
 
     tokens: NDArray[np.int32]  #: (flat tokens,)
-    scored: NDArray[np.bool_]  #: (flat tokens,) False on every prompt token
+    loss_mask: NDArray[np.bool_]  #: (flat tokens,) False on every prompt token
     bounds: NDArray[np.int64]  #: (groups, prompts + slots + 1)
     slot_tokens: NDArray[np.int32]  #: (groups, slots) scored tokens of each response
     names: pa.LargeStringArray  #: (groups,) "file:row" of each group
@@ -76,7 +76,7 @@ class Examples(Sequence[Example]):
     def content(self) -> str:
         """Digest of everything that is trained on or read by rewards, without the provenance of the rows."""
         whole = hashlib.blake2b(f"{self.prompts}".encode(), digest_size=16)
-        arrays = {"tokens": self.tokens, "scored": self.scored, "bounds": self.bounds, "margin": self.margin}
+        arrays = {"tokens": self.tokens, "scored": self.loss_mask, "bounds": self.bounds, "margin": self.margin}
         for name, values in sorted({**arrays, "steps": self.step_labels, **self.numbers}.items()):
             if values is not None:
                 whole.update(f"{name} {values.dtype} {values.shape}".encode())
@@ -146,7 +146,7 @@ class Examples(Sequence[Example]):
         starts = np.cumsum(each) - each
         flat = np.arange(int(each.sum())) + np.repeat(self.bounds[:, 0] - starts, each)
         bounds = self.bounds - (self.bounds[:, 0] - starts)[:, None]
-        return replace(self, tokens=self.tokens[flat], scored=self.scored[flat], bounds=bounds, step_labels=None)
+        return replace(self, tokens=self.tokens[flat], loss_mask=self.loss_mask[flat], bounds=bounds, step_labels=None)
 
     def select(self, groups: NDArray[np.int64]) -> Examples:
         """A view of some groups, in the order given."""
@@ -191,12 +191,12 @@ class Examples(Sequence[Example]):
         prompts = [self.tokens[span].tolist() for span in spans[::width]]
         responses = [span for i, span in enumerate(spans) if i % width]
         margin = None if self.margin is None else float(self.margin[group])
-        unscored = any(not self.scored[span].all() for span in responses)
+        unscored = any(not self.loss_mask[span].all() for span in responses)
         labels = self.step_labels
         return Example(
             prompt=prompts[0],
             responses=[self.tokens[span].tolist() for span in responses],
-            loss_mask=[self.scored[span].tolist() for span in responses] if unscored else None,
+            loss_mask=[self.loss_mask[span].tolist() for span in responses] if unscored else None,
             row=self.names[group].as_py(),
             margin=margin,
             more_prompts=tuple(prompts[1:]),

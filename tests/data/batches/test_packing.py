@@ -250,7 +250,7 @@ def test_totals_indices_and_reference_are_passed_on() -> None:
     [
         (Example([], [[1], [2]], row="f:1"), "f:1: the prompt has no token"),
         (Example([1], [[], []], row="f:2"), "f:2: no response has a token"),
-        (Example([1], [[1], [2]], row="f:3", more_prompts=([1],)), "f:3: 2 prompts where the .* have 1"),
+        (Example([1], [[1], [2]], row="f:3", more_prompts=([1],)), "f:3: 2 prompts where earlier examples have 1"),
         (Example([1], [[1], [2]], [[True], [False]], row="f:4"), "f:4: a response without a scored token"),
         (Example([1], [[1], [2]], [[True], [True, True]], row="f:5"), "f:5: the scored masks"),
         (Example([1], [[1], [2]], row="f:6"), "f:6: no margin"),
