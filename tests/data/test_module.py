@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -200,30 +199,6 @@ def test_a_seed_changes_the_order_and_not_the_split() -> None:
     orders = [indices(data.train_dataloader()) for data in (one, same, other)]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted(orders[2])
-
-
-def test_has_input() -> None:
-    for margin in (None, 0.5):
-        data = AlignmentDataModule(pairs(margin=margin), validation=pairs(4, margin=margin))
-        assert data.has_input("margin")  # nothing is known yet
-        data.setup()
-        assert data.has_input("margin") == (margin is not None)
-        assert not data.has_input("win_probability")
-
-
-def test_has_numbers_of_responses() -> None:
-    """A win probability must be everywhere, and lie in [0, 1] where it is a list's score; a sample somewhere."""
-    for name, everywhere in (("win_probability", True), ("policy_sample", False), ("reference_sample", False)):
-        having = [replace(pair, numbers={name: [1.0, 0.0]}) for pair in pairs()]
-        data = AlignmentDataModule(having, validation=pairs(4))
-        assert data.has_input(name)
-        data.setup()
-        assert data.has_input(name) != everywhere
-    for scores, expected in (([0.25, 1.0], True), ([0.25, 2.0], False), ([-0.5, 1.0], False)):
-        lists = [replace(pair, margin=None, numbers={"score": scores}) for pair in pairs()]
-        data = AlignmentDataModule(lists, kind="ranked", validation=None)
-        data.setup()
-        assert data.has_input("win_probability") == expected
 
 
 def test_setup_reads_once_and_only_what_the_stage_needs() -> None:

@@ -84,6 +84,6 @@ def test_errors_name_the_options() -> None:
     with pytest.raises(ValueError, match=r"method\.policy_loss\.aggregation='mean'; it can be token_mean"):
         check_aggregation("mean", None)
     for length in (None, 0.0):
-        with pytest.raises(ValueError, match=r"method\.aggregation_length=(None|0\.0) must be positive"):
+        with pytest.raises(ValueError, match=r"method\.policy_loss\.aggregation_length=(None|0\.0) must be positive"):
             check_aggregation("seq_mean_token_sum_norm", length)
     check_aggregation("seq_mean_token_sum_norm", 0.5)  # any positive number will do
