@@ -7,7 +7,7 @@ import math
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,9 +171,13 @@ def check(command: str, given: Arguments) -> list[str]:
         check_params(command, given)
         os.environ[SWEEP] = ",".join([*(str(override.key_or_group) for override in several), *params]) or "seed"
         prepare_sweep(first, command, given.overrides)
+    return per_job(_with_additions(given, added), {str(override.key_or_group) for override in several})
+
+
+def _with_additions(given: Arguments, added: Iterable[str]) -> list[str]:
+    """The overrides of a command line, with ``++`` at those that are among the additions to the yaml files."""
     keys = {override.removeprefix("++").split("=", 1)[0] for override in added}
-    accepted = [f"++{override}" if override.split("=", 1)[0] in keys else override for override in given.overrides]
-    return per_job(accepted, {str(override.key_or_group) for override in several})
+    return [f"++{override}" if override.split("=", 1)[0] in keys else override for override in given.overrides]
 
 
 def check_params(command: str, given: Arguments) -> None:
@@ -195,9 +199,12 @@ def check_params(command: str, given: Arguments) -> None:
 
 def printed(command: str, given: Arguments) -> list[str]:
     """The overrides of a command that only prints, after a check of what Hydra sets up to print it."""
-    if any(flag.partition("=")[0] in ("--info", "-i") for flag in given.flags):
-        compose_with_overrides(command, given.overrides, **given.options)
-    return given.overrides
+    flags = {flag.partition("=")[0] for flag in given.flags}
+    if not flags & {"--info", "-i", "--cfg", "-c"}:
+        return given.overrides
+    point = next(iter(sweep_points(given.overrides, given.folders)))
+    _, accepted = compose_with_overrides(command, point, **given.options)
+    return _with_additions(given, {new for new, old in zip(accepted, point, strict=True) if new != old})
 
 
 def per_job(overrides: Sequence[str], swept: Collection[str]) -> list[str]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.cli.processes import launch
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["RLHF_DEBUG"] = "1"
         given = [argument for argument in given if argument != "--full-error"]
     try:
-        with exit_on_sigterm():
+        with exit_on_sigterm(), _brief_warnings():
             return _dispatch(given)
     except KeyboardInterrupt:
         return 130
@@ -67,6 +70,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from rlhf_lightning.cli.console import report
 
         return report(error)
+
+
+@contextmanager
+def _brief_warnings() -> Iterator[None]:
+    """Print warnings for users, such as that of a renamed option, as one line without the code that gave them."""
+    as_before: Any = warnings.formatwarning
+
+    def brief(message: Warning | str, category: type[Warning], *where: Any) -> str:
+        ours = category is FutureWarning and str(where[0]).startswith(os.path.dirname(__file__))
+        return f"warning: {message}\n" if ours else str(as_before(message, category, *where))
+
+    warnings.formatwarning = brief
+    try:
+        yield
+    finally:
+        warnings.formatwarning = as_before
 
 
 def _dispatch(given: list[str]) -> int:

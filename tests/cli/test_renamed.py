@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,16 @@ def test_on_the_command_line_they_are_the_new_ones(new: DictConfig):
     messages = [str(warning.message) for warning in warned if warning.category is FutureWarning]
     assert "method.value_clip is now method.value_loss.clip; the old name counts in this version only" in messages
     assert len(messages) == len(OLD)
+
+
+def test_a_command_prints_one_line_of_each():
+    """Without the code that gave the warning, which is nothing to whoever typed the option."""
+    options = ["experiment=tiny", "method=dpo", "data.num_workers=0"]
+    command = [sys.executable, "-m", "rlhf_lightning.cli.main", "train", "--cfg", "job", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == [
+        "warning: data.num_workers is now data.loading.num_workers; the old name counts in this version only"
+    ]
 
 
 def test_new_names_warn_of_nothing():
