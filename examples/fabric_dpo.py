@@ -25,10 +25,8 @@ def main(fabric: L.Fabric, steps: int = 20, batch_size: int = 8) -> list[float]:
     builder = ModelBuilder(TinyRandom())
     module = Preference(builder, partial(dpo, beta=0.1), partial(torch.optim.AdamW, lr=1e-4))
     module.configure_model()
-    share = ProcessShare(ACCUMULATE, fabric.global_rank, fabric.world_size)
-    data = AlignmentDataModule(
-        Packaged("smollm2_pairs"), builder.tokenizer(), batch_size=batch_size, process_share=share
-    )
+    pairs, share = Packaged("smollm2_pairs"), ProcessShare(ACCUMULATE, fabric.global_rank, fabric.world_size)
+    data = AlignmentDataModule(pairs, builder.tokenizer(), batch_size=batch_size, process_share=share)
     data.setup()
     model, optimizer = fabric.setup(module, module.configure_optimizers())
     losses, parts = [], []

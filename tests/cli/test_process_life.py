@@ -96,7 +96,7 @@ def test_a_stopped_run_says_how_far_it_came(folder, number):
         process.wait()
     result = Result.read(folder / "run")
     assert torch.load(last, weights_only=True)["global_step"] == result.steps == result.saved
-    assert f"stopped and saved after step {result.steps}; the same command" in (folder / "said.txt").read_text()
+    assert f"stopped and saved after step {result.steps}; the same command" in (folder / "output.txt").read_text()
     assert (result.status, result.exit_code, result.value) == ("stopped", 128 + number, None)
     assert result.steps >= 5
     assert result.metrics["train/loss"] > 0
