@@ -266,7 +266,7 @@ def _content(folder: Path, name: str) -> bytes:
     content = (folder / name).read_bytes()
     for root in (folder, folder.parent.parent):
         content = content.replace(str(root).encode(), b"<folder>")
-    return content
+    return content.replace(f"# {folder.name}\n".encode(), b"# <folder>\n")  # the title of a card
 
 
 def _state(folder: Path) -> dict[str, Any]:
