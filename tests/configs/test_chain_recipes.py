@@ -49,5 +49,17 @@ def test_recipe_composes(name: str, size: str, tmp_path: Path) -> None:
     raise AssertionError(f"{name} cannot be completed")
 
 
+#: Chains without ``size=smollm2``, each with the reason.
+WITHOUT_SMOLLM2 = {
+    "ppo_or_dpo": "an experiment in the tiny world, whose gold reward judges it",
+    "compare_training_free": "an experiment in the tiny world, whose gold reward judges it",
+    "compare_training_free_smollm2": "its published size is SmolLM2 already",
+}
+
+
 def test_every_recipe_has_a_size_that_runs_anywhere() -> None:
     assert {name for name in names() if "tiny" not in sizes(name)} == set()
+
+
+def test_every_recipe_has_a_size_on_real_text_or_a_reason() -> None:
+    assert {name for name in names() if "smollm2" not in sizes(name)} == set(WITHOUT_SMOLLM2)
