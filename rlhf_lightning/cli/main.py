@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.cli.processes import launch
@@ -75,11 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @contextmanager
 def _brief_warnings() -> Iterator[None]:
     """Print warnings for users, such as that of a renamed option, as one line without the code that gave them."""
-    as_before: Any = warnings.formatwarning
+    as_before = warnings.formatwarning
 
-    def brief(message: Warning | str, category: type[Warning], *where: Any) -> str:
-        ours = category is FutureWarning and str(where[0]).startswith(os.path.dirname(__file__))
-        return f"warning: {message}\n" if ours else str(as_before(message, category, *where))
+    def brief(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        ours = category is FutureWarning and filename.startswith(os.path.dirname(__file__))
+        return f"warning: {message}\n" if ours else as_before(message, category, filename, lineno, line)
 
     warnings.formatwarning = brief
     try:
