@@ -346,9 +346,20 @@ def read_prompts(cfg: DictConfig) -> Iterator[Mapping[str, Any]]:
     except json.JSONDecodeError as error:
         raise ConfigError(f"prompts={cfg.prompts} is not JSON: {error}") from error
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, (str, dict)) or (isinstance(row, dict) and not isinstance(row.get("prompt"), str)):
-            raise ConfigError(f'{file}:{number} has no text under "prompt"')
-        yield {"prompt": row} if isinstance(row, str) else row
+        columns = row if isinstance(row, dict) else {"prompt": row}
+        if (prompt := _text(columns.get("prompt"))) is None:
+            raise ConfigError(f'{file}:{number} has no text under "prompt", and no single turn of a user')
+        yield {**columns, "prompt": prompt}
+
+
+def _text(prompt: Any) -> str | None:
+    """Text of a prompt that is a text or a conversation of one user turn, as data sets have them; None of others."""
+    match prompt:
+        case [{"role": "user", "content": text}]:
+            return _text(text)
+        case str():
+            return prompt
+    return None
 
 
 def _turns(system: str | None, *users: str) -> Turns:

@@ -132,7 +132,23 @@ def test_prompts_that_cannot_be_read(rlhf, tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
     code, _, err = rlhf("generate", "model=tiny_random", "prompts=p.jsonl")
     assert code == 2
-    assert err == 'error: p.jsonl:2 has no text under "prompt"\n'
+    assert err == 'error: p.jsonl:2 has no text under "prompt", and no single turn of a user\n'
+
+
+@pytest.mark.parametrize(
+    ("turns", "read"),
+    [
+        ([{"role": "user", "content": "Hi?"}], True),
+        ([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi?"}], False),
+    ],
+)
+def test_a_prompt_may_be_one_turn(rlhf, tmp_path, turns, read):
+    """As data sets of pairs have it; more than one turn is refused, since nobody would see the others."""
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": turns}) + "\n")
+    code, _, err = rlhf("generate", "model=tiny_random", "prompts=p.jsonl", "max_new_tokens=2", "output=o.jsonl")
+    assert code == (0 if read else 2), err
+    if read:
+        assert json.loads((tmp_path / "o.jsonl").read_text())["prompt"] == "Hi?"
 
 
 def test_inspect_shows_data_and_problems(rlhf, tmp_path):
