@@ -203,7 +203,7 @@ class Options:
             object.__setattr__(self, field.name, value)
 
 
-def value_object(kind: Callable[..., T], given: T | Mapping[str, Any] | None, node: str) -> T:
+def value_object(kind: type[T], given: T | Mapping[str, Any] | None, node: str) -> T:
     """A value object that is given as it is, or by the names of its options as in a yaml; None: all of them defaults.
 
     Args:
@@ -212,9 +212,11 @@ def value_object(kind: Callable[..., T], given: T | Mapping[str, Any] | None, no
         node: where it stands in the configuration, for messages.
 
     Raises:
-        ValueError: a name is none of its options, or see the class.
+        ValueError: it is neither, a name is none of its options, or see the class.
     """
     if given is not None and not isinstance(given, Mapping):
+        if not isinstance(given, kind):
+            raise ValueError(f"{node}={given!r} is not allowed, it must be options by name")
         return given
     options = given or {}
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]

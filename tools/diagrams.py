@@ -63,6 +63,12 @@ def rollout() -> Drawing:
         drawing.box(x, 394, width, 34, fill)
         drawing.text(x + width / 2, 416, words, size=14, anchor="middle")
         x += width
+    _training(drawing)
+    return drawing
+
+
+def _training(drawing: Drawing) -> None:
+    """Add what follows the packing of a rollout: steps, new weights, and what is kept."""
     drawing.arrow((120, 436), (120, 468), words="6  train: passes over the rollout x steps of a pass")
     for column, (label, ratio) in enumerate(
         [
@@ -96,7 +102,6 @@ def rollout() -> Drawing:
         20, 712, "rounds= share steps 1 to 3: there a selector makes pairs of the responses,", size=13.5, fill=FAINT
     )
     drawing.text(20, 731, "in place of step 4, and a loss of pairs learns from them.", size=13.5, fill=FAINT)
-    return drawing
 
 
 def which_method() -> Drawing:

@@ -52,18 +52,19 @@ def test_a_command_prints_one_line_of_each():
 
 
 def test_new_names_warn_of_nothing():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", FutureWarning)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FutureWarning)
         compose("train", [*BASE, *NEW])
+    assert [str(warning.message) for warning in caught if "is now" in str(warning.message)] == []
 
 
 def test_in_a_yaml_of_the_users(new: DictConfig, tmp_path: Path):
     """A method that starts from ours, options of a mapping one by one."""
     (tmp_path / "method").mkdir()
     text = OmegaConf.to_yaml({"defaults": ["ppo", "_self_"], **MOVED})
-    (tmp_path / "method" / "mine.yaml").write_text(text)
+    (tmp_path / "method" / "ppo_of_a_user.yaml").write_text(text)
     with pytest.warns(FutureWarning, match=r"method\.shaping is now method\.credit\.shaping"):
-        old = compose("train", ["method=mine", *BASE[1:]], config_dirs=[tmp_path])
+        old = compose("train", ["method=ppo_of_a_user", *BASE[1:]], config_dirs=[tmp_path])
     assert old == new
 
 

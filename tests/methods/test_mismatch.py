@@ -150,6 +150,8 @@ def test_made_of_a_configuration() -> None:
     assert value_object(Mismatch, Mismatch("clamp"), "mismatch") == Mismatch("clamp")
     with pytest.raises(ValueError, match=r"corection is no option. Did you mean correction\?"):
         value_object(Mismatch, {"corection": "tis"}, "mismatch")
+    with pytest.raises(ValueError, match="mismatch='tis' is not allowed, it must be options by name"):
+        value_object(Mismatch, "tis", "mismatch")
 
 
 @st.composite

@@ -11,14 +11,14 @@ from rlhf_lightning.models.blocks import decoder_layers
 from rlhf_lightning.models.builder import ModelBuilder
 from rlhf_lightning.models.sharding import unsharded
 from rlhf_lightning.models.sources import ARCHITECTURES, TinyRandom
-from tests.helpers.two_processes import run
+from tests.helpers.two_processes import failure
 from tests.models.sharded_job import CASES, PROMPTS
 
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    run("tests.models.sharded_job", str(folder))
+    assert failure("tests.models.sharded_job", str(folder)) == ""
     return folder
 
 
