@@ -16,13 +16,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.classification import export_scorer
-from rlhf_lightning.models.critic import ActorCritic
-from rlhf_lightning.models.reference import FrozenCopy
-from rlhf_lightning.models.scorer import Scorer
-from rlhf_lightning.models.shared_storage import stored_bytes
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.adapters.shared_storage import stored_bytes
+from rlhf_lightning.models.critics.critic import ActorCritic
+from rlhf_lightning.models.export.classification import export_scorer
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.roles.reference import FrozenCopy
+from rlhf_lightning.models.scorers.scorer import Scorer
 from rlhf_lightning.models.sources import Pretrained, TinyRandom
 from rlhf_lightning.rewards import ModelReward
 

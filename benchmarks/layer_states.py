@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from rlhf_lightning.data.batches.packing import pack
-from rlhf_lightning.models.layer_states import LayerActor
+from rlhf_lightning.models.hidden_states.layers import LayerActor
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.types import Example, PackedBatch
 

@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses import ilql
 from rlhf_lightning.methods import ValueBased
-from rlhf_lightning.models.roles import Models
+from rlhf_lightning.models.roles.models import Models
 from rlhf_lightning.types import Example
 
 NODES, GOAL, LONGEST, WALKS = 21, 0, 10, 1000

@@ -15,7 +15,7 @@ from worker import BETA, CLIP, RATE, Clock, Row
 from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses import bradley_terry, dpo, kto, sft
 from rlhf_lightning.methods import AlignmentModule, Preference, RewardModel, Supervised, Unpaired
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import Pretrained
 from rlhf_lightning.types import Example, PackedBatch
 

@@ -17,7 +17,7 @@ from rlhf_lightning.data import AlignmentDataModule
 from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses import ppo
 from rlhf_lightning.methods import KLPenalty, PolicyGradient
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import Pretrained
 from rlhf_lightning.rollout import TransformersEngine
 from rlhf_lightning.rounds import OnlineData

@@ -18,7 +18,7 @@ from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.lessons import Rounds, SelectLesson
 from rlhf_lightning.losses import dpo
 from rlhf_lightning.methods import Preference
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import Pretrained
 from rlhf_lightning.rounds import OnlineData
 from rlhf_lightning.selection.options import makes, selector

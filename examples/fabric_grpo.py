@@ -14,7 +14,7 @@ from rlhf_lightning.credit import grpo
 from rlhf_lightning.data import AlignmentDataModule, DataSpec, ProcessShare
 from rlhf_lightning.losses import ppo
 from rlhf_lightning.methods import KLPenalty, PolicyGradient
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.rollout import TransformersEngine
 from rlhf_lightning.rounds import OnlineData
 from rlhf_lightning.types import RolloutOptions

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_lightning.chat_templates import exported_tokenizer
 from rlhf_lightning.data import AlignmentDataModule, DataSpec
-from rlhf_lightning.models.tokenizers import byte_tokenizer
+from rlhf_lightning.models.loading.tokenizers import byte_tokenizer
 from tests.helpers import tokenizers
 from tests.helpers.rows import Rows
 

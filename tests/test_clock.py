@@ -17,7 +17,7 @@ from rlhf_lightning.data.sources.files import Files
 from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.tokens.templates import chat_text, resolve
 from rlhf_lightning.data.tokens.tokenize import tokenize
-from rlhf_lightning.models.tokenizers import byte_tokenizer
+from rlhf_lightning.models.loading.tokenizers import byte_tokenizer
 from rlhf_lightning.rewards.asking import conversation_ids
 from rlhf_lightning.rewards.texts import Texts
 from tests.data.tokens.test_cache import entries

@@ -17,9 +17,9 @@ from rlhf_lightning.cli.cpu import emulates_bf16
 from rlhf_lightning.cli.draws import draws
 from rlhf_lightning.cli.online_checks import without_effect
 from rlhf_lightning.cli.results import short
-from rlhf_lightning.models.adapter_folders import adapter_base
+from rlhf_lightning.models.adapters.folders import adapter_base
 from rlhf_lightning.models.memory import describe
-from rlhf_lightning.models.roles import Models
+from rlhf_lightning.models.roles.models import Models
 
 if TYPE_CHECKING:
     from rlhf_lightning.cli.build import Run

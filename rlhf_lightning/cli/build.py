@@ -26,9 +26,9 @@ from rlhf_lightning.cli.instantiate import make, make_all
 from rlhf_lightning.cli.processes import processes
 from rlhf_lightning.files import recovered
 from rlhf_lightning.models.architectures import FAMILIES
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.reference import ReferenceKind
-from rlhf_lightning.models.trained import load_trained
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.roles.reference import ReferenceKind
+from rlhf_lightning.models.roles.trained import load_trained
 from rlhf_lightning.rewards.base import evaluated, reads_columns, roles_of
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ def check_parts(cfg: DictConfig, chain: Path) -> None:
             option.
     """
     from rlhf_lightning.models.blocks import check_layers
-    from rlhf_lightning.models.steering import Steerable
+    from rlhf_lightning.models.hidden_states.steering import Steerable
 
     prompting = cfg.get("prompting")
     if prompting and not _awaited(prompting, chain):

@@ -109,7 +109,7 @@ def _export_gguf(cfg: DictConfig, run: DictConfig) -> Path:
     Raises:
         ConfigError: the model or its tokenizer cannot be written; before weights are loaded where that can be seen.
     """
-    from rlhf_lightning.models.gguf_export import FILE, write_gguf
+    from rlhf_lightning.models.gguf.export import FILE, write_gguf
 
     check_gguf(run)
     folder = Path(cfg.run).expanduser()
@@ -134,8 +134,8 @@ def check_gguf(run: DictConfig) -> None:
     """
     from rlhf_lightning.cli.instantiate import make
     from rlhf_lightning.methods.scoring import ScoringModule
-    from rlhf_lightning.models.gguf_export import check_family
-    from rlhf_lightning.models.gguf_tokenizer import vocabulary_of
+    from rlhf_lightning.models.gguf.export import check_family
+    from rlhf_lightning.models.gguf.tokenizer import vocabulary_of
 
     if issubclass(make(run.method).func, ScoringModule):
         raise ConfigError("form=gguf: the run trained a reward model, and a GGUF file holds a language model")
@@ -159,8 +159,8 @@ def _trained(run: DictConfig, checkpoint: Path, *, compared: bool) -> AlignmentM
     from rlhf_lightning.checkpoint_files import read_checkpoint
     from rlhf_lightning.cli.build import make_models
     from rlhf_lightning.cli.instantiate import make
-    from rlhf_lightning.models.reference import ReferenceKind
-    from rlhf_lightning.models.trained import load_trained
+    from rlhf_lightning.models.roles.reference import ReferenceKind
+    from rlhf_lightning.models.roles.trained import load_trained
 
     method = make(run.method)
     needed = "reference" in method.func.requires(method.keywords)

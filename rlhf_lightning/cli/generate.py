@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.data.rows.messages import Turns
     from rlhf_lightning.data.tokens.prompt_transforms import PromptTransform
     from rlhf_lightning.models.actor import Actor
-    from rlhf_lightning.models.decoding import Processor
+    from rlhf_lightning.models.decoding.loop import Processor
     from rlhf_lightning.models.guidance import Guidance
     from rlhf_lightning.rewards.base import Scores
     from rlhf_lightning.types import SampleGroup
@@ -111,9 +111,9 @@ class Responder:
         from rlhf_lightning.cli.instantiate import make
         from rlhf_lightning.data.tokens.encode import Encoder
         from rlhf_lightning.data.tokens.templates import resolve
-        from rlhf_lightning.models.builder import ModelBuilder
-        from rlhf_lightning.models.reference import ReferenceKind
-        from rlhf_lightning.models.trained import adapter_of_run, load_trained
+        from rlhf_lightning.models.roles.builder import ModelBuilder
+        from rlhf_lightning.models.roles.reference import ReferenceKind
+        from rlhf_lightning.models.roles.trained import adapter_of_run, load_trained
 
         spec, source, adapter = make(cfg.spec), make(cfg.model), make(cfg.adapter)
         if cfg.run:
@@ -158,10 +158,10 @@ class Responder:
             conversations: the conversations.
             samples: responses to each.
             rows: of the conversations, for a reward that reads their columns.
-            processor: see :func:`rlhf_lightning.models.generation.sample`.
+            processor: see :func:`rlhf_lightning.models.decoding.generation.sample`.
         """
         from rlhf_lightning.data.tokens.prompt_transforms import form_of
-        from rlhf_lightning.models.generation import sample
+        from rlhf_lightning.models.decoding.generation import sample
         from rlhf_lightning.types import SampleGroup, Sampling
 
         form = form_of(self.transform, self.encoder.tokenizer)
@@ -214,7 +214,7 @@ class Responder:
 
     def scores(self, groups: Sequence[SampleGroup]) -> Scores:
         """Score every response by ``reward``."""
-        from rlhf_lightning.models.generation import generate as sample
+        from rlhf_lightning.models.decoding.generation import generate as sample
         from rlhf_lightning.rewards.base import introduce, score_groups
 
         # A judge without a server asks the model that drew the responses.

@@ -14,7 +14,7 @@ from rlhf_lightning.rewards.prefix_value import RewardOfPrefix
 from rlhf_lightning.types import PreferenceBatch, Rolled, Trained
 
 if TYPE_CHECKING:
-    from rlhf_lightning.models.builder import ModelBuilder
+    from rlhf_lightning.models.roles.builder import ModelBuilder
 
 
 def make_guidance(node: Any, models: ModelBuilder) -> Guidance | None:

@@ -106,9 +106,9 @@ def policy_of(cfg: DictConfig) -> tuple[Actor, PreTrainedTokenizerBase]:
     """Load the policy of a configuration with its checkpoint, and the tokenizer that renders its prompts."""
     from rlhf_lightning.chat_templates import exported_tokenizer
     from rlhf_lightning.data.tokens.encode import trained_template
-    from rlhf_lightning.models.builder import ModelBuilder
-    from rlhf_lightning.models.reference import ReferenceKind
-    from rlhf_lightning.models.trained import adapter_of_run, load_trained
+    from rlhf_lightning.models.roles.builder import ModelBuilder
+    from rlhf_lightning.models.roles.reference import ReferenceKind
+    from rlhf_lightning.models.roles.trained import adapter_of_run, load_trained
 
     source, adapter = make(cfg.model), make(cfg.adapter)
     checkpoint = None if cfg.ckpt_path is None else Path(cfg.ckpt_path).expanduser()

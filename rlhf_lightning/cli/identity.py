@@ -17,7 +17,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from rlhf_lightning.models.run_folders import exported
+from rlhf_lightning.models.loading.run_folders import exported
 
 Tree = Mapping[str, Any]
 

@@ -166,8 +166,8 @@ class Parts:
         from rlhf_lightning.cli.instantiate import make
         from rlhf_lightning.data.tokens.encode import Encoder
         from rlhf_lightning.data.tokens.templates import resolve
-        from rlhf_lightning.models.builder import ModelBuilder
-        from rlhf_lightning.models.reference import ReferenceKind
+        from rlhf_lightning.models.roles.builder import ModelBuilder
+        from rlhf_lightning.models.roles.reference import ReferenceKind
         from rlhf_lightning.prompting.language import LanguageTask, Sampler, Temperature, optimizer_of
         from rlhf_lightning.rewards import as_reward
         from rlhf_lightning.rewards.asking import AskPolicy

@@ -23,7 +23,7 @@ from rlhf_lightning.cli.online_checks import (
 from rlhf_lightning.lessons.replay import Replay
 from rlhf_lightning.lessons.rounds import Rounds
 from rlhf_lightning.lessons.select import SelectLesson
-from rlhf_lightning.models.earlier import MODEL, ROLES, Earlier
+from rlhf_lightning.models.roles.earlier import MODEL, ROLES, Earlier
 from rlhf_lightning.models.sources import Pretrained
 from rlhf_lightning.rewards import as_reward
 from rlhf_lightning.rewards.base import roles_of
@@ -34,8 +34,8 @@ from rlhf_lightning.rounds.responses import DataResponses
 if TYPE_CHECKING:
     from rlhf_lightning.data.module import AlignmentDataModule
     from rlhf_lightning.methods import AlignmentModule
-    from rlhf_lightning.models.builder import ModelBuilder
     from rlhf_lightning.models.guidance import Guidance
+    from rlhf_lightning.models.roles.builder import ModelBuilder
     from rlhf_lightning.rollout.base import RolloutEngine
     from rlhf_lightning.types import Rolled
 

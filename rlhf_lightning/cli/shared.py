@@ -13,8 +13,8 @@ from rlhf_lightning.cli.sweep import SWEEP
 from rlhf_lightning.cli.trust import leaves
 from rlhf_lightning.cli.versions import versions
 from rlhf_lightning.data.tokens.cache import default_folder, tokenizer_digest
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.run_folders import exported
+from rlhf_lightning.models.loading.run_folders import exported
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.rounds import OnlineData
 from rlhf_lightning.rounds.record import key_of
 from rlhf_lightning.rounds.shared import SharedRounds

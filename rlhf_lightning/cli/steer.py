@@ -75,11 +75,11 @@ def build(cfg: DictConfig) -> None:
     from rlhf_lightning.cli.generate import device_of
     from rlhf_lightning.cli.instantiate import make
     from rlhf_lightning.models.blocks import check_layers
-    from rlhf_lightning.models.builder import ModelBuilder
-    from rlhf_lightning.models.directions import differences
-    from rlhf_lightning.models.layer_states import LayerActor
-    from rlhf_lightning.models.reference import ReferenceKind
-    from rlhf_lightning.models.steering import write_vectors
+    from rlhf_lightning.models.hidden_states.directions import differences
+    from rlhf_lightning.models.hidden_states.layers import LayerActor
+    from rlhf_lightning.models.hidden_states.steering import write_vectors
+    from rlhf_lightning.models.roles.builder import ModelBuilder
+    from rlhf_lightning.models.roles.reference import ReferenceKind
     from rlhf_lightning.ops.steering import direction
 
     check(cfg)
@@ -122,7 +122,7 @@ def show(path: Path) -> None:
     import torch
     from rich.table import Table
 
-    from rlhf_lightning.models.steering import read_header, read_vectors
+    from rlhf_lightning.models.hidden_states.steering import read_header, read_vectors
 
     header = read_header(path, f"rlhf steer show {path}")
     vectors = read_vectors(path)

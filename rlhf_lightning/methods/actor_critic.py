@@ -19,7 +19,7 @@ from rlhf_lightning.methods.lagrangian import CostAssignment, CriticCreditOption
 from rlhf_lightning.methods.optimizers import decay_groups
 from rlhf_lightning.methods.policy_gradient import PolicyGradient
 from rlhf_lightning.methods.policy_options import ActorLossOptions, ValueLossOptions
-from rlhf_lightning.models.critic import ActorCritic
+from rlhf_lightning.models.critics.critic import ActorCritic
 from rlhf_lightning.models.modes import evaluating
 from rlhf_lightning.ops.exponent import bounded_exp
 from rlhf_lightning.options import value_object
@@ -38,7 +38,7 @@ from rlhf_lightning.types import (
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from rlhf_lightning.models.roles import Models
+    from rlhf_lightning.models.roles.models import Models
 
 #: Outputs of the critic: field of the values at the rollout, and field of the returns it learns.
 CRITICS = (("value", "returns"), ("cost_value", "cost_returns"))

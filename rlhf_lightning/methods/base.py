@@ -22,15 +22,15 @@ from rlhf_lightning.methods.state import check_state, reference_state, restore_r
 from rlhf_lightning.methods.step_log import LOGGED, StepLog
 from rlhf_lightning.methods.tracking import Means
 from rlhf_lightning.models.actor import Actor
-from rlhf_lightning.models.adapter_start import AdapterStart
+from rlhf_lightning.models.adapters.start import AdapterStart
 from rlhf_lightning.models.backbone import Backbone
-from rlhf_lightning.models.export import Form, check_export, export
+from rlhf_lightning.models.decoding.generation import generate
+from rlhf_lightning.models.export.policy import Form, check_export, export
 from rlhf_lightning.models.forwarding import report_router_loss
-from rlhf_lightning.models.generation import generate
+from rlhf_lightning.models.loading.naming import transformers_model
 from rlhf_lightning.models.modes import evaluating
-from rlhf_lightning.models.naming import transformers_model
-from rlhf_lightning.models.reference import Cached, placed
-from rlhf_lightning.models.roles import Models, shard
+from rlhf_lightning.models.roles.models import Models, shard
+from rlhf_lightning.models.roles.reference import Cached, placed
 from rlhf_lightning.models.sharding import unsharded
 from rlhf_lightning.renamed import class_attribute
 from rlhf_lightning.types import PackedBatch, Ragged, SequenceLogProbs, StepOutput
@@ -359,7 +359,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         return ((name, p) for name, p in self.policy.named_parameters() if p.requires_grad)
 
     def sample(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
-        """One response of the policy to each prompt; a collective call. Options: ``models.generation.generate``."""
+        """One response of the policy to each prompt; a collective call. Options: ``models.decoding.generation.generate``."""
         return generate(self.policy, prompts, **options)
 
     @torch.no_grad()
@@ -390,7 +390,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
 
         Args:
             folder: made when missing.
-            form: see :func:`~rlhf_lightning.models.export.export`.
+            form: see :func:`~rlhf_lightning.models.export.policy.export`.
             template: of the training rows, for the tokenizer beside the weights; None: the tokenizer's own.
         """
         with self.evaluation_weights():

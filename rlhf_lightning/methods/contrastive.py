@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, ClassVar
 from torch.optim import Optimizer
 
 from rlhf_lightning.methods.base import DIAGNOSTIC, STATISTICS, AlignmentModule
-from rlhf_lightning.models.hidden_actors import Embedder, Pooling
+from rlhf_lightning.models.hidden_states.actors import Embedder, Pooling
 from rlhf_lightning.types import MeasuredLoss, ParaphraseBatch, StepOutput
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from rlhf_lightning.models.roles import Models
+    from rlhf_lightning.models.roles.models import Models
 
 
 class Contrastive(AlignmentModule[ParaphraseBatch]):

@@ -16,7 +16,7 @@ from rlhf_lightning.methods.running import RunningMoments
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from rlhf_lightning.models.roles import Models
+    from rlhf_lightning.models.roles.models import Models
 
 
 class ObservingModule(AlignmentModule[BatchT]):

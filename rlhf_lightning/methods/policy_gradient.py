@@ -35,7 +35,7 @@ from rlhf_lightning.types import (
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from rlhf_lightning.models.roles import Models
+    from rlhf_lightning.models.roles.models import Models
 
 
 class PolicyGradient(AlignmentModule[RolloutBatch]):

@@ -12,13 +12,13 @@ from torch.optim import Optimizer
 from rlhf_lightning.methods.base import DIAGNOSTIC
 from rlhf_lightning.methods.reward import lengths
 from rlhf_lightning.methods.scoring import ScoringModule
-from rlhf_lightning.models.scorer import Scorer
+from rlhf_lightning.models.scorers.scorer import Scorer
 from rlhf_lightning.types import AttributesBatch, GroupLoss, PackedBatch, SequenceLogProbs, StepOutput
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from rlhf_lightning.models.roles import Models
+    from rlhf_lightning.models.roles.models import Models
 
 #: The kind of data that holds what a loss learns from.
 _KINDS = {"desirable": "unpaired", "step_label": "steps", "attributes": "attributes"}

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from rlhf_lightning.methods.base import DIAGNOSTIC, STATISTICS, AlignmentModule
 from rlhf_lightning.methods.slots import by_group, only_slot
 from rlhf_lightning.models.blocks import check_layers, decoder_layers
-from rlhf_lightning.models.layer_states import LayerActor
-from rlhf_lightning.models.reference import AdapterDisabled
+from rlhf_lightning.models.hidden_states.layers import LayerActor
+from rlhf_lightning.models.roles.reference import AdapterDisabled
 from rlhf_lightning.types import (
     InstructionBatch,
     LayerStates,
@@ -31,7 +31,7 @@ from rlhf_lightning.types import (
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from rlhf_lightning.models.roles import Models
+    from rlhf_lightning.models.roles.models import Models
 
 log = logging.getLogger(__name__)
 

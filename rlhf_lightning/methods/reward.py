@@ -22,7 +22,7 @@ from rlhf_lightning.types import (
 )
 
 if TYPE_CHECKING:
-    from rlhf_lightning.models.roles import Models
+    from rlhf_lightning.models.roles.models import Models
 
 
 class RewardModel(ScoringModule[PreferenceBatch]):

@@ -20,16 +20,16 @@ from rlhf_lightning.methods.optional import check_inputs
 from rlhf_lightning.methods.running import all_reduced
 from rlhf_lightning.methods.tracking import ScoreStatistics
 from rlhf_lightning.models.backbone import Backbone
-from rlhf_lightning.models.classification import check_padding, check_scorer_export, export_scorer
-from rlhf_lightning.models.export import Form
+from rlhf_lightning.models.export.classification import check_padding, check_scorer_export, export_scorer
+from rlhf_lightning.models.export.policy import Form
 from rlhf_lightning.models.modes import evaluating
-from rlhf_lightning.models.scorer import Scorer
+from rlhf_lightning.models.scorers.scorer import Scorer
 from rlhf_lightning.types import PackedBatch, SequenceLogProbs, StepOutput
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from rlhf_lightning.models.roles import Models
+    from rlhf_lightning.models.roles.models import Models
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class ScoringModule(AlignmentModule[BatchT]):
         loss: see ``AlignmentModule``.
         optimizer: see ``AlignmentModule``.
         scheduler: see ``AlignmentModule``.
-        head: makes the scorer; a partial of :class:`~rlhf_lightning.models.scorer.Scorer`. A loss that asks for
+        head: makes the scorer; a partial of :class:`~rlhf_lightning.models.scorers.scorer.Scorer`. A loss that asks for
             log-probs sets its ``language_model``.
         normalize: what the callback ``ScoreNormalizer`` measures when training ends. Scores are then shifted and
             divided wherever the model is used as a reward, never in training. ``standard``: mean 0 and standard

@@ -9,8 +9,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.tensor import DTensor
 
-from rlhf_lightning.models.adapter_start import BASE
-from rlhf_lightning.models.reference import AdapterDisabled, FrozenCopy
+from rlhf_lightning.models.adapters.start import BASE
+from rlhf_lightning.models.roles.reference import AdapterDisabled, FrozenCopy
 
 #: Keys of a checkpoint: a refreshed reference; the start of an adapter that a frozen reference has; the fingerprint of
 #: the model behind a cached reference.

@@ -22,7 +22,7 @@ from rlhf_lightning.types import GroupLoss, PackedBatch, SequenceLogProbs, StepO
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from rlhf_lightning.models.roles import Models
+    from rlhf_lightning.models.roles.models import Models
 
 
 log = logging.getLogger(__name__)

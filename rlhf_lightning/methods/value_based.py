@@ -13,15 +13,15 @@ from torch.optim import Optimizer
 from rlhf_lightning.methods.base import DIAGNOSTIC, STATISTICS, AlignmentModule
 from rlhf_lightning.methods.running import RunningMoments
 from rlhf_lightning.models.backbone import Backbone
-from rlhf_lightning.models.generation import generate
-from rlhf_lightning.models.value_actor import ValueActor
+from rlhf_lightning.models.critics.value_actor import ValueActor
+from rlhf_lightning.models.decoding.generation import generate
 from rlhf_lightning.options import Count, NonNegative, PositiveShare, WholeNumber
 from rlhf_lightning.types import ActionValues, MeasuredLoss, RankedBatch, SequenceLogProbs, StepOutput
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
-    from rlhf_lightning.models.roles import Models
+    from rlhf_lightning.models.roles.models import Models
 
 
 class ValueBased(AlignmentModule[RankedBatch]):
@@ -155,7 +155,7 @@ class ValueBased(AlignmentModule[RankedBatch]):
             prompts: token ids.
             beta: weight of the advantage; 0 samples from the policy; None: ``decoding_beta``.
             top_k: most tokens to choose from; None: ``decoding_top_k``.
-            options: of ``models.generation.generate``.
+            options: of ``models.decoding.generation.generate``.
         """
         beta = self.decoding_beta if beta is None else beta
         top_k = self.decoding_top_k if top_k is None else top_k

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf_lightning.models.adapters import without_adapter
+from rlhf_lightning.models.adapters.lora import without_adapter
 from rlhf_lightning.models.architectures import has_tested_parity, is_plain_head, logit_transform
 from rlhf_lightning.models.backbone import Backbone, padded
 from rlhf_lightning.models.forwarding import plain_options, report_every_position, takes

@@ -18,9 +18,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from rlhf_lightning.models.naming import adapter_parts, plain_name, transformers_model
+from rlhf_lightning.models.hidden_states.steering import steered_blocks
+from rlhf_lightning.models.loading.naming import adapter_parts, plain_name, transformers_model
 from rlhf_lightning.models.sharding import whole
-from rlhf_lightning.models.steering import steered_blocks
 from rlhf_lightning.ops.log_probs import LOG_PROB_VERSION
 
 #: Config fields that say where a model came from or how it is run, not what it computes.

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.generation import Guide, Mixed
-from rlhf_lightning.models.reference import ReferenceKind
-from rlhf_lightning.models.reward_guidance import BlockChoice, PrefixValue, TokenReward
+from rlhf_lightning.models.decoding.generation import Guide, Mixed
+from rlhf_lightning.models.decoding.reward_guidance import BlockChoice, PrefixValue, TokenReward
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.roles.reference import ReferenceKind
 from rlhf_lightning.options import Count, NonNegative, Real
 
 if TYPE_CHECKING:

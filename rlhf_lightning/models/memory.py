@@ -23,16 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lightning.models.blocks import decoder_layers
-from rlhf_lightning.models.earlier import AdapterCopy
+from rlhf_lightning.models.loading.naming import transformers_model
 from rlhf_lightning.models.modes import set_gradient_checkpointing
-from rlhf_lightning.models.naming import transformers_model
+from rlhf_lightning.models.roles.earlier import AdapterCopy
 from rlhf_lightning.models.sharding import reshard, unsharded
 from rlhf_lightning.ops.log_probs import BLOCK_BYTES, DEFAULT_BLOCK_BYTES
 from rlhf_lightning.types import PackedBatch, StepTotals
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor
-    from rlhf_lightning.models.roles import Models
+    from rlhf_lightning.models.roles.models import Models
 
 _TRIAL = (48, 144)  # tokens of the two trial passes
 #: What the peak is made of, as :class:`ModelSummary` calls it.

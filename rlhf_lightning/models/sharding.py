@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from rlhf_lightning.models.adapters import is_quantized
+from rlhf_lightning.models.adapters.lora import is_quantized
 from rlhf_lightning.models.blocks import decoder_layers
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ def sizes_at(location: str | Path, revision: str | None = None) -> Sizes:
     """
     from transformers import AutoConfig
 
-    from rlhf_lightning.models.adapter_folders import adapter_base
+    from rlhf_lightning.models.adapters.folders import adapter_base
 
     base = adapter_base(location)
     where, chosen = (location, revision or "main") if base is None else (base, "main")

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args, runtim
 
 import torch
 
-from rlhf_lightning.models import gguf
-from rlhf_lightning.models.gguf import reload
-from rlhf_lightning.models.loading import clear_errors, load_model
-from rlhf_lightning.models.naming import BASE_NOTE
-from rlhf_lightning.models.run_folders import Export, exported
+from rlhf_lightning.models.gguf import files as gguf_files
+from rlhf_lightning.models.gguf.files import reload
+from rlhf_lightning.models.hidden_states.steering import Steerable
+from rlhf_lightning.models.loading.naming import BASE_NOTE
+from rlhf_lightning.models.loading.run_folders import Export, exported
+from rlhf_lightning.models.loading.tokenizers import byte_tokenizer, prepare_tokenizer, resolve_chat_template
+from rlhf_lightning.models.loading.weights import clear_errors, load_model
 from rlhf_lightning.models.sizes import Sizes, sizes_at
-from rlhf_lightning.models.steering import Steerable
-from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer, resolve_chat_template
 from rlhf_lightning.options import Count, Seed
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Pretrained(Execution, Steerable):
         attention: transformers' attention implementation; ``auto`` is sdpa where the architecture has it, else eager.
         tokenizer_name: hub id or folder of another tokenizer.
         chat_template: another chat template: a name (``chatml``, ``zephyr``), a Jinja file, or Jinja text.
-        pad_token: another padding token; see :func:`~rlhf_lightning.models.tokenizers.prepare_tokenizer`.
+        pad_token: another padding token; see :func:`~rlhf_lightning.models.loading.tokenizers.prepare_tokenizer`.
         cache: keep GGUF files' dequantised weights under the cache folder (``$RLHF_CACHE``): the second load is more
             than ten times as fast, at 4 bytes (float32) a parameter.
 
@@ -137,13 +137,13 @@ class Pretrained(Execution, Steerable):
             if (path := self._gguf_path()) is None:
                 return sizes_at(self._location(), self.revision)
             dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
-            return sizes_at(gguf.model_folder(path, dtype))
+            return sizes_at(gguf_files.model_folder(path, dtype))
 
     def load(self, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
         """The model, in evaluation mode: a causal language model, or a reward model without its head.
 
         A folder with a sequence-classification model (or an adapter for one) gives its trunk; the head is left at
-        ``saved_head`` for the :class:`~rlhf_lightning.models.scorer.Scorer` that takes the model. A folder with an
+        ``saved_head`` for the :class:`~rlhf_lightning.models.scorers.scorer.Scorer` that takes the model. A folder with an
         adapter gives the base that the adapter names, the adapter merged into it, and is quantised after that.
 
         Args:
@@ -159,8 +159,8 @@ class Pretrained(Execution, Steerable):
     def _load(self, quantization: BitsAndBytesConfig | None) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM
 
-        from rlhf_lightning.models.adapter_folders import holds_adapter, load_merged, refuse_injected
-        from rlhf_lightning.models.classification import is_classifier, load_whole, without_head
+        from rlhf_lightning.models.adapters.folders import holds_adapter, load_merged, refuse_injected
+        from rlhf_lightning.models.export.classification import is_classifier, load_whole, without_head
 
         options: dict[str, Any] = {"trust_remote_code": False, "weights_only": True}
         if self.attention != "auto":
@@ -200,7 +200,7 @@ class Pretrained(Execution, Steerable):
 
     def _gguf_path(self) -> Path | None:
         if self.package:
-            return gguf.file_in_package(self.package, self.gguf_file or "")
+            return gguf_files.file_in_package(self.package, self.gguf_file or "")
         location = self._location()
         if location.endswith(".gguf") and Path(location).is_file():
             return Path(location)
@@ -220,10 +220,10 @@ class Pretrained(Execution, Steerable):
 
         if self.cache:
             try:
-                return AutoTokenizer.from_pretrained(gguf.tokenizer_folder(path))
+                return AutoTokenizer.from_pretrained(gguf_files.tokenizer_folder(path))
             except OSError as error:
                 _log_uncached(error)
-        return gguf.read_tokenizer(path)
+        return gguf_files.read_tokenizer(path)
 
     def _load_gguf(self, path: Path, options: dict[str, Any]) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM
@@ -231,10 +231,10 @@ class Pretrained(Execution, Steerable):
         dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
         if self.cache:
             try:
-                return load_model(AutoModelForCausalLM, gguf.model_folder(path, dtype), dtype=dtype, **options)
+                return load_model(AutoModelForCausalLM, gguf_files.model_folder(path, dtype), dtype=dtype, **options)
             except OSError as error:
                 _log_uncached(error)
-        return reload(gguf.read_model(path, dtype), dtype, options)
+        return reload(gguf_files.read_model(path, dtype), dtype, options)
 
 
 @dataclass(frozen=True)
@@ -385,4 +385,4 @@ def _check_dtype(dtype: str) -> None:
 
 
 def _log_uncached(error: OSError) -> None:
-    log.warning("the GGUF cache %s cannot be used (%s); reading the file itself", gguf.cache_dir(), error)
+    log.warning("the GGUF cache %s cannot be used (%s); reading the file itself", gguf_files.cache_dir(), error)

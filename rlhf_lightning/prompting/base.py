@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from rlhf_lightning.data.rows.messages import Turns
 from rlhf_lightning.data.rows.problems import ProblemKind, RowError
-from rlhf_lightning.models.run_folders import exported
+from rlhf_lightning.models.loading.run_folders import exported
 from rlhf_lightning.types import PromptForm
 
 

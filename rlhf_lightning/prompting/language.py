@@ -168,8 +168,8 @@ class Sampler:
     policy: Any
 
     def sample(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
-        """Sample one response to each prompt; see :func:`~rlhf_lightning.models.generation.generate`."""
-        from rlhf_lightning.models.generation import generate
+        """Sample one response to each prompt; see :func:`~rlhf_lightning.models.decoding.generation.generate`."""
+        from rlhf_lightning.models.decoding.generation import generate
 
         return generate(self.policy, prompts, **options)
 

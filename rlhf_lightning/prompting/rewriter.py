@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from rlhf_lightning.data.rows.messages import Turns
-from rlhf_lightning.models.generation import sample
+from rlhf_lightning.models.decoding.generation import sample
 from rlhf_lightning.models.sources import Dtype
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.options import Count, NonNegative, PositiveShare, Seed

@@ -48,7 +48,7 @@ def make_pair(question: str, responses: Sequence[str]) -> dict[str, Any] | None:
 def sample_responses(asked: Sequence[str], *, samples: int, seed: int) -> list[list[str]]:
     """Sample responses to each question; those that do not end within ``MAX_NEW_TOKENS`` tokens are empty."""
     from rlhf_lightning.models.actor import Actor
-    from rlhf_lightning.models.generation import generate
+    from rlhf_lightning.models.decoding.generation import generate
     from rlhf_lightning.models.sources import SmolLM2
 
     source = SmolLM2(dtype="bfloat16")

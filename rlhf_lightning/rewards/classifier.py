@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from rlhf_lightning.models.loading import check_classifier
+from rlhf_lightning.models.loading.weights import check_classifier
 from rlhf_lightning.options import Count
 from rlhf_lightning.rewards.model import ModelReward
 

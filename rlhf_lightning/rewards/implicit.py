@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhf_lightning.models.adapter_folders import adapter_base
-from rlhf_lightning.models.adapter_start import starts_as_base
+from rlhf_lightning.models.adapters.folders import adapter_base
+from rlhf_lightning.models.adapters.start import starts_as_base
 from rlhf_lightning.models.sources import Dtype
 from rlhf_lightning.options import Count, Positive
 from rlhf_lightning.rewards.base import Scores

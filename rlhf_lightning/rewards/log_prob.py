@@ -10,8 +10,8 @@ import torch
 from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.buffers import keep_float32_buffers
+from rlhf_lightning.models.loading.vocabulary import align_with_tokenizer
 from rlhf_lightning.models.sources import Dtype, Pretrained
-from rlhf_lightning.models.vocabulary import align_with_tokenizer
 from rlhf_lightning.options import Count
 from rlhf_lightning.rewards.base import Scores
 from rlhf_lightning.rewards.texts import Texts, batches, chosen_device

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.data.batches.packing import pack
+from rlhf_lightning.models.adapters.shared_storage import share_base
 from rlhf_lightning.models.buffers import keep_float32_buffers
-from rlhf_lightning.models.classification import load_whole, without_head
-from rlhf_lightning.models.heads import HEAD
-from rlhf_lightning.models.run_folders import exported
-from rlhf_lightning.models.scorer import Scorer
-from rlhf_lightning.models.shared_storage import share_base
+from rlhf_lightning.models.export.classification import load_whole, without_head
+from rlhf_lightning.models.loading.heads import HEAD
+from rlhf_lightning.models.loading.run_folders import exported
+from rlhf_lightning.models.loading.vocabulary import align_with_tokenizer
+from rlhf_lightning.models.scorers.scorer import Scorer
 from rlhf_lightning.models.sources import Pretrained
-from rlhf_lightning.models.vocabulary import align_with_tokenizer
 from rlhf_lightning.options import Count, WholeNumber
 from rlhf_lightning.rewards.base import Scores
 from rlhf_lightning.rewards.texts import Texts, batches, chosen_device
@@ -35,7 +35,7 @@ class ModelReward:
 
     Where the policy has another tokenizer than the reward model, texts are rendered again; see
     :class:`~rlhf_lightning.rewards.texts.Texts`. The adapter of a reward model stays beside its base, and where that is
-    the base of the policy's adapter both stand on one copy (:mod:`~rlhf_lightning.models.shared_storage`).
+    the base of the policy's adapter both stand on one copy (:mod:`~rlhf_lightning.models.adapters.shared_storage`).
 
     Args:
         tokenizer: of whoever made the token ids; None: the reward model's own.

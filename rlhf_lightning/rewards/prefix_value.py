@@ -45,7 +45,7 @@ class RewardOfPrefix:
     def __call__(
         self, prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[Sample]]
     ) -> list[list[float | None]]:
-        """See :class:`~rlhf_lightning.models.reward_guidance.PrefixValue`."""
+        """See :class:`~rlhf_lightning.models.decoding.reward_guidance.PrefixValue`."""
         groups = [SampleGroup(list(prompt), list(row)) for prompt, row in zip(prompts, candidates, strict=True)]
         scores = score_groups(self.reward, groups)[0]
         metrics_of(self.reward)  # what was counted on the way says nothing of the responses

@@ -15,9 +15,9 @@ from rlhf_lightning.data.spec import DataSpec
 from rlhf_lightning.data.tokens.conversations import Rendered
 from rlhf_lightning.data.tokens.encode import Encoder
 from rlhf_lightning.models.buffers import keep_float32_buffers
-from rlhf_lightning.models.scorer import Scorer
+from rlhf_lightning.models.loading.vocabulary import align_with_tokenizer
+from rlhf_lightning.models.scorers.scorer import Scorer
 from rlhf_lightning.models.sources import Dtype, Pretrained
-from rlhf_lightning.models.vocabulary import align_with_tokenizer
 from rlhf_lightning.options import Count
 from rlhf_lightning.rewards.base import Scores
 from rlhf_lightning.rewards.texts import Texts, batches, chosen_device

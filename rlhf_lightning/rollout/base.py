@@ -9,7 +9,7 @@ from rlhf_lightning.types import Sample, Sampling
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor
-    from rlhf_lightning.models.adapters import Adapter
+    from rlhf_lightning.models.adapters.lora import Adapter
     from rlhf_lightning.models.guidance import Guidance
 
 

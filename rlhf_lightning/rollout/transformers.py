@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
-from rlhf_lightning.models.cast_copy import CastCopy
-from rlhf_lightning.models.generation import Guide, Mixed, sample
-from rlhf_lightning.models.reference import AdapterDisabled, FrozenCopy
+from rlhf_lightning.models.decoding.generation import Guide, Mixed, sample
+from rlhf_lightning.models.export.cast_copy import CastCopy
+from rlhf_lightning.models.roles.reference import AdapterDisabled, FrozenCopy
 from rlhf_lightning.types import Sample, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from rlhf_lightning.models.actor import Actor
-    from rlhf_lightning.models.adapters import Adapter
+    from rlhf_lightning.models.adapters.lora import Adapter
     from rlhf_lightning.models.guidance import Guidance
 
 

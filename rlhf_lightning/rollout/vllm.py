@@ -31,7 +31,7 @@ from rlhf_lightning.types import Sample, Sampling, ended_by_text
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor
-    from rlhf_lightning.models.adapters import Adapter
+    from rlhf_lightning.models.adapters.lora import Adapter
 
 log = logging.getLogger(__name__)
 

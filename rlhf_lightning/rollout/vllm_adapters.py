@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lightning.models.adapter_start import rewrites_base
-from rlhf_lightning.models.adapters import is_adapted
+from rlhf_lightning.models.adapters.lora import is_adapted
+from rlhf_lightning.models.adapters.start import rewrites_base
 from rlhf_lightning.rollout.weights import QUANTIZED
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor
-    from rlhf_lightning.models.adapters import Adapter
+    from rlhf_lightning.models.adapters.lora import Adapter
 
 #: Ranks that vLLM has kernels for.
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
-from rlhf_lightning.models.adapters import Adapter
-from rlhf_lightning.models.export import adapter_state, save_adapter
+from rlhf_lightning.models.adapters.lora import Adapter
+from rlhf_lightning.models.export.policy import adapter_state, save_adapter
 from rlhf_lightning.options import Count, value_object
 from rlhf_lightning.rollout.completions import choices, copies, draws, sampling_fields, token_sample
 from rlhf_lightning.rollout.endpoint import Endpoint, ServerError, in_threads

@@ -16,7 +16,7 @@ from rlhf_lightning.lessons.base import Round
 from rlhf_lightning.lessons.tokens import IntArray, exact_totals
 from rlhf_lightning.models.fingerprint import reference_fingerprint
 from rlhf_lightning.models.modes import evaluating
-from rlhf_lightning.models.reference import FrozenCopy
+from rlhf_lightning.models.roles.reference import FrozenCopy
 from rlhf_lightning.rounds.processes import gathered
 from rlhf_lightning.rounds.record import checksum
 from rlhf_lightning.types import PackedBatch, Trained

@@ -6,8 +6,8 @@ import functools
 from contextlib import AbstractContextManager
 from typing import Any
 
-from rlhf_lightning.models.earlier import computing
-from rlhf_lightning.models.reference import placed
+from rlhf_lightning.models.roles.earlier import computing
+from rlhf_lightning.models.roles.reference import placed
 from rlhf_lightning.rewards.base import RoleReward
 from rlhf_lightning.types import Trained
 

@@ -22,11 +22,11 @@ import torch
 from filelock import FileLock
 
 from rlhf_lightning.data.tokens.cache import default_folder
-from rlhf_lightning.models.loading import load_model
+from rlhf_lightning.models.hidden_states.steering import Steerable
+from rlhf_lightning.models.loading.tokenizers import prepare_tokenizer
+from rlhf_lightning.models.loading.weights import load_model
 from rlhf_lightning.models.sizes import Sizes
 from rlhf_lightning.models.sources import Dtype, Execution
-from rlhf_lightning.models.steering import Steerable
-from rlhf_lightning.models.tokenizers import prepare_tokenizer
 from rlhf_lightning.options import Count, Positive, Seed, WholeNumber
 from rlhf_lightning.world import grammar
 from rlhf_lightning.world.tokenizer import BOS, EOS, PAD, VOCABULARY, tiny_tokenizer
@@ -133,7 +133,7 @@ class TinyWorld(Execution, Steerable):
             return cast("PreTrainedModel", LlamaForCausalLM(config))
 
     def _train(self, folder: Path) -> None:
-        from rlhf_lightning.models.gguf import save_model
+        from rlhf_lightning.models.gguf.files import save_model
         from rlhf_lightning.world.training import train_base
 
         log.info("training the tiny world's base once, for %s", folder.parent)

@@ -72,7 +72,7 @@ def _read(folder: Path) -> dict[Prompt, list[Sampled]]:
 
 def _draw(base: TinyWorld, folder: Path) -> None:
     from rlhf_lightning.models.actor import Actor
-    from rlhf_lightning.models.generation import generate
+    from rlhf_lightning.models.decoding.generation import generate
 
     asked = [encode(prompt.text) for prompt in grammar.prompts()]
     actor = Actor(base.load())

@@ -63,5 +63,5 @@ def test_what_is_imported_is_there(files: list[Path]) -> None:
 
 
 def test_an_absent_name_is_noticed() -> None:
-    source = "from rlhf_lightning.models.roles import Models, Builder\nfrom rlhf_lightning.model import roles\n"
-    assert list(absent(source)) == ["rlhf_lightning.models.roles.Builder", "rlhf_lightning.model.roles"]
+    source = "from rlhf_lightning.models.roles.models import Models, Builder\nfrom rlhf_lightning.model import roles\n"
+    assert list(absent(source)) == ["rlhf_lightning.models.roles.models.Builder", "rlhf_lightning.model.roles"]

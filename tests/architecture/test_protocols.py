@@ -16,7 +16,7 @@ import pytest
 import rlhf_lightning.rewards as rewards
 from rlhf_lightning.cli.build import make
 from rlhf_lightning.cli.compose import compose
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rewards import base
 from rlhf_lightning.types import Rolled

@@ -37,7 +37,7 @@ def test_folders_of_tests_are_packages_or_listed():
         ("from rlhf_lightning.data import Files", "rlhf_lightning.data.sources.files"),
         ("import rlhf_lightning.losses as losses\nlosses.dpo", "rlhf_lightning.losses.preference"),
         ("from rlhf_lightning.data.tokens import encode", "rlhf_lightning.data.tokens.encode"),
-        ("def f(m):\n    m.setattr('rlhf_lightning.models.gguf.load', None)", "rlhf_lightning.models.gguf"),
+        ("def f(m):\n    m.setattr('rlhf_lightning.models.gguf.files.load', None)", "rlhf_lightning.models.gguf.files"),
     ],
 )
 def test_uses_are_noticed(tmp_path, source, module):

@@ -22,7 +22,7 @@ class Module:
         self.policy, self.tracked, self.asked = actor, {}, []
 
     def sample(self, prompts, **options):
-        from rlhf_lightning.models.generation import generate
+        from rlhf_lightning.models.decoding.generation import generate
 
         self.asked = prompts
         return generate(self.policy, prompts, **options)

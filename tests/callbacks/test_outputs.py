@@ -31,8 +31,8 @@ from rlhf_lightning.data import AlignmentDataModule
 from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses import dpo
 from rlhf_lightning.methods import Preference
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.rewards.base import evaluated

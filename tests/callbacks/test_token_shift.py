@@ -14,8 +14,8 @@ from rlhf_lightning.callbacks import TokenShift
 from rlhf_lightning.callbacks.token_shift import shares
 from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models.actor import Actor
-from rlhf_lightning.models.generation import generate
-from rlhf_lightning.models.reference import FrozenCopy
+from rlhf_lightning.models.decoding.generation import generate
+from rlhf_lightning.models.roles.reference import FrozenCopy
 from rlhf_lightning.types import Example, PromptForm
 
 

@@ -21,10 +21,10 @@ from rlhf_lightning.cli.shared import shared_rounds
 from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses.options import is_on_policy
 from rlhf_lightning.methods import Mismatch
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.adapters.lora import Lora
 from rlhf_lightning.models.guidance import BlockGuidance, Realignment, RewardGuidance
-from rlhf_lightning.models.reference import AdapterDisabled
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.roles.reference import AdapterDisabled
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rewards import Composite, LengthReward, MathReward
 from rlhf_lightning.rewards.confidence import SelfConfidence

@@ -14,10 +14,10 @@ from rlhf_lightning.cli import generate
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.responses import Response, check_reference, log_ratios, statistics
 from rlhf_lightning.cli.runs import take_over
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.generation import sample
+from rlhf_lightning.models.decoding.generation import sample
 from rlhf_lightning.models.guidance import BlockGuidance
-from rlhf_lightning.models.reference import ReferenceKind
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.roles.reference import ReferenceKind
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.report.reading import read_rows
 from rlhf_lightning.types import SampleGroup, Sampling

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from rlhf_lightning.cli import steer
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.identity import digest, file_contents
+from rlhf_lightning.models.hidden_states.steering import read_header, read_vectors, write_vectors
 from rlhf_lightning.models.sources import TinyRandom
-from rlhf_lightning.models.steering import read_header, read_vectors, write_vectors
 
 PAIRS = [
     {"prompt": "Hello", "chosen": " dear friend", "rejected": " fool"},

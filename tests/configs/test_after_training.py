@@ -167,8 +167,8 @@ def test_inspect_shows_data_and_problems(rlhf, tmp_path):
 def test_adapter_weights_are_what_generate_loads(run):
     from rlhf_lightning.cli.instantiate import make
     from rlhf_lightning.cli.runs import read_config, weights_of
-    from rlhf_lightning.models.builder import ModelBuilder
-    from rlhf_lightning.models.trained import load_trained
+    from rlhf_lightning.models.roles.builder import ModelBuilder
+    from rlhf_lightning.models.roles.trained import load_trained
 
     cfg = read_config(run)
     actor = ModelBuilder(make(cfg.model), make(cfg.adapter), "none")().policy

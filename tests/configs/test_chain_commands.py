@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from rlhf_lightning.models.steering import write_vectors
+from rlhf_lightning.models.hidden_states.steering import write_vectors
 from rlhf_lightning.prompting.search import Bench
 
 YAML = """\

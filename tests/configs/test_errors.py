@@ -164,7 +164,7 @@ class TestCommand:
         assert not (tmp_path / "multirun").exists()
 
     def test_no_weights_are_loaded_for_bad_data(self, rlhf, tiny, tmp_path, monkeypatch):
-        from rlhf_lightning.models.builder import ModelBuilder
+        from rlhf_lightning.models.roles.builder import ModelBuilder
 
         def fail(self):
             raise AssertionError("weights were loaded")

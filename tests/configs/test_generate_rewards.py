@@ -14,7 +14,7 @@ from rlhf_lightning import compose
 from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.data import DataSpec
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 
 FILES = sorted((conf_dir() / "reward").glob("*.yaml"))

@@ -91,8 +91,8 @@ OTHER_ROWS = {
 
 def rated_model(folder: Path) -> list[str]:
     """A model with five heads, as the export of the first stage of ArmoRM."""
-    from rlhf_lightning.models.classification import export_scorer
-    from rlhf_lightning.models.scorer import Scorer
+    from rlhf_lightning.models.export.classification import export_scorer
+    from rlhf_lightning.models.scorers.scorer import Scorer
     from rlhf_lightning.models.sources import TinyRandom
 
     export_scorer(Scorer(TinyRandom().load(), outputs=5), TinyRandom().tokenizer(), folder)

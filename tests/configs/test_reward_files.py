@@ -21,9 +21,9 @@ from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.cli.results import Result
 from rlhf_lightning.cli.targets import locate
 from rlhf_lightning.conf_dir import conf_dir
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.classification import export_scorer
-from rlhf_lightning.models.scorer import Scorer
+from rlhf_lightning.models.export.classification import export_scorer
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.scorers.scorer import Scorer
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rewards import Composite, FunctionReward, MathReward, Reward
 from rlhf_lightning.types import sample_groups

@@ -23,7 +23,7 @@ from rlhf_lightning.hardening import (
     read_rollouts,
     write_rows,
 )
-from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer
+from rlhf_lightning.models.loading.tokenizers import byte_tokenizer, prepare_tokenizer
 from rlhf_lightning.rewards import ClassifierReward
 from rlhf_lightning.types import sample_groups
 from rlhf_lightning.world.tokenizer import encode, end, tiny_tokenizer

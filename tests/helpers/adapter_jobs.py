@@ -13,8 +13,8 @@ from rlhf_lightning.callbacks import LastCheckpoint, StepSeed
 from rlhf_lightning.checkpointing import AtomicCheckpointIO
 from rlhf_lightning.files import recovered
 from rlhf_lightning.losses import dpo
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from tests.helpers.jobs import KillAt, data
 from tests.helpers.training import preference, trainer

@@ -11,9 +11,9 @@ import torch
 from rlhf_lightning.credit import gae, lagrangian
 from rlhf_lightning.losses import ppo
 from rlhf_lightning.methods import PPO, KLPenalty, Multiplier, RewardShaping
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.critic import ActorCritic
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.critics.critic import ActorCritic
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.schedules import cosine
 from rlhf_lightning.types import RolloutOptions, SampleGroup

@@ -24,8 +24,8 @@ from rlhf_lightning.checkpointing import AtomicCheckpointIO
 from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.files import recovered
 from rlhf_lightning.losses import bco_pair
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.schedules import cosine
 from tests.helpers.kinds import EXAMPLES

@@ -24,7 +24,7 @@ from rlhf_lightning.files import recovered
 from rlhf_lightning.losses import ppo
 from rlhf_lightning.methods import KLPenalty, PolicyGradient
 from rlhf_lightning.methods.shaping import RewardShaping
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rewards import TextReward
 from rlhf_lightning.rollout import TransformersEngine

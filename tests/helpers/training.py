@@ -15,8 +15,8 @@ from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses.preference import dpo
 from rlhf_lightning.losses.supervised import sft
 from rlhf_lightning.methods import Preference, Supervised
-from rlhf_lightning.models.reference import Cached, FrozenCopy
-from rlhf_lightning.models.roles import Models
+from rlhf_lightning.models.roles.models import Models
+from rlhf_lightning.models.roles.reference import Cached, FrozenCopy
 from rlhf_lightning.ops.top_k import logits_top
 from rlhf_lightning.types import Example, PackedBatch, SequenceLogProbs, StepTotals, TopTokens
 

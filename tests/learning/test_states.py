@@ -11,7 +11,7 @@ from rlhf_lightning import compose, train
 from rlhf_lightning.cli import steer
 from rlhf_lightning.cli.results import Result
 from rlhf_lightning.models.actor import Actor
-from rlhf_lightning.models.generation import generate
+from rlhf_lightning.models.decoding.generation import generate
 from rlhf_lightning.world import TinyEvaluator, TinyWorld
 from tests.learning.harness import SHORT
 

@@ -11,8 +11,8 @@ import torch
 
 from rlhf_lightning.losses import sppo_soft
 from rlhf_lightning.methods import Preference
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rewards.win_matrix import matrix_from_scores
 from rlhf_lightning.types import Draw

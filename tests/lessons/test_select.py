@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.lessons import Rounds, SelectLesson
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rounds import OnlineData
 from rlhf_lightning.rounds.responses import DataResponses

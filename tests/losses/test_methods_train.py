@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader
 from rlhf_lightning import methods
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.models.actor import Actor
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.scorer import Scorer
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.scorers.scorer import Scorer
 from rlhf_lightning.models.sources import TinyRandom
 from tests.helpers.kinds import step
 from tests.helpers.loss_inputs import loss_from_yaml, method_yaml

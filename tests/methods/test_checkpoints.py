@@ -12,10 +12,10 @@ from rlhf_lightning.callbacks import LastCheckpoint, ReferenceSync
 from rlhf_lightning.checkpointing import AtomicCheckpointIO
 from rlhf_lightning.losses import dpo
 from rlhf_lightning.methods import Preference
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.loading.tokenizers import byte_tokenizer
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import Pretrained, TinyRandom
-from rlhf_lightning.models.tokenizers import byte_tokenizer
 from rlhf_lightning.rewards import ImplicitReward
 from tests.helpers.training import Builder, loader, preference, trainer
 

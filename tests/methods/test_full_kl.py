@@ -17,8 +17,8 @@ from rlhf_lightning import credit
 from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses import ppo, reinforce
 from rlhf_lightning.methods import KLPenalty, PolicyGradient
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.ops.aggregation import AGGREGATIONS
 from rlhf_lightning.ops.divergence import Predictions, divergence

@@ -16,10 +16,10 @@ from rlhf_lightning import losses
 from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.methods import ContextDistillation, Contrastive, KnowledgeDistillation, ValueBased
 from rlhf_lightning.methods.slots import only_slot
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.critics.value_actor import ValueActor
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
-from rlhf_lightning.models.value_actor import ValueActor
 from tests.helpers.hidden_rows import ROWS, context, steps
 
 TINY = TinyRandom(hidden_size=16, intermediate_size=32)
@@ -340,7 +340,7 @@ def test_decoding_by_value_takes_what_the_definition_says() -> None:
 
 
 def test_without_beta_samples_are_those_of_the_policy() -> None:
-    from rlhf_lightning.models.generation import generate
+    from rlhf_lightning.models.decoding.generation import generate
 
     made, prompts = module("ilql", decoding_beta=50.0), [[1, 2], [3]]
     assert made.sample(prompts, beta=0.0, max_new_tokens=6, seed=3) == generate(

@@ -22,7 +22,7 @@ from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.data.tokens.tokenize import tokenize
 from rlhf_lightning.methods import PPO, KLPenalty
 from rlhf_lightning.models.actor import Actor
-from rlhf_lightning.models.scorer import ScalarHead
+from rlhf_lightning.models.scorers.scorer import ScalarHead
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rollout import TransformersEngine
 from rlhf_lightning.types import Example, RolloutBatch, RolloutOptions, Sampling

@@ -17,10 +17,10 @@ from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.losses.preference import dpo
 from rlhf_lightning.losses.rating import attribute_regression, binary_discrimination, process_reward
 from rlhf_lightning.methods.rating import Rating
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.gated import GatedScorer
-from rlhf_lightning.models.heads import SavedHead
-from rlhf_lightning.models.scorer import Scorer
+from rlhf_lightning.models.loading.heads import SavedHead
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.scorers.gated import GatedScorer
+from rlhf_lightning.models.scorers.scorer import Scorer
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.ops.debias import verbosity_penalties
 from rlhf_lightning.types import Example, PackedBatch, StepTotals

@@ -13,9 +13,9 @@ from rlhf_lightning import losses
 from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.methods import ContrastedModels, Instructed, InstructedRepresentation
 from rlhf_lightning.methods.slots import only_slot
-from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.adapters.lora import Lora
 from rlhf_lightning.models.blocks import decoder_layers
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from tests.helpers.kinds import EXAMPLES, step
 

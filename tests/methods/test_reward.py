@@ -13,8 +13,8 @@ from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.methods import CostModel, RankedRewardModel, RewardModel
 from rlhf_lightning.methods.reward import by_group, lengths, shared_prefix
 from rlhf_lightning.methods.tracking import ScoreStatistics
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.scorer import Scorer
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.scorers.scorer import Scorer
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.types import Example
 from tests.helpers.kinds import EXAMPLES

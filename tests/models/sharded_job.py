@@ -13,14 +13,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.export import export
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.decoding.generation import generate
+from rlhf_lightning.models.export.policy import export
 from rlhf_lightning.models.fingerprint import reference_fingerprint
-from rlhf_lightning.models.generation import generate
 from rlhf_lightning.models.memory import describe
-from rlhf_lightning.models.reference import AdapterDisabled, FrozenCopy
-from rlhf_lightning.models.roles import Models, shard
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.roles.models import Models, shard
+from rlhf_lightning.models.roles.reference import AdapterDisabled, FrozenCopy
 from rlhf_lightning.models.sharding import reshard
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.types import PackedBatch

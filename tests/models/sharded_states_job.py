@@ -15,10 +15,10 @@ from torch.distributed.tensor import DTensor
 
 from rlhf_lightning import losses
 from rlhf_lightning.methods import ContrastedModels, InstructedRepresentation
-from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.adapters.lora import Lora
 from rlhf_lightning.models.blocks import decoder_layers
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.roles import shard
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.roles.models import shard
 from rlhf_lightning.models.sharding import reshard, whole
 from rlhf_lightning.models.sources import TinyRandom
 from tests.helpers.kinds import step

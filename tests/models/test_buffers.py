@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from rlhf_lightning.models.buffers import keep_float32_buffers
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from tests.models.pairs import pairs
 

@@ -9,9 +9,9 @@ import pytest
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.instantiate import make
 from rlhf_lightning.conf_dir import conf_dir
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.reference import ReferenceKind
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.roles.reference import ReferenceKind
 from rlhf_lightning.models.sources import ModelSource, Pretrained
 from tests.models.pairs import pairs
 

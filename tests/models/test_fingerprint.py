@@ -11,14 +11,14 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from tests.models.test_merging import KINDS
 
 from rlhf_lightning.models import fingerprint
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.adapters.lora import Lora
 from rlhf_lightning.models.fingerprint import reference_fingerprint
-from rlhf_lightning.models.naming import plain_name
+from rlhf_lightning.models.loading.naming import plain_name
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import Pretrained, TinyRandom
-from tests.models.test_merging import KINDS
 
 SOURCE = TinyRandom()
 

@@ -14,9 +14,9 @@ from rlhf_lightning.losses.supervised import sft
 from rlhf_lightning.methods import Supervised
 from rlhf_lightning.models import forwarding
 from rlhf_lightning.models.actor import Actor
-from rlhf_lightning.models.generation import sample
-from rlhf_lightning.models.roles import Models
-from rlhf_lightning.models.scorer import Scorer
+from rlhf_lightning.models.decoding.generation import sample
+from rlhf_lightning.models.roles.models import Models
+from rlhf_lightning.models.scorers.scorer import Scorer
 from rlhf_lightning.types import Example, Sampling
 from tests.helpers.tiny_models import CONFIGS, UNPACKABLE, tiny_model
 

@@ -7,12 +7,12 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.decode_states import WeightedModel, _Mixed
-from rlhf_lightning.models.generation import Guide, Mixed, candidate_streams, sample
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.decoding.generation import Guide, Mixed, candidate_streams, sample
+from rlhf_lightning.models.decoding.reward_guidance import TokenReward
+from rlhf_lightning.models.decoding.states import WeightedModel, _Mixed
 from rlhf_lightning.models.guidance import BlockGuidance, Contrast, Realignment, RewardGuidance
-from rlhf_lightning.models.reward_guidance import TokenReward
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.ops.draw import draw
 from rlhf_lightning.ops.streams import uniforms

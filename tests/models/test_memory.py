@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.earlier import Earlier
+from rlhf_lightning.models.adapters.lora import Lora
 from rlhf_lightning.models.memory import ModelSummary, _trial_batch, bytes_text, count_text, describe
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.roles.earlier import Earlier
 from rlhf_lightning.models.sources import TinyRandom
 
 #: Trains a small but real model for three steps; says what was predicted and what the process came to need.

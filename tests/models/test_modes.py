@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.adapters.lora import Lora
 from rlhf_lightning.models.modes import disable_dropout
-from rlhf_lightning.models.reference import AdapterDisabled
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.roles.reference import AdapterDisabled
 from rlhf_lightning.models.sources import TinyRandom
 from tests.models.pairs import pairs
 

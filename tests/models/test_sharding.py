@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from rlhf_lightning.models.blocks import decoder_layers
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sharding import unsharded
 from rlhf_lightning.models.sources import ARCHITECTURES, TinyRandom
 from tests.helpers.two_processes import failure
@@ -50,7 +50,7 @@ def test_decoder_layers_are_found_in_every_architecture(architecture):
 
 
 def test_decoder_layers_are_found_beneath_an_adapter():
-    from rlhf_lightning.models.adapters import Lora
+    from rlhf_lightning.models.adapters.lora import Lora
 
     policy = ModelBuilder(TinyRandom(), Lora(r=2, seed=0), "none")().policy
     assert [type(layer).__name__ for layer in decoder_layers(policy)] == ["LlamaDecoderLayer"] * 2

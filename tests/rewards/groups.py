@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf_lightning.models.tokenizers import byte_tokenizer
+from rlhf_lightning.models.loading.tokenizers import byte_tokenizer
 from rlhf_lightning.types import SampleGroup, sample_groups
 
 TOKENIZER = byte_tokenizer()

@@ -18,14 +18,14 @@ from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.data.tokens.tokenize import tokenize
 from rlhf_lightning.losses.judge import stated_preference
 from rlhf_lightning.models.actor import Actor
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.classification import export_scorer
-from rlhf_lightning.models.export import export
-from rlhf_lightning.models.roles import Models
-from rlhf_lightning.models.scorer import Scorer
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.export.classification import export_scorer
+from rlhf_lightning.models.export.policy import export
+from rlhf_lightning.models.loading.tokenizers import byte_tokenizer, prepare_tokenizer
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.roles.models import Models
+from rlhf_lightning.models.scorers.scorer import Scorer
 from rlhf_lightning.models.sources import Pretrained, TinyRandom
-from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer
 from rlhf_lightning.rewards import (
     ImplicitReward,
     JudgeReward,

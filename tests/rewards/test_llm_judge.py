@@ -10,7 +10,7 @@ import pytest
 
 from rlhf_lightning import compose
 from rlhf_lightning.cli.instantiate import make
-from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer
+from rlhf_lightning.models.loading.tokenizers import byte_tokenizer, prepare_tokenizer
 from rlhf_lightning.rewards import ComparisonJudge, RatingJudge, Reward, metrics_of, why_unscored
 from rlhf_lightning.rewards.asking import AskPolicy
 from rlhf_lightning.rewards.verdicts import choice, rating

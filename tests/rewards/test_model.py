@@ -11,12 +11,12 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerBase
 
 from rlhf_lightning.data.batches.packing import pack
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.classification import export_scorer
-from rlhf_lightning.models.roles import Models
-from rlhf_lightning.models.scorer import Scorer
+from rlhf_lightning.models.export.classification import export_scorer
+from rlhf_lightning.models.loading.tokenizers import byte_tokenizer, prepare_tokenizer
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.roles.models import Models
+from rlhf_lightning.models.scorers.scorer import Scorer
 from rlhf_lightning.models.sources import TinyRandom
-from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer
 from rlhf_lightning.rewards import ClassifierReward, LengthReward, ModelReward, ProcessReward, Reward
 from rlhf_lightning.types import Example, sample_groups
 

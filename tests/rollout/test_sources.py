@@ -7,10 +7,10 @@ from functools import partial
 import pytest
 import torch
 
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.generation import generate
-from rlhf_lightning.models.roles import Models
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.decoding.generation import generate
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.roles.models import Models
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rollout import OpenAIEngine, TransformersEngine, VLLMServerEngine
 from rlhf_lightning.rollout.base import ReferenceEngine

@@ -11,10 +11,10 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora.config import CordaConfig
 
-from rlhf_lightning.models.adapter_start import rewrites_base
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.reference import ReferenceKind
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.adapters.start import rewrites_base
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.roles.reference import ReferenceKind
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rollout.vllm_adapters import check_adapter, check_policy
 

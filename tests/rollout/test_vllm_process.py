@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.reference import ReferenceKind
-from rlhf_lightning.models.roles import Models
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.roles.models import Models
+from rlhf_lightning.models.roles.reference import ReferenceKind
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rollout import VLLMServerEngine, vllm_server
 from rlhf_lightning.rollout.endpoint import Endpoint, ServerError

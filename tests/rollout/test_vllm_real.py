@@ -20,10 +20,10 @@ import torch
 
 from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models.actor import Actor
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.reference import ReferenceKind
-from rlhf_lightning.models.roles import Models
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.roles.models import Models
+from rlhf_lightning.models.roles.reference import ReferenceKind
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rollout import TransformersEngine, VLLMEngine, VLLMServerEngine
 from rlhf_lightning.rollout import vllm as in_process

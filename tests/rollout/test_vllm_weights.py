@@ -13,10 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf_lightning.models.actor import Actor
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.naming import transformers_model
-from rlhf_lightning.models.reference import ReferenceKind
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.loading.naming import transformers_model
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.roles.reference import ReferenceKind
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rollout import VLLMEngine, VLLMServerEngine
 from rlhf_lightning.rollout import vllm as in_process

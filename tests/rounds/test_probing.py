@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf_lightning.lessons.experience import Experience
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rollout import TransformersEngine
 from rlhf_lightning.rounds.probing import measured

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.data.batches.packing import pack
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.earlier import AdapterCopy, Earlier
-from rlhf_lightning.models.reference import AdapterDisabled, FrozenCopy
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.roles.earlier import AdapterCopy, Earlier
+from rlhf_lightning.models.roles.reference import AdapterDisabled, FrozenCopy
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.rewards import Composite, ImplicitReward
 from rlhf_lightning.strategies import FSDP2Strategy

@@ -16,7 +16,7 @@ import torch
 from rlhf_lightning.data import AlignmentDataModule, Packaged
 from rlhf_lightning.losses import dpo
 from rlhf_lightning.methods import Preference
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from tests.helpers.jobs import Memory, in_processes
 from tests.helpers.training import trainer

@@ -10,8 +10,8 @@ import torch
 from rlhf_lightning.credit import grpo
 from rlhf_lightning.losses import ppo
 from rlhf_lightning.methods import KLPenalty, PolicyGradient
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.strategies import FSDP2Strategy
 from tests.helpers.jobs import in_processes

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from rlhf_lightning.models.roles import Models, shard
+from rlhf_lightning.models.roles.models import Models, shard
 from tests.helpers.hidden_rows import steps
 from tests.helpers.jobs import ranks
 from tests.methods.test_hidden_methods import METHODS, assert_same, gradients, module

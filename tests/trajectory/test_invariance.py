@@ -15,8 +15,8 @@ from rlhf_lightning import losses
 from rlhf_lightning.callbacks import ImplicitRewards, LogRatios, NonFiniteStop, ResponseStatistics
 from rlhf_lightning.cli.reference import fill_reference_cache
 from rlhf_lightning.methods import Preference, Supervised
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.strategies import FSDP2Strategy
 from tests.helpers.jobs import in_processes, trajectory

@@ -20,7 +20,7 @@ from rlhf_lightning.callbacks import (
     Throughput,
 )
 from rlhf_lightning.methods import Contrastive, Preference, RewardModel, Supervised, Unpaired
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.strategies import FSDP2Strategy
 from tests.helpers.jobs import in_processes, ranks, trajectory

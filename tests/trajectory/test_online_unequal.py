@@ -16,7 +16,7 @@ from rlhf_lightning.credit import remax
 from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.methods import PolicyGradient
 from rlhf_lightning.methods.shaping import RewardShaping
-from rlhf_lightning.models.tokenizers import byte_tokenizer
+from rlhf_lightning.models.loading.tokenizers import byte_tokenizer
 from rlhf_lightning.rewards import RatingJudge
 from rlhf_lightning.rewards.base import evaluated
 from rlhf_lightning.strategies import FSDP2Strategy

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlhf_lightning.callbacks import ImplicitRewards
-from rlhf_lightning.models.adapters import Lora
+from rlhf_lightning.models.adapters.lora import Lora
 from tests.helpers.adapter_jobs import fit_adapter, save_adapter
 from tests.helpers.jobs import Memory, differences, final_state, fit, forked
 

@@ -14,9 +14,9 @@ from rlhf_lightning import losses
 from rlhf_lightning.callbacks import ImplicitRewards, LastCheckpoint, ScoreNormalizer, StepSeed
 from rlhf_lightning.checkpointing import AtomicCheckpointIO
 from rlhf_lightning.methods import CostModel, RankedRewardModel, RewardModel
-from rlhf_lightning.models.adapters import Lora
-from rlhf_lightning.models.builder import ModelBuilder
-from rlhf_lightning.models.scorer import Scorer
+from rlhf_lightning.models.adapters.lora import Lora
+from rlhf_lightning.models.roles.builder import ModelBuilder
+from rlhf_lightning.models.scorers.scorer import Scorer
 from rlhf_lightning.models.sources import TinyRandom
 from rlhf_lightning.strategies import FSDP2Strategy
 from tests.helpers.jobs import data, in_processes, trajectory

@@ -13,7 +13,7 @@ from rlhf_lightning.checkpointing import AtomicCheckpointIO
 from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.losses import ilql
 from rlhf_lightning.methods import ValueBased
-from rlhf_lightning.models.builder import ModelBuilder
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import TinyRandom
 from tests.helpers.hidden_rows import ranked
 from tests.helpers.jobs import differences

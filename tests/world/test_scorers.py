@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.instantiate import make
-from rlhf_lightning.models.tokenizers import byte_tokenizer
+from rlhf_lightning.models.loading.tokenizers import byte_tokenizer
 from rlhf_lightning.rewards import Reward, metrics_of, score_groups, win_matrices
 from rlhf_lightning.types import SampleGroup, sample_groups
 from rlhf_lightning.world import (

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from rlhf_lightning import compose
 from rlhf_lightning.cli.instantiate import make
-from rlhf_lightning.models.tokenizers import byte_tokenizer, prepare_tokenizer
+from rlhf_lightning.models.loading.tokenizers import byte_tokenizer, prepare_tokenizer
 from rlhf_lightning.rewards import Composite, Reward, metrics_of, score_groups
 from rlhf_lightning.rewards.graders import GraderReward
 from rlhf_lightning.types import SampleGroup, sample_groups

@@ -1,0 +1,1 @@
+"""Critics: actors that also say what a response is expected to bring."""

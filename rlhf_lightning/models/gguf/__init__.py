@@ -1,0 +1,1 @@
+"""GGUF files: models read from them, and written for llama.cpp."""

@@ -1,0 +1,1 @@
+"""Hidden states: actors that read them, the directions in them, and steering along these."""

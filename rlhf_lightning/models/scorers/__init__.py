@@ -1,0 +1,1 @@
+"""Scorers: models that give a response a number instead of a distribution of tokens."""
