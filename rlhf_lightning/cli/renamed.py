@@ -1,4 +1,4 @@
-"""Options under the names that they had before: what they are called now, for one version.
+"""Options and ``_target_`` names under the names that they had before: what they are called now, for one version.
 
 An old name counts wherever an option may stand: on the command line, in a yaml of the user's, in the folder of a run.
 It is moved once the configuration is composed, so everything behind that knows the new name alone.
@@ -78,10 +78,20 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
         "start_timeout": "server.start_timeout",
     },
 }
+#: A ``_target_`` under the module that it was in -> its public name.
+MOVED: Mapping[str, str] = {
+    f"rlhf_lightning.models.{module}.{name}": f"rlhf_lightning.models.{name}"
+    for module, name in (
+        ("critic", "ActorCritic"),
+        ("gated", "GatedScorer"),
+        ("scorer", "Scorer"),
+        ("value_actor", "ValueActor"),
+    )
+}
 
 
 def with_new_names(cfg: DictConfig, *, warn: bool = True) -> DictConfig:
-    """Move options of old names, in place.
+    """Move options of old names, and rename targets that have moved, in place.
 
     A value under an old name counts above one under the new name, which may be a default; options of a mapping are
     moved one by one.
@@ -93,6 +103,12 @@ def with_new_names(cfg: DictConfig, *, warn: bool = True) -> DictConfig:
     Returns:
         The same configuration.
     """
+    for key, node in targets(OmegaConf.to_container(cfg, resolve=False)):
+        if (earlier := str(node["_target_"])) in MOVED:
+            with open_dict(cfg):
+                OmegaConf.update(cfg, f"{key}._target_", MOVED[earlier])
+            if warn:
+                _warn(earlier, MOVED[earlier])
     while (move := next(_moves(OmegaConf.to_container(cfg, resolve=False)), None)) is not None:
         old, new, value = move
         node, _, name = old.rpartition(".")
@@ -100,7 +116,7 @@ def with_new_names(cfg: DictConfig, *, warn: bool = True) -> DictConfig:
             del OmegaConf.select(cfg, node)[name]
             OmegaConf.update(cfg, new, value, merge=True, force_add=True)
         if warn:
-            warnings.warn(f"{old} is now {new}; the old name counts in this version only", FutureWarning, stacklevel=2)
+            _warn(old, new)
     return cfg
 
 
@@ -111,6 +127,10 @@ def names_of(keys: Iterable[str]) -> frozenset[str]:
         keys: of options that a user gave, whatever class they are options of.
     """
     return frozenset(name for key in keys for name in (key, *_new_names(key)))
+
+
+def _warn(old: str, new: str) -> None:
+    warnings.warn(f"{old} is now {new}; the old name counts in this version only", FutureWarning, stacklevel=3)
 
 
 def _moves(tree: Any) -> Iterator[tuple[str, str, Any]]:

@@ -359,7 +359,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         return ((name, p) for name, p in self.policy.named_parameters() if p.requires_grad)
 
     def sample(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]:
-        """One response of the policy to each prompt; a collective call. Options: ``models.decoding.generation.generate``."""
+        """One response of the policy to each prompt; a collective call. Options: of ``models.generate``."""
         return generate(self.policy, prompts, **options)
 
     @torch.no_grad()

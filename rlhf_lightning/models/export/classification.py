@@ -204,8 +204,8 @@ def check_scorer_export(policy: Scorer, tokenizer: PreTrainedTokenizerBase, form
     """Refuse, before anything is trained, a scorer that could not be exported afterwards; a collective call.
 
     Raises:
-        ValueError: see :func:`~rlhf_lightning.models.export.policy.check_export`; or the scorer is gated, the tokenizer pads
-            with EOS, or transformers has no sequence-classification model of this family.
+        ValueError: see :func:`~rlhf_lightning.models.export.policy.check_export`; or the scorer is gated, the tokenizer
+            pads with EOS, or transformers has no sequence-classification model of this family.
     """
     _check_scorer(policy, tokenizer)
     check_export(policy, tokenizer, _explicit(policy, form))
