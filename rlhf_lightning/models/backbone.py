@@ -2,8 +2,8 @@
 
 What stands on top of the hidden states is a subclass: the vocabulary (:class:`~rlhf_lightning.models.actor.Actor`) or a
 scalar head (:class:`~rlhf_lightning.models.scorers.scorer.Scorer`). A subclass computes everything inside its
-``forward``, so the hooks of FSDP2 and DDP, autocast, activation checkpointing, compiled layers and adapters act as on any
-module.
+``forward``, so the hooks of FSDP2 and DDP, autocast, activation checkpointing, compiled layers and adapters act as on
+any module.
 """
 
 from __future__ import annotations

