@@ -103,8 +103,8 @@ def with_new_names(cfg: DictConfig, *, warn: bool = True) -> DictConfig:
     Returns:
         The same configuration.
     """
-    for key, node in targets(OmegaConf.to_container(cfg, resolve=False)):
-        if (earlier := str(node["_target_"])) in MOVED:
+    for key, made in targets(OmegaConf.to_container(cfg, resolve=False)):
+        if (earlier := str(made["_target_"])) in MOVED:
             with open_dict(cfg):
                 OmegaConf.update(cfg, f"{key}._target_", MOVED[earlier])
             if warn:

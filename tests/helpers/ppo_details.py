@@ -28,7 +28,7 @@ DETAILS = [
         "1",
         "reward and value see prompt and response",
         (),
-        "tests.models.test_critic.test_all_kinds_start_with_the_same_values_and_log_probs",
+        "tests.models.critics.test_critic.test_all_kinds_start_with_the_same_values_and_log_probs",
     ),
     Detail(
         "2",
@@ -88,7 +88,7 @@ DETAILS = [
         "11",
         "value head starts at zero",
         ("method.critic.head=zeros",),
-        "tests.models.test_critic.test_values_start_at_zero_by_default",
+        "tests.models.critics.test_critic.test_values_start_at_zero_by_default",
     ),
     Detail(
         "12",
@@ -182,7 +182,7 @@ DETAILS = [
             "method.critic.kind=separate",
             "+method.critic.source._target_=rlhf_lightning.models.TinyRandom",
         ),
-        "tests.models.test_critic.test_a_critic_starts_from_a_reward_model_and_its_head",
+        "tests.models.critics.test_critic.test_a_critic_starts_from_a_reward_model_and_its_head",
     ),
     Detail(
         "M",

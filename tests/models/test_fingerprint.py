@@ -11,7 +11,6 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from tests.models.test_merging import KINDS
 
 from rlhf_lightning.models import fingerprint
 from rlhf_lightning.models.adapters.lora import Lora
@@ -19,6 +18,7 @@ from rlhf_lightning.models.fingerprint import reference_fingerprint
 from rlhf_lightning.models.loading.naming import plain_name
 from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import Pretrained, TinyRandom
+from tests.models.adapters.test_merging import KINDS
 
 SOURCE = TinyRandom()
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tests.models.test_merging import IDS, TOKENIZER, adapted, folder_of, logits, moved
 from transformers import AutoModelForCausalLM
 
 from rlhf_lightning.models.actor import Actor
@@ -23,6 +22,7 @@ from rlhf_lightning.models.loading.vocabulary import align_with_tokenizer
 from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.sources import Pretrained, TinyRandom
 from tests.helpers.tiny_models import tiny_model, write_gguf
+from tests.models.adapters.test_merging import IDS, TOKENIZER, adapted, folder_of, logits, moved
 
 ROWS = len(TOKENIZER)
 
