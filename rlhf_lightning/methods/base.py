@@ -152,7 +152,8 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
             raise ValueError("the loss needs a reference, but the models have none: set reference=frozen")
         if self.device_mesh is not None:
             offload = getattr(self.trainer.strategy, "cpu_offload", False)
-            shard(models, self.device_mesh["data_parallel"], cpu_offload=offload)
+            compute = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(self.trainer.precision))
+            shard(models, self.device_mesh["data_parallel"], cpu_offload=offload, compute=compute)
         self.policy = models.policy.train()  # transformers hands models out in evaluation mode
         self.reference, self.tokenizer, self.adapter_start = models.reference, models.tokenizer, models.start
         self.earlier = models.earlier

@@ -16,7 +16,7 @@ from rlhf_lightning.methods.density_ratio import DensityRatio
 from rlhf_lightning.methods.observing import ObservingModule
 from rlhf_lightning.methods.running import all_reduced
 from rlhf_lightning.models.modes import evaluating
-from rlhf_lightning.models.sharding import unsharded
+from rlhf_lightning.models.sharding import whole_weights
 from rlhf_lightning.types import GroupLoss, PackedBatch, SequenceLogProbs, StepOutput, UnpairedBatch
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Unpaired(ObservingModule[UnpairedBatch]):
         examples = getattr(getattr(self.trainer, "datamodule", None), "train_examples", None)
         if examples is None:
             raise ValueError("method.density_ratio needs the data module, which has all prompts: fit with one")
-        with unsharded(self.policy):
+        with whole_weights(self.policy):
             embedding = self.policy.base.get_input_embeddings().weight.detach()
             accuracy = self.density_ratio.fit(examples, embedding)
         log.info("density ratio: %.1f%% of the prompts' labels are predicted from the prompt alone", 100 * accuracy)

@@ -15,7 +15,7 @@ from rlhf_lightning.models.adapters.lora import is_quantized
 from rlhf_lightning.models.adapters.merging import iterate_base, merged_config, merged_weights
 from rlhf_lightning.models.hidden_states.steering import refuse_steered
 from rlhf_lightning.models.loading.naming import transformers_model
-from rlhf_lightning.models.sharding import unsharded
+from rlhf_lightning.models.sharding import reshard, whole_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,7 +41,7 @@ def policy_weights(policy: Actor) -> dict[str, Tensor]:
     """
     _check_sent(policy)
     model = transformers_model(policy)
-    with unsharded(policy):
+    with whole_weights(policy):
         return _in_checkpoint(model, merged_weights(model))
 
 
@@ -68,6 +68,7 @@ def write_config(policy: Actor, folder: Path, *, merged: bool = True) -> None:
 
 def dtype_name(policy: Actor) -> str:
     """``float32``, ``bfloat16`` or ``float16``: that of the policy's matrices."""
+    reshard(policy)  # gathered ones may be in the dtype that is computed in
     model = transformers_model(policy)
     return str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
 
@@ -94,7 +95,7 @@ def base_weights(policy: Actor) -> dict[str, Tensor]:
     """
     _check_sent(policy)
     model = transformers_model(policy)
-    with unsharded(policy):
+    with whole_weights(policy):
         return _in_checkpoint(model, {name: value.to("cpu", copy=True) for name, value in iterate_base(model)})
 
 

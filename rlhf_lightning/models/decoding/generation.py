@@ -21,7 +21,7 @@ from rlhf_lightning.models.decoding.shared_prefix import SharedPrefix, shared_pr
 from rlhf_lightning.models.decoding.states import WeightedModel, WeightedModels
 from rlhf_lightning.models.loading.naming import transformers_model
 from rlhf_lightning.models.modes import evaluating
-from rlhf_lightning.models.sharding import unsharded
+from rlhf_lightning.models.sharding import compute_dtype, unsharded
 from rlhf_lightning.ops.streams import stream_seed, uniforms
 from rlhf_lightning.types import PromptForm, Sample, Sampling, ended_by_text
 
@@ -187,8 +187,10 @@ def _decoding(actor: Any, model: Any, adapter: bool) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(unsharded(actor))
         stack.enter_context(evaluating(actor))
-        # Autocast would cast every weight again for every token; the weights decode in their own dtype instead.
-        stack.enter_context(torch.autocast(model.device.type, enabled=False))
+        # Autocast would cast every weight again for every token; the weights decode in their own dtype instead, but for
+        # those of shards that were gathered for autocast.
+        half = compute_dtype(actor)
+        stack.enter_context(torch.autocast(model.device.type, dtype=half, enabled=half is not None))
         if not adapter and is_adapted(actor.model):
             stack.enter_context(actor.model.disable_adapter())
         yield

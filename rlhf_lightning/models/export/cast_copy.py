@@ -13,7 +13,7 @@ from rlhf_lightning.models.adapters.merging import iterate_merged, merged_config
 from rlhf_lightning.models.buffers import keep_float32_buffers
 from rlhf_lightning.models.hidden_states.steering import copy_steering
 from rlhf_lightning.models.loading.naming import transformers_model
-from rlhf_lightning.models.sharding import unsharded
+from rlhf_lightning.models.sharding import whole_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,6 +52,6 @@ class CastCopy:
     def refresh(self, policy: Actor) -> None:
         """Take the policy's weights as they are now; a collective call where they are sharded."""
         ours = dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
-        with unsharded(policy):
+        with whole_weights(policy):
             for name, value in iterate_merged(transformers_model(policy)):
                 ours[name].copy_(value)

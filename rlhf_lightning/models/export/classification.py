@@ -37,7 +37,7 @@ from rlhf_lightning.models.loading.heads import HEAD, NORMALIZATION, POOL, Saved
 from rlhf_lightning.models.loading.naming import plain_name, transformers_model
 from rlhf_lightning.models.loading.weights import PEFT_PREFIX, check_classifier, load_adapter, load_model
 from rlhf_lightning.models.scorers.scorer import ScalarHead, Scorer
-from rlhf_lightning.models.sharding import unsharded
+from rlhf_lightning.models.sharding import whole_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -278,7 +278,7 @@ def _head_state(policy: Scorer, state: dict[str, Tensor], config: Any) -> Tensor
 
 def _write_full(policy: Scorer, folder: Path, config: Any, kind: Any, adapter: str) -> None:
     if is_adapted(policy.model):
-        with unsharded(policy):
+        with whole_weights(policy):
             head = {f"head.{name}": value.detach().cpu() for name, value in policy.head.named_parameters()}
             state = merged_weights(transformers_model(policy), adapter) | head if is_writer() else {}
     else:

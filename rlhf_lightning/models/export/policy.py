@@ -21,7 +21,7 @@ from rlhf_lightning.models.adapters.lora import is_adapted, is_quantized, withou
 from rlhf_lightning.models.adapters.merging import check_mergeable, merged_config, merged_weights, tied_names
 from rlhf_lightning.models.hidden_states.steering import refuse_steered
 from rlhf_lightning.models.loading.naming import ADDED_ROWS, BASE_NOTE, plain_name, transformers_model
-from rlhf_lightning.models.sharding import reshard, unsharded, whole
+from rlhf_lightning.models.sharding import reshard, whole, whole_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,7 +88,7 @@ def check_export(policy: Backbone, tokenizer: PreTrainedTokenizerBase, form: For
             or PEFT cannot merge this kind of adapter.
     """
     if written_form(policy, tokenizer, form) == "merged":
-        with unsharded(policy):
+        with whole_weights(policy):
             check_mergeable(transformers_model(policy), adapter)
 
 
@@ -151,7 +151,7 @@ def _save_full(policy: Backbone, folder: Path) -> None:
 
 def _save_merged(policy: Backbone, folder: Path, adapter: str) -> None:
     model: Any = transformers_model(policy)
-    with unsharded(policy):
+    with whole_weights(policy):
         if is_writer():
             state = merged_weights(model, adapter)
             config = merged_config(model)

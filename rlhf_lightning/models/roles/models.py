@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from rlhf_lightning.models.adapters.start import AdapterStart
 from rlhf_lightning.models.roles.earlier import AdapterCopy
 from rlhf_lightning.models.roles.reference import FrozenCopy, Reference
@@ -30,21 +32,22 @@ class Models:
     earlier: dict[str, Any] = field(default_factory=dict)
 
 
-def shard(models: Models, mesh: DeviceMesh, *, cpu_offload: bool = False) -> None:
+def shard(models: Models, mesh: DeviceMesh, *, cpu_offload: bool = False, compute: torch.dtype | None = None) -> None:
     """Shard the policy and, separately, every frozen copy with FSDP2, in place.
 
     Args:
         models: as built, with the same weights in every process.
         mesh: the data-parallel processes, one dimension.
         cpu_offload: keep shards and optimiser state in host memory.
+        compute: dtype of autocast, which weights are gathered in; None: that of the weights.
 
     Raises:
         ValueError: some weights are quantised.
     """
-    shard_actor(models.policy, mesh, cpu_offload=cpu_offload)
+    shard_actor(models.policy, mesh, cpu_offload=cpu_offload, compute=compute)
     for copy in (models.reference, *models.earlier.values()):
         copy = getattr(copy, "before", None) or copy
         if isinstance(copy, FrozenCopy):
-            shard_actor(copy.actor, mesh, cpu_offload=cpu_offload)
+            shard_actor(copy.actor, mesh, cpu_offload=cpu_offload, compute=compute)
         elif isinstance(copy, AdapterCopy):
             copy.shard()

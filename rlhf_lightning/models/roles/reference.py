@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from rlhf_lightning.models.adapters.lora import is_adapted
 from rlhf_lightning.models.adapters.start import AdapterStart
@@ -186,11 +187,13 @@ class Cached:
 def placed(model: Any, policy: nn.Module) -> Any:
     """A model that belongs to no module on the policy's device and in its dtype; anything else as it is.
 
+    A sharded one is where its shards are, and what is gathered of the policy says nothing about its dtype.
+
     Args:
         model: a reference, or None.
         policy: which Lightning places.
     """
-    if isinstance(model, nn.Module):
+    if isinstance(model, nn.Module) and not isinstance(getattr(model, "actor", None), FSDPModule):
         weight, example = next(model.parameters()), next(policy.parameters())
         if weight.device != example.device or weight.dtype != example.dtype:
             model.to(device=example.device, dtype=example.dtype)
