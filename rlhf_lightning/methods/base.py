@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
@@ -29,7 +30,7 @@ from rlhf_lightning.models.export.policy import Form, check_export, export
 from rlhf_lightning.models.forwarding import report_router_loss
 from rlhf_lightning.models.loading.naming import transformers_model
 from rlhf_lightning.models.modes import evaluating
-from rlhf_lightning.models.roles.models import Models, shard
+from rlhf_lightning.models.roles.models import Models, sharded
 from rlhf_lightning.models.roles.reference import Cached, placed
 from rlhf_lightning.models.sharding import unsharded
 from rlhf_lightning.renamed import class_attribute
@@ -147,13 +148,10 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         """Load the models, once, and shard them when a strategy has set a device mesh."""
         if self.policy is not None:
             return
-        models = self._build() if self.actor is Actor else self._build(self.actor)
+        build = self._build if self.actor is Actor else partial(self._build, self.actor)
+        models = build() if self.device_mesh is None else sharded(build, self.device_mesh, self.trainer)
         if "reference" in self.needs and models.reference is None:
             raise ValueError("the loss needs a reference, but the models have none: set reference=frozen")
-        if self.device_mesh is not None:
-            offload = getattr(self.trainer.strategy, "cpu_offload", False)
-            compute = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(self.trainer.precision))
-            shard(models, self.device_mesh["data_parallel"], cpu_offload=offload, compute=compute)
         self.policy = models.policy.train()  # transformers hands models out in evaluation mode
         self.reference, self.tokenizer, self.adapter_start = models.reference, models.tokenizer, models.start
         self.earlier = models.earlier

@@ -9,7 +9,7 @@ any module.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -115,6 +115,10 @@ class Backbone(nn.Module):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own ``generate``, reachable through the module that FSDP2 shards."""
         return self.model.generate(*args, **kwargs)
+
+    def inside(self, compute: Callable[[], Any]) -> Any:
+        """What a function computes with the model; FSDP2's hooks are around it, as they are around ``forward``."""
+        return compute()
 
     @contextmanager
     def adapter_switched(self, on: bool) -> Iterator[None]:

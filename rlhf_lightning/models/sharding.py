@@ -13,16 +13,24 @@ checkpoints a layer's ``forward`` and FSDP2's hooks are around it: computing a l
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 
 from rlhf_lightning.models.adapters.lora import is_quantized
 from rlhf_lightning.models.blocks import decoder_layers
 from rlhf_lightning.models.loading.naming import transformers_model
+from rlhf_lightning.models.shares import read_shares
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -41,10 +49,11 @@ def shard_actor(
 ) -> None:
     """Shard an actor in place over a one-dimensional mesh; does nothing when it is sharded already.
 
-    Gradients are reduced in float32.
+    Gradients are reduced in float32. Weights that are not read yet are read from their files, by each process the rows
+    that it keeps.
 
     Args:
-        actor: every process must hold the same weights.
+        actor: every process must hold the same weights, or none (:mod:`~rlhf_lightning.models.shares`).
         mesh: the data-parallel processes.
         cpu_offload: keep shards, gradients and optimiser state in host memory.
         compute: dtype of autocast, which weights are gathered in; None: that of the weights.
@@ -67,6 +76,8 @@ def shard_actor(
         fully_shard(layer, mp_policy=_precision(compute), **options)
     # Heads beside the model compute in float32 whatever autocast says, and they are in the root's group.
     fully_shard(actor, mp_policy=_precision(None if headed else compute), **options)
+    register_fsdp_forward_method(actor, "inside")
+    read_shares(actor, cpu_offload=cpu_offload)
     if compute is not None:
         setattr(actor, _COMPUTE, compute)
         _compute_under_autocast(actor, mesh.device_type, compute)
@@ -81,14 +92,14 @@ def _compute_under_autocast(actor: nn.Module, device: str, dtype: torch.dtype) -
 
     The stream's dtype is that of the embeddings, which are gathered in half precision.
     """
-    opened: list[torch.autocast] = []
+    opened: list[ExitStack] = []
 
     def enter(module: nn.Module, inputs: Any) -> None:
-        opened.append(torch.autocast(device, dtype=dtype))
-        opened[-1].__enter__()
+        opened.append(ExitStack())
+        opened[-1].enter_context(torch.autocast(device, dtype=dtype))
 
     def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-        opened.pop().__exit__(None, None, None)
+        opened.pop().close()
 
     def widen(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return output.float() if torch.is_autocast_enabled(device) else output

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args, runtim
 
 import torch
 
-from rlhf_lightning.models.gguf import files as gguf_files
+from rlhf_lightning.models.empty import empty_source
+from rlhf_lightning.models.gguf.files import files as gguf_files
 from rlhf_lightning.models.gguf.files import reload
 from rlhf_lightning.models.hidden_states.steering import Steerable
 from rlhf_lightning.models.loading.naming import BASE_NOTE
 from rlhf_lightning.models.loading.run_folders import Export, exported
 from rlhf_lightning.models.loading.tokenizers import byte_tokenizer, prepare_tokenizer, resolve_chat_template
 from rlhf_lightning.models.loading.weights import clear_errors, load_model
+from rlhf_lightning.models.shares import asked
 from rlhf_lightning.models.sizes import Sizes, sizes_at
 from rlhf_lightning.options import Count, Seed
 
@@ -168,6 +170,8 @@ class Pretrained(Execution, Steerable):
         if quantization is not None:
             options["quantization_config"] = quantization
         with clear_errors(self.name):
+            if asked() and (empty := empty_source(self, self._location(), self._gguf_path(), quantization)) is not None:
+                return empty
             if path := self._gguf_path():
                 return self._named(self._load_gguf(path, options), path)
             options["dtype"] = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)

@@ -14,11 +14,11 @@ from torch.distributed.tensor import DTensor
 
 from rlhf_lightning.models.actor import Actor
 from rlhf_lightning.models.adapters.lora import Lora
-from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.critics.critic import ActorCritic
 from rlhf_lightning.models.decoding.generation import generate
-from rlhf_lightning.models.roles.reference import placed
+from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.roles.models import Models, shard
+from rlhf_lightning.models.roles.reference import placed
 from rlhf_lightning.models.scorers.scorer import Scorer
 from rlhf_lightning.models.sharding import reshard, unsharded, whole, whole_weights
 from rlhf_lightning.models.sources import TinyRandom
@@ -78,9 +78,9 @@ def same_numbers_from_half_the_bytes() -> None:
     torch.testing.assert_close(mixed.policy(pairs(3)).token, mixed.reference(pairs(3)).token, rtol=0, atol=0)
     assert rounding < 0.1
     reshard(mixed.policy)
-    found, wanted = gradients(mixed.policy), gradients(one.policy)
-    assert found.keys() == wanted.keys()
-    for name, gradient in found.items():
+    obtained, wanted = gradients(mixed.policy), gradients(one.policy)
+    assert obtained.keys() == wanted.keys()
+    for name, gradient in obtained.items():
         assert gradient.dtype == torch.float32
         apart = (gradient - wanted[name]).norm() / wanted[name].norm()
         assert apart < 0.03, f"{name}: {apart}"
@@ -126,7 +126,7 @@ def heads_stay_in_float32() -> None:
 
 
 def checkpointing_gathers_no_more() -> None:
-    counts, found = {}, {}
+    counts, obtained = {}, {}
     for checkpointing in (False, True):
         models = built(gradient_checkpointing=checkpointing)
         entered: list[int] = []
@@ -134,12 +134,12 @@ def checkpointing_gathers_no_more() -> None:
         inner.register_forward_pre_hook(lambda *_, entered=entered: entered.append(1))
         counts[checkpointing] = len(one_step(models, None).gathered)
         assert len(entered) == (2 if checkpointing else 1), "a layer is computed again, from inside its own hooks"
-        found[checkpointing] = gradients(models.policy)
+        obtained[checkpointing] = gradients(models.policy)
         groups = [part for part in models.policy.modules() if isinstance(part, FSDPModule)]
         assert len(groups) == LAYERS + 1
     # Every layer is gathered for the forward and for the backward pass, the root once, with or without checkpointing.
     assert counts == {False: 2 * LAYERS + 1, True: 2 * LAYERS + 1}
-    torch.testing.assert_close(found[True], found[False])
+    torch.testing.assert_close(obtained[True], obtained[False])
 
 
 def adapters_in_half() -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from rlhf_lightning.models.blocks import decoder_layers
 from rlhf_lightning.models.loading.run_folders import exported_adapter
 from rlhf_lightning.models.loading.weights import adapter_config, load_adapter
+from rlhf_lightning.models.shares import stand_ins
 from rlhf_lightning.options import Count, Positive, Seed
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class Lora:
         """
         _quieten_bitsandbytes()
         keep_differentiable(model)
-        with _seeded(self.seed), warnings.catch_warnings():
+        with _seeded(self.seed), stand_ins(model), warnings.catch_warnings():
             # PEFT 0.21 reads a property that transformers 5.23 has renamed.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             adapted = self._fresh(model) if self.path is None else self._saved(model, self.path)
@@ -155,6 +156,18 @@ class Lora:
             ValueError: nothing is at ``path``.
         """
         return self._config() if self.path is None else cast("PeftConfig", adapter_config(self.path))
+
+    def reads_base(self) -> str | None:
+        """Option by which the adapter's start is made of the base's weights, or changes them; None: there is none."""
+        config: Any = self.config()
+        if config.peft_type != "LORA":
+            return f"a {config.peft_type} adapter"
+        if config.init_lora_weights not in (True, False, "gaussian"):
+            return f"adapter.init={config.init_lora_weights}"
+        options = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication")
+        if named := [name for name in options if getattr(config, name, None)]:
+            return f"an adapter with {named[0]}"
+        return None if config.bias == "none" else f"an adapter with bias={config.bias}"
 
     def _config(self) -> LoraConfig:
         from peft import LoraConfig

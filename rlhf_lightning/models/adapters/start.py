@@ -9,6 +9,7 @@ for good: the two models are compared.
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 
 from rlhf_lightning.models.adapters.lora import is_quantized, without_adapter
 from rlhf_lightning.models.backbone import Backbone
+from rlhf_lightning.models.loading.naming import adapter_parts, transformers_model
 from rlhf_lightning.models.modes import evaluating
+from rlhf_lightning.models.sharding import compute_dtype, reshard
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -67,9 +70,10 @@ class AdapterStart:
         """Reason why it is not, as a message."""
         reasons = []
         if self.difference != 0:  # nan as well
+            size = "" if math.isnan(self.difference) else f" by up to {self.difference:.3g}"
             reasons.append(
-                f"the adapter does not start at zero (with it numbers differ by up to {self.difference:.3g}: a trained "
-                "adapter in adapter.path, or adapter.init)"
+                f"the adapter does not start at zero (with it numbers differ{size}: a trained adapter in adapter.path, "
+                "or adapter.init)"
             )
         if self.moving:
             reasons.append(
@@ -119,20 +123,61 @@ def adapter_start(policy: Backbone) -> AdapterStart:
     """
     with evaluating(policy), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of trained biases, which are looked for here
-        first = _outputs(policy)
-        with policy.adapter_switched(False), torch.enable_grad():
-            second = _outputs(policy)
-            moving = _reached(policy, second)
-        second = second.detach()
-        difference = _difference(first, second)
-        if difference != 0:
-            with policy.adapter_switched(False):
-                repeated = _difference(second, _outputs(policy))
-            difference = 0.0 if difference <= 4 * repeated else difference  # atomic additions on a GPU
-        difference = max(difference, *_embedding_differences(policy), key=abs)
+        return _measured(policy)
+
+
+def expected_start(policy: Backbone) -> AdapterStart:
+    """Start of a policy whose base is not read yet, from the adapter alone: a LoRA is nothing where its B is zero.
+
+    Args:
+        policy: with a LoRA, untrained; nothing beneath it is trained.
+    """
+    base = transformers_model(policy)
+    parts = adapter_parts(base)
+    trained = [name for name, value in base.named_parameters() if value.requires_grad]
+    moving = tuple(name for name in trained if not name.startswith(parts))
+    factors = [value for name, value in base.named_parameters() if ".lora_B." in name]
+    zero = bool(factors) and not any(bool(value.any()) for value in factors)
+    return AdapterStart(0.0 if zero else math.nan, moving, (), 0.0)
+
+
+@torch.no_grad()
+def measured_start(policy: Backbone, expected: AdapterStart) -> AdapterStart:
+    """What :func:`adapter_start` gives, of a policy that is sharded by now; a collective call.
+
+    Args:
+        policy: at its start.
+        expected: of :func:`expected_start`, by which the reference was chosen.
+
+    Raises:
+        RuntimeError: the policy is not as expected.
+    """
+    compute = compute_dtype(policy)
+    device = next(policy.parameters()).device.type
+    with evaluating(policy), torch.autocast(device, dtype=compute, enabled=compute is not None):
+        measured: AdapterStart = policy.inside(lambda: _measured(policy, expected.moving))
+    reshard(policy)
+    if expected.is_base and not measured.is_base:
+        raise RuntimeError(f"an adapter whose update is zero changes its base: {measured.reason()}")
+    return measured
+
+
+def _measured(policy: Backbone, moving: tuple[str, ...] | None = None) -> AdapterStart:
+    """The comparison; None: gradients tell which weights move; whole weights have them."""
+    first = _outputs(policy)
+    with policy.adapter_switched(False), torch.set_grad_enabled(moving is None):
+        second = _outputs(policy)
+        moving = _reached(policy, second) if moving is None else moving
+    second = second.detach()
+    difference = _difference(first, second)
+    if difference != 0:
+        with policy.adapter_switched(False):
+            repeated = _difference(second, _outputs(policy))
+        difference = 0.0 if difference <= 4 * repeated else difference  # atomic additions on a GPU
+    difference = max(difference, *_embedding_differences(policy), key=abs)
     kept = second[0, -1].float().cpu()
     kept = kept[_spread(len(kept) - 1, _KEPT)]
-    rounding = torch.bfloat16 if is_quantized(policy) else second.dtype
+    rounding = torch.bfloat16 if is_quantized(policy) else compute_dtype(policy) or second.dtype
     return AdapterStart(difference, moving, tuple(kept.tolist()), torch.finfo(rounding).eps ** 0.5)
 
 

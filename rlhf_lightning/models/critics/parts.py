@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -17,6 +17,7 @@ from rlhf_lightning.models.loading.heads import HEAD, SavedHead
 from rlhf_lightning.models.loading.weights import adapter_config, load_adapter
 from rlhf_lightning.models.modes import disable_dropout
 from rlhf_lightning.models.scorers.scorer import HeadInit, ScalarHead, Scorer
+from rlhf_lightning.models.shares import reading_whole
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.adapters.lora import Adapter
@@ -46,7 +47,8 @@ def separate_critic(
     Raises:
         ValueError: the source has another vocabulary, or no head where one is to be kept.
     """
-    model: Any = copy.deepcopy(policy.model) if source is None else _loaded(source, policy)
+    with nullcontext() if adapter is None else reading_whole():
+        model: Any = copy.deepcopy(policy.model) if source is None else _loaded(source, policy)
     if adapter is not None and source is not None:
         model = adapter.apply(model)  # a reward model's adapter brings a head
     if head == "keep" and not hasattr(model, "saved_head"):

@@ -16,8 +16,8 @@ def align_with_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 
     Generation then stops at the tokenizer's EOS as well as at the model's own ends (Llama 3 has several).
     """
-    rows = cast("nn.Embedding", model.get_input_embeddings()).num_embeddings
-    if len(tokenizer) > rows:
+    if needs_rows(model, tokenizer):
+        rows = cast("nn.Embedding", model.get_input_embeddings()).num_embeddings
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         setattr(model, ADDED_ROWS, range(rows, len(tokenizer)))
     generation = cast("Any", getattr(model, "generation_config", None))
@@ -28,6 +28,11 @@ def align_with_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     ends = [tokenizer.eos_token_id, *(end for end in ends if end not in (None, tokenizer.eos_token_id))]
     generation.eos_token_id = ends if len(ends) > 1 else ends[0]
     generation.pad_token_id = tokenizer.pad_token_id
+
+
+def needs_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the tokenizer has tokens that the model has no embeddings for."""
+    return len(tokenizer) > cast("nn.Embedding", model.get_input_embeddings()).num_embeddings
 
 
 def difference(tokenizer: PreTrainedTokenizerBase, expected: PreTrainedTokenizerBase, name: str) -> str | None:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 
+from rlhf_lightning.models import shares
 from rlhf_lightning.models.actor import Actor
-from rlhf_lightning.models.adapters.lora import Adapter
-from rlhf_lightning.models.adapters.start import AdapterStart, adapter_start
+from rlhf_lightning.models.adapters.lora import Adapter, Lora
+from rlhf_lightning.models.adapters.start import AdapterStart, adapter_start, expected_start
 from rlhf_lightning.models.backbone import Backbone
 from rlhf_lightning.models.buffers import keep_float32_buffers
 from rlhf_lightning.models.hidden_states.steering import Steerable
-from rlhf_lightning.models.loading.vocabulary import align_with_tokenizer, difference
+from rlhf_lightning.models.loading.vocabulary import align_with_tokenizer, difference, needs_rows
 from rlhf_lightning.models.modes import compile_layers, disable_dropout, set_gradient_checkpointing
 from rlhf_lightning.models.roles.earlier import AdapterCopy, Earlier, check_shapes, without_start
 from rlhf_lightning.models.roles.models import Models
@@ -94,13 +95,38 @@ class ModelBuilder:
         Raises:
             ValueError: ``reference=adapter_off``, and the policy without its adapter is not the initial policy.
         """
-        tokenizer = self.tokenizer()
         self.check_teacher()
+        if shares.asked():
+            try:
+                self._check_shares()
+                return self._models(actor)
+            except shares.Whole as reason:
+                shares.log_whole(self.source.name, reason)
+        with shares.reading_whole():
+            return self._models(actor)
+
+    def _check_shares(self) -> None:
+        """Refuse to build models without weights where something looks at weights before they are sharded.
+
+        Raises:
+            Whole: something does.
+        """
+        if self.start is not None:
+            raise shares.Whole("the weights of another run are put into it")
+        if self.adapter is not None:
+            made_of = self.adapter.reads_base() if isinstance(self.adapter, Lora) else type(self.adapter).__name__
+            if made_of is not None:
+                raise shares.Whole(f"{made_of} is made of its weights")
+
+    def _models(self, actor: Callable[..., Backbone]) -> Models:
+        tokenizer = self.tokenizer()
         policy = self._policy(tokenizer, actor)
         parent = self._parent(policy, tokenizer, actor)
         if self.start is not None:
             self.start(policy, None if self.adapter is None else adapter_start(policy))
-        start = None if self.adapter is None else adapter_start(policy)
+        start = None
+        if self.adapter is not None:
+            start = expected_start(policy) if shares.unread(policy) else adapter_start(policy)
         reference = self._reference(policy, start)
         if self.gradient_checkpointing:
             for part in [part for part in policy.modules() if isinstance(part, Backbone)]:  # a critic is one as well
@@ -117,6 +143,8 @@ class ModelBuilder:
         if self.adapter is not None and self.adapter.quantize is not None:
             quantization = self.adapter.quantization(_named_dtype(getattr(self.source, "dtype", "float32")))
         model = self.source.load(quantization)
+        if shares.unread(model) and needs_rows(model, tokenizer):
+            raise shares.Whole("its tokenizer has tokens that the model gets rows for")
         align_with_tokenizer(model, tokenizer)
         keep_float32_buffers(model)
         if not self.dropout:
@@ -125,7 +153,9 @@ class ModelBuilder:
         policy = actor(adapted, backend=self.backend or "auto")
         # Lightning's true half precision casts what is loaded here once all is loaded; the start is what comes of it.
         dtype = torch.get_default_dtype()
-        return policy if dtype == torch.float32 else policy.to(dtype)
+        policy = policy if dtype == torch.float32 else policy.to(dtype)
+        shares.check_readable(policy)
+        return policy
 
     def check_teacher(self) -> None:
         """Compare the vocabularies of teacher and policy; reads tokenizers, no weights.

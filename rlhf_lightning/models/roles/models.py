@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlhf_lightning.models.adapters.start import AdapterStart
+from rlhf_lightning.models.adapters.start import AdapterStart, measured_start
 from rlhf_lightning.models.roles.earlier import AdapterCopy
 from rlhf_lightning.models.roles.reference import FrozenCopy, Reference
 from rlhf_lightning.models.sharding import shard_actor
+from rlhf_lightning.models.shares import reading_shares
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -30,6 +32,25 @@ class Models:
     start: AdapterStart | None = None  #: what the policy's adapter does before training; None: there is none
     #: by role, see :class:`~rlhf_lightning.models.roles.earlier.Earlier`
     earlier: dict[str, Any] = field(default_factory=dict)
+
+
+#: What Lightning's names of precisions compute in under autocast.
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def sharded(build: Callable[[], Models], mesh: DeviceMesh, trainer: Any) -> Models:
+    """Build models of which every process loads its share, where their files allow that, and shard them.
+
+    Args:
+        build: makes them.
+        mesh: with a dimension ``data_parallel``.
+        trainer: of Lightning: its precision counts, and whether its strategy keeps shards in host memory.
+    """
+    with reading_shares():
+        models = build()
+    offload = getattr(trainer.strategy, "cpu_offload", False)
+    shard(models, mesh["data_parallel"], cpu_offload=offload, compute=AUTOCAST.get(str(trainer.precision)))
+    return models
 
 
 def shard(models: Models, mesh: DeviceMesh, *, cpu_offload: bool = False, compute: torch.dtype | None = None) -> None:
@@ -51,3 +72,5 @@ def shard(models: Models, mesh: DeviceMesh, *, cpu_offload: bool = False, comput
             shard_actor(copy.actor, mesh, cpu_offload=cpu_offload, compute=compute)
         elif isinstance(copy, AdapterCopy):
             copy.shard()
+    if models.start is not None and not models.start.base:
+        models.start = measured_start(models.policy, models.start)
