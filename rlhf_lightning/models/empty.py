@@ -105,7 +105,7 @@ def _without_storage() -> Iterator[None]:
     def emptied(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         return None if parameter is None else nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
-    handle = register_module_parameter_registration_hook(emptied)
+    handle = register_module_parameter_registration_hook(cast("Any", emptied))
     try:
         yield
     finally:
@@ -149,9 +149,9 @@ def _connect(model: Any, pieces: dict[str, Piece], whole: Collection[str]) -> No
         raise Whole(f"its files and the architecture differ in names, for example {differing[0]}")
     if twice := sorted(pieces.keys() & tied.keys()):
         raise Whole(f"its files hold {twice[0]}, which its configuration ties to another weight")
+    places = [(pieces[tied[name] if name in absent else name], name, value) for name, value in expected.items()]
     with Reader() as reader:
-        for name, value in expected.items():
-            piece = pieces[tied[name] if name in absent else name]
+        for piece, name, value in sorted(places, key=lambda place: place[0].file):
             shape = reader.file(piece.file).get_slice(piece.name).get_shape()
             if shape != [*value.shape]:
                 raise Whole(f"{name} is {shape} in its files and {[*value.shape]} by its configuration")

@@ -52,10 +52,11 @@ class Piece:
 
 
 class Reader:
-    """Open safetensors files; each is opened once."""
+    """Safetensors files, of which one is open at a time: what is mapped of a file counts as the process's memory."""
 
     def __init__(self) -> None:
-        self._files: dict[str, Any] = {}
+        self._path = ""
+        self._open: Any = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Reader:
@@ -66,15 +67,19 @@ class Reader:
 
     def file(self, path: str) -> Any:
         """The open file at a path."""
-        if path not in self._files:
-            self._files[path] = self._stack.enter_context(safe_open(path, framework="pt"))
-        return self._files[path]
+        if path != self._path:
+            self._stack.close()
+            self._open, self._path = self._stack.enter_context(safe_open(path, framework="pt")), path
+        return self._open
 
     def rows(self, piece: Piece, start: int | None = None, end: int | None = None) -> Tensor:
-        """Some rows of a weight, in the dtype that the model is loaded in; all of them by default."""
+        """Some rows of a weight, in the dtype that the model is loaded in; all of them by default.
+
+        They are a copy: what safetensors gives may lie in the file, which somebody may replace.
+        """
         saved = self.file(piece.file).get_slice(piece.name)
         rows: Tensor = saved[:] if start is None else saved[start:end]
-        return rows.to(piece.dtype)
+        return rows.to(piece.dtype, copy=True)
 
 
 @contextmanager
@@ -163,8 +168,9 @@ def read_shares(module: nn.Module, *, cpu_offload: bool = False) -> None:
         cpu_offload: its shards stay in host memory.
     """
     filled: dict[int, nn.Parameter] = {}  # a tied weight once
+    replaced: list[nn.Parameter] = []  # held, so that their addresses are not used again
     with Reader() as reader:
-        for part, name, piece in unread(module):
+        for part, name, piece in sorted(unread(module), key=lambda place: place[2].file):
             weight = getattr(part, name)
             if id(weight) not in filled:
                 start, end = _local_rows(weight)
@@ -172,6 +178,7 @@ def read_shares(module: nn.Module, *, cpu_offload: bool = False) -> None:
                 rows = reader.rows(piece, start, end) if end > start else torch.empty(0, *weight.shape[1:])
                 shard = as_sharded(rows.to(device=device, dtype=weight.dtype), weight)
                 filled[id(weight)] = nn.Parameter(shard, requires_grad=weight.requires_grad)
+                replaced.append(weight)
             part.load_state_dict({name: filled[id(weight)]}, strict=False, assign=True)
             filled[id(getattr(part, name))] = filled[id(weight)]
     for part in module.modules():
