@@ -18,18 +18,14 @@ from rlhf_lightning.models.shares import Piece, Reader, Whole, log_whole, mark
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from rlhf_lightning.models.sources import Pretrained
-
 _ONE_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def empty_source(
-    source: Pretrained, location: str, gguf: Path | None, quantization: object | None
-) -> PreTrainedModel | None:
+def empty_source(source: Any, location: str, gguf: Path | None, quantization: object | None) -> PreTrainedModel | None:
     """The model of a source without its weights; None, with a sentence in the log, where it has to be loaded whole.
 
     Args:
-        source: whose options count.
+        source: a ``Pretrained``, whose options count.
         location: folder or hub id.
         gguf: the GGUF file that the weights are in.
         quantization: of the weights while they load.
