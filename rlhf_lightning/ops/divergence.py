@@ -104,7 +104,7 @@ def divergence(
         kind: ``forward_kl`` is KL(teacher || student), ``reverse_kl`` KL(student || teacher), ``jsd`` the generalised
             Jensen-Shannon divergence.
         mixture: the teacher's weight beta in the mixture of ``jsd``, in (0, 1); 0.5 is the symmetric one.
-        block_bytes: memory for the float32 logits of one block, both models together; None: 16 MiB on a CPU, 256 MiB
+        block_bytes: memory for the float32 logits of one block, both models together; None: 4 MiB on a CPU, 256 MiB
             elsewhere.
 
     Raises:

@@ -33,8 +33,8 @@ LOG_PROB_VERSION = 2
 #: What the head can compute beside it, in the same pass.
 STATISTICS = frozenset({"entropy", "top1", "collision"})
 
-#: Bytes of float32 logits in a block: a share of a CPU's last-level cache, enough to keep an accelerator busy.
-BLOCK_BYTES = {"cpu": 16 << 20}
+#: Bytes of float32 logits in a block: a few passes over it stay near a CPU's cores; enough to keep an accelerator busy.
+BLOCK_BYTES = {"cpu": 4 << 20}
 DEFAULT_BLOCK_BYTES = 256 << 20
 MIN_BLOCK = 256
 #: A log-prob whose exponential is 0 in every dtype, while 0 times it is 0 and not nan.
@@ -114,7 +114,7 @@ def log_probs(
         bias: the head's bias.
         transform: scale, soft-cap and temperature of the logits; None: the plain softmax.
         statistics: subset of ``STATISTICS``.
-        block_bytes: memory for one block of float32 logits; None: 16 MiB on a CPU, 256 MiB elsewhere.
+        block_bytes: memory for one block of float32 logits; None: 4 MiB on a CPU, 256 MiB elsewhere.
 
     Raises:
         ValueError: for an unknown statistic.
@@ -258,10 +258,9 @@ def _forward(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, options: HeadOptions
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Target log-probs, the softmax's log-normalizer, and entropy, top1, collision (None: not asked for)."""
-    hidden = hidden.to(options.dtype)
+    hidden, moments = hidden.to(options.dtype), options.statistics & {"entropy", "collision"}
     chosen = torch.zeros(len(hidden), dtype=torch.promote_types(options.dtype, torch.float32), device=hidden.device)
     normalizers, maxima, entropies, collisions = [], [], [], []
-    moments = options.statistics & {"entropy", "collision"}
     for block in options.blocks(len(hidden), len(weight)):
         logits = options.logits(hidden, weight[block].to(options.dtype), None if bias is None else bias[block])
         inside, column = within(target, block)
@@ -271,10 +270,11 @@ def _forward(
         total = weights.sum(-1)
         normalizers.append(largest + total.log())
         maxima.append(largest)
-        if moments:
-            total = total.clamp(min=torch.finfo(total.dtype).tiny)
-            entropies.append(total.log() - (weights * below.clamp_(min=NEVER)).sum(-1) / total)
-            collisions.append((weights / total[:, None]).square_().sum(-1))
+        total = total.clamp(min=torch.finfo(total.dtype).tiny)
+        if "entropy" in moments:
+            entropies.append(total.log() - below.clamp_(min=NEVER).mul_(weights).sum(-1) / total)
+        if "collision" in moments:
+            collisions.append(weights.div_(total[:, None]).square_().sum(-1))
     blocks = torch.stack(normalizers)
     normalizer = blocks.logsumexp(0)
     share = blocks - normalizer  # log of the probability that falls into each block
@@ -327,23 +327,24 @@ class _Slope(LogitGradient):
 
     @property
     def row(self) -> Tensor:
-        if self.grad_entropy is None:
-            return self.grad * -self.transform.factor
-        return torch.full_like(self.grad, -self.transform.factor)
+        whole = self.grad if self.grad_entropy is None else torch.ones_like(self.grad)
+        return whole * -self.transform.factor
 
     def matrix(self, logits: Tensor, block: slice) -> Tensor:
-        """The block's part of the gradient, without the row's factor."""
-        log_p = logits - self.normalizer[:, None]
-        inside, column = within(self.target, block)
-        result = log_p.exp()
-        at_target = -inside.to(result.dtype)
-        if self.grad_entropy is not None and self.entropy is not None:
-            surprise = log_p.clamp_(min=NEVER) + self.entropy[:, None]
-            result = result * torch.addcmul(self.grad[:, None], self.grad_entropy[:, None], surprise)
-            at_target = at_target * self.grad
-        result.scatter_add_(1, column, at_target[:, None])
+        """The block's part of the gradient, without the row's factor; it takes the place of the logits."""
         slope = self.transform.slope(logits)
-        return result if slope is None else result * slope
+        log_p = logits.sub_(self.normalizer[:, None])
+        inside, column = within(self.target, block)
+        at_target = -inside.to(log_p.dtype)
+        if self.grad_entropy is not None and self.entropy is not None:
+            result = log_p.exp()
+            log_p.clamp_(min=NEVER).add_(self.entropy[:, None])
+            result *= log_p.mul_(self.grad_entropy[:, None]).add_(self.grad[:, None])
+            at_target *= self.grad
+        else:
+            result = log_p.exp_()
+        result.scatter_add_(1, column, at_target[:, None])
+        return result if slope is None else result.mul_(slope)
 
 
 def head_gradients(

@@ -50,7 +50,7 @@ def top_k(predictions: Predictions, k: int, *, block_bytes: int | None = None) -
     Args:
         predictions: of any model.
         k: how many, >= 1; all of a smaller vocabulary.
-        block_bytes: memory for one block of float32 logits; None: 16 MiB on a CPU, 256 MiB elsewhere.
+        block_bytes: memory for one block of float32 logits; None: 4 MiB on a CPU, 256 MiB elsewhere.
 
     Raises:
         ValueError: ``k`` is below 1.
@@ -77,7 +77,7 @@ def log_probs_at(
     Args:
         predictions: of the model.
         token: ids; those of one position differ from each other.
-        block_bytes: memory for one block of float32 logits; None: 16 MiB on a CPU, 256 MiB elsewhere.
+        block_bytes: memory for one block of float32 logits; None: 4 MiB on a CPU, 256 MiB elsewhere.
     """
     weight = predictions.weight
     if weight is None:
