@@ -8,10 +8,12 @@ and number of threads; neither checkpoints activations. Useful tokens are the sa
 its responses. A worker process runs at a time, ours and its peers in turn; a ratio is the median over the rounds.
 
 TRL stands there as it is, and as "TRL*": with the head that it has on a GPU (``trl_compact_head.py``), which scores
-only the tokens that count. SFT is compared with its padded rows and with its ``padding_free`` ones.
+only the tokens that count. Batches of rows in a random order are compared, and batches of rows of about the same length
+(``--order grouped``), which TRL pads less. SFT is compared with its padded rows and with its ``padding_free`` ones.
 
-Before anything is believed, per-row log-probs (or rewards) must agree in float32 and so must the first loss: ln 2 for
-DPO, 1/2 for KTO. KTO's mismatched responses are given to both sides; they count as overhead, not as useful tokens.
+Before anything is believed, per-row log-probs (or rewards) must agree in float32, and the first loss of a policy that
+equals its reference must be ln 2 (DPO) or 1/2 (KTO). KTO's mismatched responses are given to both sides; they count as
+overhead, not as useful tokens.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import statistics
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ import rows as rows_file
 
 HERE = Path(__file__).resolve().parent
 WARM_UP = 1  #: steps that are not counted
+TOLERANCE = 1e-3  #: of a row's float32 log-prob (a sum over hundreds of tokens) or reward
 #: TRL's own settings, by the name of its column.
 TRL: dict[str, dict[str, bool]] = {"TRL": {}, "TRL*": {"compact_head": True}}
 PADDING_FREE = {f"{name} padding_free": options | {"padding_free": True} for name, options in TRL.items()}
@@ -44,7 +48,7 @@ class Comparison:
 
     Attributes:
         references: kinds of reference to measure.
-        first_loss: of an untrained policy; None: the two sides only have to agree.
+        first_loss: of an untrained policy, in any precision; None: not known beforehand.
         peers: settings of TRL, by the name of their column.
     """
 
@@ -66,7 +70,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     common_arguments(parser)
     parser.add_argument("--method", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--pairs", type=int, nargs="+", default=[2, 4], help="of a batch; a row of KTO or SFT is half")
+    parser.add_argument(
+        "--pairs", type=int, nargs="+", default=[2, 4, 8], help="of a batch; a row of KTO or SFT is half"
+    )
+    parser.add_argument(
+        "--order", nargs="+", default=["shuffled", "grouped"], choices=["shuffled", "grouped"], help="grouped by length"
+    )
     parser.add_argument("--steps", type=int, default=3, help="counted steps of a round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--reference", nargs="+", default=["live", "cached"], choices=["live", "cached"])
@@ -107,26 +116,24 @@ def run(side: str, python: Path, settings: dict[str, Any], folder: Path) -> dict
     return json.loads(result.read_text())
 
 
-def score_gap(name: str, ours: dict[str, Any], peer: dict[str, Any], tolerance: float) -> float:
-    """Largest difference of a row's float32 log-prob or reward; more than ``tolerance`` is another computation."""
+def score_gap(name: str, ours: dict[str, Any], peer: dict[str, Any]) -> float:
+    """Largest difference of a row's float32 log-prob or reward; more than ``TOLERANCE`` is another computation."""
     gap = max(abs(a - b) for a, b in zip(ours["scores"], peer["scores"], strict=True))
-    if gap > tolerance:
+    if gap > TOLERANCE:
         raise SystemExit(f"{name}: rows of the first batch differ by {gap:.4f}: not the same computation")
     return gap
 
 
 def check(method: str, results: dict[str, dict[str, Any]]) -> float:
     """Stop unless all sides compute the same; return the largest difference of a row's log-prob or reward."""
-    gap = max(score_gap(f"{method}, {name}", results["ours"], side, 1e-2) for name, side in results.items())
+    gap = max(score_gap(f"{method}, {name}", results["ours"], side) for name, side in results.items())
     for name, side in results.items():
         if name.startswith("TRL*"):
-            score_gap(f"{method}, {name}", results[name.replace("*", "")], side, 1e-3)
+            score_gap(f"{method}, {name}", results[name.replace("*", "")], side)
+    expected = METHODS[method].first_loss
     losses = {name: side["steps"][0]["loss"] for name, side in results.items()}
-    expected, tolerance = METHODS[method].first_loss, 2e-3
-    if expected is None:  # a loss of bf16 products, which differ between the sides
-        expected, tolerance = losses["TRL"], 1e-2 * abs(losses["TRL"])
-    if wrong := {name: loss for name, loss in losses.items() if abs(loss - expected) > tolerance}:
-        raise SystemExit(f"{method}: the first loss must be {expected:.4f}, and is {wrong}")
+    if expected is not None and any(abs(loss - expected) > 2e-3 for loss in losses.values()):
+        raise SystemExit(f"{method}: the first loss must be {expected:.4f}, and is {losses}")
     return gap
 
 
@@ -154,7 +161,9 @@ def settings_of(options: argparse.Namespace, method: str, precision: str, refere
     }
 
 
-def measure(options: argparse.Namespace, method: str, precision: str, reference: str, pairs: int) -> dict[str, Any]:
+def measure(
+    options: argparse.Namespace, method: str, precision: str, reference: str, pairs: int, order: str
+) -> dict[str, Any]:
     """All sides in turn, ``rounds`` times."""
     settings = settings_of(options, method, precision, reference, pairs)
     rows = json.loads(Path(settings["rows"]).read_text())
@@ -168,7 +177,7 @@ def measure(options: argparse.Namespace, method: str, precision: str, reference:
         gap = max(gap, check(method, results))
         for side, result in results.items():
             table[side].append(rates(result, tokens))
-    case = {"method": method, "precision": precision, "reference": reference, "pairs": pairs}
+    case = {"method": method, "precision": precision, "reference": reference, "pairs": pairs, "order": order}
     return {**case, "rounds": table, "ratio": {name: ratios(table, name) for name in peers}, "score_gap": gap}
 
 
@@ -202,8 +211,8 @@ def report(results: list[dict[str, Any]], label: Any, measured: dict[str, tuple[
         label: the words of a case.
         measured: heading and digits of each rate.
     """
-    print(f"{'':40}" + "".join(f"{head:>38}" for head, _ in measured.values()))
-    print(f"{'':40}" + f"{'ours':>9}{'TRL':>9}{'ratio':>8}{'spread':>12}" * len(measured))
+    print(f"{'':56}" + "".join(f"{head:>38}" for head, _ in measured.values()))
+    print(f"{'':56}" + f"{'ours':>9}{'TRL':>9}{'ratio':>8}{'spread':>12}" * len(measured))
     for entry in results:
         for peer, ratio in entry["ratio"].items():
             cells = []
@@ -211,7 +220,7 @@ def report(results: list[dict[str, Any]], label: Any, measured: dict[str, tuple[
                 sides = [statistics.median(r[name] for r in entry["rounds"][side]) for side in ("ours", peer)]
                 spread = f"{ratio[name]['least']:.2f}-{ratio[name]['most']:.2f}"
                 cells += [f"{value:9.{digits}f}" for value in sides] + [f"{ratio[name]['median']:8.2f}{spread:>12}"]
-            print(f"{label(entry) + ', ' + peer:40}" + "".join(cells))
+            print(f"{label(entry) + ', ' + peer:56}" + "".join(cells))
 
 
 def main() -> None:
@@ -219,11 +228,13 @@ def main() -> None:
     options = arguments()
     require_trl(options.trl_python)
     results = []
-    for pairs in options.pairs:
-        origin = rows_file.write(options.work, options.data, pairs * (options.steps + WARM_UP))
-        print(f"{pairs} pairs a batch from {origin}, {options.threads} threads, {options.rounds} rounds", flush=True)
+    for pairs, order in product(options.pairs, options.order):
+        grouped = pairs if order == "grouped" else 0
+        origin = rows_file.write(options.work, options.data, pairs * (options.steps + WARM_UP), grouped=grouped)
+        print(f"{pairs} pairs a batch from {origin}, {order}, {options.threads} threads, {options.rounds} rounds")
+        sys.stdout.flush()
         results += [
-            measure(options, method, precision, reference, pairs)
+            measure(options, method, precision, reference, pairs, order)
             for method in options.method
             for precision in options.precision
             for reference in METHODS[method].references
@@ -231,7 +242,7 @@ def main() -> None:
         ]
     path = options.work / "vs_trl.json"
     path.write_text(json.dumps({"options": vars(options), "results": results}, indent=2, default=str))
-    words = ("method", "precision", "reference", "pairs")
+    words = ("method", "precision", "reference", "pairs", "order")
     report(results, lambda entry: " ".join(str(entry[word]) for word in words), MEASURED)
     print(f"rows' scores differ by at most {max(r['score_gap'] for r in results):.1e}; written to {path}")
 
