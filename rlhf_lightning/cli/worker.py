@@ -42,6 +42,7 @@ from rlhf_lightning.cli.processes import environment_of_worker, is_first_process
 from rlhf_lightning.cli.results import FILE, Result
 from rlhf_lightning.cli.sweep import SWEEP
 from rlhf_lightning.cli.targets import allow_current_folder
+from rlhf_lightning.cli.threads import flushed_denormals
 from rlhf_lightning.cli.trust import allowed_targets
 from rlhf_lightning.signals import SIGINT_EXIT, SIGTERM_EXIT, run_with_exit_code
 
@@ -87,7 +88,7 @@ def run_here(command: str, cfg: DictConfig) -> Result:
         (part.folder / FILE).unlink(missing_ok=True)
     try:
         _quieten_transformers()
-        with Watch(part.folder, rank(), part.abandon) if part.several else nullcontext():
+        with flushed_denormals(), Watch(part.folder, rank(), part.abandon) if part.several else nullcontext():
             value = run_with_exit_code(lambda: _task(command)(cfg))
     except SystemExit as stop:
         # Lightning turns a Ctrl-C that no callback took into exit code 1.

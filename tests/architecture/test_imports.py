@@ -109,6 +109,7 @@ TORCH_FREE = (
     "cli/errors.py",
     "cli/processes.py",
     "cli/failures.py",
+    "cli/threads.py",
 )
 #: What losses and selectors may import beside our types and ops.
 LOSSES_MAY = {
