@@ -9,9 +9,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from rlhf_lightning.cli.cpu_defaults import set_cpu_defaults
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.cli.processes import launch
-from rlhf_lightning.cli.threads import let_waiting_threads_sleep
 from rlhf_lightning.signals import exit_on_sigterm
 
 #: command -> (module with main(arguments) -> exit code, one line of help)
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 when something broke; 2 when the user can mend it; 143 after SIGTERM.
     """
-    let_waiting_threads_sleep()
+    set_cpu_defaults()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if "--full-error" in given:
         os.environ["RLHF_DEBUG"] = "1"

@@ -25,6 +25,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_lightning.cli.console import report_text, say_error, setup_logging
+from rlhf_lightning.cli.cpu_defaults import flushed_denormals
 from rlhf_lightning.cli.failures import (
     Failure,
     Watch,
@@ -42,7 +43,6 @@ from rlhf_lightning.cli.processes import environment_of_worker, is_first_process
 from rlhf_lightning.cli.results import FILE, Result
 from rlhf_lightning.cli.sweep import SWEEP
 from rlhf_lightning.cli.targets import allow_current_folder
-from rlhf_lightning.cli.threads import flushed_denormals
 from rlhf_lightning.cli.trust import allowed_targets
 from rlhf_lightning.signals import SIGINT_EXIT, SIGTERM_EXIT, run_with_exit_code
 

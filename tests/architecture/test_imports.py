@@ -109,7 +109,7 @@ TORCH_FREE = (
     "cli/errors.py",
     "cli/processes.py",
     "cli/failures.py",
-    "cli/threads.py",
+    "cli/cpu_defaults.py",
 )
 #: What losses and selectors may import beside our types and ops.
 LOSSES_MAY = {

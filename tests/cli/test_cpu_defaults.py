@@ -1,4 +1,4 @@
-"""Settings of a job's threads, seen from outside: in the environment and in what arithmetic gives."""
+"""Settings of a job on a CPU, seen from outside: in the environment and in what arithmetic gives."""
 
 from __future__ import annotations
 
@@ -8,23 +8,29 @@ import sys
 
 import torch
 
-from rlhf_lightning.cli.threads import WAITING, flushed_denormals, let_waiting_threads_sleep
+from rlhf_lightning.cli.cpu_defaults import KERNELS, WAITING, flushed_denormals, set_cpu_defaults
 
 SMALLEST = torch.tensor(1e-38)
 
 
-def test_waiting_threads_sleep_unless_the_user_has_decided():
+def test_what_the_user_has_set_stays():
     environment: dict[str, str] = {}
-    let_waiting_threads_sleep(environment)
-    assert environment == WAITING
-    for given in ({"OMP_WAIT_POLICY": "ACTIVE"}, WAITING | {"GOMP_SPINCOUNT": "7"}):
-        kept = dict(given)
-        let_waiting_threads_sleep(kept)
-        assert kept == given
+    set_cpu_defaults(environment)
+    assert environment == WAITING | KERNELS
+    environment = {"GOMP_SPINCOUNT": "7", "LRU_CACHE_CAPACITY": "9"}
+    set_cpu_defaults(environment)
+    assert environment == WAITING | KERNELS | {"GOMP_SPINCOUNT": "7", "LRU_CACHE_CAPACITY": "9"}
+
+
+def test_a_user_who_decides_how_threads_wait_decides_all_of_it():
+    """GNU's runtime lets its own variable win over the standard one."""
+    environment = {"OMP_WAIT_POLICY": "ACTIVE"}
+    set_cpu_defaults(environment)
+    assert environment == KERNELS | {"OMP_WAIT_POLICY": "ACTIVE"}
 
 
 def test_the_command_decides_before_torch_is_imported():
-    """OpenMP reads the variable once, as its library is loaded."""
+    """The libraries read their variables once, as they are loaded."""
     script = (
         "import os, sys; from rlhf_lightning.cli.main import main; main(['--version'])\n"
         "sys.stderr.write(os.environ['GOMP_SPINCOUNT'])"
