@@ -53,10 +53,9 @@ def _track(module: Any, prefix: str, outputs: Mapping[str, Tensor], batch: Packe
 def _by_name(log_ratio: Tensor, batch: PackedBatch) -> Iterator[tuple[str, Tensor]]:
     ratios = batch.ragged(log_ratio)
     summed = ratios.sum()
-    yield "mean", summed[batch.present]
+    yield "mean", batch.of_present(summed)
     if isinstance(batch, PreferenceBatch):
         pair = batch.pair(ratios)
         yield from (("chosen", pair.chosen.sum()), ("rejected", pair.rejected.sum()))
     elif isinstance(batch, UnpairedBatch):
-        desirable = batch.desirable > 0.5
-        yield from (("chosen", summed[desirable]), ("rejected", summed[~desirable]))
+        yield from zip(("chosen", "rejected"), batch.by_label(summed), strict=True)

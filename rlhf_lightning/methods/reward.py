@@ -123,13 +123,15 @@ class RankedRewardModel(ScoringModule[RankedBatch]):
 
     def report(self, batch: RankedBatch, result: GroupLoss) -> dict[str, Tensor]:
         """See ``ScoringModule``."""
-        present = batch.present
-        return {"response_reward": result.reward[present], "response_length": lengths(batch)[present]}
+        return {
+            "response_reward": batch.of_present(result.reward),
+            "response_length": batch.of_present(lengths(batch)),
+        }
 
 
 def lengths(batch: PackedBatch) -> Tensor:
     """Scored tokens of each response, float32."""
-    return torch.bincount(batch.sequence, minlength=len(batch.response_span)).float()
+    return batch.ragged(torch.ones_like(batch.target, dtype=torch.float32)).length
 
 
 def whole_lengths(batch: PackedBatch) -> Tensor:
@@ -141,7 +143,7 @@ def whole_lengths(batch: PackedBatch) -> Tensor:
 def shared_prefix(batch: PackedBatch) -> Tensor:
     """Number of scored tokens that both responses of each pair share before the first that differs, ``[pairs]``."""
     count, ids = len(batch), batch.ids[batch.target]
-    width = int(lengths(batch).max())
+    width = max(batch.host.response_tokens)
     table = ids.new_full((len(batch.response_span), width + 1), -1)
     table[batch.sequence, batch.ragged(ids.float()).offset] = ids
     table = table.view(count, 2, width + 1)

@@ -199,11 +199,11 @@ class Unpaired(ObservingModule[UnpairedBatch]):
             "observed": result.observed,
             "log_ratio": None if reference is None else policy.token - reference.token,
         }
-        chosen = batch.desirable > 0.5
+        chosen, rejected = batch.by_label(result.reward)
         named = result.diagnostics | {
-            "share/desirable": chosen.float(),
-            "reward/chosen": result.reward[chosen],
-            "reward/rejected": result.reward[~chosen],
+            "share/desirable": (batch.desirable > 0.5).float(),
+            "reward/chosen": chosen,
+            "reward/rejected": rejected,
         }
         if "kl" in self.needs:
             named["log_ratio/mismatched"] = self._kl()

@@ -44,10 +44,10 @@ class SharedPrefix:
     masks: dict[int | None, BlockMask] = field(default_factory=dict)
     used: bool = False  #: whether an attention layer was given it
 
-    @cached_property
+    @property
     def segments(self) -> Segments:
         """Spans as integers, for the block-by-block computation."""
-        return Segments.build(self.batch.prompt_span, self.batch.response_span, self.batch.parent)
+        return self.batch.host.segments
 
     @cached_property
     def owners(self) -> tuple[Tensor, Tensor]:

@@ -152,7 +152,7 @@ def padded(batch: PackedBatch, padding: int = 0) -> tuple[Tensor, Tensor]:
     prompt = batch.prompt_span[batch.parent]
     prompt_length = (prompt[:, 1] - prompt[:, 0])[:, None]
     length = prompt_length + (batch.response_span[:, 1] - batch.response_span[:, 0])[:, None]
-    column = torch.arange(int(length.max()), device=batch.ids.device)[None]
+    column = torch.arange(max(batch.host.row_lengths), device=batch.ids.device)[None]
     mask = column < length
     index = torch.where(column < prompt_length, prompt[:, :1], batch.response_span[:, :1] - prompt_length) + column
     return batch.ids[index.where(mask, 0)].where(mask, padding), mask.long()

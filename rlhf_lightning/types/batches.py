@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rlhf_lightning.ops.attention import Segments
+from rlhf_lightning.ops.transfer import positions
+from rlhf_lightning.types.host import HostLayout
 from rlhf_lightning.types.ragged import Pair, Paraphrases, Ragged, StepTotals
 
 BatchT = TypeVar("BatchT", bound="PackedBatch")
+
+#: Devices that a batch is not moved to in the background: the host itself, and one whose transfers are not ordered.
+_WAITING = frozenset({"cpu", "mps"})
 
 
 @dataclass
@@ -47,6 +54,16 @@ class PackedBatch:
     #: Options of the loss by name that the batch's round has instead of the method's own; none outside of rounds.
     loss_options: Mapping[str, float] = field(default_factory=dict)
 
+    @cached_property
+    def host(self) -> HostLayout:
+        """Sizes and spans as plain integers; on a device those that were taken before the transfer."""
+        return self._host_layout()
+
+    def _host_layout(self) -> HostLayout:
+        segments = Segments.build(self.prompt_span, self.response_span, self.parent)
+        lengths = torch.bincount(self.sequence, minlength=len(self.response_span))
+        return HostLayout(segments, tuple(lengths.tolist()))
+
     def __len__(self) -> int:
         """Groups."""
         return len(self.index)
@@ -73,7 +90,13 @@ class PackedBatch:
 
     def slot(self, values: Ragged, slot: int) -> Ragged:
         """The responses of one slot, with that slot's mean length over the optimiser step."""
-        return values.slot(slot, self.slots, self.totals.mean_length(slot))
+        slots = self.slots
+        return values.slot(slot, slots, self.totals.mean_length(slot), self.host.slot_tokens(slot, slots))
+
+    def of_present(self, values: Tensor) -> Tensor:
+        """The numbers of the slots that hold a response, out of one number a slot."""
+        present = self.host.present
+        return values if present == len(values) else values.index_select(0, positions(self.present, present))
 
     def emptied(self: BatchT) -> BatchT:
         """A micro-batch without groups, for a process that a step has no group left for.
@@ -85,25 +108,41 @@ class PackedBatch:
         empty: dict[str, Any] = {name: value[:0] for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **empty, rows=[], stand_in=self)
 
-    def to(self: BatchT, device: torch.device | str, non_blocking: bool = False) -> BatchT:
-        """The same batch on a device."""
-        return self._moved(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+    def to(self: BatchT, device: torch.device | str, non_blocking: bool = True) -> BatchT:
+        """The same batch on a device.
+
+        Args:
+            device: where to.
+            non_blocking: let the host continue during a transfer to an accelerator, which to CUDA is out of pinned
+                memory. A transfer to the host is always waited for.
+        """
+        kind = torch.device(device).type
+        leaves_host = self.ids.device.type == "cpu" and kind not in _WAITING
+
+        def move(tensor: Tensor) -> Tensor:
+            source = tensor.pin_memory() if leaves_host and non_blocking and kind == "cuda" else tensor
+            return source.to(device, non_blocking=non_blocking and leaves_host)
+
+        return self._moved(move, read_host=leaves_host)
 
     def pin_memory(self: BatchT) -> BatchT:
-        """The same batch in pinned host memory."""
+        """The same batch in pinned host memory, from which transfers do not block."""
         return self._moved(Tensor.pin_memory)
 
-    def _moved(self: BatchT, move: Callable[[Tensor], Tensor]) -> BatchT:
+    def _moved(self: BatchT, move: Callable[[Tensor], Tensor], *, read_host: bool = False) -> BatchT:
         moved: dict[str, Any] = {}
         for declared in fields(self):
             value = getattr(self, declared.name)
             if isinstance(value, Tensor):
                 moved[declared.name] = move(value)
             elif isinstance(value, PackedBatch):
-                moved[declared.name] = value._moved(move)
+                moved[declared.name] = value._moved(move, read_host=read_host)
             elif isinstance(value, tuple) and value and isinstance(value[0], PackedBatch):
-                moved[declared.name] = tuple(batch._moved(move) for batch in value)
-        return replace(self, **moved)
+                moved[declared.name] = tuple(batch._moved(move, read_host=read_host) for batch in value)
+        batch = replace(self, **moved)
+        if read_host or "host" in vars(self):
+            batch.host = self.host
+        return batch
 
 
 @dataclass
@@ -149,6 +188,15 @@ class UnpairedBatch(PackedBatch):
     #: batch for each of the step's micro-batches. The step's first micro-batch brings them, the others have none.
     mismatched: tuple[PackedBatch, ...] = ()
 
+    def _host_layout(self) -> HostLayout:
+        return replace(super()._host_layout(), desirable=int((self.desirable > 0.5).sum()))
+
+    def by_label(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """One number a response, divided into those of the desirable and of the undesirable ones."""
+        desirable, count = self.desirable > 0.5, self.host.desirable
+        parts = positions(desirable, count), positions(~desirable, len(values) - count)
+        return values.index_select(0, parts[0]), values.index_select(0, parts[1])
+
 
 @dataclass(kw_only=True)
 class RankedBatch(PackedBatch):
@@ -178,7 +226,10 @@ class ParaphraseBatch(PackedBatch):
     def wordings(self, values: Ragged) -> Paraphrases:
         """Split per-response values into both wordings."""
         tokens, responses = self.totals.slot_tokens, 2 * self.totals.groups
-        halves = (values.slot(half, 2, (tokens[half] + tokens[half + 2]) / responses) for half in (0, 1))
+        halves = (
+            values.slot(half, 2, (tokens[half] + tokens[half + 2]) / responses, self.host.slot_tokens(half, 2))
+            for half in (0, 1)
+        )
         return Paraphrases(*halves)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlhf_lightning.ops.divergence import Predictions
 from rlhf_lightning.ops.segments import segment_mean, segment_sum
+from rlhf_lightning.ops.transfer import positions
 
 
 class StepTotals(NamedTuple):
@@ -55,8 +56,8 @@ class Ragged:
     def step_length(self) -> Float[Tensor, ""]:
         """Mean length of a response over the optimiser step, a scalar."""
         if self.mean_length is not None:
-            return self.token.new_tensor(self.mean_length)
-        return self.token.new_tensor(len(self.token) / max(self.count, 1))
+            return self.token.new_full((), self.mean_length)
+        return self.token.new_full((), len(self.token) / max(self.count, 1))
 
     @property
     def offset(self) -> Int[Tensor, " response_tokens"]:
@@ -86,10 +87,21 @@ class Ragged:
         """The same layout with other numbers."""
         return Ragged(token, self.sequence, self.count, self.mean_length)
 
-    def slot(self, slot: int, slots: int, mean_length: float | None = None) -> Ragged:
-        """Every ``slots``-th response, from ``slot``: slot 0 of 2 are the chosen ones of a batch of pairs."""
-        keep = self.sequence % slots == slot
-        return Ragged(self.token[keep], self.sequence[keep] // slots, self.count // slots, mean_length)
+    def slot(self, slot: int, slots: int, mean_length: float | None = None, tokens: int | None = None) -> Ragged:
+        """Every ``slots``-th response, from ``slot``: slot 0 of 2 are the chosen ones of a batch of pairs.
+
+        Args:
+            slot: from 0.
+            slots: responses of a group.
+            mean_length: of the slot's responses over the optimiser step.
+            tokens: scored tokens of the slot, where the host knows; None: it waits for the device to count them.
+        """
+        if slots == 1:
+            return Ragged(self.token, self.sequence, self.count, mean_length)
+        in_slot = self.sequence % slots == slot
+        at = in_slot.nonzero().squeeze(1) if tokens is None else positions(in_slot, tokens)
+        token, sequence = self.token.index_select(0, at), self.sequence.index_select(0, at)
+        return Ragged(token, sequence // slots, self.count // slots, mean_length)
 
 
 @dataclass

@@ -49,7 +49,7 @@ class Trained(Protocol):
         """The reference on the policy's device; None where there is none."""
         ...
 
-    def track(self, name: str, values: Tensor) -> None:
+    def track(self, name: str, values: Tensor | float) -> None:
         """Take numbers into the mean that is logged as ``name``."""
         ...
 

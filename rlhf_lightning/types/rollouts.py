@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rlhf_lightning.types.batches import PackedBatch
+from rlhf_lightning.types.host import HostLayout
 from rlhf_lightning.types.prompt_form import PromptForm
 from rlhf_lightning.types.ragged import Ragged
 
@@ -329,6 +330,11 @@ class RolloutBatch(PackedBatch):
         "cost_value",
         "cost_returns",
     )
+
+    def _host_layout(self) -> HostLayout:
+        engine = self.rollout_log_probs
+        tokens = 0 if engine is None else len(engine) - int(engine.isnan().sum())
+        return replace(super()._host_layout(), engine_tokens=tokens)
 
 
 def sample_groups(
