@@ -54,8 +54,9 @@ class NonFiniteStop(Callback):
         pl_module.track("train/grad_norm", norm)
         # A gradient scaler skips steps with infinite gradients by design.
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        finite = bool(losses.isfinite().all() & (norm.isfinite() | scaled))
-        if not trainer.strategy.reduce_boolean_decision(finite, all=True):
+        finite = losses.isfinite().all() & (norm.isfinite() | scaled)
+        broken = trainer.strategy.reduce((~finite).float(), reduce_op="sum")  # on the device: the next line waits once
+        if broken > 0:
             path = self._report(trainer, losses, norm)
             raise NonFiniteError(
                 f"step {trainer.global_step}: the loss is {_text(losses)} and the gradient norm is {norm.item()}. The "

@@ -75,10 +75,10 @@ class Throughput(Callback):
         if self.peak_tflops is not None:
             metrics["throughput/mfu"] = rate * _operations(pl_module) / (self.peak_tflops * 1e12)
         for name, value in metrics.items():
-            pl_module.track(f"train/{name}", torch.tensor(value, device=pl_module.device))
+            pl_module.track(f"train/{name}", value)
         # A process without groups in this step has no share to average.
         padding = [1 - self._real / self._positions] if self._positions else []
-        pl_module.track("train/throughput/padding", torch.tensor(padding, device=pl_module.device))
+        pl_module.track("train/throughput/padding", torch.tensor(padding))
         self._restart()
         self._step = trainer.global_step
 
@@ -87,9 +87,8 @@ def _positions(batch: PackedBatch, backend: str) -> tuple[int, int]:
     """Count real tokens, and positions that the model computes for a batch."""
     if backend != "padded" or not len(batch):
         return len(batch.ids), len(batch.ids)
-    prompts, responses = (span[:, 1] - span[:, 0] for span in (batch.prompt_span, batch.response_span))
-    rows = prompts[batch.parent] + responses
-    return int(rows.sum()), int(rows.max()) * len(rows)
+    rows = batch.host.row_lengths
+    return sum(rows), max(rows) * len(rows)
 
 
 def _peak_gib(device: torch.device) -> float:

@@ -240,7 +240,7 @@ class PPO(PolicyGradient):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the critic's learning rate; during the warm-up drop the policy's gradients."""
         super().on_before_optimizer_step(optimizer)
-        self.track("train/lr/critic", torch.tensor(optimizer.param_groups[-1]["lr"], device=self.device))
+        self.track("train/lr/critic", float(optimizer.param_groups[-1]["lr"]))
         if self.trainer.global_step < self.value_loss.critic_warmup:
             for name, parameter in self.policy.named_parameters():
                 if not self.policy.of_critic(name):

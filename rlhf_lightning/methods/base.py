@@ -260,7 +260,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
         log_probs: SequenceLogProbs = self._live_reference(batch) if live else self.policy(batch)
         return log_probs
 
-    def track(self, name: str, values: Tensor) -> None:
+    def track(self, name: str, values: Tensor | float) -> None:
         """Take numbers into the mean that is logged as ``name``.
 
         In training the mean is over the micro-batches and processes of one optimiser step, in validation over the
@@ -294,7 +294,7 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Note the learning rate that the step is taken with."""
-        self.track("train/lr", torch.tensor(optimizer.param_groups[0]["lr"], device=self.device))
+        self.track("train/lr", float(optimizer.param_groups[0]["lr"]))
 
     def on_train_batch_end(self, outputs: Any, batch: PackedBatch, batch_idx: int) -> None:
         """Log the means once the step's last micro-batch is done; the callbacks have reported by now."""
@@ -307,12 +307,12 @@ class AlignmentModule(L.LightningModule, Generic[BatchT]):
     def _end_step(self) -> None:
         """Hand the means of a step that has ended to the loggers, once; a collective call."""
         if self._step_log.due(self.trainer):
-            means = self._step_means.pop(self._sum)
+            means = self._step_means.pop(self._sum, self.device)
             self._step_log(self.trainer, means | self.derived("train/", means))
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over the validation data; what an earlier pass had and this one lacks is nan to callbacks."""
-        means = self._validation_means.pop(self._sum)
+        means = self._validation_means.pop(self._sum, self.device)
         means |= self.derived("val/", means)
         self.log_dict(means)
         self._step_log.validated(self.trainer, means)

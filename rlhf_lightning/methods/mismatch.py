@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlhf_lightning.ops.engine_correction import engine_log_ratio, masked, off_policy, sequence_log_ratio, truncated
 from rlhf_lightning.ops.kl import k3
+from rlhf_lightning.ops.transfer import positions
 from rlhf_lightning.types import Ragged, Weighted
 
 Correction = Literal["none", "tis", "clamp", "icepop", "seq_mask"]
@@ -123,7 +124,7 @@ class Mismatch:
         """
         return self._required(rollout) if self.bypass else old
 
-    def __call__(self, old: Ragged, rollout: Ragged | None) -> Weighted:
+    def __call__(self, old: Ragged, rollout: Ragged | None, drawn: int | None = None) -> Weighted:
         """Weights of the tokens and what they are made of.
 
         In bypass mode the weights are 1 and the diagnostics are those of the two programs.
@@ -131,6 +132,7 @@ class Mismatch:
         Args:
             old: log-probs of the policy at the rollout by the trainer (the policy's own on the first step), nats.
             rollout: log-probs that the engine returned, nan where it gave none; None: it gave none at all.
+            drawn: how many it gave, where the host knows; None: the device is asked.
 
         Raises:
             ValueError: weights are asked for and the engine gave no log-probs.
@@ -140,7 +142,8 @@ class Mismatch:
         rollout = self._required(rollout)
         delta = engine_log_ratio(old.token, rollout.token)
         weight, dropped = self._weights(delta, old)
-        finite = delta[~rollout.token.isnan()]
+        given = ~rollout.token.isnan()
+        finite = delta[given] if drawn is None else delta.index_select(0, positions(given, drawn))
         return Weighted(weight, _diagnostics(finite, weight, dropped))
 
     def keep(self, old: Ragged, rollout: Ragged | None, policy: Ragged, advantage: Tensor) -> Tensor:

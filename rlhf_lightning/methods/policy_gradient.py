@@ -224,7 +224,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         """
         old, advantage = self.old_log_probs(batch, policy), self.advantages(batch)
         rollout = None if batch.rollout_log_probs is None else batch.ragged(batch.rollout_log_probs)
-        weighted = self.mismatch(old, rollout)
+        weighted = self.mismatch(old, rollout, batch.host.engine_tokens)
         named = {f"mismatch/{name}": value for name, value in weighted.diagnostics.items()}
         denominator = self.mismatch.old(old, rollout)
         inputs = {"policy": policy, "old": denominator, "advantage": advantage}
@@ -313,9 +313,10 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> dict[str, Tensor]:
         """As in the base class; once the policy went too far on this rollout nothing is computed and nothing moves."""
         self._rollout = batch.rollout
-        skipped = int(self.stopped) == batch.rollout
+        skipped = False
         if self.policy_loss.target_kl is not None:
-            self.track("train/early_stop", torch.tensor(float(skipped), device=self.device))
+            skipped = int(self.stopped) == batch.rollout
+            self.track("train/early_stop", float(skipped))
         if not skipped:
             return super().training_step(batch, batch_idx)
         # Not None, which Lightning refuses on several processes. No weight gets a gradient of this loss, so the
@@ -328,7 +329,7 @@ class PolicyGradient(AlignmentModule[RolloutBatch]):
         Here and not where the step is logged: callbacks that save at the end of a step must find the decision made.
         """
         super().on_before_optimizer_step(optimizer)
-        moved = self._moved.pop(self._sum).get("approx_kl")
+        moved = self._moved.pop(self._sum, self.device).get("approx_kl")
         if moved is not None and self.policy_loss.target_kl is not None and moved > self.policy_loss.target_kl:
             self.stopped.fill_(self._rollout)
 

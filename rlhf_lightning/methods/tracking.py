@@ -7,39 +7,53 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rlhf_lightning.ops.segments import sum_dtype
+from rlhf_lightning.ops.transfer import to_device
+
 
 class Means:
     """Sums and counts by name, so that a mean does not depend on how a step was cut into micro-batches.
 
     Every process must add the same names. What a name's values are empty for on one process is taken from the others.
+    Nothing is read from a device before :meth:`pop`, which waits for it once.
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._host: dict[str, list[float]] = {}  # sum of the numbers that the host had, and count of all
+        self._device: dict[str, Tensor] = {}  # sum of the numbers that a device had
 
-    def add(self, name: str, values: Tensor) -> None:
+    def add(self, name: str, values: Tensor | float) -> None:
         """Add numbers of any shape to a mean; each counts once."""
-        values = values.detach()
-        kind = torch.float32 if values.device.type == "mps" else torch.float64
-        sums = torch.stack([values.sum(dtype=kind), torch.tensor(values.numel(), dtype=kind, device=values.device)])
-        self._sums[name] = self._sums[name] + sums if name in self._sums else sums
+        host = self._host.setdefault(name, [0.0, 0.0])
+        if not isinstance(values, Tensor):
+            values = torch.tensor(values, dtype=torch.float64)
+        host[1] += values.numel()
+        total = values.detach().sum(dtype=sum_dtype(values.device))
+        if total.device.type == "cpu":
+            host[0] += float(total)
+        else:
+            self._device[name] = self._device[name] + total if name in self._device else total
 
-    def pop(self, reduce_sum: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """The means, as float32 scalars by name, after which the object is empty again.
+    def pop(self, reduce_sum: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, Tensor]:
+        """The means, as float32 scalars on the host by name, after which the object is empty again.
 
         A name that nothing was added to on any process (the rewards of a label that the step lacks) has no mean.
 
         Args:
             reduce_sum: sums a tensor over the processes; called once.
+            device: of the process, where it sums.
         """
-        if not self._sums:
+        if not self._host:
             return {}
-        names = sorted(self._sums)
-        sums = reduce_sum(torch.stack([self._sums[name] for name in names]))
-        self._sums = {}
-        seen = sums[:, 1].tolist()
-        means = (sums[:, 0] / sums[:, 1]).float().unbind()
-        return {name: mean for name, mean, count in zip(names, means, seen, strict=True) if count > 0}
+        names = sorted(self._host)
+        sums = to_device([self._host[name] for name in names], sum_dtype(device), device)
+        if self._device:
+            nothing = torch.zeros((), dtype=sums.dtype, device=device)
+            sums[:, 0] += torch.stack([self._device.get(name, nothing) for name in names])
+        self._host, self._device = {}, {}
+        total, count = reduce_sum(sums).cpu().unbind(1)
+        means = (total / count).float().unbind()
+        return {name: mean for name, mean, number in zip(names, means, count.tolist(), strict=True) if number > 0}
 
 
 class Maxima:
@@ -64,7 +78,7 @@ class Maxima:
         if not names:
             return {}
         highest = reduce_max(torch.stack([self._seen.pop(name) for name in names]))
-        return dict(zip(names, highest.unbind(), strict=True))
+        return dict(zip(names, highest.cpu().unbind(), strict=True))
 
 
 class ScoreStatistics:
@@ -94,9 +108,10 @@ class ScoreStatistics:
         """
         if not self._sums:
             return {}
-        count, score, length, squared, lengths, mixed = reduce(torch.stack(self._sums).sum(0), "sum").unbind()
         none = [torch.full_like(self._sums[0][:2], -torch.inf)]
-        highest, lowest = reduce(torch.stack(self._extremes or none).amax(0), "max").unbind()
+        sums = reduce(torch.stack(self._sums).sum(0), "sum")
+        extremes = reduce(torch.stack(self._extremes or none).amax(0), "max")
+        count, score, length, squared, lengths, mixed, highest, lowest = torch.cat([sums, extremes]).cpu().unbind()
         self._sums, self._extremes = [], []
         if not count:
             return {}

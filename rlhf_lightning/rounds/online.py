@@ -387,12 +387,12 @@ class OnlineData(L.LightningDataModule):
         self.metrics = metrics
         if self.trainer is not None:
             for name, value in metrics.items():
-                self.module.track(name, torch.tensor(value, device=self.module.device))
+                self.module.track(name, value)
 
     def _track_validation(self, name: str, values: Tensor) -> None:
         """Log numbers of a validation pass, where there is a ``Trainer``."""
         if self.trainer is not None and self.trainer.evaluating:
-            self.module.track(name, values.to(self.module.device))
+            self.module.track(name, values)
 
     def teardown(self, stage: str) -> None:
         """Close the engine."""

@@ -190,5 +190,8 @@ def test_means_weigh_every_number_once():
     means.add("b", torch.tensor(5.0))
     means.add("a", torch.tensor([10.0]))
     means.add("a", torch.tensor([]))
-    assert {name: float(value) for name, value in means.pop(lambda x: x).items()} == {"a": 4.0, "b": 5.0}
-    assert means.pop(lambda x: x) == {}
+    assert {name: float(value) for name, value in means.pop(lambda x: x, torch.device("cpu")).items()} == {
+        "a": 4.0,
+        "b": 5.0,
+    }
+    assert means.pop(lambda x: x, torch.device("cpu")) == {}
