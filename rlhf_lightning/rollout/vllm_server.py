@@ -1,4 +1,4 @@
-"""Rollouts by a vLLM server whose weights follow the policy: one server for all processes of a run."""
+"""Rollouts by vLLM servers whose weights follow the policy: the same ones for all processes of a run."""
 
 from __future__ import annotations
 
@@ -53,18 +53,21 @@ RUNNING = (
 
 
 class VLLMServerEngine:
-    """Samples from a vLLM server, one that is started here or one that runs.
+    """Samples from a vLLM server, one that is started here or one that runs, or from several that run.
 
     At a sync process 0 writes the policy's weights to a folder, and the server reads them between a pause and a
     resume: a tied head is packed again, and prompts that the old policy computed are forgotten. With ``lora=true`` only
     the adapter is written, and the server applies it to the base that it was started with.
+
+    Several servers take the same weights, and prompts in turn: the first prompt goes to the first server. Which server
+    draws for a prompt depends on its place among the prompts alone, not on which server is free.
 
     As with vLLM in process, sample ``j`` of a prompt draws from the prompt's seed plus ``j``, but batches round
     differently: ``exact`` is False.
 
     Args:
         tokenizer: saved for the server; ids go in and out.
-        url: of a running server; null: start one on this machine and end it with the run.
+        url: of a running server, or a list of several; null: start one on this machine and end it with the run.
         model: as a running server calls it; null: the only one it serves.
         lora: send the adapter alone; the policy must have one.
         max_new_tokens: most tokens of a response, its EOS included.
@@ -89,7 +92,7 @@ class VLLMServerEngine:
         self,
         tokenizer: Any = None,
         *,
-        url: str | None = None,
+        url: str | Sequence[str] | None = None,
         model: str | None = None,
         lora: bool = False,
         max_new_tokens: Count = 256,
@@ -104,12 +107,13 @@ class VLLMServerEngine:
         self._vllm = value_object(ServedOptions, vllm, ServedOptions.node)
         self._server = value_object(ServerOptions, server, ServerOptions.node)
         self._requests = value_object(PolicyRequestOptions, requests, PolicyRequestOptions.node)
-        if url is None and not installed():
+        self.urls = [url] if isinstance(url, str) else [*(url or ())]
+        if not self.urls and not installed():
             raise ModuleNotFoundError(INSTALL)
         self.tokenizer, self.lora = tokenizer, lora
         self.max_new_tokens, self.min_new_tokens, self.max_gap = max_new_tokens, min_new_tokens, max_gap
         self.max_model_len = self._vllm.max_model_len
-        self.version, self.url, self._model = 0, url, model
+        self.version, self._model = 0, model
         self._environment = {"VLLM_CPU_KVCACHE_SPACE": str(self._vllm.memory), **(self._server.environment or {})}
         self._arguments = [
             *("--max-num-seqs", str(self._vllm.max_num_seqs)),
@@ -117,7 +121,7 @@ class VLLMServerEngine:
             *(["--enforce-eager"] if self._vllm.enforce_eager else []),
             *map(str, self._server.arguments),
         ]
-        self._endpoint: Endpoint | None = None
+        self._endpoints: list[Endpoint] = []
         self._folder = Path()
         self._temporary: TemporaryFolder | None = None  # of process 0, where no folder was given
         self._process: ServerProcess | None = None  # of process 0, where it started one
@@ -129,7 +133,7 @@ class VLLMServerEngine:
 
     def check_adapter(self, adapter: Adapter | None) -> None:
         """Refuse a run's adapter that the server could not follow, before weights load."""
-        check_adapter(adapter, lora=self.lora, serves_base=self.url is not None)
+        check_adapter(adapter, lora=self.lora, serves_base=bool(self.urls))
 
     def sync(self, policy: Actor, version: int) -> None:
         """Let the server take the policy's weights; a collective call. The first one starts the server.
@@ -139,7 +143,7 @@ class VLLMServerEngine:
                 quantised.
             ServerError: the server did not start, or cannot take weights.
         """
-        if self._endpoint is None:
+        if not self._endpoints:
             if self.lora:
                 check_policy(policy)
             self._connect(policy)
@@ -153,14 +157,14 @@ class VLLMServerEngine:
         """Find the folder and the server; start one where no address is given."""
         self._folder = Path(agreed(self._new_folder))
         self.max_model_len = fitting(self.max_model_len, policy)
-        address = self.url
-        if address is None:
+        addresses = self.urls
+        if not addresses:
             weights = base_weights(policy) if self.lora else policy_weights(policy)
-            address, self._model = agreed(lambda: self._start(policy, weights)), POLICY
+            addresses, self._model = [agreed(lambda: self._start(policy, weights))], POLICY
             self._log_file = self._folder / LOG_FILE
-        self._endpoint = Endpoint.asked(address, self._requests)
+        self._endpoints = [Endpoint.asked(address, self._requests) for address in addresses]
         if self._model is None:
-            self._model = agreed(lambda: only_model(self._reached))
+            self._model = agreed(lambda: common_model(self._endpoints))
 
     def _new_folder(self) -> str:
         if self._server.folder is None:
@@ -246,17 +250,11 @@ class VLLMServerEngine:
     def _ask(self, route: str, body: Mapping[str, Any] | None = None) -> None:
         try:
             with self._explained():
-                self._reached.send(route, body)
+                in_threads(lambda endpoint: endpoint.send(route, body), self._endpoints, len(self._endpoints))
         except ServerError as error:
             if error.status is None:  # no response, so nothing is known about its routes
                 raise
             raise ServerError(f"the server does not take weights: {error}. To serve a policy, {RUNNING}") from error
-
-    @property
-    def _reached(self) -> Endpoint:
-        if self._endpoint is None:
-            raise ValueError("the engine has no policy yet: call sync(policy, version) before generate")
-        return self._endpoint
 
     # Failures
 
@@ -287,7 +285,7 @@ class VLLMServerEngine:
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, n: int, seeds: Sequence[int]
     ) -> list[list[Sample]]:
-        """Draw ``n`` responses to each prompt; all prompts are asked for at once, up to ``concurrency``.
+        """Draw ``n`` responses to each prompt; all prompts are asked for at once, up to ``concurrency`` of a server.
 
         At temperature 0 a prompt's responses are copies of one.
 
@@ -296,20 +294,26 @@ class VLLMServerEngine:
                 temperature is above 0 and below 0.01.
             ServerError: the server refused, could not be reached or sent another form.
         """
-        endpoint = self._reached
+        endpoints = self._endpoints
+        if not endpoints:
+            raise ValueError("the engine has no policy yet: call sync(policy, version) before generate")
         if n < 1:
             raise ValueError(f"n={n} samples a prompt must be at least 1")
         check_request(prompts, sampling, self.max_model_len)
         restricted, drawn = self._restricted(sampling), draws(sampling, n)
+        before = len(prompts) * (dist.get_rank() if dist.is_initialized() else 0)  # prompts of other processes
 
-        def one(asked: tuple[Sequence[int], int]) -> list[Sample]:
-            body = self._request(asked[0], sampling, drawn, asked[1], log_probs=not restricted)
+        def one(asked: tuple[int, Sequence[int], int]) -> list[Sample]:
+            place, prompt, seed = asked
+            endpoint = endpoints[(before + place) % len(endpoints)]
+            body = self._request(prompt, sampling, drawn, seed, log_probs=not restricted)
             listed = choices(endpoint.post("/v1/completions", body), drawn, endpoint.url)
             samples = [token_sample(choice, self.version, endpoint.url) for choice in listed]
             return copies([ended_by_text(sample, sampling) for sample in samples], n)
 
         with self._explained():
-            return in_threads(one, list(zip(prompts, seeds, strict=True)), self._requests.concurrency)
+            asked = [(place, *each) for place, each in enumerate(zip(prompts, seeds, strict=True))]
+            return in_threads(one, asked, self._requests.concurrency * len(endpoints))
 
     def _request(
         self, prompt: Sequence[int], sampling: Sampling, n: int, seed: int, *, log_probs: bool
@@ -336,7 +340,19 @@ class VLLMServerEngine:
         if self._temporary is not None:
             self._temporary.remove()
             self._temporary = None
-        self._endpoint, self._log_file, self._folder = None, None, Path()
+        self._endpoints, self._log_file, self._folder = [], None, Path()
+
+
+def common_model(endpoints: Sequence[Endpoint]) -> str:
+    """The name of the one model that every server serves.
+
+    Raises:
+        ServerError: a server cannot be reached, serves several models or none, or another one than the first server.
+    """
+    names = {endpoint.url: only_model(endpoint) for endpoint in endpoints}
+    if len(set(names.values())) > 1:
+        raise ServerError(f"the servers of rollout.url serve different models: {names}. Start all with one model")
+    return names[endpoints[0].url]
 
 
 def is_first() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,33 @@ def test_samples(server: FakeServer, vllm: FakeVLLM) -> None:
         "return_token_ids": True,
         "logprobs": 0,
     }
+
+
+def test_several_servers_take_the_weights_and_the_prompts_in_turn(server: FakeServer, vllm: FakeVLLM) -> None:
+    models = make()
+    with fake_server() as other:
+        second = FakeVLLM(other)
+        server.answers["/v1/completions"] = lambda body: (time.sleep(0.2), vllm.complete(body))[1]  # the slow one
+        engine = VLLMServerEngine(models.tokenizer, url=[server.url, other.url], requests={"retries": 0, "timeout": 5})
+        engine.sync(models.policy, 0)
+        assert [len(each.weights) for each in (vllm, second)] == [1, 1]
+        engine.generate([[1], [2], [3], [4], [5]], Sampling(), n=1, seeds=range(5))
+        asked = [sorted(body["prompt"][0] for body in each.bodies("/v1/completions")) for each in (server, other)]
+        assert asked == [[1, 3, 5], [2, 4]]
+        address = other.url
+    with pytest.raises(ServerError, match=f"no response from {address}"):
+        engine.generate([[1], [2]], Sampling(), n=1, seeds=[0, 1])
+    with pytest.raises(ServerError, match=f"no response from {address}"):
+        engine.sync(models.policy, 1)
+
+
+def test_servers_of_different_models_are_refused(server: FakeServer, vllm: FakeVLLM) -> None:
+    models = make()
+    with fake_server() as other:
+        other.answers["/v1/models"] = lambda _: {"data": [{"id": "another"}]}
+        engine = VLLMServerEngine(models.tokenizer, url=[server.url, other.url], requests={"retries": 0, "timeout": 5})
+        with pytest.raises(ServerError, match=f"different models.*{other.url}.*another"):
+            engine.sync(models.policy, 0)
 
 
 def test_ignore_eos_and_restricted_sampling(server: FakeServer, vllm: FakeVLLM) -> None:
