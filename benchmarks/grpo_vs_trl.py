@@ -63,6 +63,7 @@ def settings_of(options: argparse.Namespace, precision: str, reference: str, per
         "model": str(options.work / "model"),
         "output": str(options.work / "trl"),
         "threads": options.threads,
+        "device": "cpu",
         "precision": precision,
         "kl": REFERENCE[reference],
         "compact_head": False,

@@ -26,11 +26,11 @@ def run(settings: dict[str, Any], rows: list[Row], clock: Clock) -> list[float]:
     module = module_of(settings)
     batches = batches_of(rows, settings["rows_a_step"])
     module.configure_model()
-    scores = _scores(module, batches[0])
+    scores = _scores(module.to(settings["device"]), batches[0].to(settings["device"]))
     if settings["reference"] == "cached":
         batches = [_with_reference(module, batch, settings) for batch in batches]
     trainer = L.Trainer(
-        accelerator="cpu",
+        accelerator=settings["device"],
         devices=1,
         max_epochs=1,
         precision="bf16-mixed" if settings["precision"] == "bf16" else "32-true",

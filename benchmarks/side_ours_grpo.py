@@ -28,7 +28,7 @@ def run(settings: dict[str, Any], prompts: list[list[int]], clock: Clock) -> lis
     """Train over the prompts; return log-prob sums of fixed rows and their loss, before the first step."""
     module = _module(settings)
     module.configure_model()
-    scores = _scores(module, prompts[0], settings)
+    scores = _scores(module.to(settings["device"]), prompts[0], settings)
     bf16 = settings["precision"] == "bf16"
     engine = Timed(clock, dtype="bfloat16" if bf16 else None, max_new_tokens=settings["response_tokens"])
     data = AlignmentDataModule(
@@ -38,7 +38,7 @@ def run(settings: dict[str, Any], prompts: list[list[int]], clock: Clock) -> lis
         loading={"shuffle": False},
     )
     trainer = L.Trainer(
-        accelerator="cpu",
+        accelerator=settings["device"],
         devices=1,
         max_epochs=1,
         precision="bf16-mixed" if bf16 else "32-true",
@@ -113,13 +113,13 @@ class Steps(L.Callback):
 
 def _scores(module: Any, prompt: list[int], settings: dict[str, Any]) -> list[float]:
     rows = responses(prompt, settings["group"], settings["response_tokens"])
-    packed = pack([Example(prompt, rows)])
+    packed = pack([Example(prompt, rows)]).to(settings["device"])
     layout = {declared.name: getattr(packed, declared.name) for declared in fields(PackedBatch)}
-    given = torch.tensor(advantages(len(rows)))
+    given = torch.tensor(advantages(len(rows)), device=packed.ids.device)
     batch = RolloutBatch(**layout, advantage=given[packed.sequence])
     with torch.no_grad():
         log_probs = module.policy(packed).token
         if settings["kl"]:
             batch.reference_log_probs = log_probs
         loss = module(batch).loss
-    return [*torch.zeros(len(rows)).index_add(0, packed.sequence, log_probs).tolist(), float(loss)]
+    return [*log_probs.new_zeros(len(rows)).index_add(0, packed.sequence, log_probs).tolist(), float(loss)]

@@ -54,7 +54,7 @@ def _options(settings: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
         "per_device_train_batch_size": settings["rows_a_step"],
         "max_steps": len(rows) // settings["rows_a_step"],
         "bf16": settings["precision"] == "bf16",
-        "use_cpu": True,
+        "use_cpu": settings["device"] == "cpu",
         "gradient_checkpointing": False,
         "train_sampling_strategy": "sequential",
         "learning_rate": RATE,
@@ -142,7 +142,8 @@ MAKERS = {"dpo": _dpo, "kto": _kto, "bradley_terry": _reward, "sft": _sft}
 @torch.no_grad()
 def _scores(trainer: Any, size: int) -> list[float]:
     """Log-prob sums or rewards of the first batch in float32, row by row, from TRL's own collator and head."""
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(size)])
+    collated = trainer.data_collator([trainer.train_dataset[i] for i in range(size)])
+    batch = {name: value.to(trainer.model.device) for name, value in collated.items()}
     if isinstance(trainer, RewardTrainer):
         return trainer.model(**batch, use_cache=False).logits.view(2, -1).T.flatten().tolist()
     if isinstance(trainer, SFTTrainer):

@@ -14,7 +14,6 @@ from worker import CLIP, RATE, Clock
 
 #: Options of TRL's trainers that every comparison of whole steps has.
 TRAINING: dict[str, Any] = {
-    "use_cpu": True,
     "gradient_checkpointing": False,
     "learning_rate": RATE,
     "lr_scheduler_type": "constant",
@@ -95,6 +94,7 @@ def _options(settings: dict[str, Any], prompts: int) -> GRPOConfig:
         bf16=settings["precision"] == "bf16",
         shuffle_dataset=False,
         logging_steps=1,
+        use_cpu=settings["device"] == "cpu",
         **TRAINING,
     )
 
@@ -104,9 +104,10 @@ def _scores(trainer: _Tokenised, prompt: list[int], settings: dict[str, Any]) ->
     """Log-prob sums of fixed rows in float32 and their loss, by TRL's functions."""
     rows = responses(prompt, settings["group"], settings["response_tokens"])
     longest = max(map(len, rows))
-    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    prompts = torch.tensor([prompt] * len(rows))
+    device = trainer.model.device
+    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    prompts = torch.tensor([prompt] * len(rows), device=device)
     model, was = trainer.model, trainer.accelerator.native_amp
     trainer.accelerator.native_amp = False
     token, _, _ = trainer._get_per_token_logps_and_entropies(
@@ -117,7 +118,7 @@ def _scores(trainer: _Tokenised, prompt: list[int], settings: dict[str, Any]) ->
         "prompt_mask": torch.ones_like(prompts),
         "completion_ids": ids,
         "completion_mask": mask,
-        "advantages": torch.tensor(advantages(len(rows))),
+        "advantages": torch.tensor(advantages(len(rows)), device=device),
         "ref_per_token_logps": token,
         "num_items_in_batch": mask.sum(),
     }

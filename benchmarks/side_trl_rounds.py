@@ -79,6 +79,7 @@ def _options(settings: dict[str, Any], prompts: int) -> OnlineDPOConfig:
         beta=BETA,
         bf16=False,
         logging_steps=1000,
+        use_cpu=True,
         **TRAINING,
     )
 

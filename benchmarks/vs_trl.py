@@ -101,8 +101,10 @@ def require_trl(python: Path) -> None:
         raise SystemExit(f"no TRL at {python}: run benchmarks/setup_trl.sh, or pass --trl-python")
 
 
-def run(side: str, python: Path, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """One worker process from start to end."""
+def run(
+    side: str, python: Path, settings: dict[str, Any], folder: Path, timeout: float | None = None
+) -> dict[str, Any]:
+    """One worker process from start to end; a ``subprocess.TimeoutExpired`` after so many seconds."""
     given, result = folder / f"{side}.settings.json", folder / f"{side}.result.json"
     given.write_text(json.dumps(settings))
     environment = os.environ | {"OMP_NUM_THREADS": str(settings["threads"]), "TOKENIZERS_PARALLELISM": "false"}
@@ -110,7 +112,7 @@ def run(side: str, python: Path, settings: dict[str, Any], folder: Path) -> dict
     if side.startswith("ours"):
         environment["PYTHONPATH"] = str(HERE.parent)
     command = [str(python), str(HERE / "worker.py"), side, str(given), str(result)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=timeout)
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return json.loads(result.read_text())
@@ -152,6 +154,7 @@ def settings_of(options: argparse.Namespace, method: str, precision: str, refere
         "model": str(options.work / "model"),
         "output": str(options.work / "trl"),
         "threads": options.threads,
+        "device": "cpu",
         "precision": precision,
         "reference": reference,
         "statistics": [] if method == "bradley_terry" else options.statistics,

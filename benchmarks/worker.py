@@ -1,9 +1,10 @@
 """One training run of this project (or of TRL, in TRL's environment) over given token ids, timed step by step.
 
-    python benchmarks/worker.py {ours|trl|ours_grpo|trl_grpo} settings.json result.json
+    python benchmarks/worker.py {ours|trl|ours_grpo|trl_grpo|ours_generate} settings.json result.json
 
-Started by ``vs_trl.py`` and ``grpo_vs_trl.py``; both sides share the settings, the clock and what is written. Imports
-of either library happen only on its side (``side_*.py``), so TRL's environment needs nothing of this project.
+Started by ``vs_trl.py``, ``grpo_vs_trl.py`` and ``gpu.py``; both sides share the settings, the clock and what is
+written. Imports of either library happen only on its side (``side_*.py``), so TRL's environment needs nothing of this
+project.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ class Clock:
 
     def start(self) -> None:
         """Forget what has passed."""
+        _finish()
         self._cpu, self._wall = time.process_time(), time.perf_counter()
         self._parts: dict[str, float] = {}
 
     def stop(self, loss: float) -> None:
         """End a step."""
+        _finish()
         whole = {"cpu": time.process_time() - self._cpu, "wall": time.perf_counter() - self._wall, "loss": loss}
         self.steps.append(whole | self._parts)
         self.start()
@@ -46,10 +49,25 @@ class Clock:
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Count what happens inside as a part of the step: ``<name>_cpu`` and ``<name>_wall`` seconds."""
+        _finish()
         cpu, wall = time.process_time(), time.perf_counter()
         yield
+        _finish()
         for clock, seconds in (("cpu", time.process_time() - cpu), ("wall", time.perf_counter() - wall)):
             self._parts[f"{name}_{clock}"] = self._parts.get(f"{name}_{clock}", 0.0) + seconds
+
+
+def _finish() -> None:
+    """Wait until a GPU has done what it was told, so that its work is in the right step."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _peak_mib() -> float:
+    """Peak of memory: what torch took of a GPU, or the process's largest resident set."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
@@ -62,8 +80,8 @@ def main() -> None:
     rows = json.loads(Path(settings["rows"]).read_text())
     clock = Clock()
     scores = importlib.import_module(f"side_{side}").run(settings, rows, clock)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    Path(result_path).write_text(json.dumps({"scores": scores, "steps": clock.steps, "peak_mib": peak}))
+    result = {"scores": scores, "steps": clock.steps, "peak_mib": _peak_mib()}
+    Path(result_path).write_text(json.dumps(result))
 
 
 if __name__ == "__main__":
