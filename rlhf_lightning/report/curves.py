@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlhf_lightning.report.drawing import Picture, canvas, plain_axes
-from rlhf_lightning.report.grouping import Group
+from rlhf_lightning.report.drawing import Picture, canvas, plain_axes, shared_legend, wrapped
+from rlhf_lightning.report.grouping import Group, shortened
 from rlhf_lightning.report.palette import GREY, Style, spread
 from rlhf_lightning.report.statistics import Band, band
+from rlhf_lightning.report.titles import title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +53,7 @@ def draw_curves(
     legend_rows = math.ceil((len(coloured) + 1) / _LEGEND_COLUMNS)
     with canvas(width, 2.55 * rows + 0.3 * legend_rows + 0.2, rows, columns) as (figure, grid):
         for axes, metric in zip(grid.flat, metrics, strict=False):
-            plain_axes(axes, metric)
+            plain_axes(axes, wrapped(title_of(metric)))
             _panel(axes, groups, looks, metric, coloured, most)
             axes.set_xlim(-0.02 * last, 1.02 * last)
         for axes in list(grid.flat)[len(metrics) :]:
@@ -60,7 +61,7 @@ def draw_curves(
         for axes in grid[-1]:
             axes.set_xlabel("optimiser step")
         _legend(figure, groups, looks, coloured)
-    alt = f"curves of {', '.join(metrics)} for {', '.join(groups[index].label for index in coloured)}"
+    alt = f"curves of {', '.join(map(title_of, metrics))} for {', '.join(groups[index].label for index in coloured)}"
     return Picture(figure, "curves", alt)
 
 
@@ -123,12 +124,14 @@ def _legend(figure: Figure, groups: Sequence[Group], looks: Sequence[Style], col
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=look.colour, linewidth=2, dashes=look.dash or (None, None), label=groups[i].label[:44])
+        Line2D(
+            [], [], color=look.colour, linewidth=2, dashes=look.dash or (None, None), label=shortened(groups[i].label)
+        )
         for i, look in enumerate(looks)
         if i in coloured
     ]
     others = sum(any(run.curves for run in group.runs) for group in groups) - len(coloured)
     if others:
-        handles.append(Line2D([], [], color=GREY, linewidth=1, label=f"{others} others"))
+        handles.append(Line2D([], [], color=GREY, linewidth=1, label=f"{others} other{'' if others == 1 else 's'}"))
     if len(groups) > 1:
-        figure.legend(handles=handles, loc="outside lower center", ncols=_LEGEND_COLUMNS, fontsize=8.5)
+        shared_legend(figure, handles)

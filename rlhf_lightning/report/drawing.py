@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -47,6 +51,15 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A line of a legend."""
+
+    label: str
+    colour: str
+    dashed: bool
+
+
 class Picture:
     """A finished figure, displayed by notebooks."""
 
@@ -67,6 +80,31 @@ class Picture:
         with _theme():
             self.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         return inlined(buffer.getvalue(), self.name, self.alt)
+
+    def panels(self) -> list[str]:
+        """Each panel as an ``<svg>`` that shows its part of :meth:`svg`, for pages too narrow for the grid; or none."""
+        axes = [one for one in self.figure.axes if one.axison]
+        if len(axes) < 2:
+            return []
+        with _theme():
+            self.figure.draw_without_rendering()
+            boxes = [box.padded(4) for one in axes if (box := one.get_tightbbox()) is not None]
+        points = 72 / self.figure.dpi  # an SVG is in points, from the top
+        top = self.figure.bbox.y1
+        views = [(box.x0, top - box.y1, box.width, box.height) for box in boxes]
+        texts = [" ".join(f"{number * points:.1f}" for number in view) for view in views]
+        return [
+            f'<svg viewBox="{text}" role="img" aria-label="{escape(one.get_title(loc="left"))}">'
+            f'<use href="#{_prefix(self.name)}-figure_1"/></svg>'
+            for one, text in zip(axes, texts, strict=True)
+        ]
+
+    def legend(self) -> list[Entry]:
+        """Entries of the figure's legend, for a page that shows its panels one by one."""
+        from matplotlib.colors import to_hex
+
+        shown = [pair for one in self.figure.legends for pair in zip(one.legend_handles, one.get_texts(), strict=True)]
+        return [Entry(text.get_text(), to_hex(_colour(handle)), _dashed(handle)) for handle, text in shown]
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -91,11 +129,9 @@ def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **optio
 
 def inlined(svg: str, name: str, alt: str) -> str:
     """Turn an SVG file into an element of a page: no prolog, unique ids, scaled to the page, colours as variables."""
-    from html import escape
-
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    prefix = re.sub(r"\W+", "-", name)
+    prefix = _prefix(name)
     svg = re.sub(r'\bid="(group-[^"]*)"', r'class="\1"', svg)
     svg = re.sub(r'\bid="([^"]*)"', rf'id="{prefix}-\1"', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
@@ -108,12 +144,40 @@ def inlined(svg: str, name: str, alt: str) -> str:
     return f'{head} role="img" aria-label="{escape(alt)}"><title>{escape(alt)}</title>{rest}'
 
 
+def shared_legend(figure: Figure, handles: Sequence[Artist], size: float = 8.5) -> None:
+    """Put one legend below all panels, with as many columns as its longest label leaves room for."""
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    room = figure.get_figwidth() * 72 / (longest * 0.58 * size + 4.5 * size)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=max(1, min(4, int(room), len(handles))), fontsize=size
+    )
+
+
+def wrapped(title: str, characters: int = 40) -> str:
+    """The title of one of three panels side by side, in as many lines as it needs."""
+    return "\n".join(textwrap.wrap(title, characters)) or title
+
+
 def plain_axes(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
     """Title and labels; ticks without marks."""
     axes.set_title(title, pad=8)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.tick_params(length=0)
+
+
+def _prefix(name: str) -> str:
+    """Beginning of all ids of a picture in a page."""
+    return re.sub(r"\W+", "-", name)
+
+
+def _colour(handle: Any) -> Any:
+    """Colour of a line, or of a patch."""
+    return handle.get_color() if hasattr(handle, "get_color") else handle.get_facecolor()
+
+
+def _dashed(handle: Any) -> bool:
+    return hasattr(handle, "is_dashed") and bool(handle.is_dashed())
 
 
 @contextmanager

@@ -9,12 +9,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.report.drawing import FAINT, INK, PAPER, Picture, canvas, plain_axes
-from rlhf_lightning.report.grouping import Group
-from rlhf_lightning.report.metrics import MOST_DIVERGENCE, WORDS
+from rlhf_lightning.report.grouping import Group, shortened
+from rlhf_lightning.report.metrics import MOST_DIVERGENCE
 from rlhf_lightning.report.palette import Style
 from rlhf_lightning.report.placement import Box, place_labels
 from rlhf_lightning.report.stages import family_of
 from rlhf_lightning.report.statistics import band, pareto_front, pooled
+from rlhf_lightning.report.titles import title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,9 +89,8 @@ def draw_frontier(
     with canvas(*(size or (_SMALL if len(chosen) <= 25 else _LARGE))) as (figure, grid):
         axes = grid[0, 0]
         means = ", mean over seeds" if any(len(point.seeds) > 1 for point in points) else ""
-        across = f"{WORDS.get(x, x)}  (nats, final{means})"
-        up = WORDS.get(y, y)
-        plain_axes(axes, title or f"{up} against {WORDS.get(x, x)}", across, up)
+        across, up = (title_of(name, unit=False) for name in axes_names)
+        plain_axes(axes, title or f"{up} against {across}", f"{across} (nats, final{means})", title_of(y))
         rooted = _root_scale(axes, [seed[0] for point in points for seed in point.seeds])
         paths = _paths(axes, points, x, y) if len(points) <= _PATHS else []
         _front(axes, corners)
@@ -102,7 +102,7 @@ def draw_frontier(
         _hue_legend(axes, points, line=len(corners) > 1)
         figure.canvas.draw()
         _labels(axes, points, chosen, set(front), base, corners, paths)
-    alt = f"{y} against {x}; on the front: {', '.join(points[i].group.label for i in front) or 'nothing'}"
+    alt = f"{up} against {across}; on the front: {', '.join(points[i].group.label for i in front) or 'nothing'}"
     return Picture(figure, "frontier", alt)
 
 
@@ -238,7 +238,7 @@ def _labels(
     """Write labels next to their points without overlaps, with a thin line to those that are further away."""
     figure: Any = axes.get_figure()
     renderer, scale = figure.canvas.get_renderer(), figure.dpi / 100
-    named = [(points[i].x, points[i].y, _short(points[i].group.label), INK, i in front) for i in chosen]
+    named = [(points[i].x, points[i].y, shortened(points[i].group.label, 34), INK, i in front) for i in chosen]
     named += [(*base, "before training", FAINT, False)] if base else []
     texts = [
         axes.text(0, 0, text, fontsize=_SIZE, color=colour, weight="bold" if bold else "normal", zorder=7)
@@ -288,7 +288,3 @@ def _segments(corners: Sequence[Sequence[float]], half: float = 1.5) -> list[Box
 
 def _marker_box(pixel: Sequence[float], half: float = 5.0) -> Box:
     return Box(pixel[0] - half, pixel[1] - half, pixel[0] + half, pixel[1] + half)
-
-
-def _short(label: str, most: int = 34) -> str:
-    return label if len(label) <= most else label[: most - 1] + "…"

@@ -46,6 +46,8 @@ BOOKKEEPING = (
     "data.num_workers",
 )
 _RUN = "<run>"
+#: Maximum number of options that every label of a method names; of more, a label names those with unusual values.
+_NAMED = 3
 
 Options = dict[str, Any]  #: dotted key: value
 
@@ -163,7 +165,8 @@ def _family(run: Run, families: Mapping[str, str]) -> str:
 def labels_of(methods: Sequence[str], options: Sequence[Options], names: Sequence[str]) -> list[str]:
     """Return a short label per group: ``dpo``, or ``dpo beta=0.1`` if other groups use the same method.
 
-    If several options differ together, a label has only as many as are needed to distinguish the groups.
+    If several options differ together, a label has only as many as are needed to distinguish the groups. If more than
+    three are needed, as where each of many switches is tried, a label has those whose value is not the most common one.
 
     Args:
         methods: method of each group, with its rounds.
@@ -175,7 +178,12 @@ def labels_of(methods: Sequence[str], options: Sequence[Options], names: Sequenc
         same = [options[other] for other, name in enumerate(methods) if name == method]
         keys = distinguishing_keys(same)
         named = short_names(keys)
-        parts = [f"{named[key]}={_brief(options[index][key])}" for key in keys if key in options[index]]
+        values = options[index]
+        if len(keys) > _NAMED:
+            usual = {key: _most_common([one.get(key) for one in same]) for key in keys}
+            keys = [key for key in keys if repr(values.get(key)) != usual[key]]
+            method = method if keys else f"{method} (usual values)"
+        parts = [f"{named[key]}={_brief(values[key])}" for key in keys if key in values]
         labels.append(" ".join([method, *parts]))
     return [f"{label} ({names[index]})" if labels.count(label) > 1 else label for index, label in enumerate(labels)]
 
@@ -246,11 +254,22 @@ def plain(value: Any) -> str:
     return str(value)
 
 
+def shortened(label: str, most: int = 48) -> str:
+    """A label of at most that many characters; a longer one is cut and marked."""
+    return label if len(label) <= most else f"{label[: most - 1]}…"
+
+
+def _most_common(values: Sequence[Any]) -> str:
+    """The most common value as text, of equally common ones the first."""
+    texts = [repr(value) for value in values]
+    return max(dict.fromkeys(texts), key=texts.count)
+
+
 def _brief(value: Any, most: int = 28) -> str:
     """Format a value for a label; a path is shortened to its end."""
     text = plain(value)
     text = "/".join(text.split("/")[-2:]) if isinstance(value, str) else text
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return shortened(text, most)
 
 
 def by_numeric_key(groups: Sequence[Group], least: int = 3) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_lightning.report.drawing import FAINT, Picture, canvas, plain_axes
-from rlhf_lightning.report.grouping import Group
+from rlhf_lightning.report.grouping import Group, shortened
 from rlhf_lightning.report.palette import COLOURS, GREY, Style
 from rlhf_lightning.report.statistics import accuracy, edges
 
@@ -80,7 +80,7 @@ def _panel(axes: Axes, label: str, look: Style, rewards: Rewards) -> None:
         weights = np.full(len(values), 1 / len(values))
         axes.hist(inside, bins=bins, weights=weights, color=colour, alpha=alpha, linewidth=0)
         axes.axvline(float(np.clip(values.mean(), bins[0], bins[-1])), color=colour, linewidth=1.6)
-    plain_axes(axes, label if len(label) <= 30 else label[:29] + "…")
+    plain_axes(axes, shortened(label, 30))
     right, margin = accuracy(chosen, rejected), float((chosen - rejected).mean())
     note = f"accuracy {right:.2f}\nmargin {margin:.3g}\n{len(chosen)} pairs"
     axes.text(0.98, 0.97, note, transform=axes.transAxes, ha="right", va="top", fontsize=8, color=FAINT)

@@ -35,14 +35,6 @@ REWARDS = (
 DIVERGENCES = ("val/gold/kl", "val/kl/reference", "train/kl/reference")
 #: The KL of responses that were chosen among several is unknown; this metric is its upper bound.
 MOST_DIVERGENCE = "val/kl/choice"
-#: Axis labels of the frontier.
-WORDS = {
-    "val/gold/reward": "gold reward",
-    "val/sample/reward": "mean reward of the responses",
-    "val/reward/accuracy": "accuracy of the implicit reward",
-    "val/gold/kl": "KL to the base",
-    "val/kl/reference": "KL to the reference",
-}
 #: Panels of the curves, and columns of the table, in this order; others follow by name while there is room.
 SHOWN = (
     "val/gold/reward",
@@ -76,6 +68,8 @@ _PLAIN = (
     "train/log_ratio/k3",  # of older runs
     "val/kl/k3",
 )
+#: Standard errors of other metrics, which are read beside them.
+_ERRORS = "_error"
 _UP = re.compile(r"(^|/)(accuracy|margin|reward|score|win_rate|top1|finished|auc|reward/.*|score/(mean|min|max))$")
 _DOWN = re.compile(r"(^|/)(loss|ece|perplexity|error|brier)$")
 #: Of rewards: shares of the responses that got no score, and what describes scores without a merit of its own.
@@ -141,6 +135,6 @@ def frontier_axes(
 
 def shown(logged: Collection[str], most: int, first: Sequence[str] = ()) -> list[str]:
     """Select the metrics worth a panel or a column: requested ones first, then by importance, then by name."""
-    others = sorted(name for name in logged if not name.startswith(_PLAIN))
+    others = sorted(name for name in logged if not name.startswith(_PLAIN) and not name.endswith(_ERRORS))
     ordered = dict.fromkeys([*first, *SHOWN, *others])
     return [name for name in ordered if name in logged][:most]

@@ -15,6 +15,7 @@ from rlhf_lightning.report.grouping import flat, plain
 from rlhf_lightning.report.leaderboard import Row, steps_of, write_runs
 from rlhf_lightning.report.metrics import mode_of
 from rlhf_lightning.report.runs import Runs
+from rlhf_lightning.report.titles import title_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "report.html"
@@ -82,7 +83,7 @@ def render(runs: Runs, pictures: list[Picture], title: str | None = None, chains
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["plain"] = plain
+    environment.filters |= {"plain": plain, "words": title_of}
     count, groups = len(runs), len(runs.groups)
     default = (
         f"{count} runs, {_counted(groups, 'configuration')}" if count > 1 else f"{runs.groups[0].label}: {runs[0].name}"
@@ -101,6 +102,7 @@ def render(runs: Runs, pictures: list[Picture], title: str | None = None, chains
         options=options_table(runs),
         listed=[_listed(runs, index) for index in range(count)],
         steps=steps_of,
+        usual=any("(usual values)" in group.label for group in runs.groups),
         whole=sorted(flat(runs[0].config).items()) if groups == 1 else [],
     )
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf_lightning.report.drawing import Picture, canvas, plain_axes
+from rlhf_lightning.report.drawing import Picture, canvas, plain_axes, shared_legend, wrapped
+from rlhf_lightning.report.grouping import shortened
 from rlhf_lightning.report.palette import Style
 from rlhf_lightning.report.rounds import Round, RoundTable, Statistic
 
@@ -30,7 +31,7 @@ def draw_rounds(tables: Sequence[RoundTable], looks: Sequence[Style], *, width: 
     legend = 0.35 if len(tables) > 1 else 0.0
     with canvas(width, 2.2 * rows + legend + 0.2, rows, columns) as (figure, grid):
         for axes, statistic in zip(grid.flat, panels, strict=False):
-            plain_axes(axes, statistic.label)
+            plain_axes(axes, wrapped(statistic.label))
             _panel(axes, statistic, tables, looks, by_step=by_step)
             axes.set_xlim(-0.03 * last, 1.03 * last)
         for axes in list(grid.flat)[len(panels) :]:
@@ -38,8 +39,8 @@ def draw_rounds(tables: Sequence[RoundTable], looks: Sequence[Style], *, width: 
         for axes in grid[-1]:
             axes.set_xlabel("steps before the round" if by_step else "round")
         if len(tables) > 1:
-            handles = [_line([], [], look, table.label[:44]) for table, look in zip(tables, looks, strict=True)]
-            figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8.5)
+            handles = [_line([], [], look, shortened(table.label)) for table, look in zip(tables, looks, strict=True)]
+            shared_legend(figure, handles)
     labels = ", ".join(table.label for table in tables)
     return Picture(figure, "rounds", f"{', '.join(one.label for one in panels)} over the rounds of {labels}")
 

@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlhf_lightning.report.drawing import Picture, canvas, plain_axes
+from rlhf_lightning.report.drawing import Picture, canvas, plain_axes, shared_legend, wrapped
 from rlhf_lightning.report.grouping import Group, differing, plain, short_names
 from rlhf_lightning.report.palette import COLOURS, DASHES, MARKERS, shaded
 from rlhf_lightning.report.statistics import Pooled, pooled
+from rlhf_lightning.report.titles import title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,13 +76,12 @@ def draw_sensitivity(
     size = (width * (0.35 + 0.65 * columns / 3), 3.1 * rows + 0.3 * math.ceil(len(labels) / 4))
     with canvas(*size, rows, columns) as (figure, grid):
         for axes, (metric, lines) in zip(grid.flat, panels, strict=False):
-            plain_axes(axes, metric, key)
+            plain_axes(axes, wrapped(title_of(metric)), key)
             _panel(axes, lines, looks)
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_axis_off()
-        handles = _handles(looks)
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(2 * columns, len(labels)), fontsize=8.5)
-    alt = f"{', '.join(metric for metric, _ in panels)} over {key} for {', '.join(labels)}"
+        shared_legend(figure, _handles(looks))
+    alt = f"{', '.join(title_of(metric) for metric, _ in panels)} over {key} for {', '.join(labels)}"
     return Picture(figure, f"over {key}", alt)
 
 

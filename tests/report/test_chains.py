@@ -112,7 +112,7 @@ def test_the_frontier_joins_strengths_and_draws_a_bound_hollow(sweep):
     assert not by_stage["steer_1"].bound
     axes = runs.frontier().figure.axes[0]
     words = ("KL to the reference", "mean reward of the responses")
-    assert (axes.get_xlabel().split("  ")[0], axes.get_ylabel()) == words
+    assert (axes.get_xlabel().split(" (nats")[0], axes.get_ylabel()) == words
     line = (1.015, 20.015)
     assert line not in lines_of(runs)  # two settings of each
     assert line in lines_of(Runs([run for run in runs if int(run.metrics["val/sample/reward"]) in (9, 28)]))

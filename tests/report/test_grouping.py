@@ -100,6 +100,16 @@ def test_labels_have_as_few_options_as_possible():
     assert distinguishing_keys([{"a": 1}, {"a": 1}]) == []
 
 
+def test_labels_of_many_switches_have_the_unusual_values_alone():
+    """As where each of many switches is tried: one label has all usual values, the others what they change."""
+    usual = {f"method.switch_{letter}": True for letter in "abcde"}
+    groups = [usual, *({**usual, key: False} for key in usual), dict.fromkeys(usual, False)]
+    labels = labels_of(["m"] * len(groups), groups, [str(index) for index in range(len(groups))])
+    assert labels[:3] == ["m (usual values)", "m switch_a=false", "m switch_b=false"]
+    assert labels[-1] == "m switch_a=false switch_b=false switch_c=false switch_d=false switch_e=false"
+    assert len(set(labels)) == len(groups)
+
+
 def test_observing_callbacks_do_not_separate_groups(tmp_path):
     """A callback that only observes may differ between seeds; one that changes the weights may not."""
     for seed in (1, 2):

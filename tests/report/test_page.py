@@ -76,9 +76,9 @@ def test_structure(text):
     assert Outline(text).sections == {
         "leaderboard": {"table": 1},
         "frontier": {"svg": 1},
-        "swept": {"svg": 1},
-        "curves": {"svg": 1},
-        "rewards": {"svg": 1},
+        "swept": {"svg": 1 + 3},  # the whole, and each panel for phones
+        "curves": {"svg": 1 + 8},
+        "rewards": {"svg": 1 + 3},
         "samples": {"article": 24},  # three prompts: the data, before training, six groups
         "options": {"table": 1},
         "runs": {"table": 2},  # what did not finish, and all
@@ -265,6 +265,26 @@ def test_names_in_a_crowd_do_not_overlap(tmp_path):
     boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
     assert len(boxes) > 15
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_panels_show_their_part_of_the_whole_drawing(tmp_path):
+    """For phones: no panel overlaps another one, and each has the axes that it is called after."""
+    write_run(tmp_path / "run")
+    picture = Runs.read(tmp_path / "run").curves()
+    panels = picture.panels()
+    axes = [one for one in picture.figure.axes if one.axison]
+    boxes = [[float(number) for number in re.search(r'viewBox="([^"]*)"', panel)[1].split()] for panel in panels]
+    assert len(panels) == len(axes) > 3
+    for one, (x, y, wide, high) in zip(axes, boxes, strict=True):
+        frame = one.get_window_extent().transformed(picture.figure.transFigure.inverted())
+        width, height = picture.figure.get_size_inches() * 72
+        assert x < frame.x0 * width < frame.x1 * width < x + wide
+        assert y < (1 - frame.y1) * height < (1 - frame.y0) * height < y + high
+    middles = [(x + wide / 2, y + high / 2) for x, y, wide, high in boxes]
+    for x, y, wide, high in boxes:
+        assert sum(x < u < x + wide and y < v < y + high for u, v in middles) == 1
+    assert 'id="curves-figure_1"' in picture.svg()
+    assert all('href="#curves-figure_1"' in panel for panel in panels)
 
 
 def test_numbers_are_shortened_in_drawings_only():

@@ -180,7 +180,7 @@ def test_the_page_has_rounds_of_runs_that_draw_and_of_no_others(tmp_path):
     assert "&lt;b&gt;bold&lt;/b&gt;" in section
     assert "<b>bold</b>" not in section
     for label in (
-        "gold reward, after the round",
+        "gold reward after the round",
         "tied pairs of samples",
         "distinct-2",
         "correlation of score and length",

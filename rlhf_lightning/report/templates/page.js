@@ -40,6 +40,7 @@ document.getElementById("theme").addEventListener("click", () => {
 for (const figure of document.querySelectorAll("figure:has(svg)")) {
   figure.title = "click to enlarge or put back";
   figure.addEventListener("click", (event) => {
+    if (event.target.closest(".panels")) return;
     const before = figure.querySelector("svg").getBoundingClientRect();
     const [x, y] = [(event.clientX - before.left) / before.width, (event.clientY - before.top) / before.height];
     figure.classList.toggle("zoomed");
