@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 import torch
@@ -153,6 +154,33 @@ class AlignmentProgressBar(ProgressBar):
     def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
         """Restore the terminal."""
         self._stop()
+
+    # Samples
+
+    @contextmanager
+    def counting(self, name: str, total: int) -> Iterator[Callable[[], None]]:
+        """Give a function to call after each of ``total`` portions of another callback's work, which may be fewer.
+
+        Without a terminal each quarter is a line.
+
+        Args:
+            name: of the work, short.
+            total: most portions.
+        """
+        done = 0
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            self._move(name, done)
+            if self._enabled and not self.console.is_terminal and done % max(1, total // 4) == 0:
+                self.console.print(f"{name} {done}/{total}", soft_wrap=True, highlight=False)
+
+        self._start(name, total)
+        try:
+            yield advance
+        finally:
+            self._end(name)
 
     # Validation and the reference pass
 

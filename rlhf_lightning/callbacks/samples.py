@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 
+from rlhf_lightning.callbacks.rich_progress import AlignmentProgressBar
 from rlhf_lightning.callbacks.tables import log_table
 from rlhf_lightning.files import write_atomically
 from rlhf_lightning.ops.comparisons import outcomes
@@ -195,7 +197,8 @@ class PolicySamples(Callback):
         if trainer.is_global_zero and prompts:
             log.info("%-9s drawing %d responses to held-out prompts", "samples", len(prompts) * trainer.world_size)
         guide = {} if self.guidance is None else {"guide": self.guidance.guide(module.policy)}
-        responses = module.sample(prompts, streams=streams, form=form, **self.options, **guide)
+        with self._progress(trainer, len(prompts)) as progress:
+            responses = module.sample(prompts, streams=streams, form=form, **progress, **self.options, **guide)
         ratios = self._log_ratios(module, responses) or [None] * len(responses)
         rewards = self._rewards(module, responses)
         text = module.tokenizer.decode
@@ -222,6 +225,17 @@ class PolicySamples(Callback):
             }.items():
                 module.track(f"val/sample/{name}", torch.tensor(values, device=module.device))
         return samples
+
+    @contextmanager
+    def _progress(self, trainer: Trainer, prompts: int) -> Iterator[dict[str, Callable[[], None]]]:
+        """Count the tokens of the responses that are drawn together on the trainer's bar, if it can."""
+        bar = trainer.progress_bar_callback
+        if not isinstance(bar, AlignmentProgressBar) or not prompts:
+            yield {}
+            return
+        batches = math.ceil(prompts / self.options["batch_size"])
+        with bar.counting("tokens", batches * self.options["max_new_tokens"]) as advance:
+            yield {"progress": advance}
 
     def _rewards(self, module: Any, responses: list[list[int]]) -> Sequence[float | None]:
         """Score each response; log its reward and that of the data's own response, if the data has one."""

@@ -48,7 +48,7 @@ def show(folder: Path) -> None:
     summary = Summary.read(folder)
     say(numbers(summary))
     say(f"[dim]{FOOTNOTE}[/]\n")
-    say(examples(summary))
+    examples(summary)
     before, after = ([response.score for response in side] for side in (summary.before, summary.after))
     draw(metrics_file(folder), before, after, folder / PICTURE)
     say(f"\ncurves      {folder / PICTURE}")
@@ -67,11 +67,13 @@ def numbers(summary: Summary) -> Table:
     return table
 
 
-def examples(summary: Summary) -> Table:
-    """Table of three held-out questions with both responses and their scores."""
-    table = Table(title="Three held-out prompts", title_justify="left", title_style="bold", show_lines=True)
-    for column in ("question", "before", "after"):
-        table.add_column(column, ratio=1, overflow="fold")
+def examples(summary: Summary) -> None:
+    """Show three held-out questions with both responses and the rule's scores, as ``rlhf generate`` shows them."""
+    from rlhf_lightning.cli.responses import show_prompt, show_response
+
+    say("[bold]Three held-out prompts[/]  [dim]as rlhf generate shows them, with the rule's score[/]\n")
     for question, before, after in summary.examples():
-        table.add_row(question, *(f"{side.text}\n[dim]score {side.score:.2f}[/]" for side in (before, after)))
-    return table
+        show_prompt(question)
+        for label, side in (("before", before), ("after ", after)):
+            show_response(side.text, round(side.score, 2), label)
+            say("")

@@ -170,11 +170,22 @@ def hand_out(prompts: Sequence[str], responses: Sequence[Sequence[Response]], ou
         return
     for prompt, group in zip(prompts, responses, strict=True):
         if len(prompts) > 1:
-            OUT.print(f"[bold]{'>'}[/] ", end="")
-            OUT.print(prompt, style="bold", markup=False)
+            show_prompt(prompt)
         for response in group:
-            if response.score is not None:
-                OUT.print(f"[dim]{response.score:.4g}[/]", end="  ")
-            OUT.print(response.text, markup=False)
+            show_response(response.text, response.score)
             if len(group) > 1 or len(prompts) > 1:
                 OUT.print()
+
+
+def show_prompt(prompt: str) -> None:
+    """Show a prompt above its responses."""
+    OUT.print(f"[bold]{'>'}[/] ", end="")
+    OUT.print(prompt, style="bold", markup=False)
+
+
+def show_response(text: str, score: float | None = None, label: str = "") -> None:
+    """Show a response, behind its label and its score if it has them."""
+    parts = [label, "" if score is None else f"{score:.4g}"]
+    for part in filter(None, parts):
+        OUT.print(f"[dim]{part}[/]", end="  ")
+    OUT.print(text, markup=False)

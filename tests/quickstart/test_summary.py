@@ -66,6 +66,8 @@ def test_show_prints_table_command_and_picture(tmp_path: Path, capsys: pytest.Ca
     screen = capsys.readouterr().out
     assert "What the run changed" in screen
     assert f"rlhf generate run={tmp_path}" in screen
+    before, after = "before  0.38  Long and dull.", "after   2  You will enjoy your walk in the warm sun."
+    assert f"> bees\n{before}\n\n{after}\n\n> snow\n" in screen
     assert (tmp_path / "quickstart.png").exists()
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from rlhf_lightning.models.adapters.lora import is_adapted
 from rlhf_lightning.models.decoding.loop import Batch, Processor, decode
@@ -74,6 +75,7 @@ def generate(
     streams: Sequence[tuple[int, int]] | None = None,
     form: PromptForm | None = None,
     guide: Guide | None = None,
+    progress: Callable[[], object] | None = None,
 ) -> list[list[int]]:
     """Sample one response for each prompt; see :func:`sample`.
 
@@ -94,6 +96,7 @@ def generate(
         streams: of random numbers, one a prompt: a seed and a number under it; None: see above.
         form: of the prompts: what text ends a response, and how all of them begin; None: a chat template says both.
         guide: what else decides on tokens; None: nothing does.
+        progress: called before each token of the responses that are decoded together.
 
     Returns:
         The response of each prompt in the order of ``prompts``, with its EOS token; without one it was cut off.
@@ -108,10 +111,20 @@ def generate(
         streams=streams or [(seed, row) for row in range(len(prompts))],
         batch_size=batch_size,
         adapter=adapter,
-        processor=processor,
+        processor=processor if progress is None else _reporting(progress, processor),
         guide=guide,
     )
     return [drawn.ids for drawn in samples]
+
+
+def _reporting(progress: Callable[[], object], processor: Processor | None) -> Processor:
+    """A processor that reports each token and else does what another one does."""
+
+    def reporting(ids: Tensor, logits: Tensor) -> Tensor:
+        progress()
+        return logits if processor is None else processor(ids, logits)
+
+    return reporting
 
 
 @torch.no_grad()

@@ -128,6 +128,13 @@ def test_mode_is_put_back_and_dropout_is_off():
     assert actor.base.transformer.drop.training
 
 
+def test_progress_is_reported_before_each_token_and_changes_nothing(actor):
+    calls = []
+    expected = generate(actor, PROMPTS, max_new_tokens=5)
+    assert generate(actor, PROMPTS, max_new_tokens=5, progress=lambda: calls.append(1)) == expected
+    assert len(calls) == max(map(len, expected))
+
+
 def test_no_prompts_no_responses(actor):
     assert generate(actor, [], max_new_tokens=4) == []
 
