@@ -29,7 +29,7 @@ from rlhf_lightning._hydra.searchpath import RlhfLightningSearchPath
 from rlhf_lightning.cli.errors import ConfigError, describe, suggestion
 from rlhf_lightning.cli.hydra_targets import check_hydra
 from rlhf_lightning.cli.overrides import quoting_hint, readable, several_values
-from rlhf_lightning.cli.renamed import with_new_names
+from rlhf_lightning.cli.renamed import leaves, with_new_names
 from rlhf_lightning.cli.schema import check_config
 from rlhf_lightning.conf_dir import conf_dir
 from rlhf_lightning.yaml_text import OversizedYamlError, check_folder
@@ -104,7 +104,7 @@ def compose_with_overrides(
     except ConfigError as error:
         raise _naming_override(error, accepted) from error
     hydra_settings = _pop(cfg, "hydra")
-    with_new_names(cfg)
+    with_new_names(cfg, given=given_keys(accepted))
     if check:
         check_config(cfg, command, accepted)
     if with_hydra:
@@ -144,6 +144,12 @@ def sweep_points(overrides: Sequence[str], folders: Iterable[str | Path] = ()) -
     for position, choices in enumerate(values):
         for choice in choices[1:]:
             yield [chosen[0] if at != position else choice for at, chosen in enumerate(values) if chosen]
+
+
+def given_keys(overrides: Sequence[str]) -> frozenset[str]:
+    """Dotted keys that overrides set, those inside a mapping one by one."""
+    parsed = [override for override in parse(overrides) if not override.is_delete()]
+    return frozenset(key for one in parsed for key, _ in leaves(one.value(), one.key_or_group))
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:

@@ -20,7 +20,7 @@ def read_data(file: Path) -> DictConfig:
     What an older version wrote has the names of this one.
 
     Raises:
-        ConfigError: it is not YAML, no mapping, or stands for more than memory holds.
+        ConfigError: it is not YAML, no mapping, stands for more than memory holds, or has an option under two names.
     """
     try:
         cfg = read_yaml(file)
@@ -29,7 +29,7 @@ def read_data(file: Path) -> DictConfig:
     if not isinstance(cfg, dict):
         raise ConfigError(f"{file} is not the configuration of a run: it holds no mapping")
     data: DictConfig = OmegaConf.create(literal(cfg))
-    return with_new_names(data, warn=False)
+    return with_new_names(data, warn=False, given=None)
 
 
 def literal(value: Any) -> Any:

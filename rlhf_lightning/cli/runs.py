@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from rlhf_lightning.cli.compose import parse
+from rlhf_lightning.cli.compose import given_keys, parse
 from rlhf_lightning.cli.config_file import read_data
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.renamed import with_new_names
@@ -87,7 +87,7 @@ def take_over(cfg: DictConfig, run: DictConfig, keys: Iterable[str], overrides: 
             top = key.partition(".")[0]
             if "." in key and top in keys and top not in given:
                 OmegaConf.update(result, key, _select(cfg, key), force_add=True)
-    return with_new_names(result)
+    return with_new_names(result, given=given_keys(overrides))
 
 
 def with_prompting(cfg: DictConfig) -> DictConfig:

@@ -32,7 +32,7 @@ from rlhf_lightning.data.tokens.optional_numbers import has_input
 from rlhf_lightning.data.tokens.prompt_transforms import form_of
 from rlhf_lightning.data.tokens.tokenize import split, tokenize
 from rlhf_lightning.options import value_object
-from rlhf_lightning.renamed import argument
+from rlhf_lightning.renamed import argument, former_arguments
 from rlhf_lightning.types import Example, PromptForm
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 EVALUATION_GROUPS = 16
 
 
+@former_arguments("rlhf_lightning.data.AlignmentDataModule")
 class AlignmentDataModule(L.LightningDataModule):
     """Tokenised, checked and planned data for any method, under ``Trainer``, Fabric or a plain loop.
 

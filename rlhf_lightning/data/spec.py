@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from rlhf_lightning.renamed import former_arguments
+
 FORMATS = (
     "auto",
     "preference",
@@ -103,6 +105,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _NOT_CONTENT = frozenset({"on_bad_row", "max_left_out", "cache", "cache_dir"})
 
 
+@former_arguments("rlhf_lightning.data.DataSpec")
 @dataclass(frozen=True)
 class DataSpec:
     """Options that decide how rows become tokens. Every field is an option ``data.spec.<field>``.

@@ -23,6 +23,7 @@ from rlhf_lightning.models.critics.critic import ActorCritic
 from rlhf_lightning.models.modes import evaluating
 from rlhf_lightning.ops.exponent import bounded_exp
 from rlhf_lightning.options import value_object
+from rlhf_lightning.renamed import former_arguments
 from rlhf_lightning.types import (
     Credit,
     Episodes,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 CRITICS = (("value", "returns"), ("cost_value", "cost_returns"))
 
 
+@former_arguments("rlhf_lightning.methods.PPO")
 class PPO(PolicyGradient):
     r"""Clipped policy and value losses on advantages from generalised advantage estimation.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rlhf_lightning.ops.exponent import MAX_LOG_RATIO, bounded_exp
 from rlhf_lightning.ops.kl import ESTIMATORS, estimated, k3
+from rlhf_lightning.renamed import former_arguments
 from rlhf_lightning.types import Ragged, SequenceLogProbs
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ _APPLIED_TO = ("reward", "loss", "none")
 _CONTROLLERS = ("fixed", "adaptive")
 
 
+@former_arguments("rlhf_lightning.methods.KLPenalty")
 class KLPenalty(nn.Module):
     r"""A KL penalty: what it applies to, how it is estimated and how its coefficient moves.
 

@@ -19,6 +19,7 @@ from rlhf_lightning.methods.tracking import Maxima, Means
 from rlhf_lightning.models.modes import evaluating
 from rlhf_lightning.ops.aggregation import aggregate
 from rlhf_lightning.options import value_object
+from rlhf_lightning.renamed import former_arguments
 from rlhf_lightning.types import (
     Credit,
     Episodes,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from rlhf_lightning.models.roles.models import Models
 
 
+@former_arguments("rlhf_lightning.methods.PolicyGradient")
 class PolicyGradient(AlignmentModule[RolloutBatch]):
     """One number a response token from a loss of ``losses.policy_gradient``, advantages from a function of ``credit``.
 

@@ -15,6 +15,7 @@ from rlhf_lightning.models.modes import evaluating
 from rlhf_lightning.models.sharding import unsharded
 from rlhf_lightning.models.sources import Dtype
 from rlhf_lightning.options import Count, value_object
+from rlhf_lightning.renamed import former_arguments
 from rlhf_lightning.rewards.asking import conversation_ids
 from rlhf_lightning.rewards.base import Scores
 from rlhf_lightning.rewards.graders.templates import Context
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@former_arguments("rlhf_lightning.rewards.ExpectedRating")
 class ExpectedRating(QuestionReward):
     r"""Expected digit of a judge's verdict, from one forward pass a response.
 

@@ -13,6 +13,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.options import value_object
+from rlhf_lightning.renamed import former_arguments
 from rlhf_lightning.rewards.asking import Ask, asker
 from rlhf_lightning.rewards.base import Scores, WinMatrix
 from rlhf_lightning.rewards.graders.templates import Context
@@ -115,6 +116,7 @@ class _Judge(QuestionReward):
         return asker(self._judge, self._tokenizer, self.policy, f"reward {self.name!r}")
 
 
+@former_arguments("rlhf_lightning.rewards.RatingJudge")
 class RatingJudge(_Judge):
     """The rating that a language model gives a response, on its scale or brought to [0, 1].
 
@@ -201,6 +203,7 @@ class RatingJudge(_Judge):
         return (mean - low) / (self.rating.high - low) if self.rating.scaled else mean
 
 
+@former_arguments("rlhf_lightning.rewards.ComparisonJudge")
 class ComparisonJudge(_Judge):
     r"""Share of the other responses of its group that a response beats, in [0, 1], each pair shown in both orders.
 

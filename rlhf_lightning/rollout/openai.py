@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlhf_lightning.options import Count, NonNegative, value_object
+from rlhf_lightning.renamed import former_arguments
 from rlhf_lightning.rollout.completions import choices, copies, draws, finish, sampling_fields
 from rlhf_lightning.rollout.endpoint import Endpoint, ServerError, in_threads
 from rlhf_lightning.rollout.request_options import RequestOptions
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 Messages = Sequence[Mapping[str, Any]]
 
 
+@former_arguments("rlhf_lightning.rollout.ChatClient")
 class ChatClient:
     """Asks one model of one server, by ``/v1/chat/completions``.
 
@@ -130,6 +132,7 @@ def only_model(endpoint: Endpoint) -> str:
     return names[0]
 
 
+@former_arguments("rlhf_lightning.rollout.OpenAIEngine")
 class OpenAIEngine:
     """Responses of a model behind any OpenAI-compatible server, by ``/v1/completions``: a generator that is frozen.
 

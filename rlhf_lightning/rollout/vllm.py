@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from rlhf_lightning.options import Count, value_object
+from rlhf_lightning.renamed import former_arguments
 from rlhf_lightning.rollout.completions import copies, draws, server_seed
 from rlhf_lightning.rollout.vllm_adapters import check_adapter
 from rlhf_lightning.rollout.vllm_options import (
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@former_arguments("rlhf_lightning.rollout.VLLMEngine")
 class VLLMEngine:
     """Samples from a copy of the policy that vLLM holds in this process.
 

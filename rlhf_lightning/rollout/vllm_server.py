@@ -15,6 +15,7 @@ from torch import Tensor
 from rlhf_lightning.models.adapters.lora import Adapter
 from rlhf_lightning.models.export.policy import adapter_state, save_adapter
 from rlhf_lightning.options import Count, value_object
+from rlhf_lightning.renamed import former_arguments
 from rlhf_lightning.rollout.completions import choices, copies, draws, sampling_fields, token_sample
 from rlhf_lightning.rollout.endpoint import Endpoint, ServerError, in_threads
 from rlhf_lightning.rollout.openai import only_model
@@ -52,6 +53,7 @@ RUNNING = (
 )
 
 
+@former_arguments("rlhf_lightning.rollout.VLLMServerEngine")
 class VLLMServerEngine:
     """Samples from a vLLM server, one that is started here or one that runs, or from several that run.
 

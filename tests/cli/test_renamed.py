@@ -19,9 +19,9 @@ from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.cli.folder import RunFolder, note, write_config
 from rlhf_lightning.cli.renamed import MOVED as MOVED_TARGETS
-from rlhf_lightning.cli.renamed import RENAMED
 from rlhf_lightning.cli.runs import evaluated, read_config
 from rlhf_lightning.cli.targets import locate
+from rlhf_lightning.renamed import ARGUMENTS
 
 BASE = ["method=ppo", "model=tiny_random", "data=tiny", "reward=none"]
 NEW = ["method.value_loss.clip=0.7", "method.credit.shaping.clip=3.0", "method.policy_loss.target_kl=0.5"]
@@ -120,7 +120,7 @@ def test_an_old_name_beside_a_run(new: DictConfig, tmp_path: Path):
 
 def test_a_moved_target_is_the_present_one(new: DictConfig, tmp_path: Path):
     """On the command line, with a warning, and in the folder of a run, which is resumed."""
-    earlier = "rlhf_lightning.models.critic.ActorCritic"
+    earlier = "rlhf_lightning.models.critics.critic.ActorCritic"
     with pytest.warns(FutureWarning, match=rf"{re.escape(earlier)} is now rlhf_lightning\.models\.ActorCritic"):
         assert compose("train", [*BASE, *NEW, f"method.critic._target_={earlier}"]) == new
     tree = new.copy()
@@ -140,11 +140,41 @@ def test_a_moved_target_is_public_and_gone_from_its_module(earlier: str):
         locate(earlier)
 
 
-@pytest.mark.parametrize("target", RENAMED)
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["method.value_clip=0.7", "method.value_loss.clip=0.3"],
+            r"method\.value_clip=0\.7 and method\.value_loss\.clip=0\.3",
+        ),
+        (["method.value_loss={clip: 0.3}", "method.value_clip=0.7"], r"Leave method\.value_clip out"),
+        (["method.shaping.clip=3.0", "method.credit.shaping.clip=2.0"], r"method\.credit\.shaping\.clip=2\.0"),
+    ],
+)
+def test_both_names_are_refused(overrides: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        compose("train", [*BASE, *overrides])
+
+
+def test_an_old_name_beside_other_options_of_its_new_group():
+    with pytest.warns(FutureWarning, match="method.value_clip is now"):
+        cfg = compose("train", [*BASE, "method.value_clip=0.7", "method.value_loss.coef=0.25"])
+    assert (cfg.method.value_loss.clip, cfg.method.value_loss.coef) == (0.7, 0.25)
+
+
+def test_both_names_in_the_folder_of_a_run_are_refused(new: DictConfig, tmp_path: Path):
+    folder = old_folder(new, tmp_path / "run")
+    file = folder / "config.yaml"
+    file.write_text(file.read_text().replace("value_clip: 0.7", "value_clip: 0.7\n  value_loss: {clip: 0.3}"))
+    with pytest.raises(ConfigError, match=r"method\.value_clip=0\.7 and method\.value_loss\.clip=0\.3"):
+        read_config(folder)
+
+
+@pytest.mark.parametrize("target", ARGUMENTS)
 def test_every_new_name_is_an_option_and_no_old_one_is(target: str):
     made = locate(target)
     options = inspect.signature(made).parameters
-    for old, name in RENAMED[target].items():
+    for old, name in ARGUMENTS[target].items():
         group, _, option = name.partition(".")
         assert old not in options
         if not option:
