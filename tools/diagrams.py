@@ -229,11 +229,44 @@ def machines() -> Drawing:
     return drawing
 
 
+#: A row's columns, what they make it, and methods that learn from that.
+ROWS = (
+    (("prompt, response", "or messages"), "demonstrations", "sft, dft"),
+    (("prompt, chosen, rejected",), "pairs", "dpo and its family: reward models"),
+    (("prompt, response, label",), "labelled responses", "kto, bco"),
+    (("prompt, responses, scores",), "ranked lists", "exo_k, plackett_luce: k_wise"),
+    (("prompt",), "prompts", "ppo, grpo, rounds: with a reward"),
+)
+
+
+def data_kinds() -> Drawing:
+    """From the columns of a row to the methods that learn from it."""
+    drawing = Drawing(466, "The columns of a row decide its kind, and the kind decides which methods learn from it.")
+    for x, words in ((20, "a row has"), (244, "it belongs to"), (446, "methods")):
+        drawing.text(x, 30, words, size=13, fill=FAINT)
+    for number, (columns, kind, methods) in enumerate(ROWS):
+        y = 44 + 76 * number
+        drawing.box(20, y, 190, 52, BLUE)
+        for line, words in enumerate(columns):
+            drawing.text(30, y + (31 if len(columns) == 1 else 22 + 20 * line), words, mono=True, size=11)
+        drawing.arrow((210, y + 26), (240, y + 26))
+        drawing.box(244, y, 164, 52, GREEN)
+        drawing.text(326, y + 31, kind, bold=True, size=14, anchor="middle")
+        drawing.arrow((408, y + 26), (438, y + 26))
+        words, _, rest = methods.partition(": ")
+        for line, part in enumerate(filter(None, (words, rest))):
+            drawing.text(446, y + 31 + (line - bool(rest) * 0.5) * 19, part, size=13)
+    drawing.text(20, 430, "Pairs also serve as labelled responses, ranked lists as pairs.", size=13.5, fill=FAINT)
+    drawing.text(20, 450, "Every row gives its prompt to methods that draw their own responses.", size=13.5, fill=FAINT)
+    return drawing
+
+
 ALL: dict[str, Callable[[], Drawing]] = {
     "rollout": rollout,
     "which_method": which_method,
     "sft_to_ppo": sft_to_ppo,
     "machines": machines,
+    "data_kinds": data_kinds,
 }
 
 if __name__ == "__main__":

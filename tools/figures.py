@@ -1,7 +1,8 @@
 """Pictures of the site that no report draws: python tools/figures.py NAME [RUN_OR_SWEEP ...] writes docs/.../NAME.png.
 
 ``compare`` is drawn from the table of docs/compare_offline.md, ``advantages`` from the credit functions on five tokens
-with values that were made up; ``both_fall``, ``inner_epochs`` and ``critics`` from ``metrics.csv`` of the runs named.
+with values that were made up; ``both_fall``, ``inner_epochs``, ``critics`` and ``kl_columns`` from ``metrics.csv`` of
+the runs named: of ``kl_columns`` the first is offline, the second on-policy.
 """
 
 from __future__ import annotations
@@ -236,12 +237,36 @@ def critics(*folders: str) -> Picture:
     return Picture(figure, "critics", "explained variance and gold reward of a separate and a shared critic")
 
 
+def kl_columns(offline: str, on_policy: str) -> Picture:
+    """The columns that speak of KL, in a run on pairs and in one that draws its own responses."""
+    panels = {
+        "DPO, on pairs": (offline, {"val/gold/kl": 0, "train/log_ratio/chosen": 2, "train/log_ratio/mean": 4}),
+        "PPO, on its own samples": (on_policy, {"val/gold/kl": 0, "val/kl/reference": 1, "train/kl/reference": 3}),
+    }
+    with canvas(8.2, 3.6, 1, 2) as (figure, grid):
+        for axes, (title, (run, columns)) in zip(grid[0], panels.items(), strict=True):
+            plain_axes(axes, title, "optimiser step")
+            rows = rows_of(Path(run))
+            for name, colour in columns.items():
+                steps, values = zip(*((row["step"], row[name]) for row in rows if name in row), strict=True)
+                several = name.startswith("train/")
+                axes.plot(
+                    steps, smooth(values) if several else values, color=COLOURS[colour], linewidth=1.8, label=name,
+                    marker=None if several else "o", markersize=4,
+                )  # fmt: skip
+            axes.axhline(0, color=FAINT, linewidth=0.8)
+            axes.legend(loc="lower left" if title.startswith("DPO") else "lower right", fontsize=8.5)
+        grid[0, 0].set_ylabel("nats a response")
+    return Picture(figure, "kl_columns", "KL on samples rises, and the log-ratio of the data's responses falls below 0")
+
+
 PICTURES: dict[str, tuple[Callable[..., Picture], str]] = {
     "compare": (compare, "compare_offline.png"),
     "advantages": (advantages, "learn/advantages.png"),
     "both_fall": (both_fall, "learn/both_fall.png"),
     "inner_epochs": (inner_epochs, "learn/inner_epochs.png"),
     "critics": (critics, "learn/critics.png"),
+    "kl_columns": (kl_columns, "learn/kl_columns.png"),
 }
 
 if __name__ == "__main__":
