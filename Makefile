@@ -52,7 +52,7 @@ test-latest: ## The default tests with the newest releases that pyproject.toml a
 test-extras: ## Tests of what the extras mlflow, wandb and lm-eval bring, in .venv-extras
 	test -x $(EXTRAS)/bin/python || $(PYTHON) -m venv $(EXTRAS)
 	$(EXTRAS)/bin/pip install --quiet -c constraints.txt -e '.[dev,mlflow,wandb,lm-eval]'
-	$(MAKE) test BIN=$(EXTRAS)/bin STAMP= ARGS="tests/loggers tests/cli/test_loggers.py tests/cli/test_harness.py -m 'slow or not slow'"
+	$(MAKE) test BIN=$(EXTRAS)/bin STAMP= ARGS="tests/loggers tests/test_loggers.py tests/cli/test_harness.py -m 'slow or not slow'"
 
 notebook: $(STAMP) ## Execute the notebook that uses most of the API
 	$(NBMAKE) notebooks/2_reward_models.ipynb
