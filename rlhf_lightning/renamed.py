@@ -131,7 +131,7 @@ def former_arguments(target: str) -> Callable[[type[T]], type[T]]:
 
         @functools.wraps(plain)
         def init(self: T, *args: Any, **kwargs: Any) -> None:
-            for earlier in names.keys() & kwargs.keys():
+            for earlier in [name for name in names if name in kwargs]:
                 warnings.warn(
                     f"{cls.__name__}({earlier}=...) is now {names[earlier]}; the old name counts in this version only",
                     FutureWarning,
@@ -140,7 +140,7 @@ def former_arguments(target: str) -> Callable[[type[T]], type[T]]:
                 _put(kwargs, names[earlier], kwargs.pop(earlier), f"{cls.__name__}({earlier}=...)")
             plain(self, *args, **kwargs)
 
-        cls.__init__ = init  # type: ignore[misc]
+        cls.__init__ = init  # type: ignore[method-assign, assignment]
         return cls
 
     return decorator
