@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rlhf_lightning.ops.flash import Plan, flash_attention
 from rlhf_lightning.ops.precision import exact_products
 
 #: Query rows computed at once. Their scores are ``heads * ROWS * keys`` float32 numbers.
@@ -52,6 +54,17 @@ class Segments:
             tuple(zip(flat[0:prompts:2], flat[1:prompts:2], strict=True)),
             tuple(zip(spans[0::2], spans[1::2], flat[prompts + responses :], strict=True)),
         )
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with a response: a window of as many hides nothing."""
+        prompt = [end - start for start, end in self.prompts]
+        return max([*prompt, *(prompt[parent] + end - start for start, end, parent in self.responses)], default=0)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """How the fused kernel divides the row."""
+        return Plan.build(self.prompts, self.responses)
 
     def blocks(self, window: int | None = None, rows: int | None = ROWS) -> list[Block]:
         """Blocks of query rows that cover every token once; ``rows=None``: one block a prompt or response.
@@ -122,7 +135,7 @@ def shared_prefix_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
-    rows: int = ROWS,
+    rows: int | None = None,
 ) -> Float[Tensor, "tokens heads e"]:
     """Attention output of every token of a packed row.
 
@@ -134,8 +147,14 @@ def shared_prefix_attention(
         scale: multiplies the scores, > 0.
         window: sliding window in tokens, the token itself included; None: no limit.
         softcap: ``c`` of ``c * tanh(score / c)`` (Gemma-2); None: no cap.
-        rows: query rows computed at once.
+        rows: query rows computed at once, block by block; None: torch's fused kernel where it applies, else ``ROWS``.
     """
+    if window is not None and window >= segments.longest:
+        window = None
+    fused = window is None and softcap is None and query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
+    if fused and rows is None:
+        return flash_attention(query, key, value, segments.plan, scale)
+    rows = rows or ROWS
     options = _Options(scale, softcap, segments.blocks(window, rows), min(rows, query.shape[1]))
     return _SharedPrefixAttention.apply(query, key, value, options)  # type: ignore[no-any-return,no-untyped-call]
 

@@ -58,10 +58,10 @@ def inputs(tokens: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     ]
 
 
-@pytest.mark.parametrize("rows", [3, 256])
+@pytest.mark.parametrize("rows", [3, 256, None])
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("window", [None, 1, 4, 8, 50])
-def test_equals_the_dense_mask(rows: int, softcap: float | None, window: int | None) -> None:
+def test_equals_the_dense_mask(rows: int | None, softcap: float | None, window: int | None) -> None:
     segments = layout(LENGTHS)
     mask = dense_mask(segments, window)
     leaves = inputs(len(mask))
