@@ -3,9 +3,8 @@
     .venv/bin/python benchmarks/attention_lengths.py
 
 Forward and backward pass of shared-prefix attention alone, in the shapes of a SmolLM2-135M layer (9 heads, 3 key heads,
-64 numbers a head), on one thread. Prompts have the same length throughout. The same number of tokens is spent at each
-length, so a row holds more groups where its responses are shorter. Beside it stands the time of the products that the
-attention consists of, if each ran at the speed of a large product of its dtype.
+64 numbers a head), on one thread. Prompts have the same length throughout. Take
+the smallest of several runs on a machine that does other work.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from pathlib import Path
 
 import torch
 
@@ -70,7 +68,9 @@ def main() -> None:
                 segments = row(groups, responses, options.prompt_tokens, response)
                 tokens = segments.responses[-1][1]
                 seconds = measured(segments, dtype, options.rounds)
-                print(f"  {response:5} tokens a response: {1e3 * seconds:8.2f} ms, {1e6 * seconds / tokens:7.2f} us a token")
+                print(
+                    f"  {response:5} tokens a response: {1e3 * seconds:8.2f} ms, {1e6 * seconds / tokens:7.2f} us a token"
+                )
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class Span:
 
     def queries(self, x: Tensor, group: int) -> Tensor:
         """``[tokens, heads, d]`` -> ``[kv_heads, group, span, d]``, a view."""
-        return x[self.start : self.stop].unflatten(1, (-1, group)).permute(1, 2, 0, 3)
+        return torch.unflatten(x[self.start : self.stop], 1, (-1, group)).permute(1, 2, 0, 3)
 
     def keys(self, x: Tensor, group: int) -> Tensor:
         """``[tokens, kv_heads, d]`` -> ``[kv_heads, group, keys, d]``, a view."""
@@ -98,18 +98,18 @@ class Short:
 
     def queries(self, x: Tensor, group: int) -> Tensor:
         """``[tokens, heads, d]`` -> ``[spans, heads, length, d]``."""
-        return x[self.slots].unflatten(0, (-1, self.length)).transpose(1, 2)
+        return torch.unflatten(x[self.slots], 0, (-1, self.length)).transpose(1, 2)
 
     def keys(self, x: Tensor, group: int) -> Tensor:
         """``[tokens, kv_heads, d]`` -> ``[spans, heads, length, d]``."""
         taken = x[self.slots].repeat_interleave(group, 1)
-        return taken.unflatten(0, (-1, self.length)).transpose(1, 2)
+        return torch.unflatten(taken, 0, (-1, self.length)).transpose(1, 2)
 
     def upstream(self, grad: Tensor, group: int) -> Tensor:
         """Gradients of the outputs, in the layout of the queries; 0 for padding."""
         slots = grad.new_zeros(len(self.slots), *grad.shape[1:])
         slots[self.filled] = grad[self.slots[self.filled]]
-        return slots.unflatten(0, (-1, self.length)).transpose(1, 2)
+        return torch.unflatten(slots, 0, (-1, self.length)).transpose(1, 2)
 
     def write(self, output: Tensor, total: Tensor, part: Tensor, log_sum: Tensor) -> None:
         """Put a call's result where it belongs."""
@@ -121,7 +121,7 @@ class Short:
         """Add a call's gradients of queries, keys and values to the row's."""
         tokens = self.slots[self.filled]
         for total, gradient in zip(totals, gradients, strict=True):
-            by_head = self._tokens(gradient).unflatten(1, (total.shape[1], -1))
+            by_head = torch.unflatten(self._tokens(gradient), 1, (total.shape[1], -1))
             total[tokens] += by_head.sum(2)
 
     def _tokens(self, x: Tensor) -> Tensor:
