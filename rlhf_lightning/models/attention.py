@@ -14,19 +14,21 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlhf_lightning.ops.attention import Segments, shared_prefix_attention
+from rlhf_lightning.ops.block_mask import block_mask, visible_blocks
+from rlhf_lightning.ops.flex import flex
 from rlhf_lightning.types import PackedBatch
 
 #: The name of our implementation in transformers' registry.
@@ -36,51 +38,76 @@ NAME = "rlhf_shared_prefix"
 UNSUPPORTED = ("s_aux", "sinks", "position_bias", "head_mask", "alibi")
 
 
-@dataclass
-class SharedPrefix:
-    """The layout of one packed row, made once a forward pass and shared by its layers."""
+class Layout:
+    """What attention derives from a batch's spans. It is kept with the batch, for every layer, pass and model.
 
-    batch: PackedBatch
-    masks: dict[int | None, BlockMask] = field(default_factory=dict)
-    used: bool = False  #: whether an attention layer was given it
+    It holds none of the batch itself but positions: a batch that is done with is freed at once.
+    """
 
-    @property
-    def segments(self) -> Segments:
-        """Spans as integers, for the block-by-block computation."""
-        return self.batch.host.segments
+    def __init__(self, batch: PackedBatch) -> None:
+        self.segments = batch.host.segments  #: spans as integers
+        self.positions = batch.positions.int()
+        self.masks: dict[int | None, BlockMask] = {}
+
+    @classmethod
+    def of(cls, batch: PackedBatch) -> Layout:
+        """The layout of a batch; made when it is asked for first."""
+        if cls not in batch.derived:
+            batch.derived[cls] = cls(batch)
+        layout: Layout = batch.derived[cls]
+        return layout
+
+    @cached_property
+    def spans(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Spans of prompts and responses and the parents, in host memory."""
+        prompts = torch.tensor(self.segments.prompts, dtype=torch.long).reshape(-1, 2)
+        responses = torch.tensor(self.segments.responses, dtype=torch.long).reshape(-1, 3)
+        return prompts, responses[:, :2], responses[:, 2]
 
     @cached_property
     def owners(self) -> tuple[Tensor, Tensor]:
         """For every token its own segment, and the prompt of its group: prompts are numbered before responses."""
-        batch, tokens = self.batch, len(self.batch.ids)
-        spans = torch.cat([batch.prompt_span, batch.response_span])
-        groups = torch.cat([torch.arange(len(batch.prompt_span), device=spans.device), batch.parent])
+        prompts, responses, parent = self.spans
+        spans = torch.cat([prompts, responses])
+        groups = torch.cat([torch.arange(len(prompts)), parent])
         order = spans[:, 0].argsort()
         lengths = (spans[:, 1] - spans[:, 0])[order]
-        return (
-            order.repeat_interleave(lengths, output_size=tokens),
-            groups[order].repeat_interleave(lengths, output_size=tokens),
-        )
+        segment, group = (each.repeat_interleave(lengths).int() for each in (order, groups[order]))
+        device = self.positions.device
+        return segment.to(device, non_blocking=True), group.to(device, non_blocking=True)
 
     def visible(self, window: int | None) -> Callable[..., Tensor]:
-        """Mask of the keys that a query sees, in the form of flex attention: by batch, head, query and key index."""
-        (segment, prompt), position = self.owners, self.batch.positions
+        """Mask of the keys that a query sees, in the form of flex attention: by batch, head, query and key index.
+
+        The window is in a tensor, the first position that each token sees, so that no number is compiled into a kernel.
+        """
+        (segment, prompt), position = self.owners, self.positions
+        oldest = torch.zeros_like(position) if window is None else position - (window - 1)
 
         def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             related = (segment[key] == segment[query]) | (segment[key] == prompt[query])
-            seen = related & (position[key] <= position[query])
-            return seen if window is None else seen & (position[query] - position[key] < window)
+            return related & (position[key] <= position[query]) & (position[key] >= oldest[query])
 
         return sees
 
     def block_mask(self, window: int | None) -> BlockMask:
         """Flex attention's block mask for a window, made when the first layer asks for it."""
+        if window is not None and window >= self.segments.longest:
+            window = None
         if window not in self.masks:
-            tokens = len(self.batch.ids)
-            self.masks[window] = create_block_mask(
-                self.visible(window), None, None, tokens, tokens, device=self.batch.ids.device
-            )
+            tokens = len(self.positions)
+            prompts, responses, parent = (each.numpy() for each in self.spans)
+            partial, full = visible_blocks(prompts, responses, parent, tokens, window)
+            self.masks[window] = block_mask(partial, full, self.visible(window), tokens, self.positions.device)
         return self.masks[window]
+
+
+@dataclass
+class SharedPrefix:
+    """The layout of a packed row on its way through the layers of one forward pass."""
+
+    layout: Layout
+    used: bool = False  #: whether an attention layer was given it
 
     def check_used(self, trunk: nn.Module) -> None:
         """Refuse a forward pass whose attention never saw the layout: its tokens attended to other responses.
@@ -161,12 +188,12 @@ def attention_forward(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
     query, key, value = (x.to(dtype) for x in (query, key, value))
     if dropout:
-        output = _with_dropout(query, key, value, shared_prefix.segments, scale, window, softcap, dropout)
+        output = _with_dropout(query, key, value, shared_prefix.layout.segments, scale, window, softcap, dropout)
     elif kind == "cuda":
-        output = _flex(query, key, value, shared_prefix.block_mask(window), scale, softcap)
+        output = flex(query, key, value, shared_prefix.layout.block_mask(window), scale=scale, softcap=softcap)
     else:
         output = shared_prefix_attention(
-            query[0], key[0], value[0], shared_prefix.segments, scale=scale, window=window, softcap=softcap
+            query[0], key[0], value[0], shared_prefix.layout.segments, scale=scale, window=window, softcap=softcap
         )[None]
     return output, None
 
@@ -233,33 +260,6 @@ def _with_dropout(
             enable_gqa=key.shape[1] != query.shape[1],
         )
     return output.transpose(1, 2)
-
-
-@lru_cache(maxsize=1)
-def _compiled_flex() -> Callable[..., Tensor]:
-    return torch.compile(flex_attention, dynamic=True)
-
-
-def _flex(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float, softcap: float | None) -> Tensor:
-    """Flex attention, one fused kernel for the row. On a CPU it has no backward pass, so only CUDA comes here."""
-    function: Any = _compiled_flex() if query.is_cuda else flex_attention
-    output: Tensor = function(
-        query,
-        key,
-        value,
-        score_mod=None if softcap is None else _capped(softcap),
-        block_mask=mask,
-        scale=scale,
-        enable_gqa=key.shape[1] != query.shape[1],
-    )
-    return output.transpose(1, 2)
-
-
-def _capped(softcap: float) -> Callable[..., Tensor]:
-    def capped(score: Tensor, *_: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
-
-    return capped
 
 
 AttentionInterface.register(NAME, attention_forward)

@@ -88,7 +88,7 @@ class Backbone(nn.Module):
         """States of all tokens after the trunk's final norm, in the layout that the trunk runs in; see :meth:`at`."""
         trunk = self.trunk
         if self.backend == "packed":
-            layout = attention.SharedPrefix(batch)
+            layout = attention.SharedPrefix(attention.Layout.of(batch))
             states: Tensor = trunk(
                 input_ids=batch.ids[None],
                 position_ids=batch.positions[None],

@@ -79,6 +79,11 @@ class PackedBatch:
         """Return whether each slot holds a response."""
         return self.response_span[:, 1] > self.response_span[:, 0]
 
+    @cached_property
+    def derived(self) -> dict[Any, Any]:
+        """What a model makes of the layout and keeps for the batch's next pass; it does not move with the batch."""
+        return {}
+
     @property
     def last(self) -> Int[Tensor, " responses"]:
         """Index in ``ids`` of each response's last token, where a reward is read; meaningless for an empty slot."""

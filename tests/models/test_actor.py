@@ -16,6 +16,7 @@ from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.models import actor as actor_module
 from rlhf_lightning.models import attention
 from rlhf_lightning.models.actor import Actor
+from rlhf_lightning.ops.flex import flex as fused
 from rlhf_lightning.types import Example, PackedBatch
 from tests.helpers.one_row import one_row_at_a_time
 from tests.helpers.tiny_models import VOCABULARY, tiny_model
@@ -204,10 +205,9 @@ def test_flex_attention_sees_the_same_tokens(family: str, batch: PackedBatch, mo
 
     def flex(query: Tensor, key: Tensor, value: Tensor, _: object, *, scale: float, window: object, softcap: object):
         calls.append(window)
-        mask = layout.block_mask(window)
-        return attention._flex(query[None], key[None], value[None], mask, scale, softcap)[0]
+        mask = attention.Layout.of(batch).block_mask(window)
+        return fused(query[None], key[None], value[None], mask, scale=scale, softcap=softcap)[0]
 
-    layout = attention.SharedPrefix(batch)
     with torch.no_grad():
         expected = actor(batch).token
         monkeypatch.setattr(attention, "shared_prefix_attention", flex)
@@ -222,7 +222,7 @@ def test_a_layer_that_asks_for_more_is_refused(batch: PackedBatch) -> None:
     q = torch.randn(1, 4, len(batch.ids), 8)
     with pytest.raises(ValueError, match="s_aux"):
         attention.attention_forward(
-            layer, q, q, q, None, shared_prefix=attention.SharedPrefix(batch), s_aux=torch.zeros(4)
+            layer, q, q, q, None, shared_prefix=attention.SharedPrefix(attention.Layout.of(batch)), s_aux=torch.zeros(4)
         )
 
 
