@@ -13,7 +13,8 @@ from rlhf_lightning.callbacks import ImplicitRewards, LogRatios, NonFiniteStop, 
 from rlhf_lightning.data.module import AlignmentDataModule
 from rlhf_lightning.losses import bradley_terry, dpo, kto, sft
 from rlhf_lightning.methods import Preference, RewardModel, Supervised, Unpaired
-from rlhf_lightning.types import Example, RolloutOptions
+from rlhf_lightning.rollout import TransformersEngine
+from rlhf_lightning.types import Example, RolloutOptions, Sampling
 from tests.helpers.critics import ppo_of
 from tests.helpers.fake_device import DEVICE, Waits, WaitsOfSteps, on_device
 from tests.helpers.jobs import Memory
@@ -77,6 +78,22 @@ def test_a_step_waits_for_the_device_no_more_often_than_it_must(name, tmp_path):
     assert len(steps.steps) >= 2
     last = steps.steps[-1]
     assert sum(last.values()) == allowed, dict(last)
+
+
+@pytest.mark.parametrize(("prompts", "of_transformers"), [([[5, 6], [8, 9]], 0), ([[5, 6, 7], [8, 9]], 1)])
+def test_a_drawn_token_is_not_waited_for(prompts, of_transformers):
+    """Only with padding, where transformers reads the mask at every token; beside it, whether rows have ended."""
+
+    def waits_for(tokens: int) -> int:
+        with Waits() as waits, torch.no_grad():
+            engine = TransformersEngine()
+            engine.sync(builder()().policy.eval().to(DEVICE), 0)
+            waits.seen.clear()
+            engine.generate(prompts, Sampling(max_new_tokens=tokens, ignore_eos=True), n=2, seeds=[1, 2])
+        return sum(waits.seen.values())
+
+    looks = 2  # for ended rows, every eighth token
+    assert waits_for(24) - waits_for(8) == looks + 16 * of_transformers
 
 
 def test_the_count_sees_what_waits():

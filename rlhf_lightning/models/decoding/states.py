@@ -167,7 +167,7 @@ class _Cached:
             options["position_ids"] = positions
         if self.keeps_logits:
             # An index and not 1: a slice of the states is not contiguous, and the head would be copied for every row.
-            options["logits_to_keep"] = torch.tensor([ids.shape[1] - 1], device=ids.device)
+            options["logits_to_keep"] = torch.full((1,), ids.shape[1] - 1, device=ids.device)
         mask = None if self.mask is None else self.mask[:, : self.ids.shape[1]]
         out = self.model(input_ids=ids, attention_mask=mask, **options)
         logits: Tensor = out.logits[:, -1]
