@@ -30,7 +30,7 @@ from tests.losses.test_trl import OURS
 from tests.losses.test_unpaired import TRL_LOSSES
 
 ENTRIES = {entry.name: entry for entry in catalogue()}
-LOSSES = sorted(name for name in losses.__all__ if "\n    Source:" in (getattr(losses, name).__doc__ or ""))
+LOSSES = sorted(name for name in losses.__all__ if "\nSource:" in (inspect.getdoc(getattr(losses, name)) or ""))
 #: Yaml files whose loss is another method's, or a sum of several.
 VARIATIONS = {"bco_udm", "mpo", "ilr_dpo", "tr_dpo", "rso_hinge", "rso_sigmoid"}
 #: Credit functions that a method uses.

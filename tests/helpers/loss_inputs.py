@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,7 +34,7 @@ SUPERVISED = ["sft", "dft"]
 def losses_of(kind: str) -> list[str]:
     """Names of the losses whose first input is annotated so: ``Pair`` for the losses of pairs."""
     functions = {name: getattr(losses, name) for name in losses.__all__}
-    sources = {name: f for name, f in functions.items() if "\n    Source:" in (f.__doc__ or "")}
+    sources = {name: f for name, f in functions.items() if "\nSource:" in (inspect.getdoc(f) or "")}
     return sorted(name for name, f in sources.items() if f.__annotations__.get("policy") == kind)
 
 
