@@ -68,7 +68,10 @@ def main() -> None:
                 segments = row(groups, responses, options.prompt_tokens, response)
                 tokens = segments.responses[-1][1]
                 seconds = measured(segments, dtype, options.rounds)
-                print(f"  {response:5} tokens: {1e3 * seconds:8.2f} ms, {1e6 * seconds / tokens:7.2f} us a token")
+                print(
+                    f"  {response:5} tokens a response: {1e3 * seconds:8.2f} ms,"
+                    f" {1e6 * seconds / tokens:7.2f} us a token"
+                )
 
 
 if __name__ == "__main__":
