@@ -1,8 +1,8 @@
 """Settings of a job on a CPU, made before torch is imported and before anything is computed.
 
 OpenMP's threads spin while they wait for one another. On a core that another process holds, that is time in which the
-work itself stands still: beside busy processes, steps of two threads took a hundred times as long as those of one. Here
-they spin for tens of microseconds, which bridges the gap between two operations, and then sleep.
+work itself stands still: beside ten busy processes two threads did not end in 100 s what one did in 3 s. Here they spin
+for tens of microseconds, which bridges the gap between two operations, and then sleep.
 
 oneDNN compiles a kernel for every shape that it meets, half a megabyte each in bfloat16, and keeps the last thousand in
 each of two caches. Packed rows hardly ever have the same length twice, so that was gigabytes in a run. The layers of a
