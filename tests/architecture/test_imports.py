@@ -66,7 +66,7 @@ LAYERS = {
     ),
     "models": (
         {"architectures", "attention", "backbone", "blocks", "buffers", "forwarding", "modes"},
-        {"loading"},
+        {"loading", "shares"},
         {"gguf"},
         {"adapters"},
         {"actor", "sharding", "sizes"},
@@ -74,7 +74,7 @@ LAYERS = {
         {"hidden_states"},
         {"scorers"},
         {"export", "fingerprint"},
-        {"sources"},
+        {"empty", "sources"},
         {"critics"},
         {"roles"},
         {"guidance", "memory"},
