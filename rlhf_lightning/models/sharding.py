@@ -27,9 +27,9 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
-from rlhf_lightning.models.adapters.lora import is_quantized
 from rlhf_lightning.models.blocks import decoder_layers
 from rlhf_lightning.models.loading.naming import transformers_model
+from rlhf_lightning.models.loading.weights import is_quantized
 from rlhf_lightning.models.shares import read_shares
 
 if TYPE_CHECKING:

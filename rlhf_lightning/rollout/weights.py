@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from rlhf_lightning.models.adapters.lora import is_quantized
 from rlhf_lightning.models.adapters.merging import iterate_base, merged_config, merged_weights
 from rlhf_lightning.models.hidden_states.steering import refuse_steered
 from rlhf_lightning.models.loading.naming import transformers_model
+from rlhf_lightning.models.loading.weights import is_quantized
 from rlhf_lightning.models.sharding import reshard, whole_weights
 
 if TYPE_CHECKING:

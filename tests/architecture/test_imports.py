@@ -66,10 +66,10 @@ LAYERS = {
     ),
     "models": (
         {"architectures", "attention", "backbone", "blocks", "buffers", "forwarding", "modes"},
-        {"loading", "shares"},
+        {"loading", "sharding", "shares"},
         {"gguf"},
         {"adapters"},
-        {"actor", "sharding", "sizes"},
+        {"actor", "sizes"},
         {"decoding"},
         {"hidden_states"},
         {"scorers"},

@@ -244,11 +244,6 @@ def _forget_views(model: nn.Module) -> None:
             kept.pop("tied_adapter", None)
 
 
-def is_quantized(model: nn.Module) -> bool:
-    """Return whether some weights of the model are held by bitsandbytes."""
-    return any(type(parameter).__name__ in {"Params4bit", "Int8Params"} for parameter in model.parameters())
-
-
 def is_adapted(model: nn.Module) -> bool:
     """Return whether the model is a PEFT model."""
     return hasattr(model, "peft_config")

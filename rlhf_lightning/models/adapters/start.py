@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rlhf_lightning.models.adapters.lora import is_quantized, without_adapter
+from rlhf_lightning.models.adapters.lora import without_adapter
 from rlhf_lightning.models.backbone import Backbone
 from rlhf_lightning.models.loading.naming import adapter_parts, transformers_model
+from rlhf_lightning.models.loading.weights import is_quantized
 from rlhf_lightning.models.modes import evaluating
 from rlhf_lightning.models.sharding import compute_dtype, reshard
 

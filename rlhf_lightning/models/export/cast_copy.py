@@ -8,11 +8,11 @@ import torch
 from transformers.initialization import no_init_weights
 
 from rlhf_lightning.models import attention
-from rlhf_lightning.models.adapters.lora import is_quantized
 from rlhf_lightning.models.adapters.merging import iterate_merged, merged_config
 from rlhf_lightning.models.buffers import keep_float32_buffers
 from rlhf_lightning.models.hidden_states.steering import copy_steering
 from rlhf_lightning.models.loading.naming import transformers_model
+from rlhf_lightning.models.loading.weights import is_quantized
 from rlhf_lightning.models.sharding import whole_weights
 
 if TYPE_CHECKING:

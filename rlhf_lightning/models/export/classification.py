@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rlhf_lightning.models.adapters.folders import note_merged
-from rlhf_lightning.models.adapters.lora import is_adapted, is_quantized
+from rlhf_lightning.models.adapters.lora import is_adapted
 from rlhf_lightning.models.adapters.merging import merge_and_unload, merged_weights
 from rlhf_lightning.models.export.policy import (
     Form,
@@ -35,7 +35,7 @@ from rlhf_lightning.models.export.policy import (
 )
 from rlhf_lightning.models.loading.heads import HEAD, NORMALIZATION, POOL, SavedHead, saved_head
 from rlhf_lightning.models.loading.naming import plain_name, transformers_model
-from rlhf_lightning.models.loading.weights import PEFT_PREFIX, check_classifier, load_adapter, load_model
+from rlhf_lightning.models.loading.weights import PEFT_PREFIX, check_classifier, is_quantized, load_adapter, load_model
 from rlhf_lightning.models.scorers.scorer import ScalarHead, Scorer
 from rlhf_lightning.models.sharding import whole_weights
 

@@ -17,10 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from rlhf_lightning.models.adapters.lora import is_adapted, is_quantized, without_adapter
+from rlhf_lightning.models.adapters.lora import is_adapted, without_adapter
 from rlhf_lightning.models.adapters.merging import check_mergeable, merged_config, merged_weights, tied_names
 from rlhf_lightning.models.hidden_states.steering import refuse_steered
 from rlhf_lightning.models.loading.naming import ADDED_ROWS, BASE_NOTE, plain_name, transformers_model
+from rlhf_lightning.models.loading.weights import is_quantized
 from rlhf_lightning.models.sharding import reshard, whole, whole_weights
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from rlhf_lightning.models.loading.heads import HEAD, saved_head
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import nn
     from transformers import PreTrainedModel
 
 #: What PEFT puts before the name of a weight.
@@ -224,3 +225,8 @@ def clear_errors(name: str) -> Iterator[None]:
             f"model.name={name!r} needs code that comes with the model, and such code is never run here. Use an "
             "architecture that transformers itself has, or convert the checkpoint to one"
         ) from error
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Return whether some weights of the model are held by bitsandbytes."""
+    return any(type(parameter).__name__ in {"Params4bit", "Int8Params"} for parameter in model.parameters())

@@ -7,7 +7,8 @@ import importlib.util
 import pytest
 import torch
 
-from rlhf_lightning.models.adapters.lora import Lora, is_adapted, is_quantized, keep_differentiable
+from rlhf_lightning.models.adapters.lora import Lora, is_adapted, keep_differentiable
+from rlhf_lightning.models.loading.weights import is_quantized
 from rlhf_lightning.models.modes import evaluating
 from rlhf_lightning.models.roles.builder import ModelBuilder
 from rlhf_lightning.models.roles.reference import FrozenCopy

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf_lightning.models.adapters.lora import Lora, is_quantized
+from rlhf_lightning.models.adapters.lora import Lora
 from rlhf_lightning.models.export.policy import export
 from rlhf_lightning.models.loading.run_folders import exported
+from rlhf_lightning.models.loading.weights import is_quantized
 from rlhf_lightning.models.sources import Pretrained, RunExport, TinyRandom
 from rlhf_lightning.rewards import ModelReward
 from tests.models.adapters.test_merging import TOKENIZER, logits, moved
