@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard, zeros
+from torch.distributed.tensor import DTensor, Replicate, Shard, zeros
 
 #: Key of a mapping that stands where a sharded tensor was: the tensor's name among the shards.
 _STANDS_FOR = "_sharded_"
@@ -49,10 +49,12 @@ def room_for(tree: Any, mesh: DeviceMesh) -> dict[str, DTensor]:
 
     Args:
         tree: the checkpoint without them.
-        mesh: the processes that share each tensor's first dimension, as FSDP2 does; their number may be another one.
+        mesh: the processes that share each tensor's first dimension, as FSDP2 does: those of its last dimension, each
+            group of which holds the whole tensor. Their number may be another one.
     """
+    placements = [Replicate()] * (mesh.ndim - 1) + [Shard(0)]
     return {
-        node[_STANDS_FOR]: zeros(node["shape"], dtype=node["dtype"], device_mesh=mesh, placements=[Shard(0)])
+        node[_STANDS_FOR]: zeros(node["shape"], dtype=node["dtype"], device_mesh=mesh, placements=placements)
         for node in _placeholders(tree)
     }
 
@@ -66,6 +68,14 @@ def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor, without its gradient; all of one that is not sharded."""
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def holds_first(tensor: Tensor) -> bool:
+    """Check whether this process is the first of those that hold its part of a tensor; True of one that is whole."""
+    if not isinstance(tensor, DTensor):
+        return True
+    place = tensor.device_mesh.get_coordinate() or ()
+    return all(at == 0 for at, kind in zip(place, tensor.placements, strict=True) if kind.is_replicate())
 
 
 def like(whole: Tensor, weight: Tensor) -> Tensor:

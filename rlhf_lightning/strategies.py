@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
@@ -35,12 +36,15 @@ _SHARDED = "sharded"
 class FSDP2Strategy(ModelParallelStrategy):
     """Fully sharded data parallelism over all devices; the module shards itself in ``configure_model``.
 
-    It differs from Lightning's ``ModelParallelStrategy`` in this: all devices shard data by default, gradients are
-    reduced once an optimiser step instead of once a micro-batch, frozen parameters are not saved, optimiser state is
-    saved by parameter name, and checkpoints are written aside and renamed.
+    It differs from Lightning's ``ModelParallelStrategy`` in this: all devices shard data by default, several groups
+    of processes may each hold the model once, gradients are reduced once an optimiser step instead of once a
+    micro-batch, frozen parameters are not saved, optimiser state is saved by parameter name, and checkpoints are
+    written aside and renamed.
 
     Args:
         data_parallel_size: processes that share the batch; ``auto``: all of them.
+        replicas: groups of processes that each hold the whole model, in shards (HSDP). With one group a machine,
+            weights are gathered within machines and only gradients cross between them. 1: all processes are one group.
         save_distributed_checkpoint: True: a folder to which every process writes its shard, for models whose
             optimiser state no single machine holds. False: one file that any other strategy can load.
         cpu_offload: keep the shards and the optimiser's state in host memory. Without accelerators they are there
@@ -51,10 +55,13 @@ class FSDP2Strategy(ModelParallelStrategy):
     def __init__(
         self,
         data_parallel_size: Literal["auto"] | int = "auto",
+        replicas: int = 1,
         save_distributed_checkpoint: bool = False,
         cpu_offload: bool = False,
         **options: Any,
     ) -> None:
+        if isinstance(replicas, bool) or not isinstance(replicas, int) or replicas < 1:
+            raise ValueError(f"strategy.strategy.replicas={replicas} is no number of groups from 1 on")
         if cpu_offload:  # gradients are in host memory too, and their norm is summed over the processes there
             options = {"process_group_backend": "cpu:gloo,cuda:nccl", **options}
         super().__init__(
@@ -63,15 +70,36 @@ class FSDP2Strategy(ModelParallelStrategy):
             save_distributed_checkpoint=save_distributed_checkpoint,
             **options,
         )
-        self.cpu_offload = cpu_offload
+        self.cpu_offload, self.replicas = cpu_offload, replicas
+        self._data_mesh: DeviceMesh | None = None
 
     def setup_environment(self) -> None:
-        """Shard over every process: Lightning's ``auto`` would give them all to tensor parallelism."""
+        """Shard over every process: Lightning's ``auto`` would give them all to tensor parallelism.
+
+        Raises:
+            ValueError: the processes cannot be divided into so many groups.
+        """
         if self.root_device.type == "cpu":
             self.cpu_offload, self._process_group_backend = False, None
         if self._data_parallel_size == "auto":
             self._data_parallel_size = self.num_nodes * self.num_processes
+        if self._data_parallel_size % self.replicas:
+            raise ValueError(
+                f"strategy.strategy.replicas={self.replicas}: {self._data_parallel_size} processes "
+                f"({self.num_nodes} machines x {self.num_processes}) cannot be divided into so many equal groups; "
+                "choose the number of machines, or a divisor of the number of processes"
+            )
         super().setup_environment()
+        self._data_mesh = self.device_mesh["data_parallel"]
+        if self.replicas > 1:  # ranks of one machine follow each other, so a group lies within a machine
+            shape = self.replicas, self._data_parallel_size // self.replicas
+            self._data_mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+    @property
+    def data_mesh(self) -> DeviceMesh:
+        """The processes that shard the model: one dimension, or groups x processes of a group."""
+        assert self._data_mesh is not None, "the processes are not connected yet"
+        return self._data_mesh
 
     def model_to_device(self) -> None:
         """Leave offloaded shards in host memory."""
@@ -172,7 +200,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             set_optimizer_state_dict(self._sharded, _plain(optimizer), shards[f"optimizer_{i}"], options=options)
             _forget_others(_plain(optimizer), self._sharded, named.keys())
         rest = torch.load(path / _METADATA_FILENAME, weights_only=weights_only)
-        if sharded := room_for(rest, self.device_mesh["data_parallel"]):
+        if sharded := room_for(rest, self.data_mesh):
             load({_SHARDED: sharded}, checkpoint_id=path)
         whole: dict[str, Any] = put_back(rest, sharded)
         return whole

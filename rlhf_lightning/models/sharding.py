@@ -47,14 +47,14 @@ def shard_actor(
     cpu_offload: bool = False,
     compute: torch.dtype | None = None,
 ) -> None:
-    """Shard an actor in place over a one-dimensional mesh; does nothing when it is sharded already.
+    """Shard an actor in place; does nothing when it is sharded already.
 
     Gradients are reduced in float32. Weights that are not read yet are read from their files, by each process the rows
     that it keeps.
 
     Args:
         actor: every process must hold the same weights, or none (:mod:`~rlhf_lightning.models.shares`).
-        mesh: the data-parallel processes.
+        mesh: the data-parallel processes: one dimension, or groups that each hold the model x processes of a group.
         cpu_offload: keep shards, gradients and optimiser state in host memory.
         compute: dtype of autocast, which weights are gathered in; None: that of the weights.
 

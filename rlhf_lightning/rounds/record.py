@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.files import write_atomically
+from rlhf_lightning.sharded_state import holds_first, local
 from rlhf_lightning.types import Draw, Sample, SampleGroup, ScoredGroup
 
 #: Folder of the data sets that were made of rollouts, beside the rollouts' files.
@@ -178,23 +179,22 @@ def checksum(weights: Iterator[tuple[str, Tensor]], total: Callable[[Tensor], Te
     """A digest of weights: of each the sum of its bits read as whole numbers.
 
     Sums of whole numbers do not depend on their order, so they are the same however the weights are sharded, and a
-    change of any one number changes them.
+    change of any one number changes them. A part that several processes hold counts once.
 
     Args:
         weights: by name.
         total: sums a tensor over the processes where weights are sharded, called once.
     """
-    sums, names, sharded = [], [], []
+    sums, names, sharded = [], [], False
     for name, weight in weights:
-        local = getattr(weight, "to_local", None)
-        part = (weight if local is None else local()).detach()
+        part = local(weight)
         kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[part.element_size()]
-        sums.append(part.contiguous().view(kind).sum(dtype=torch.int64))
+        sums.append(part.contiguous().view(kind).sum(dtype=torch.int64) * holds_first(weight))
         names.append(name)
-        sharded.append(local is not None)
+        sharded |= hasattr(weight, "to_local")
     if not sums:
         return ""
     bits = torch.stack(sums)
-    if any(sharded):
+    if sharded:
         bits = total(bits)
     return key_of(names, bits.tolist())

@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from rlhf_lightning.rounds.record import checksum
 from rlhf_lightning.sharded_state import gathered, put_back, room_for, taken_out
 from tests.helpers.jobs import ranks
 
@@ -40,9 +41,15 @@ def saved(folder: Path) -> None:
         torch.save(rest, folder / "rest.pt")
 
 
-def loaded(folder: Path) -> None:
+def summed(values: torch.Tensor) -> torch.Tensor:
+    dist.all_reduce(values)
+    return values
+
+
+def loaded(folder: Path, groups: int = 1) -> None:
     dist.init_process_group("gloo")
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    shape = (dist.get_world_size(),) if groups == 1 else (groups, dist.get_world_size() // groups)
+    mesh = init_device_mesh("cpu", shape)
     rest = torch.load(folder / "rest.pt", weights_only=True)
     room = room_for(rest, mesh)
     load({"sharded": room}, checkpoint_id=folder / "shards")
@@ -52,8 +59,17 @@ def loaded(folder: Path) -> None:
     assert torch.equal(weights["a.weight"].full_tensor(), WEIGHT)
     assert torch.equal(weights["a.bias"].full_tensor(), BIAS.bfloat16())
     assert torch.equal(state["own"][0], BIAS)
+    assert checksum(iter(weights.items()), summed) == checksum(
+        iter({"a.weight": WEIGHT, "a.bias": BIAS.bfloat16()}.items()), summed
+    )
 
 
 def test_two_processes_write_what_three_read(tmp_path):
     assert ranks(2, saved, tmp_path) == [0, 0]
     assert ranks(3, loaded, tmp_path) == [0, 0, 0]
+
+
+def test_two_processes_write_what_two_groups_of_two_read(tmp_path):
+    """Each group holds every tensor once; fails when a checksum counts it once a group."""
+    assert ranks(2, saved, tmp_path) == [0, 0]
+    assert ranks(4, loaded, tmp_path, 2) == [0] * 4

@@ -43,13 +43,14 @@ def sharded(build: Callable[[], Models], mesh: DeviceMesh, trainer: Any) -> Mode
 
     Args:
         build: makes them.
-        mesh: with a dimension ``data_parallel``.
+        mesh: with a dimension ``data_parallel``, which is sharded over where the strategy has no mesh of groups.
         trainer: of Lightning: its precision counts, and whether its strategy keeps shards in host memory.
     """
     with reading_shares():
         models = build()
     offload = getattr(trainer.strategy, "cpu_offload", False)
-    shard(models, mesh["data_parallel"], cpu_offload=offload, compute=AUTOCAST.get(str(trainer.precision)))
+    data_mesh = getattr(trainer.strategy, "data_mesh", None) or mesh["data_parallel"]
+    shard(models, data_mesh, cpu_offload=offload, compute=AUTOCAST.get(str(trainer.precision)))
     return models
 
 
@@ -58,7 +59,7 @@ def shard(models: Models, mesh: DeviceMesh, *, cpu_offload: bool = False, comput
 
     Args:
         models: as built, with the same weights in every process.
-        mesh: the data-parallel processes, one dimension.
+        mesh: see :func:`~rlhf_lightning.models.sharding.shard_actor`.
         cpu_offload: keep shards and optimiser state in host memory.
         compute: dtype of autocast, which weights are gathered in; None: that of the weights.
 
