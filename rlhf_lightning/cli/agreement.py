@@ -16,10 +16,13 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
+from omegaconf import DictConfig
 
 from rlhf_lightning.checkpointing import sharded_error
 from rlhf_lightning.cli.errors import ConfigError
+from rlhf_lightning.cli.identity import between_machines, listed, plain
 from rlhf_lightning.cli.processes import launched
+from rlhf_lightning.cli.versions import source_digest, versions
 from rlhf_lightning.strategies import FSDP2Strategy
 
 T = TypeVar("T")
@@ -110,6 +113,35 @@ def check_same(trainer: Trainer, content: Mapping[str, str]) -> None:
             raise ConfigError(
                 f"{', '.join(sorted(different))}: rank {rank} on {host} has read something else than rank 0 on "
                 f"{views[0][0]}; give every machine the same files"
+            )
+
+
+def check_same_job(cfg: DictConfig) -> None:
+    """Make sure that all processes run the same job with the same code; a collective call.
+
+    Args:
+        cfg: of this process.
+
+    Raises:
+        ConfigError: on every process, when one has another option or version, with both values.
+    """
+    if not dist.is_initialized():
+        return
+    code = versions() | {"source of rlhf-lightning": source_digest()}
+    views = _gathered((plain(cfg), code))
+    first_host, (first, first_code) = views[0]
+    for rank, (host, (options, code)) in enumerate(views):
+        if different := between_machines(first, options):
+            raise ConfigError(
+                f"rank {rank} on {host} has other options than rank 0 on {first_host}: {listed(different)} "
+                "(rank 0 -> this rank); give the same command on every machine"
+            )
+        names = sorted(name for name in first_code.keys() | code.keys() if first_code.get(name) != code.get(name))
+        if names:
+            pairs = ", ".join(f"{name}: {first_code.get(name, 'none')} -> {code.get(name, 'none')}" for name in names)
+            raise ConfigError(
+                f"rank {rank} on {host} has another version than rank 0 on {first_host}: {pairs} "
+                "(rank 0 -> this rank); install the same packages on every machine"
             )
 
 

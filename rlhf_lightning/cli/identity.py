@@ -96,6 +96,11 @@ OBSERVERS: Mapping[str, str] = {
 }
 #: With a budget of tokens a step is as many micro-batches as there are: these are then part of the run.
 _CUT_BY_TOKENS = ("trainer.accumulate_grad_batches", "strategy")
+#: Keys that may differ between the machines of one job: where things lie there.
+_OF_MACHINE = (
+    *("paths", "data.source.path", "data.validation.path", "data.loading.num_workers"),
+    *("data.spec.cache", "data.spec.cache_dir", "rollout.server", "rollout.url"),
+)
 #: Keys of files and folders that a job computes with, and that no checkpoint of it holds.
 _GUIDES = ("guidance.tuned", "guidance.untuned", "guidance.reference")
 _PROMPTING = ("prompting.file", "prompting.path")
@@ -148,6 +153,16 @@ def compare(before: Tree, now: Tree) -> Comparison:
     differences = list(_differences(before, now))
     allowed = [difference for difference in differences if _may_change(difference.key, before, now)]
     return Comparison([difference for difference in differences if difference not in allowed], allowed)
+
+
+def between_machines(first: Tree, other: Tree) -> list[Difference]:
+    """Differences that the processes of one job cannot have, not even where a resumed run may.
+
+    Args:
+        first: configuration of the first process, as :func:`plain` gives it.
+        other: of another one.
+    """
+    return [difference for difference in _differences(first, other) if not _within(difference.key, _OF_MACHINE)]
 
 
 def may_lengthen(difference: Difference) -> bool:

@@ -14,7 +14,15 @@ from omegaconf import DictConfig
 
 from rlhf_lightning import clock
 from rlhf_lightning.callbacks import LastCheckpoint
-from rlhf_lightning.cli.agreement import agreed, check_files_exist, check_readable, check_same, check_seen, meet
+from rlhf_lightning.cli.agreement import (
+    agreed,
+    check_files_exist,
+    check_readable,
+    check_same,
+    check_same_job,
+    check_seen,
+    meet,
+)
 from rlhf_lightning.cli.announce import ModelLine, describe_run
 from rlhf_lightning.cli.build import Run, callbacks_of, checkpoint_to_resume, make_run
 from rlhf_lightning.cli.card import write_cards
@@ -68,6 +76,7 @@ def _train(cfg: DictConfig, folder: RunFolder, started: float) -> float | None:
     callbacks_of(run.trainer).extend([ModelLine(run), OptimizedMetric(cfg.optimized_metric)])
     meet(run.trainer, run.module)
     check_seen(run.trainer, folder.path, "paths.output_dir")
+    check_same_job(cfg)
     before, checkpoint = agreed(run.trainer, (before, _checkpoint(cfg, run, folder)))
     check_files_exist(run.trainer, [Path(path) for path in (checkpoint, folder.start) if path is not None])
     check_readable(run.trainer, checkpoint)

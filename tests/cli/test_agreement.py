@@ -7,8 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from omegaconf import DictConfig, OmegaConf
 
-from rlhf_lightning.cli.agreement import agreed, check_files_exist, check_readable, check_same, check_seen, meet
+from rlhf_lightning.cli import agreement
+from rlhf_lightning.cli.agreement import (
+    agreed,
+    check_files_exist,
+    check_readable,
+    check_same,
+    check_same_job,
+    check_seen,
+    meet,
+)
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.errors import ConfigError
 from rlhf_lightning.strategies import FSDP2Strategy
@@ -59,6 +69,44 @@ def test_every_process_reports_what_one_does_not_see(tmp_path, monkeypatch):
     assert f"(it has {tmp_path}/1)" in folder
     assert f"does not find {tmp_path}/1/last.ckpt" in checkpoint
     assert data.startswith("the training data: rank 1 on ")
+
+
+def jobs_compared(folder: Path) -> None:
+    """Messages of two processes: the same job, another option, another version of the code."""
+    trainer = Trainer(strategy="ddp", devices=2, **QUIET)
+    trainer.strategy.connect(preference())
+    trainer.strategy.setup_environment()
+    rank = trainer.global_rank
+
+    def job(number: int, **changes: object) -> DictConfig:
+        paths = {"output_dir": f"/mnt/{number}/run", "runs": f"/mnt/{number}"}
+        return OmegaConf.create(
+            {"paths": paths, "log": f"/mnt/{number}/run/log", "trainer": {"max_steps": 3} | changes}
+        )
+
+    check_same_job(job(rank))  # folders may lie elsewhere
+    messages = []
+    try:
+        check_same_job(job(rank, max_steps=3 + rank))
+    except ConfigError as error:
+        messages.append(str(error))
+    agreement.source_digest = lambda: f"digest{rank}"
+    try:
+        check_same_job(job(rank))
+    except ConfigError as error:
+        messages.append(str(error))
+    torch.save(messages, folder / f"messages{rank}.pt")
+
+
+def test_other_options_and_versions_are_refused_with_both_values(tmp_path):
+    """Also an option that may change when a run is resumed: one process would wait for the other for ever."""
+    assert ranks(2, jobs_compared, tmp_path) == [0, 0]
+    messages = torch.load(tmp_path / "messages0.pt")
+    assert messages == torch.load(tmp_path / "messages1.pt")
+    options, code = messages
+    assert options.startswith("rank 1 on ")
+    assert "trainer.max_steps: 3 -> 4 (rank 0 -> this rank); give the same command" in options
+    assert "source of rlhf-lightning: digest0 -> digest1 (rank 0 -> this rank)" in code
 
 
 def test_one_process_has_nothing_to_compare(tmp_path):
