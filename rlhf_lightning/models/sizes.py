@@ -22,11 +22,32 @@ def sizes_at(location: str | Path, revision: str | None = None) -> Sizes:
     Raises:
         OSError: there is no configuration.
     """
+    return sizes_of(configuration_at(location, revision))
+
+
+def sizes_of(config: Any) -> Sizes:
+    """Sizes in a configuration."""
+    return Sizes(int(config.num_hidden_layers), int(config.hidden_size), str(config.model_type))
+
+
+def configuration_at(location: str | Path, revision: str | None = None, gguf_file: str | None = None) -> Any:
+    """Configuration of the text model in a folder or on the hub; of an adapter, that of its base.
+
+    Args:
+        location: folder, or hub id.
+        revision: of the hub repository.
+        gguf_file: in the folder, whose header is read.
+
+    Raises:
+        OSError: there is no configuration.
+    """
     from transformers import AutoConfig
 
     from rlhf_lightning.models.adapters.folders import adapter_base
 
+    if gguf_file is not None:
+        return AutoConfig.from_pretrained(location, gguf_file=gguf_file)
     base = adapter_base(location)
     where, chosen = (location, revision or "main") if base is None else (base, "main")
-    config: Any = AutoConfig.from_pretrained(where, revision=chosen, trust_remote_code=False).get_text_config()
-    return Sizes(int(config.num_hidden_layers), int(config.hidden_size), str(config.model_type))
+    config: Any = AutoConfig.from_pretrained(where, revision=chosen, trust_remote_code=False)
+    return config.get_text_config()

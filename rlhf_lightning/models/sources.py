@@ -23,11 +23,11 @@ from rlhf_lightning.models.loading.run_folders import Export, exported
 from rlhf_lightning.models.loading.tokenizers import byte_tokenizer, prepare_tokenizer, resolve_chat_template
 from rlhf_lightning.models.loading.weights import clear_errors, load_model
 from rlhf_lightning.models.shares import asked
-from rlhf_lightning.models.sizes import Sizes, sizes_at
+from rlhf_lightning.models.sizes import Sizes, configuration_at, sizes_of
 from rlhf_lightning.options import Count, Seed
 
 if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,11 @@ class ModelSource(Protocol):
         ...
 
     def sizes(self) -> Sizes:
-        """Its depth and width; reads no weights, but of a GGUF file, which is dequantised once."""
+        """Its depth and width; reads no weights."""
+        ...
+
+    def configuration(self) -> PretrainedConfig:
+        """Its configuration, as transformers has it; reads no weights."""
         ...
 
     def load(self, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
@@ -135,11 +139,14 @@ class Pretrained(Execution, Steerable):
 
     def sizes(self) -> Sizes:
         """Its depth and width, from its configuration."""
+        return sizes_of(self.configuration())
+
+    def configuration(self) -> PretrainedConfig:
+        """Its configuration; of a folder with an adapter, that of its base; of a GGUF file, from the file's header."""
         with clear_errors(self.name):
-            if (path := self._gguf_path()) is None:
-                return sizes_at(self._location(), self.revision)
-            dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
-            return sizes_at(gguf_files.model_folder(path, dtype))
+            if path := self._gguf_path():
+                return cast("PretrainedConfig", configuration_at(path.parent, gguf_file=path.name))
+            return cast("PretrainedConfig", configuration_at(self._location(), self.revision))
 
     def load(self, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
         """The model, in evaluation mode: a causal language model, or a reward model without its head.
@@ -348,12 +355,9 @@ class TinyRandom(Execution, Steerable):
         """Its depth and width."""
         return Sizes(self.layers, self.hidden_size, self.architecture)
 
-    def load(self, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
-        """The model, in evaluation mode; quantised by way of a temporary folder when asked to."""
-        return self.steer(self._load(quantization), self.name, self.sizes)
-
-    def _load(self, quantization: BitsAndBytesConfig | None) -> PreTrainedModel:
-        from transformers import AutoConfig, AutoModelForCausalLM
+    def configuration(self) -> PretrainedConfig:
+        """Its configuration."""
+        from transformers import AutoConfig
 
         tokenizer = self.tokenizer()
         fields: dict[str, Any] = {
@@ -371,7 +375,16 @@ class TinyRandom(Execution, Steerable):
             "pad_token_id": tokenizer.pad_token_id,
         }
         fields |= {**ARCHITECTURES[self.architecture], **self.config}
-        config = AutoConfig.for_model(self.architecture, **fields)
+        return cast("PretrainedConfig", AutoConfig.for_model(self.architecture, **fields))
+
+    def load(self, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
+        """The model, in evaluation mode; quantised by way of a temporary folder when asked to."""
+        return self.steer(self._load(quantization), self.name, self.sizes)
+
+    def _load(self, quantization: BitsAndBytesConfig | None) -> PreTrainedModel:
+        from transformers import AutoModelForCausalLM
+
+        config = self.configuration()
         dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
         options = {} if self.attention == "auto" else {"attn_implementation": self.attention}
         with torch.random.fork_rng(devices=[]):

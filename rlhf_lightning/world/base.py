@@ -32,7 +32,7 @@ from rlhf_lightning.world import grammar
 from rlhf_lightning.world.tokenizer import BOS, EOS, PAD, VOCABULARY, tiny_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -109,12 +109,12 @@ class TinyWorld(Execution, Steerable):
         parts = [BASE_VERSION, settings, grammar.content(), torch.__version__]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
-    def new_model(self) -> PreTrainedModel:
-        """Create the model before its training."""
-        from transformers import LlamaConfig, LlamaForCausalLM
+    def configuration(self) -> PretrainedConfig:
+        """Configuration of the model; trains nothing."""
+        from transformers import LlamaConfig
 
         ids = VOCABULARY.index
-        config = LlamaConfig(
+        return LlamaConfig(
             vocab_size=len(VOCABULARY),
             hidden_size=self.hidden_size,
             num_hidden_layers=self.layers,
@@ -128,6 +128,12 @@ class TinyWorld(Execution, Steerable):
             bos_token_id=ids(BOS),
             eos_token_id=ids(EOS),
         )
+
+    def new_model(self) -> PreTrainedModel:
+        """Create the model before its training."""
+        from transformers import LlamaForCausalLM
+
+        config: Any = self.configuration()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return cast("PreTrainedModel", LlamaForCausalLM(config))
