@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "methods": {"types", "ops", "options", "renamed", "losses", "models", "credit", "chat_templates", "checkpointing"},
     "rewards": {"types", "ops", "losses", "models", "data", "yaml_text", "options", "renamed"},
     "rollout": {"types", "ops", "models", "options", "renamed"},
+    "planning": {"models"},
     "prompting": {"types", "options", "ops", "data", "models", "rewards", "rollout", "files"},
     "hardening": {"types", "rewards"},
     "world": {"types", "options", "ops", "data", "models"},
