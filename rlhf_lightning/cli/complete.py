@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.cli.help import CONFIGURED, options
+from rlhf_lightning.cli.plan_options import OPTIONS
 from rlhf_lightning.conf_dir import conf_dir
 
 _BASH = """\
@@ -65,6 +66,8 @@ def complete(line: str) -> list[str]:
         return [action for action in _ACTIONS[command] if action.startswith(word)]
     if command == "report":
         return _report(words[1:])
+    if command == "plan":
+        return [f"{name}=" for name in OPTIONS if name.startswith(word)] + complete(line.replace("plan", "train", 1))
     if command not in CONFIGURED:
         return []
     chosen = dict(re.findall(r"(\w+)=([\w-]+)", line))

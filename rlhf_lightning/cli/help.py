@@ -65,6 +65,25 @@ sweep over seeds after the other, and resumes one that was stopped; --write writ
   rlhf claims
   rlhf claims simpo 2402.01306
   rlhf claims run simpo""",
+    "plan": """\
+usage: rlhf plan [devices=N] [device_memory=80GiB] [flops=989T] [--json] [key=value ...]
+
+Counts what a job of rlhf train would cost, from shapes: memory of a process by part, seconds of a step, tokens a
+second, steps a day, under every strategy. No weights and no data are read;
+model=hub model.name=FOLDER needs config.json alone.
+Options beside those of rlhf train:
+
+  devices=1                      processes, each with a device of its own
+  device_memory=                 of one device, such as 80GiB: says which strategies fit
+  flops=                         of its matrix products, a second; without it they are measured on this processor
+  efficiency=0.4                 share of flops that a whole step reaches
+  bandwidth=                     bytes of memory that it reads a second, which limits the drawing of responses
+  link=                          bytes that it sends a second; without it communication is not counted
+  prompt_tokens=256              of a prompt
+  response_tokens=               of a response; without it rollout.max_new_tokens, or 256 where nothing is drawn
+
+  rlhf plan model=smollm2 adapter=lora
+  rlhf plan method=grpo model=hub model.name=FOLDER devices=8 device_memory=80GiB flops=989T bandwidth=3.35T""",
     "env": """\
 usage: rlhf env
 

@@ -34,6 +34,7 @@ COMMANDS = {
     "show": ("rlhf_lightning.cli.show", "what a run was, what it changed, its files and the commands that follow"),
     "report": ("rlhf_lightning.cli.report", "compare runs: one page with table, reward and KL, curves, samples"),
     "data": ("rlhf_lightning.cli.data", "inspect: show what a data set becomes, and every problem in it"),
+    "plan": ("rlhf_lightning.cli.plan", "cost of a job before it starts: memory, tokens a second, what fits"),
     "methods": ("rlhf_lightning.cli.methods", "list the methods: paper, data and reference they need"),
     "claims": ("rlhf_lightning.cli.claims", "what papers claim of their methods, and what shows of it here"),
     "quickstart": ("rlhf_lightning.cli.quickstart", "align SmolLM2-135M in a few minutes and show what changed"),
