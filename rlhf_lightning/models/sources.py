@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args, runtim
 import torch
 
 from rlhf_lightning.models.empty import empty_source
-from rlhf_lightning.models.gguf import files as gguf_files
+from rlhf_lightning.models.gguf.files import files as gguf_files
 from rlhf_lightning.models.gguf.files import reload
 from rlhf_lightning.models.hidden_states.steering import Steerable
 from rlhf_lightning.models.loading.naming import BASE_NOTE
@@ -370,12 +370,9 @@ class TinyRandom(Execution, Steerable):
             "max_position_embeddings": self.max_length,
             "initializer_range": self.initializer_range,
             "tie_word_embeddings": self.tie_embeddings,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
+            **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
         }
-        fields |= {**ARCHITECTURES[self.architecture], **self.config}
-        return cast("PretrainedConfig", AutoConfig.for_model(self.architecture, **fields))
+        return AutoConfig.for_model(self.architecture, **{**fields, **ARCHITECTURES[self.architecture], **self.config})
 
     def load(self, quantization: BitsAndBytesConfig | None = None) -> PreTrainedModel:
         """The model, in evaluation mode; quantised by way of a temporary folder when asked to."""
