@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args, runtim
 import torch
 
 from rlhf_lightning.models.empty import empty_source
-from rlhf_lightning.models.gguf.files import files as gguf_files
+from rlhf_lightning.models.gguf import files as gguf_files
 from rlhf_lightning.models.gguf.files import reload
 from rlhf_lightning.models.hidden_states.steering import Steerable
 from rlhf_lightning.models.loading.naming import BASE_NOTE
