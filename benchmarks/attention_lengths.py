@@ -1,4 +1,4 @@
-"""What attention costs a token by the length of the responses.
+"""Cost of attention per token by the length of the responses.
 
     .venv/bin/python benchmarks/attention_lengths.py
 

@@ -173,7 +173,7 @@ def peak_resident() -> int:
 
 
 def measure(name: str, size: int) -> dict[str, float]:
-    """What :func:`worker` says in a process of its own.
+    """Result of :func:`worker` in a process of its own.
 
     Raises:
         RuntimeError: it failed.

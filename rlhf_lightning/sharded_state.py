@@ -74,8 +74,8 @@ def holds_first(tensor: Tensor) -> bool:
     """Check whether this process is the first of those that hold its part of a tensor; True of one that is whole."""
     if not isinstance(tensor, DTensor):
         return True
-    place = tensor.device_mesh.get_coordinate() or ()
-    return all(at == 0 for at, kind in zip(place, tensor.placements, strict=True) if kind.is_replicate())
+    coordinate = tensor.device_mesh.get_coordinate() or ()
+    return all(at == 0 for at, kind in zip(coordinate, tensor.placements, strict=True) if kind.is_replicate())
 
 
 def like(whole: Tensor, weight: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _on_processor(cfg: DictConfig, options: Options) -> bool:
-    """Whether the job is one for a CPU: asked for, or there is nothing else and no device was described."""
+    """Return whether the job is one for a CPU: asked for, or there is nothing else and no device was described."""
     import torch
 
     chosen = cfg.trainer.get("accelerator")
@@ -146,7 +146,7 @@ def show(job: Job, options: Options, rates: Rates, costs: Sequence[tuple[Cost, b
 
 
 def _assumed(rates: Rates, job: Job, *, measured: bool) -> str:
-    """What the seconds stand on, and what is not counted."""
+    """Sentences on what the seconds stand on and what is not counted."""
     parts = [f"{rates.flops:.3g} FLOP/s x {rates.efficiency:g}"]
     if job.draws is not None:
         parts.append(f"{rates.bandwidth:.3g} bytes read a second")

@@ -25,7 +25,7 @@ RANKED = 4
 
 
 def job_of(cfg: DictConfig, prompt: int, response: int | None, *, processor: bool) -> Job:
-    """What a configuration trains, as shapes and numbers.
+    """Describe what a configuration trains, as shapes and numbers.
 
     Args:
         cfg: of ``rlhf train``.

@@ -39,7 +39,7 @@ UNSUPPORTED = ("s_aux", "sinks", "position_bias", "head_mask", "alibi")
 
 
 class Layout:
-    """What attention derives from a batch's spans. It is kept with the batch, for every layer, pass and model.
+    """Spans and masks that attention derives from a batch. They are kept kept with the batch, for every layer, pass and model.
 
     It holds none of the batch itself but positions: a batch that is done with is freed at once.
     """

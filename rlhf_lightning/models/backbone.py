@@ -117,7 +117,7 @@ class Backbone(nn.Module):
         return self.model.generate(*args, **kwargs)
 
     def inside(self, compute: Callable[[], Any]) -> Any:
-        """What a function computes with the model; FSDP2's hooks are around it, as they are around ``forward``."""
+        """Compute a function of the model; FSDP2's hooks are around it, as they are around ``forward``."""
         return compute()
 
     @contextmanager

@@ -59,7 +59,7 @@ def empty_source(source: Any, location: str, gguf: Path | None, quantization: ob
 def empty_model(
     loader: Any, location: str, *, dtype: torch.dtype | str, revision: str, whole: Collection[str] = (), **options: Any
 ) -> PreTrainedModel:
-    """What ``loader.from_pretrained`` gives, but for parameters: they have no storage yet.
+    """Return what ``loader.from_pretrained`` gives, but for parameters: they have no storage yet.
 
     Args:
         loader: a class of transformers with ``from_pretrained``.
@@ -145,9 +145,9 @@ def _connect(model: Any, pieces: dict[str, Piece], whole: Collection[str]) -> No
         raise Whole(f"its files and the architecture differ in names, for example {differing[0]}")
     if twice := sorted(pieces.keys() & tied.keys()):
         raise Whole(f"its files hold {twice[0]}, which its configuration ties to another weight")
-    places = [(pieces[tied[name] if name in absent else name], name, value) for name, value in expected.items()]
+    wanted = [(pieces[tied[name] if name in absent else name], name, value) for name, value in expected.items()]
     with Reader() as reader:
-        for piece, name, value in sorted(places, key=lambda place: place[0].file):
+        for piece, name, value in sorted(wanted, key=lambda each: each[0].file):
             shape = reader.file(piece.file).get_slice(piece.name).get_shape()
             if shape != [*value.shape]:
                 raise Whole(f"{name} is {shape} in its files and {[*value.shape]} by its configuration")

@@ -118,7 +118,7 @@ def mark(module: nn.Module, name: str, piece: Piece) -> None:
 
 
 def unread(module: nn.Module) -> list[tuple[nn.Module, str, Piece]]:
-    """The parameters that are to be read: owner, name and piece; a tied one at each of its places."""
+    """The parameters that are to be read: owner, name and piece; a tied one at each of its pending."""
     return [(part, name, piece) for part in module.modules() for name, piece in vars(part).get(_UNREAD, {}).items()]
 
 
@@ -140,9 +140,9 @@ def stand_ins(model: nn.Module) -> Iterator[None]:
 
     One number stands for all of a tensor. It is nan, so that what would be computed from a weight shows.
     """
-    places = unread(model)
+    pending = unread(model)
     made: dict[int, nn.Parameter] = {}
-    for part, name, _ in places:
+    for part, name, _ in pending:
         empty = getattr(part, name)
         if id(empty) not in made:
             one = torch.full((), torch.nan, dtype=empty.dtype).expand(empty.shape)
@@ -152,7 +152,7 @@ def stand_ins(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         emptied: dict[int, nn.Parameter] = {}
-        for part, name, _ in places:
+        for part, name, _ in pending:
             held = getattr(part, name)
             if id(held) not in emptied:
                 emptied[id(held)] = nn.Parameter(held.detach().to("meta"), requires_grad=held.requires_grad)
@@ -170,7 +170,7 @@ def read_shares(module: nn.Module, *, cpu_offload: bool = False) -> None:
     filled: dict[int, nn.Parameter] = {}  # a tied weight once
     replaced: list[nn.Parameter] = []  # held, so that their addresses are not used again
     with Reader() as reader:
-        for part, name, piece in sorted(unread(module), key=lambda place: place[2].file):
+        for part, name, piece in sorted(unread(module), key=lambda each: each[2].file):
             weight = getattr(part, name)
             if id(weight) not in filled:
                 start, end = _local_rows(weight)

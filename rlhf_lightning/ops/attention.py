@@ -63,7 +63,7 @@ class Segments:
 
     @cached_property
     def plan(self) -> Plan:
-        """How the fused kernel divides the row."""
+        """Division of the row for the fused kernel."""
         return Plan.build(self.prompts, self.responses)
 
     def blocks(self, window: int | None = None, rows: int | None = ROWS) -> list[Block]:

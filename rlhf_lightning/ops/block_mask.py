@@ -49,16 +49,16 @@ def visible_blocks(
     segment, row = _ranges(start // block, (stop - 1) // block + 1)  # the pieces: a segment within a block of queries
     begin = np.maximum(start[segment], row * block)
     end = np.minimum(stop[segment], (row + 1) * block)
-    own, prompt, prompt_end = domain[segment], first[segment], last[segment]
-    gap = own - prompt_end  # a prompt's keys are so many tokens nearer than index in the row tells
+    oldest, prompt, prompt_end = domain[segment], first[segment], last[segment]
+    gap = oldest - prompt_end  # a prompt's keys are so many tokens nearer than index in the row tells
 
     seen = np.zeros((blocks, blocks), dtype=bool)
-    first_sees = (np.maximum(own, begin - window + 1), np.maximum(prompt, begin - gap - window + 1))
+    first_sees = (np.maximum(oldest, begin - window + 1), np.maximum(prompt, begin - gap - window + 1))
     for low, high in zip(first_sees, (end, prompt_end), strict=True):  # the keys that some query of the piece sees
         piece, key = _ranges(low // block, np.where(low < high, (high - 1) // block + 1, 0))
         seen[row[piece], key] = True
     covered = np.zeros(blocks * blocks, dtype=np.int64)  # queries that see every key of a block
-    last_sees = (np.maximum(own, end - window), np.maximum(prompt, end - gap - window))
+    last_sees = (np.maximum(oldest, end - window), np.maximum(prompt, end - gap - window))
     for low, high in zip(last_sees, (begin + 1, prompt_end), strict=True):  # the keys that all of them see
         piece, key = _ranges(-(-low // block), high // block)
         np.add.at(covered, row[piece] * blocks + key, (end - begin)[piece])
@@ -118,7 +118,7 @@ def block_mask(
 
 
 def _ordered(blocks: NDArray[np.bool_], device: torch.device) -> tuple[Tensor, Tensor]:
-    """How many blocks each row has, and which, in order."""
+    """Number of blocks of each row, and their indices in order."""
     row, column = np.nonzero(blocks)
     count = np.bincount(row, minlength=len(blocks))
     index = np.zeros(blocks.shape, dtype=np.int32)

@@ -43,7 +43,7 @@ class Span:
 
     @property
     def causal(self) -> bool:
-        """Whether the keys are those of the tokens themselves."""
+        """Return whether the keys are those of the tokens themselves."""
         return self.start == self.first
 
     def queries(self, x: Tensor, group: int) -> Tensor:
@@ -130,7 +130,7 @@ class Short:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a row is divided. The causal parts come first and cover each token once."""
+    """Division of a row. The causal parts come first and cover each token once."""
 
     parts: tuple[Span | Short, ...]
 

@@ -20,7 +20,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 
 class Kind(NamedTuple):
-    """What a compiled function takes as given."""
+    """Values that a compiled function takes as constants."""
 
     heads: int
     kv_heads: int

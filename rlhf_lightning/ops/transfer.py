@@ -1,4 +1,4 @@
-"""What would make the host wait for a device, done without waiting."""
+"""Indices and transfers that do not make the host wait for a device."""
 
 from __future__ import annotations
 

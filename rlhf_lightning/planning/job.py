@@ -37,7 +37,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, and on what.
+    """A job as numbers: what is trained, and on what.
 
     Attributes:
         shape: of the policy.
@@ -87,7 +87,7 @@ class Job:
         return self.groups * (self.prompt + self.responses * self.response)
 
     @property
-    def scored(self) -> int:
+    def response_tokens(self) -> int:
         """Tokens of an optimiser step that reach the vocabulary."""
         return self.groups * self.responses * self.response
 

@@ -63,7 +63,7 @@ def memory_of(job: Job, strategy: Strategy, devices: int) -> Memory:
         optimizer=round(job.models * shape.trainable * job.optimizer_bytes / shards),
         gathered=round(whole * compute) if shards > 1 else 0,
         activations=job.models * activations(job, job.micro_tokens(devices)),
-        head=_HEAD_BUFFERS * min(job.head_block, 4 * shape.vocabulary * _scored(job, devices)),
+        head=_HEAD_BUFFERS * min(job.head_block, 4 * shape.vocabulary * _response_tokens(job, devices)),
         copy=0 if job.draws is None else shape.parameters * job.draws.copy_bytes,
         cache=_cache(job, devices),
     )
@@ -92,7 +92,7 @@ def activations(job: Job, tokens: int) -> int:
     return tokens * (layer + shape.layers * shape.width * other) + copies // max(shape.layers, 1)
 
 
-def _scored(job: Job, devices: int) -> int:
+def _response_tokens(job: Job, devices: int) -> int:
     return job.micro_groups(devices) * job.responses * job.response
 
 

@@ -50,7 +50,7 @@ def forward(job: Job) -> float:
     """Operations of one pass without gradients: 2 N a token, the head for scored tokens alone, and attention."""
     shape = job.shape
     layers = 2.0 * (shape.matrices + shape.adapter) * job.tokens + job.groups * attention(job, job.responses)
-    return layers + 2.0 * shape.head * job.scored
+    return layers + 2.0 * shape.head * job.response_tokens
 
 
 def attention(job: Job, responses: int) -> float:
@@ -74,6 +74,6 @@ def training(job: Job) -> float:
     base = 2.0 * shape.matrices * job.tokens * (trained + again)
     adapter = 2.0 * shape.adapter * job.tokens * (3 + again)
     scores = job.groups * attention(job, job.responses) * (3 + again)
-    head = 2.0 * shape.head * job.scored * (trained + 1)
+    head = 2.0 * shape.head * job.response_tokens * (trained + 1)
     critic = 2.0 * shape.matrices * job.tokens * (3 + again) + scores if job.critic else 0.0
     return base + adapter + scores + head + critic

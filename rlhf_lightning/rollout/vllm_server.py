@@ -306,15 +306,15 @@ class VLLMServerEngine:
         before = len(prompts) * (dist.get_rank() if dist.is_initialized() else 0)  # prompts of other processes
 
         def one(asked: tuple[int, Sequence[int], int]) -> list[Sample]:
-            place, prompt, seed = asked
-            endpoint = endpoints[(before + place) % len(endpoints)]
+            number, prompt, seed = asked
+            endpoint = endpoints[(before + number) % len(endpoints)]
             body = self._request(prompt, sampling, drawn, seed, log_probs=not restricted)
             listed = choices(endpoint.post("/v1/completions", body), drawn, endpoint.url)
             samples = [token_sample(choice, self.version, endpoint.url) for choice in listed]
             return copies([ended_by_text(sample, sampling) for sample in samples], n)
 
         with self._explained():
-            asked = [(place, *each) for place, each in enumerate(zip(prompts, seeds, strict=True))]
+            asked = [(number, *each) for number, each in enumerate(zip(prompts, seeds, strict=True))]
             return in_threads(one, asked, self._requests.concurrency * len(endpoints))
 
     def _request(

@@ -81,7 +81,7 @@ class PackedBatch:
 
     @cached_property
     def derived(self) -> dict[Any, Any]:
-        """What a model makes of the layout and keeps for the batch's next pass; it does not move with the batch."""
+        """Values that a model derives from the layout and keeps for the batch's next pass; they do not move with the batch."""
         return {}
 
     @property

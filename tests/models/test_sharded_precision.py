@@ -1,4 +1,4 @@
-"""What FSDP2 sends under mixed precision and activation checkpointing; the numbers are those of one process."""
+"""Tensors that FSDP2 sends under mixed precision and activation checkpointing; the numbers are those of one process."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def gradients(policy: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def one_step(models: Models, compute: torch.dtype | None) -> Sent:
-    """What is sent in a step of a sharded policy."""
+    """Tensors sent in a step of a sharded policy."""
     shard(models, init_device_mesh("cpu", (2,)), compute=compute)
     with sent() as seen:
         loss(models.policy.train()).backward()

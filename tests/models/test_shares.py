@@ -186,12 +186,12 @@ def test_an_empty_model_is_the_loaded_one_but_for_its_weights(architecture, tmp_
         assert buffer.dtype == buffers[name].dtype
         assert torch.equal(buffer, buffers[name]), name
     weights = dict(plain.named_parameters(remove_duplicate=False))
-    places = {(id(part), name): piece for part, name, piece in shares.unread(empty)}
+    pieces = {(id(part), name): piece for part, name, piece in shares.unread(empty)}
     for path, weight in empty.named_parameters(remove_duplicate=False):
         owner, _, name = path.rpartition(".")
         assert weight.is_meta
         with shares.Reader() as reader:
-            rows = reader.rows(places[id(empty.get_submodule(owner)), name], 1, 3)
+            rows = reader.rows(pieces[id(empty.get_submodule(owner)), name], 1, 3)
         assert torch.equal(rows, weights[path][1:3])
 
 

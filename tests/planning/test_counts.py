@@ -59,7 +59,7 @@ def test_a_model_without_attention_is_refused():
 
 def test_tokens_of_a_step():
     assert JOB.tokens == 4 * (10 + 2 * 6)
-    assert JOB.scored == 4 * 2 * 6
+    assert JOB.response_tokens == 4 * 2 * 6
     assert replace(JOB, accumulate=2).micro_tokens(1) == 2 * 22
     assert JOB.micro_tokens(3) == 2 * 22  # of 4 groups one process has 2
 

@@ -1,4 +1,4 @@
-"""What travels with a batch that leaves the host, and how."""
+"""Batches on their way from the host to a device."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def expected_start(policy: Backbone) -> AdapterStart:
 
 @torch.no_grad()
 def measured_start(policy: Backbone, expected: AdapterStart) -> AdapterStart:
-    """What :func:`adapter_start` gives, of a policy that is sharded by now; a collective call.
+    """Result of :func:`adapter_start`, of a policy that is sharded by now; a collective call.
 
     Args:
         policy: at its start.
