@@ -39,9 +39,9 @@ UNSUPPORTED = ("s_aux", "sinks", "position_bias", "head_mask", "alibi")
 
 
 class Layout:
-    """Spans and masks that attention derives from a batch. They are kept kept with the batch, for every layer, pass and model.
+    """Spans and masks that attention derives from a batch, kept with it for all layers, passes and models.
 
-    It holds none of the batch itself but positions: a batch that is done with is freed at once.
+    The layout holds none of the batch itself but positions: a batch that is done with is freed at once.
     """
 
     def __init__(self, batch: PackedBatch) -> None:

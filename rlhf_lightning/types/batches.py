@@ -81,7 +81,7 @@ class PackedBatch:
 
     @cached_property
     def derived(self) -> dict[Any, Any]:
-        """Values that a model derives from the layout and keeps for the batch's next pass; they do not move with the batch."""
+        """Values that a model derives from the layout for the batch's next pass; they do not move with the batch."""
         return {}
 
     @property
