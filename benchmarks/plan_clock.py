@@ -22,13 +22,10 @@ class CpuClock(Callback):
         self.path = Path(path)
         self.steps: list[dict[str, float]] = []
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Note what the process holds before its first step."""
-        self.resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Start the clock with the first step."""
+        """Start the clock with the first step, and note what the process holds before it."""
         if not self.steps:
+            self.resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
             self.since = time.process_time()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
