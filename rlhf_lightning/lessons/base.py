@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.lessons.tokens import IntArray
-from rlhf_lightning.types import PackedBatch, RolloutOptions, ScoredGroup, StepTotals
+from rlhf_lightning.types import PackedBatch, RolloutOptions, SampleGroup, ScoredGroup, StepTotals
+
+#: Completes groups, in place, with tokens and log-probs of samples that other processes drew; a collective call. It is
+#: given all groups, and by the number of a group the samples that are needed; the group's prompt comes along.
+Fetch = Callable[[Sequence[ScoredGroup], Mapping[int, Collection[int]]], None]
+
+
+def at_hand(groups: Sequence[ScoredGroup], wanted: Mapping[int, Collection[int]]) -> None:
+    """Fetch nothing: one process has drawn everything."""
 
 
 class Round(Protocol):
@@ -67,7 +75,10 @@ class Round(Protocol):
 
 
 class Lesson(Protocol):
-    """Make training groups of a round's samples and scores; called on every process with the same groups."""
+    """Make training groups of a round's samples and scores; called on every process with the same groups.
+
+    Scores, lengths and facts of all groups are there, tokens of those that this process drew, and what was fetched.
+    """
 
     @property
     def kind(self) -> str:
@@ -111,6 +122,10 @@ class Lesson(Protocol):
         """
         ...
 
+    def facts(self, group: SampleGroup) -> dict[str, list[int]]:
+        """What the choice of samples reads of their tokens and texts, by name, one number a sample."""
+        ...
+
     def informative(self, number: int, drawn: Sequence[ScoredGroup]) -> list[bool]:
         """Return whether each group teaches anything; others are drawn to replace those that do not.
 
@@ -120,13 +135,14 @@ class Lesson(Protocol):
         """
         ...
 
-    def begin(self, number: int, cursor: int, groups: Sequence[ScoredGroup]) -> Round:
-        """Groups to train on; a round without any scored token teaches nothing and is skipped.
+    def begin(self, number: int, cursor: int, groups: Sequence[ScoredGroup], fetch: Fetch = at_hand) -> Round:
+        """Groups to train on; a round without any scored token teaches nothing and is skipped. A collective call.
 
         Args:
             number: of the round.
             cursor: position of the next prompt in the stream.
             groups: that the round is made of.
+            fetch: brings the tokens of what is trained on.
         """
         ...
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from rlhf_lightning.data.tokens.examples import Examples
+from rlhf_lightning.lessons.base import Fetch, at_hand
 from rlhf_lightning.lessons.experience import Experience, numbers
-from rlhf_lightning.lessons.tokens import IntArray
-from rlhf_lightning.types import Credit, Episodes, PackedBatch, Ragged, Rolled, RolloutOptions, ScoredGroup
+from rlhf_lightning.lessons.tokens import IntArray, floats
+from rlhf_lightning.types import Credit, Episodes, PackedBatch, Ragged, Rolled, RolloutOptions, SampleGroup, ScoredGroup
 
 
 class CreditLesson:
@@ -42,13 +43,18 @@ class CreditLesson:
     def prepare(self, prompts: Examples, first: IntArray) -> None:
         """Nothing: advantages are made of rollouts alone."""
 
+    def facts(self, group: SampleGroup) -> dict[str, list[int]]:
+        """None: the first samples are trained on, whatever they are."""
+        return {}
+
     def informative(self, number: int, drawn: Sequence[ScoredGroup]) -> list[bool]:
         """With ``dynamic_filter`` groups whose responses differ in reward; else all."""
         return [group.informative or not self.options.dynamic_filter for group in drawn]
 
-    def begin(self, number: int, cursor: int, groups: Sequence[ScoredGroup]) -> Experience:
+    def begin(self, number: int, cursor: int, groups: Sequence[ScoredGroup], fetch: Fetch = at_hand) -> Experience:
         """The first ``keep`` responses of each group; see :meth:`Experience.of`."""
         options = self.options
+        fetch(groups, dict.fromkeys(range(len(groups)), range(options.kept)))
         return Experience.of(number, cursor, groups, options.kept, mask_truncated=options.mask_truncated)
 
     def why_empty(self, groups: Sequence[ScoredGroup]) -> str | None:
@@ -128,4 +134,4 @@ def _step_reward(learned: Experience, groups: Sequence[ScoredGroup]) -> Ragged |
     slots, lengths = learned.slots, learned.lengths.tolist()
     rows = [row for group in groups for row in group.steps[:slots]]
     used = [row for row, length in zip(rows, lengths, strict=True) if length]
-    return learned.ragged(torch.tensor([x for row in used for x in row], dtype=torch.float32))
+    return learned.ragged(floats(used))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlhf_lightning.data.batches.loader_position import check_state
 from rlhf_lightning.data.batches.packing import pack
-from rlhf_lightning.lessons.tokens import IntArray, TokenRound, examples_of
+from rlhf_lightning.lessons.tokens import IntArray, TokenRound, examples_of, floats
 from rlhf_lightning.types import PackedBatch, RolloutBatch, ScoredGroup, StepTotals
 
 
@@ -57,7 +57,7 @@ class Experience(TokenRound):
         experience = cls(number, cursor, examples, index, score=score, truncated=truncated)
         drawn = [s.log_probs if used else [] for s, used in zip(samples, trained.tolist(), strict=True)]
         if all(len(values) == len(tokens) for values, tokens in zip(drawn, ids, strict=True)):
-            experience.tokens["rollout_log_probs"] = torch.tensor([x for values in drawn for x in values])
+            experience.tokens["rollout_log_probs"] = floats(drawn)
         return experience
 
     def batch(self, groups: IntArray, totals: StepTotals, step: IntArray | None = None) -> RolloutBatch:

@@ -15,10 +15,11 @@ from torch import Tensor
 from rlhf_lightning.data.kinds import kind_of, slot_names
 from rlhf_lightning.data.tokens.examples import Examples
 from rlhf_lightning.data.tokens.selected_groups import by_response, leave_out_equal, response_of, rows_of, same_as
+from rlhf_lightning.lessons.base import Fetch, at_hand
 from rlhf_lightning.lessons.chosen import SelectedRound, joined
 from rlhf_lightning.lessons.replay import Replay, prompt_tokens, prompts_among
 from rlhf_lightning.lessons.rounds import Rounds
-from rlhf_lightning.lessons.tokens import IntArray, examples_of
+from rlhf_lightning.lessons.tokens import IntArray, examples_of, floats
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.types import DATA, Example, PackedBatch, Sample, SampleGroup, ScoredGroup, Selected, Trained
 
@@ -63,6 +64,21 @@ class SelectLesson:
         """Losses on groups compare log-probs of the whole distribution."""
         return 1.0
 
+    def facts(self, group: SampleGroup) -> dict[str, list[int]]:
+        """Lengths, and for each sample the first equal one, by text (``same_as``) and by tokens (``equal``)."""
+        needs, facts = self.options.needs, dict[str, list[int]]()
+        of_data = None if self.responses is None else self.responses.get(group.row)
+        if "length" in needs:
+            in_tokens = self.options.length_unit == "tokens"
+            facts["length"] = [len(ids if in_tokens else self._text(ids)) for ids in group.responses]
+        if "same_as" in needs:
+            expected = None if of_data is None else self._text(of_data.responses[0])
+            facts["same_as"] = same_as([[self._text(ids) for ids in group.responses]], [expected])[0].tolist()
+        if kind_of(self.kind).pair:
+            tokens = None if of_data is None else tuple(of_data.responses[0])
+            facts["equal"] = same_as([[tuple(ids) for ids in group.responses]], [tokens])[0].tolist()
+        return facts
+
     def informative(self, number: int, drawn: Sequence[ScoredGroup]) -> list[bool]:
         """Prompts with at least one group; where none is drawn again, all."""
         if not self.options.max_refills:
@@ -77,24 +93,26 @@ class SelectLesson:
             drawn: the prompts with their scored samples.
             number: of the round, for random numbers.
         """
+        for one in drawn:
+            one.facts = one.facts or self.facts(one.group)
         inputs: dict[str, Callable[[], Any]] = {
             "score": lambda: torch.tensor([_numbers(group.score) for group in drawn], dtype=torch.float64),
             "preference": lambda: torch.tensor([_matrix(group) for group in drawn], dtype=torch.float64),
             "truncated": lambda: _table(drawn, lambda sample: sample.finish == "length", torch.bool),
-            "length": lambda: _table(drawn, self._length, torch.float64),
-            "same_as": lambda: self._same_as(drawn),
+            "length": lambda: _facts(drawn, "length").double(),
+            "same_as": lambda: _facts(drawn, "same_as"),
             "source": lambda: torch.tensor(drawn[0].draw),
             "generator": lambda: torch.Generator().manual_seed(stream_seed("selection", self.seed, number)),
         }
         selected = self.options.selector(**{name: inputs[name]() for name in self.options.needs})
         selected.check(len(drawn), len(drawn[0].score))
-        groups = [one.group for one in drawn]
-        return leave_out_equal(groups, selected, self._data_group) if kind_of(self.kind).pair else selected
+        return leave_out_equal(selected, _facts(drawn, "equal")) if kind_of(self.kind).pair else selected
 
-    def begin(self, number: int, cursor: int, groups: Sequence[ScoredGroup]) -> SelectedRound:
+    def begin(self, number: int, cursor: int, groups: Sequence[ScoredGroup], fetch: Fetch = at_hand) -> SelectedRound:
         """The groups of this round, and those of the rounds that are carried along."""
         selected = self.select(groups, number)
         warn_of_few(number, groups, set(selected.prompt.tolist()), keeps_cut_off=self.options.keeps_cut_off)
+        fetch(groups, self._wanted(selected, len(groups)))
         chosen = [groups[at].group for at in selected.prompt.tolist()]
         slots, margin = selected.slots.tolist(), selected.numbers.get("margin")
         filled = [
@@ -120,6 +138,13 @@ class SelectLesson:
             self._refresh("ema")
             self._carry(new)
         return whole
+
+    def _wanted(self, selected: Selected, count: int) -> dict[int, set[int]]:
+        """By the number of a prompt the samples that are trained on; replay compares prompts without any, too."""
+        wanted: dict[int, set[int]] = {} if self.replay is None else {at: set() for at in range(count)}
+        for at, slots in zip(selected.prompt.tolist(), selected.slots.tolist(), strict=True):
+            wanted.setdefault(at, set()).update(slot for slot in slots if slot >= 0)
+        return wanted
 
     def _with_others(self, new: SelectedRound, groups: Sequence[ScoredGroup]) -> SelectedRound:
         """A round with those that are carried along, and its share of the data's own groups."""
@@ -245,20 +270,10 @@ class SelectLesson:
         kept = [group.samples[slot] for group, row in zip(groups, slots, strict=True) for slot in row if slot >= 0]
         if any(len(sample.log_probs) != len(sample.ids) for sample in kept):
             return None
-        return torch.tensor([value for sample in kept for value in sample.log_probs])
-
-    def _length(self, sample: Sample) -> float:
-        return float(len(sample.ids) if self.options.length_unit == "tokens" else len(self._text(sample.ids)))
+        return floats([sample.log_probs for sample in kept])
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.method().tokenizer.decode(list(ids), skip_special_tokens=True))
-
-    def _same_as(self, drawn: Sequence[ScoredGroup]) -> Tensor:
-        """See ``data.tokens.selected_groups.same_as``; by text."""
-        texts = [[self._text(ids) for ids in one.group.responses] for one in drawn]
-        rows = self.responses or {}
-        of_data = [self._text(rows[one.group.row].responses[0]) if one.group.row in rows else None for one in drawn]
-        return same_as(texts, of_data)
 
 
 def warn_of_few(
@@ -285,6 +300,11 @@ def warn_of_few(
             "%s%.0f %% have no score",
             *(number, len(without), len(groups), reason, 100 * unscored),
         )
+
+
+def _facts(drawn: Sequence[ScoredGroup], name: str) -> Tensor:
+    """One fact a sample, (prompts, samples)."""
+    return torch.tensor([one.facts[name] for one in drawn], dtype=torch.long)
 
 
 def _table(drawn: Sequence[ScoredGroup], number: Callable[[Sample], float], dtype: torch.dtype) -> Tensor:

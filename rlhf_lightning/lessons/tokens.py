@@ -113,7 +113,7 @@ class TokenRound:
 
 def examples_of(
     groups: Sequence[SampleGroup],
-    responses: list[list[int]],
+    responses: Sequence[Sequence[int]],
     slots: int,
     masks: Sequence[Sequence[bool]] | None = None,
 ) -> Examples:
@@ -142,6 +142,12 @@ def examples_of(
         ]
         mask = np.array(kept, dtype=bool)
     return _view(ids, cuts, [group.row for group in groups], mask)
+
+
+def floats(rows: Sequence[Sequence[float]]) -> Tensor:
+    """Numbers of one response after another, float32."""
+    count = sum(map(len, rows))
+    return torch.from_numpy(np.fromiter((x for row in rows for x in row), dtype=np.float32, count=count))
 
 
 def _view(ids: NDArray[np.int32], bounds: IntArray, rows: list[str], mask: NDArray[np.bool_] | None = None) -> Examples:

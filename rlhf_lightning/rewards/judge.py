@@ -105,7 +105,7 @@ class JudgeReward:
             pairs[row].append((i, j, preference))
         return [matrix_of(len(group.samples), each) for group, each in zip(groups, pairs, strict=True)]
 
-    def _questions(self, prompt: list[int], group: list[list[int]]) -> Iterator[tuple[tuple[int, int], Example]]:
+    def _questions(self, prompt: Sequence[int], group: list[list[int]]) -> Iterator[tuple[tuple[int, int], Example]]:
         """Every two responses of a group, shown in both orders as the data of ``method=pairwise_judge`` shows them."""
         asked = self.texts.content(prompt)
         texts = [self.texts.text(response) for response in group]

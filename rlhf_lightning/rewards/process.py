@@ -138,13 +138,13 @@ class ProcessReward:
             placed[min(at, len(response) - 1)] = value
         return placed
 
-    def _solution(self, prompt: list[int], response: list[int]) -> Example:
+    def _solution(self, prompt: Sequence[int], response: list[int]) -> Example:
         """A solution whose scored tokens are the last ones of its steps, tokenised as the data of a training run is."""
         steps = [(step + self.spec.step_separator, True) for step in self._cut(self.texts.text(response))]
         # The prompt's tokens are known already; a text without any would lose its first token to the prompt.
         (made,) = self.encoder.encode([Rendered("?", [steps], [True], templated=True)])
         ids, ends = made.responses[0], {end - 1 for end in made.ends[0] if end > 0}
-        asked = self.texts.asked(self.texts.content(prompt)) if self.texts.renders else prompt
+        asked = self.texts.asked(self.texts.content(prompt)) if self.texts.renders else [*prompt]
         if not ids:  # nothing but separators that are no tokens
             return Example(asked or [self.texts.beginning], [[self.texts.eos]])
         return Example(asked or [self.texts.beginning], [ids], [[at in ends for at in range(len(ids))]])

@@ -14,7 +14,7 @@ from rlhf_lightning.types import Example, SampleGroup
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Prompts = list[list[int]]
+Prompts = list[Sequence[int]]
 Responses = list[list[list[int]]]
 _SENTINEL = "\x01content\x01"
 _EXCHANGE = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
@@ -64,38 +64,38 @@ class Texts:
         prompts, responses = [group.prompt for group in groups], [group.responses for group in groups]
         if not self.renders:
             return prompts, responses
-        rendered = [self.asked(self.content(prompt)) for prompt in prompts]
+        rendered: Prompts = [self.asked(self.content(prompt)) for prompt in prompts]
         return rendered, [[[*self.ids(self.text(ids)), self.eos] for ids in group] for group in responses]
 
     def asked(self, text: str) -> list[int]:
         """A user's turn and the beginning of the response, in the scoring model's tokens."""
         return self.ids(_with_template(self.model_tokenizer, text))
 
-    def content(self, prompt: list[int]) -> str:
+    def content(self, prompt: Sequence[int]) -> str:
         """The user's text, extracted from the chat template of the policy's prompts."""
         template = _with_template(self.sampler_tokenizer, _SENTINEL)
         before, _, after = template.partition(_SENTINEL)
-        text = str(self.sampler_tokenizer.decode(prompt, skip_special_tokens=False))
+        text = str(self.sampler_tokenizer.decode([*prompt], skip_special_tokens=False))
         bos = self.sampler_tokenizer.bos_token or ""
         before, text = before.removeprefix(bos), text.removeprefix(bos)
         if before and text.startswith(before) and text.endswith(after):
             return text[len(before) : len(text) - len(after)]
         return self.text(prompt)
 
-    def text(self, ids: list[int]) -> str:
+    def text(self, ids: Sequence[int]) -> str:
         """Text of a response."""
-        return str(self.sampler_tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self.sampler_tokenizer.decode([*ids], skip_special_tokens=True))
 
     def ids(self, text: str) -> list[int]:
         """A text in the scoring model's tokens."""
         return cast("list[int]", self.model_tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def example(self, prompt: list[int], group: Sequence[list[int]], max_length: int | None = None) -> Example:
+    def example(self, prompt: Sequence[int], group: Sequence[list[int]], max_length: int | None = None) -> Example:
         """A group within ``max_length``, the prompt's beginning left out; an empty response is its end alone."""
         responses = [response or [self.eos] for response in group]
         if max_length is not None and responses:
             prompt = prompt[-max(max_length - max(map(len, responses)), 1) :]
-        return Example(prompt or [self.beginning], responses)
+        return Example([*prompt] or [self.beginning], responses)
 
 
 def batches(groups: Sequence[Example], max_tokens: int) -> Iterator[list[int]]:

@@ -1,4 +1,4 @@
-"""Draw responses to prompts and score them: each process its share, then every process has all of them."""
+"""Draw responses to prompts and score them: each process its share, then every process has all scores."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rlhf_lightning.ops.comparisons import outcomes
 from rlhf_lightning.ops.streams import stream_seed
 from rlhf_lightning.rewards.base import Reward, Scores, StepReward, WinMatrix, introduce, metrics_of, score_groups
 from rlhf_lightning.rewards.win_matrix import check_compares, compared
+from rlhf_lightning.rounds.exchange import Facts, announced
 from rlhf_lightning.rounds.processes import Clock, gathered, interleaved
 from rlhf_lightning.rounds.roles import assign_roles
 from rlhf_lightning.types import (
@@ -105,6 +106,7 @@ class Collector:
         *,
         module: Trained | None = None,
         recorded: Mapping[int, ScoredGroup] | None = None,
+        facts: Facts = lambda group: {},
     ) -> list[ScoredGroup]:
         """Samples and scores of some prompts; a collective call.
 
@@ -114,10 +116,11 @@ class Collector:
             positions: of the prompts in the stream.
             seeds: of their random streams.
             module: the module that is trained, for a reward that asks the policy itself.
-            recorded: groups that an earlier, killed process drew, by position, the same on every process.
+            recorded: groups that an earlier, killed process drew, by position.
+            facts: what the lesson reads of the tokens and texts of a group.
 
         Returns:
-            One entry a prompt, in order; the same on every process.
+            One entry a prompt, in order; tokens and columns are with the process that drew them.
         """
         by_position = dict(recorded or {})
         missing = [at for at, position in enumerate(positions) if position not in by_position]
@@ -127,7 +130,7 @@ class Collector:
             local_groups = self.sample_and_score(
                 [positions[at] for at in local_indices], groups, [seeds[at] for at in local_indices], module
             )
-            by_position |= {one.position: one for one in interleaved(gathered(local_groups))}
+            by_position |= {one.position: one for one in interleaved(announced(local_groups, facts))}
         return [by_position[position] for position in positions]
 
     def sample_and_score(

@@ -13,9 +13,14 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
+def world_size() -> int:
+    """Processes of the run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def gathered(local: T) -> list[T]:
     """The object of every process, by rank; a collective call."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if world_size() == 1:
         return [local]
     shares: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(shares, local)

@@ -15,6 +15,7 @@ from rlhf_lightning.lessons.experience import numbers
 from rlhf_lightning.rewards import why_unscored
 from rlhf_lightning.rollout.probe import check
 from rlhf_lightning.rounds.collect import Collector
+from rlhf_lightning.rounds.exchange import Fetch, announced, collected, dealt
 from rlhf_lightning.rounds.live import LivePolicy
 from rlhf_lightning.rounds.probing import measured
 from rlhf_lightning.rounds.processes import gathered
@@ -85,10 +86,9 @@ class Producer:
             drawn, groups, cursor = self._drawn(number, cursor, recorded.groups)
             counts = self.collector.metrics()  # of groups that were not read; a collective call
             counts = counts if recorded.counts is None else recorded.counts
-            if shared is not None:
-                shared.keep(drawn, counts)
+            self._keep(shared, drawn, counts)
         with self.clock.phase(self.lesson.phase):
-            learned = self.lesson.begin(number, cursor, groups)
+            learned = self.lesson.begin(number, cursor, groups, Fetch(self.live.module.device))
         if not learned.examples.slot_tokens.any():
             self._write(number, key, drawn, {}, counts)
             self._skip(number, groups, counts)
@@ -129,6 +129,14 @@ class Producer:
             return
         with self.shared.claimed(key_of(key, weights, self.prompts.examples.content()), self.record) as shared:
             yield shared
+
+    def _keep(self, shared: SharedRound | None, drawn: Sequence[ScoredGroup], counts: Mapping[str, float]) -> None:
+        """Write a round for other runs where none has; a collective call."""
+        if self.shared is None or self.record is None or not gathered(shared is not None and shared.lacks_samples)[0]:
+            return
+        with collected(drawn) as whole:
+            if shared is not None:
+                shared.keep(whole, counts)
 
     def _scores(self, part: Round, plan: Plan, shared: SharedRound | None) -> dict[str, Tensor]:
         """Numbers of every token that the lesson needs; those of the run's start may be from another run."""
@@ -186,6 +194,7 @@ class Producer:
             stream.seeds(start, count),
             module=self.live.module,
             recorded=recorded,
+            facts=self.lesson.facts,
         )
 
     def _skip(self, number: int, groups: Sequence[ScoredGroup], counts: Mapping[str, float]) -> None:
@@ -245,11 +254,15 @@ class Producer:
         columns: Mapping[int, Sequence[Mapping[str, object]]],
         counts: Mapping[str, float],
     ) -> None:
-        if self.record is not None and not self.process_share.rank:
-            self.record.write(number, key, drawn, columns, counts)
+        """Write the rollout's file; a collective call."""
+        if self.record is None:
+            return
+        with collected(drawn) as whole:
+            if not self.process_share.rank:
+                self.record.write(number, key, whole, columns, counts)
 
     def _recorded(self, number: int, key: str, shared: SharedRound | None) -> Drawn:
-        """Groups that an earlier, killed process or another run drew and scored; the same on every process."""
+        """Groups that an earlier, killed process or another run drew; each process has a share. A collective call."""
         local_rows = Drawn()
         if self.record is not None and not self.process_share.rank:
             local_rows = self.record.read(number, key, self.prompts.examples)
@@ -257,7 +270,9 @@ class Producer:
                 log.info("rollout %d was drawn before the run was interrupted; its %d prompts are read", number, count)
             elif shared is not None:
                 local_rows = shared.read(self.prompts.examples)
-        return gathered(local_rows)[0]
+        local_groups = dealt(local_rows.groups)
+        shares = announced(local_groups, self.lesson.facts)
+        return Drawn({one.position: one for share in shares for one in share}, gathered(local_rows.counts)[0])
 
 
 def summary(drawn: Sequence[ScoredGroup], score_name: str = "reward") -> dict[str, float]:

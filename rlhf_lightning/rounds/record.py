@@ -46,7 +46,7 @@ class Rollouts:
     """
 
     folder: Path
-    decode: Callable[[list[int]], str]
+    decode: Callable[[Sequence[int]], str]
     draws: tuple[Draw, ...] = (Draw(),)
 
     def path(self, number: int) -> Path:
@@ -57,7 +57,7 @@ class Rollouts:
         self,
         number: int,
         key: str,
-        drawn: Sequence[ScoredGroup],
+        drawn: Iterable[ScoredGroup],
         columns: Mapping[int, Sequence[Mapping[str, Any]]],
         counts: Mapping[str, float],
     ) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,11 +103,14 @@ class SharedRound:
             log.info("%-9s samples of %d prompts are another job's: %.1f MB in %s", "shared", count, _size(path), path)
         return drawn
 
-    def keep(self, drawn: Sequence[ScoredGroup], counts: Mapping[str, float]) -> None:
-        """Write the groups that were drawn, unless the file exists."""
+    @property
+    def lacks_samples(self) -> bool:
+        """Return whether no run has written its samples yet."""
+        return not self.files.path(0).exists()
+
+    def keep(self, drawn: Iterable[ScoredGroup], counts: Mapping[str, float]) -> None:
+        """Write the groups that were drawn."""
         path = self.files.path(0)
-        if path.exists():
-            return
         try:
             self.files.write(0, self.key, drawn, {}, counts)
             log.info("%-9s samples of the start are kept for other jobs: %.1f MB in %s", "shared", _size(path), path)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -95,14 +95,31 @@ class Draw:
             raise ValueError(f"draws: a row has one response of its own, so source=data has n=1, not n={self.n}")
 
 
+class Remote(Sequence[Any]):
+    """Tokens or numbers that another process holds; this one has their number alone."""
+
+    __slots__ = ("_length",)
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        if not self._length:
+            return ()[index]
+        raise RuntimeError("these tokens are in the process that drew them: fetch them first (rounds.exchange)")
+
+
 @dataclass(frozen=True)
 class Sample:
     """One response as an engine drew it; its ids are never made from text again."""
 
-    ids: list[int]  #: at least one token, with what ended it
+    ids: Remote | Sequence[int]  #: at least one token, with what ended it
     #: of each id under the engine's distribution at the sampling temperature, before top-p and top-k, nats;
     #: empty where the engine cannot say
-    log_probs: list[float]
+    log_probs: Remote | Sequence[float]
     finish: Finish
     version: int = 0  #: optimiser steps that the weights had taken
 
@@ -120,7 +137,7 @@ def ended_by_text(sample: Sample, sampling: Sampling) -> Sample:
 class SampleGroup:
     """A prompt with its samples: what a reward sees."""
 
-    prompt: list[int]
+    prompt: Remote | Sequence[int]
     samples: list[Sample]
     #: the row's columns as the data has them (gold answers, tests, references, the prompt's own text or messages)
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -130,7 +147,7 @@ class SampleGroup:
     @property
     def responses(self) -> list[list[int]]:
         """Token ids of each sample."""
-        return [sample.ids for sample in self.samples]
+        return [cast("list[int]", sample.ids) for sample in self.samples]
 
 
 @dataclass
@@ -145,10 +162,13 @@ class ScoredGroup:
     score: list[float | None]
     terms: dict[str, list[float | None]] = field(default_factory=dict)
     #: of every token of each response, nan where no step ends; empty: no process reward
-    steps: list[list[float]] = field(default_factory=list)
+    steps: Sequence[Sequence[float]] = field(default_factory=list)
     draw: list[int] = field(default_factory=list)  #: which draw of the round each sample is from; empty: all the first
     #: probability that sample i beats sample j, None without a verdict; empty: they were not compared
     wins: list[list[float | None]] = field(default_factory=list)
+    holder: int = 0  #: rank of the process that has the tokens and the columns; elsewhere they are ``Remote``
+    #: what a lesson reads of tokens and texts, by name, one number a sample; computed by the holder
+    facts: dict[str, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.draw = self.draw or [0] * len(self.group.samples)

@@ -57,7 +57,7 @@ class GoldScorer:
         """Original prompt: the row's prompt if ``prompting=...`` gave the model another one."""
         asked = group.columns.get("prompt")
         ids = encode(asked) if isinstance(asked, str) else []
-        return ids if ids and self.world.knows(ids) else group.prompt
+        return ids if ids and self.world.knows(ids) else [*group.prompt]
 
 
 class LabelScorer(GoldScorer):

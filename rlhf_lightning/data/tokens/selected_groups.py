@@ -43,22 +43,19 @@ def same_as(
     ).reshape(len(responses), len(responses[0]) if responses else 0)
 
 
-def leave_out_equal(
-    groups: Sequence[SampleGroup], selected: Selected, data_group: Callable[[SampleGroup], Example] | None = None
-) -> Selected:
+def leave_out_equal(selected: Selected, equal: Int[Tensor, "prompts samples"]) -> Selected:
     """Leave out groups two of whose responses have the same tokens, which cannot be told apart.
 
     Args:
-        groups: the round's prompts with their samples.
-        selected: of them.
-        data_group: see :func:`examples_of`.
+        selected: of the round's prompts.
+        equal: see :func:`same_as`, by tokens.
 
     Returns:
         The other groups; ``equal_responses`` counts those left out.
     """
-    kept = []
+    kept, first = [], equal.tolist()
     for at, (prompt, slots) in enumerate(zip(selected.prompt.tolist(), selected.slots.tolist(), strict=True)):
-        responses = [tuple(response_of(groups[prompt], slot, data_group)[0]) for slot in slots if slot != NONE]
+        responses = [slot if slot == DATA else first[prompt][slot] for slot in slots if slot != NONE]
         if len(set(responses)) == len(responses):
             kept.append(at)
     rows = torch.tensor(kept, dtype=torch.long)
@@ -144,7 +141,7 @@ def _examples(
         if NONE in slots[: len(filled)]:
             raise ValueError(f"a selector left slot {slots.index(NONE)} empty and filled one behind it: {slots}")
         responses, masks = zip(*(response_of(groups[prompt], slot, data_group) for slot in filled), strict=True)
-        example = Example(groups[prompt].prompt, [*responses], row=groups[prompt].row)
+        example = Example([*groups[prompt].prompt], [[*ids] for ids in responses], row=groups[prompt].row)
         if not all(map(all, masks)):
             example = replace(example, loss_mask=[*masks])
         yield replace(
@@ -156,7 +153,7 @@ def _examples(
 
 def response_of(
     group: SampleGroup, slot: int, data_group: Callable[[SampleGroup], Example] | None = None
-) -> tuple[list[int], list[bool]]:
+) -> tuple[Sequence[int], list[bool]]:
     """Tokens of a slot, and which of them are scored; none of an empty slot.
 
     Args:

@@ -114,7 +114,7 @@ def generate(
         processor=processor if progress is None else _reporting(progress, processor),
         guide=guide,
     )
-    return [drawn.ids for drawn in samples]
+    return [[*drawn.ids] for drawn in samples]
 
 
 def _reporting(progress: Callable[[], object], processor: Processor | None) -> Processor:

@@ -112,12 +112,13 @@ def test_groups_that_no_method_could_learn_from() -> None:
 
 def test_equal_responses_are_left_out_and_counted() -> None:
     pairs = selected([0, 1, 1], [[0, 1], [0, 1], [2, 1]], margin=[1.0, 2.0, 3.0])
-    kept = leave_out_equal(GROUPS, pairs)
+    equal = same_as([[tuple(ids) for ids in group.responses] for group in GROUPS], [None, (65, 67, EOS)])
+    kept = leave_out_equal(pairs, equal)
     assert kept.slots.tolist() == [[0, 1], [2, 1]]
     assert kept.numbers["margin"].tolist() == [1, 3]
     assert kept.metrics == {"equal_responses": 1}
-    assert leave_out_equal(GROUPS, selected([0], [[DATA, 0]]), data_group).metrics == {"equal_responses": 0}
-    none = leave_out_equal(GROUPS, selected([1], [[0, 1]]))
+    assert leave_out_equal(selected([0], [[DATA, 0]]), equal).metrics == {"equal_responses": 0}
+    none = leave_out_equal(selected([1], [[0, 1]]), equal)
     assert (len(none), none.slots.shape) == (0, (0, 2))
 
 
