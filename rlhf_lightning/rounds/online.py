@@ -49,8 +49,8 @@ class OnlineData(L.LightningDataModule):
     """Rollouts of the policy that is trained, as batches.
 
     When the training loader is empty, it draws responses to the next prompts, scores them, has the module assign
-    credit, and yields the inner epochs' micro-batches. Every process draws and scores its share; then each holds the
-    whole rollout, so every statistic is that of the whole rollout without further communication.
+    credit, and yields the inner epochs' micro-batches. Every process draws and scores its share; then each has all
+    scores and the tokens that are trained on, so every statistic is that of the whole rollout.
 
     With a ``Trainer`` the module is the trainer's; elsewhere it is given by :meth:`attach`.
 
