@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor
 
 unsharded_for_generation = unsharded
+
+#: Batches' worth of rows that share their places: bounds what is held for rows that wait.
+_POOL = 16
 
 
 @dataclass(frozen=True)
@@ -144,9 +147,10 @@ def sample(
 ) -> list[Sample]:
     """Sample one response for each prompt, with the log-prob of each token.
 
-    Prompts are batched by length; equal ones are computed once a batch. The model runs in evaluation mode and in the
-    dtype of its weights. Sharded weights are gathered once: every process must call this, each with as many prompts as
-    it has.
+    Prompts are batched by length; equal ones are computed once a batch. Where nothing but the policy decides on tokens,
+    a response that has ended makes way for the next prompt, the longest first. The model runs in evaluation mode and
+    in the dtype of its weights. Sharded weights are gathered once: every process must call this, each with as many
+    prompts as it has.
 
     Args:
         actor: the policy, or a plain transformers model.
@@ -160,7 +164,7 @@ def sample(
         guide: what else decides on tokens; None: nothing does. Log-probs are then of the guided distribution, and there
             are none where several candidates of blocks were compared, whose distribution is not known.
         version: written into the samples.
-        progress: called after each batch with how many responses it has.
+        progress: called with a number of responses when they are drawn, several batches at a time.
 
     Raises:
         ValueError: ``batch_size`` is out of range, or a prompt is empty.
@@ -173,9 +177,13 @@ def sample(
     several = guide.candidates
     with _decoding(actor, model, adapter), _mixture(guide, actor, prompts, sampling.form) as mixture:
         prefix = shared_prefix(model, prompts, sampling.form)
-        tokens = None if batch_tokens is None else batch_tokens // several
-        for rows in _batches(prompts, sampling.max_new_tokens, max(1, batch_size // several), tokens):
-            batch = _batch(prompts, rows, streams, sampling, prefix, several)
+        size, tokens = max(1, batch_size // several), None if batch_tokens is None else batch_tokens // several
+        capacity = None
+        if _refills(sampling, processor, guide):
+            capacity = _capacity(sampling.max_new_tokens, size, tokens)
+            size, tokens = size * _POOL, None
+        for rows in _batches(prompts, sampling.max_new_tokens, size, tokens):
+            batch = replace(_batch(prompts, rows, streams, sampling, prefix, several), capacity=capacity)
             drawn = decode(model, batch, sampling, ends, processor, mixture, guide.reward)
             for at, row in enumerate(rows):
                 ids, ended = drawn.ids[at * several], drawn.ended[at * several]
@@ -184,6 +192,19 @@ def sample(
             if progress is not None:
                 progress(len(rows))
     return [samples[row] for row in range(len(prompts))]
+
+
+def _refills(sampling: Sampling, processor: Processor | None, guide: Guide) -> bool:
+    """Whether rows at different tokens can be decoded together: nothing looks at all of them at the same token."""
+    held = sampling.min_new_tokens > 0 and not sampling.ignore_eos
+    return processor is None and guide.reward is None and not held
+
+
+def _capacity(room: int, batch_size: int, batch_tokens: int | None) -> Callable[[int], int]:
+    """Rows that may be decoded together, by the length of the longest prompt; at least one."""
+    if batch_tokens is None:
+        return lambda _longest: batch_size
+    return lambda longest: max(1, min(batch_size, batch_tokens // (longest + room)))
 
 
 def _check(prompts: Sequence[Sequence[int]], batch_size: int) -> None:

@@ -51,6 +51,18 @@ class _Buffer:
         self._move(self.store[:, :, self.length - kept : self.length], rows, _ROOM)
         return self.store[:, :, : self.length]
 
+    def join(self, other: _Buffer, rows: Tensor, kept: int) -> Tensor:
+        """Its last ``kept`` tokens with those of some rows of another buffer below them; zeros where it has fewer."""
+        parts = (self.store[:, :, : self.length], other.store[rows, :, : other.length])
+        count, heads, size = sum(len(part) for part in parts), parts[0].shape[1], parts[0].shape[3]
+        store = parts[0].new_empty((count, heads, kept + _ROOM, size))
+        for target, part in ((store[: len(parts[0])], parts[0]), (store[len(parts[0]) :], parts[1])):
+            pad = max(0, kept - part.shape[2])
+            target[:, :, :pad] = 0  # what is masked is still multiplied by 0
+            target[:, :, pad:kept] = _last(part, kept - pad)
+        self.store, self.length = store, kept
+        return store[:, :, :kept]
+
     def _move(self, tokens: Tensor, rows: Tensor | None, room: int) -> None:
         count, heads, length, size = tokens.shape
         count = count if rows is None else len(rows)
@@ -78,6 +90,16 @@ class _Appending(CacheLayerMixin):  # type: ignore[no-untyped-call]
             kept = self.keys.shape[2]
             self.keys, self.values = (buffer.take(indices, kept) for buffer in self.buffers)
 
+    def shorten(self, tokens: int) -> None:
+        """Forget all but the last columns, before rows are selected."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = _last(self.keys, tokens), _last(self.values, tokens)
+
+    def join(self, other: _Appending, rows: Tensor, tokens: int) -> None:
+        """Append rows of another cache of the same layer, both aligned on the right and so many tokens long."""
+        pairs = zip(self.buffers, other.buffers, strict=True)
+        self.keys, self.values = (buffer.join(new, rows, tokens) for buffer, new in pairs)
+
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each row several times."""
         if self.keys is not None:
@@ -104,6 +126,16 @@ class _GrowingWindow(_Appending, DynamicSlidingWindowLayer):  # type: ignore[no-
         seen, kept = self.sliding_window - 1 + key_states.shape[2], self.sliding_window - 1
         self.keys, self.values = _last(keys, kept), _last(values, kept)
         return _last(keys, seen), _last(values, seen)
+
+    def shorten(self, tokens: int) -> None:
+        """Forget all but the last columns, before rows are selected."""
+        super().shorten(tokens)
+        self.cumulative_length = min(self.cumulative_length, tokens)
+
+    def join(self, other: _Appending, rows: Tensor, tokens: int) -> None:
+        """Append rows of another cache of the same layer, both aligned on the right and so many tokens long."""
+        super().join(other, rows, min(tokens, self.sliding_window - 1))
+        self.cumulative_length = tokens
 
 
 def _last(x: Tensor, tokens: int) -> Tensor:

@@ -1,7 +1,8 @@
 """The decode loop: a batch of prompts, each continued any number of times, token by token.
 
 A prompt is computed once and its keys and values are repeated for its samples. Prompts of different lengths are padded
-on the left. Rows whose response has ended are taken out of the batch once enough of them have.
+on the left. Rows whose response has ended are taken out of the batch once enough of them have, and rows that wait come
+in their place.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_lightning.models.decoding.loop.waiting import Waiting
 from rlhf_lightning.models.decoding.reward_guidance import BlockChoice, TokenReward
 from rlhf_lightning.models.decoding.shared_prefix import SharedPrefix
 from rlhf_lightning.models.decoding.states import State, WeightedModels, state_of
@@ -32,12 +34,15 @@ _TEXT_STRIDE, _TEXT_WINDOW = 8, 32
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that are decoded together."""
+    """Rows that are decoded together, or one after another in the same places."""
 
     prompts: list[Sequence[int]]  #: each at least one token, each different
     repeats: list[int]  #: samples of each prompt
     uniform: Tensor  #: one number a row and a token, float64 ``[rows, max_new_tokens]``; rows prompt by prompt
     prefix: SharedPrefix | None = None  #: beginning of every prompt that is computed already
+    #: Rows that may be decoded together when the longest prompt has so many tokens; None: all of them. The last rows
+    #: come first, so the longest prompts should be the last ones.
+    capacity: Callable[[int], int] | None = None
 
 
 @dataclass
@@ -69,38 +74,51 @@ def decode(
         mixture: models whose logits are mixed in, before that; None: none are.
         guide: a reward that decides too, on tokens or blocks of them; None: none does.
     """
-    device, repeats = model.device, torch.tensor(batch.repeats, device=model.device)
-    longest = sampling.max_new_tokens
+    device, longest = model.device, sampling.max_new_tokens
     uniform = batch.uniform.to(device)
     rows = _Rows(batch, sampling, ends)
     blocks = _Blocks(guide, rows) if isinstance(guide, BlockChoice) else None
-    state = state_of(model, batch.prompts, longest, batch.prefix, mixture)
-    logits = _processed(state, state.start(), processor).repeat_interleave(repeats, dim=0)
-    state.expand(repeats)
+
+    def start(prompts: list[Sequence[int]]) -> tuple[State, Tensor]:
+        state = state_of(model, prompts, longest, batch.prefix, mixture)
+        return state, _processed(state, state.start(), processor)
+
+    waiting = Waiting(batch.prompts, batch.repeats, batch.capacity, start)
+    rows.limit = longest + max(map(len, batch.prompts))
     stride = 1 if device.type == "cpu" else _DEVICE_STRIDE
-    for step in range(longest):
-        held = step < sampling.min_new_tokens and not sampling.ignore_eos
-        forbidden = ends if held and len(ends) else None
+    state, logits, room = None, None, waiting.room([])
+    step, last = 0, longest  # the step at which the rows that came last have reached the limit
+    while True:
+        if room:
+            state, logits, came = waiting.fill(state, logits, room)
+            rows.enter(came)
+            last = step + longest
+        assert state is not None
+        assert logits is not None
+        forbidden = rows.forbidden(step)
         if isinstance(guide, TokenReward):
             logits = rows.guided(guide, step, logits, forbidden)
         token, log_prob = draw(
             logits,
-            uniform[rows.active, step],
+            uniform[rows.active, rows.tokens[rows.active].clamp_max(longest - 1)],
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             forbidden=forbidden,
         )
+        step += 1
         rows.append(step, token, log_prob)
-        if step + 1 == longest:
+        if step == last and not waiting.count:
             break
-        if blocks is not None and (step + 1) % blocks.choice.tokens == 0:
-            token = blocks.choose(state, token, step + 1)
-        if (step + 1) % stride == 0:
-            token = rows.drop(state, token)
-        if not len(rows.active):
+        if blocks is not None and step % blocks.choice.tokens == 0:
+            token = blocks.choose(state, token, step)
+        token, room = rows.drop(state, token, waiting) if step % stride == 0 else (token, 0)
+        if not len(rows.active) and not room:
             break
-        logits = _processed(state, state.step(token), processor)
+        if len(rows.active):
+            logits = _processed(state, state.step(token), processor)
+        else:
+            state = logits = None
     if blocks is not None:
         blocks.close(longest)
     return rows.drawn()
@@ -113,37 +131,61 @@ class _Rows:
         self.sampling, self.ends = sampling, ends
         self.prompts = [prompt for prompt, n in zip(batch.prompts, batch.repeats, strict=True) for _ in range(n)]
         rows, longest, device = len(self.prompts), sampling.max_new_tokens, ends.device
-        self.ids = torch.zeros((rows, longest), dtype=torch.long, device=device)
-        self.log_probs = torch.zeros((rows, longest), device=device)
+        # One more column, for the tokens that rows at the limit draw until they are taken out.
+        self.ids = torch.zeros((rows, longest + 1), dtype=torch.long, device=device)
+        self.log_probs = torch.zeros((rows, longest + 1), device=device)
+        self.tokens = torch.zeros(rows, dtype=torch.long, device=device)  #: drawn so far
         self.length = torch.full((rows,), longest, device=device)
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.active = torch.arange(rows, device=device)
+        self.active = self.tokens[:0]
+        self.limit = 0  #: columns of the state at which rows that are finished go, however few they are
+
+    def enter(self, came: range) -> None:
+        """Decode these rows from now on too, below the others."""
+        self.active = torch.cat([self.active, torch.arange(came.start, came.stop, device=self.ids.device)])
+
+    def forbidden(self, step: int) -> Tensor | None:
+        """Tokens that may not be drawn at this step, while no row may end."""
+        held = step < self.sampling.min_new_tokens and not self.sampling.ignore_eos
+        return self.ends if held and len(self.ends) else None
 
     def append(self, step: int, token: Tensor, log_prob: Tensor) -> None:
-        """Write a token of each active row, and see which of them end there."""
-        active, ends = self.active, self.ends
-        self.ids[active, step], self.log_probs[active, step] = token, log_prob
+        """Write a token of each active row, after so many steps of the batch, and see which of them end there."""
+        active, ends, longest = self.active, self.ends, self.sampling.max_new_tokens
+        at = self.tokens[active]
+        self.ids[active, at], self.log_probs[active, at] = token, log_prob
+        self.tokens[active] = (at + 1).clamp_max(longest)
         if len(ends) and not self.sampling.ignore_eos:
-            ends_here = torch.isin(token, ends) & ~self.ended[active]
-            self.length[active] = torch.where(ends_here, step + 1, self.length[active])
+            ends_here = torch.isin(token, ends) & ~self.ended[active] & (at < longest)
+            self.length[active] = torch.where(ends_here, at + 1, self.length[active])
             self.ended[active] |= ends_here
-        if (step + 1) % _TEXT_STRIDE == 0:
-            self.end_at_text(step + 1)
+        if step % _TEXT_STRIDE == 0:
+            self.end_at_text()
 
-    def end_at_text(self, tokens: int) -> None:
+    def end_at_text(self) -> None:
         """End the rows whose text has come to a stop; what stands behind it is cut when all rows are drawn."""
         form = self.sampling.form
-        for row in (~self.ended).nonzero()[:, 0].tolist() if form.stops else ():
+        if not form.stops:
+            return
+        going = self.active[~self.ended[self.active]]
+        for row, tokens in zip(going.tolist(), self.tokens[going].tolist(), strict=True):
             if form.last_ended(self.ids[row, :tokens].tolist(), _TEXT_WINDOW):
                 self.length[row], self.ended[row] = tokens, True
 
-    def drop(self, state: State, token: Tensor) -> Tensor:
-        """Take the rows that have ended out of the batch, when there are enough of them; tokens of those that stay."""
-        going = (~self.ended[self.active]).nonzero()[:, 0]
+    def drop(self, state: State, token: Tensor, waiting: Waiting) -> tuple[Tensor, int]:
+        """Take finished rows out of the batch, when there are enough of them.
+
+        Returns:
+            The tokens of those that stay, and how many waiting rows there is room for.
+        """
+        finished = self.ended[self.active] | (self.tokens[self.active] == self.sampling.max_new_tokens)
+        going = (~finished).nonzero()[:, 0]
         gone = len(self.active) - len(going)
-        if not gone or (len(going) and gone < _DROP_SHARE * len(self.active)):
-            return token
-        return self.keep(state, token, going, self.active[going])
+        few = gone < _DROP_SHARE * len(self.active) and state.ids.shape[1] < self.limit
+        if not gone or (len(going) and few):
+            return token, 0
+        token = self.keep(state, token, going, self.active[going])
+        return token, waiting.room(self.active.tolist()) if waiting.count else 0
 
     def keep(self, state: State, token: Tensor, positions: Tensor, active: Tensor) -> Tensor:
         """Continue with other rows.
@@ -209,7 +251,7 @@ class _Blocks:
     def close(self, tokens: int) -> Tensor:
         """Copy the best candidates, so many tokens long, over the others; for each row, the row that was copied."""
         rows, count = self.rows, self.choice.candidates
-        rows.end_at_text(tokens)
+        rows.end_at_text()
         going = (~self.settled).nonzero()[:, 0].tolist()
         samples = rows.samples(tokens)
         candidates = [samples[count * at : count * (at + 1)] for at in going]
@@ -218,7 +260,7 @@ class _Blocks:
         for at, number in zip(going, best, strict=True):
             source[count * at : count * (at + 1)] = count * at + number
         rows.ids, rows.log_probs = rows.ids[source], rows.log_probs[source]
-        rows.length, rows.ended = rows.length[source], rows.ended[source]
+        rows.length, rows.ended, rows.tokens = rows.length[source], rows.ended[source], rows.tokens[source]
         self.settled = rows.ended[::count].clone()  # of this moment: the rows go on to end
         return source
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 import transformers
 from torch import Tensor
+from torch.nn import functional
 
 from rlhf_lightning.models.decoding.growing_cache import growing_cache
 from rlhf_lightning.models.decoding.shared_prefix import SharedPrefix
@@ -51,16 +52,16 @@ class State(Protocol):
         """Logits of the first token of each prompt, ``[prompts, vocabulary]``."""
         ...
 
-    def expand(self, repeats: Tensor) -> None:
-        """Make the rows: each prompt as often as it is sampled."""
-        ...
-
     def step(self, ids: Tensor) -> Tensor:
         """Append a token to each row; logits of the next one, ``[rows, vocabulary]``."""
         ...
 
     def keep(self, rows: Tensor) -> None:
-        """Continue with some of the rows only."""
+        """Continue with these rows, any of them any number of times."""
+        ...
+
+    def join(self, other: Self, rows: Tensor) -> None:
+        """Append rows of another state of the same model, which stays as it is; both have started."""
         ...
 
 
@@ -121,7 +122,7 @@ class _Cached:
     """Keys and values of everything so far are kept; a step computes one token a row."""
 
     def __init__(self, model: Any, ids: Tensor, lengths: Tensor, room: int, prefix: SharedPrefix | None = None) -> None:
-        self.model, self.ids, self.next = model, ids, lengths
+        self.model, self.ids, self.next, self.room, self.joined = model, ids, lengths, room, False
         self.cache: Any = growing_cache(model.config)
         self.shared = 0
         if prefix is not None:
@@ -147,9 +148,6 @@ class _Cached:
             )
         return logits
 
-    def expand(self, repeats: Tensor) -> None:
-        self.keep(torch.arange(len(repeats), device=repeats.device).repeat_interleave(repeats))
-
     def step(self, ids: Tensor) -> Tensor:
         self.ids = torch.cat([self.ids, ids[:, None]], dim=1)
         logits = self._forward(ids[:, None], self.next[:, None])
@@ -157,9 +155,38 @@ class _Cached:
         return logits
 
     def keep(self, rows: Tensor) -> None:
+        if self.joined:  # rows that have ended leave columns that nobody sees
+            seen = self._seen()[rows]
+            width = _used(seen)
+            for layer in self.cache.layers:
+                layer.shorten(width)
+            self.ids = _aligned(self.ids, width)
+            self._see(_aligned(seen, width))
+        elif self.mask is not None:
+            self.mask = self.mask[rows]
         self.cache.batch_select_indices(rows)
         self.ids, self.next = self.ids[rows], self.next[rows]
-        self.mask = None if self.mask is None else self.mask[rows]
+
+    def join(self, other: Self, rows: Tensor) -> None:
+        ours, new = self._seen(), other._seen()[rows]
+        width = max(_used(ours), _used(new))
+        for layer, added in zip(self.cache.layers, other.cache.layers, strict=True):
+            layer.join(added, rows, width)
+        self.ids = torch.cat([_aligned(self.ids, width), _aligned(other.ids[rows], width)])
+        self.next = torch.cat([self.next, other.next[rows]])
+        self._see(torch.cat([_aligned(ours, width), _aligned(new, width)]))
+        self.joined = True
+
+    def _seen(self) -> Tensor:
+        """Which columns so far hold a token."""
+        if self.mask is None:
+            return torch.ones_like(self.ids, dtype=torch.bool)
+        return self.mask[:, : self.ids.shape[1]].bool()
+
+    def _see(self, seen: Tensor) -> None:
+        """Mask what holds no token; every later column will hold one."""
+        later = seen.new_ones((len(seen), self.room))
+        self.mask = None if bool(seen.all()) else torch.cat([seen, later], dim=1).long()
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         options = dict(self.options)
@@ -172,6 +199,16 @@ class _Cached:
         out = self.model(input_ids=ids, attention_mask=mask, **options)
         logits: Tensor = out.logits[:, -1]
         return logits
+
+
+def _used(seen: Tensor) -> int:
+    """Columns from the first one in which any row has a token."""
+    return seen.shape[1] - int(seen.any(0).int().argmax())
+
+
+def _aligned(x: Tensor, width: int) -> Tensor:
+    """The last columns, with zeros before them where there are fewer."""
+    return functional.pad(x, (width - x.shape[1], 0))
 
 
 class _Mixed:
@@ -193,14 +230,17 @@ class _Mixed:
     def start(self) -> Tensor:
         return self._mixed(lambda state: state.start())
 
-    def expand(self, repeats: Tensor) -> None:
-        self._each(lambda state: state.expand(repeats))
-
     def step(self, ids: Tensor) -> Tensor:
         return self._mixed(lambda state: state.step(ids))
 
     def keep(self, rows: Tensor) -> None:
         self._each(lambda state: state.keep(rows))
+
+    def join(self, other: Self, rows: Tensor) -> None:
+        self.first.join(other.first, rows)
+        for (state, _), (added, _) in zip(self.others, other.others, strict=True):
+            state.join(added, rows)
+        self.ids = self.first.ids
 
     def _each(self, change: Callable[[State], None]) -> None:
         for state in (self.first, *(state for state, _ in self.others)):
@@ -221,14 +261,11 @@ class _Whole:
     """Nothing is kept: each step computes the whole row again, padded on the right, where no causal model looks."""
 
     def __init__(self, model: Any, ids: Tensor, lengths: Tensor) -> None:
-        self.model, self.ids, self.lengths = model, ids, lengths
+        self.model, self.ids, self.lengths, self.joined = model, ids, lengths, False
         self.options, self.keeps_logits = plain_options(model), takes(model, "logits_to_keep")
 
     def start(self) -> Tensor:
         return self._forward()
-
-    def expand(self, repeats: Tensor) -> None:
-        self.keep(torch.arange(len(repeats), device=repeats.device).repeat_interleave(repeats))
 
     def step(self, ids: Tensor) -> Tensor:
         self.ids = torch.cat([self.ids, ids[:, None]], dim=1)
@@ -237,6 +274,14 @@ class _Whole:
 
     def keep(self, rows: Tensor) -> None:
         self.ids, self.lengths = self.ids[rows], self.lengths[rows]
+        if self.joined:
+            self.ids = _aligned(self.ids, int(self.lengths.max()))
+
+    def join(self, other: Self, rows: Tensor) -> None:
+        self.lengths = torch.cat([self.lengths, other.lengths[rows]])
+        width = int(self.lengths.max())
+        self.ids = torch.cat([_aligned(self.ids, width), _aligned(other.ids[rows], width)])
+        self.joined = True
 
     def _forward(self) -> Tensor:
         width = self.ids.shape[1]

@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 from rlhf_lightning.data.batches.packing import pack
-from rlhf_lightning.models.decoding import loop, states
+from rlhf_lightning.models.decoding import states
 from rlhf_lightning.models.decoding.generation import sample
 from rlhf_lightning.models.decoding.states import why_uncached
 from rlhf_lightning.models.roles.builder import ModelBuilder
@@ -206,18 +206,57 @@ def test_a_prompt_is_computed_once(llama, monkeypatch):
     assert shapes == [(2, 3), (8, 1), (8, 1)]
 
 
-def test_no_more_tokens_in_a_batch_than_allowed(llama, monkeypatch):
+@pytest.mark.parametrize(("tokens", "most"), [(50, 5), (1, 1)])
+def test_no_more_tokens_in_a_batch_than_allowed(llama, monkeypatch, tokens, most):
+    """Of rows that are refilled too: columns left behind count. Without room for one, a response is decoded alone."""
     sizes = []
-    decode = loop.decode
+    step = states._Cached.step
 
-    def counted(model, batch, *rest):
-        sizes.append((sum(batch.repeats), max(map(len, batch.prompts))))
-        return decode(model, batch, *rest)
+    def counted(self, ids):
+        sizes.append((len(ids), self.ids.shape[1] + 1))
+        return step(self, ids)
 
-    monkeypatch.setattr("rlhf_lightning.models.decoding.generation.decode", counted)
-    sampling = Sampling(max_new_tokens=7)
-    sample(llama, PROMPTS * 4, sampling, streams=_streams(16), batch_tokens=50, batch_size=6)
-    assert sum(rows for rows, _ in sizes) == 16
-    assert all(rows * (longest + 7) <= 50 and rows <= 6 for rows, longest in sizes)
-    sample(llama, PROMPTS, sampling, streams=_streams(4), batch_tokens=1)  # a response fits in any case
-    assert sizes[-4:] == [(1, 1), (1, 2), (1, 3), (1, 9)]
+    monkeypatch.setattr(states._Cached, "step", counted)
+    sampling = Sampling(max_new_tokens=7, temperature=3.0, stop=tuple(range(0, 260, 8)))
+    samples = sample(llama, PROMPTS * 4, sampling, streams=_streams(16), batch_tokens=tokens, batch_size=6)
+    assert all(drawn.ids for drawn in samples)
+    assert all((rows * width <= tokens and rows <= 6) or rows == 1 for rows, width in sizes)
+    assert max(rows for rows, _ in sizes) == most
+
+
+def test_a_row_that_ended_makes_way_for_another(actor, monkeypatch):
+    """Tokens and log-probs are those of any other batch. Mutations: positions or masks of the rows beside."""
+    sizes = []
+    kind = states._Whole if actor.base.config.model_type == "mamba" else states._Cached
+    step = kind.step
+
+    def counted(self, ids):
+        sizes.append(len(ids))
+        return step(self, ids)
+
+    monkeypatch.setattr(kind, "step", counted)
+    sampling = Sampling(max_new_tokens=16, temperature=2.0, stop=tuple(range(0, 260, 12)))
+    prompts, streams = [prompt for prompt in PROMPTS for _ in range(8)], _streams(32)
+    whole = sample(actor, prompts, sampling, streams=streams)
+    assert len({len(drawn.ids) for drawn in whole}) > 8
+    for batch_size in (1, 3, 8):
+        sizes.clear()
+        refilled = sample(actor, prompts, sampling, streams=streams, batch_size=batch_size)
+        assert [drawn.ids for drawn in refilled] == [drawn.ids for drawn in whole]
+        for one, other in zip(refilled, whole, strict=True):
+            torch.testing.assert_close(one.log_probs, other.log_probs, atol=3e-5, rtol=0)
+    assert len(sizes) < 50  # four batches of 8, in each of which a row reaches the limit, take 60 steps
+
+
+def test_the_prompt_of_a_group_is_computed_twice_at_most(llama, monkeypatch):
+    computed = []
+    start = states._Cached.start
+
+    def counted(self):
+        computed.append(len(self.ids))
+        return start(self)
+
+    monkeypatch.setattr(states._Cached, "start", counted)
+    sampling = Sampling(max_new_tokens=8, temperature=3.0, stop=tuple(range(0, 260, 12)))
+    sample(llama, [PROMPTS[0]] * 20 + [PROMPTS[2]] * 20, sampling, streams=_streams(40), batch_size=8)
+    assert computed == [1, 1, 1]
