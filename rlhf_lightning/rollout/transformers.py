@@ -9,7 +9,9 @@ import torch
 
 from rlhf_lightning.models.decoding.generation import Guide, Mixed, sample
 from rlhf_lightning.models.export.cast_copy import CastCopy
+from rlhf_lightning.models.loading.naming import transformers_model
 from rlhf_lightning.models.roles.reference import AdapterDisabled, FrozenCopy
+from rlhf_lightning.rollout.device_defaults import copy_dtype, rows_together
 from rlhf_lightning.types import Sample, Sampling
 
 if TYPE_CHECKING:
@@ -29,9 +31,10 @@ class TransformersEngine:
         tokenizer: not used; the model knows which tokens end a response.
         max_new_tokens: most tokens of a response, its EOS included.
         min_new_tokens: tokens before which a response cannot end.
-        batch_size: most responses decoded together.
+        batch_size: most responses decoded together; null: 64 on a CPU, 256 on another device.
         batch_tokens: most tokens of a batch with its prompts, were all responses as long as they may be; null: any.
-        dtype: null samples from the trainer's own weights; ``bfloat16`` from a copy in that dtype, adapter merged. It
+        dtype: null samples from the trainer's own weights; ``auto`` does so on a CPU, and on another device from a
+            bfloat16 copy of float32 weights; ``bfloat16`` from a copy in that dtype, adapter merged. It
             takes half as much memory as float32 weights, and its samples are of a slightly other policy. The reference
             is sampled in its own dtype.
         max_gap: largest mean difference from the trainer's log-probs at which a run continues, in nats a token;
@@ -52,23 +55,25 @@ class TransformersEngine:
         *,
         max_new_tokens: int = 256,
         min_new_tokens: int = 0,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         batch_tokens: int | None = 65536,
-        dtype: Literal["bfloat16", "float16", "float32"] | None = None,
+        dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = "auto",
         max_gap: float | None = 0.2,
     ) -> None:
         Sampling(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens)  # checks them
-        if batch_size < 1 or (batch_tokens is not None and batch_tokens < 1):
+        if (batch_size is not None and batch_size < 1) or (batch_tokens is not None and batch_tokens < 1):
             raise ValueError(f"rollout.batch_size={batch_size} and batch_tokens={batch_tokens} must be at least 1")
-        if dtype not in (None, "bfloat16", "float16", "float32"):
+        if dtype not in (None, "auto", "bfloat16", "float16", "float32"):
             raise ValueError(
-                f"rollout.dtype={dtype} must be bfloat16, float16 or float32, or null for the trainer's own"
+                f"rollout.dtype={dtype} must be auto, bfloat16, float16 or float32, or null for the trainer's own"
             )
         if max_gap is not None and max_gap <= 0:
             raise ValueError(f"rollout.max_gap={max_gap} must be positive, or null for no bound")
         self.max_new_tokens, self.min_new_tokens = max_new_tokens, min_new_tokens
         self.batch_size, self.batch_tokens, self.max_gap = batch_size, batch_tokens, max_gap
-        self.dtype = None if dtype is None else cast("torch.dtype", getattr(torch, dtype))
+        self._auto = dtype == "auto"
+        #: Of the copy; with ``auto`` known at the first sync.
+        self.dtype = None if dtype in (None, "auto") else cast("torch.dtype", getattr(torch, dtype))
         self.policy: Actor | None = None
         self.reference: FrozenCopy | AdapterDisabled | None = None
         self.guidance: Guidance | None = None
@@ -84,11 +89,20 @@ class TransformersEngine:
         Raises:
             ValueError: a ``dtype`` was set and the actor's base is quantised.
         """
+        self._choose(policy)
         if self.dtype is not None:
             if self._copy is None or policy is not self.policy:
                 self._copy = CastCopy(policy, self.dtype)
             self._copy.refresh(policy)
         self.policy, self.version = policy, version
+
+    def _choose(self, policy: Actor) -> None:
+        """Decide what was left to the device, the first time."""
+        kind = transformers_model(policy).device.type
+        if self.batch_size is None:
+            self.batch_size = rows_together(kind)
+        if self._auto:
+            self._auto, self.dtype = False, copy_dtype(policy, kind)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, n: int, seeds: Sequence[int]
@@ -98,7 +112,7 @@ class TransformersEngine:
         Raises:
             ValueError: no policy was given yet, ``n`` is out of range, a prompt is empty, or seeds are missing.
         """
-        if self.policy is None:
+        if self.policy is None or self.batch_size is None:
             raise ValueError("the engine has no policy yet: call sync(policy, version) before generate")
         if n < 1:
             raise ValueError(f"n={n} samples a prompt must be at least 1")

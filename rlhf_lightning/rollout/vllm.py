@@ -15,6 +15,7 @@ import torch.distributed as dist
 from rlhf_lightning.options import Count, value_object
 from rlhf_lightning.renamed import former_arguments
 from rlhf_lightning.rollout.completions import copies, draws, server_seed
+from rlhf_lightning.rollout.device_defaults import eager
 from rlhf_lightning.rollout.vllm_adapters import check_adapter
 from rlhf_lightning.rollout.vllm_options import (
     INSTALL,
@@ -88,11 +89,11 @@ class VLLMEngine:
         self._arguments: dict[str, Any] = {
             "max_num_seqs": self.vllm.max_num_seqs,
             "gpu_memory_utilization": self.vllm.gpu_memory_utilization,
-            "enforce_eager": self.vllm.enforce_eager,
             **(options or {}),
         }
         self.version = 0
         self._llm: Any = None
+        self._sleeps = self._asleep = False
         self._had_group = False  # whether the default process group was there before vLLM was
         self._ends: list[int] = []
         self._restricted = RestrictedSampling()
@@ -110,6 +111,7 @@ class VLLMEngine:
         weights = policy_weights(policy)
         if self._llm is None:
             self._llm = self._build(policy)
+        self._wake()
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
         self._llm.apply_model(fix_tied)
         self._llm.reset_prefix_cache()
@@ -131,9 +133,16 @@ class VLLMEngine:
         self._had_group = dist.is_initialized()
         distributed = torch.cuda.is_available() and self._had_group and dist.get_world_size() > 1
         arguments: dict[str, Any] = {"distributed_executor_backend": "external_launcher"} if distributed else {}
-        if current_platform.is_cpu():
+        arguments["enforce_eager"] = eager(self.vllm.enforce_eager, cpu=current_platform.is_cpu())
+        if not current_platform.is_cpu():
+            arguments["enable_sleep_mode"] = True  # the trainer needs the memory between rollouts
+        else:
             # A request with a seed whose prompt is cut into chunks raises there: a CPU's generator has no offset.
             arguments["enable_chunked_prefill"] = False
+        arguments |= self._arguments
+        self._sleeps = bool(arguments.get("enable_sleep_mode"))
+        if self._sleeps:
+            log.info("vLLM sleeps between rollouts: its weights go to the host's memory, keys and values are freed")
         set_num_threads = torch.set_num_threads
         with tempfile.TemporaryDirectory(prefix="rlhf-vllm-") as folder:
             write_config(policy, Path(folder))
@@ -145,7 +154,7 @@ class VLLMEngine:
                     dtype=dtype_name(policy) if self.dtype == "auto" else self.dtype,
                     max_model_len=self.max_model_len,
                     logprobs_mode="processed_logprobs",
-                    **(arguments | self._arguments),
+                    **arguments,
                 )
             finally:
                 torch.set_num_threads = set_num_threads  # on a CPU vLLM puts a no-op in its place
@@ -169,9 +178,19 @@ class VLLMEngine:
         parameters = [self._parameters(sampling, draws(sampling, n), seed) for seed in seeds]
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         restricted = self._restricted(sampling)
+        self._wake()
         requests = self._llm.generate(inputs, parameters, use_tqdm=False)
+        if self._sleeps:
+            self._llm.sleep(level=1)
+            self._asleep = True
         drawn = [[self._sample(output, restricted) for output in request.outputs] for request in requests]
         return [copies([ended_by_text(sample, sampling) for sample in samples], n) for samples in drawn]
+
+    def _wake(self) -> None:
+        """Take the memory back that the trainer had between rollouts."""
+        if self._asleep:
+            self._llm.wake_up()
+            self._asleep = False
 
     def _parameters(self, sampling: Sampling, n: int, seed: int) -> Any:
         from vllm import SamplingParams

@@ -42,7 +42,8 @@ class VLLMOptions(Options):
         max_num_seqs: most responses decoded together.
         memory: GiB for keys and values on a CPU.
         gpu_memory_utilization: share of a GPU's memory for weights, keys and values.
-        enforce_eager: do not compile: compiled, a CPU decodes about 1.4 times as fast after a start of 100 s.
+        enforce_eager: do not compile: compiled, a CPU decodes about 1.4 times as fast after a start of 100 s; None: on
+            a CPU alone.
 
     Raises:
         ValueError: an option is out of its range.
@@ -55,7 +56,7 @@ class VLLMOptions(Options):
     max_num_seqs: Count = 64
     memory: Count = 1
     gpu_memory_utilization: PositiveShare = 0.3
-    enforce_eager: bool = True
+    enforce_eager: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from rlhf_lightning.models.export.policy import adapter_state, save_adapter
 from rlhf_lightning.options import Count, value_object
 from rlhf_lightning.renamed import former_arguments
 from rlhf_lightning.rollout.completions import choices, copies, draws, sampling_fields, token_sample
+from rlhf_lightning.rollout.device_defaults import eager
 from rlhf_lightning.rollout.endpoint import Endpoint, ServerError, in_threads
 from rlhf_lightning.rollout.openai import only_model
 from rlhf_lightning.rollout.temporary import TemporaryFolder
@@ -120,7 +122,7 @@ class VLLMServerEngine:
         self._arguments = [
             *("--max-num-seqs", str(self._vllm.max_num_seqs)),
             *("--gpu-memory-utilization", str(self._vllm.gpu_memory_utilization)),
-            *(["--enforce-eager"] if self._vllm.enforce_eager else []),
+            *(["--enforce-eager"] if not self.urls and self._eager() else []),
             *map(str, self._server.arguments),
         ]
         self._endpoints: list[Endpoint] = []
@@ -132,6 +134,9 @@ class VLLMServerEngine:
         self._restricted = RestrictedSampling()
 
     # Weights
+
+    def _eager(self) -> bool:
+        return eager(self._vllm.enforce_eager, cpu=not torch.cuda.is_available())
 
     def check_adapter(self, adapter: Adapter | None) -> None:
         """Refuse a run's adapter that the server could not follow, before weights load."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -173,3 +175,20 @@ def test_impossible_calls(policy):
         _engine(policy).generate(PROMPTS, SAMPLING, n=1, seeds=[0])
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         _engine(policy).generate([[1], []], SAMPLING, n=1, seeds=[0, 0])
+
+
+@pytest.mark.parametrize(("kind", "rows", "dtype"), [("cpu", 64, None), ("cuda", 256, torch.bfloat16)])
+def test_defaults_follow_the_device(kind, rows, dtype, policy, monkeypatch, caplog):
+    """The device's kind is pretended, so the copy of the second case lies on the CPU."""
+    device = SimpleNamespace(device=SimpleNamespace(type=kind))
+    monkeypatch.setattr("rlhf_lightning.rollout.transformers.transformers_model", lambda _policy: device)
+    engine = TransformersEngine(None)
+    with caplog.at_level("INFO"):
+        for version in range(2):
+            engine.sync(policy, version)
+    assert (engine.batch_size, engine.dtype) == (rows, dtype)
+    assert (engine._copy is None) == (dtype is None)
+    assert [record.message.split(":")[0] for record in caplog.records].count("rollout.dtype=auto") == 1
+    chosen = TransformersEngine(None, batch_size=3, dtype=None)
+    chosen.sync(policy, 0)
+    assert (chosen.batch_size, chosen.dtype) == (3, None)

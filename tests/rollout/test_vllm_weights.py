@@ -172,6 +172,12 @@ class FakeLLM:
     def __init__(self, **arguments: Any) -> None:
         self.arguments = arguments
 
+    def sleep(self, level: int) -> None:
+        self.nights = [*getattr(self, "nights", []), level]
+
+    def wake_up(self) -> None:
+        self.nights = [*self.nights, "awake"]
+
     def generate(self, inputs: list[Any], parameters: list[Any], use_tqdm: bool) -> list[Any]:
         assert all(asked.n == 1 or asked.temperature > 0 for asked in parameters), "n must be 1 when greedy"
         drawn = SimpleNamespace(token_ids=[5], logprobs=[{5: SimpleNamespace(logprob=-0.5)}], finish_reason="stop")
@@ -195,6 +201,24 @@ def test_a_cpu_cuts_no_prompt_into_chunks(module: SimpleNamespace) -> None:
     assert VLLMEngine(options={"enable_chunked_prefill": True})._build(policy).arguments["enable_chunked_prefill"]
     module.is_cpu = lambda: False
     assert "enable_chunked_prefill" not in VLLMEngine()._build(policy).arguments
+
+
+def test_a_cpu_is_eager_and_a_gpu_sleeps_between_rollouts(module: SimpleNamespace) -> None:
+    policy, sampling = make(), Sampling(temperature=0.0)
+    for cpu, nights in ((True, None), (False, [1, "awake", 1])):
+        module.is_cpu = lambda cpu=cpu: cpu
+        engine = VLLMEngine()
+        engine._llm = engine._build(policy)
+        assert engine._llm.arguments["enforce_eager"] is cpu
+        assert engine._llm.arguments.get("enable_sleep_mode", False) is not cpu
+        for _ in range(2):
+            engine.generate([[1]], sampling, n=1, seeds=[0])
+        assert getattr(engine._llm, "nights", None) == nights
+    kept = VLLMEngine(vllm={"enforce_eager": True}, options={"enable_sleep_mode": False})
+    kept._llm = kept._build(policy)
+    kept.generate([[1]], sampling, n=1, seeds=[0])
+    assert kept._llm.arguments["enforce_eager"]
+    assert not hasattr(kept._llm, "nights")
 
 
 def test_a_greedy_response_is_drawn_once(module: SimpleNamespace) -> None:
