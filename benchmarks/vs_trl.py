@@ -215,7 +215,7 @@ def report(results: list[dict[str, Any]], label: Any, measured: dict[str, tuple[
         measured: heading and digits of each rate.
     """
     print(f"{'':56}" + "".join(f"{head:>38}" for head, _ in measured.values()))
-    print(f"{'':56}" + f"{'ours':>9}{'TRL':>9}{'ratio':>8}{'spread':>12}" * len(measured))
+    print(f"{'':56}" + f"{'ours':>9}{'peer':>9}{'ratio':>8}{'spread':>12}" * len(measured))
     for entry in results:
         for peer, ratio in entry["ratio"].items():
             cells = []

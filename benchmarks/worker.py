@@ -1,10 +1,10 @@
 """One training run of this project (or of TRL, in TRL's environment) over given token ids, timed step by step.
 
-    python benchmarks/worker.py {ours|trl|ours_grpo|trl_grpo|ours_generate} settings.json result.json
+    python benchmarks/worker.py SIDE settings.json result.json       # ours, trl, ours_grpo ...: a file side_*.py
 
-Started by ``vs_trl.py``, ``grpo_vs_trl.py`` and ``gpu.py``; both sides share the settings, the clock and what is
-written. Imports of either library happen only on its side (``side_*.py``), so TRL's environment needs nothing of this
-project.
+Started by ``vs_trl.py``, ``grpo_vs_trl.py``, ``generation.py`` and ``gpu.py``; all sides share the settings, the clock
+and what is written. Imports of either library happen only on its side (``side_*.py``), so TRL's environment needs
+nothing of this project.
 """
 
 from __future__ import annotations
