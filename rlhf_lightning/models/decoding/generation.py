@@ -178,10 +178,9 @@ def sample(
     with _decoding(actor, model, adapter), _mixture(guide, actor, prompts, sampling.form) as mixture:
         prefix = shared_prefix(model, prompts, sampling.form)
         size, tokens = max(1, batch_size // several), None if batch_tokens is None else batch_tokens // several
-        capacity = None
-        if _refills(sampling, processor, guide):
-            capacity = _capacity(sampling.max_new_tokens, size, tokens)
-            size, tokens = size * _POOL, None
+        refills = _refills(sampling, processor, guide)
+        capacity = _capacity(sampling.max_new_tokens, size, tokens) if refills else None
+        size, tokens = (size * _POOL, None) if refills else (size, tokens)
         for rows in _batches(prompts, sampling.max_new_tokens, size, tokens):
             batch = replace(_batch(prompts, rows, streams, sampling, prefix, several), capacity=capacity)
             drawn = decode(model, batch, sampling, ends, processor, mixture, guide.reward)

@@ -78,17 +78,11 @@ def decode(
     uniform = batch.uniform.to(device)
     rows = _Rows(batch, sampling, ends)
     blocks = _Blocks(guide, rows) if isinstance(guide, BlockChoice) else None
-
-    def start(prompts: list[Sequence[int]]) -> tuple[State, Tensor]:
-        state = state_of(model, prompts, longest, batch.prefix, mixture)
-        return state, _processed(state, state.start(), processor)
-
-    waiting = Waiting(batch.prompts, batch.repeats, batch.capacity, start)
-    rows.limit = longest + max(map(len, batch.prompts))
+    waiting = _waiting(model, batch, longest, processor, mixture)
     stride = 1 if device.type == "cpu" else _DEVICE_STRIDE
     state, logits, room = None, None, waiting.room([])
     step, last = 0, longest  # the step at which the rows that came last have reached the limit
-    while True:
+    while len(rows.active) or room:
         if room:
             state, logits, came = waiting.fill(state, logits, room)
             rows.enter(came)
@@ -113,8 +107,6 @@ def decode(
         if blocks is not None and step % blocks.choice.tokens == 0:
             token = blocks.choose(state, token, step)
         token, room = rows.drop(state, token, waiting) if step % stride == 0 else (token, 0)
-        if not len(rows.active) and not room:
-            break
         if len(rows.active):
             logits = _processed(state, state.step(token), processor)
         else:
@@ -122,6 +114,18 @@ def decode(
     if blocks is not None:
         blocks.close(longest)
     return rows.drawn()
+
+
+def _waiting(
+    model: Any, batch: Batch, room: int, processor: Processor | None, mixture: WeightedModels | None
+) -> Waiting:
+    """All rows of a batch, before any of them is decoded."""
+
+    def start(prompts: list[Sequence[int]]) -> tuple[State, Tensor]:
+        state = state_of(model, prompts, room, batch.prefix, mixture)
+        return state, _processed(state, state.start(), processor)
+
+    return Waiting(batch.prompts, batch.repeats, batch.capacity, start)
 
 
 class _Rows:
@@ -138,7 +142,8 @@ class _Rows:
         self.length = torch.full((rows,), longest, device=device)
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
         self.active = self.tokens[:0]
-        self.limit = 0  #: columns of the state at which rows that are finished go, however few they are
+        #: Columns of the state at which rows that are finished go, however few they are.
+        self.limit = longest + max(map(len, batch.prompts))
 
     def enter(self, came: range) -> None:
         """Decode these rows from now on too, below the others."""
