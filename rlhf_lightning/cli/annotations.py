@@ -110,12 +110,13 @@ def _by_default(function: Callable[..., Any]) -> dict[str, Any]:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return {}
-    return {p.name: kind for p in parameters if (kind := _kind(p.default)) is not None}
+    return {p.name: kind for p in parameters if (kind := type_of_default(p.default)) is not None}
 
 
-def _kind(default: Any) -> Any | None:
+def type_of_default(default: Any) -> Any | None:
+    """The type of a parameter's default; None where it says too little."""
     if isinstance(default, tuple) and default:
-        kinds = [_kind(value) for value in default]
+        kinds = [type_of_default(value) for value in default]
         return None if None in kinds else types.GenericAlias(tuple, tuple(kinds))
     return {bool: bool, int: float, float: float, str: str}.get(type(default))
 

@@ -8,7 +8,6 @@ is checked without anyone writing a schema for it.
 from __future__ import annotations
 
 import collections.abc
-import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,18 +16,22 @@ from typing import Any, get_args, get_origin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from rlhf_lightning.cli.annotations import annotations_of, check_value
+from rlhf_lightning.cli.annotations import check_value
 from rlhf_lightning.cli.errors import ConfigError, closest, describe, suggestion
 from rlhf_lightning.cli.keys import choices_for, right_keys
 from rlhf_lightning.cli.metrics import check_optimized
+from rlhf_lightning.cli.read_targets import read_target
 from rlhf_lightning.cli.roles import role_of
-from rlhf_lightning.cli.targets import TargetError, allow_current_folder, resolve, targets
+from rlhf_lightning.cli.signature import ImportedSignature, ReadSignature, Signature, is_value_object, signature_of
+from rlhf_lightning.cli.targets import TargetError, allow_current_folder, locate, resolve, targets
 from rlhf_lightning.cli.top_keys import SEVERAL_JOBS, TOP_KEYS, Harness, Paths
 from rlhf_lightning.cli.trust import allowed_targets, leaves, uncommanded
+from rlhf_lightning.signatures import UnreadableError, definition_of
 
 _HYDRA_KEYS = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
 #: Where the node of the group ``prompting`` stands once more; its problems are reported once.
 _SPEC_PROMPTING = "spec.prompting"
+_TRAINER = "lightning.pytorch.Trainer"
 #: Trainer arguments that ``train()`` itself gives.
 _TRAINER_OURS = frozenset({"self", "callbacks", "logger", "plugins", "default_root_dir"})
 
@@ -95,24 +98,31 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _check_top(cfg: DictConfig, tree: dict[str, Any], command: str) -> Iterator[str]:
-    yield from _check_call(cfg, "", TOP_KEYS[command], tree, f"rlhf {command}", partial=False)
+    yield from _check_call(cfg, "", ImportedSignature(TOP_KEYS[command]), tree, f"rlhf {command}", partial=False)
     if command in SEVERAL_JOBS and isinstance(tree.get(command), dict):
-        yield from _check_call(cfg, command, SEVERAL_JOBS[command], tree[command], command, partial=False)
+        several = ImportedSignature(SEVERAL_JOBS[command])
+        yield from _check_call(cfg, command, several, tree[command], command, partial=False)
     for key, node in (("paths", Paths), ("harness", Harness)):
         if isinstance(tree.get(key), dict):
-            yield from _check_call(cfg, key, node, tree[key], key, partial=False)
+            yield from _check_call(cfg, key, ImportedSignature(node), tree[key], key, partial=False)
 
 
 def _check_trainer(cfg: DictConfig, tree: dict[str, Any]) -> Iterator[str]:
-    from lightning.pytorch import Trainer
-
+    trainer = _signature_of_trainer()
     strategy = dict(tree.get("strategy") or {})
     yield from _check_timeout(strategy.pop("timeout", None), strategy)
     for key, options in (("trainer", tree["trainer"]), ("strategy", strategy)):
         if "_target_" not in options:
-            yield from _check_call(cfg, key, Trainer, options, "lightning.Trainer", partial=True, hidden=_TRAINER_OURS)
+            yield from _check_call(cfg, key, trainer, options, "lightning.Trainer", partial=True, hidden=_TRAINER_OURS)
     for option in sorted(set(strategy) & set(tree["trainer"])):
         yield f"trainer.{option} is set by the strategy group: use strategy.{option}=..."
+
+
+def _signature_of_trainer() -> Signature:
+    try:
+        return ReadSignature(definition_of(_TRAINER))
+    except UnreadableError:
+        return ImportedSignature(locate(_TRAINER))
 
 
 def _check_timeout(timeout: Any, strategy: Mapping[str, Any]) -> Iterator[str]:
@@ -153,47 +163,53 @@ def _check_targets(cfg: DictConfig, tree: dict[str, Any]) -> Iterator[str]:
             continue  # the group's own node once more
         path, within = node["_target_"], any(key.startswith((f"{outer}.", f"{outer}[")) for outer in users)
         try:
-            target = resolve(key, path, allowed, within=within)
+            signature = read_target(key, path, allowed) or _imported(resolve(key, path, allowed, within=within))
         except TargetError as error:
             yield f"{key}._target_: {error}"
         except ImportError as error:
             yield f"{key}._target_: {path} cannot be imported: {error}"
         else:
             users += [] if path.startswith("rlhf_lightning.") or within else [key]
-            yield from _check_made(cfg, key, node, target)
+            yield from _check_made(cfg, key, node, signature)
 
 
-def _check_made(cfg: DictConfig, key: str, node: dict[str, Any], target: Callable[..., Any]) -> Iterator[str]:
+def _imported(target: Callable[..., Any]) -> Signature | None:
+    """The signature of an object; None of one that is written in C without: its own call has to judge."""
+    try:
+        return ImportedSignature(target)
+    except (TypeError, ValueError):
+        return None
+
+
+def _check_made(cfg: DictConfig, key: str, node: dict[str, Any], signature: Signature | None) -> Iterator[str]:
     if node.get("_args_"):
         yield f"{key}._args_: give options by their names, so that each is checked"
+    if signature is None:
+        return
     options = {name: value for name, value in node.items() if name not in _HYDRA_KEYS}
     name = node["_target_"].rpartition(".")[2]
-    yield from _check_call(cfg, key, target, options, name, partial=bool(node.get("_partial_")))
+    yield from _check_call(cfg, key, signature, options, name, partial=bool(node.get("_partial_")))
 
 
 def _check_call(
     cfg: DictConfig,
     key: str,
-    target: Callable[..., Any],
+    signature: Signature,
     options: Mapping[str, Any],
     name: str,
     *,
     partial: bool,
     hidden: frozenset[str] = frozenset({"self"}),
 ) -> Iterator[str]:
-    """Problems of calling ``target(**options)``, each with the full key of its option."""
-    try:
-        parameters = dict(inspect.signature(target).parameters)
-    except (TypeError, ValueError):
-        return  # written in C without a signature: its own call has to judge
+    """Problems of a call with options, each with the full key of its option."""
+    parameters = signature.parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     names = [p.name for p in parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL, p.POSITIONAL_ONLY)]
     names = [option for option in names if option not in hidden]
-    types = annotations_of(target)
     for option, value in options.items():
         full = f"{key}.{option}" if key else option
         if option in names:
-            yield from _check_option(cfg, full, value, types.get(option, Any))
+            yield from _check_option(cfg, full, value, signature.annotation(option))
         elif not open_ended:
             # A partial's positional parameters are given in code: legal in principle, no use to a reader.
             offered = [other for other in names if not partial or not _given_later(parameters[other])]
@@ -220,7 +236,7 @@ def _value_object(annotation: Any) -> type | None:
     arms = get_args(annotation)
     if not any(get_origin(arm) is collections.abc.Mapping for arm in arms):
         return None
-    return next((arm for arm in arms if dataclasses.is_dataclass(arm) and isinstance(arm, type)), None)
+    return next(filter(is_value_object, arms), None)
 
 
 def _given_later(parameter: inspect.Parameter) -> bool:
@@ -229,7 +245,7 @@ def _given_later(parameter: inspect.Parameter) -> bool:
 
 def _check_option(cfg: DictConfig, full: str, value: Any, annotation: Any) -> Iterator[str]:
     if (kind := _value_object(annotation)) is not None and isinstance(value, dict) and "_target_" not in value:
-        yield from _check_call(cfg, full, kind, value, full, partial=False)
+        yield from _check_call(cfg, full, signature_of(kind), value, full, partial=False)
         return
     if any(True for _ in targets(value)):
         return  # the objects that these nodes become are judged by their own signatures

@@ -19,7 +19,8 @@ from typing import Any
 from rlhf_lightning.cli.errors import closest
 from rlhf_lightning.cli.roles import ROLE_BY_KEY, Role, role_of
 
-_PACKAGE_NAME = "rlhf_lightning"
+#: Name of our package.
+OURS = "rlhf_lightning"
 #: Of ours, what starts processes and writes files by design.
 _NEVER = ("rlhf_lightning.cli", "rlhf_lightning.quickstart")
 _DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)+")
@@ -113,19 +114,19 @@ def resolve(key: str, path: Any, allowed: Sequence[str], *, within: bool = False
         TargetError: it may not stand there.
         ImportError: there is no such thing.
     """
-    if not isinstance(path, str) or not _DOTTED.fullmatch(path) or _inside(path, _NEVER):
+    if not may_be_named(path):
         raise TargetError(_foreign(path, role_of(key)))
-    if _inside(path, allowed):
+    if inside(path, allowed):
         return _users(key, path, allowed)
     role = role_of(key)
     roles = [role] if role is not None else [role for _, role in ROLE_BY_KEY] if within else []
     if not roles:
         raise TargetError(f"{path} would be made here, where only plain values belong")
     for candidate in roles:
-        named = _of_ours(path, candidate) if _inside(path, (_PACKAGE_NAME,)) else _public(path, candidate)
+        named = _of_ours(path, candidate) if inside(path, (OURS,)) else _public(path, candidate)
         if named is not None:
             return named
-    if not _inside(path, (_PACKAGE_NAME,)):
+    if not inside(path, (OURS,)):
         raise TargetError(_foreign(path, role))
     locate(path)  # a misspelt name of ours is told so
     raise TargetError(f"{path} is not {role.noun if role else 'made by a yaml'}, which is what belongs here")
@@ -134,7 +135,7 @@ def resolve(key: str, path: Any, allowed: Sequence[str], *, within: bool = False
 def _users(key: str, path: str, allowed: Sequence[str]) -> Any:
     named = locate(path)
     home = getattr(named, "__module__", None) or ""
-    if not callable(named) or not _inside(home, allowed):
+    if not callable(named) or not inside(home, allowed):
         raise TargetError(_foreign(f"{path} (which comes from {home or type(named).__name__})", role_of(key), home))
     return named
 
@@ -142,15 +143,15 @@ def _users(key: str, path: str, allowed: Sequence[str]) -> Any:
 def _of_ours(path: str, role: Role) -> Any | None:
     """A public name of one of our modules that has a role; None where it has not."""
     module, _, name = path.rpartition(".")
-    if not any(_inside(module, (root,)) or root.startswith(module + ".") for root in role.ours):
+    if not any(inside(module, (root,)) or root.startswith(module + ".") for root in role.ours):
         return None
     try:
         named = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
-        if error.name is not None and _inside(error.name, (_PACKAGE_NAME,)):
+        if error.name is not None and inside(error.name, (OURS,)):
             return None
         raise
-    if named is None or not _inside(getattr(named, "__module__", None) or "", role.ours):
+    if named is None or not inside(getattr(named, "__module__", None) or "", role.ours):
         return None
     return named if role.fits(named, {base: locate(base) for base in role.bases}) else None
 
@@ -159,12 +160,12 @@ def _public(path: str, role: Role) -> Any | None:
     """A class of a public module of a role; None for anything else, which is not imported."""
     prefix, _, name = path.rpartition(".")
     for public in role.public:
-        if not _inside(prefix, (public,)):
+        if not inside(prefix, (public,)):
             continue
         try:
             module = importlib.import_module(public)
         except ModuleNotFoundError as error:
-            if error.name is not None and _inside(public, (error.name,)):
+            if error.name is not None and inside(public, (error.name,)):
                 raise ImportError(f"no package {error.name!r} is installed") from None
             raise
         named = getattr(module, name, None)
@@ -184,17 +185,23 @@ def _attribute(owner: Any, name: str, path: str) -> Any:
     return getattr(owner, name)
 
 
-def _inside(path: str, packages: Sequence[str]) -> bool:
+def may_be_named(path: Any) -> bool:
+    """Check whether a value of ``_target_`` is a dotted path outside of what starts processes and writes files."""
+    return isinstance(path, str) and _DOTTED.fullmatch(path) is not None and not inside(path, _NEVER)
+
+
+def inside(path: str, packages: Sequence[str]) -> bool:
+    """Check whether a dotted path is one of some packages or modules, or lies in one."""
     return any(path == root or path.startswith(root + ".") for root in packages)
 
 
 def _foreign(path: Any, role: Role | None, home: str | None = None) -> str:
     """Explain why a name from another package is refused, and how to allow it."""
-    allowed = [_PACKAGE_NAME, *(role.public if role else ())]
+    allowed = [OURS, *(role.public if role else ())]
     text = f"{path} is not from a package that a yaml may use ({', '.join(allowed)})"
     if role is not None:
         text += f", or not {role.noun}"
     package = str(path if home is None else home).partition(".")[0]
-    if not package.isidentifier() or package in (_PACKAGE_NAME, *_TOO_MUCH) or package in sys.stdlib_module_names:
+    if not package.isidentifier() or package in (OURS, *_TOO_MUCH) or package in sys.stdlib_module_names:
         return f"{text}."
     return f"{text}. If you trust it, allow its package on the command line: 'allow_targets=[{package}]'"

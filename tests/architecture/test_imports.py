@@ -45,6 +45,7 @@ MAY_IMPORT = {
     },
     "clock": set(),
     "signals": set(),
+    "signatures": set(),
     "renamed": set(),
     "files": set(),
     "checkpointing": {"files", "checkpoint_files"},
