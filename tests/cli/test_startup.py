@@ -50,7 +50,7 @@ def test_importing_the_package_imports_no_torch():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("mehtod.beta=1", "has no option 'mehtod'"),
+        ("metho.beta=1", "has no option 'metho'"),
         ("trainer.max_stesp=3", "Did you mean max_steps?"),
         ("method=dpoo", "Did you mean method=dpo?"),
         ("method.loss.beta=abc", "expected a number"),
