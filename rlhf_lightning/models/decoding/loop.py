@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_lightning.models.decoding.loop.waiting import Waiting
 from rlhf_lightning.models.decoding.reward_guidance import BlockChoice, TokenReward
 from rlhf_lightning.models.decoding.shared_prefix import SharedPrefix
 from rlhf_lightning.models.decoding.states import State, WeightedModels, state_of
+from rlhf_lightning.models.decoding.waiting import Waiting
 from rlhf_lightning.ops.draw import draw
 from rlhf_lightning.types import Sample, Sampling, ended_by_text
 
