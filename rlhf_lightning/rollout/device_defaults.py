@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rlhf_lightning.models.adapters.lora import is_quantized
 from rlhf_lightning.models.loading.naming import transformers_model
+from rlhf_lightning.models.loading.weights import is_quantized
 
 if TYPE_CHECKING:
     from rlhf_lightning.models.actor import Actor

@@ -3,12 +3,17 @@
 Within :class:`Waits` tensors can be made on or moved to :data:`DEVICE`, and every operation on them runs on the CPU.
 What would make the host of a real accelerator wait for it is counted: reading numbers, results whose size depends on
 them, and copies that are not asked to be ``non_blocking``. One thread computes; autocast is not available.
+
+A process that has such a device keeps it, and torch then takes it for the machine's accelerator. So a test that uses
+it is marked :func:`pretends`, which runs it in a forked process.
 """
 
 from __future__ import annotations
 
+import functools
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -20,6 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
+from tests.helpers.jobs import forked
+
 NAME = "fakegpu"
 
 
@@ -29,8 +36,23 @@ class _Backend(_DummyBackendModule):
         return [torch.bfloat16]
 
 
-_setup_privateuseone_for_python_backend(NAME, _Backend())
-DEVICE = torch.device(NAME, 0)
+#: The device by torch's name for one that is not its own; with :func:`pretends` it is called :data:`NAME`.
+DEVICE = torch.device("privateuseone", 0)
+
+
+def pretends(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test in a process of its own that has the device."""
+
+    def with_device(*args: Any, **kwargs: Any) -> None:
+        _setup_privateuseone_for_python_backend(NAME, _Backend())
+        test(*args, **kwargs)
+
+    @functools.wraps(test)
+    def in_a_process(*args: Any, **kwargs: Any) -> None:
+        assert forked(with_device, *args, **kwargs) == 0, "its error is in what was printed"
+
+    return in_a_process
+
 
 aten = torch.ops.aten
 #: Operations whose result the host has to know, or at least its size.

@@ -16,7 +16,7 @@ from rlhf_lightning.methods import Preference, RewardModel, Supervised, Unpaired
 from rlhf_lightning.rollout import TransformersEngine
 from rlhf_lightning.types import Example, RolloutOptions, Sampling
 from tests.helpers.critics import ppo_of
-from tests.helpers.fake_device import DEVICE, Waits, WaitsOfSteps, on_device
+from tests.helpers.fake_device import DEVICE, Waits, WaitsOfSteps, on_device, pretends
 from tests.helpers.jobs import Memory
 from tests.helpers.online import builder, module_of, online
 from tests.helpers.training import examples, trainer
@@ -64,6 +64,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pretends
 def test_a_step_waits_for_the_device_no_more_often_than_it_must(name, tmp_path):
     make, allowed = METHODS[name]
     module, data = make()
@@ -81,6 +82,7 @@ def test_a_step_waits_for_the_device_no_more_often_than_it_must(name, tmp_path):
 
 
 @pytest.mark.parametrize(("prompts", "of_transformers"), [([[5, 6], [8, 9]], 0), ([[5, 6, 7], [8, 9]], 1)])
+@pretends
 def test_a_drawn_token_is_not_waited_for(prompts, of_transformers):
     """Only with padding, where transformers reads the mask at every token; beside it, whether rows have ended."""
 
@@ -96,6 +98,7 @@ def test_a_drawn_token_is_not_waited_for(prompts, of_transformers):
     assert waits_for(24) - waits_for(8) == looks + 16 * of_transformers
 
 
+@pretends
 def test_the_count_sees_what_waits():
     """Each way to wait once, so that a test that counts none cannot have been blind."""
     with Waits() as waits:

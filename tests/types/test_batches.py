@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_lightning.data.batches.micro_batches import with_mismatched
 from rlhf_lightning.data.batches.packing import pack
 from rlhf_lightning.types import UnpairedBatch
-from tests.helpers.fake_device import DEVICE, Waits
+from tests.helpers.fake_device import DEVICE, Waits, pretends
 from tests.helpers.training import examples
 
 
@@ -26,6 +26,7 @@ def batch() -> UnpairedBatch:
     return with_mismatched(labelled, [pack(rows[:2]), pack(rows[2:])])
 
 
+@pretends
 def test_integers_are_taken_on_the_host_before_the_transfer(batch):
     with Waits() as waits:
         moved = batch.to(DEVICE)
