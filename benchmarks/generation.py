@@ -76,8 +76,8 @@ def measure(options: argparse.Namespace, precision: str, shape: str) -> dict[str
     table: dict[str, list[dict[str, float]]] = {name: [] for name in compared}
     drawn: dict[str, list[float]] = {}
     for _ in range(options.rounds):
-        for name, (side, python, own) in compared.items():
-            result = run(side, python, settings | own, options.work)
+        for name, (side, python, extra) in compared.items():
+            result = run(side, python, settings | extra, options.work)
             drawn[name] = result["scores"][WARM_UP:]
             table[name].append(rates(result, int(sum(drawn[name]))))
     if not options.varied and len(set(map(tuple, drawn.values()))) > 1:  # bf16 rounds differently by batch

@@ -123,7 +123,7 @@ class Lesson(Protocol):
         ...
 
     def facts(self, group: SampleGroup) -> dict[str, list[int]]:
-        """What the choice of samples reads of their tokens and texts, by name, one number a sample."""
+        """Numbers that the choice of samples reads of their tokens and texts, by name, one a sample."""
         ...
 
     def informative(self, number: int, drawn: Sequence[ScoredGroup]) -> list[bool]:

@@ -16,7 +16,6 @@ import torch
 
 from rlhf_lightning.models.empty import empty_source
 from rlhf_lightning.models.gguf import files as gguf_files
-from rlhf_lightning.models.gguf.files import reload
 from rlhf_lightning.models.hidden_states.steering import Steerable
 from rlhf_lightning.models.loading.naming import BASE_NOTE
 from rlhf_lightning.models.loading.run_folders import Export, exported
@@ -245,7 +244,7 @@ class Pretrained(Execution, Steerable):
                 return load_model(AutoModelForCausalLM, gguf_files.model_folder(path, dtype), dtype=dtype, **options)
             except OSError as error:
                 _log_uncached(error)
-        return reload(gguf_files.read_model(path, dtype), dtype, options)
+        return gguf_files.reload(gguf_files.read_model(path, dtype), dtype, options)
 
 
 @dataclass(frozen=True)
@@ -381,15 +380,14 @@ class TinyRandom(Execution, Steerable):
     def _load(self, quantization: BitsAndBytesConfig | None) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM
 
-        config = self.configuration()
         dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
         options = {} if self.attention == "auto" else {"attn_implementation": self.attention}
+        maker: Any = AutoModelForCausalLM
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            maker: Any = AutoModelForCausalLM
-            model: PreTrainedModel = maker.from_config(config, dtype=dtype, **options).eval()
+            model: PreTrainedModel = maker.from_config(self.configuration(), dtype=dtype, **options).eval()
         if quantization is not None:
-            return reload(model, dtype, {**options, "quantization_config": quantization})
+            return gguf_files.reload(model, dtype, {**options, "quantization_config": quantization})
         return model
 
 

@@ -88,17 +88,17 @@ class Fetch:
         """
         count = world_size()
         for holder in range(count if count > 1 else 0):
-            theirs = [(groups[at], sorted(wanted[at])) for at in sorted(wanted) if groups[at].holder == holder]
-            ids = [one.group.prompt for one, _ in theirs]
-            ids += [one.group.samples[at].ids for one, samples in theirs for at in samples]
-            log_probs = [one.group.samples[at].log_probs for one, samples in theirs for at in samples]
+            sent = [(groups[at], sorted(wanted[at])) for at in sorted(wanted) if groups[at].holder == holder]
+            ids = [one.group.prompt for one, _ in sent]
+            ids += [one.group.samples[at].ids for one, samples in sent for at in samples]
+            log_probs = [one.group.samples[at].log_probs for one, samples in sent for at in samples]
             tokens = iter(self._sent(ids, holder, torch.int32))
             values = iter(self._sent(log_probs, holder, torch.float32))
             if holder == dist.get_rank():
                 continue
-            for (one, _), prompt in zip(theirs, [next(tokens) for _ in theirs], strict=True):
+            for (one, _), prompt in zip(sent, [next(tokens) for _ in sent], strict=True):
                 one.group = replace(one.group, prompt=prompt, samples=[*one.group.samples])
-            for one, samples in theirs:
+            for one, samples in sent:
                 for at in samples:
                     one.group.samples[at] = replace(one.group.samples[at], ids=next(tokens), log_probs=next(values))
 

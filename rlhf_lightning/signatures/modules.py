@@ -175,7 +175,7 @@ def is_standard(module: str) -> bool:
 def look_up(
     module: Module, name: str, *, for_types: bool = False, passed: frozenset[tuple[str, str]] = frozenset()
 ) -> Definition | Expression | Import:
-    """What a name of a module is in the end: imports are followed up to the standard library.
+    """Resolve a name of a module: imports are followed up to the standard library.
 
     Args:
         module: where the name stands.
@@ -231,7 +231,7 @@ def _of_star(module: Module, name: str, passed: frozenset[tuple[str, str]]) -> D
 
 
 def follow(module: Module, node: ast.expr, *, for_types: bool = False) -> Definition | Expression | Import:
-    """What a name, or a dotted one, in the source of a module is in the end; names of other names are followed.
+    """Resolve a name, or a dotted one, in the source of a module; names of other names are followed.
 
     Raises:
         UnreadableError: see :func:`look_up`; or the node is no name.

@@ -1,4 +1,4 @@
-"""What a process holds of a round that two processes drew: every number, and the tokens of its own share."""
+"""Contents of a round in one of the two processes that drew it: every number, and the tokens of its share."""
 
 from __future__ import annotations
 

@@ -194,7 +194,7 @@ def sample(
 
 
 def _refills(sampling: Sampling, processor: Processor | None, guide: Guide) -> bool:
-    """Whether rows at different tokens can be decoded together: nothing looks at all of them at the same token."""
+    """Return whether rows at different tokens can be decoded together: nothing needs them all at the same token."""
     held = sampling.min_new_tokens > 0 and not sampling.ignore_eos
     return processor is None and guide.reward is None and not held
 

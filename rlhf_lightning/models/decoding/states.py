@@ -178,7 +178,7 @@ class _Cached:
         self.joined = True
 
     def _seen(self) -> Tensor:
-        """Which columns so far hold a token."""
+        """Mask of the columns so far that hold a token."""
         if self.mask is None:
             return torch.ones_like(self.ids, dtype=torch.bool)
         return self.mask[:, : self.ids.shape[1]].bool()

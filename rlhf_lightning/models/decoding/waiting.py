@@ -64,12 +64,12 @@ class Waiting:
             state.keep(at)
             return state, begun[at], rows
         kept = self._kept
-        known = [] if kept is None else [number for number in numbers if number >= kept.first]
-        new = numbers[: len(numbers) - len(known)]
+        earlier = [] if kept is None else [number for number in numbers if number >= kept.first]
+        new = numbers[: len(numbers) - len(earlier)]
         if new:
             begun_state, begun = self.start([*self.prompts[new[0] : new[-1] + 1]])
             self._kept = _Started(new[0], begun_state, begun)
-        for part, begun_rows in ((self._kept, new), (kept, known)):
+        for part, begun_rows in ((self._kept, new), (kept, earlier)):
             if part is not None and begun_rows:
                 at = torch.tensor([number - part.first for number in begun_rows], device=logits.device)
                 state.join(part.state, at)
