@@ -187,7 +187,7 @@ class Pretrained(Execution, Steerable):
             if holds_adapter(self._location()):
                 plain = {name: value for name, value in options.items() if name != "quantization_config"}
                 merged = load_merged(self._location(), plain)
-                return merged if quantization is None else reload(merged, merged.dtype, options)
+                return merged if quantization is None else gguf_files.reload(merged, merged.dtype, options)
             return refuse_injected(load_model(AutoModelForCausalLM, self._location(), **options), self.name)
 
     def _named(self, model: PreTrainedModel, path: Path) -> PreTrainedModel:
