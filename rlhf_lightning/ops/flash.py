@@ -1,9 +1,10 @@
 r"""Shared-prefix attention out of torch's fused kernel for CPUs, which keeps no scores.
 
-A row consists of causal spans, each token of which sees itself and what lies before it in its span: a prompt together
-with its first response, which lies behind it, and every other response. The other responses of a prompt attend to it
-in one more call, whatever their number and lengths, so the prompt's keys and values are read where they lie. The two
-parts of such a token are joined by their log-sum-exps :math:`l_1, l_2`: with :math:`l = \log(e^{l_1} + e^{l_2})`
+A row consists of causal spans, each token of which sees itself and what lies before it in its span: a prompt, with its
+response if that is the only one and lies behind it, and every other response. Three responses of a prompt or more
+attend to it in one more call, whatever their number and lengths, so the prompt's keys and values are read where they
+lie. The two of a pair do so in a call each: equal responses have equal numbers to the bit, and are a tie. The two parts
+of such a token are joined by their log-sum-exps :math:`l_1, l_2`: with :math:`l = \log(e^{l_1} + e^{l_2})`
 the output is :math:`e^{l_1 - l} o_1 + e^{l_2 - l} o_2`. The backward pass of a part needs only the joined output and
 :math:`l`, because its probabilities are :math:`e^{s - l}`.
 
@@ -12,7 +13,7 @@ Short spans are computed together, padded to a common length at their ends, wher
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -139,15 +140,15 @@ class Plan:
         """From the spans of prompts and responses (with the index of their prompt)."""
         causal = {start: stop for start, stop in prompts if start < stop}
         seeing: list[Span] = []
-        for start, stop, parent in responses:
+        present = [each for each in responses if each[0] < each[1]]
+        count = Counter(parent for _, _, parent in present)
+        for start, stop, parent in present:
             first, last = prompts[parent]
-            if start == stop:
-                continue
-            if first < last == start:
+            if first < last == start and count[parent] == 1:
                 causal[first] = stop  # behind its prompt: one causal span
                 continue
             causal[start] = stop
-            if seeing and seeing[-1].stop == start and seeing[-1].first == first:
+            if count[parent] > 2 and seeing and seeing[-1].stop == start and seeing[-1].first == first:
                 start = seeing.pop().start
             seeing += [Span(start, stop, first, last)] if first < last else []
         short: dict[int, list[tuple[int, int]]] = defaultdict(list)

@@ -88,7 +88,10 @@ def test_samples_of_an_evaluation_are_guided_and_have_no_kl():
     module = SimpleNamespace(sample=sample, policy=models.policy, tokenizer=TOKENIZER, log_ratios=pytest.fail)
     samples._prompts = [SimpleNamespace(ids=[1, 9], data=[], row="a:1", index=0, columns={})]
     (row,) = samples._sample(
-        SimpleNamespace(global_step=0, evaluating=False, datamodule=None, is_global_zero=False), module
+        SimpleNamespace(
+            global_step=0, evaluating=False, datamodule=None, is_global_zero=False, progress_bar_callback=None
+        ),
+        module,
     )
     assert asked["guide"].candidates == 3
     assert row.kl is None

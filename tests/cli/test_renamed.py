@@ -120,7 +120,7 @@ def test_an_old_name_beside_a_run(new: DictConfig, tmp_path: Path):
 
 def test_a_moved_target_is_the_present_one(new: DictConfig, tmp_path: Path):
     """On the command line, with a warning, and in the folder of a run, which is resumed."""
-    earlier = "rlhf_lightning.models.critics.critic.ActorCritic"
+    earlier = "rlhf_lightning.models.critic.ActorCritic"
     with pytest.warns(FutureWarning, match=rf"{re.escape(earlier)} is now rlhf_lightning\.models\.ActorCritic"):
         assert compose("train", [*BASE, *NEW, f"method.critic._target_={earlier}"]) == new
     tree = new.copy()

@@ -53,7 +53,7 @@ def test_files_of_a_real_run_are_read(trained):
     assert sorted(run.samples) == [0, 2]
     assert (
         runs.frontier().figure.axes[0].get_title(loc="left")
-        == "accuracy of the implicit reward against KL to the reference"
+        == "accuracy of the reward, validation against KL to the reference"
     )
 
 

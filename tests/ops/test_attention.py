@@ -125,6 +125,23 @@ def test_bfloat16_keeps_float32_scores() -> None:
         assert (leaf.grad.double() - want.grad).norm() < 0.02 * want.grad.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [3, 40])
+def test_equal_responses_are_computed_alike(length: int, dtype: torch.dtype) -> None:
+    """To the bit, whichever lies behind the prompt: a pair of equal responses is a tie."""
+    segments = layout([(9, [length, length])])
+    first, second = (slice(start, end) for start, end, _ in segments.responses)
+    rows = [x.detach() for x in inputs(segments.responses[-1][1], dtype)]
+    for x in rows:
+        x[:, second] = x[:, first]
+    leaves = [x.requires_grad_() for x in rows]
+    output = shared_prefix_attention(*leaves, segments, scale=0.3)
+    assert torch.equal(output[first], output[second])
+    output.sum().backward()
+    for x in leaves:
+        assert torch.equal(x.grad[:, first], x.grad[:, second])
+
+
 def test_matmul_precision_is_left_as_it_was() -> None:
     before = torch.backends.mkldnn.matmul.fp32_precision
     leaves = inputs(8, torch.bfloat16)

@@ -57,7 +57,7 @@ def test_the_beginning_is_computed_once(model: Any):
     hook.remove()
     constant, first = tokens[0], tokens[1]
     assert constant == len(TOKENIZER(START)["input_ids"])
-    assert first == min(len(prompt) for prompt in PROMPTS) - constant  # of every prompt the rest alone
+    assert first == max(len(prompt) for prompt in PROMPTS) - constant  # of every prompt the rest alone, longest first
     assert tokens.count(constant) == 1
 
 
