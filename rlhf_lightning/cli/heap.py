@@ -1,32 +1,9 @@
-"""Freed memory: given back as tensors die, and between the jobs of a sweep."""
+"""Memory between the jobs of a sweep."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import os
-
-#: Parameter of glibc's ``mallopt``: blocks from this size on are mapped, and unmapped when they are freed.
-_MMAP_THRESHOLD = -3
-#: The size that is set. glibc starts at 128 KiB and raises it, up to 32 MiB, to the size of any block that is freed.
-MAPPED_FROM = 2**20
-
-
-def map_large_blocks() -> bool:
-    """Let glibc give every freed block of a MiB and more back to the system at once.
-
-    glibc raises that size to the largest block freed so far. Activations of a few MiB then lie on its heap between
-    others that live longer, and what is freed among them stays with the process: with LoRA, which makes several
-    short-lived tensors a layer, a third of its peak. Nothing happens where ``MALLOC_MMAP_THRESHOLD_`` is set or the C
-    library is another one.
-
-    Returns:
-        Whether it was set.
-    """
-    choose = getattr(ctypes.CDLL(None), "mallopt", None)
-    if choose is None or os.environ.get("MALLOC_MMAP_THRESHOLD_"):
-        return False
-    return bool(choose(_MMAP_THRESHOLD, MAPPED_FROM))
 
 
 def release() -> None:

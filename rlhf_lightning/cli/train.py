@@ -29,7 +29,6 @@ from rlhf_lightning.cli.card import write_cards
 from rlhf_lightning.cli.console import ERR
 from rlhf_lightning.cli.errors import ConfigError, suggestion
 from rlhf_lightning.cli.folder import RunFolder, held, write_config
-from rlhf_lightning.cli.heap import map_large_blocks
 from rlhf_lightning.cli.hyperparameters import begin_logging
 from rlhf_lightning.cli.identity import digest_of, file_contents
 from rlhf_lightning.cli.metrics import check_logged, check_reached
@@ -74,8 +73,6 @@ def _train(cfg: DictConfig, folder: RunFolder, started: float) -> float | None:
     check_logged(cfg.optimized_metric, cfg.callbacks)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     run = make_run(cfg)
-    if run.trainer.strategy.root_device.type == "cpu":
-        map_large_blocks()
     callbacks_of(run.trainer).extend([ModelLine(run), OptimizedMetric(cfg.optimized_metric)])
     meet(run.trainer, run.module)
     check_seen(run.trainer, folder.path, "paths.output_dir")

@@ -6,9 +6,8 @@ under autocast, for one). So the prediction follows the architecture, the attent
 without a formula for each.
 
 Not counted is what single operations hold for a moment (scores of attention on a CPU), what draws and scores
-responses, and what the allocator keeps of freed memory (on a CPU ``rlhf train`` lets glibc keep no large block). On a
-CPU the process's peak is predicted too: what it holds before its first step, and what a step adds;
-``benchmarks/predicted_memory.py`` compares it with the measured peak.
+responses, and what the allocator keeps of freed memory. On a CPU the process's peak is predicted too: what it holds
+before its first step, and what a step adds; ``benchmarks/predicted_memory.py`` compares it with the measured peak.
 """
 
 from __future__ import annotations

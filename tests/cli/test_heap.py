@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import subprocess
 import sys
 
 import pytest
 
-from rlhf_lightning.cli.heap import map_large_blocks, release
+from rlhf_lightning.cli.heap import release
 
 #: MiB that are resident before and after a release, above those before two hundred blocks were made and all but the
 #: last of them freed; a large one has raised glibc's bound, so that they lie on the heap.
@@ -38,21 +37,6 @@ def test_freed_blocks_are_given_back():
     kept, after = map(int, done.stdout.split())
     assert kept > 300
     assert after < 20
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc's heap")
-@pytest.mark.parametrize(("variables", "left"), [({}, (0, 20)), ({"MALLOC_MMAP_THRESHOLD_": "33554432"}, (300, 500))])
-def test_large_blocks_are_given_back_as_they_are_freed(variables: dict[str, str], left: tuple[int, int]):
-    code = KEPT.replace("import release", "import map_large_blocks, release\nmap_large_blocks()", 1)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | variables
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    kept, _ = map(int, done.stdout.split())
-    assert left[0] <= kept < left[1]
-
-
-def test_a_c_library_without_the_option(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    assert not map_large_blocks()
 
 
 def test_another_c_library_only_collects(monkeypatch: pytest.MonkeyPatch):
