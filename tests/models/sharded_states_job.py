@@ -69,7 +69,7 @@ def check(name: str) -> None:
     """Losses, two steps of training and a validation of a sharded module equal those of a whole one."""
     rank, mesh = dist.get_rank(), init_device_mesh("cpu", (dist.get_world_size(),))
     one, sharded = module(name), module(name)
-    shard(SimpleNamespace(policy=sharded.policy, reference=sharded.reference, earlier={}), mesh)
+    shard(SimpleNamespace(policy=sharded.policy, reference=sharded.reference, earlier={}, start=None), mesh)
     assert isinstance(sharded.policy, FSDPModule)
     if isinstance(sharded.reference, torch.nn.Module):
         assert isinstance(sharded.reference.actor, FSDPModule)
