@@ -22,28 +22,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from predicted_memory import MODEL
+from predicted_memory import SETTINGS as OPTIONS
 
 from rlhf_lightning.cli.compose import compose
 from rlhf_lightning.cli.plan_job import job_of
 from rlhf_lightning.planning import Cost, Rates, Strategy, measured_rates, plan
 
-MODEL = [
-    "model=tiny_random",
-    "model.hidden_size=512",
-    "model.layers=8",
-    "model.heads=8",
-    "model.kv_heads=8",
-    "model.intermediate_size=1536",
-    "trainer.accelerator=cpu",
-]
-PAIRS = ["data=smollm2_pairs", "data.batch_size=4"]
-DRAWN = ["data=sentiment_prompts", "reward=length", "rollout.max_new_tokens=64", "data.batch_size=4"]
 SETTINGS: dict[str, tuple[Strategy, list[str]]] = {
-    "sft": ("single", ["method=preferred_ft", *PAIRS]),
-    "dpo": ("single", ["method=dpo", *PAIRS]),
-    "dpo_lora": ("single", ["method=dpo", "adapter=lora", *PAIRS]),
-    "dpo_ddp": ("ddp", ["method=dpo", *PAIRS, "strategy=ddp", "strategy.devices=2"]),
-    "grpo": ("single", ["method=grpo", *DRAWN]),
+    **{name: ("single", OPTIONS[name]) for name in ("sft", "dpo", "dpo_lora", "grpo")},
+    "dpo_ddp": ("ddp", [*OPTIONS["dpo"], "strategy=ddp", "strategy.devices=2"]),
 }
 
 

@@ -96,7 +96,7 @@ def empty_model(
 
 @contextmanager
 def _without_storage() -> Iterator[None]:
-    """Parameters that modules are made with have no storage; buffers have theirs."""
+    """Make modules whose parameters have no storage, but whose buffers do."""
 
     def emptied(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         return None if parameter is None else nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
