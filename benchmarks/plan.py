@@ -86,8 +86,12 @@ def main() -> None:
     """Print predicted beside measured of the settings that are named; of all without a name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="*", metavar="SETTING", help=", ".join(SETTINGS))
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=4, help="the first one is not counted")
     given = parser.parse_args()
+    if given.steps < 2:
+        parser.error("--steps must be at least 2: the first one is not counted")
+    if wrong := sorted({*given.settings} - SETTINGS.keys()):
+        parser.error(f"no setting {wrong[0]}; there are {', '.join(SETTINGS)}")
     torch.set_num_threads(1)
     rates = Rates(*measured_rates(clock=time.process_time), efficiency=1.0)
     print(
